@@ -1,0 +1,158 @@
+"""YAML in, a validated ``RunConfig`` out; every mistake is one line that names its key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vssl_dist.config.fields import MethodConfig
+from vssl_dist.config.schema import RunConfig
+
+_MAX_BYTES = 1_000_000
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message is one line with the key and the remedy."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, without aliases (a bomb needs them) and without duplicate keys."""
+
+    def compose_node(self, parent: Any, index: int) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise ConfigError("YAML aliases (*name) are not used in configs: write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"{key!r} stands twice (line {node.start_mark.line + 1} on)")
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    """Apply one ``dotted.key=value``; the value is YAML, numbers in keys index lists."""
+    dotted, equals, text = item.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"override {item!r} is not of the form dotted.key=value")
+    *parents, leaf = dotted.split(".")
+    node: Any = raw
+    try:
+        for key in parents:
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+        node[int(leaf) if isinstance(node, list) else leaf] = _parse(text, dotted)
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"override {dotted}: there is no such place in the config") from error
+
+
+def _keys(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+    """The keys that the block at ``loc`` knows, for "did you mean"."""
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        kinds = (
+            [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        )
+        found = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not found:
+            return []
+        model = found[0]
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """The first complaint as one line."""
+    first = error.errors(include_url=False)[0]
+    loc = first["loc"]
+    where = prefix + ".".join(str(part) for part in loc)
+    if first["type"] == "extra_forbidden":
+        known = _keys(model, loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"has: {', '.join(known)}"
+        return f"{where}: no such key ({hint})"
+    if first["type"] == "missing":
+        return f"{where}: this key is required"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {message}".removeprefix(": ")
+    return f"{where}: {message}, got {first['input']!r}"
+
+
+def _method(raw: Any, methods: Mapping[str, type[MethodConfig]]) -> MethodConfig:
+    if not isinstance(raw, dict) or "name" not in raw:
+        raise ConfigError("method: must be a block with a name, such as {name: vje}")
+    name = raw["name"]
+    if name not in methods:
+        raise ConfigError(f"method.name: {name!r} is not one of {', '.join(sorted(methods))}")
+    try:
+        return methods[name].model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, methods[name], "method.")) from error
+
+
+def loads(
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    methods: Mapping[str, type[MethodConfig]],
+    where: str = "config",
+    name: str | None = None,
+) -> RunConfig:
+    """Read a configuration from YAML text; see `load`."""
+    if len(text) > _MAX_BYTES:
+        raise ConfigError(f"{where}: larger than {_MAX_BYTES} bytes, which no config is")
+    raw = _parse(text, where)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: must be a mapping of keys to values")
+    if name is not None:
+        raw.setdefault("name", name)
+    for item in overrides:
+        _override(raw, item)
+    if "method" not in raw:
+        raise ConfigError("method: this key is required")
+    raw["method"] = _method(raw["method"], methods)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, RunConfig)) from error
+
+
+def load(
+    path: Path, overrides: Sequence[str] = (), *, methods: Mapping[str, type[MethodConfig]]
+) -> RunConfig:
+    """Read a YAML file and apply ``dotted.key=value`` overrides; the last one wins.
+
+    Args:
+        path: The YAML file; its stem is the run's name unless the file gives one.
+        overrides: Such as ``optim.epochs=20``; values are YAML.
+        methods: Each method's own model by name (``vssl_dist.methods.CONFIGS``): the ground
+            floor does not know the methods.
+
+    Raises:
+        ConfigError: One line that names the key and the remedy.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    return loads(text, overrides, methods=methods, where=str(path), name=path.stem)
+
+
+def dump(cfg: RunConfig) -> str:
+    """The resolved configuration as YAML that `loads` reads back to an equal one."""
+    text: str = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
+    return text

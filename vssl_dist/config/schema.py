@@ -1,0 +1,199 @@
+"""The whole schema of a run.  Derived numbers are properties, never written back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from vssl_dist.config.fields import (
+    FilePath,
+    Float,
+    Floats,
+    Ints,
+    MethodConfig,
+    Model,
+    Pair,
+)
+from vssl_dist.config.recipes import Normalisation, View
+
+Positive = Annotated[int, Field(gt=0)]
+Views = Annotated[
+    tuple[View, ...],
+    BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v),
+    Field(min_length=1),
+]
+
+
+class DataConfig(Model):
+    """Which images, in which order, seen how."""
+
+    train: FilePath
+    """Folder of training shards: the one that holds ``manifest.json``."""
+    val: FilePath | None = None
+    """Folder of held-out shards: the queries of k-NN, whose bank is ``train``."""
+    backend: Literal["dali", "reference"] = "dali"
+    """``reference`` decodes with PIL on the CPU: the oracle, and where DALI has no wheel."""
+    image_size: Positive = 224
+    views: Views
+    normalise: Normalisation = Normalisation()
+    streams: Positive = 64
+    """Independent sample streams; must be a multiple of the number of ranks, now and later."""
+    window: Positive = 4096
+    """Samples of a stream that are shuffled together, after the shards have been."""
+    threads: Positive = 4
+    """Decoding threads per rank."""
+
+
+class OptimConfig(Model):
+    """The optimizer and how long it runs."""
+
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    base_lr: Annotated[Float, Field(gt=0)]
+    """Peak learning rate per 256 images: the run uses ``base_lr * global_batch / 256``."""
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD and LARS."""
+    betas: Pair = (0.9, 0.999)
+    """Of AdamW."""
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    decay_norm_and_bias: bool = False
+    """Whether weight decay also reaches biases and normalisation weights."""
+    epochs: Annotated[Float, Field(gt=0)] = 100.0
+    max_steps: Positive | None = None
+    """Stop (and end every schedule) after so many optimizer steps, whatever ``epochs`` says."""
+    warmup_epochs: Annotated[Float, Field(ge=0)] = 0.0
+    global_batch: Positive = 256
+    """Images per optimizer step, over all ranks and accumulation steps."""
+    accumulate: Positive = 1
+    """Micro-steps per optimizer step; batch norm sees ``global_batch / accumulate`` images."""
+    clip: Annotated[Float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient; 0 is off."""
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after warm-up."""
+        return self.base_lr * self.global_batch / 256
+
+
+class EngineConfig(Model):
+    """How the mathematics is carried out; the result may differ only by rounding."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    autocast: Literal["bfloat16", "none"] = "bfloat16"
+    ema_decay: Pair = (0.99, 1.0)
+    """The teacher's decay at the first and at the last step; half a cosine in between."""
+    compile: bool = False
+    channels_last: bool = False
+
+
+class CheckpointConfig(Model):
+    """When to save and what to keep."""
+
+    every_minutes: Annotated[Float, Field(gt=0)] | None = 15.0
+    every_steps: Positive | None = None
+    keep_last: Positive = 2
+    keep_every: Positive | None = None
+    """Also keep each checkpoint whose step is a multiple of this."""
+
+
+class KnnConfig(Model):
+    """k-NN accuracy of an export: cosine similarity, votes weighted by exp(similarity / T)."""
+
+    task: Literal["knn"] = "knn"
+    every_epochs: Annotated[Float, Field(gt=0)] = 1.0
+    """An export, and with it an evaluation, every so many epochs and at the end."""
+    k: Ints = (10, 20, 100, 200)
+    temperature: Floats = (0.07, 0.1)
+    max_bank: Positive | None = None
+    """Use only the first so many training images."""
+    max_queries: Positive | None = None
+    batch: Positive = 256
+
+
+class RunConfig(Model):
+    """A run: the resolved YAML, whole."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    out: FilePath = Path("runs")
+    """Folder of runs; this run lives in ``out/name``."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    trace: bool = False
+    """Write ``trace.rank<r>.jsonl``: every loss, id and pixel digest, for comparing runs."""
+    method: SerializeAsAny[MethodConfig]
+    data: DataConfig
+    optim: OptimConfig
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluations: Annotated[
+        tuple[KnnConfig, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+    ] = ()
+    log_every: Positive = 50
+    vote_every: Positive = 20
+    """Steps between asking all ranks whether anyone was told to stop."""
+
+    @property
+    def dir(self) -> Path:
+        """The run's folder."""
+        return self.out / self.name
+
+    def micro_batch(self, world_size: int) -> int:
+        """Images per rank per forward pass.
+
+        Raises:
+            ValueError: The batch or the streams do not divide over ``world_size`` ranks.
+        """
+        optim, streams = self.optim, self.data.streams
+        if streams % world_size:
+            raise ValueError(
+                f"data.streams={streams} is not a multiple of the {world_size} ranks: every rank "
+                "owns the same number of streams (choose another number of ranks, or of streams)"
+            )
+        return optim.global_batch // (world_size * optim.accumulate)
+
+    def total_steps(self, samples: int) -> int:
+        """Optimizer steps of the run on a dataset of ``samples`` images."""
+        steps = -int(-self.optim.epochs * samples // self.optim.global_batch)
+        return min(steps, self.optim.max_steps or steps)
+
+    def evaluations_at(self, step: int, samples: int) -> tuple[KnnConfig, ...]:
+        """The evaluations due after optimizer step ``step``; all of them after the last one."""
+        images = step * self.optim.global_batch
+        last = step == self.total_steps(samples)
+
+        def due(task: KnnConfig) -> bool:
+            period = task.every_epochs * samples
+            return images // period > (images - self.optim.global_batch) // period
+
+        return tuple(task for task in self.evaluations if last or due(task))
+
+    @model_validator(mode="after")
+    def _rules_between_fields(self) -> RunConfig:
+        optim, data = self.optim, self.data
+        if optim.global_batch % (data.streams * optim.accumulate):
+            raise ValueError(
+                f"optim.global_batch={optim.global_batch} must be a multiple of data.streams "
+                f"* optim.accumulate = {data.streams * optim.accumulate}: every micro-step takes "
+                "the same number of images from every stream"
+            )
+        if self.engine.zero_stage == 3:
+            raise ValueError(
+                "engine.zero_stage=3 is not built yet: use 0, 1 or 2 (the teacher is not sharded)"
+            )
+        if optim.name == "lars":
+            raise ValueError(
+                "optim.name=lars is not built yet (ZeRO hands the optimizer flat vectors, so a "
+                "plain LARS would be silently wrong): use sgd or adamw"
+            )
+        if self.evaluations and data.val is None:
+            raise ValueError("evaluations need data.val: the folder of held-out shards")
+        return self
+
+
+def frozen_part(cfg: RunConfig) -> dict[str, Any]:
+    """What a resumed run may not change: everything that the result depends on."""
+    free = {"name", "out", "trace", "evaluations", "checkpoint", "log_every", "vote_every"}
+    part: dict[str, Any] = cfg.model_dump(mode="json", exclude=free)
+    for key in ("train", "val", "threads"):  # where the data lies is free: its digest is not
+        del part["data"][key]
+    return part

@@ -1,0 +1,76 @@
+"""What the engine asks of a method, and nothing more."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """One loss and what is worth knowing about it."""
+
+    loss: Tensor
+    """Scalar to minimise: the mean over this rank's images."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Detached scalars, still on the device: reading them is the tracker's cost."""
+
+
+class Noise(Protocol):
+    """The only source of randomness inside a loss."""
+
+    def normal(self, branch: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal draws ``shape`` whose first dimension is this rank's images."""
+        ...
+
+
+class Method(Protocol):
+    """A self-supervised method: networks and a loss."""
+
+    student: nn.Module
+    """Trained.  The engine puts the DeepSpeed engine around it in its place."""
+    teacher: nn.Module | None
+    """EMA of the student, float32, outside DeepSpeed; None where there is no teacher."""
+
+    def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
+        """Loss of ``V`` views, each ``(B, 3, H, W)``, of the same images."""
+        ...
+
+
+class GlobalNoise:
+    """Noise that does not depend on how many ranks compute it.
+
+    Every rank draws the rows of the whole global micro-batch from a generator keyed by
+    ``(seed, step, micro_step, branch)`` and keeps its own; ranks own contiguous rows.
+
+    >>> whole = GlobalNoise(seed=0, step=3, micro_step=0).normal("z", (4, 2))
+    >>> half = GlobalNoise(seed=0, step=3, micro_step=0, rank=1, world_size=2)
+    >>> torch.equal(half.normal("z", (2, 2)), whole[2:])
+    True
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        micro_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.key = f"{seed}/{step}/{micro_step}"
+        self.rank, self.world_size, self.device = rank, world_size, device
+
+    def normal(self, branch: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal float32 ``shape``, whose first dimension is this rank's images."""
+        digest = hashlib.blake2b(f"{self.key}/{branch}".encode(), digest_size=8).digest()
+        generator = torch.Generator(self.device)
+        generator.manual_seed(int.from_bytes(digest, "big") >> 1)
+        rows, *rest = shape
+        whole = torch.randn(rows * self.world_size, *rest, generator=generator, device=self.device)
+        return whole[self.rank * rows : (self.rank + 1) * rows]
