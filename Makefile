@@ -1,0 +1,34 @@
+# Two commands set everything up: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+
+.PHONY: quickstart test test-all lint install
+.DELETE_ON_ERROR:
+
+# One pip command, so that torch is resolved once: an unpinned torchvision would bring another.
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name it with PYTHON=python3.x" >&2; exit 2; }
+	@start=$$(date +%s); \
+	$(PYTHON) -m venv $(VENV) && \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	  --constraint constraints.txt torch==2.13.0 torchvision==0.28.0 --editable '.[dev]' && \
+	echo $$(( $$(date +%s) - start )) > $@ && echo "installed in $$(cat $@) s"
+
+install: $(STAMP)
+
+quickstart: $(STAMP)
+	@$(BIN)/python launch/quickstart.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not slurm"
+
+test-all: test
+	$(BIN)/python -m pytest -m "slow or slurm"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
