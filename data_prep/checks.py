@@ -1,0 +1,182 @@
+"""What must hold of a finished dataset, checked against every byte of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep import pool
+from data_prep.images import plain
+from data_prep.writer import NOTES, sample_record
+from vssl_dist.data.manifest import (
+    INDEX_DTYPE,
+    MANIFEST,
+    DataError,
+    Manifest,
+    ShardEntry,
+    read_manifest,
+)
+
+_REPORT_EVERY = 64
+_SHOWN = 5
+"""Damaged samples listed per shard."""
+
+
+@dataclass(frozen=True)
+class CheckTask:
+    """One shard to check."""
+
+    folder: Path
+    entry: ShardEntry
+    first: int
+    """Global id of its first sample."""
+    classes: int
+
+
+def datasets(out: Path) -> list[Path]:
+    """The folders of splits at or directly below ``out``, finished or not.
+
+    Raises:
+        DataError: There is none.
+    """
+    if not out.is_dir():
+        raise DataError(f"{out}: no such folder")
+    if _looks_sharded(out):
+        return [out]
+    found = sorted(path for path in out.iterdir() if path.is_dir() and _looks_sharded(path))
+    if not found:
+        raise DataError(f"{out}: no dataset in it (give the --out of data_prep/shard.py)")
+    return found
+
+
+def _looks_sharded(folder: Path) -> bool:
+    return (folder / MANIFEST).exists() or (folder / NOTES).exists() or any(folder.glob("shard-*"))
+
+
+def stated_samples(folder: Path) -> int:
+    """How many samples the manifest states, 0 if it is illegible."""
+    try:
+        return read_manifest(folder, sealed=False).samples
+    except DataError:
+        return 0
+
+
+def check(
+    folder: Path, *, workers: int, advance: Callable[[int], None]
+) -> tuple[Manifest | None, list[str]]:
+    """Check one split.
+
+    Args:
+        folder: The folder of the split.
+        workers: Processes to read and decode with.
+        advance: Called with numbers of samples as they are done.
+
+    Returns:
+        The manifest, if it is legible, and a line for each thing that is wrong.
+    """
+    try:
+        manifest = read_manifest(folder, sealed=False)
+    except DataError as error:
+        return None, [str(error)]
+    problems: list[str] = []
+    try:
+        read_manifest(folder)
+    except DataError as error:
+        problems.append(str(error))
+    expected = {MANIFEST, *(n for e in manifest.shards for n in (e.name, e.index_name))}
+    extra = sorted({path.name for path in folder.iterdir()} - expected)
+    problems += [f"{folder / name}: the manifest does not know it" for name in extra]
+    starts = np.cumsum([0, *(entry.samples for entry in manifest.shards)]).tolist()
+    tasks = [
+        CheckTask(folder, entry, first, len(manifest.classes))
+        for entry, first in zip(manifest.shards, starts, strict=False)
+    ]
+    found = dict(pool.run(check_shard, tasks, workers=workers, advance=advance))
+    return manifest, problems + [line for entry in manifest.shards for line in found[entry.name]]
+
+
+def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
+    """Check the two files of a shard against the manifest, each other, and a decoder.
+
+    Yields:
+        How many samples it has dealt with since the last time.
+
+    Returns:
+        The shard's name and a line for each thing that is wrong.
+    """
+    path, entry = task.folder / task.entry.name, task.entry
+    problems = _compare_file(path, entry.sha256, entry.bytes)
+    problems += _compare_file(path.with_name(entry.index_name), entry.index_sha256)
+    samples: list[str] = []
+    try:
+        rows = _rows(path.with_name(entry.index_name), entry.samples)
+        with path.open("rb") as file:
+            for row, expected in enumerate(rows):
+                problem = _sample(file, task.first + row, expected, task.classes)
+                samples += [f"{path}: sample {task.first + row}: {problem}"] if problem else []
+                if (row + 1) % _REPORT_EVERY == 0:
+                    yield _REPORT_EVERY
+        yield len(rows) % _REPORT_EVERY
+    except (OSError, DataError) as error:
+        problems += [str(error)] if isinstance(error, DataError) else []
+        yield entry.samples
+    if len(samples) > _SHOWN:
+        samples[_SHOWN:] = [f"{path}: and {len(samples) - _SHOWN} more samples"]
+    return entry.name, problems + samples
+
+
+def _compare_file(path: Path, sha256: str, size: int | None = None) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            actual = os.fstat(file.fileno()).st_size
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return [f"{path}: cannot be read ({error.strerror or error})"]
+    if size is not None and actual != size:
+        return [f"{path}: has {actual} bytes instead of {size}"]
+    return [] if digest == sha256 else [f"{path}: sha256 is not the manifest's"]
+
+
+def _rows(path: Path, samples: int) -> NDArray[np.void]:
+    try:
+        rows: NDArray[np.void] = np.load(path, allow_pickle=False)
+    except OSError:
+        raise
+    # The header is a Python literal: a damaged one fails in any way that a parser can.
+    except Exception as error:
+        raise DataError(f"{path}: not an index ({' '.join(str(error).split())})") from error
+    if rows.dtype != INDEX_DTYPE or rows.shape != (samples,):
+        raise DataError(f"{path}: has shape {rows.shape}, the manifest says {samples} samples")
+    return rows
+
+
+def _sample(file: BinaryIO, sample: int, expected: np.void, classes: int) -> str:
+    """What is wrong with a sample ("" = nothing)."""
+    offset, size, height, width, label, crc32 = expected.item()
+    if not 0 <= label < classes:
+        return f"label {label} is not a class"
+    file.seek(offset)
+    data = file.read(size)
+    if len(data) < size:
+        return "cut short"
+    if zlib.crc32(data) != crc32:
+        return "crc32 differs"
+    try:
+        image = plain(data, "image")
+    except DataError as error:
+        return str(error)
+    if (image.height, image.width) != (height, width) or image.data != data:
+        return f"not a plain image of {width}x{height} pixels"
+    # The bytes around the image are known too: its header, and its label as a file.
+    record = sample_record(sample, image, label)
+    file.seek(offset - tarfile.BLOCKSIZE)
+    return "" if file.read(len(record)) == record else "tar and index disagree"

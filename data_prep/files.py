@@ -1,0 +1,57 @@
+"""Files that exist only when they are whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from vssl_dist.data.manifest import DataError
+
+_UNFINISHED = ".*.tmp-*"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file whose name appears with its last byte already on disk.
+
+    The name itself survives a power cut only after `sync_folder`.
+
+    Raises:
+        DataError: The disk is full, the folder read-only, or the like.
+    """
+    # The process id keeps an orphan of a killed run and the run that continues it apart.
+    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, blob: bytes) -> None:
+    """Write ``blob`` as a `whole_file`."""
+    with whole_file(path) as file:
+        file.write(blob)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what interrupted writers left behind."""
+    for leftover in folder.glob(_UNFINISHED):
+        leftover.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,113 @@
+"""Worker processes that report progress while they work and die with whoever started them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from vssl_dist.data.manifest import DataError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Work = Callable[[Task], Generator[int, None, Result]]
+"""Does one task; yields how many samples it has just dealt with, returns the result."""
+
+
+def run(
+    work: Work[Task, Result],
+    tasks: Sequence[Task],
+    *,
+    workers: int,
+    advance: Callable[[int], None],
+) -> Iterator[Result]:
+    """Do all tasks, in this process or in ``workers`` others; results come in any order.
+
+    Args:
+        work: A function of a module (workers import it).
+        tasks: Picklable.
+        workers: Processes; with 1, or a single task, none is started.
+        advance: Called with the progress of each ``yield``.
+
+    Raises:
+        DataError: Whatever the work raised, or a worker that died.
+    """
+    if min(workers, len(tasks)) <= 1:
+        for task in tasks:
+            yield _here(work(task), advance)
+        return
+    context = multiprocessing.get_context("forkserver")
+    team: dict[Connection, BaseProcess] = {}
+    try:
+        for _ in range(min(workers, len(tasks))):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
+            process.start()
+            theirs.close()
+            team[ours] = process
+        yield from _deal(team, tasks, advance)
+    finally:
+        for link, process in team.items():
+            process.terminate()
+            process.join()
+            link.close()
+
+
+def _here(steps: Generator[int, None, Result], advance: Callable[[int], None]) -> Result:
+    while True:
+        try:
+            advance(next(steps))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def _deal(
+    team: dict[Connection, BaseProcess], tasks: Sequence[Any], advance: Callable[[int], None]
+) -> Iterator[Any]:
+    waiting = iter(tasks)
+    for link in team:
+        link.send(next(waiting))
+    left = len(tasks)
+    while left:
+        ready = wait(list(team))
+        for link in [one for one in team if one in ready]:
+            kind, value = _receive(link)
+            if kind == "failed":
+                raise value
+            if kind == "progress":
+                advance(value)
+                continue
+            left -= 1
+            for task in waiting:
+                link.send(task)
+                break
+            yield value
+
+
+def _receive(link: Connection) -> tuple[str, Any]:
+    try:
+        message: tuple[str, Any] = link.recv()
+    except (EOFError, ConnectionError) as error:
+        raise DataError("a worker process died (out of memory?): try fewer --workers") from error
+    return message
+
+
+def _serve(link: Connection, work: Work[Any, Any]) -> None:
+    """A worker's life: its pipe is all it has, and when the other end closes it stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent decides
+    try:
+        while True:
+            steps = work(link.recv())
+            try:
+                while True:
+                    link.send(("progress", next(steps)))
+            except StopIteration as end:
+                link.send(("done", end.value))
+            except DataError as error:
+                link.send(("failed", error))
+    except (EOFError, ConnectionError):
+        return

@@ -1,0 +1,206 @@
+"""CIFAR-10 and CIFAR-100 from the official python pickles, unpacked or still in their archive."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.images import Encoded, encode_png
+from data_prep.sources.download import fetch
+from data_prep.split import Request, Split
+from vssl_dist.data.manifest import DataError
+
+_MAX_BYTES = 1 << 30
+_ROW = 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one of the two data sets is laid out."""
+
+    dataset: str
+    folder: str
+    archive: str
+    parts: dict[str, tuple[str, ...]]
+    """The files of each split."""
+    meta: str
+    names_key: str
+    labels_key: str
+
+
+CIFAR10 = Layout(
+    dataset="cifar10",
+    folder="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz",
+    parts={"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "val": ("test_batch",)},
+    meta="batches.meta",
+    names_key="label_names",
+    labels_key="labels",
+)
+CIFAR100 = Layout(
+    dataset="cifar100",
+    folder="cifar-100-python",
+    archive="cifar-100-python.tar.gz",
+    parts={"train": ("train",), "val": ("test",)},
+    meta="meta",
+    names_key="fine_label_names",
+    labels_key="fine_labels",
+)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images to encode; ``(n, 3072)`` uint8, channel planes one after the other."""
+
+    rows: NDArray[np.uint8]
+
+    def __iter__(self) -> Iterator[Encoded]:
+        for row in self.rows:
+            planes = row.reshape(3, 32, 32)
+            yield encode_png(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+
+
+def cifar10(request: Request) -> list[Split]:
+    """CIFAR-10; see `_splits`."""
+    return _splits(CIFAR10, request)
+
+
+def cifar100(request: Request) -> list[Split]:
+    """CIFAR-100 with its 100 fine labels; see `_splits`."""
+    return _splits(CIFAR100, request)
+
+
+def _splits(layout: Layout, request: Request) -> list[Split]:
+    """The wanted splits, in memory.
+
+    Raises:
+        DataError: A file is missing, damaged, or holds anything but arrays and labels.
+    """
+    if request.download and request.root is not None:
+        fetch(layout.dataset, request.root)
+    root = request.existing_root()
+    wanted = [layout.meta, *(file for name in request.splits for file in layout.parts[name])]
+    blobs = _read(layout, root, wanted)
+    meta = _unpickle(blobs[layout.meta], layout.meta)
+    classes = tuple(_texts(meta.get(layout.names_key), layout.meta))
+    return [_split(layout, name, classes, blobs) for name in request.splits]
+
+
+def _split(layout: Layout, name: str, classes: tuple[str, ...], blobs: dict[str, bytes]) -> Split:
+    rows: list[NDArray[np.uint8]] = []
+    labels: list[NDArray[np.int64]] = []
+    digest = hashlib.sha256()
+    for file in layout.parts[name]:
+        batch = _unpickle(blobs[file], file)
+        data, numbers = batch.get("data"), batch.get(layout.labels_key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2:
+            raise DataError(f"{file}: holds no pixels: unpack the official archive again")
+        if not isinstance(numbers, list) or len(numbers) != len(data) or data.shape[1] != _ROW:
+            raise DataError(f"{file}: pixels and {layout.labels_key} do not match")
+        if not all(type(n) is int and 0 <= n < len(classes) for n in numbers):
+            raise DataError(f"{file}: labels are not numbers below {len(classes)}")
+        rows.append(data)
+        labels.append(np.array(numbers, np.int64))
+        digest.update(hashlib.sha256(blobs[file]).digest())
+    pixels = np.concatenate(rows)
+    return Split(
+        dataset=layout.dataset,
+        name=name,
+        classes=classes,
+        labels=np.concatenate(labels),
+        images=lambda which: Pixels(pixels[which]),
+        facts={"input": digest.hexdigest()},
+        grouped=False,  # the official order is mixed already
+    )
+
+
+def _read(layout: Layout, root: Path, files: Sequence[str]) -> dict[str, bytes]:
+    """The files by name, from the official folder at or below ``root``, or from the archive."""
+    for folder in (root / layout.folder, root):
+        if (folder / layout.meta).is_file():
+            return {name: _file(folder / name) for name in files}
+    archive = root if root.is_file() else root / layout.archive
+    if not archive.is_file():
+        raise DataError(
+            f"{root}: neither {layout.folder}/ nor {layout.archive} in it (--download fetches it)"
+        )
+    return _from_archive(archive, layout.folder, files)
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: missing (--split makes one split only, --download fetches the data)"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _from_archive(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
+    """Regular members by their exact names, into memory: nothing is extracted to disk."""
+    wanted = {f"{folder}/{name}": name for name in files}
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = wanted.get(member.name)
+                stream = tar.extractfile(member) if name and member.isreg() else None
+                if name and stream and member.size <= _MAX_BYTES:
+                    found[name] = stream.read()
+    # A damaged gzip stream surfaces as any of these.
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{archive}: damaged archive ({error}): fetch it again") from error
+    for name in files:
+        if name not in found:
+            raise DataError(f"{archive}: has no {folder}/{name} (--split makes one split only)")
+    return found
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds arrays, lists and dicts of numbers and text; refuses to call anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            return _encode_latin1
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    # How Python 3 writes bytes into a protocol-2 pickle; no other codec occurs.
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it refers to the codec {encoding}")
+    return text.encode("latin-1")
+
+
+def _unpickle(blob: bytes, name: str) -> dict[str, Any]:
+    try:
+        loaded = _Unpickler(io.BytesIO(blob), encoding="bytes").load()
+        items = loaded.items()
+    # The unpickler raises nearly anything on damaged input, and all of it means the same.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{name}: damaged or not the official pickle ({reason}): unpack the archive again"
+        ) from error
+    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in items}
+
+
+def _texts(values: object, name: str) -> list[str]:
+    if not isinstance(values, list) or not values:
+        raise DataError(f"{name}: holds no class names: unpack the official archive again")
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]

@@ -1,0 +1,204 @@
+"""Reading shards: against the tar files themselves, and with parts of them broken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.photos import tiny_dataset
+from vssl_dist.data import shards
+from vssl_dist.data.manifest import seal
+from vssl_dist.data.shards import DataError, Dataset
+
+SIZES = [16, 16, 16, 2]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_dataset(
+        tmp_path_factory.mktemp("data"), samples=50, shard_size=16, suffix="jpg", sides=(32, 60)
+    )
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "copy"))
+
+
+def images_of(folder: Path) -> list[bytes]:
+    """The image members of all tars, by Python's own tar reader."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if not member.name.endswith(".cls"):
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    found.append(stream.read())
+    return found
+
+
+def flip(folder: Path, sample: int) -> None:
+    """Change one byte in the middle of a sample's image."""
+    dataset = Dataset.open(folder)
+    row = dataset.rows(np.array([sample]))[0]
+    shard, _ = dataset.locate(np.array([sample]))
+    with (folder / dataset.manifest.shards[int(shard[0])].name).open("r+b") as file:
+        file.seek(int(row["offset"] + row["size"] // 2))
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_an_id_is_the_row_in_the_concatenated_shards(written: Path) -> None:
+    dataset = Dataset.open(written)
+    want = [(shard, row) for shard, size in enumerate(SIZES) for row in range(size)]
+    got = zip(*(part.tolist() for part in dataset.locate(np.arange(50))), strict=True)
+    assert dataset.shard_sizes.tolist() == SIZES
+    assert list(got) == want
+
+
+@pytest.mark.parametrize("bad", [-1, 50, 10**9])
+def test_an_id_outside_the_dataset_is_an_index_error(written: Path, bad: int) -> None:
+    with pytest.raises(IndexError, match=r"\[0, 50\)"):
+        Dataset.open(written).read(np.array([0, bad]))
+
+
+def test_reads_what_tarfile_reads_in_any_order(written: Path) -> None:
+    want = images_of(written)
+    ids = np.random.default_rng(0).permutation(50)
+    dataset = Dataset.open(written)
+    samples = dataset.read_checked(ids)
+    assert [image.tobytes() for image in dataset.read(ids)] == [want[i] for i in ids]
+    assert [image.tobytes() for image in samples.data] == [want[i] for i in ids]
+    assert samples.label.tolist() == (ids % 4).tolist()
+    assert samples.substitutions == []
+
+
+def test_a_damaged_sample_is_replaced_by_the_next_intact_one_of_its_shard(folder: Path) -> None:
+    want = images_of(folder)
+    for sample in (14, 15, 0):  # the next intact one after 14 is 1: around the end of the shard
+        flip(folder, sample)
+    samples = Dataset.open(folder).read_checked(np.array([13, 14, 16, 0]))
+    assert [image.tobytes() for image in samples.data] == [want[i] for i in (13, 1, 16, 1)]
+    assert samples.label.tolist() == [13 % 4, 1, 0, 1]
+    assert [(s.planned, s.used) for s in samples.substitutions] == [(14, 1), (0, 1)]
+    assert samples.substitutions[0].reason == "shard-000000.tar row 14: crc32 differs"
+
+
+def test_a_shard_cut_under_a_running_job_gives_substitutes(folder: Path) -> None:
+    dataset = Dataset.open(folder)
+    first = dataset.rows(np.array([18]))[0]
+    with (folder / "shard-000001.tar").open("r+b") as file:
+        file.truncate(int(first["offset"]) + 10)
+    samples = dataset.read_checked(np.array([18]))
+    assert [(s.planned, s.used) for s in samples.substitutions] == [(18, 16)]
+    assert "cut short" in samples.substitutions[0].reason
+
+
+def test_a_shard_without_an_intact_sample_is_an_error_that_names_it(folder: Path) -> None:
+    for sample in (48, 49):
+        flip(folder, sample)
+    with pytest.raises(DataError, match=r"shard-000003\.tar: not one intact sample"):
+        Dataset.open(folder).read_checked(np.array([49]))
+
+
+def test_a_damaged_index_is_an_error_that_names_it(folder: Path) -> None:
+    path = folder / "shard-000002.idx.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(DataError, match=r"shard-000002\.idx\.npy: not the index"):
+        Dataset.open(folder).rows(np.array([40]))
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.idx.npy"])
+def test_a_missing_or_short_file_is_refused_on_opening(folder: Path, name: str) -> None:
+    path = folder / name
+    with path.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(DataError, match=f"{name} has 100 bytes instead of"):
+        Dataset.open(folder)
+    path.unlink()
+    with pytest.raises(DataError, match=f"{name} is missing"):
+        Dataset.open(folder)
+
+
+def test_opening_says_what_is_missing_and_how_to_make_it(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such folder of shards \(make it with"):
+        Dataset.open(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"name one of them: .*copy"):
+        Dataset.open(tmp_path)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match="sharding did not finish"):
+        Dataset.open(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "vssl-dist/0"}',
+        '{"format": "vssl-dist/1", "shards": 3}',
+        '{"format": "vssl-dist/1", "shards": [{"name": "../../etc/passwd"}]}',
+        "\x00\x00",
+    ],
+)
+def test_a_damaged_manifest_is_one_line(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match="manifest") as caught:
+        Dataset.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_byte_of_a_manifest_can_change_unnoticed(folder: Path) -> None:
+    path = folder / "manifest.json"
+    blob = path.read_bytes()
+    for at in range(0, len(blob), 7):
+        path.write_bytes(blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :])
+        with pytest.raises(DataError, match=r"manifest\.json"):
+            Dataset.open(folder)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(folder: Path) -> None:
+    path = folder / "manifest.json"
+    contents = json.loads(path.read_bytes())
+    contents["shards"][0]["name"] = "../copy/shard-000000.tar"
+    path.write_bytes(seal(contents))
+    with pytest.raises(DataError, match="odd name"):
+        Dataset.open(folder)
+
+
+def test_the_fingerprint_is_the_digest_of_the_manifest(written: Path, tmp_path: Path) -> None:
+    blob = (written / "manifest.json").read_bytes()
+    other = tiny_dataset(tmp_path, samples=50, shard_size=16, suffix="jpg", sides=(32, 60), first=1)
+    assert Dataset.open(written).fingerprint == hashlib.sha256(blob).hexdigest()
+    assert Dataset.open(other).fingerprint != Dataset.open(written).fingerprint
+
+
+def test_more_shards_than_handles_and_many_threads_read_the_same(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 1)
+    want = images_of(written)
+    dataset = pickle.loads(pickle.dumps(Dataset.open(written)))
+    orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        for ids, samples in zip(orders, threads.map(dataset.read_checked, orders), strict=True):
+            assert [image.tobytes() for image in samples.data] == [want[i] for i in ids]
+
+
+def test_reading_shards_does_not_import_torch() -> None:
+    code = "import sys, vssl_dist.data.shards, data_prep.shard; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

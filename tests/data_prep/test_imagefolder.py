@@ -1,0 +1,223 @@
+"""Folders of class folders: what is found, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import shard
+from data_prep.build import mixed
+from tests.support.photos import crop
+from vssl_dist.data.shards import Dataset
+
+
+def write_images(folder: Path, classes: int = 3, each: int = 5, first: int = 0) -> None:
+    for label in range(classes):
+        (folder / f"n{label:02d}").mkdir(parents=True)
+        for number in range(each):
+            image = Image.fromarray(crop(first + number * classes + label, classes, (32, 70)))
+            image.save(folder / f"n{label:02d}" / f"{number}.JPEG", "JPEG")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_images(tmp_path / "raw" / "train")
+    write_images(tmp_path / "raw" / "val", each=2, first=100)
+    return tmp_path / "raw"
+
+
+def run(root: Path, out: Path, *options: object) -> int:
+    arguments = ["imagefolder", "--root", root, "--out", out, "--workers", 1, *options]
+    return shard.main([str(a) for a in arguments])
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr besides the progress bar."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    return lines[0].removeprefix("error: ")
+
+
+def test_plain_files_arrive_byte_for_byte_with_their_class_and_size(
+    root: Path, tmp_path: Path
+) -> None:
+    assert run(root, tmp_path / "o") == 0
+    for split, total in (("train", 15), ("val", 6)):
+        dataset = Dataset.open(tmp_path / "o" / split)
+        files = sorted((root / split).glob("*/*"), key=lambda path: str(path))
+        want = [files[number] for number in mixed(total)]
+        samples = dataset.read_checked(np.arange(dataset.samples))
+        assert [image.tobytes() for image in samples.data] == [path.read_bytes() for path in want]
+        names = [dataset.classes[label] for label in samples.label]
+        assert names == [path.parent.name for path in want]
+        sizes = [Image.open(path).size for path in want]
+        assert list(zip(samples.width, samples.height, strict=True)) == sizes
+
+
+def test_classes_are_mixed_although_the_input_is_sorted_by_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "raw", classes=4, each=25)
+    assert run(tmp_path / "raw", tmp_path / "o", "--shard-size", 50) == 0
+    labels = Dataset.open(tmp_path / "o" / "train").rows(np.arange(100))["label"]
+    for half in (labels[:50], labels[50:]):
+        assert np.bincount(half.astype(int), minlength=4).min() >= 5
+
+
+def test_limit_keeps_a_mixture_of_all_classes(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path / "o", "--limit", 8) == 0
+    labels = Dataset.open(tmp_path / "o" / "train").rows(np.arange(8))["label"]
+    assert len(set(labels.tolist())) == 3
+
+
+def test_a_root_of_class_folders_is_a_training_split(root: Path, tmp_path: Path) -> None:
+    assert run(root / "train", tmp_path / "o") == 0
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["train"]
+
+
+def test_a_folder_called_test_serves_as_val(root: Path, tmp_path: Path) -> None:
+    (root / "val").rename(root / "test")
+    assert run(root, tmp_path / "o") == 0
+    assert Dataset.open(tmp_path / "o" / "val").samples == 6
+
+
+def test_nested_folders_count_and_other_files_do_not(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "train" / "n01", root / "train" / "n00" / "more")
+    (root / "train" / "n00" / "notes.txt").write_text("no image")
+    (root / "train" / "n00" / "._0.JPEG").write_bytes(b"resource fork")
+    assert run(root, tmp_path / "o") == 0
+    assert Dataset.open(tmp_path / "o" / "train").samples == 20
+
+
+def test_labels_of_val_are_those_of_train_even_if_val_lacks_a_class(
+    root: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(root / "val" / "n00")
+    assert run(root, tmp_path / "o", "--split", "val") == 0
+    val = Dataset.open(tmp_path / "o" / "val")
+    assert val.classes == ("n00", "n01", "n02")
+    assert set(val.rows(np.arange(4))["label"].tolist()) == {1, 2}
+
+
+def test_unusable_folders_are_refused_in_one_line(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "none", tmp_path / "o") == 2
+    assert "none: no such file or folder (--root)" in refusal(capsys)
+
+    assert run(root / "train" / "n00", tmp_path / "o") == 2
+    assert "no class folders in it" in refusal(capsys)
+
+    assert run(root / "train" / "n00" / "0.JPEG", tmp_path / "o") == 2
+    assert "cannot be listed" in refusal(capsys)
+
+    (root / "train" / "empty").mkdir()
+    assert run(root, tmp_path / "o") == 2
+    assert "empty: no image in this class folder" in refusal(capsys)
+    (root / "train" / "empty").rmdir()
+
+    (root / "val" / "n77").mkdir()
+    assert run(root, tmp_path / "o") == 2
+    assert "n77: a class that the training folder does not have" in refusal(capsys)
+    (root / "val" / "n77").rmdir()
+
+    (root / "train" / "n00" / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert run(root, tmp_path / "o") == 2
+    assert "gone.png: cannot be read" in refusal(capsys)
+    assert not (tmp_path / "o").exists()
+
+    assert run(root / "train", tmp_path / "o", "--split", "val") == 2
+    assert "no folder val or test" in refusal(capsys)
+
+    assert run(root, tmp_path / "o", "--download") == 2
+    assert "imagefolder has no --download" in refusal(capsys)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_does_not_decode_is_named_and_nothing_is_sealed(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    path = root / "train" / "n01" / "3.JPEG"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    options = ("--shard-size", 4, "--workers", workers)
+    assert run(root, tmp_path / "o", *options) == 2
+    assert refusal(capsys).startswith(f"{path}: not a readable image")
+    assert not (tmp_path / "o" / "train" / "manifest.json").exists()
+    assert not list((tmp_path / "o").rglob("*.tmp-*"))
+
+
+def test_a_repaired_image_of_another_size_asks_for_a_fresh_start(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = root / "train" / "n01" / "3.JPEG"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    assert run(root, tmp_path / "o") == 2
+    path.write_bytes(good)
+    capsys.readouterr()
+    assert run(root, tmp_path / "o") == 2
+    assert "was begun with another input" in refusal(capsys)
+    shutil.rmtree(tmp_path / "o")
+    assert run(root, tmp_path / "o") == 0
+
+
+def test_an_oddity_in_the_folder_is_made_plain(root: Path, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(crop(0, 3)).convert("CMYK").save(stream, "JPEG")
+    (root / "train" / "n00" / "0.JPEG").write_bytes(stream.getvalue())
+    assert run(root, tmp_path / "o") == 0
+    dataset = Dataset.open(tmp_path / "o" / "train")
+    images = dataset.read_checked(np.arange(15)).data
+    assert {Image.open(io.BytesIO(image.tobytes())).mode for image in images} == {"RGB"}
+
+
+@pytest.fixture
+def ordinary_user(tmp_path: Path) -> Iterator[None]:
+    """Root may read anything, so take on another identity for permission tests."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == "root" and folder != Path(folder.anchor):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.mark.parametrize("locked", ["train", "train/n01", "train/n01/2.JPEG"])
+def test_what_may_not_be_read_is_named(
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    locked: str,
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    (root / locked).chmod(0)
+    request.getfixturevalue("ordinary_user")
+    try:
+        assert run(root, tmp_path / "out" / "o") == 2
+    finally:
+        os.seteuid(os.getuid())
+        (root / locked).chmod(0o755)
+    assert "Permission denied" in refusal(capsys)
+
+
+def test_an_out_that_may_not_be_written_is_named(
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    (tmp_path / "out").mkdir(mode=0o555)
+    request.getfixturevalue("ordinary_user")
+    assert run(root, tmp_path / "out" / "o") == 2
+    assert "o/train: cannot be made (Permission denied)" in refusal(capsys)

@@ -1,0 +1,202 @@
+"""Verification finds every kind of damage, and nothing in a dataset that is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import verify
+from tests.support.photos import tiny_dataset
+from vssl_dist.data.manifest import seal
+from vssl_dist.data.shards import Dataset
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data")
+    tiny_dataset(out, samples=24, shard_size=8, suffix="jpg", sides=(32, 48))
+    tiny_dataset(out, samples=6, shard_size=8, split="val")
+    return out
+
+
+@pytest.fixture
+def out(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "o"))
+
+
+def findings(out: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What verify complains about; checks that the exit code agrees."""
+    code = verify.main([str(out), "--workers", "1"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
+    assert code == (1 if lines else 0)
+    return lines
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_whole_dataset_passes(
+    written: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    for folder, count in ((written, 2), (written / "train", 1)):
+        assert verify.main([str(folder), "--workers", workers]) == 0
+        assert capsys.readouterr().out.count("are intact") == count
+
+
+def test_a_cut_anywhere_is_found(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = out / "train" / "shard-000001.tar"
+    blob = path.read_bytes()
+    row = np.load(path.with_name("shard-000001.idx.npy"))[3]
+    image = int(row["offset"])
+    cuts = [0, 300, 512, image - 512, image + 5, image + int(row["size"]), len(blob) - 512]
+    for cut in [*cuts, len(blob) - 1]:
+        path.write_bytes(blob[:cut])
+        found = findings(out, capsys)
+        assert any(f"has {cut} bytes instead of {len(blob)}" in line for line in found)
+    path.write_bytes(blob + b"\0" * 512)
+    assert len(findings(out, capsys)) == 1
+
+
+def test_every_flipped_bit_is_found(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    for path in sorted(out.rglob("*.*")):
+        blob = path.read_bytes()
+        for at in [0, *random.integers(len(blob), size=6).tolist(), len(blob) - 1]:
+            path.write_bytes(blob[:at] + bytes([blob[at] ^ (1 << at % 8)]) + blob[at + 1 :])
+            assert findings(out, capsys), f"byte {at} of {path.name}"
+        path.write_bytes(blob)
+    assert findings(out, capsys) == []
+
+
+def test_a_flip_inside_an_image_names_the_sample(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = out / "train" / "shard-000002.tar"
+    row = np.load(path.with_name("shard-000002.idx.npy"))[5]
+    with path.open("r+b") as file:
+        file.seek(int(row["offset"]) + 40)
+        file.write(b"\x00\x01\x02")
+    found = findings(out, capsys)
+    assert any("shard-000002.tar: sample 21: crc32 differs" in line for line in found)
+    assert any("shard-000002.tar: sha256 is not" in line for line in found)
+
+
+def missing_tar(folder: Path) -> None:
+    (folder / "shard-000000.tar").unlink()
+
+
+def missing_index(folder: Path) -> None:
+    (folder / "shard-000002.idx.npy").unlink()
+
+
+def missing_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def extra_shard(folder: Path) -> None:
+    shutil.copy(folder / "shard-000000.tar", folder / "shard-000003.tar")
+
+
+def swapped_shards(folder: Path) -> None:
+    (folder / "shard-000000.tar").rename(folder / "x")
+    (folder / "shard-000001.tar").rename(folder / "shard-000000.tar")
+    (folder / "x").rename(folder / "shard-000001.tar")
+
+
+def empty_tar(folder: Path) -> None:
+    (folder / "shard-000001.tar").write_bytes(b"")
+
+
+def unfinished(folder: Path) -> None:
+    (folder / ".sharding").mkdir()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        missing_tar,
+        missing_index,
+        missing_manifest,
+        extra_shard,
+        swapped_shards,
+        empty_tar,
+        unfinished,
+    ],
+)
+def test_missing_extra_and_swapped_files_are_found(
+    out: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], None]
+) -> None:
+    harm(out / "train")
+    assert findings(out, capsys)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.update(samples=25),
+        lambda m: m.update(samples=25) or m["shards"][0].update(samples=9),
+        lambda m: m["shards"][0].update(samples=7) or m["shards"][1].update(samples=9),
+        lambda m: m["shards"][0].update(bytes=10240),
+        lambda m: m["shards"].pop() and m.update(samples=16),
+        lambda m: m["shards"].reverse(),
+        lambda m: m["classes"].pop(),
+        lambda m: m.update(shards=[]),
+    ],
+    ids=["total", "one", "moved", "bytes", "dropped", "reversed", "classes", "none"],
+)
+@pytest.mark.parametrize("sealed", [True, False])
+def test_edited_manifests_are_found_even_with_a_fresh_seal(
+    out: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[dict], object], sealed: bool
+) -> None:
+    path = out / "train" / "manifest.json"
+    contents = json.loads(path.read_bytes())
+    edit(contents)
+    path.write_bytes(seal(contents) if sealed else json.dumps(contents).encode())
+    assert findings(out, capsys)
+
+
+def forge(out: Path, **changes: int) -> None:
+    """Change row 2 of shard 1's index and seal the lie with all checksums right."""
+    folder = out / "train"
+    path = folder / "shard-000001.idx.npy"
+    rows = np.load(path)
+    for name, by in changes.items():
+        rows[name][2] = int(rows[name][2]) + by
+    np.save(path, rows)
+    contents = json.loads((folder / "manifest.json").read_bytes())
+    contents["shards"][1]["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_bytes(seal(contents))
+    Dataset.open(folder).rows(np.arange(24))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"label": 1}, "tar and index disagree"),
+        ({"label": 40}, "label 42 is not a class"),
+        ({"height": 1}, "not a plain image of"),
+        ({"crc32": 1}, "crc32 differs"),
+        ({"size": -1}, "crc32 differs"),
+        ({"offset": 512}, "crc32 differs"),
+    ],
+)
+def test_an_index_that_contradicts_its_tar_is_found_though_every_checksum_holds(
+    out: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, int], complaint: str
+) -> None:
+    forge(out, **changes)
+    found = findings(out, capsys)
+    assert len(found) == 1
+    assert "sample 10: " in found[0]
+    assert complaint in found[0]
+
+
+def test_nothing_to_verify_is_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (tmp_path / "none", tmp_path):
+        assert verify.main([str(folder)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {folder}: no ")
