@@ -71,6 +71,7 @@ def test_a_view_is_a_recipe_with_changes() -> None:
         ("optim.global_batch=100", "optim.global_batch=100 must be a multiple of data.streams"),
         ("data.views=[cifr]", "data.views.0: 'cifr' is no recipe"),
         ("data.views=[]", "data.views"),
+        ("data.views=[cifar]", "data.views has 1 entries, but toy compares 2 views"),
         ("data.val=null", "evaluations need data.val"),
         ("name=../../etc", "name: String should match pattern"),
         ("evaluations.0.k.5=3", "override evaluations.0.k.5: there is no such place"),

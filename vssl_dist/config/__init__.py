@@ -1,7 +1,7 @@
 """The run configuration: read strictly from YAML, so that a typo dies on the login node."""
 
 from vssl_dist.config.fields import MethodConfig, Model
-from vssl_dist.config.reading import ConfigError, dump, load, loads
+from vssl_dist.config.reading import ConfigError, dump, load, load_block, loads
 from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
 from vssl_dist.config.schema import (
     CheckpointConfig,
@@ -29,5 +29,6 @@ __all__ = [
     "dump",
     "frozen_part",
     "load",
+    "load_block",
     "loads",
 ]

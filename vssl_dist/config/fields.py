@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -51,6 +51,8 @@ class Model(BaseModel):
 class MethodConfig(Model):
     """What every method's own block has; each method file adds its keys."""
 
+    views_wanted: ClassVar[int] = 2
+
     name: str
     backbone: str = "resnet50"
-    """A torchvision or timm name, or ``resnet18_c16`` (narrow); CIFAR stem by image size."""
+    """A torchvision or timm name, or ``resnet10_c16`` (narrow, for a CPU); CIFAR stem by image size."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vssl_dist.config.fields import MethodConfig
+from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.schema import RunConfig
 
 _MAX_BYTES = 1_000_000
+Block = TypeVar("Block", bound=Model)
 
 
 class ConfigError(ValueError):
@@ -34,6 +35,13 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise ConfigError(f"{key!r} stands twice (line {node.start_mark.line + 1} on)")
         return super().construct_mapping(node, deep)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
 
 
 def _parse(text: str, where: str) -> Any:
@@ -145,11 +153,22 @@ def load(
     Raises:
         ConfigError: One line that names the key and the remedy.
     """
+    return loads(_text(path), overrides, methods=methods, where=str(path), name=path.stem)
+
+
+def load_block(path: Path, model: type[Block]) -> Block:
+    """Read a YAML file that holds one block, such as a machine's profile, as strictly.
+
+    Raises:
+        ConfigError: One line that names the file, the key and the remedy.
+    """
+    raw = _parse(_text(path), str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys to values")
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    return loads(text, overrides, methods=methods, where=str(path), name=path.stem)
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error, model)}") from error
 
 
 def dump(cfg: RunConfig) -> str:

@@ -176,6 +176,11 @@ class RunConfig(Model):
                 f"* optim.accumulate = {data.streams * optim.accumulate}: every micro-step takes "
                 "the same number of images from every stream"
             )
+        if len(data.views) != self.method.views_wanted:
+            raise ValueError(
+                f"data.views has {len(data.views)} entries, but {self.method.name} compares "
+                f"{self.method.views_wanted} views of each image"
+            )
         if self.engine.zero_stage == 3:
             raise ValueError(
                 "engine.zero_stage=3 is not built yet: use 0, 1 or 2 (the teacher is not sharded)"

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from vssl_dist.config import ConfigError
+
 
 @dataclass(frozen=True)
 class LossOutput:
@@ -40,6 +42,19 @@ class Method(Protocol):
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """Loss of ``V`` views, each ``(B, 3, H, W)``, of the same images."""
         ...
+
+
+def two_views(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The two views of a method that compares two.
+
+    Raises:
+        ConfigError: The run's ``data.views`` makes another number of them.
+    """
+    if len(views) != 2:
+        raise ConfigError(
+            f"data.views: this method compares 2 views, not {len(views)}: list two recipes"
+        )
+    return views[0], views[1]
 
 
 class GlobalNoise:

@@ -1,0 +1,102 @@
+"""The whole path once, on real photographs, in minutes:  make quickstart
+
+Shards patches of photographs, pretrains VJE with k-NN evaluations beside it, and compares the
+result with raw pixels and with the untrained network.  A second call reuses what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = Path("runs/quickstart")
+LEAST_GAIN = 15.0
+"""Points above the random network that a healthy installation reaches."""
+
+
+class Stopwatch:
+    """Seconds of each phase, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce and time what runs inside."""
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - start
+
+
+def run(*arguments: str) -> None:
+    """Run one of the project's own commands as a user would; leave with its code if it fails."""
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def accuracies() -> dict[str, float]:
+    """Top-1 in percent of raw pixels, the random network and each export, in this order.
+
+    Every file holds the same grid of (k, temperature); its first point is the one shown.
+    """
+    folder = ROOT / RUN / "export"
+    found = json.loads((folder / "knn-baselines.json").read_text())["results"]
+    named = {name.replace("_", " "): grid for name, grid in found.items()}
+    for path in sorted(folder.glob("knn-[0-9]*.json")):
+        named[f"step {int(path.stem[4:])}"] = json.loads(path.read_text())["results"]
+    return {name: 100 * next(iter(grid.values()))["top1"] for name, grid in named.items()}
+
+
+def summarise(seconds: dict[str, float]) -> int:
+    """Print what came of it; the exit code says whether it is what it should be."""
+    console = Console()
+    phases = Table(title="\nseconds", title_justify="left", show_header=False)
+    stamp = ROOT / ".venv" / "installed"
+    if stamp.exists():
+        phases.add_row("install (once)", stamp.read_text().strip())
+    for name, value in seconds.items():
+        phases.add_row(name, f"{value:.0f}")
+    console.print(phases)
+
+    found = accuracies()
+    table = Table(title="\nk-NN top-1 on patches that training never saw", title_justify="left")
+    table.add_column("features")
+    table.add_column("%", justify="right")
+    for name, value in found.items():
+        table.add_row(name, f"{value:.1f}")
+    console.print(table)
+
+    gain = list(found.values())[-1] - found["random network"]
+    print(f"VJE ends {gain:.1f} points above the random network")
+    print(f"run folder  {RUN}\nnext        .venv/bin/mlflow ui")
+    if gain < LEAST_GAIN:
+        print(f"error: at least {LEAST_GAIN:g} points were expected", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Exit code 0, 1 if the result is worse than it should be, or that of a failed command."""
+    watch = Stopwatch()
+    with watch.phase("shard the photographs"):
+        run("data_prep/shard.py", "photos", "--out", "data/photos")
+    with watch.phase("pretrain VJE, evaluations beside it"):
+        run("launch/submit.py", "--local", "configs/quickstart.yaml")
+    with watch.phase("finish the evaluations, compare with baselines"):
+        run("launch/evaluate.py", str(RUN), "--baselines")
+    return summarise(watch.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

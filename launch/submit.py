@@ -1,0 +1,220 @@
+"""Start one run, on SLURM or on this machine.
+
+    python launch/submit.py --nodes 8 configs/in1k_vje.yaml
+    python launch/submit.py --local configs/quickstart.yaml optim.epochs=20
+
+Everything that can be known to be wrong is said here, before anything is written or submitted.
+The same command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vssl_dist import config
+from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.durable import publish
+from vssl_dist.jobs import cluster, local, owner
+from vssl_dist.jobs.dispatch import Evaluator
+from vssl_dist.jobs.evaluation import due
+from vssl_dist.jobs.resources import (
+    Launch,
+    dump_launch,
+    load_profile,
+    on_slurm,
+    on_this_machine,
+)
+from vssl_dist.jobs.training import TrainJob
+from vssl_dist.methods import CONFIGS
+from vssl_dist.resume import check_resume
+from vssl_dist.tracker import check_tracking, default_tracking_uri
+
+PROFILES = Path(__file__).resolve().parents[1] / "slurm"
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What the user typed; argparse itself exits with 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--nodes", type=int, metavar="N", help="submit to SLURM (1)")
+    where.add_argument(
+        "--local",
+        type=int,
+        metavar="[N]",
+        help="run N ranks here, in the foreground (one per GPU, or 2 on a CPU)",
+    )
+    parser.add_argument("--profile", type=Path, help="slurm/default.yaml, or slurm/local.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="check and print, start nothing")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args(_with_number(argv))
+    if args.nodes is not None and args.nodes < 1:
+        parser.error("--nodes: at least 1")
+    if args.local is not None and args.local < 0:
+        parser.error("--local: at least 1")
+    return args
+
+
+def _with_number(argv: Sequence[str]) -> list[str]:
+    """``--local CONFIG`` as ``--local 0 CONFIG``: argparse would take the file for the number."""
+    words: list[str] = []
+    for here, following in zip(argv, [*argv[1:], ""], strict=True):
+        words.append("--local=0" if here == "--local" and not following.isdigit() else here)
+    return words
+
+
+def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
+    """The configuration and the launch, each whole and consistent.
+
+    Raises:
+        ConfigError: One line that names the key and the remedy.
+    """
+    here = args.local is not None
+    cfg = _absolute(config.load(args.config, args.overrides, methods=CONFIGS))
+    profile = load_profile(args.profile or PROFILES / ("local.yaml" if here else "default.yaml"))
+    uri = default_tracking_uri()
+    if here:
+        launch = on_this_machine(profile, args.local or None, _gpus(), uri)
+    else:
+        launch = on_slurm(profile, args.nodes or 1, uri)
+        cluster.check_path(cfg.dir)
+    try:
+        cfg.micro_batch(launch.world_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return cfg, launch
+
+
+def _absolute(cfg: RunConfig) -> RunConfig:
+    """The same run whatever folder a job starts in."""
+    data = {key: path.absolute() for key in ("train", "val") if (path := getattr(cfg.data, key))}
+    return cfg.model_copy(
+        update={"out": cfg.out.absolute(), "data": cfg.data.model_copy(update=data)}
+    )
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def environment_problems(cfg: RunConfig, launch: Launch) -> list[str]:
+    """What this machine, the data and the tracking lack for this run, one line each."""
+    problems = []
+    if launch.cluster == "slurm" and (reason := cluster.why_no_slurm()):
+        problems.append(f"{reason}: --local [N] runs on this machine instead")
+    for key in ("train", "val"):
+        folder = getattr(cfg.data, key)
+        try:
+            if folder is not None:
+                Dataset.open(folder)
+        except DataError as error:
+            problems.append(f"data.{key}: {error}")
+    if "@" in launch.tracking_uri.partition("://")[2].partition("/")[0]:
+        problems.append(
+            "MLFLOW_TRACKING_URI names a user, and would be written into the run folder: use "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    # Evaluations are jobs of their own, on a node of their own.
+    hosts = launch.nodes + (1 if cfg.evaluations else 0) if launch.cluster == "slurm" else 1
+    if reason := check_tracking(launch.tracking_uri, hosts):
+        problems.append(reason)
+    return problems
+
+
+def show(cfg: RunConfig, launch: Launch) -> None:
+    """Print what would be run."""
+    print(f"# {cfg.dir}/config.yaml\n{config.dump(cfg)}")
+    if launch.cluster == "slurm":
+        parameters = cluster.train_parameters(cfg.name, launch)
+        print(cluster.script(cfg.dir / "slurm", parameters), end="")
+    else:
+        print(f"# would start {launch.world_size} ranks on this machine ({launch.device})")
+
+
+def write(cfg: RunConfig, launch: Launch) -> None:
+    """Write what ranks and evaluations read into the run folder."""
+    publish(cfg.dir / "config.yaml", config.dump(cfg).encode())
+    publish(cfg.dir / "launch.yaml", dump_launch(launch).encode())
+
+
+def start(cfg: RunConfig, launch: Launch) -> int:
+    """Claim the run folder and start; see `jobs.local.run_here` for the exit codes."""
+    owner.claim(cfg.dir, cluster.is_live)
+    try:
+        write(cfg, launch)
+        if launch.cluster == "local":
+            print(f"run folder  {cfg.dir}\nlogs        {cfg.dir}/logs", flush=True)
+            code = local.run_here(cfg.dir, launch)
+            if code == 0:
+                say_finished(cfg, launch)
+            return code
+        job = cluster.submit(
+            cfg.dir / "slurm",
+            cluster.train_parameters(cfg.name, launch),
+            TrainJob(config.dump(cfg), launch),
+        )
+        owner.hand_over(cfg.dir, job)
+    finally:
+        owner.release(cfg.dir)
+    print(
+        f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)\n"
+        f"run folder  {cfg.dir}\n"
+        f"follow      tail -F {cfg.dir}/slurm/{job}_0_log.out\n"
+        f"            squeue -j {job}\n"
+        f"curves      {_curves(launch)}"
+    )
+    return 0
+
+
+def _curves(launch: Launch) -> str:
+    uri = launch.tracking_uri
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+def say_finished(cfg: RunConfig, launch: Launch) -> None:
+    """Say where everything is; evaluations that were lost are started again."""
+    missing = list(due(cfg, Dataset.open(cfg.data.train).samples))
+    print(f"{cfg.name} is finished; another name=... starts a new run")
+    print(f"exports     {cfg.dir}/export")
+    if missing:
+        Evaluator(cfg.dir, launch.cluster).start()
+        print(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
+    print(f"results     python launch/evaluate.py {cfg.dir}\ncurves      {_curves(launch)}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, 1 (a rank failed), 2 (refused), 130 (stopped by Ctrl-C)."""
+    args = arguments(argv)
+    try:
+        cfg, launch = resolve(args)
+        problems = environment_problems(cfg, launch)
+        if problems and not args.dry_run:
+            raise ConfigError(problems[0])
+        for problem in problems:
+            print(f"warning: {problem}", file=sys.stderr)
+        done = 0 if problems else check_resume(cfg, launch.world_size)
+        if args.dry_run:
+            show(cfg, launch)
+            return 0
+        owner.check_free(cfg.dir, cluster.is_live)
+        if done and done >= cfg.total_steps(Dataset.open(cfg.data.train).samples):
+            say_finished(cfg, launch)
+            return 0
+        return start(cfg, launch)
+    except (ConfigError, DataError, cluster.SubmissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from vssl_dist.config import ConfigError
+from vssl_dist.jobs import cluster
+from vssl_dist.jobs.resources import Launch, Resources, load_profile, on_slurm
+
+DEFAULT = Path(__file__).parents[2] / "slurm" / "default.yaml"
+URI = "http://127.0.0.1:5000"
+
+
+def sbatch(launch: Launch) -> dict[str, str]:
+    """The options of the script for ``launch``, as SLURM reads them."""
+    text = cluster.script(Path("/runs/a/slurm"), cluster.train_parameters("a", launch))
+    lines = (line for line in text.splitlines() if line.startswith("#SBATCH --"))
+    pairs = (line.removeprefix("#SBATCH --").partition("=") for line in lines)
+    return {key: value for key, _, value in pairs}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    parameters = cluster.train_parameters("a", on_slurm(load_profile(DEFAULT), 8, URI))
+    return cluster.script(tmp_path / "slurm", parameters)
+
+
+def test_eight_nodes_of_the_default_profile_are_sixty_four_ranks_with_a_gpu_each() -> None:
+    options = sbatch(on_slurm(load_profile(DEFAULT), 8, URI))
+    assert (options["nodes"], options["ntasks-per-node"], options["gpus-per-node"]) == (
+        "8",
+        "8",
+        "8",
+    )
+    assert options["job-name"] == "a"
+    assert options["signal"] == "USR2@300"
+    assert options["open-mode"] == "append"
+    assert "requeue" in options
+
+
+def test_srun_ends_the_job_with_its_first_dead_rank_and_knows_the_cores(script: str) -> None:
+    srun = next(line for line in script.splitlines() if line.startswith("srun "))
+    assert "--kill-on-bad-exit=1" in srun
+    assert "--cpus-per-task=8" in srun
+    assert "--error" not in srun
+
+
+def test_a_script_has_no_accounting_key_that_the_profile_did_not_ask_for(script: str) -> None:
+    for option in ("wckey", "account", "qos", "partition", "mem", "exclusive"):
+        assert f"#SBATCH --{option}" not in script
+
+
+def test_threads_and_variables_are_exported_before_the_ranks_start() -> None:
+    profile = Resources(device="cpu", cpus_per_rank=3, env={"A": "b"}, setup=("module load x",))
+    launch = on_slurm(profile, 1, URI)
+    text = cluster.script(Path("/runs/a/slurm"), cluster.train_parameters("a", launch))
+    before, _, after = text.partition("srun ")
+    for line in ("module load x", "export A=b", "export OMP_NUM_THREADS=3"):
+        assert f"\n{line}\n" in before
+    assert "export A" not in after
+
+
+def test_an_evaluation_asks_for_one_process_and_inherits_what_it_does_not_say() -> None:
+    profile = Resources.model_validate(
+        {"partition": "big", "account": "us", "evaluation": {"partition": "small", "cpus": 3}}
+    )
+    wanted = cluster.evaluation_parameters("a-knn", on_slurm(profile, 8, URI))
+    assert (wanted["nodes"], wanted["ntasks_per_node"], wanted["cpus_per_task"]) == (1, 1, 3)
+    assert (wanted["partition"], wanted["account"], wanted["gpus_per_node"]) == ("small", "us", 1)
+
+
+def test_a_script_is_made_without_writing_anything(tmp_path: Path, script: str) -> None:
+    assert script.startswith("#!/bin/bash")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", "a\nb", "100%j", "$(x)", 'a"b'])
+def test_a_run_folder_that_a_batch_script_would_misread_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="batch script"):
+        cluster.check_path(Path("/runs") / name)
+
+
+def test_a_refusal_of_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool(tmp_path, "srun", "exit 0")
+    tool(tmp_path, "sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    parameters = cluster.train_parameters("a", on_slurm(Resources(device="cpu"), 1, URI))
+    with pytest.raises(cluster.SubmissionError, match="invalid partition") as refused:
+        cluster.submit(tmp_path / "slurm", parameters, print)
+    assert "\n" not in str(refused.value)
+    assert stat.S_IMODE((tmp_path / "slurm").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("answer", "live"),
+    [
+        ("echo RUNNING", True),
+        ("echo PENDING", True),
+        ("echo COMPLETED", False),
+        ("echo FAILED", False),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", True),
+    ],
+)
+def test_a_job_is_taken_for_dead_only_when_slurm_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, live: bool
+) -> None:
+    tool(tmp_path, "squeue", answer)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert cluster.is_live("7") is live
+
+
+def test_without_slurm_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    reason = cluster.why_no_slurm()
+    assert reason is not None
+    assert "sbatch" in reason
+    assert cluster.is_live("7")
+
+
+def tool(folder: Path, name: str, body: str) -> None:
+    """Put a program in ``folder`` that answers as SLURM's would."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)

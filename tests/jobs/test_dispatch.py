@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vssl_dist import config
+from vssl_dist.config import RunConfig
+from vssl_dist.jobs import cluster, dispatch
+from vssl_dist.jobs.dispatch import Desk, Evaluator, OnSlurm
+from vssl_dist.jobs.evaluation import Attempts, Due, due
+from vssl_dist.jobs.resources import Resources, on_slurm
+from vssl_dist.methods import CONFIGS
+
+SAMPLES = 64
+RUN = """
+method: {name: simsiam}
+data: {train: t, val: v, streams: 4, views: [cifar, cifar]}
+optim: {base_lr: 0.1, global_batch: 16, epochs: 4}
+evaluations: [{task: knn, every_epochs: 2}]
+"""
+
+
+class Recorder:
+    """A place that fails on the steps it is told to."""
+
+    def __init__(self, fails: set[int]) -> None:
+        self.fails, self.taken = fails, list[int]()
+
+    def ready(self, one: Due) -> bool:
+        return one.attempts().count < 2
+
+    def take(self, one: Due) -> None:
+        self.taken.append(one.step)
+        one.note(Attempts(one.attempts().count + 1))
+        if one.step in self.fails:
+            raise RuntimeError("no luck")
+        one.result.write_text("{}")
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> RunConfig:
+    """Steps 8 and 16 are milestones; an export at step 4 is not."""
+    run = config.loads(RUN, [f"out={tmp_path}", "name=run"], methods=CONFIGS)
+    (run.dir / "export").mkdir(parents=True)
+    for step in (4, 8, 16):
+        (run.dir / "export" / f"backbone-{step:08d}.safetensors").touch()
+    return run
+
+
+def clear(cfg: RunConfig, place: Recorder) -> None:
+    """One process's work."""
+    desk = Desk(cfg, SAMPLES, place)  # type: ignore[arg-type]
+    while (one := desk.next()) is not None:
+        desk.attempt(one)
+
+
+def test_every_milestone_is_evaluated_the_newest_first(cfg: RunConfig) -> None:
+    place = Recorder(fails=set())
+    clear(cfg, place)
+    assert place.taken == [16, 8]
+    assert list(due(cfg, SAMPLES)) == []
+
+
+def test_a_failure_is_left_to_the_next_process_and_given_up_after_two(cfg: RunConfig) -> None:
+    taken = []
+    for _ in range(3):
+        place = Recorder(fails={16})
+        clear(cfg, place)
+        taken.append(place.taken)
+    assert taken == [[16, 8], [16], []]
+    assert [one.step for one in due(cfg, SAMPLES)] == [16]
+
+
+def test_a_second_process_leaves_at_once_while_one_is_at_work(cfg: RunConfig) -> None:
+    with dispatch.lock_of(cfg.dir):
+        before = time.monotonic()
+        dispatch.work(cfg.dir)  # the folder has no config.yaml: reading it would raise
+        assert time.monotonic() - before < 1
+
+
+def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
+    cfg: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = cfg.dir / "export" / "backbone-00000016.safetensors"
+    late.unlink()
+    place = Recorder(fails=set())
+
+    class Late(Desk):
+        """The export appears after the last look under the lock."""
+
+        def next(self) -> Due | None:
+            found = super().next()
+            if found is None:
+                late.touch()
+            return found
+
+    desk = Late(cfg, SAMPLES, place)  # type: ignore[arg-type]
+    monkeypatch.setattr(dispatch, "open_desk", lambda run_dir: desk)
+    dispatch.work(cfg.dir)
+    assert place.taken == [8, 16]
+
+
+def test_a_trainer_does_not_notice_that_no_evaluation_can_be_started(
+    cfg: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dispatch.sys, "executable", "/nowhere/python")
+    Evaluator(cfg.dir, "local").start()
+    assert "no evaluation was started" in capsys.readouterr().out
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    kept = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_refusal_of_slurm_is_tried_again_by_the_next_process_and_a_live_job_is_not_doubled(
+    cfg: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = OnSlurm(cfg.dir, on_slurm(Resources(device="cpu"), 1, ""))
+    asked = []
+
+    def submit(folder: Path, parameters: dict[str, object], job: object) -> str:
+        asked.append(parameters["job_name"])
+        if len(asked) == 1:
+            raise cluster.SubmissionError("QOSMaxSubmitJobPerUserLimit")
+        return str(len(asked))
+
+    monkeypatch.setattr(cluster, "submit", submit)
+    monkeypatch.setattr(cluster, "is_live", lambda job: True)
+    for expected in (["run-knn-00000016", "run-knn-00000008"], ["run-knn-00000016"], []):
+        asked_before = len(asked)
+        desk = Desk(cfg, SAMPLES, place)
+        while (one := desk.next()) is not None:
+            desk.attempt(one)
+        assert asked[asked_before:] == expected

@@ -1,0 +1,145 @@
+"""The launcher with ranks that do as they are told, and no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+RANK = """
+import os, sys, time
+from vssl_dist.jobs.rank import die_with_the_launcher
+from vssl_dist.jobs.stop import STOPPED, StopFlag
+die_with_the_launcher()
+stop = StopFlag()
+rank = os.environ["RANK"]
+print(f"step  1/9  I am {rank} of {os.environ['WORLD_SIZE']}", flush=True)
+"""
+LAUNCHER = """
+import os, sys
+from pathlib import Path
+from vssl_dist.jobs import local
+from vssl_dist.jobs.progress import Screen
+from vssl_dist.jobs.resources import Resources, on_this_machine
+launch = on_this_machine(Resources(device="cpu"), 2, 0, "")
+command = [sys.executable, "-u", "-c", sys.argv[2]]
+folder = Path(sys.argv[1])
+ranks = local.Ranks(command, folder, 2, local.rank_environment(launch))
+sys.exit(local.supervise(ranks, Screen(), folder / "failure.txt"))
+"""
+Launch = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    started = []
+
+    def begin(body: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(tmp_path), RANK + body],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def ranks_of(launcher: subprocess.Popen[str], folder: Path) -> list[psutil.Process]:
+    """The processes of both ranks, once each has spoken."""
+    wait_until(
+        lambda: all(
+            path.exists() and "I am" in path.read_text()
+            for path in (folder / "rank-0.log", folder / "rank-1.log")
+        )
+    )
+    return psutil.Process(launcher.pid).children()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+
+
+def test_all_ranks_run_and_rank_0_is_shown(launch: Launch, tmp_path: Path) -> None:
+    out, err = (launcher := launch("")).communicate(timeout=30)
+    assert (launcher.returncode, out, err) == (0, "step  1/9  I am 0 of 2\n", "")
+    assert (tmp_path / "rank-1.log").read_text() == "step  1/9  I am 1 of 2\n"
+
+
+def test_a_dead_rank_takes_the_others_with_it_and_its_traceback_is_the_headline(
+    launch: Launch, tmp_path: Path
+) -> None:
+    launcher = launch("1 / int(rank != '1')\ntime.sleep(60)")
+    ranks = ranks_of(launcher, tmp_path)
+    _, err = launcher.communicate(timeout=10)
+    assert launcher.returncode == 1
+    assert "ZeroDivisionError" in err
+    assert "rank 1 ended with exit code 1" in err
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_a_killed_rank_is_named_with_its_signal(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch("time.sleep(60)")
+    ranks_of(launcher, tmp_path)[1].kill()
+    _, err = launcher.communicate(timeout=10)
+    assert launcher.returncode == 1
+    assert "rank 1 ended with signal 9" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_ctrl_c_lets_every_rank_save_and_leave(
+    launch: Launch, tmp_path: Path, number: signal.Signals
+) -> None:
+    launcher = launch("while not stop(): time.sleep(0.02)\nprint('saved')\nsys.exit(STOPPED)")
+    ranks_of(launcher, tmp_path)
+    launcher.send_signal(number)
+    out, err = launcher.communicate(timeout=10)
+    assert launcher.returncode == 130
+    assert "the same command continues" in err
+    assert "saved" in out
+    assert "saved" in (tmp_path / "rank-1.log").read_text()
+
+
+def test_the_second_ctrl_c_kills(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch("time.sleep(60); time.sleep(60)")
+    ranks = ranks_of(launcher, tmp_path)
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=10)
+    assert launcher.returncode == 130
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch("time.sleep(60)")
+    ranks = ranks_of(launcher, tmp_path)
+    assert len(ranks) == 2
+    launcher.send_signal(signal.SIGKILL)
+    wait_until(lambda: not any(rank.is_running() for rank in ranks))
+
+
+def test_a_rank_whose_launcher_is_gone_does_not_start(tmp_path: Path) -> None:
+    environment = {**os.environ, "VSSL_LAUNCHER": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RANK], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "launcher is gone" in done.stderr

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from vssl_dist.jobs import progress
+from vssl_dist.jobs.progress import Report, Reporter, Screen
+
+
+def test_a_report_says_where_the_run_is_how_fast_and_how_long_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    reporter = Reporter(total=600)
+    reporter.report({"loss": 2.0}, 100)
+    line = str(reporter.report({"loss": 1.23456, "images_per_second": 2541.2}, 200))
+    assert line == "step 200/600  loss 1.2346  2541 images/s  0:00:40 left"
+
+
+def test_a_line_is_read_back_as_the_report_it_was() -> None:
+    report = Report(7, 600, "loss 1.0000  12 images/s")
+    assert Report.parse(f"{report}\n") == report
+    assert Report.parse("[rank 0] step 7/600  loss") is None
+
+
+def test_without_a_terminal_every_line_is_passed_on_once_it_is_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = Screen()
+    screen.show("step  1/9  loss 1.0\nhalf a")
+    screen.show(" line\nno end")
+    assert capsys.readouterr().out == "step  1/9  loss 1.0\nhalf a line\n"
+    screen.close()
+    assert capsys.readouterr().out == "no end\n"
+
+
+def test_on_a_terminal_reports_move_a_bar_and_other_lines_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = Screen()
+    screen.console = Console(
+        file=io.StringIO(), force_terminal=True, width=80, markup=False, highlight=False
+    )
+    screen.show("step 3/9  loss 1.0\nwarning: [odd] brackets\nstep 9/9  loss 0.5\n")
+    screen.close()
+    assert isinstance(screen.console.file, io.StringIO)
+    shown = screen.console.file.getvalue()
+    assert "warning: [odd] brackets" in shown
+    assert "9/9" in shown
+    assert "loss 0.5" in shown

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from vssl_dist.jobs.resources import Resources, on_slurm
+from vssl_dist.jobs.training import TrainJob, failure_file, note_failure
+
+
+def test_a_job_travels_as_text_and_a_reference_to_its_class() -> None:
+    job = TrainJob("name: a\n", on_slurm(Resources(device="cpu"), 2, "http://tracker:5000"))
+    pickled = cloudpickle.dumps(job)
+    assert pickle.loads(pickled) == job
+    assert len(pickled) < 10_000
+    assert job.checkpoint().function == job
+
+
+def test_the_first_failure_is_the_headline_and_later_ones_do_not_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("VSSL_ATTEMPT", "a")
+    for rank, text in (("1", "ZeroDivisionError"), ("0", "connection closed by peer")):
+        monkeypatch.setenv("RANK", rank)
+        note_failure(tmp_path, text)
+    said = failure_file(tmp_path, "a").read_text()
+    assert said.startswith("rank 1 on ")
+    assert "ZeroDivisionError" in said
+    assert "connection closed" not in said
+
+
+def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SUBMITIT_FOLDER": str(tmp_path / "slurm"),
+        "SLURM_JOB_ID": "77",
+        "RANK": "3",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "slurm").mkdir()
+    for restart in ("0", "1"):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        note_failure(tmp_path, f"error {restart}\n")
+    log = (tmp_path / "slurm" / "77_0_log.out").read_text()
+    assert log.count("rank 3 on ") == 2
+    assert log.endswith("error 1\n")

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from vssl_dist.config import ConfigError
+from vssl_dist.models.backbones import build_backbone
+from vssl_dist.models.norm import SyncBatchNorm, synchronise
+from vssl_dist.vision import torchvision
+
+
+def _same_features(one: nn.Module, two: nn.Module, size: int) -> bool:
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        return torch.equal(one.eval()(x), two.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width"),
+    [
+        ("resnet18", 32, 512),
+        ("resnet50", 64, 2048),
+        ("resnet18_c16", 32, 128),
+        ("resnet18_c16", 96, 128),
+        ("vit_tiny_patch16_224", 32, 192),
+        ("convnext_atto", 64, 320),
+        ("mobilenetv3_small_050", 64, 1024),
+    ],
+)
+def test_width_is_what_comes_out(name: str, size: int, width: int) -> None:
+    net, said = build_backbone(name, size)
+    assert said == width
+    assert net.eval()(torch.randn(2, 3, size, size)).shape == (2, width)
+
+
+def test_weights_open_in_plain_torchvision() -> None:
+    net, _ = build_backbone("resnet18", 224)
+    plain = torchvision().models.resnet18(weights=None)
+    missing = plain.load_state_dict(net.state_dict(), strict=False)
+    assert set(missing.missing_keys) == {"fc.weight", "fc.bias"}
+    assert not missing.unexpected_keys
+    plain.fc = nn.Identity()
+    assert _same_features(net, plain, 96)
+
+
+def test_weights_of_small_images_open_in_torchvision_with_the_cifar_stem() -> None:
+    net, _ = build_backbone("resnet18", 32)
+    plain = torchvision().models.resnet18(weights=None)
+    plain.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    plain.maxpool = plain.fc = nn.Identity()
+    plain.load_state_dict(net.state_dict())
+    assert _same_features(net, plain, 32)
+
+
+def test_weights_open_in_plain_timm_and_its_batch_norms_are_synchronised() -> None:
+    net, _ = build_backbone("mobilenetv3_small_050", 64)
+    torchvision()
+    import timm
+
+    plain = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    synchronise(net)
+    assert any(isinstance(module, SyncBatchNorm) for module in net.modules())
+    plain.load_state_dict(net.state_dict())
+    assert _same_features(net, plain, 64)
+
+
+def test_narrow_resnet_has_the_names_and_the_depth_of_resnet18() -> None:
+    narrow, _ = build_backbone("resnet18_c16", 224)
+    full, _ = build_backbone("resnet18", 224)
+    pairs = zip(narrow.state_dict().items(), full.state_dict().items(), strict=True)
+    for (name, small), (other, large) in pairs:
+        assert name == other
+        expected = [n if n in (1, 3, 7) else n // 4 for n in large.shape]
+        assert list(small.shape) == expected, name
+    assert pickle.loads(pickle.dumps(narrow)) is not None
+
+
+def test_residual_blocks_can_start_as_the_identity() -> None:
+    for name in ("resnet18_c16", "resnet50"):
+        net, _ = build_backbone(name, 32, zero_init_residual=True)
+        last = "bn2" if name == "resnet18_c16" else "bn3"
+        zeros = [n for n, p in net.named_parameters() if n.endswith(".weight") and not p.any()]
+        assert zeros
+        assert all(last in n for n in zeros)
+
+
+def test_unknown_names_are_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match=r"method\.backbone: 'resnet5O'.*'resnet50'") as caught:
+        build_backbone("resnet5O", 224)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_that_a_model_cannot_take_are_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="timm cannot build") as caught:
+        build_backbone("nest_tiny", 30)
+    assert "\n" not in str(caught.value)

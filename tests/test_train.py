@@ -1,0 +1,157 @@
+"""Stopping changes nothing: kill a run anywhere, and the run that resumes is the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.photos import tiny_dataset
+
+ROOT = Path(__file__).parents[1]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_dataset(tmp_path_factory.mktemp("photos"), samples=96, classes=4)
+
+
+class Run:
+    """One run folder, driven as a user drives it: through ``launch/submit.py --local``."""
+
+    def __init__(self, data: Path, out: Path, name: str, *overrides: str) -> None:
+        self.dir = out / name
+        self.command = [
+            sys.executable, "launch/submit.py", "--local", "2", "configs/quickstart.yaml",
+            f"name={name}", f"out={out}", f"data.train={data}", f"data.val={data}",
+            "trace=true", "optim.global_batch=32", "data.streams=4", "data.window=16",
+            f"optim.max_steps={STEPS}", "optim.epochs=1000", "log_every=1", "vote_every=1",
+            "checkpoint.every_steps=3", "evaluations=[]", *overrides,
+        ]  # fmt: skip
+        self.environment = os.environ | {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command, cwd=ROOT, env=self.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def finish(self) -> str:
+        process = self.start()
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        return output
+
+    def steps(self) -> int:
+        """Steps in the trace of rank 0 so far."""
+        path = self.dir / "trace.rank0.jsonl"
+        return path.read_text().count('"position"') if path.exists() else 0
+
+    def kill_at(self, step: int) -> None:
+        """SIGKILL the launcher and all its ranks once ``step`` steps have been traced."""
+        process = self.start()
+        end = time.monotonic() + 240
+        while self.steps() < step:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end, "the run made no progress"
+            time.sleep(0.005)
+        for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+            victim.kill()
+        process.communicate()
+
+    def traces(self) -> list[str]:
+        return [path.read_text() for path in sorted(self.dir.glob("trace.rank*.jsonl"))]
+
+
+def lines(run: Run) -> list[dict[str, object]]:
+    return [json.loads(line) for text in run.traces() for line in text.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "kills"), [(0, [5]), (1, [1, 8, 11]), (2, [7])])
+def test_a_killed_run_restarted_is_the_uninterrupted_run(
+    data: Path, tmp_path: Path, stage: int, kills: list[int]
+) -> None:
+    straight = Run(data, tmp_path, "straight", f"engine.zero_stage={stage}")
+    broken = Run(data, tmp_path, "broken", f"engine.zero_stage={stage}")
+    straight.finish()
+    for step in kills:
+        broken.kill_at(step)
+    broken.finish()
+    assert len(straight.traces()) == 2
+    assert broken.traces() == straight.traces()
+    assert sum("final" in line for line in lines(broken)) == 2
+    again = broken.finish()
+    assert "finished" in again
+    assert broken.traces() == straight.traces()
+
+
+@pytest.mark.slow
+def test_told_to_stop_it_saves_at_once_and_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+    straight, stopped = (Run(data, tmp_path, name) for name in ("straight", "stopped"))
+    straight.finish()
+    process = stopped.start()
+    while stopped.steps() < 4:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    saved = sorted((stopped.dir / "checkpoints").glob("step-*"))[-1]
+    assert int(saved.name.partition("-")[2]) == stopped.steps() < STEPS
+    stopped.finish()
+    assert stopped.traces() == straight.traces()
+
+
+@pytest.mark.slow
+def test_every_step_uses_the_same_pixels_on_one_rank_and_on_two(data: Path, tmp_path: Path) -> None:
+    two, one = Run(data, tmp_path, "two"), Run(data, tmp_path, "one")
+    one.command[one.command.index("--local") + 1] = "1"
+    two.finish()
+    one.finish()
+
+    def pixels(run: Run) -> dict[object, set[tuple[object, object]]]:
+        found: dict[object, set[tuple[object, object]]] = {}
+        for line in lines(run):
+            if "step" in line:
+                pairs = zip(line["ids"], line["pixels"], strict=True)  # type: ignore[call-overload]
+                found.setdefault(line["step"], set()).update(pairs)
+        return found
+
+    assert len(pixels(one)) == STEPS
+    assert pixels(one) == pixels(two)
+    losses = {
+        run.dir.name: [float.fromhex(str(x["loss"])) for x in lines(run) if x.get("step") == 1]
+        for run in (one, two)
+    }
+    assert losses["one"][0] == pytest.approx(losses["two"][0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_does_not_continue_as_another_experiment(data: Path, tmp_path: Path) -> None:
+    run = Run(data, tmp_path, "run", "optim.max_steps=3")
+    run.finish()
+    before = run.traces()
+    for override, named in [
+        ("optim.base_lr=0.5", "optim.base_lr"),
+        ("optim.accumulate=2", "optim.accumulate"),
+        ("data.window=8", "data.window"),
+    ]:
+        refused = subprocess.run(
+            [*run.command, override], cwd=ROOT, env=run.environment, capture_output=True, text=True
+        )
+        assert refused.returncode == 2
+        assert named in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert run.traces() == before

@@ -1,0 +1,84 @@
+"""Every image once, in the order of the ids, seen the same way each time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vssl_dist.data.backend import Backend, BackendSpec, Batch, build_backend, hand_over
+from vssl_dist.data.prefetch import Prefetcher
+from vssl_dist.data.shards import Dataset, Samples
+from vssl_dist.data.substitution import read_decodable
+
+_AHEAD = 2
+_RESIZED, _CROPPED = 256, 224  # the short side is resized to the first to crop the second
+
+
+def evaluation_batches(
+    dataset: Dataset, spec: BackendSpec, *, backend: str, batch: int, limit: int | None
+) -> Iterator[Batch]:
+    """Each sample exactly once, in id order, as one view.
+
+    Images of ``spec.image_size`` x ``spec.image_size`` are taken as they are; of all others the
+    short side is resized to 256 / 224 of it and the centre is cropped.
+
+    Args:
+        dataset: The split.
+        spec: Size, normalisation, threads and device; its recipes are not used.
+        backend: ``dali`` or ``reference``.
+        batch: Samples per batch; the last one may be shorter.
+        limit: Use only the first so many samples.
+
+    Yields:
+        `Batch` with one view.  A damaged image is replaced as in training, with a warning.
+
+    Raises:
+        DataError: A shard cannot be read, or holds no usable image.
+    """
+    made = build_backend(backend, spec)
+    count = dataset.samples if limit is None else min(limit, dataset.samples)
+    chunks = (np.arange(i, min(i + batch, count)) for i in range(0, count, batch))
+    source = (_framed(dataset, made, ids, spec.image_size) for ids in chunks)
+    with closing(Prefetcher(source, _AHEAD)) as batches:
+        for result in batches:
+            hand_over(result.views)
+            yield result
+
+
+def _framed(dataset: Dataset, backend: Backend, ids: NDArray[np.int64], side: int) -> Batch:
+    samples, view = read_decodable(
+        dataset, ids, lambda samples: backend.frame(samples, centre_boxes(samples, side))
+    )
+    for bad in samples.substitutions:
+        warnings.warn(
+            f"{dataset.folder}: sample {bad.planned} is evaluated as {bad.used}: {bad.reason}",
+            stacklevel=2,
+        )
+    return Batch(torch.from_numpy(ids), [view], torch.from_numpy(samples.label))
+
+
+def centre_boxes(samples: Samples, side: int) -> NDArray[np.float32]:
+    """The part of each image that resizing its short side and cropping the centre would keep.
+
+    Only this part is resized then, which gives the same pixels for less work.
+
+    Args:
+        samples: B images; only their sizes matter.
+        side: Side of the crop.
+
+    Returns:
+        ``(B, 4)`` top, left, height, width in pixels of the original.
+    """
+    sizes = np.stack([samples.height, samples.width], axis=1)
+    short = sizes.min(axis=1, keepdims=True)
+    target = int(side * _RESIZED / _CROPPED + 0.5)
+    resized = np.where(sizes == short, target, sizes * target // short)
+    resized = np.where((sizes == side).all(axis=1, keepdims=True), side, resized)
+    offset = np.rint((resized - side) / 2)
+    scale = sizes / resized
+    return np.hstack([offset * scale, side * scale]).astype(np.float32)

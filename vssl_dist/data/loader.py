@@ -1,0 +1,140 @@
+"""The training data of one rank; its entire state is one integer.
+
+``plan`` says which samples, ``shards`` reads them, ``views`` draws what happens to them and a
+backend carries it out, a few batches ahead of the training loop in a background thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vssl_dist.config import RunConfig
+from vssl_dist.data.backend import Backend, BackendSpec, Batch, build_backend, hand_over
+from vssl_dist.data.evaluation import evaluation_batches
+from vssl_dist.data.plan import Plan
+from vssl_dist.data.prefetch import Prefetcher
+from vssl_dist.data.shards import Dataset, Samples, Substitution
+from vssl_dist.data.sheet import augmentation_sheet
+from vssl_dist.data.substitution import read_decodable
+from vssl_dist.data.views import draw
+
+__all__ = [
+    "BackendSpec",
+    "Batch",
+    "Loader",
+    "augmentation_sheet",
+    "build_loader",
+    "evaluation_batches",
+]
+
+_AHEAD = 2
+
+Int64 = NDArray[np.int64]
+
+
+class Loader:
+    """An endless iterator over one rank's micro-steps.
+
+    ``position`` counts the samples that the whole job has consumed, not what this rank has
+    prefetched: it moves on when a batch is yielded.  Set it before iterating to go anywhere.
+    """
+
+    def __init__(
+        self, cfg: RunConfig, dataset: Dataset, backend: Backend, rank: int, world_size: int
+    ) -> None:
+        data, optim = cfg.data, cfg.optim
+        self.position = 0
+        self.substitutions: list[Substitution] = []
+        """The samples shown so far in place of bad ones."""
+        self._recipes, self._seed = data.views, cfg.seed
+        self._dataset, self._backend = dataset, backend
+        self._rank, self._world_size = rank, world_size
+        self._plan = Plan(
+            dataset.shard_sizes,
+            seed=cfg.seed,
+            streams=data.streams,
+            window=data.window,
+            global_batch=optim.global_batch,
+            accumulate=optim.accumulate,
+        )
+        self._plan.streams_of(rank, world_size)
+        self._running: Prefetcher[tuple[Batch, list[Substitution]]] | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples of one epoch, over all ranks."""
+        return self._dataset.samples
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the dataset's manifest."""
+        return self._dataset.fingerprint
+
+    def __iter__(self) -> Iterator[Batch]:
+        """From ``position`` on, for ever; a new iteration ends the one before it.
+
+        Raises:
+            DataError: A shard cannot be read, or holds no usable image.
+            ValueError: No micro-step begins at ``position``.
+        """
+        self.close()
+        batches = Prefetcher(self._batches(self.position), _AHEAD)
+        self._running = batches
+        with closing(batches):
+            for batch, substitutions in batches:
+                hand_over(batch.views)
+                self.substitutions += substitutions
+                self.position += self._plan.micro_batch
+                yield batch
+
+    def close(self) -> None:
+        """End the background thread; iterating again starts a new one."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _batches(self, position: int) -> Iterator[tuple[Batch, list[Substitution]]]:
+        while True:
+            ids, epochs = self._plan.micro_batch_ids(position, self._rank, self._world_size)
+            samples, views = self._render(ids, epochs)
+            labels = torch.from_numpy(samples.label)
+            yield Batch(torch.from_numpy(ids), views, labels), samples.substitutions
+            position += self._plan.micro_batch
+
+    def _render(self, ids: Int64, epochs: Int64) -> tuple[Samples, list[Tensor]]:
+        def render(samples: Samples) -> list[Tensor]:
+            # A substitute is augmented as the planned sample would have been.
+            sizes = np.stack([samples.height, samples.width], axis=1)
+            draws = [
+                draw(recipe, self._seed, view, ids, epochs, sizes)
+                for view, recipe in enumerate(self._recipes)
+            ]
+            return self._backend(samples, draws)
+
+        return read_decodable(self._dataset, ids, render)
+
+
+def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> Loader:
+    """The training loader of one rank.
+
+    Args:
+        cfg: The run.
+        rank: In [0, world_size).
+        world_size: Must divide ``data.streams``.
+        device: Where the views are to be: ``"cpu"`` or ``"cuda"`` (this process's device).
+
+    Raises:
+        DataError: There is no dataset at ``data.train``, or it is damaged.
+        ConfigError: The numbers do not divide, or the backend is not installed.
+    """
+    spec = BackendSpec(
+        cfg.data.views, cfg.data.image_size, cfg.data.normalise, cfg.data.threads, device
+    )
+    dataset = Dataset.open(cfg.data.train)
+    return Loader(cfg, dataset, build_backend(cfg.data.backend, spec), rank, world_size)

@@ -1,0 +1,128 @@
+"""Views with PIL and torchvision: the meaning of every operation, and where DALI has no wheel.
+
+The operations are torchvision's (v2 functional, on uint8 tensors) in the order of the recipe.
+DALI is held against this file, so it is written to be believed rather than to be fast.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vssl_dist.data.backend import BackendSpec, Placement, UndecodableError
+from vssl_dist.data.shards import Samples
+from vssl_dist.data.views import Draws, blur_window
+from vssl_dist.vision import torchvision
+
+SOLARIZE_FROM = 128
+
+T = TypeVar("T")
+Box = tuple[float, float, float, float]
+
+
+def decode(data: NDArray[np.uint8]) -> Image.Image:
+    """The image as stored, in RGB.
+
+    Raises:
+        ValueError: The bytes are no whole image.
+    """
+    try:
+        with Image.open(io.BytesIO(data.data)) as image:
+            return image.convert("RGB")
+    except Exception as error:  # PIL promises no common class: OSError, SyntaxError, struct.error
+        raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
+
+
+class ReferenceBackend:
+    """See `Backend`; images are spread over threads, which PIL and torch let run in parallel."""
+
+    def __init__(self, spec: BackendSpec) -> None:
+        torchvision()
+        self._functional = import_module("torchvision.transforms.v2.functional")
+        self._spec = spec
+        self._placement = Placement(spec.device)
+
+    def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
+        def views(image: Image.Image, row: int) -> list[Tensor]:
+            return [self._view(image, draw.take(row)) for draw in draws]
+
+        rows = self._map(samples, views)
+        return [self._finish([row[v] for row in rows]) for v in range(len(draws))]
+
+    def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:
+        def framed(image: Image.Image, row: int) -> Tensor:
+            top, left, height, width = boxes[row].tolist()
+            return self._resize(image, box=(left, top, left + width, top + height))
+
+        return self._finish(self._map(samples, framed))
+
+    def _map(self, samples: Samples, make: Callable[[Image.Image, int], T]) -> list[T]:
+        one = partial(_try, samples, make)
+        rows = range(len(samples.data))
+        if self._spec.threads == 1:
+            results = [one(row) for row in rows]
+        else:
+            with ThreadPoolExecutor(self._spec.threads) as pool:
+                results = list(pool.map(one, rows))
+        reasons = {row: result[1] for row, result in enumerate(results) if result[1]}
+        if reasons:
+            raise UndecodableError(reasons)
+        return [result[0][0] for result in results]
+
+    def _resize(self, image: Image.Image, box: Box | None = None) -> Tensor:
+        side = self._spec.image_size
+        resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+    def _view(self, image: Image.Image, draw: Draws) -> Tensor:
+        """One view of one image; ``draw`` holds scalars."""
+        f: Any = self._functional
+        top, left, height, width = draw.crop.tolist()
+        x = self._resize(image.crop((left, top, left + width, top + height)))
+        if draw.flip:
+            x = f.horizontal_flip(x)
+        if draw.brightness != 1:
+            x = f.adjust_brightness(x, float(draw.brightness))
+        if draw.contrast != 1:
+            x = f.adjust_contrast(x, float(draw.contrast))
+        if draw.saturation != 1:
+            x = f.adjust_saturation(x, float(draw.saturation))
+        if draw.hue != 0:
+            x = f.adjust_hue(x, float(draw.hue))
+        if draw.grayscale:
+            x = f.rgb_to_grayscale(x, num_output_channels=3)
+        if draw.blur_sigma > 0:
+            side, sigma = int(blur_window(draw.blur_sigma)), float(draw.blur_sigma)
+            x = f.gaussian_blur(x, [side, side], [sigma, sigma])
+        if draw.solarize:
+            x = f.solarize(x, SOLARIZE_FROM)
+        return x
+
+    def _finish(self, images: list[Tensor]) -> Tensor:
+        normalise = self._spec.normalise
+        mean = torch.tensor(normalise.mean, dtype=torch.float32).reshape(3, 1, 1)
+        std = torch.tensor(normalise.std, dtype=torch.float32).reshape(3, 1, 1)
+        x = (torch.stack(images).float() / 255 - mean) / std
+        if self._placement.device.type == "cpu":
+            return x
+        with self._placement.scope():
+            return x.pin_memory().to(self._placement.device, non_blocking=True)
+
+
+def _try(samples: Samples, make: Callable[[Image.Image, int], T], row: int) -> tuple[list[T], str]:
+    """What ``make`` makes of one image, or why there is no image."""
+    try:
+        image = decode(samples.data[row])
+    except ValueError as error:
+        return [], str(error)
+    return [make(image, row)], ""

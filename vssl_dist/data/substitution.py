@@ -1,0 +1,69 @@
+"""Bad images never stop a run and never pass silently: they are replaced, and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vssl_dist.data.backend import UndecodableError
+from vssl_dist.data.shards import DataError, Dataset, Samples, Substitution
+
+T = TypeVar("T")
+
+
+def read_decodable(
+    dataset: Dataset, ids: NDArray[np.int64], render: Callable[[Samples], T]
+) -> tuple[Samples, T]:
+    """Read samples and render them, with substitutes for what is damaged or does not decode.
+
+    A substitute is the next sample of the same shard, cyclically, that is intact and decodes:
+    the same one whichever rank meets the bad one, in whatever batch.
+
+    Args:
+        dataset: Where the samples are.
+        ids: ``(B,)`` planned ids.
+        render: Called with the samples, again after each replacement.
+
+    Returns:
+        The samples that were rendered (with the list of substitutions) and the rendering.
+
+    Raises:
+        DataError: A shard holds no usable sample.
+    """
+    samples = dataset.read_checked(ids)
+    damaged = {found.planned: found for found in samples.substitutions}
+    shown = {row: damaged[i] for row, i in enumerate(ids.tolist()) if i in damaged}
+    tried: dict[int, set[int]] = {}
+    while True:
+        try:
+            rendering = render(samples)
+        except UndecodableError as error:
+            for row, reason in error.reasons.items():
+                last = shown.get(row, Substitution(int(ids[row]), int(ids[row]), ""))
+                seen = tried.setdefault(row, set())
+                seen.add(last.used)
+                used = _show_next(dataset, samples, row, last.used)
+                if used in seen:
+                    raise DataError(
+                        f"{dataset.folder}: sample {last.planned} does not decode, nor does any "
+                        f"other of its shard ({reason}): run data_prep/verify.py"
+                    ) from error
+                known = last.reason or f"does not decode: {reason}"
+                shown[row] = Substitution(last.planned, used, known)
+        else:
+            samples.substitutions = [shown[row] for row in sorted(shown)]
+            return samples, rendering
+
+
+def _show_next(dataset: Dataset, samples: Samples, row: int, current: int) -> int:
+    """Put the next intact sample after ``current`` into ``row``; returns its id."""
+    shard, place = (int(array[0]) for array in dataset.locate(np.array([current])))
+    following = current - place + (place + 1) % int(dataset.shard_sizes[shard])
+    found = dataset.read_checked(np.array([following]))
+    samples.data[row] = found.data[0]
+    for name in ("height", "width", "label"):
+        getattr(samples, name)[row] = getattr(found, name)[0]
+    return found.substitutions[0].used if found.substitutions else following

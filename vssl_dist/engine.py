@@ -1,0 +1,250 @@
+"""Student under DeepSpeed, teacher beside it, one training step: the only door to DeepSpeed.
+
+Rounding apart, a step is that of one process on the whole global batch, at every ZeRO stage:
+batch norm and noise see all ranks' images, and gradients are averaged in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vssl_dist import dist, durable, schedule, state
+from vssl_dist.checkpoint import CheckpointError, all_or_none
+from vssl_dist.config import RunConfig
+from vssl_dist.methods.base import GlobalNoise, LossOutput, Method
+from vssl_dist.models.norm import synchronise
+from vssl_dist.optim import build_optimizer
+from vssl_dist.teacher import Teacher
+from vssl_dist.zero import ds_config
+
+if TYPE_CHECKING:
+    from vssl_dist.data.loader import Batch
+
+TAG = "deepspeed"
+PATIENCE = 10
+
+
+class Diverged(RuntimeError):
+    """No step was possible for ``PATIENCE`` steps on end, on any batch: the network is damaged."""
+
+
+class Engine:
+    """Trains ``method``; its ``student`` becomes the DeepSpeed engine, which is called alike.
+
+    A step whose loss (on any rank) or gradient is not finite is skipped by all: weights,
+    optimizer, teacher and batch-norm statistics stay, only ``step`` goes on, as its images are
+    used up.  That takes no vote: a non-finite loss makes its own gradient NaN, gradients reach
+    all ranks anyway, and their norm is read once per step.
+
+    Args:
+        cfg: The run.
+        method: Networks and loss, on the CPU; rank 0's initial weights count.
+        total_steps, steps_per_epoch: In optimizer steps: where the schedules and warm-up end.
+        device: ``"cpu"`` or ``"cuda"``; the process group must be up, also for one rank.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        method: Method,
+        *,
+        total_steps: int,
+        steps_per_epoch: float,
+        device: str,
+    ) -> None:
+        self.cfg, self.method, self.device, self.total_steps = cfg, method, device, total_steps
+        self.warmup = round(cfg.optim.warmup_epochs * steps_per_epoch)
+        self.step, self.skipped, self.skipped_on_end = 0, 0, 0
+        self.student = synchronise(method.student).train().to(device)
+        self.optimizer = build_optimizer(cfg.optim, self.student)
+        self.ds = _under_deepspeed(cfg, self.student, self.optimizer, device)
+        method.student = self.ds
+        self.teacher: Teacher | None = None
+        self._buffers = list(self.student.buffers())
+        if method.teacher is not None:
+            method.teacher = synchronise(method.teacher).train().to(device)
+            cast = None if cfg.engine.autocast == "none" else device
+            self.teacher = Teacher(method.teacher, self.student, autocast_on=cast)
+            self._buffers += method.teacher.buffers()
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    def train_step(self, batches: Sequence[Batch]) -> LossOutput:
+        """One optimizer step, then one step of the teacher.
+
+        Args:
+            batches: ``accumulate`` micro-batches of this rank, in order.
+
+        Returns:
+            This rank's loss and metrics, means over the micro-steps, with ``lr``, ``ema_decay``,
+            ``grad_norm`` (of the global batch, before clipping; infinite in a skipped step) and
+            ``skipped_steps`` (so far) added.
+
+        Raises:
+            Diverged: On all ranks, after ``PATIENCE`` skipped steps on end.
+        """
+        optim = self.cfg.optim
+        if len(batches) != optim.accumulate:
+            raise ValueError(f"{len(batches)} micro-batches, but {optim.accumulate=}")
+        lr = schedule.warmup_cosine(self.step, self.total_steps, self.warmup, optim.peak_lr)
+        decay = schedule.cosine(self.step, self.total_steps, *self.cfg.engine.ema_decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        torch._foreach_copy_(self._kept, self._buffers)
+        terms = [self._micro_step(number, batch) for number, batch in enumerate(batches)]
+        grad_norm = self._update()
+        self.skipped_on_end = 0 if grad_norm.isfinite() else self.skipped_on_end + 1
+        if self.skipped_on_end:
+            self._skip()
+        elif self.teacher:
+            self.teacher.update(decay)
+        self.step += 1
+        means = {key: torch.stack([term[key] for term in terms]).mean() for key in terms[0]}
+        for key, value in {"lr": lr, "ema_decay": decay, "skipped_steps": self.skipped}.items():
+            means[key] = torch.full((), value, dtype=torch.float64, device=self.device)
+        return LossOutput(means.pop("loss"), means | {"grad_norm": grad_norm})
+
+    def _micro_step(self, number: int, batch: Batch) -> dict[str, Tensor]:
+        """Forward and backward; the last one of a step is left to :meth:`_update` to conclude."""
+        views: Sequence[Tensor] = batch.views
+        if self.cfg.engine.channels_last:
+            # Convolutions keep the layout.  The weights stay as they are: views of flat vectors.
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        noise = GlobalNoise(
+            self.cfg.seed, self.step, number, dist.rank(), dist.world_size(), self.device
+        )
+        out = self.method.loss(views, noise)
+        loss = out.loss.detach()
+        # An infinite loss may have a finite gradient; here it must not.
+        self.ds.backward(out.loss * torch.where(loss.isfinite(), 1.0, torch.nan))
+        if number + 1 < self.cfg.optim.accumulate:
+            self.ds.step()
+        return {"loss": loss} | out.metrics
+
+    def _update(self) -> Tensor:
+        """Clip and update, or skip; the gradient's norm, the same on every rank and stage."""
+        if self.cfg.engine.zero_stage > 0:
+            self.ds.step()
+            return torch.as_tensor(self.ds.get_global_grad_norm(), device=self.device)
+        trained = [p for p in self.student.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if not norm.isfinite():
+            # Without gradients the optimizer has nothing to do, not even weight decay.
+            self.ds.zero_grad()
+            norm.fill_(torch.inf)
+        elif self.cfg.optim.clip:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.cfg.optim.clip, norm)
+        self.ds.step()
+        return norm
+
+    def _skip(self) -> None:
+        torch._foreach_copy_(self._buffers, self._kept)
+        self.skipped += 1
+        if self.skipped_on_end == PATIENCE:
+            raise Diverged(
+                f"loss or gradient not finite in {PATIENCE} steps on end, the last of them step "
+                f"{self.step}: continue from an earlier checkpoint, or lower optim.base_lr"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write everything that the next step depends on; every rank calls this.
+
+        Raises:
+            Exception: What writing raises, on the rank that cannot; on all, if a weight is NaN.
+        """
+        finite = all(bool(p.isfinite().all()) for p in self.student.parameters())
+        if dist.any_rank(not finite, self.device):
+            raise CheckpointError(f"the weights after step {self.step} are not finite")
+        try:
+            self.ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        except Exception:
+            dist.barrier()  # the one at the end of save_checkpoint, where the others wait
+            raise
+        own = folder / f"generators-{dist.rank():05d}.json"
+        own.write_text(json.dumps(state.generators()))
+        if dist.rank() == 0:
+            facts = {"step": self.step, "skipped": self.skipped} | self._layout()
+            (folder / "engine.json").write_text(json.dumps(facts))
+            if self.teacher:
+                self.teacher.save(folder / "teacher.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Continue as if :meth:`save` had just returned; every rank calls this.
+
+        The files count as whole and our own: ``checkpoint.newest`` has verified them.
+
+        Raises:
+            CheckpointError: They were written by another number of ranks or ZeRO stage.
+        """
+        facts = json.loads((folder / "engine.json").read_text())
+        for key, now in self._layout().items():
+            if facts[key] != now:
+                raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {now}")
+        self.ds.load_checkpoint(str(folder), tag=TAG)
+        if self.teacher:
+            self.teacher.load(folder / "teacher.safetensors")
+        own = folder / f"generators-{dist.rank():05d}.json"
+        state.restore_generators(json.loads(own.read_text()))
+        self.step, self.skipped, self.skipped_on_end = facts["step"], facts["skipped"], 0
+
+    def _layout(self) -> dict[str, int]:
+        return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
+
+    def export_state(self) -> dict[str, Tensor]:
+        """The evaluated backbone (the teacher's, if there is one): plain CPU tensors, float32."""
+        network = self.teacher.module if self.teacher else self.student
+        return state.plain(network.get_submodule("backbone"))
+
+    def export(self, path: Path, card: dict[str, Any]) -> None:
+        """Write the backbone to ``path`` and ``card`` beside it, last; every rank calls this.
+
+        Raises:
+            CheckpointError: On every rank, if rank 0 cannot write.
+        """
+
+        def write() -> None:
+            durable.publish(path, safetensors.torch.save(self.export_state()))
+            durable.publish(path.with_suffix(".json"), json.dumps(card, indent=1).encode())
+
+        all_or_none(write, only_on=0)
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of ``weights`` (buffers included), ``optimizer`` and ``teacher``; all ranks call.
+
+        Where the ranks differ, as with ZeRO's shards, it is the digest of all of theirs.
+        """
+        parts = {
+            "weights": self.student.state_dict(),
+            "optimizer": [self.optimizer.state_dict(), self.optimizer.param_groups],
+            "teacher": self.teacher.module.state_dict() if self.teacher else {},
+        }
+        found = {name: dist.gather(state.digest(part)) for name, part in parts.items()}
+        return {k: v[0] if len(set(v)) == 1 else state.digest(v) for k, v in found.items()}
+
+
+def _under_deepspeed(
+    cfg: RunConfig, student: nn.Module, optimizer: torch.optim.Optimizer, device: str
+) -> Any:
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read on import
+    import deepspeed  # here, because a login node has no use for it
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # It calls, at every step, what torch has since given another name.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
+    # On a CPU it would compile an all-reduce for inference, which nothing here calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config = ds_config(cfg, dist.world_size(), size=sum(p.numel() for p in student.parameters()))
+    engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=config)
+    if cfg.engine.compile:
+        engine.compile()
+    return engine

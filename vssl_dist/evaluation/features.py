@@ -1,0 +1,188 @@
+"""Features of frozen networks: an exported backbone, a random one, or no network at all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import safetensors
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vssl_dist.config import Normalisation
+from vssl_dist.data.loader import BackendSpec, Batch, evaluation_batches
+from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.evaluation.knn import Features
+from vssl_dist.models.backbones import build_backbone
+
+__all__ = ["ExportError", "Features", "Reading", "extract", "load_export", "random_network"]
+
+_CARD_KEYS = {"backbone", "image_size", "normalise", "step", "run", "train", "val"}
+_FULL_PRECISION_BYTES = 2 << 30
+
+
+class ExportError(DataError):
+    """An export cannot be used; the message is one line with the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of an evaluation are read: no augmentation, every image once."""
+
+    image_size: int
+    normalise: Normalisation
+    batch: int = 256
+    backend: str = "dali"
+    threads: int = 2
+    device: str = "cpu"
+    autocast: torch.dtype | None = None
+    """Precision of the network's products on a GPU, such as ``torch.bfloat16``."""
+
+    def batches(self, dataset: Dataset, limit: int | None) -> Iterator[Batch]:
+        """The first ``limit`` images, in the order of their ids."""
+        spec = BackendSpec((), self.image_size, self.normalise, self.threads, self.device)
+        return evaluation_batches(
+            dataset, spec, backend=self.backend, batch=self.batch, limit=limit
+        )
+
+
+def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Open an exported backbone by its weights and the card beside them.
+
+    Args:
+        path: The ``.safetensors`` file; the card is the ``.json`` file of the same name.
+
+    Returns:
+        The backbone in eval mode on the CPU, ``(B, 3, H, W)`` to ``(B, D)``, and the card.
+
+    Raises:
+        ExportError: One line: a file is missing, is none of ours, or is damaged.
+    """
+    card = read_card(path)
+    try:
+        weights = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ExportError(f"{path}: damaged, or not safetensors ({error})") from error
+    backbone, _ = build_backbone(card["backbone"], card["image_size"])
+    wanted = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in weights.items()}
+    wrong = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+    if wrong:
+        raise ExportError(
+            f"{path}: its weights are not those of {card['backbone']} as the card says "
+            f"({len(wrong)} tensors differ, such as {wrong[0]})"
+        )
+    backbone.load_state_dict(weights)
+    return backbone.eval(), card
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of an export; see `load_export`."""
+    if not path.is_file():
+        raise ExportError(f"{path}: there is no such export")
+    place = path.with_suffix(".json")
+    try:
+        card: dict[str, Any] = json.loads(place.read_text())
+    except OSError as error:
+        raise ExportError(f"{path}: its card {place.name} is missing; export again") from error
+    except ValueError as error:
+        raise ExportError(f"{place}: the card is damaged ({error}); export again") from error
+    missing = sorted(_CARD_KEYS - card.keys()) if isinstance(card, dict) else ["everything"]
+    if missing:
+        raise ExportError(f"{place}: not a card of ours, it lacks {', '.join(missing)}")
+    return card
+
+
+def random_network(backbone: str, image_size: int, seed: int = 0) -> nn.Module:
+    """The backbone before any training, in eval mode; the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, _ = build_backbone(backbone, image_size)
+    return network.eval()
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """No network: ``(B, 3, H, W)`` normalised images as ``(B, 3 * H * W)``."""
+    return images.flatten(1)
+
+
+def extract(
+    network: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    reading: Reading,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """Features of the first ``limit`` images, in the order of their ids.
+
+    A bar is drawn when standard error is a terminal.
+
+    Args:
+        network: ``(B, 3, H, W)`` to ``(B, D)``, already in eval mode; a module is moved to
+            ``reading.device``.
+        dataset: Where the images are.
+        reading: How they are read.
+        limit: ``None`` means all.
+        progress: Called with the images done and in all.
+
+    Returns:
+        float32, or float16 beyond 2 GiB, on the CPU.
+
+    Raises:
+        DataError: The features would not fit into memory.
+    """
+    total = min(dataset.samples, limit or dataset.samples)
+    if isinstance(network, nn.Module):
+        network.to(reading.device)
+    features = torch.empty(0)
+    labels = torch.empty(total, dtype=torch.int64)
+    done = 0
+    with _bar() as bar, torch.inference_mode():
+        task = bar.add_task(f"features of {dataset.folder.name}", total=total)
+        for batch in reading.batches(dataset, limit):
+            rows = _forward(network, batch.views[0], reading)
+            if not len(features):
+                features = _allocate(total, rows.shape[1])
+            features[done : done + len(rows)] = rows
+            labels[done : done + len(rows)] = batch.labels
+            done += len(rows)
+            bar.update(task, completed=done)
+            if progress is not None:
+                progress(done, total)
+    if done != total:
+        raise RuntimeError(f"{dataset.folder}: {done} of {total} images were read")
+    return Features(features, labels)
+
+
+def _forward(network: Callable[[Tensor], Tensor], images: Tensor, reading: Reading) -> Tensor:
+    with torch.autocast(
+        torch.device(reading.device).type,
+        dtype=reading.autocast,
+        enabled=reading.autocast is not None,
+    ):
+        return network(images).float().cpu()
+
+
+def _allocate(samples: int, width: int) -> Tensor:
+    half = samples * width * 4 > _FULL_PRECISION_BYTES
+    needed = samples * width * (2 if half else 4)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise DataError(
+            f"{samples} features of width {width} need {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} are free: set max_bank"
+        )
+    return torch.empty(samples, width, dtype=torch.float16 if half else torch.float32)
+
+
+def _bar() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty())

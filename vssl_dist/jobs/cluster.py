@@ -1,0 +1,197 @@
+"""SLURM through submitit: what to ask for, the batch script, submission, and who is alive."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from vssl_dist.config import ConfigError
+from vssl_dist.jobs.resources import Launch
+
+# submitit counts every SIGUSR2 of a job of at most 10 minutes as a time-out, and ends the run
+# when it has counted this many.
+_MAX_TIMEOUTS = 10_000
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/=,+@-]+")
+_ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "TIMEOUT",
+)  # fmt: skip
+
+
+class SubmissionError(RuntimeError):
+    """SLURM is not here, or does not take the job; the message is one line."""
+
+
+def why_no_slurm() -> str | None:
+    """One line that says why nothing can be submitted from this machine, or None."""
+    for program in ("sbatch", "srun", "squeue", "scontrol"):
+        if shutil.which(program) is None:
+            return f"there is no SLURM on this machine ({program} is not on the PATH)"
+    try:
+        answer = _run("scontrol", "ping")
+    except subprocess.TimeoutExpired:
+        return "SLURM's controller does not answer (scontrol ping)"
+    if answer.returncode == 0 and " UP" in answer.stdout:
+        return None
+    said = " ".join((answer.stdout + answer.stderr).split())
+    return f"SLURM's controller does not answer (scontrol ping: {said[:200]})"
+
+
+def is_live(job: str) -> bool:
+    """Whether SLURM still has the job: pending, running, or on its way back into the queue.
+
+    When SLURM cannot be asked the answer is yes: two jobs in one run folder are worse than one
+    refusal too many.
+    """
+    try:
+        answer = _run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    if answer.returncode:
+        return "Invalid job id" not in answer.stderr
+    states = answer.stdout.split()
+    return any(state not in _ENDED for state in states)
+
+
+def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
+    """A training job in sbatch's own words."""
+    profile = launch.resources
+    threads = {"OMP_NUM_THREADS": str(launch.cpus_per_rank)}
+    return _without_none(
+        job_name=name,
+        nodes=launch.nodes,
+        ntasks_per_node=launch.ranks_per_node,
+        cpus_per_task=launch.cpus_per_rank,
+        gpus_per_node=profile.gpus or None,
+        partition=profile.partition,
+        account=profile.account,
+        qos=profile.qos,
+        constraint=profile.constraint,
+        nodelist=profile.nodelist,
+        exclude=profile.exclude,
+        exclusive=profile.exclusive or None,
+        mem=None if profile.mem_gb is None else f"{profile.mem_gb}GB",
+        time=profile.minutes,
+        signal_delay_s=profile.signal_delay_s,
+        setup=[*profile.setup, *_exports(threads | profile.env)],
+        # One dead rank ends the job instead of leaving the others in a collective; since 22.05
+        # srun does not take the number of cores from sbatch.
+        srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_rank}"],
+        additional_parameters=_without_none(requeue=True, reservation=profile.reservation),
+        stderr_to_stdout=True,
+    )
+
+
+def evaluation_parameters(name: str, launch: Launch) -> dict[str, Any]:
+    """An evaluation job, one process, in sbatch's own words."""
+    profile, small = launch.resources, launch.resources.evaluation
+    threads = {"OMP_NUM_THREADS": str(small.cpus)}
+    return _without_none(
+        job_name=name,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=small.cpus,
+        gpus_per_node=1 if (small.device or launch.device) == "cuda" else None,
+        partition=small.partition or profile.partition,
+        account=small.account or profile.account,
+        qos=small.qos or profile.qos,
+        constraint=profile.constraint,
+        exclude=profile.exclude,
+        mem=None if small.mem_gb is None else f"{small.mem_gb}GB",
+        time=small.minutes,
+        setup=[*profile.setup, *_exports(threads | profile.env)],
+        srun_args=[f"--cpus-per-task={small.cpus}"],
+        additional_parameters=_without_none(reservation=profile.reservation),
+        stderr_to_stdout=True,
+    )
+
+
+def script(folder: Path, parameters: Mapping[str, Any]) -> str:
+    """The text of the batch script that `submit` would write; nothing is written.
+
+    Works where SLURM is not installed, so that a dry run can be read anywhere.
+    """
+    executor = _WithoutSlurm(folder, max_num_timeout=_MAX_TIMEOUTS)
+    executor.update_parameters(**parameters, wckey=None)
+    # The pinned submitit has no public name for the text that it submits.
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
+    return text
+
+
+def submit(folder: Path, parameters: Mapping[str, Any], job: Callable[[], object]) -> str:
+    """Submit a picklable job.
+
+    Args:
+        folder: For the script, the pickle and the logs (``JOB_RANK_log.out``); all nodes see it.
+        parameters: From `train_parameters` or `evaluation_parameters`.
+        job: Called without arguments by every task.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        SubmissionError: SLURM refused it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Whoever can write here can run code as this user: the nodes unpickle what they find.
+    folder.chmod(0o700)
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS)
+    # submitit's default, a wckey of its own name, is unknown to clusters that check them.
+    executor.update_parameters(**parameters, wckey=None)
+    try:
+        # submitit echoes what sbatch says, which the exception says again.
+        with _outside_any_job(), redirect_stderr(io.StringIO()):
+            submitted = executor.submit(job)
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        said = " ".join(str(error).split())
+        raise SubmissionError(f"sbatch refused the job: {said[:300]}") from error
+    return str(submitted.job_id)
+
+
+def check_path(path: Path) -> None:
+    """Refuse a run folder whose name SLURM or a shell would read as something else.
+
+    Raises:
+        ConfigError: It has spaces, quotes, percent signs or the like.
+    """
+    if not _PLAIN_PATH.fullmatch(str(path)):
+        raise ConfigError(
+            f"out: {str(path)!r} cannot stand in a batch script: use letters, digits and ._/=,+@-"
+        )
+
+
+class _WithoutSlurm(submitit.SlurmExecutor):  # type: ignore[misc]
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def _without_none(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _exports(variables: Mapping[str, str]) -> list[str]:
+    return [f"export {name}={value}" for name, value in sorted(variables.items())]
+
+
+@contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """Without the variables of the job we may be in, but for the cluster's address."""
+    conf = os.environ.get("SLURM_CONF")
+    with submitit.helpers.clean_env():
+        if conf is not None:
+            os.environ["SLURM_CONF"] = conf
+        yield

@@ -1,0 +1,187 @@
+"""Evaluations beside a training that never waits for them.
+
+At each export rank 0 starts a process of this module and forgets it.  One at a time works on a
+run: it looks for exports that lack a result, newest first, and evaluates them itself (on this
+machine) or submits a small job for each (on SLURM).  Results lie beside the exports, so nothing
+is lost when one of these processes is: the next one finds what is still to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import IO, Literal
+
+from filelock import FileLock, Timeout
+
+from vssl_dist.config import RunConfig
+from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one
+from vssl_dist.jobs.resources import Launch, load_launch
+
+_TRIES = 2
+_SUBMIT_WITHIN_S = 120
+_OF_THE_JOB = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Evaluator:
+    """The trainer's end: starts processes, and on SLURM gives the last ones time to submit."""
+
+    def __init__(self, run_dir: Path, cluster: Literal["slurm", "local"]) -> None:
+        self.run_dir, self.cluster = run_dir, cluster
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Have everything that is due evaluated; returns at once and never raises."""
+        self.started = [process for process in self.started if process.poll() is None]
+        try:
+            with self._log() as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "vssl_dist.jobs.dispatch", str(self.run_dir)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={k: v for k, v in os.environ.items() if k not in _OF_THE_JOB},
+                    start_new_session=True,  # it outlives the trainer, and its Ctrl-C
+                )
+        except OSError as error:
+            print(f"warning: no evaluation was started: {error}", flush=True)
+            return
+        self.started.append(process)
+
+    def close(self, timeout_s: float) -> None:
+        """On SLURM wait for submissions, which end with this job; elsewhere nothing."""
+        if self.cluster != "slurm":
+            return
+        for process in self.started:
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                print("warning: an evaluation could not be submitted in time", flush=True)
+
+    def _log(self) -> IO[bytes]:
+        path = self.run_dir / "logs" / "evaluations.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+
+
+class Here:
+    """Evaluates in this process, one after the other."""
+
+    def __init__(self, run_dir: Path, launch: Launch) -> None:
+        self.run_dir, self.launch = run_dir, launch
+        os.nice(10)  # training comes first
+
+    def ready(self, one: Due) -> bool:
+        """Whether it may be tried now."""
+        return one.attempts().count < _TRIES
+
+    def take(self, one: Due) -> None:
+        """Do it."""
+        one.note(Attempts(one.attempts().count + 1))
+        device = self.launch.resources.evaluation.device or self.launch.device
+        evaluate_one(self.run_dir, one, device, self.launch.cpus_per_rank)
+
+
+class OnSlurm:
+    """Submits a job for each evaluation."""
+
+    def __init__(self, run_dir: Path, launch: Launch) -> None:
+        self.run_dir, self.launch = run_dir, launch
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            # The training job's signals reach every process of its nodes.
+            signal.signal(number, signal.SIG_IGN)
+
+    def ready(self, one: Due) -> bool:
+        """Whether it may be tried now: no job of an earlier attempt is waiting or at it."""
+        from vssl_dist.jobs import cluster
+
+        tried = one.attempts()
+        return tried.count < _TRIES and not (tried.job and cluster.is_live(tried.job))
+
+    def take(self, one: Due) -> None:
+        """Submit it."""
+        from vssl_dist.jobs import cluster
+
+        name = f"{self.run_dir.name}-{one.task.task}-{one.step:08d}"
+        small = self.launch.resources.evaluation
+        task, device = one.task.model_dump_json(), small.device or self.launch.device
+        job = EvalJob(self.run_dir, one.export, one.step, task, device, small.cpus)
+        parameters = cluster.evaluation_parameters(name, self.launch)
+        # A controller that hangs must not keep later evaluations from being submitted.
+        signal.alarm(_SUBMIT_WITHIN_S)
+        job_id = cluster.submit(self.run_dir / "slurm" / "evaluations", parameters, job)
+        signal.alarm(0)
+        one.note(Attempts(one.attempts().count + 1, job_id))
+        print(f"submitted {name}: job {job_id}", flush=True)
+
+
+class Desk:
+    """What is still to do in a run, and doing it."""
+
+    def __init__(self, cfg: RunConfig, samples: int, place: Here | OnSlurm) -> None:
+        self.cfg, self.samples, self.place = cfg, samples, place
+        self.failed: set[Path] = set()
+
+    def next(self) -> Due | None:
+        """The newest evaluation that may be tried now."""
+        fresh = (one for one in due(self.cfg, self.samples) if one.record not in self.failed)
+        return next((one for one in fresh if self.place.ready(one)), None)
+
+    def attempt(self, one: Due) -> None:
+        """Take care of one; a failure is reported, and left to a later process."""
+        try:
+            self.place.take(one)
+        except Exception:
+            self.failed.add(one.record)
+            print(f"evaluation of {one.export.name} ({one.task.task}) failed:", flush=True)
+            traceback.print_exc()
+
+
+def open_desk(run_dir: Path) -> Desk:
+    """The desk of the run in ``run_dir``."""
+    # torch takes seconds: not for a process that finds another one at work.
+    from vssl_dist import config
+    from vssl_dist.data.shards import Dataset
+    from vssl_dist.methods import CONFIGS
+
+    cfg = config.load(run_dir / "config.yaml", methods=CONFIGS)
+    launch = load_launch(run_dir)
+    place = Here if launch.cluster == "local" else OnSlurm
+    return Desk(cfg, Dataset.open(cfg.data.train).samples, place(run_dir, launch))
+
+
+def lock_of(run_dir: Path) -> FileLock:
+    """Held by the one process that evaluates, or submits the evaluations of, a run."""
+    return FileLock(run_dir / "export" / ".evaluating.lock")
+
+
+def work(run_dir: Path) -> None:
+    """Take care of everything that is due in a run, unless another process is at it."""
+    lock = lock_of(run_dir)
+    desk: Desk | None = None
+    while True:
+        try:
+            with lock.acquire(timeout=0):
+                desk = desk or open_desk(run_dir)
+                while (one := desk.next()) is not None:
+                    desk.attempt(one)
+        except Timeout:
+            return  # its holder looks again after it has let go
+        if desk.next() is None:
+            return
+
+
+def main() -> None:
+    """``python -m vssl_dist.jobs.dispatch RUN``."""
+    parser = argparse.ArgumentParser(prog="python -m vssl_dist.jobs.dispatch")
+    parser.add_argument("run_dir", type=Path)
+    work(parser.parse_args().run_dir.absolute())
+
+
+if __name__ == "__main__":
+    main()

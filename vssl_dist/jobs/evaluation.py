@@ -1,0 +1,110 @@
+"""One evaluation of one export: whether it is due, what was tried, and doing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vssl_dist.config import KnnConfig, RunConfig
+from vssl_dist.durable import publish
+from vssl_dist.jobs.resources import Device
+
+
+@dataclass(frozen=True)
+class Due:
+    """One evaluation of one export that has no result yet."""
+
+    export: Path
+    step: int
+    task: KnnConfig
+
+    @property
+    def result(self) -> Path:
+        """Where the evaluation leaves its result."""
+        return self.export.with_name(f"{self.task.task}-{self.step:08d}.json")
+
+    @property
+    def record(self) -> Path:
+        """Where the attempts are counted."""
+        return self.export.with_name(f".{self.task.task}-{self.step:08d}.attempts.json")
+
+    def attempts(self) -> Attempts:
+        """What has been tried."""
+        try:
+            return Attempts(**json.loads(self.record.read_text()))
+        except (OSError, ValueError, TypeError):
+            return Attempts()
+
+    def note(self, attempts: Attempts) -> None:
+        """Write down what has been tried, before it is, so that a kill counts too."""
+        publish(self.record, json.dumps(asdict(attempts)).encode())
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """How often an evaluation was tried, and by which SLURM job last."""
+
+    count: int = 0
+    job: str | None = None
+
+
+def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
+    """Every evaluation that should have a result and has none, newest export first.
+
+    Args:
+        cfg: The run; its exports lie in ``cfg.dir / "export"``.
+        samples: Images of its training set.
+    """
+    exports = sorted((cfg.dir / "export").glob("backbone-*.safetensors"), reverse=True)
+    for export in exports:
+        step = int(export.stem.rpartition("-")[2])
+        for task in cfg.evaluations_at(step, samples):
+            candidate = Due(export, step, task)
+            if not candidate.result.exists():
+                yield candidate
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """One evaluation as a SLURM job.  Picklable: text and paths."""
+
+    run_dir: Path
+    export: Path
+    step: int
+    task_json: str
+    device: Device
+    threads: int
+
+    def __call__(self) -> None:
+        """Evaluate and leave; the numbers are in MLflow, or in the spool if it is away."""
+        task = KnnConfig.model_validate_json(self.task_json)
+        one = Due(self.export, self.step, task)
+        evaluate_one(self.run_dir, one, self.device, self.threads)
+
+
+def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[str, Any]:
+    """Evaluate one export of a run here and now; its metrics go to the step of the export.
+
+    Returns:
+        What was written to ``one.result``.
+    """
+    import torch
+
+    from vssl_dist.evaluation.task import evaluate
+    from vssl_dist.tracker import Spool, flush_once
+
+    torch.set_num_threads(threads)
+    result = evaluate(one.export, one.task, device=device, threads=threads)
+    spool = Spool(run_dir, f"eval-{one.task.task}-{one.step:08d}")
+    spool.metrics(result["metrics"], one.step)
+    spool.close()
+    print(
+        f"{one.export.name}: {one.task.task} {next(iter(result['metrics'].values())):.2%}",
+        flush=True,
+    )
+    one.record.unlink(missing_ok=True)
+    flush_once(run_dir)
+    return result

@@ -1,0 +1,180 @@
+"""All ranks of a run on this machine, in the foreground: one process each, and none left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vssl_dist.jobs.progress import Screen
+from vssl_dist.jobs.resources import Launch
+from vssl_dist.jobs.stop import STOPPED
+
+INTERRUPTED = 130
+"""Exit code of a run that was stopped by Ctrl-C, as shells expect it."""
+_POLL_S = 0.05
+_TAIL_LINES = 15
+
+
+@dataclass
+class Orders:
+    """What the user wants: the first Ctrl-C (or SIGTERM, SIGHUP) stops, the second kills."""
+
+    count: int = 0
+    kept: dict[int, Any] = field(default_factory=dict)
+
+    def listen(self) -> None:
+        """Take the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self.kept[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self.kept.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+@dataclass
+class Ranks:
+    """The processes of one launch, each with a log, each ended when this process dies."""
+
+    command: list[str]
+    logs: Path
+    world_size: int
+    environment: dict[str, str]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start all."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        for rank in range(self.world_size):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with self.log(rank).open("ab") as log:
+                process = subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self.environment | own,
+                    # The terminal's Ctrl-C is for the launcher, which passes it on once.
+                    start_new_session=True,
+                )
+            self.processes.append(process)
+
+    def log(self, rank: int) -> Path:
+        """Where a rank writes."""
+        return self.logs / f"rank-{rank}.log"
+
+    def codes(self) -> list[int | None]:
+        """Each rank's exit code, None while it lives, negative if a signal ended it."""
+        return [process.poll() for process in self.processes]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the ranks that still live."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def kill(self) -> None:
+        """End them all, now."""
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+
+
+def run_here(run_dir: Path, launch: Launch) -> int:
+    """Run all ranks until they end, showing rank 0's log.
+
+    Args:
+        run_dir: With ``config.yaml`` and ``launch.yaml``.
+        launch: How many ranks, on what.
+
+    Returns:
+        0 when the run is finished, `INTERRUPTED` when it was stopped, 1 when a rank failed.
+    """
+    attempt = f"{os.getpid()}-{int(time.time())}"
+    ranks = Ranks(
+        [sys.executable, "-u", "-m", "vssl_dist.jobs.rank", str(run_dir)],
+        run_dir / "logs",
+        launch.world_size,
+        rank_environment(launch) | {"VSSL_ATTEMPT": attempt},
+    )
+    return supervise(ranks, Screen(), run_dir / "logs" / f"failure-{attempt}.txt")
+
+
+def rank_environment(launch: Launch) -> dict[str, str]:
+    """What all ranks of a launch on this machine find in their environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(launch.cpus_per_rank),
+        **launch.resources.env,
+        "WORLD_SIZE": str(launch.world_size),
+        "LOCAL_WORLD_SIZE": str(launch.world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "VSSL_LAUNCHER": str(os.getpid()),
+    }
+
+
+def supervise(ranks: Ranks, screen: Screen, failure: Path) -> int:
+    """Start the ranks, pass Ctrl-C on, end all when one fails; see `run_here`."""
+    orders, passed_on = Orders(), 0
+    orders.listen()
+    begin = ranks.log(0).stat().st_size if ranks.log(0).exists() else 0
+    try:
+        ranks.start()
+        with ranks.log(0).open(errors="replace") as log:
+            log.seek(begin)
+            while None in (codes := ranks.codes()):
+                screen.show(log.read())
+                if any(code not in (None, 0, STOPPED) for code in codes) or orders.count > 1:
+                    break
+                if orders.count > passed_on:
+                    passed_on = orders.count
+                    screen.say("stopping after a checkpoint; Ctrl-C again kills without one")
+                    ranks.signal(signal.SIGUSR2)
+                time.sleep(_POLL_S)
+            ranks.kill()
+            screen.show(log.read())
+    finally:
+        ranks.kill()
+        screen.close()
+        orders.restore()
+    return _verdict(ranks, codes, orders, failure)
+
+
+def _verdict(ranks: Ranks, codes: list[int | None], orders: Orders, failure: Path) -> int:
+    if all(code == 0 for code in codes):
+        return 0
+    saved = all(code in (0, STOPPED) for code in codes)
+    # A rank that has not even found its signal handlers yet dies of the first Ctrl-C.
+    if orders.count and (saved or orders.count > 1 or -signal.SIGUSR2 in codes):
+        how = "stopped at a checkpoint" if saved else "killed"
+        print(f"{how}: the same command continues the run", file=sys.stderr)
+        return INTERRUPTED
+    rank, code = next(((r, c) for r, c in enumerate(codes) if c), (0, None))
+    if failure.exists():
+        print(failure.read_text().rstrip(), file=sys.stderr)
+    else:
+        lines = ranks.log(rank).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        print("\n".join(lines), file=sys.stderr)
+    cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    print(
+        f"error: rank {rank} ended with {cause} and the others were ended (logs: {ranks.logs}); "
+        "the same command continues from the last checkpoint",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,110 @@
+"""How far a run is: one plain line per report, which a terminal turns into a bar."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+_LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
+
+
+@dataclass
+class Report:
+    """One line about a step: ``step 120/600  loss -1.2345  2541 images/s  0:01:12 left``."""
+
+    step: int
+    total: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"step {self.step:>{len(str(self.total))}}/{self.total}  {self.text}"
+
+    @classmethod
+    def parse(cls, line: str) -> Report | None:
+        """The report that a line of a log is, or None.
+
+        >>> Report.parse("step  20/600  loss 1.0000")
+        Report(step=20, total=600, text='loss 1.0000')
+        >>> Report.parse("warning: step 20 is not saved") is None
+        True
+        """
+        found = _LINE.fullmatch(line.rstrip("\n"))
+        return cls(int(found[1]), int(found[2]), found[3]) if found else None
+
+
+class Reporter:
+    """Turns metrics into reports; knows the pace from when it was asked before."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.first: tuple[float, int] | None = None
+
+    def report(self, metrics: Mapping[str, float], step: int) -> Report:
+        """What to say about ``step``; the time left is known from the second report on."""
+        now = time.monotonic()
+        parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+        if "images_per_second" in metrics:
+            parts.append(f"{metrics['images_per_second']:.0f} images/s")
+        if self.first is None:
+            self.first = (now, step)
+        elif step > self.first[1]:
+            pace = (now - self.first[0]) / (step - self.first[1])
+            parts.append(f"{timedelta(seconds=round(pace * (self.total - step)))} left")
+        return Report(step, self.total, "  ".join(parts))
+
+
+class Screen:
+    """Shows the lines of a log: on a terminal reports move a bar, elsewhere all stay lines."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, markup=False)
+        self.bar: Progress | None = None
+        self.half = ""
+
+    def show(self, text: str) -> None:
+        """Show more of the log; an unfinished line waits for its end."""
+        *lines, self.half = (self.half + text).split("\n")
+        for line in lines:
+            report = Report.parse(line)
+            if report is None or not self.console.is_terminal:
+                self.say(line)
+            else:
+                self._move(report)
+
+    def say(self, line: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if self.bar is not None:
+            self.bar.console.print(line)
+        elif self.console.is_terminal:
+            self.console.print(line)
+        else:  # a pipe or a file: the bytes of the log, at once
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Leave the bar as it is and print what was left of the log."""
+        if self.half:
+            self.say(self.half)
+            self.half = ""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _move(self, report: Report) -> None:
+        if self.bar is None:
+            self.bar = Progress(
+                BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
+                console=self.console,
+            )  # fmt: skip
+            self.bar.add_task("", total=report.total)
+            self.bar.start()
+        self.bar.update(
+            self.bar.task_ids[0], completed=report.step, description=report.text.strip()
+        )

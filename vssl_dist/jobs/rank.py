@@ -1,0 +1,36 @@
+"""One rank on this machine: ``python -m vssl_dist.jobs.rank RUN``, started by ``jobs.local``."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_the_launcher() -> None:
+    """Have the kernel kill this process when its launcher dies, even by SIGKILL."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ["VSSL_LAUNCHER"]):
+        sys.exit("the launcher is gone")  # it died before the kernel was told
+
+
+def main() -> int:
+    """Train; the exit code is `jobs.stop.STOPPED` when the run was told to stop and has saved."""
+    die_with_the_launcher()
+    from vssl_dist.jobs.stop import StopFlag
+
+    stop = StopFlag()
+    from vssl_dist.jobs.resources import load_launch
+    from vssl_dist.jobs.training import TrainJob, run_rank
+
+    run_dir = Path(sys.argv[1])
+    job = TrainJob((run_dir / "config.yaml").read_text(), load_launch(run_dir))
+    return run_rank(job, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

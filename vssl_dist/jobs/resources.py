@@ -1,0 +1,190 @@
+"""What a run asks of the machine: profiles (``slurm/*.yaml``) and one resolved launch."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from vssl_dist.config import ConfigError, Model, load_block
+
+_WORD = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"
+_SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|KEY$", re.IGNORECASE)
+
+# submitit writes these into a shell script as they are: a newline would be a command.
+Word = Annotated[str, Field(pattern=_WORD)]
+"""A value that can stand in an sbatch script."""
+Hosts = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]{1,1024}$")]
+"""SLURM's notation for nodes, such as ``gpu[01-08],big3``."""
+Line = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=,+@% -]{1,256}$")]
+"""One plain command, such as ``module load cuda/13.0`` or ``source /site/env.sh``."""
+Lines = Annotated[
+    tuple[Line, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+Positive = Annotated[int, Field(gt=0)]
+Device = Literal["cuda", "cpu"]
+
+
+class EvaluationResources(Model):
+    """One evaluation job: a single process, of which each milestone gets one."""
+
+    partition: Word | None = None
+    """Where not given, the next four are the training job's."""
+    account: Word | None = None
+    qos: Word | None = None
+    device: Device | None = None
+    cpus: Positive = 8
+    mem_gb: Annotated[int, Field(ge=0)] | None = None
+    minutes: Positive = 60
+
+
+class Resources(Model):
+    """A profile: the machine's side of a run.  The science is in ``configs/``."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    reservation: Word | None = None
+    nodelist: Hosts | None = None
+    exclude: Hosts | None = None
+    exclusive: bool = False
+    """Take whole nodes."""
+    ranks_per_node: Positive = 8
+    device: Literal["auto", "cuda", "cpu"] = "cuda"
+    """``auto`` is for ``--local``: a login node cannot see what the compute nodes have."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """GPUs to ask for; where not given, one per rank on ``cuda`` and none on ``cpu``."""
+    cpus_per_rank: Positive | None = None
+    """Cores per rank; where not given, 8 on SLURM and an equal share of this machine locally."""
+    mem_gb: Annotated[int, Field(ge=0)] | None = None
+    """Memory per node; 0 is all of it, none is the partition's default."""
+    minutes: Positive = 1440
+    """Time limit of one job; SLURM's end of it is survived by a checkpoint and a requeue."""
+    signal_delay_s: Positive = 300
+    """SLURM's warning before it ends the job: longer than one vote and one checkpoint take."""
+    setup: Lines = ()
+    """Commands that the batch script runs first; longer ones go into a file to ``source``."""
+    env: dict[Name, Word] = Field(default={})
+    """Variables of every rank.  Secrets do not belong here: export them before submitting."""
+    evaluation: EvaluationResources = EvaluationResources()
+
+    @property
+    def gpus(self) -> int:
+        """GPUs per node to ask for."""
+        if self.gpus_per_node is not None:
+            return self.gpus_per_node
+        return self.ranks_per_node if self.device == "cuda" else 0
+
+    @model_validator(mode="after")
+    def _rules_between_fields(self) -> Resources:
+        if self.device == "cuda" and self.gpus < self.ranks_per_node:
+            raise ValueError(
+                f"gpus_per_node={self.gpus} is less than ranks_per_node={self.ranks_per_node}: "
+                "every rank has a GPU of its own"
+            )
+        if self.signal_delay_s >= self.minutes * 60:
+            raise ValueError(
+                f"signal_delay_s={self.signal_delay_s} is not less than the job's "
+                f"minutes={self.minutes}: it would be told to stop as it starts"
+            )
+        for name in self.env:
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"env.{name} looks like a secret, which would be written into the run folder: "
+                    "export it in the shell that submits instead"
+                )
+        return self
+
+
+class Launch(Model):
+    """One launch of a run, resolved: all that ranks and evaluations are told about the machine."""
+
+    cluster: Literal["slurm", "local"]
+    nodes: Positive
+    ranks_per_node: Positive
+    cpus_per_rank: Positive
+    device: Device
+    tracking_uri: str
+    resources: Resources
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the whole job."""
+        return self.nodes * self.ranks_per_node
+
+
+def load_profile(path: Path) -> Resources:
+    """Read ``slurm/NAME.yaml``.
+
+    Raises:
+        ConfigError: One line that names the file, the key and the remedy.
+    """
+    return load_block(path, Resources)
+
+
+def on_slurm(profile: Resources, nodes: int, tracking_uri: str) -> Launch:
+    """The launch of a profile on ``nodes`` nodes of a cluster."""
+    if profile.device == "auto":
+        raise ConfigError("device: auto is for --local; a profile for SLURM says cuda or cpu")
+    return Launch(
+        cluster="slurm",
+        nodes=nodes,
+        ranks_per_node=profile.ranks_per_node,
+        cpus_per_rank=profile.cpus_per_rank or 8,
+        device=profile.device,
+        tracking_uri=tracking_uri,
+        resources=profile,
+    )
+
+
+def on_this_machine(profile: Resources, ranks: int | None, gpus: int, tracking_uri: str) -> Launch:
+    """The launch of a profile on this machine.
+
+    Args:
+        profile: ``device: auto`` takes the GPUs if there are any.
+        ranks: How many; None is one per GPU, or two on the CPU.
+        gpus: How many this machine has.
+        tracking_uri: Where the curves go.
+    """
+    device: Device = "cuda" if profile.device == "auto" and gpus else "cpu"
+    if profile.device != "auto":
+        device = profile.device
+    if profile.setup:
+        raise ConfigError("setup: these lines are for batch scripts; --local runs in this shell")
+    if device == "cuda" and (ranks or 1) > gpus:
+        raise ConfigError(
+            f"--local {ranks or ''}: this machine has {gpus} GPUs and every rank needs its own: "
+            "use fewer ranks, or a profile with device: cpu"
+        )
+    ranks = ranks or (gpus if device == "cuda" else 2)
+    cores = len(os.sched_getaffinity(0))
+    return Launch(
+        cluster="local",
+        nodes=1,
+        ranks_per_node=ranks,
+        cpus_per_rank=profile.cpus_per_rank or max(cores // ranks, 1),
+        device=device,
+        tracking_uri=tracking_uri,
+        resources=profile,
+    )
+
+
+def dump_launch(launch: Launch) -> str:
+    """The launch as YAML that `load_launch` reads back to an equal one."""
+    text: str = yaml.safe_dump(launch.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def load_launch(run_dir: Path) -> Launch:
+    """The launch of the run in ``run_dir``, as its last submission wrote it.
+
+    Raises:
+        ConfigError: The folder holds no run.
+    """
+    return load_block(run_dir / "launch.yaml", Launch)

@@ -1,0 +1,51 @@
+"""Being told to stop: remembered at once, acted on at a step boundary, by all ranks together."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+STOPPED = 75
+"""Exit code of a rank that saved and left because it was told to (sysexits: try again)."""
+
+
+class StopFlag:
+    """Remember SIGUSR2 and SIGTERM instead of acting on them.
+
+    submitit's own handler requeues from rank 0 in the middle of whatever runs, which may be a
+    collective.  It is kept aside, every rank reaches the same step boundary and saves, and rank
+    0 calls it then.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.final = False
+        """Whether the job is not to come back: rank 0's `only_terminated`, known to all."""
+        self.kept: Any = signal.getsignal(signal.SIGUSR2)
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen.add(number)
+
+    def __call__(self) -> bool:
+        """Whether this rank was told to stop."""
+        return bool(self.seen)
+
+    @property
+    def only_terminated(self) -> bool:
+        """SIGTERM alone: a user's scancel, or SLURM's own requeue.  Neither wants ours."""
+        return self.seen == {signal.SIGTERM}
+
+    def requeue(self) -> None:
+        """Hand over to the handler that was there before; submitit's requeues and exits."""
+        if not callable(self.kept):
+            return
+        try:
+            self.kept(signal.SIGUSR2, None)
+        except subprocess.CalledProcessError as error:
+            if error.returncode >= 0:
+                raise
+            # The requeue works so fast that SLURM ends its messenger with the rest of the job.

@@ -1,0 +1,40 @@
+"""Every method, by the name a config uses.  To add one: write the file, add the line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vssl_dist.config import MethodConfig
+from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, Noise
+from vssl_dist.methods.byol import BYOL, BYOLConfig
+from vssl_dist.methods.simsiam import SimSiam, SimSiamConfig
+from vssl_dist.methods.vje import VJE, VJEConfig
+from vssl_dist.methods.vssl import VSSL, VSSLConfig
+from vssl_dist.models.norm import synchronise
+
+__all__ = ["CONFIGS", "METHODS", "GlobalNoise", "LossOutput", "Method", "Noise", "build_method"]
+
+METHODS: dict[str, tuple[type[MethodConfig], Callable[[Any, int], Method]]] = {
+    "byol": (BYOLConfig, BYOL),
+    "simsiam": (SimSiamConfig, SimSiam),
+    "vje": (VJEConfig, VJE),
+    "vssl": (VSSLConfig, VSSL),
+}
+CONFIGS: dict[str, type[MethodConfig]] = {name: config for name, (config, _) in METHODS.items()}
+"""Each method's own model by name, for ``config.load``."""
+
+
+def build_method(cfg: MethodConfig, image_size: int) -> Method:
+    """The untrained networks and the loss that ``cfg`` describes.
+
+    Batch norms are synchronised over the ranks, whatever their number is by the time of use.
+
+    Raises:
+        ConfigError: The backbone is unknown or cannot be built for ``image_size``.
+    """
+    method = METHODS[cfg.name][1](cfg, image_size)
+    method.student = synchronise(method.student)
+    if method.teacher is not None:
+        method.teacher = synchronise(method.teacher)
+    return method

@@ -1,0 +1,79 @@
+"""BYOL: Bootstrap Your Own Latent (Grill et al., 2020), arXiv 2006.07733.
+
+The student predicts the teacher's projection of the other view; the teacher is an exponential
+moving average of the student.  No negatives: predictor and moving average keep it from collapsing.
+
+Defaults are the paper's for ImageNet.  The two directions are added, not averaged: the paper's
+learning rates belong to the sum.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from vssl_dist.config import MethodConfig
+from vssl_dist.methods import monitors
+from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.models.backbones import build_backbone
+from vssl_dist.models.heads import Projection, ProjectionBranch, mlp
+
+Width = Annotated[int, Field(gt=0)]
+
+
+class BYOLConfig(MethodConfig):
+    """BYOL's own keys; the teacher's decay is ``engine.ema_decay``."""
+
+    name: Literal["byol"] = "byol"
+    zero_init_residual: bool = True
+    """As in the authors' code."""
+    hidden: Width = 4096
+    """Hidden width of projector and predictor."""
+    dim: Width = 256
+    """Width of projection and prediction."""
+
+
+class BYOL:
+    """Student and teacher, and the loss on two views."""
+
+    def __init__(self, cfg: BYOLConfig, image_size: int) -> None:
+        backbone, width = build_backbone(
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+        )
+        projector = mlp(width, cfg.hidden, cfg.dim)
+        predictor = mlp(cfg.dim, cfg.hidden, cfg.dim)
+        self.student: nn.Module = ProjectionBranch(backbone, projector, predictor)
+        teacher = copy.deepcopy(ProjectionBranch(backbone, projector))
+        self.teacher: nn.Module | None = teacher.requires_grad_(False)
+
+    def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
+        """Squared distance of unit prediction and unit target, summed over both directions."""
+        view_1, view_2 = two_views(views)
+        assert self.teacher is not None
+        with torch.no_grad():
+            target_1: Projection = self.teacher(view_1)
+            target_2: Projection = self.teacher(view_2)
+        one: Projection = self.student(view_1)
+        two: Projection = self.student(view_2)
+        loss = squared_distance(one.p, target_2.z) + squared_distance(two.p, target_1.z)
+        metrics = monitors.embedding(one.h)
+        metrics["projection_spread"] = monitors.spread(target_1.z)
+        metrics["alignment"] = monitors.alignment(one.p, target_2.z)
+        return LossOutput(loss, metrics)
+
+
+def squared_distance(p: Tensor, z: Tensor) -> Tensor:
+    """``|p/|p| - z/|z||^2 = 2 - 2 cos(p, z)`` averaged over the batch; ``(B, D)`` x 2 -> scalar.
+
+    >>> a = torch.tensor([[1.0, 0.0]])
+    >>> squared_distance(a, 3 * a).item(), squared_distance(a, -a).item()
+    (0.0, 4.0)
+    """
+    wide = torch.promote_types(p.dtype, torch.float32)
+    return (2 - 2 * F.cosine_similarity(p.to(wide), z.to(wide), dim=-1)).mean()

@@ -1,0 +1,114 @@
+"""Backbones by name, each returned with the width of its features.
+
+Their weights have the names that torchvision or timm gave them, so an export opens there.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+from vssl_dist.config import ConfigError
+from vssl_dist.vision import torchvision
+
+NARROW = {"resnet10_c16": 1, "resnet18_c16": 2}
+"""Residual blocks per stage of the networks for a CPU: 16, 32, 64 and 128 channels."""
+SMALL_IMAGE = 64
+"""Up to this size a ResNet gets the CIFAR stem: its own would leave a map of 2 x 2 or less."""
+
+
+def build_backbone(
+    name: str, image_size: int, *, zero_init_residual: bool = False
+) -> tuple[nn.Module, int]:
+    """An untrained backbone that maps ``(B, 3, H, W)`` to ``(B, D)``, and ``D``.
+
+    Args:
+        name: A torchvision ResNet (``resnet50``, ``wide_resnet50_2``, ...), one of
+            ``NARROW`` (a quarter of the channels, ``D = 128``), or any timm name; torchvision wins
+            where both know a name.
+        image_size: Side of the images in pixels.  Up to 64, ResNets of torchvision start with a
+            3 x 3 convolution of stride 1 and no pooling; otherwise the stem is the model's own.
+        zero_init_residual: Start every residual block as the identity (torchvision only: timm's
+            models bring their own initialisation).
+
+    Raises:
+        ConfigError: Nobody knows ``name``, or its batch is not ``(B, D)`` features.
+
+    >>> net, width = build_backbone("resnet18_c16", image_size=32)
+    >>> width, net.maxpool, net.conv1
+    (128, Identity(), Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False))
+    """
+    if name not in NARROW and name not in _resnets():
+        return _timm(name, image_size)
+    net = torchvision().models.get_model("resnet18" if name in NARROW else name, weights=None)
+    if name in NARROW:
+        _narrow(net, 16, blocks=NARROW[name])
+    width: int = net.fc.in_features
+    net.fc = nn.Identity()
+    if image_size <= SMALL_IMAGE:
+        net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    _initialise(net, zero_init_residual)
+    return net, width
+
+
+def _resnets() -> list[str]:
+    models = torchvision().models
+    names: list[str] = models.list_models(module=models)
+    return [name for name in names if "resnet" in name or "resnext" in name]
+
+
+def _narrow(net: Any, channels: int, blocks: int) -> None:
+    """Rebuild a torchvision ResNet-18 with ``channels * (1, 2, 4, 8)`` channels in its stages."""
+    block = torchvision().models.resnet.BasicBlock
+    net.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+    net.bn1 = nn.BatchNorm2d(channels)
+    before = channels
+    for stage, factor in enumerate((1, 2, 4, 8)):
+        after, stride, shortcut = channels * factor, 1 if stage == 0 else 2, None
+        if stage:
+            shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
+            )
+        first = block(before, after, stride, shortcut)
+        more = (block(after, after) for _ in range(blocks - 1))
+        setattr(net, f"layer{stage + 1}", nn.Sequential(first, *more))
+        before = after
+    net.fc = nn.Linear(before, 1)
+
+
+def _initialise(net: nn.Module, zero_init_residual: bool) -> None:
+    """What torchvision does in its constructor, for the layers that were replaced, too."""
+    resnet = torchvision().models.resnet
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif zero_init_residual and isinstance(module, resnet.BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+        elif zero_init_residual and isinstance(module, resnet.Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+
+
+def _timm(name: str, image_size: int) -> tuple[nn.Module, int]:
+    torchvision()  # timm imports it, and must find it open
+    import timm
+
+    if not timm.is_model(name):
+        known = [*_resnets(), *NARROW, *timm.list_models()]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() lists them"
+        raise ConfigError(
+            f"method.backbone: {name!r} is neither a torchvision ResNet nor a timm name ({hint})"
+        )
+    pretrained = timm.get_pretrained_cfg(name)
+    size = {"img_size": image_size} if pretrained and pretrained.fixed_input_size else {}
+    try:
+        net = timm.create_model(name, pretrained=False, num_classes=0, **size)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"method.backbone: timm cannot build {name!r} for {image_size}-pixel images "
+            f"({' '.join(str(error).split())}); choose another backbone or data.image_size"
+        ) from error
+    return net, net.head_hidden_size

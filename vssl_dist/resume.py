@@ -1,0 +1,147 @@
+"""What a run leaves on disk so that it can go on, and the check that it is the same run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vssl_dist import __version__, checkpoint, config, dist
+from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.data.loader import Loader
+from vssl_dist.data.shards import Dataset
+from vssl_dist.engine import Engine
+
+
+class Saver:
+    """Checkpoints of one run: what goes in, when they are due, and how a run continues."""
+
+    def __init__(self, cfg: RunConfig, engine: Engine, loader: Loader) -> None:
+        self.cfg, self.engine, self.loader = cfg, engine, loader
+        self.root = checkpoints_of(cfg)
+        self.saved_at = time.monotonic()
+        self.listed = 0
+
+    def restore(self) -> None:
+        """Continue from the newest whole checkpoint, or start at step 0 if there is none."""
+        found = checkpoint.newest(self.root)
+        if found is None:
+            return
+        same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
+        self.engine.load(found.path)
+        self.loader.position = found.facts["position"]
+
+    def due(self, device: str) -> bool:
+        """Whether a periodic checkpoint is due after this step, the same answer on all ranks."""
+        rules, step = self.cfg.checkpoint, self.engine.step
+        if rules.every_steps and step % rules.every_steps == 0:
+            return True
+        minutes = (time.monotonic() - self.saved_at) / 60
+        late = rules.every_minutes is not None and minutes >= rules.every_minutes
+        return step % self.cfg.vote_every == 0 and dist.any_rank(late, device)
+
+    def save(self) -> None:
+        """Commit a checkpoint; a failure is reported and training goes on from the last one."""
+        facts = {
+            "position": self.loader.position,
+            "world_size": dist.world_size(),
+            "zero_stage": self.cfg.engine.zero_stage,
+            "experiment": config.frozen_part(self.cfg),
+            "fingerprint": self.loader.fingerprint,
+            "versions": versions(),
+        }
+        try:
+            checkpoint.commit(self.root, step=self.engine.step, write=self.engine.save, facts=facts)
+        except checkpoint.CheckpointError as error:
+            print(f"warning: step {self.engine.step} is not saved: {error}", flush=True)
+            return
+        finally:
+            self.saved_at = time.monotonic()
+        rules = self.cfg.checkpoint
+        checkpoint.retain(self.root, rules.keep_last, rules.keep_every)
+
+    def substitutions(self) -> dict[str, float]:
+        """Append the images that had to be replaced to a file of this rank, and count them."""
+        new = self.loader.substitutions[self.listed :]
+        if new:
+            with (self.cfg.dir / f"substitutions.rank{dist.rank()}.jsonl").open("a") as file:
+                file.writelines(
+                    json.dumps({"planned": s.planned, "used": s.used, "reason": s.reason}) + "\n"
+                    for s in new
+                )
+            self.listed += len(new)
+        return {"substituted_images": float(sum(dist.gather(self.listed)))}
+
+
+def checkpoints_of(cfg: RunConfig) -> Path:
+    """Where the checkpoints of a run are."""
+    return cfg.dir / "checkpoints"
+
+
+def versions() -> dict[str, str]:
+    """What computed the numbers."""
+    return {
+        "vssl_dist": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def same_experiment(
+    cfg: RunConfig, facts: Mapping[str, Any], world_size: int, fingerprint: str
+) -> None:
+    """Refuse to continue a run as another experiment.
+
+    Args:
+        cfg: What was asked for now.
+        facts: What the checkpoint says of the run that wrote it.
+        world_size: Ranks now.
+        fingerprint: Digest of the training data now.
+
+    Raises:
+        ConfigError: One line with what differs.
+    """
+    remedy = f"give this run another name, or remove {cfg.dir}"
+    if changed := _differences(facts["experiment"], config.frozen_part(cfg)):
+        raise ConfigError(f"run {cfg.name} was started with other {', '.join(changed)}: {remedy}")
+    if facts["fingerprint"] != fingerprint:
+        raise ConfigError(f"run {cfg.name} was started on other data ({cfg.data.train}): {remedy}")
+    if facts["world_size"] != world_size:
+        raise ConfigError(
+            f"run {cfg.name} was saved by {facts['world_size']} ranks and cannot be continued by "
+            f"{world_size}: use {facts['world_size']}, or {remedy}"
+        )
+
+
+def check_resume(cfg: RunConfig, world_size: int) -> int:
+    """What a login node can know of a run before it is started again.
+
+    Returns:
+        The step from which the run will continue; 0 for a new one.
+
+    Raises:
+        ConfigError: The run folder holds another experiment.
+    """
+    manifests = checkpoint.manifests(checkpoints_of(cfg))
+    if not manifests:
+        return 0
+    facts = manifests[-1]["facts"]
+    same_experiment(cfg, facts, world_size, Dataset.open(cfg.data.train).fingerprint)
+    return int(manifests[-1]["step"])
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, each with both values."""
+    changed: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            changed += _differences(was, now, f"{prefix}{key}.")
+        elif was != now:
+            changed.append(f"{prefix}{key} ({was} then, {now} now)")
+    return changed

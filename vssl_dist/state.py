@@ -1,0 +1,93 @@
+"""State as plain values: to store it, to put it back bit by bit, to compare it by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def plain(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict as contiguous CPU tensors that share no memory, as safetensors wants it."""
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def digest(part: Any) -> str:
+    """sha256 of nested dicts and lists of tensors and plain values.
+
+    The order of a dict's keys does not count; every bit of a value does, and a tensor's type
+    and shape do.
+
+    >>> one, other = {"a": torch.zeros(2), "b": [1, 0.5]}, {"b": [1, 0.5], "a": torch.zeros(2)}
+    >>> digest(one) == digest(other), digest(one) == digest({"a": torch.zeros(2), "b": [1, 0.25]})
+    (True, False)
+    """
+    total = hashlib.sha256()
+    for piece in _pieces(part):
+        total.update(piece)
+    return total.hexdigest()
+
+
+def _pieces(part: Any) -> Iterator[bytes]:
+    if isinstance(part, Tensor):
+        array = part.detach().cpu().contiguous().numpy()
+        yield f"{array.dtype}{array.shape}".encode()
+        yield array.tobytes()
+    elif isinstance(part, dict):
+        for key in sorted(part, key=str):
+            yield f"{key}:".encode()
+            yield from _pieces(part[key])
+    elif isinstance(part, list | tuple):
+        yield f"{len(part)} of:".encode()
+        for item in part:
+            yield from _pieces(item)
+    else:
+        yield f"{part!r};".encode()
+
+
+def generators() -> dict[str, Any]:
+    """Python's, NumPy's and torch's global generators, the current GPU's included, as JSON.
+
+    Nothing in the mathematics draws from them: augmentations and noise are keyed by sample and
+    step.  A backbone that drops paths or features does.
+
+    >>> before = generators()
+    >>> drawn = torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
+    >>> restore_generators(before)
+    >>> drawn == (torch.rand(1), random.random(), np.random.rand())  # noqa: NPY002
+    True
+    """
+    numpy = dict(np.random.get_state(legacy=False))  # noqa: NPY002
+    numpy["state"] = {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]}
+    return {
+        "python": random.getstate(),
+        "numpy": numpy,
+        "torch": _hex(torch.get_rng_state()),
+        "cuda": _hex(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
+    }
+
+
+def restore_generators(state: dict[str, Any]) -> None:
+    """Put the generators where :func:`generators` found them; ``state`` may come from JSON."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(_bytes(state["torch"]))
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(_bytes(state["cuda"]))
+
+
+def _hex(state: Tensor) -> str:
+    return bytes(state.numpy()).hex()
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

@@ -1,0 +1,77 @@
+"""What a run did, in a form in which two runs can be compared byte for byte.
+
+At the same world size two runs are the same run if and only if their traces are equal; across
+world sizes the sets of (id, pixels) of each step are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from vssl_dist import dist
+from vssl_dist.data.loader import Batch
+
+
+def pixel_digests(views: Sequence[Tensor]) -> list[str]:
+    """One digest per image over the pixels of all its views.
+
+    Args:
+        views: ``V`` tensors ``(B, 3, H, W)``.
+
+    Returns:
+        ``B`` hexadecimal digests of 16 characters.
+    """
+    arrays = [view.detach().cpu().contiguous().numpy() for view in views]
+    digests = []
+    for row in zip(*arrays, strict=True):
+        digest = hashlib.blake2b(digest_size=8)
+        for pixels in row:
+            digest.update(pixels.tobytes())
+        digests.append(digest.hexdigest())
+    return digests
+
+
+class Trace:
+    """Appends one JSON line per optimizer step of this rank to ``trace.rank<r>.jsonl``."""
+
+    def __init__(self, folder: Path, restored_step: int) -> None:
+        """Open the file, dropping the lines after ``restored_step``: they are done again."""
+        self.path = folder / f"trace.rank{dist.rank()}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step(line) <= restored_step]
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def step(self, step: int, position: int, loss: float, batches: Sequence[Batch]) -> None:
+        """Record the optimizer step that made ``step`` steps and ``position`` images in all."""
+        self._append(
+            {
+                "step": step,
+                "position": position,
+                "world_size": dist.world_size(),
+                "loss": loss.hex(),
+                "ids": [int(i) for batch in batches for i in batch.ids],
+                "pixels": [d for batch in batches for d in pixel_digests(batch.views)],
+            }
+        )
+
+    def final(self, digests: Mapping[str, str]) -> None:
+        """Record the digests of the whole final state."""
+        self._append({"final": dict(digests)})
+
+    def _append(self, record: Mapping[str, object]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _step(line: str) -> float:
+    """The step of a trace line; the final line and a torn one come after every step."""
+    try:
+        return float(json.loads(line).get("step", "inf"))
+    except ValueError:
+        return float("inf")

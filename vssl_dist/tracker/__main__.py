@@ -1,0 +1,145 @@
+"""The flusher's process: hold the lease, replay, leave when told to or when the trainer is gone.
+
+Started by ``Flusher``; one line on standard input, ``close SECONDS``, ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from vssl_dist.tracker.cursor import flushed
+from vssl_dist.tracker.spool import spool_folder
+
+if TYPE_CHECKING:
+    from vssl_dist.tracker.replay import Replayer
+    from vssl_dist.tracker.system import Sampler
+
+_EVERY_S = 2.0
+_CLOSING_S = 0.5
+_SLOWEST_S = 15.0
+_ORPHAN_S = 10.0
+_log = logging.getLogger("vssl_dist.tracker")
+
+
+class _Orders:
+    """What the trainer says: nothing yet, to close by a time, or that it has died."""
+
+    def __init__(self) -> None:
+        self._parent = os.getppid()
+        self.deadline: float | None = None
+
+    def wait(self, seconds: float) -> None:
+        """Listen for at most so long."""
+        if self.deadline is not None:
+            time.sleep(seconds)
+            return
+        ready, _, _ = select.select([sys.stdin], [], [], seconds)
+        if ready:
+            words = sys.stdin.readline().split()
+            self._close(float(words[1]) if words else _ORPHAN_S)
+        elif os.getppid() != self._parent:
+            # A child that the trainer forked can hold standard input open after its death.
+            self._close(_ORPHAN_S)
+
+    def _close(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+
+    @property
+    def expired(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+
+def _sampler(run_dir: Path, every_s: float) -> Sampler:
+    from vssl_dist.tracker.system import Sampler
+
+    sampler = Sampler(run_dir, every_s)
+    sampler.start()
+    return sampler
+
+
+class _Server:
+    """The loop: replay whenever there is something, as long as this process has the lease."""
+
+    def __init__(self, run_dir: Path, system_every_s: float | None) -> None:
+        self._run_dir = run_dir
+        self._lease = FileLock(spool_folder(run_dir) / "flusher.lock")
+        self._sampler = None if system_every_s is None else _sampler(run_dir, system_every_s)
+        self._replayer: Replayer | None = None
+        self._failing = False
+
+    def serve(self, orders: _Orders) -> bool:
+        """Work until told to close and everything is sent, or until the time for it is over."""
+        pause = 0.0
+        while not orders.expired:
+            orders.wait(pause)
+            if orders.deadline is not None:
+                if self._sampler is not None:
+                    self._sampler.stop()
+                if flushed(self._run_dir):
+                    return True
+            self._try()
+            pause = min(2 * max(pause, 1.0), _SLOWEST_S) if self._failing else _EVERY_S
+            if orders.deadline is not None:
+                pause = min(pause, _CLOSING_S)
+        return False
+
+    def _try(self) -> None:
+        try:
+            if not self._lease.is_locked:
+                self._lease.acquire(timeout=0)
+            self._replay()
+            self._report(None)
+        except Timeout:
+            return
+        except Exception as error:
+            # Whatever it is (server away, disk full, database locked), it may pass.
+            self._replayer = None
+            self._report(error)
+
+    def _replay(self) -> None:
+        # mlflow takes seconds to import: not before signals are out of the way, and not at all
+        # when another flusher has the lease.
+        from vssl_dist.tracker.replay import Replayer
+
+        self._replayer = self._replayer or Replayer(self._run_dir)
+        self._replayer.flush()
+
+    def _report(self, error: Exception | None) -> None:
+        """Say when it begins to fail and when it works again, not every time between."""
+        if error is not None and not self._failing:
+            what = " ".join(str(error).split())[:500]
+            _log.warning("cannot send (will retry): %s: %s", type(error).__name__, what)
+        if error is None and self._failing:
+            _log.warning("sending again")
+        self._failing = error is not None
+
+
+def main() -> int:
+    """0 when everything in the spool has been sent, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m vssl_dist.tracker", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--system", type=float, metavar="SECONDS")
+    args = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        # Schedulers signal every process of a job; this one leaves when its trainer does.
+        signal.signal(number, signal.SIG_IGN)
+    # Training comes first on a machine with few cores.
+    os.nice(5)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    # It would report every retry of every outage.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    return 0 if _Server(args.run_dir, args.system).serve(_Orders()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

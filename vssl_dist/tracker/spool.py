@@ -1,0 +1,183 @@
+"""The spool: append-only JSON lines with original timestamps, one file per process.
+
+A record is ``{"kind", "t", ...}`` with ``t`` in milliseconds since 1970 and ``kind`` one of
+``metrics`` (step, values), ``params`` (values), ``tags`` (values), ``artifact`` (path) and
+``status`` (value).  Non-finite metrics are written as the strings ``nan``, ``inf`` and ``-inf``,
+so that every line is strict JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+_WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_log = logging.getLogger(__name__)
+
+
+def spool_folder(run_dir: Path) -> Path:
+    """Where the spool of a run lies."""
+    return run_dir / "spool"
+
+
+def run_file(run_dir: Path) -> Path:
+    """Which MLflow run belongs to a run folder: ``uuid``, ``experiment``, ``tracking_uri`` and,
+    once there is one at that address, ``run_id``."""
+    return run_dir / "mlflow_run.json"
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested values as dotted keys and text; blocks in a list are numbered.
+
+    >>> flatten({"optim": {"lr": 0.2, "betas": (0.9, 1)}, "views": [{"blur": None}], "name": "a"})
+    {'optim.lr': '0.2', 'optim.betas': '[0.9, 1]', 'views.0.blur': 'null', 'name': 'a'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+            value = {str(i): v for i, v in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else _text(value)
+    return flat
+
+
+def _text(value: object) -> str:
+    return repr(value) if isinstance(value, float) else json.dumps(value, default=str)
+
+
+def _number(value: float) -> float | str:
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+class Spool:
+    """What one process has to say, one line at a time.
+
+    A line reaches the operating system before the call returns, in one append: ``kill -9`` loses
+    nothing, and at worst tears the last line, which the next writer ends and readers skip.  A
+    full disk is reported once and never raised: tracking does not end a training.
+
+    Within one writer a curve only moves forward: of a key that is written again for a step that
+    it has already reached (a resumed run redoes steps) only the first value is shown.  So a
+    process that reports steps in any order, such as an evaluation, takes a writer per step.
+
+    Args:
+        run_dir: The run's folder; ``run_dir/spool`` is created.
+        writer: Name of the file, the same for the same role after a resume; letters, digits,
+            ``.``, ``_`` and ``-``.
+    """
+
+    def __init__(self, run_dir: Path, writer: str) -> None:
+        if not _WRITER.fullmatch(writer):
+            raise ValueError(f"spool writer {writer!r}: use letters, digits, '.', '_' and '-'")
+        self.run_dir = run_dir.absolute()
+        self.path = spool_folder(self.run_dir) / f"{writer}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._file = self.path.open("a+b", buffering=0)
+        self._torn = self._ends_torn()
+        self._warned = False
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Write scalars of a training step; NaN and infinities are accepted."""
+        numbers = {key: _number(value) for key, value in values.items()}
+        self._append({"kind": "metrics", "step": int(step), "values": numbers})
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Write what the run was started with, nested or flat; the first value of a key stays."""
+        self._append({"kind": "params", "values": flatten(values)})
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Write labels of the run; the last value of a key stays."""
+        self._append({"kind": "tags", "values": {k: str(v) for k, v in values.items()}})
+
+    def artifact(self, path: Path) -> None:
+        """Ask for a file to be uploaded; it must stay where it is until it is."""
+        path = path.absolute()
+        inside = path.is_relative_to(self.run_dir)
+        # Relative, so that a run folder that was moved can still be replayed.
+        place = path.relative_to(self.run_dir) if inside else path
+        self._append({"kind": "artifact", "path": str(place)})
+
+    def status(self, value: Status) -> None:
+        """Say how the run stands.  Only the trainer does: an evaluation that flushes last replays
+        the trainer's word and adds none of its own."""
+        self._append({"kind": "status", "value": value})
+
+    def last_step(self) -> int:
+        """The step of the last metrics in this file, -1 if there are none."""
+        records, _ = read(self.path, 0, limit=None)
+        return max((r["step"] for r in records if r["kind"] == "metrics"), default=-1)
+
+    def close(self) -> None:
+        """Close the file; nothing is pending."""
+        self._file.close()
+
+    def _ends_torn(self) -> bool:
+        size = self._file.seek(0, os.SEEK_END)
+        if size == 0:
+            return False
+        self._file.seek(size - 1)
+        return self._file.read(1) != b"\n"
+
+    def _append(self, record: dict[str, Any]) -> None:
+        record = {"kind": record.pop("kind"), "t": time.time_ns() // 1_000_000} | record
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        with self._lock:
+            line = b"\n" + line if self._torn else line
+            try:
+                self._torn = self._file.write(line) != len(line)
+            except OSError as error:
+                self._torn = True
+                self._warn(error)
+            else:
+                if self._torn:
+                    self._warn(OSError("the line could not be written whole"))
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            _log.warning("%s: metrics are being lost: %s", self.path, error)
+        self._warned = True
+
+
+def read(path: Path, offset: int, limit: int | None = 1 << 20) -> tuple[list[dict[str, Any]], int]:
+    """Whole records of a spool file from a byte offset on.
+
+    Args:
+        path: The file.
+        offset: Where to begin: 0 or what an earlier call returned.
+        limit: Stop after so many bytes, at the end of a line; ``None`` reads all.
+
+    Returns:
+        The records and the offset behind them.  A line without an end is not whole yet and stays
+        for the next call; a line that is no record (torn by a crash) is skipped.
+    """
+    records = []
+    with path.open("rb") as file:
+        if offset > file.seek(0, os.SEEK_END):
+            offset = 0
+        start = file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            offset += len(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict) and {"kind", "t"} <= record.keys():
+                records.append(record)
+            if limit is not None and offset - start >= limit:
+                break
+    return records, offset

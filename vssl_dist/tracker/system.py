@@ -1,0 +1,61 @@
+"""The machine's own curves, under the keys that MLflow's "System metrics" tab reads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+from vssl_dist.tracker.spool import Spool
+
+_log = logging.getLogger(__name__)
+
+
+class Sampler(threading.Thread):
+    """Writes processor, memory, disk, network and GPU use of this machine to the spool.
+
+    Its steps count samples over the whole run: a resumed run goes on counting.
+    """
+
+    def __init__(self, run_dir: Path, every_s: float) -> None:
+        super().__init__(name="system-metrics", daemon=True)
+        self._spool = Spool(run_dir, "system")
+        self._every_s = every_s
+        self._ended = threading.Event()
+        self._monitors: list[Any] = []
+        kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor]
+        for kind in kinds:
+            try:
+                self._monitors.append(kind())
+            except (ImportError, RuntimeError) as error:
+                # The last one needs a GPU and the nvidia-ml-py package.
+                _log.info("no %s: %s", kind.__name__, error)
+
+    def run(self) -> None:
+        """Sample until `stop` is called."""
+        step = self._spool.last_step() + 1
+        # The first reading of processor use has no interval yet and is always 0.
+        self._sample()
+        while not self._ended.wait(self._every_s):
+            self._spool.metrics(self._sample(), step)
+            step += 1
+
+    def stop(self) -> None:
+        """End the thread; nothing is written afterwards."""
+        self._ended.set()
+        self.join()
+        self._spool.close()
+
+    def _sample(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            values |= {f"system/{k}": v for k, v in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        return values

@@ -1,0 +1,140 @@
+"""The training loop.  Read this file first.
+
+It knows neither MLflow nor SLURM: whoever starts it hands in three callables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from vssl_dist import dist
+from vssl_dist.config import RunConfig
+from vssl_dist.data.loader import Batch, Loader, build_loader
+from vssl_dist.engine import Engine
+from vssl_dist.methods import build_method
+from vssl_dist.resume import Saver, versions
+from vssl_dist.trace import Trace
+
+
+class Preempted(Exception):
+    """Raised on every rank, after the same step, once the checkpoint is on disk."""
+
+
+def train(
+    cfg: RunConfig,
+    *,
+    device: str,
+    should_stop: Callable[[], bool],
+    on_export: Callable[[Path, int], None],
+    log: Callable[[Mapping[str, float], int], None],
+) -> None:
+    """Train until the last step, from the newest checkpoint if there is one.
+
+    Every rank of an initialised process group calls this with the same ``cfg``; everything is
+    written below ``cfg.dir``.
+
+    Args:
+        cfg: The resolved configuration.
+        device: ``"cpu"`` or ``"cuda"``.
+        should_stop: Asked every ``vote_every`` steps; one rank's yes stops all.
+        on_export: Called on rank 0 with each exported backbone and its step.
+        log: Called on every rank with metrics averaged over the ranks, and their step.
+
+    Raises:
+        Preempted: Someone was told to stop; all is saved, the same call continues.
+        ValueError: The run on disk is another experiment, or none of its checkpoints is whole.
+    """
+    loader, engine = build(cfg, device)
+    saver = Saver(cfg, engine, loader)
+    saver.restore()
+    trace = Trace(cfg.dir, engine.step) if cfg.trace else None
+    meter = Meter(cfg.optim.global_batch, engine.step)
+    batches = iter(loader)
+    while engine.step < engine.total_steps:
+        step_batches = meter.wait_for(batches, cfg.optim.accumulate)
+        out = engine.train_step(step_batches)
+        if trace:
+            loss = dist.mean_over_ranks({"loss": out.loss})["loss"]
+            trace.step(engine.step, loader.position, loss, step_batches)
+        last = engine.step == engine.total_steps
+        if last or engine.step % cfg.log_every == 0:
+            metrics = dist.mean_over_ranks({"loss": out.loss} | out.metrics)
+            log(metrics | meter.rates(engine.step) | saver.substitutions(), engine.step)
+        if last or cfg.evaluations_at(engine.step, loader.samples):
+            export(cfg, engine, on_export)
+        stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop(), device)
+        if last or stop or saver.due(device):
+            saver.save()
+        if stop and not last:
+            raise Preempted
+    if trace:
+        trace.final(engine.digests())
+
+
+def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine]:
+    """The data and the student-teacher engine of a run at step 0."""
+    torch.manual_seed(cfg.seed)
+    loader = build_loader(cfg, rank=dist.rank(), world_size=dist.world_size(), device=device)
+    engine = Engine(
+        cfg,
+        build_method(cfg.method, cfg.data.image_size),
+        total_steps=cfg.total_steps(loader.samples),
+        steps_per_epoch=loader.samples / cfg.optim.global_batch,
+        device=device,
+    )
+    return loader, engine
+
+
+class Meter:
+    """Throughput, and the share of the time that was spent waiting for data."""
+
+    def __init__(self, global_batch: int, step: int) -> None:
+        self.global_batch, self.step = global_batch, step
+        self.start: float | None = None
+        self.waited = 0.0
+
+    def wait_for(self, batches: Iterator[Batch], count: int) -> list[Batch]:
+        """The next ``count`` batches; the time until they are there counts as waiting."""
+        asked = time.perf_counter()
+        taken = list(islice(batches, count))
+        if self.start is None:  # the pipeline's own start is not throughput
+            self.start = time.perf_counter()
+        else:
+            self.waited += time.perf_counter() - asked
+        return taken
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Images per second of the whole job, and the data-wait share, since the last call."""
+        now = time.perf_counter()
+        seconds = now - self.start if self.start is not None else float("inf")
+        rates = {
+            "images_per_second": (step - self.step) * self.global_batch / seconds,
+            "data_wait_share": self.waited / seconds,
+        }
+        self.start, self.step, self.waited = now, step, 0.0
+        return rates
+
+
+def export(cfg: RunConfig, engine: Engine, on_export: Callable[[Path, int], None]) -> None:
+    """Write the backbone as plain weights that need none of this code, then announce it."""
+    path = cfg.dir / "export" / f"backbone-{engine.step:08d}.safetensors"
+    card = {
+        "run": cfg.name,
+        "step": engine.step,
+        "method": cfg.method.name,
+        "backbone": cfg.method.backbone,
+        "image_size": cfg.data.image_size,
+        "normalise": cfg.data.normalise.model_dump(mode="json"),
+        "train": str(cfg.data.train),
+        "val": str(cfg.data.val) if cfg.data.val else None,
+        "config": cfg.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    engine.export(path, card)
+    if dist.rank() == 0:
+        on_export(path, engine.step)

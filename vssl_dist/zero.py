@@ -1,0 +1,41 @@
+"""What DeepSpeed is told: its whole configuration, derived from ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vssl_dist.config import RunConfig
+
+
+def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
+    """The dictionary for ``deepspeed.initialize``; there is no second file that could drift.
+
+    Args:
+        cfg: The run.
+        world_size: Ranks.
+        size: Parameters of the student.
+    """
+    stage = cfg.engine.zero_stage
+    return {
+        "train_micro_batch_size_per_gpu": cfg.micro_batch(world_size),
+        "gradient_accumulation_steps": cfg.optim.accumulate,
+        # Unset means 1.0.  At stage 0 the engine clips: it has the norm already, which DeepSpeed
+        # then neither gives away nor checks.
+        "gradient_clipping": cfg.optim.clip if stage > 0 else 0.0,
+        # Not "bf16", which casts the student itself, batch norm and all.  The empty list: there
+        # is no module whose gradients may be averaged in bfloat16.
+        "torch_autocast": {
+            "enabled": cfg.engine.autocast != "none",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        # Buckets are allocated in full, at every step: no larger than what there is to send.
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": size,
+            "allgather_bucket_size": size,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
