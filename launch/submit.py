@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.data.shards import DataError, Dataset
@@ -29,7 +31,7 @@ from vssl_dist.jobs.resources import (
     on_this_machine,
 )
 from vssl_dist.jobs.training import TrainJob
-from vssl_dist.methods import CONFIGS
+from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.resume import check_resume
 from vssl_dist.tracker import check_tracking, default_tracking_uri
 
@@ -90,6 +92,8 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
         cfg.micro_batch(launch.world_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    with torch.device("meta"):  # an unknown backbone dies here, at the price of no weights
+        build_method(cfg.method, cfg.data.image_size)
     return cfg, launch
 
 
@@ -102,8 +106,6 @@ def _absolute(cfg: RunConfig) -> RunConfig:
 
 
 def _gpus() -> int:
-    import torch
-
     return torch.cuda.device_count()
 
 

@@ -3,18 +3,20 @@
 # cgroups, nothing to configure.  Everything it makes lies in the state folder, but for a bridge
 # and network namespaces whose names begin with vsl.
 #
-#   up.sh [-n NODES] [-g GPUS_PER_NODE] [-d DIR] [-p PAPER_NODES] [-A]
+#   up.sh [-n NODES] [-g GPUS_PER_NODE] [-d DIR] [-p PAPER_NODES] [-A] [-i]
 #     -n  virtual nodes (4), each with its own host name, address, processes and mounts
 #     -g  fake GPUs per node (8): SLURM counts and hands them out; no CUDA program can use them
 #     -d  state folder (/tmp/vssl-devcluster); munge insists that everybody may enter its parents
 #     -p  nodes of the partition `paper` (0), known to the scheduler only: for sbatch --test-only
 #     -A  without accounting: quicker, but sacct fails and submitit cannot see a job that died
+#     -i  only install the packages
 #
 # Afterwards: . DIR/env.sh   then sbatch, srun, squeue, sacct and launch/submit.py work.
 set -euo pipefail
-NODES=4 GPUS=8 PAPER=0 ACCOUNTING=1 DIR=${VSSL_DEVCLUSTER:-/tmp/vssl-devcluster}
-while getopts n:g:d:p:A option; do case $option in
+NODES=4 GPUS=8 PAPER=0 ACCOUNTING=1 INSTALL_ONLY=0 DIR=${VSSL_DEVCLUSTER:-/tmp/vssl-devcluster}
+while getopts n:g:d:p:Ai option; do case $option in
   n) NODES=$OPTARG ;; g) GPUS=$OPTARG ;; d) DIR=$OPTARG ;; p) PAPER=$OPTARG ;; A) ACCOUNTING=0 ;;
+  i) INSTALL_ONLY=1 ;;
   *) exit 2 ;; esac; done
 HERE=$(cd "$(dirname "$0")" && pwd)
 START=$(date +%s.%N)
@@ -59,6 +61,7 @@ if [ -n "$missing" ]; then
     >"$DIR/log/apt.log" 2>&1 || die "apt-get (see $DIR/log/apt.log)"
   [ -z "$ours" ] || rm -f $policy
 fi
+[ $INSTALL_ONLY = 0 ] || exit 0
 say "packages ready: $(slurmd -V)"
 
 # ---- a clean state folder --------------------------------------------------------------------

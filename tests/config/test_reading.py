@@ -71,6 +71,8 @@ def test_a_view_is_a_recipe_with_changes() -> None:
         ("optim.global_batch=100", "optim.global_batch=100 must be a multiple of data.streams"),
         ("data.views=[cifr]", "data.views.0: 'cifr' is no recipe"),
         ("data.views=[]", "data.views"),
+        ("data.views=[cifar, {recipe: cifar, hue: 0.6}]", "data.views.1.hue"),
+        ("evaluations=[{task: knn}, {task: knn}]", "evaluations name a task twice (knn, knn)"),
         ("data.views=[cifar]", "data.views has 1 entries, but toy compares 2 views"),
         ("data.val=null", "evaluations need data.val"),
         ("name=../../etc", "name: String should match pattern"),

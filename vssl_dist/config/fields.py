@@ -55,4 +55,4 @@ class MethodConfig(Model):
 
     name: str
     backbone: str = "resnet50"
-    """A torchvision or timm name, or ``resnet10_c16`` (narrow, for a CPU); CIFAR stem by image size."""
+    """A torchvision or timm name, or ``resnet10_c16`` (narrow); CIFAR stem by image size."""

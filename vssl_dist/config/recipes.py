@@ -10,6 +10,8 @@ from vssl_dist.config.fields import Float, Model, Pair, Triple
 
 Probability = Annotated[Float, Field(ge=0, le=1)]
 
+Spread = Annotated[Float, Field(ge=0)]
+
 
 class ViewRecipe(Model):
     """One augmented view.  The operations run in the order in which they stand here."""
@@ -22,11 +24,11 @@ class ViewRecipe(Model):
     """Probability of a horizontal flip."""
     jitter: Probability = 0.8
     """Probability of the colour jitter: brightness, contrast, saturation, hue, in this order."""
-    brightness: Float = 0.4
+    brightness: Spread = 0.4
     """Brightness factor is uniform in [1 - x, 1 + x]; the same for the next two."""
-    contrast: Float = 0.4
-    saturation: Float = 0.2
-    hue: Float = 0.1
+    contrast: Spread = 0.4
+    saturation: Spread = 0.2
+    hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
     """Hue shift, uniform in [-x, x], in turns of the colour circle."""
     grayscale: Probability = 0.2
     blur: Probability = 0.5

@@ -190,6 +190,12 @@ class RunConfig(Model):
                 "optim.name=lars is not built yet (ZeRO hands the optimizer flat vectors, so a "
                 "plain LARS would be silently wrong): use sgd or adamw"
             )
+        tasks = [task.task for task in self.evaluations]
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(
+                f"evaluations name a task twice ({', '.join(tasks)}): their results would "
+                "overwrite each other (one entry takes several values of k and temperature)"
+            )
         if self.evaluations and data.val is None:
             raise ValueError("evaluations need data.val: the folder of held-out shards")
         return self
