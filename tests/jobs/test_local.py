@@ -85,7 +85,9 @@ def test_all_ranks_run_and_rank_0_is_shown(launch: Launch, tmp_path: Path) -> No
 def test_a_dead_rank_takes_the_others_with_it_and_its_traceback_is_the_headline(
     launch: Launch, tmp_path: Path
 ) -> None:
-    launcher = launch("1 / int(rank != '1')\ntime.sleep(60)")
+    spoken = f"open({str(tmp_path / 'rank-0.log')!r}).read()"
+    wait = f"while 'I am' not in {spoken}: time.sleep(0.02)"
+    launcher = launch(f"{wait}\ntime.sleep(0.5)\n1 / int(rank != '1')\ntime.sleep(60)")
     ranks = ranks_of(launcher, tmp_path)
     _, err = launcher.communicate(timeout=10)
     assert launcher.returncode == 1
