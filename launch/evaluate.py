@@ -76,11 +76,9 @@ def rows(args: argparse.Namespace, found: Sequence[Path]) -> Iterator[tuple[str,
     train, val = _folders(args.data)
     device, threads = args.device or _device(), args.threads
     if args.baselines:
-        results = baselines(found[-1], task, device=device, threads=threads, train=train, val=val)[
-            "results"
-        ]
-        yield "raw pixels", results["raw_pixels"]
-        yield "random network", results["random_network"]
+        known = baselines(found[-1], task, device=device, threads=threads, train=train, val=val)
+        for name, results in known["results"].items():
+            yield name.replace("_", " "), results
     for export in found:
         one = Due(export, read_card(export)["step"], task)
         run = export.parent.parent
