@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import pickle
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,14 +154,16 @@ def _from_archive(archive: Path, folder: str, files: Sequence[str]) -> dict[str,
     wanted = {f"{folder}/{name}": name for name in files}
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = wanted.get(member.name)
-                stream = tar.extractfile(member) if name and member.isreg() else None
-                if name and stream and member.size <= _MAX_BYTES:
-                    found[name] = stream.read()
+        with gzip.open(archive) as whole:
+            with tarfile.open(fileobj=whole, mode="r:") as tar:
+                for member in tar:
+                    name = wanted.get(member.name)
+                    stream = tar.extractfile(member) if name and member.isreg() else None
+                    if name and stream and member.size <= _MAX_BYTES:
+                        found[name] = stream.read()
+            whole.seek(0, io.SEEK_END)  # gzip compares its checksum only at the end
     # A damaged gzip stream surfaces as any of these.
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
         raise DataError(f"{archive}: damaged archive ({error}): fetch it again") from error
     for name in files:
         if name not in found:
