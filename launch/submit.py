@@ -84,7 +84,7 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
     profile = load_profile(args.profile or PROFILES / ("local.yaml" if here else "default.yaml"))
     uri = default_tracking_uri()
     if here:
-        launch = on_this_machine(profile, args.local or None, _gpus(), uri)
+        launch = on_this_machine(profile, args.local or None, _gpus(cfg.data.streams), uri)
     else:
         launch = on_slurm(profile, args.nodes or 1, uri)
         cluster.check_path(cfg.dir)
@@ -105,8 +105,10 @@ def _absolute(cfg: RunConfig) -> RunConfig:
     )
 
 
-def _gpus() -> int:
-    return torch.cuda.device_count()
+def _gpus(streams: int) -> int:
+    """How many of this machine's GPUs can share the streams evenly."""
+    present = torch.cuda.device_count()
+    return next((count for count in range(present, 0, -1) if streams % count == 0), 0)
 
 
 def environment_problems(cfg: RunConfig, launch: Launch) -> list[str]:
@@ -118,7 +120,7 @@ def environment_problems(cfg: RunConfig, launch: Launch) -> list[str]:
         folder = getattr(cfg.data, key)
         try:
             if folder is not None:
-                Dataset.open(folder)
+                Dataset.open(folder).probe()
         except DataError as error:
             problems.append(f"data.{key}: {error}")
     if "@" in launch.tracking_uri.partition("://")[2].partition("/")[0]:
@@ -215,6 +217,9 @@ def main(argv: Sequence[str]) -> int:
         return start(cfg, launch)
     except (ConfigError, DataError, cluster.SubmissionError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ def init(device: str, timeout_s: float = 300.0) -> None:
             (gloo).
         timeout_s: Seconds after which a silent peer counts as dead.
     """
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     td.init_process_group(
         "nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
     )

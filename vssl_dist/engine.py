@@ -204,7 +204,7 @@ class Engine:
         network = self.teacher.module if self.teacher else self.student
         return state.plain(network.get_submodule("backbone"))
 
-    def export(self, path: Path, card: dict[str, Any]) -> None:
+    def export(self, path: Path, card: dict[str, Any] | None = None) -> None:
         """Write the backbone to ``path`` and ``card`` beside it, last; every rank calls this.
 
         Raises:
@@ -213,7 +213,7 @@ class Engine:
 
         def write() -> None:
             durable.publish(path, safetensors.torch.save(self.export_state()))
-            durable.publish(path.with_suffix(".json"), json.dumps(card, indent=1).encode())
+            durable.publish(path.with_suffix(".json"), json.dumps(card or {}, indent=1).encode())
 
         all_or_none(write, only_on=0)
 

@@ -16,6 +16,7 @@ from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.data.loader import Loader
 from vssl_dist.data.shards import Dataset
 from vssl_dist.engine import Engine
+from vssl_dist.methods import CONFIGS
 
 
 class Saver:
@@ -106,9 +107,9 @@ def same_experiment(
     Raises:
         ConfigError: One line with what differs.
     """
-    remedy = f"give this run another name, or remove {cfg.dir}"
+    remedy = _remedy(cfg)
     if changed := _differences(facts["experiment"], config.frozen_part(cfg)):
-        raise ConfigError(f"run {cfg.name} was started with other {', '.join(changed)}: {remedy}")
+        raise ConfigError(_other(cfg, changed))
     if facts["fingerprint"] != fingerprint:
         raise ConfigError(f"run {cfg.name} was started on other data ({cfg.data.train}): {remedy}")
     if facts["world_size"] != world_size:
@@ -129,10 +130,29 @@ def check_resume(cfg: RunConfig, world_size: int) -> int:
     """
     manifests = checkpoint.manifests(checkpoints_of(cfg))
     if not manifests:
+        _same_as_written(cfg)
         return 0
     facts = manifests[-1]["facts"]
     same_experiment(cfg, facts, world_size, Dataset.open(cfg.data.train).fingerprint)
     return int(manifests[-1]["step"])
+
+
+def _same_as_written(cfg: RunConfig) -> None:
+    """Curves and exports come before the first checkpoint, and must not be mixed either."""
+    written = cfg.dir / "config.yaml"
+    if not written.exists() or not (cfg.dir / "spool").exists():
+        return
+    before = config.frozen_part(config.load(written, methods=CONFIGS))
+    if changed := _differences(before, config.frozen_part(cfg)):
+        raise ConfigError(_other(cfg, changed))
+
+
+def _other(cfg: RunConfig, changed: list[str]) -> str:
+    return f"run {cfg.name} was started with other {', '.join(changed)}: {_remedy(cfg)}"
+
+
+def _remedy(cfg: RunConfig) -> str:
+    return f"give this run another name, or remove {cfg.dir}"
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vssl_dist import dist
+from vssl_dist import dist, durable
 from vssl_dist.data.loader import Batch
 
 
@@ -45,7 +45,7 @@ class Trace:
         folder.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step(line) <= restored_step]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        durable.publish(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def step(self, step: int, position: int, loss: float, batches: Sequence[Batch]) -> None:
         """Record the optimizer step that made ``step`` steps and ``position`` images in all."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from vssl_dist import dist
+from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.config import RunConfig
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
@@ -128,6 +129,7 @@ def export(cfg: RunConfig, engine: Engine, on_export: Callable[[Path, int], None
         "step": engine.step,
         "method": cfg.method.name,
         "backbone": cfg.method.backbone,
+        "branch": "teacher" if engine.teacher else "student",
         "image_size": cfg.data.image_size,
         "normalise": cfg.data.normalise.model_dump(mode="json"),
         "train": str(cfg.data.train),
@@ -135,6 +137,10 @@ def export(cfg: RunConfig, engine: Engine, on_export: Callable[[Path, int], None
         "config": cfg.model_dump(mode="json"),
         "versions": versions(),
     }
-    engine.export(path, card)
+    try:
+        engine.export(path, card)
+    except CheckpointError as error:  # a full disk costs an evaluation, not the run
+        print(f"warning: step {engine.step} is not exported: {error}", flush=True)
+        return
     if dist.rank() == 0:
         on_export(path, engine.step)

@@ -202,3 +202,16 @@ def test_reading_shards_does_not_import_torch() -> None:
     code = "import sys, vssl_dist.data.shards, data_prep.shard; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.idx.npy"])
+def test_a_probe_names_a_shard_whose_length_alone_is_right(tmp_path: Path, name: str) -> None:
+    folder = tiny_dataset(tmp_path)
+    Dataset.open(folder).probe()
+    hurt = folder / name
+    hurt.write_bytes(b"\0" * hurt.stat().st_size)
+    dataset = Dataset.open(folder)
+    with pytest.raises(DataError, match="shard-000001") as error:
+        dataset.probe()
+    assert "data_prep/verify.py" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -47,7 +47,8 @@ def cfg(tmp_path: Path) -> RunConfig:
     run = config.loads(RUN, [f"out={tmp_path}", "name=run"], methods=CONFIGS)
     (run.dir / "export").mkdir(parents=True)
     for step in (4, 8, 16):
-        (run.dir / "export" / f"backbone-{step:08d}.safetensors").touch()
+        for suffix in ("safetensors", "json"):
+            (run.dir / "export" / f"backbone-{step:08d}.{suffix}").touch()
     return run
 
 
@@ -80,6 +81,11 @@ def test_a_second_process_leaves_at_once_while_one_is_at_work(cfg: RunConfig) ->
         before = time.monotonic()
         dispatch.work(cfg.dir)  # the folder has no config.yaml: reading it would raise
         assert time.monotonic() - before < 1
+
+
+def test_an_export_is_due_once_its_card_is_there(cfg: RunConfig) -> None:
+    (cfg.dir / "export" / "backbone-00000016.json").unlink()
+    assert [one.step for one in due(cfg, SAMPLES)] == [8]
 
 
 def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(

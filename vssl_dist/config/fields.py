@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -18,8 +18,16 @@ def _float(value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
-def _tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """A YAML list as a tuple; anything else as it is, for the type to refuse."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if not 0 <= low <= high:
+        raise ValueError(f"[{low:g}, {high:g}] must be two numbers from 0 on, the lesser one first")
+    return value
 
 
 def _path(value: Any) -> Any:
@@ -28,14 +36,22 @@ def _path(value: Any) -> Any:
 
 Float = Annotated[float, BeforeValidator(_float)]
 """A float that may be written ``1``, ``0.1``, ``1e-6`` or ``inf``."""
-Pair = Annotated[tuple[Float, Float], BeforeValidator(_tuple)]
+Finite = Annotated[Float, Field(allow_inf_nan=False)]
+"""A float that is a number and not infinite."""
+Positive = Annotated[int, Field(gt=0)]
+"""A whole number above 0."""
+Pair = Annotated[tuple[Finite, Finite], BeforeValidator(as_tuple)]
 """Two floats, written as a YAML list."""
-Triple = Annotated[tuple[Float, Float, Float], BeforeValidator(_tuple)]
+Range = Annotated[Pair, AfterValidator(_ascending)]
+"""Least and greatest value, at least 0, written as a YAML list."""
+Triple = Annotated[tuple[Finite, Finite, Finite], BeforeValidator(as_tuple)]
 """Three floats, written as a YAML list."""
-Ints = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
-"""Integers, written as a YAML list."""
-Floats = Annotated[tuple[Float, ...], BeforeValidator(_tuple)]
-"""Floats, written as a YAML list."""
+Counts = Annotated[tuple[Positive, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+"""Whole numbers above 0, written as a YAML list."""
+Temperatures = Annotated[
+    tuple[Annotated[Float, Field(gt=0)], ...], BeforeValidator(as_tuple), Field(min_length=1)
+]
+"""Floats above 0, ``inf`` among them, written as a YAML list."""
 FilePath = Annotated[Path, BeforeValidator(_path)]
 """A path, written as a non-empty string."""
 

@@ -47,7 +47,9 @@ def _text(path: Path) -> str:
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: such as a 13th month
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -153,6 +155,7 @@ def load(
     Raises:
         ConfigError: One line that names the key and the remedy.
     """
+    path = Path(path)
     return loads(_text(path), overrides, methods=methods, where=str(path), name=path.stem)
 
 

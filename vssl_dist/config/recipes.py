@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vssl_dist.config.fields import Float, Model, Pair, Triple
+from vssl_dist.config.fields import Finite, Float, Model, Range, Triple
 
 Probability = Annotated[Float, Field(ge=0, le=1)]
 
-Spread = Annotated[Float, Field(ge=0)]
+Spread = Annotated[Finite, Field(ge=0)]
 
 
 class ViewRecipe(Model):
     """One augmented view.  The operations run in the order in which they stand here."""
 
-    crop_scale: Pair = (0.08, 1.0)
+    crop_scale: Range = (0.08, 1.0)
     """Share of the image's area that the random crop covers, uniform."""
-    crop_ratio: Pair = (3 / 4, 4 / 3)
+    crop_ratio: Range = (3 / 4, 4 / 3)
     """Aspect ratio (width / height) of the crop, log-uniform."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
@@ -33,10 +33,16 @@ class ViewRecipe(Model):
     grayscale: Probability = 0.2
     blur: Probability = 0.5
     """Probability of a Gaussian blur."""
-    blur_sigma: Pair = (0.1, 2.0)
+    blur_sigma: Range = (0.1, 2.0)
     """Standard deviation of the blur in pixels, uniform."""
     solarize: Probability = 0.0
     """Probability of inverting every value of at least 128."""
+
+    @model_validator(mode="after")
+    def _crops_something(self) -> ViewRecipe:
+        if self.crop_scale[0] <= 0 or self.crop_scale[1] > 1 or self.crop_ratio[0] <= 0:
+            raise ValueError("crop_scale must lie above 0 and up to 1, crop_ratio above 0")
+        return self
 
 
 class Normalisation(Model):
@@ -44,6 +50,13 @@ class Normalisation(Model):
 
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
+
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(std) <= 0:
+            raise ValueError("every standard deviation must be above 0: images are divided by it")
+        return std
 
 
 RECIPES: dict[str, ViewRecipe] = {

@@ -8,20 +8,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from vssl_dist.config.fields import (
+    Counts,
     FilePath,
-    Float,
-    Floats,
-    Ints,
+    Finite,
     MethodConfig,
     Model,
-    Pair,
+    Positive,
+    Temperatures,
+    as_tuple,
 )
 from vssl_dist.config.recipes import Normalisation, View
 
-Positive = Annotated[int, Field(gt=0)]
+Decay = Annotated[Finite, Field(ge=0, le=1)]
+Beta = Annotated[Finite, Field(ge=0, lt=1)]
 Views = Annotated[
     tuple[View, ...],
-    BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v),
+    BeforeValidator(as_tuple),
     Field(min_length=1),
 ]
 
@@ -50,24 +52,24 @@ class OptimConfig(Model):
     """The optimizer and how long it runs."""
 
     name: Literal["sgd", "adamw", "lars"] = "sgd"
-    base_lr: Annotated[Float, Field(gt=0)]
+    base_lr: Annotated[Finite, Field(gt=0)]
     """Peak learning rate per 256 images: the run uses ``base_lr * global_batch / 256``."""
-    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
     """Of SGD and LARS."""
-    betas: Pair = (0.9, 0.999)
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = (0.9, 0.999)
     """Of AdamW."""
-    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
     decay_norm_and_bias: bool = False
     """Whether weight decay also reaches biases and normalisation weights."""
-    epochs: Annotated[Float, Field(gt=0)] = 100.0
+    epochs: Annotated[Finite, Field(gt=0)] = 100.0
     max_steps: Positive | None = None
     """Stop (and end every schedule) after so many optimizer steps, whatever ``epochs`` says."""
-    warmup_epochs: Annotated[Float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[Finite, Field(ge=0)] = 0.0
     global_batch: Positive = 256
     """Images per optimizer step, over all ranks and accumulation steps."""
     accumulate: Positive = 1
     """Micro-steps per optimizer step; batch norm sees ``global_batch / accumulate`` images."""
-    clip: Annotated[Float, Field(ge=0)] = 0.0
+    clip: Annotated[Finite, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 is off."""
 
     @property
@@ -81,7 +83,7 @@ class EngineConfig(Model):
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     autocast: Literal["bfloat16", "none"] = "bfloat16"
-    ema_decay: Pair = (0.99, 1.0)
+    ema_decay: Annotated[tuple[Decay, Decay], BeforeValidator(as_tuple)] = (0.99, 1.0)
     """The teacher's decay at the first and at the last step; half a cosine in between."""
     compile: bool = False
     channels_last: bool = False
@@ -90,7 +92,7 @@ class EngineConfig(Model):
 class CheckpointConfig(Model):
     """When to save and what to keep."""
 
-    every_minutes: Annotated[Float, Field(gt=0)] | None = 15.0
+    every_minutes: Annotated[Finite, Field(gt=0)] | None = 15.0
     every_steps: Positive | None = None
     keep_last: Positive = 2
     keep_every: Positive | None = None
@@ -101,10 +103,10 @@ class KnnConfig(Model):
     """k-NN accuracy of an export: cosine similarity, votes weighted by exp(similarity / T)."""
 
     task: Literal["knn"] = "knn"
-    every_epochs: Annotated[Float, Field(gt=0)] = 1.0
+    every_epochs: Annotated[Finite, Field(gt=0)] = 1.0
     """An export, and with it an evaluation, every so many epochs and at the end."""
-    k: Ints = (10, 20, 100, 200)
-    temperature: Floats = (0.07, 0.1)
+    k: Counts = (10, 20, 100, 200)
+    temperature: Temperatures = (0.07, 0.1)
     max_bank: Positive | None = None
     """Use only the first so many training images."""
     max_queries: Positive | None = None
@@ -125,9 +127,7 @@ class RunConfig(Model):
     optim: OptimConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    evaluations: Annotated[
-        tuple[KnnConfig, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-    ] = ()
+    evaluations: Annotated[tuple[KnnConfig, ...], BeforeValidator(as_tuple)] = ()
     log_every: Positive = 50
     vote_every: Positive = 20
     """Steps between asking all ranks whether anyone was told to stop."""
@@ -189,6 +189,11 @@ class RunConfig(Model):
             raise ValueError(
                 "optim.name=lars is not built yet (ZeRO hands the optimizer flat vectors, so a "
                 "plain LARS would be silently wrong): use sgd or adamw"
+            )
+        if optim.warmup_epochs > optim.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than optim.epochs="
+                f"{optim.epochs:g}: the learning rate would never reach its peak"
             )
         tasks = [task.task for task in self.evaluations]
         if len(set(tasks)) < len(tasks):

@@ -84,8 +84,13 @@ def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
         signal_delay_s=profile.signal_delay_s,
         setup=[*profile.setup, *_exports(threads | profile.env)],
         # One dead rank ends the job instead of leaving the others in a collective; since 22.05
-        # srun does not take the number of cores from sbatch.
-        srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_rank}"],
+        # srun does not take the number of cores from sbatch.  Rank 0 ends last: it submits the
+        # last evaluations and sends the last curves, however short the site's WaitTime is.
+        srun_args=[
+            "--kill-on-bad-exit=1",
+            "--wait=0",
+            f"--cpus-per-task={launch.cpus_per_rank}",
+        ],
         additional_parameters=_without_none(requeue=True, reservation=profile.reservation),
         stderr_to_stdout=True,
     )

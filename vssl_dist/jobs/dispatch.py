@@ -92,9 +92,6 @@ class OnSlurm:
 
     def __init__(self, run_dir: Path, launch: Launch) -> None:
         self.run_dir, self.launch = run_dir, launch
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-            # The training job's signals reach every process of its nodes.
-            signal.signal(number, signal.SIG_IGN)
 
     def ready(self, one: Due) -> bool:
         """Whether it may be tried now: no job of an earlier attempt is waiting or at it."""
@@ -114,8 +111,10 @@ class OnSlurm:
         parameters = cluster.evaluation_parameters(name, self.launch)
         # A controller that hangs must not keep later evaluations from being submitted.
         signal.alarm(_SUBMIT_WITHIN_S)
-        job_id = cluster.submit(self.run_dir / "slurm" / "evaluations", parameters, job)
-        signal.alarm(0)
+        try:
+            job_id = cluster.submit(self.run_dir / "slurm" / "evaluations", parameters, job)
+        finally:
+            signal.alarm(0)
         one.note(Attempts(one.attempts().count + 1, job_id))
         print(f"submitted {name}: job {job_id}", flush=True)
 
@@ -180,6 +179,10 @@ def main() -> None:
     """``python -m vssl_dist.jobs.dispatch RUN``."""
     parser = argparse.ArgumentParser(prog="python -m vssl_dist.jobs.dispatch")
     parser.add_argument("run_dir", type=Path)
+    if "SLURM_JOB_ID" in os.environ:
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            # The training job's signals reach every process of its nodes.
+            signal.signal(number, signal.SIG_IGN)
     work(parser.parse_args().run_dir.absolute())
 
 

@@ -60,6 +60,8 @@ def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
     """
     exports = sorted((cfg.dir / "export").glob("backbone-*.safetensors"), reverse=True)
     for export in exports:
+        if not export.with_suffix(".json").exists():
+            continue  # the card comes last, and whoever writes it asks again
         step = int(export.stem.rpartition("-")[2])
         for task in cfg.evaluations_at(step, samples):
             candidate = Due(export, step, task)

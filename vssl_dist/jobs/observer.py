@@ -75,7 +75,7 @@ class Observer:
     def close(self, status: Status, timeout_s: float) -> None:
         """Say how it ended and send what is left, within a bound."""
         if status == "KILLED":
-            print("told to stop: everything is saved", flush=True)
+            print("told to stop: the same command goes on from the last checkpoint", flush=True)
         self.spool.status(status)
         self.evaluator.close(timeout_s)
         if not self.flusher.close(timeout_s):

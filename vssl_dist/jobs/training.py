@@ -70,7 +70,7 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     """
     if job.launch.device == "cuda":
         take_own_gpu(os.environ)
-    os.environ.setdefault("DS_ACCELERATOR", job.launch.device)
+    os.environ["DS_ACCELERATOR"] = job.launch.device
     import torch  # not above: signals must find their handlers before torch takes its seconds
 
     # DeepSpeed calls what torch has renamed; no user of ours can do anything about it.

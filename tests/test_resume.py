@@ -1,0 +1,43 @@
+"""A run folder belongs to one experiment from its first curve on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.photos import tiny_dataset
+from vssl_dist import config
+from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.methods import CONFIGS
+from vssl_dist.resume import check_resume
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+
+
+def read(tmp_path: Path, *overrides: str) -> RunConfig:
+    here = [f"out={tmp_path}", f"data.train={tmp_path / 'photos' / 'train'}"]
+    return config.load(QUICKSTART, [*here, *overrides], methods=CONFIGS)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A run that has drawn curves and saved no checkpoint."""
+    tiny_dataset(tmp_path / "photos")
+    cfg = read(tmp_path)
+    (cfg.dir / "spool").mkdir(parents=True)
+    (cfg.dir / "config.yaml").write_text(config.dump(cfg))
+    return tmp_path
+
+
+def test_before_the_first_checkpoint_the_same_experiment_starts_again(begun: Path) -> None:
+    assert check_resume(read(begun, "log_every=1", "data.threads=2"), world_size=2) == 0
+
+
+def test_before_the_first_checkpoint_another_experiment_is_refused(begun: Path) -> None:
+    with pytest.raises(ConfigError, match=r"other optim\.base_lr \(0\.004 then, 0\.5 now\)"):
+        check_resume(read(begun, "optim.base_lr=0.5"), world_size=2)
+
+
+def test_a_new_name_starts_a_new_run(begun: Path) -> None:
+    assert check_resume(read(begun, "name=other", "optim.base_lr=0.5"), world_size=2) == 0
