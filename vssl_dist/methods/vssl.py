@@ -56,8 +56,8 @@ class VSSLConfig(MethodConfig):
     beta: Weight = 1.0
     """UNKNOWN.  Weight of the KL divergence."""
     logvar_bound: Literal["soft", "clamp"] = "soft"
-    """DERIVED.  ``soft``: a sigmoid between the bounds, so that a variance at its floor still has
-    a gradient; ``clamp`` is a cliff."""
+    """DERIVED.  ``soft``: a tanh between the bounds, so that a variance near its floor still has a
+    gradient; ``clamp`` is a cliff."""
     logvar_range: Pair = (-6.0, 3.0)
     """UNKNOWN.  Bounds of the log-variances: without them they shrink without end."""
     variance_weight: Weight = 0.0
@@ -193,7 +193,7 @@ def _unit_distance(a: Tensor, b: Tensor) -> Tensor:
 def bounded(logvar: Tensor, cfg: VSSLConfig) -> Tensor:
     """Log-variances brought into ``cfg.logvar_range``.
 
-    The soft bound has slope 1 in the middle of the range and its gradient never vanishes.
+    The soft bound has slope 1 in the middle of the range and flattens towards its ends.
 
     >>> bounded(torch.tensor([-1.5, 100.0]), VSSLConfig()).tolist()
     [-1.5, 3.0]
