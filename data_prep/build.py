@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
-from data_prep.files import sweep, sync_folder, write_whole
+from data_prep.files import sweep, write_whole
 from data_prep.split import Split
 from data_prep.writer import NOTES, ShardTask, shard_name, write_shard
 from vssl_dist.data.manifest import (
@@ -28,6 +28,7 @@ from vssl_dist.data.manifest import (
     read_manifest,
     seal,
 )
+from vssl_dist.durable import sync
 
 _RECIPE = "recipe.json"
 
@@ -100,9 +101,9 @@ def build(split: Split, out: Path, options: Options, advance: Callable[[int], No
         advance(len(order) - missing)
         for entry in pool.run(write_shard, tasks, workers=options.workers, advance=advance):
             done[entry.name] = entry
-        sync_folder(folder)
+        sync(folder)
         write_whole(folder / MANIFEST, _sealed(split, [done[n] for n in sorted(done)], recipe))
-        sync_folder(folder)
+        sync(folder)
         shutil.rmtree(folder / NOTES)
     return Built(folder, read_manifest(folder), missing)
 

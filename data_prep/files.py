@@ -17,7 +17,7 @@ _UNFINISHED = ".*.tmp-*"
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file whose name appears with its last byte already on disk.
 
-    The name itself survives a power cut only after `sync_folder`.
+    The name itself survives a power cut only after `vssl_dist.durable.sync` of its folder.
 
     Raises:
         DataError: The disk is full, the folder read-only, or the like.
@@ -46,12 +46,3 @@ def sweep(folder: Path) -> None:
     """Remove what interrupted writers left behind."""
     for leftover in folder.glob(_UNFINISHED):
         leftover.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vssl_dist.config import ConfigError
 from vssl_dist.jobs.resources import (
@@ -27,7 +28,7 @@ def profile(tmp_path: Path, text: str) -> Resources:
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
 def test_every_profile_that_is_shipped_is_valid(path: Path) -> None:
-    load_profile(path)
+    assert load_profile(path).model_fields_set == yaml.safe_load(path.read_text()).keys()
 
 
 def test_the_default_profile_has_eight_ranks_and_eight_gpus_per_node() -> None:
