@@ -82,7 +82,7 @@ def rows(args: argparse.Namespace, found: Sequence[Path]) -> Iterator[tuple[str,
     for export in found:
         one = Due(export, read_card(export)["step"], task)
         run = export.parent.parent
-        if (run / "config.yaml").exists() and train is None and not one.result.exists():
+        if (run / "config.yaml").exists() and train is None and not one.done():
             result = evaluate_one(run, one, device, threads)  # onto the run's curve, too
         else:
             result = evaluate(export, task, device=device, threads=threads, train=train, val=val)

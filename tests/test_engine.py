@@ -6,13 +6,14 @@ look at what came back.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"name": "adamw", "base_lr": 1e-3, "weight_decay": 0.1},
 }
 STAGES = (0, 1, 2)
+BRANCHES: tuple[Literal["student", "teacher"], ...] = ("student", "teacher")
 CASES = list(product(("byol", "vje"), OPTIMIZERS, (0.0, 0.3)))
 FAST = [("byol", "adamw", 0.3), ("vje", "sgd", 0.0)]
 SLOW = [case for case in CASES if case not in FAST]
@@ -141,6 +143,8 @@ def resumed_and_straight(stage: int, folder: Path) -> dict[str, Any]:
 class Tiny:
     """A student and a teacher small enough for what is not about numbers."""
 
+    evaluated: Literal["student", "teacher"] = "teacher"
+
     def __init__(self, cfg: RunConfig) -> None:
         self.student: nn.Module = nn.Sequential()
         self.student.add_module("backbone", nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
@@ -153,7 +157,8 @@ class Tiny:
         assert self.teacher is not None
         with torch.no_grad():
             target = self.teacher(views[1]).mean()
-        return LossOutput((self.student(views[0]) - target).square().mean() + self.constant)
+        out = self.student(views[0])
+        return LossOutput((out - target).square().mean() + self.constant, out.detach())
 
 
 @contextmanager
@@ -246,14 +251,18 @@ def wrong_loads(folder: Path) -> dict[str, str]:
 
 
 def exports(folder: Path) -> dict[str, Any]:
-    """An export of a network in the channels-last layout, and the teacher it came from."""
+    """Exports of a network in the channels-last layout, and the two that they came from."""
     trainee = Trainee(run_config(1, channels_last=True))
     trainee.train(1)
-    trainee.engine.export(folder / "export" / "backbone-00000001.safetensors", {"width": 128})
+    method = trainee.engine.method
+    for branch in BRANCHES:
+        method.evaluated = branch
+        trainee.engine.export(folder / "export" / f"{branch}.safetensors", {"width": 128})
     blocked = folder / "file"
     blocked.touch()
     failure = refusal(lambda: trainee.engine.export(blocked / "backbone.safetensors", {}))
-    return {"teacher": arrays(trainee.engine.method.teacher), "failure": failure}
+    branches = {"student": arrays(trainee.engine.student), "teacher": arrays(method.teacher)}
+    return branches | {"failure": failure}
 
 
 def two_ranks(folder: Path) -> dict[str, Any]:
@@ -388,22 +397,23 @@ def test_other_layouts_and_broken_weights_are_refused_in_one_line(
         assert rank["wrong loads"]["nan"] == "the weights after step 0 are not finite"
 
 
-def test_an_export_is_the_teachers_backbone_in_plain_tensors(
+def test_an_export_is_the_evaluated_backbone_in_plain_tensors(
     seen: list[dict[str, Any]], folder: Path
 ) -> None:
-    path = folder / "export" / "backbone-00000001.safetensors"
-    assert sorted(p.name for p in path.parent.iterdir()) == [
-        path.with_suffix(".json").name,
-        path.name,
-    ]
-    assert json.loads(path.with_suffix(".json").read_text()) == {"width": 128}
-    backbone, _ = build_backbone("resnet18_c16", image_size=16)
-    backbone.load_state_dict(load_file(path))
-    teacher = seen[0]["exports"]["teacher"]
-    for name, value in arrays(backbone).items():
-        np.testing.assert_array_equal(value, teacher[f"backbone.{name}"])
-    assert seen[0]["exports"]["failure"] == seen[1]["exports"]["failure"]
-    assert seen[0]["exports"]["failure"].startswith("rank 0: ")
+    whole = {f"{branch}.{kind}" for branch in BRANCHES for kind in ("json", "safetensors")}
+    assert {p.name for p in (folder / "export").iterdir()} == whole
+    found = seen[0]["exports"]
+    for branch in BRANCHES:
+        path = folder / "export" / f"{branch}.safetensors"
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        card = json.loads(path.with_suffix(".json").read_text())
+        assert card == {"width": 128, "sha256": sha256}
+        backbone, _ = build_backbone("resnet18_c16", image_size=16)
+        backbone.load_state_dict(load_file(path))
+        for name, value in arrays(backbone).items():
+            np.testing.assert_array_equal(value, found[branch][f"backbone.{name}"])
+    assert found["failure"] == seen[1]["exports"]["failure"]
+    assert found["failure"].startswith("rank 0: ")
 
 
 def one_rank() -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -79,12 +82,19 @@ def lines(run: Run) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "kills"), [(0, [5]), (1, [1, 8, 11]), (2, [7])])
+@pytest.mark.parametrize(
+    ("stage", "overrides", "kills"),
+    [
+        (0, [], [5]),
+        (1, [], [1, 8, 11]),
+        (2, ["method.target=ema", "optim.accumulate=2"], [7]),
+    ],
+)
 def test_a_killed_run_restarted_is_the_uninterrupted_run(
-    data: Path, tmp_path: Path, stage: int, kills: list[int]
+    data: Path, tmp_path: Path, stage: int, overrides: list[str], kills: list[int]
 ) -> None:
-    straight = Run(data, tmp_path, "straight", f"engine.zero_stage={stage}")
-    broken = Run(data, tmp_path, "broken", f"engine.zero_stage={stage}")
+    changes = (f"engine.zero_stage={stage}", *overrides)
+    straight, broken = (Run(data, tmp_path, name, *changes) for name in ("straight", "broken"))
     straight.finish()
     for step in kills:
         broken.kill_at(step)
@@ -110,8 +120,29 @@ def test_told_to_stop_it_saves_at_once_and_goes_on_where_it_was(data: Path, tmp_
     assert process.returncode == 130, output
     saved = sorted((stopped.dir / "checkpoints").glob("step-*"))[-1]
     assert int(saved.name.partition("-")[2]) == stopped.steps() < STEPS
+    with all_damaged(stopped.dir / "checkpoints"):
+        refused = subprocess.run(
+            stopped.command, cwd=ROOT, env=stopped.environment, capture_output=True, text=True
+        )
+    assert refused.returncode == 2
+    assert "every checkpoint in" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
     stopped.finish()
     assert stopped.traces() == straight.traces()
+
+
+@contextmanager
+def all_damaged(checkpoints: Path) -> Iterator[None]:
+    """One bit of each checkpoint is wrong, until the user brings back a copy."""
+    copy = checkpoints.with_name("copy")
+    shutil.copytree(checkpoints, copy)
+    for path in checkpoints.glob("step-*/engine.json"):
+        content = bytearray(path.read_bytes())
+        content[5] ^= 1
+        path.write_bytes(content)
+    yield
+    shutil.rmtree(checkpoints)
+    copy.rename(checkpoints)
 
 
 @pytest.mark.slow

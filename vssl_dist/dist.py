@@ -45,11 +45,11 @@ def barrier() -> None:
         td.barrier()
 
 
-def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+def any_rank(flag: bool) -> bool:
     """True everywhere if true anywhere: the only safe way to leave a loop early."""
     if world_size() == 1:
         return flag
-    vote = torch.tensor(int(flag), device=device)
+    vote = torch.tensor(int(flag), device="cuda" if td.get_backend() == "nccl" else "cpu")
     td.all_reduce(vote, op=td.ReduceOp.MAX)
     return bool(vote)
 

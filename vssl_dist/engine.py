@@ -6,6 +6,7 @@ batch norm and noise see all ranks' images, and gradients are averaged in float3
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -100,7 +101,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         torch._foreach_copy_(self._kept, self._buffers)
-        terms = [self._micro_step(number, batch) for number, batch in enumerate(batches)]
+        outs = [self._micro_step(number, batch) for number, batch in enumerate(batches)]
         grad_norm = self._update()
         self.skipped_on_end = 0 if grad_norm.isfinite() else self.skipped_on_end + 1
         if self.skipped_on_end:
@@ -108,12 +109,13 @@ class Engine:
         elif self.teacher:
             self.teacher.update(decay)
         self.step += 1
-        means = {key: torch.stack([term[key] for term in terms]).mean() for key in terms[0]}
+        means = {key: torch.stack([o.metrics[key] for o in outs]).mean() for key in outs[0].metrics}
         for key, value in {"lr": lr, "ema_decay": decay, "skipped_steps": self.skipped}.items():
             means[key] = torch.full((), value, dtype=torch.float64, device=self.device)
-        return LossOutput(means.pop("loss"), means | {"grad_norm": grad_norm})
+        loss = torch.stack([o.loss for o in outs]).mean()
+        return LossOutput(loss, outs[-1].embedding, means | {"grad_norm": grad_norm})
 
-    def _micro_step(self, number: int, batch: Batch) -> dict[str, Tensor]:
+    def _micro_step(self, number: int, batch: Batch) -> LossOutput:
         """Forward and backward; the last one of a step is left to :meth:`_update` to conclude."""
         views: Sequence[Tensor] = batch.views
         if self.cfg.engine.channels_last:
@@ -128,7 +130,7 @@ class Engine:
         self.ds.backward(out.loss * torch.where(loss.isfinite(), 1.0, torch.nan))
         if number + 1 < self.cfg.optim.accumulate:
             self.ds.step()
-        return {"loss": loss} | out.metrics
+        return LossOutput(loss, out.embedding, out.metrics)
 
     def _update(self) -> Tensor:
         """Clip and update, or skip; the gradient's norm, the same on every rank and stage."""
@@ -162,7 +164,7 @@ class Engine:
             Exception: What writing raises, on the rank that cannot; on all, if a weight is NaN.
         """
         finite = all(bool(p.isfinite().all()) for p in self.student.parameters())
-        if dist.any_rank(not finite, self.device):
+        if dist.any_rank(not finite):
             raise CheckpointError(f"the weights after step {self.step} are not finite")
         try:
             self.ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
@@ -199,21 +201,19 @@ class Engine:
     def _layout(self) -> dict[str, int]:
         return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
 
-    def export_state(self) -> dict[str, Tensor]:
-        """The evaluated backbone (the teacher's, if there is one): plain CPU tensors, float32."""
-        network = self.teacher.module if self.teacher else self.student
-        return state.plain(network.get_submodule("backbone"))
+    def export(self, path: Path, card: dict[str, Any]) -> None:
+        """Write the evaluated backbone, plain float32 tensors, and ``card`` with its ``sha256``.
 
-    def export(self, path: Path, card: dict[str, Any] | None = None) -> None:
-        """Write the backbone to ``path`` and ``card`` beside it, last; every rank calls this.
-
-        Raises:
-            CheckpointError: On every rank, if rank 0 cannot write.
+        Every rank calls this; the card comes last.  `CheckpointError` if rank 0 cannot write.
         """
 
         def write() -> None:
-            durable.publish(path, safetensors.torch.save(self.export_state()))
-            durable.publish(path.with_suffix(".json"), json.dumps(card or {}, indent=1).encode())
+            teacher = self.teacher if self.method.evaluated == "teacher" else None
+            network = teacher.module if teacher else self.student
+            weights = safetensors.torch.save(state.plain(network.get_submodule("backbone")))
+            durable.publish(path, weights)
+            facts = card | {"sha256": hashlib.sha256(weights).hexdigest()}
+            durable.publish(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
 
         all_or_none(write, only_on=0)
 

@@ -6,9 +6,11 @@ import json
 import platform
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vssl_dist import __version__, checkpoint, config, dist
@@ -37,14 +39,14 @@ class Saver:
         self.engine.load(found.path)
         self.loader.position = found.facts["position"]
 
-    def due(self, device: str) -> bool:
+    def due(self) -> bool:
         """Whether a periodic checkpoint is due after this step, the same answer on all ranks."""
         rules, step = self.cfg.checkpoint, self.engine.step
         if rules.every_steps and step % rules.every_steps == 0:
             return True
         minutes = (time.monotonic() - self.saved_at) / 60
         late = rules.every_minutes is not None and minutes >= rules.every_minutes
-        return step % self.cfg.vote_every == 0 and dist.any_rank(late, device)
+        return step % self.cfg.vote_every == 0 and dist.any_rank(late)
 
     def save(self) -> None:
         """Commit a checkpoint; a failure is reported and training goes on from the last one."""
@@ -88,8 +90,10 @@ def versions() -> dict[str, str]:
     """What computed the numbers."""
     return {
         "vssl_dist": __version__,
-        "torch": torch.__version__,
         "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed"),
+        "numpy": np.__version__,
     }
 
 

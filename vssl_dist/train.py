@@ -17,7 +17,7 @@ from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.config import RunConfig
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
-from vssl_dist.methods import build_method
+from vssl_dist.methods import build_method, monitors
 from vssl_dist.resume import Saver, versions
 from vssl_dist.trace import Trace
 
@@ -65,11 +65,12 @@ def train(
         last = engine.step == engine.total_steps
         if last or engine.step % cfg.log_every == 0:
             metrics = dist.mean_over_ranks({"loss": out.loss} | out.metrics)
+            metrics |= monitors.embedding(dist.all_gather(out.embedding))
             log(metrics | meter.rates(engine.step) | saver.substitutions(), engine.step)
         if last or cfg.evaluations_at(engine.step, loader.samples):
             export(cfg, engine, on_export)
-        stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop(), device)
-        if last or stop or saver.due(device):
+        stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
+        if last or stop or saver.due():
             saver.save()
         if stop and not last:
             raise Preempted
@@ -129,7 +130,7 @@ def export(cfg: RunConfig, engine: Engine, on_export: Callable[[Path, int], None
         "step": engine.step,
         "method": cfg.method.name,
         "backbone": cfg.method.backbone,
-        "branch": "teacher" if engine.teacher else "student",
+        "branch": engine.method.evaluated,
         "image_size": cfg.data.image_size,
         "normalise": cfg.data.normalise.model_dump(mode="json"),
         "train": str(cfg.data.train),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -58,6 +59,7 @@ def exported(folder: Path, data: Path, *, seed: int = 1, step: int = 40) -> tupl
     card = {
         "backbone": "resnet18_c16",
         "width": width,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "image_size": 32,
         "normalise": NORMALISE.model_dump(mode="json"),
         "step": step,
@@ -147,12 +149,15 @@ def test_the_same_evaluation_is_done_once(tmp_path: Path, data: Path) -> None:
 def test_datasets_can_be_given_instead_of_the_cards(tmp_path: Path, data: Path) -> None:
     path, _ = exported(tmp_path / "a", data)
     there = evaluate(path, TASK)
-    (tmp_path / "a" / "knn-00000040.json").unlink()
     change(path, train="/moved/train", val=None)
     with pytest.raises(DataError, match="held-out"):
         evaluate(path, TASK)
     given = evaluate(path, TASK, train=data / "train", val=data / "val", threads=1)
     assert given["results"] == there["results"]
+    elsewhere = evaluate(path, TASK, train=data / "val", val=data / "train")
+    assert elsewhere["results"] != there["results"]
+    assert json.loads((tmp_path / "a" / "knn-00000040.json").read_text()) == there
+    assert len(list((tmp_path / "a").glob("knn-00000040-on-*.json"))) == 2
 
 
 def test_an_export_gives_back_the_network(tmp_path: Path, data: Path) -> None:
@@ -212,6 +217,12 @@ def cut_short(path: Path, data: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def one_bit(path: Path, data: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
 def another_backbone(path: Path, data: Path) -> None:
     change(path, backbone="resnet18")
 
@@ -232,6 +243,7 @@ def other_classes(path: Path, data: Path) -> None:
 def not_finite(path: Path, data: Path) -> None:
     weights = build_backbone("resnet18_c16", 32)[0].state_dict()
     save_file(weights | {"bn1.bias": torch.full((16,), float("nan"))}, path)
+    change(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize(
@@ -242,6 +254,7 @@ def not_finite(path: Path, data: Path) -> None:
         (damaged_card, ExportError, "card is damaged"),
         (foreign_card, ExportError, "lacks backbone"),
         (cut_short, ExportError, "damaged, or not safetensors"),
+        (one_bit, ExportError, "not those its card was written for"),
         (another_backbone, ExportError, "tensors differ"),
         (unreadable_folder, DataError, "/nowhere/train"),
         (bank_is_query, DataError, "find itself"),

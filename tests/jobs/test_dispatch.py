@@ -38,7 +38,7 @@ class Recorder:
         one.note(Attempts(one.attempts().count + 1))
         if one.step in self.fails:
             raise RuntimeError("no luck")
-        one.result.write_text("{}")
+        one.result.write_text('{"export_sha256": "a"}')
 
 
 @pytest.fixture
@@ -47,8 +47,9 @@ def cfg(tmp_path: Path) -> RunConfig:
     run = config.loads(RUN, [f"out={tmp_path}", "name=run"], methods=CONFIGS)
     (run.dir / "export").mkdir(parents=True)
     for step in (4, 8, 16):
-        for suffix in ("safetensors", "json"):
-            (run.dir / "export" / f"backbone-{step:08d}.{suffix}").touch()
+        export = run.dir / "export" / f"backbone-{step:08d}.safetensors"
+        export.touch()
+        export.with_suffix(".json").write_text('{"sha256": "a"}')
     return run
 
 
@@ -85,6 +86,12 @@ def test_a_second_process_leaves_at_once_while_one_is_at_work(cfg: RunConfig) ->
 
 def test_an_export_is_due_once_its_card_is_there(cfg: RunConfig) -> None:
     (cfg.dir / "export" / "backbone-00000016.json").unlink()
+    assert [one.step for one in due(cfg, SAMPLES)] == [8]
+
+
+def test_other_weights_at_the_same_step_are_evaluated_again(cfg: RunConfig) -> None:
+    clear(cfg, Recorder(fails=set()))
+    (cfg.dir / "export" / "backbone-00000008.json").write_text('{"sha256": "b"}')
     assert [one.step for one in due(cfg, SAMPLES)] == [8]
 
 

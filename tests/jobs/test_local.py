@@ -96,6 +96,24 @@ def test_a_dead_rank_takes_the_others_with_it_and_its_traceback_is_the_headline(
     assert not any(rank.is_running() for rank in ranks)
 
 
+def test_what_a_rank_refuses_is_one_line_and_exit_code_2(launch: Launch, tmp_path: Path) -> None:
+    line = "error: shard-000001.tar is damaged: restore it (rank 1 on here)"
+    failure = str(tmp_path / "failure.txt")
+    refuse = f"open({failure!r}, 'w').write({line!r})\n    sys.exit(2)"
+    launcher = launch(f"if rank == '1':\n    {refuse}\ntime.sleep(60)")
+    _, err = launcher.communicate(timeout=30)
+    assert (launcher.returncode, err) == (2, f"{line}\n")
+
+
+def test_a_stop_from_elsewhere_is_no_failure(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch("while not stop(): time.sleep(0.02)\nsys.exit(STOPPED)")
+    for rank in ranks_of(launcher, tmp_path):
+        rank.send_signal(signal.SIGUSR2)
+    _, err = launcher.communicate(timeout=10)
+    assert launcher.returncode == 130
+    assert err == "stopped at a checkpoint: the same command continues the run\n"
+
+
 def test_a_killed_rank_is_named_with_its_signal(launch: Launch, tmp_path: Path) -> None:
     launcher = launch("time.sleep(60)")
     ranks_of(launcher, tmp_path)[1].kill()

@@ -17,14 +17,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from vssl_dist.tracker import Flusher, Spool, flush_once
+from vssl_dist.tracker.spool import end_unfinished
 
 TRAIN_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from vssl_dist.tracker import Flusher, Spool
 run = Path(sys.argv[1])
-Flusher(run, "tests", sys.argv[2]).start()
 spool = Spool(run, "train")
+spool.status("RUNNING")
+Flusher(run, "tests", sys.argv[2]).start()
 for step in range(100):
     spool.metrics({"loss": step / 7}, step)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -221,6 +223,22 @@ def test_a_killed_trainer_leaves_its_numbers_in_mlflow_and_no_process(tracked: T
     )
     wait_for(lambda: not flusher_pids(tracked.folder))
     assert [step for step, _, _ in tracked.curve("loss")] == list(range(100))
+    assert tracked.run.info.status == "FAILED"
+
+
+def test_a_trainer_that_has_taken_the_run_up_again_speaks_for_itself(tmp_path: Path) -> None:
+    first = time.time()
+    Spool(tmp_path, "train").status("RUNNING")
+    before = (tmp_path / "spool" / "train.jsonl").read_text()
+    end_unfinished(tmp_path, before=first - 1)
+    assert (tmp_path / "spool" / "train.jsonl").read_text() == before
+    end_unfinished(tmp_path, before=first + 1)
+    end_unfinished(tmp_path, before=first + 1)
+    words = [
+        json.loads(line)["value"]
+        for line in (tmp_path / "spool" / "train.jsonl").read_text().splitlines()
+    ]
+    assert words == ["RUNNING", "FAILED"]
 
 
 @pytest.mark.slow

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from vssl_dist.config import Normalisation
 from vssl_dist.data.loader import BackendSpec, Batch, evaluation_batches
 from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.durable import sha256
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.models.backbones import build_backbone
 
 __all__ = ["ExportError", "Features", "Reading", "extract", "load_export", "random_network"]
 
-_CARD_KEYS = {"backbone", "image_size", "normalise", "step", "run", "train", "val"}
+_CARD_KEYS = {"backbone", "image_size", "normalise", "run", "sha256", "step", "train", "val"}
 _FULL_PRECISION_BYTES = 2 << 30
 
 
@@ -70,6 +71,8 @@ def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         weights = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ExportError(f"{path}: damaged, or not safetensors ({error})") from error
+    if sha256(path) != card["sha256"]:
+        raise ExportError(f"{path}: its bytes are not those its card was written for; export again")
     backbone, _ = build_backbone(card["backbone"], card["image_size"])
     wanted = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
     given = {name: tensor.shape for name, tensor in weights.items()}

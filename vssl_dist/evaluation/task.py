@@ -6,6 +6,7 @@ happen on any machine, at any time, and more than once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -43,6 +44,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """k-NN accuracy of an export, written to ``knn-STEP.json`` beside it.
 
+    On other folders than the card's it is ``knn-STEP-on-DIGEST.json``: the run's own result stays.
+
     An evaluation that was done before, of the same weights on the same data, is not done again.
 
     Args:
@@ -71,7 +74,7 @@ def evaluate(
         results = pair.knn(load_export(export)[0], task)
         return {"export": export.name, "results": results, "metrics": _metrics(results)}
 
-    path = export.with_name(f"knn-{card['step']:08d}.json")
+    path = export.with_name(f"knn-{card['step']:08d}{pair.suffix}.json")
     return _once(path, facts | {"run": card["run"]}, compute)
 
 
@@ -102,7 +105,7 @@ def baselines(
         raw = pair.knn(raw_pixels, task)
         return {"results": {"raw_pixels": raw, "random_network": pair.knn(network, task)}}
 
-    path = export.with_name("knn-baselines.json")
+    path = export.with_name(f"knn-baselines{pair.suffix}.json")
     return _once(path, facts | {"run": card["run"]}, compute)
 
 
@@ -123,6 +126,8 @@ class _Pair:
     train: Dataset
     val: Dataset
     reading: Reading
+    suffix: str
+    """Of a result's file name: nothing for the run's own data."""
 
     @classmethod
     def open(cls, card: dict[str, Any], task: KnnConfig, place: _Place) -> _Pair:
@@ -151,7 +156,10 @@ class _Pair:
             threads=place.threads,
             device=place.device,
         )
-        return cls(train, val, reading)
+        fingerprints = f"{train.fingerprint}{val.fingerprint}".encode()
+        own = place.train is None and place.val is None
+        suffix = "" if own else f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}"
+        return cls(train, val, reading, suffix)
 
     def facts(self, task: KnnConfig) -> dict[str, Any]:
         """All that the result depends on, apart from the network."""

@@ -31,6 +31,19 @@ class Due:
         """Where the attempts are counted."""
         return self.export.with_name(f".{self.task.task}-{self.step:08d}.attempts.json")
 
+    @property
+    def card(self) -> Path:
+        """What the trainer says of the export, written after it."""
+        return self.export.with_suffix(".json")
+
+    def done(self) -> bool:
+        """Whether there is a result, and of the weights that lie there now."""
+        try:
+            result, card = (json.loads(p.read_text()) for p in (self.result, self.card))
+            return bool(result["export_sha256"] == card["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def attempts(self) -> Attempts:
         """What has been tried."""
         try:
@@ -60,12 +73,11 @@ def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
     """
     exports = sorted((cfg.dir / "export").glob("backbone-*.safetensors"), reverse=True)
     for export in exports:
-        if not export.with_suffix(".json").exists():
-            continue  # the card comes last, and whoever writes it asks again
         step = int(export.stem.rpartition("-")[2])
         for task in cfg.evaluations_at(step, samples):
             candidate = Due(export, step, task)
-            if not candidate.result.exists():
+            # The card comes last, and whoever writes it asks again.
+            if candidate.card.exists() and not candidate.done():
                 yield candidate
 
 

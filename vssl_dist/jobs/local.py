@@ -15,7 +15,7 @@ from typing import Any
 
 from vssl_dist.jobs.progress import Screen
 from vssl_dist.jobs.resources import Launch
-from vssl_dist.jobs.stop import STOPPED
+from vssl_dist.jobs.stop import REFUSED, STOPPED
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by Ctrl-C, as shells expect it."""
@@ -100,7 +100,8 @@ def run_here(run_dir: Path, launch: Launch) -> int:
         launch: How many ranks, on what.
 
     Returns:
-        0 when the run is finished, `INTERRUPTED` when it was stopped, 1 when a rank failed.
+        0 when the run is finished, `INTERRUPTED` when it was stopped, `REFUSED` when it met
+        something that its user has to mend, 1 when a rank failed.
     """
     attempt = f"{os.getpid()}-{int(time.time())}"
     ranks = Ranks(
@@ -161,10 +162,13 @@ def _verdict(ranks: Ranks, codes: list[int | None], orders: Orders, failure: Pat
         return 0
     saved = all(code in (0, STOPPED) for code in codes)
     # A rank that has not even found its signal handlers yet dies of the first Ctrl-C.
-    if orders.count and (saved or orders.count > 1 or -signal.SIGUSR2 in codes):
+    if saved or orders.count > 1 or (orders.count and -signal.SIGUSR2 in codes):
         how = "stopped at a checkpoint" if saved else "killed"
         print(f"{how}: the same command continues the run", file=sys.stderr)
         return INTERRUPTED
+    if REFUSED in codes and failure.exists():
+        print(failure.read_text().rstrip(), file=sys.stderr)
+        return REFUSED
     rank, code = next(((r, c) for r, c in enumerate(codes) if c), (0, None))
     if failure.exists():
         print(failure.read_text().rstrip(), file=sys.stderr)

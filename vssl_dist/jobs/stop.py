@@ -9,6 +9,8 @@ from typing import Any
 
 STOPPED = 75
 """Exit code of a rank that saved and left because it was told to (sysexits: try again)."""
+REFUSED = 2
+"""Exit code of a rank that met something its user has to mend: it said so in one line."""
 
 
 class StopFlag:

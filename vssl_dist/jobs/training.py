@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import submitit
 
 from vssl_dist.jobs.resources import Launch
-from vssl_dist.jobs.stop import STOPPED, StopFlag
+from vssl_dist.jobs.stop import REFUSED, STOPPED, StopFlag
 
 if TYPE_CHECKING:
     from vssl_dist.jobs.observer import Observer, Silent
@@ -38,8 +38,11 @@ class TrainJob:
         submitit.helpers.TorchDistributedEnvironment().export(
             set_cuda_visible_devices=False, overwrite=True
         )
-        if run_rank(self, stop) == STOPPED:
+        code = run_rank(self, stop)
+        if code == STOPPED:
             _leave_slurm(stop)
+        if code:
+            sys.exit(code)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """The job after a requeue: the same; what it has done is in the run's checkpoints."""
@@ -66,16 +69,22 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     """Train as one rank, with ``RANK``, ``WORLD_SIZE`` ... in the environment.
 
     Returns:
-        0 when the run is finished, `STOPPED` when it was told to stop and has saved.
+        0 when the run is finished, `STOPPED` when it was told to stop and has saved, `REFUSED`
+        when data, configuration or checkpoints are not what they must be.
     """
-    if job.launch.device == "cuda":
+    device = job.launch.device
+    if device == "cuda":
         take_own_gpu(os.environ)
-    os.environ["DS_ACCELERATOR"] = job.launch.device
-    import torch  # not above: signals must find their handlers before torch takes its seconds
-
+    os.environ["DS_ACCELERATOR"] = device
     # DeepSpeed calls what torch has renamed; no user of ours can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # Not above: signals must find their handlers before torch takes its seconds.
+    import torch
+
     from vssl_dist import config, dist
+    from vssl_dist.checkpoint import CheckpointError
+    from vssl_dist.config import ConfigError
+    from vssl_dist.data.shards import DataError
     from vssl_dist.jobs.observer import Silent, observe
     from vssl_dist.methods import CONFIGS
     from vssl_dist.train import Preempted, train
@@ -84,22 +93,21 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     torch.set_num_threads(job.launch.cpus_per_rank)
     observer: Observer | Silent = Silent()
     try:
-        dist.init(job.launch.device)
+        dist.init(device)
         observer = observe(cfg, job.launch)
-        train(
-            cfg,
-            device=job.launch.device,
-            should_stop=stop,
-            on_export=observer.on_export,
-            log=observer.log,
-        )
+        train(cfg, device=device, should_stop=stop, on_export=observer.on_export, log=observer.log)
     except Preempted:
         stop.final = dist.broadcast(stop.only_terminated)
         torch.distributed.destroy_process_group()
         observer.close("KILLED", timeout_s=3)  # the scheduler is waiting
         return STOPPED
+    except (ConfigError, DataError, CheckpointError) as error:
+        note_failure(cfg.dir, line := f"error: {error} ({_this_rank()})")
+        print(line, file=sys.stderr, flush=True)
+        observer.close("FAILED", timeout_s=5)
+        return REFUSED
     except Exception:
-        note_failure(cfg.dir, traceback.format_exc())
+        note_failure(cfg.dir, f"{_this_rank()} failed first:\n{traceback.format_exc()}")
         observer.close("FAILED", timeout_s=5)
         raise
     torch.distributed.destroy_process_group()
@@ -116,26 +124,28 @@ def attempt() -> str:
 
 
 def failure_file(run_dir: Path, attempt_name: str) -> Path:
-    """Where the first rank to fail leaves its traceback."""
+    """Where the first rank to fail says why."""
     return run_dir / "logs" / f"failure-{attempt_name}.txt"
 
 
 def note_failure(run_dir: Path, text: str) -> None:
-    """Leave the traceback of the rank that failed first: the others only lost a peer."""
-    rank = os.environ.get("RANK", "0")
-    headline = f"rank {rank} on {socket.gethostname()} failed first:\n{text}"
+    """Leave the reason of the rank that failed first: the others only lost a peer."""
     path = failure_file(run_dir, attempt())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x") as file:
-            file.write(headline)
-        if "SLURM_JOB_ID" in os.environ and rank != "0":
+            file.write(text)
+        if "SLURM_JOB_ID" in os.environ and os.environ["RANK"] != "0":
             # Rank 0's log is the one that people follow.
             log = submitit.JobEnvironment().paths.folder / f"{os.environ['SLURM_JOB_ID']}_0_log.out"
             with log.open("a") as file:
-                file.write(headline)
+                file.write(f"{text.rstrip()}\n")
     except OSError:
         return  # somebody was first, or the disk is the reason for the failure
+
+
+def _this_rank() -> str:
+    return f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
 
 
 def _leave_slurm(stop: StopFlag) -> NoReturn:

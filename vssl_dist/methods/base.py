@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ class LossOutput:
 
     loss: Tensor
     """Scalar to minimise: the mean over this rank's images."""
+    embedding: Tensor
+    """What the backbone makes of this rank's first view, ``(B, D)``, detached."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars, still on the device: reading them is the tracker's cost."""
 
@@ -38,6 +40,8 @@ class Method(Protocol):
     """Trained.  The engine puts the DeepSpeed engine around it in its place."""
     teacher: nn.Module | None
     """EMA of the student, float32, outside DeepSpeed; None where there is no teacher."""
+    evaluated: Literal["student", "teacher"]
+    """Whose backbone is exported and judged."""
 
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """Loss of ``V`` views, each ``(B, 3, H, W)``, of the same images."""

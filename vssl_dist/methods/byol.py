@@ -37,12 +37,15 @@ class BYOLConfig(MethodConfig):
     """Hidden width of projector and predictor."""
     dim: Width = 256
     """Width of projection and prediction."""
+    evaluated: Literal["student", "teacher"] = "student"
+    """Whose backbone is exported and judged; the paper keeps the student's."""
 
 
 class BYOL:
     """Student and teacher, and the loss on two views."""
 
     def __init__(self, cfg: BYOLConfig, image_size: int) -> None:
+        self.evaluated = cfg.evaluated
         backbone, width = build_backbone(
             cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
         )
@@ -62,10 +65,11 @@ class BYOL:
         one: Projection = self.student(view_1)
         two: Projection = self.student(view_2)
         loss = squared_distance(one.p, target_2.z) + squared_distance(two.p, target_1.z)
-        metrics = monitors.embedding(one.h)
-        metrics["projection_spread"] = monitors.spread(target_1.z)
-        metrics["alignment"] = monitors.alignment(one.p, target_2.z)
-        return LossOutput(loss, metrics)
+        metrics = {
+            "projection_spread": monitors.spread(target_1.z),
+            "alignment": monitors.alignment(one.p, target_2.z),
+        }
+        return LossOutput(loss, one.h.detach(), metrics)
 
 
 def squared_distance(p: Tensor, z: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ _RANK_ROWS = 256
 
 
 @torch.no_grad()
-def embedding(h: Tensor) -> dict[str, Tensor]:
-    """Spread and effective rank of this rank's embeddings ``(B, D)``."""
-    return {"embedding_spread": spread(h), "effective_rank": effective_rank(h)}
+def embedding(h: Tensor) -> dict[str, float]:
+    """Spread and effective rank of embeddings ``(B, D)``: too dear for every step."""
+    return {"embedding_spread": spread(h).item(), "effective_rank": effective_rank(h).item()}
 
 
 @torch.no_grad()
@@ -34,12 +34,13 @@ def spread(h: Tensor) -> Tensor:
 def effective_rank(h: Tensor) -> Tensor:
     """Exponential of the entropy of the singular values of unit embeddings ``(B, D)``.
 
-    After RankMe (Garrido et al., 2023), on at most 256 rows: between 1 and ``min(B, D, 256)``.
+    After RankMe (Garrido et al., 2023), on 256 evenly spaced rows; from 1 to ``min(B, D, 256)``.
 
     >>> round(effective_rank(torch.eye(5)).item(), 3)
     5.0
     """
-    unit = F.normalize(h.detach()[:_RANK_ROWS].float(), dim=-1)
+    rows = h.detach()[:: max(len(h) // _RANK_ROWS, 1)][:_RANK_ROWS]
+    unit = F.normalize(rows.float(), dim=-1)
     with torch.autocast(h.device.type, enabled=False):
         gram = unit @ unit.T if unit.shape[0] <= unit.shape[1] else unit.T @ unit
         squares = torch.linalg.eigvalsh(gram)
@@ -59,7 +60,10 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scale(logvar: Tensor) -> dict[str, Tensor]:
-    """Mean and extremes of the standard deviations of ``(B, D)`` log-variances."""
+    """Mean and extremes of the standard deviations of ``(B, D)`` log-variances.
+
+    Averaged over ranks and micro-steps, the extremes are those of a typical micro-batch.
+    """
     sigma = (0.5 * logvar.detach()).exp()
     return {
         "sigma_mean": sigma.mean(),

@@ -46,6 +46,8 @@ class SimSiamConfig(MethodConfig):
 class SimSiam:
     """The student, and the loss on two views."""
 
+    evaluated: Literal["student", "teacher"] = "student"
+
     def __init__(self, cfg: SimSiamConfig, image_size: int) -> None:
         backbone, width = build_backbone(
             cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
@@ -62,10 +64,11 @@ class SimSiam:
         one: Projection = self.student(view_1)
         two: Projection = self.student(view_2)
         loss = 0.5 * (negative_cosine(one.p, two.z) + negative_cosine(two.p, one.z))
-        metrics = monitors.embedding(one.h)
-        metrics["projection_spread"] = monitors.spread(one.z)
-        metrics["alignment"] = monitors.alignment(one.z, two.z)
-        return LossOutput(loss, metrics)
+        metrics = {
+            "projection_spread": monitors.spread(one.z),
+            "alignment": monitors.alignment(one.z, two.z),
+        }
+        return LossOutput(loss, one.h.detach(), metrics)
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:

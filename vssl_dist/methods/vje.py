@@ -87,6 +87,8 @@ class VJEConfig(MethodConfig):
 class VJE:
     """Student, teacher where the target is one, and the loss on two views."""
 
+    evaluated: Literal["student", "teacher"] = "student"
+
     def __init__(self, cfg: VJEConfig, image_size: int) -> None:
         self.cfg = cfg
         backbone, width = build_backbone(
@@ -111,7 +113,7 @@ class VJE:
         forward = elbo(one, draw(cfg, noise, "posterior/1", one.mu), target_2, cfg)
         back = elbo(two, draw(cfg, noise, "posterior/2", two.mu), target_1, cfg)
         loss = -0.5 * (forward.total(cfg) + back.total(cfg)).mean()
-        return LossOutput(loss, _metrics(one, target_2, forward, back, cfg))
+        return LossOutput(loss, one.h.detach(), _metrics(one, target_2, forward, back, cfg))
 
 
 class Bound(NamedTuple):
@@ -182,4 +184,4 @@ def _metrics(
         terms["kl_per_dim"] = terms["kl"] / per_kl
         terms["alignment"] = monitors.alignment(one.mu, target)
         logvar = one.logvar.detach().float().clamp(*cfg.logvar_range)
-    return terms | monitors.embedding(one.h) | monitors.scale(logvar)
+    return terms | monitors.scale(logvar)

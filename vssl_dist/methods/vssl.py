@@ -69,6 +69,8 @@ class VSSLConfig(MethodConfig):
     """UNKNOWN.  Width of the Gaussians."""
     predictor: bool = True
     """UNKNOWN.  Whether the student predicts the teacher's mean through one more network."""
+    evaluated: Literal["student", "teacher"] = "teacher"
+    """UNKNOWN.  Whose backbone is exported and judged."""
 
     @model_validator(mode="after")
     def _consistent(self) -> VSSLConfig:
@@ -84,7 +86,7 @@ class VSSL:
     """Student and teacher, and the loss on two views."""
 
     def __init__(self, cfg: VSSLConfig, image_size: int) -> None:
-        self.cfg = cfg
+        self.cfg, self.evaluated = cfg, cfg.evaluated
         backbone, width = build_backbone(
             cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
         )
@@ -107,7 +109,7 @@ class VSSL:
         forward = bound(one, prior_2, draw(cfg, noise, "latent/1", one.mu), cfg)
         back = bound(two, prior_1, draw(cfg, noise, "latent/2", two.mu), cfg)
         loss = -0.5 * (forward.total(cfg) + back.total(cfg)).mean()
-        return LossOutput(loss, _metrics(one, prior_2, forward, back, cfg))
+        return LossOutput(loss, one.h.detach(), _metrics(one, prior_2, forward, back, cfg))
 
 
 class Bound(NamedTuple):
@@ -224,4 +226,4 @@ def _metrics(
         terms["alignment"] = monitors.alignment(one.mu, prior.mu)
         terms["projection_spread"] = monitors.spread(prior.mu)
         logvar = bounded(one.logvar.detach().float(), cfg)
-    return terms | monitors.embedding(one.h) | monitors.scale(logvar)
+    return terms | monitors.scale(logvar)

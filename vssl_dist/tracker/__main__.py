@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from vssl_dist.tracker.cursor import flushed
-from vssl_dist.tracker.spool import spool_folder
+from vssl_dist.tracker.spool import end_unfinished, spool_folder
 
 if TYPE_CHECKING:
     from vssl_dist.tracker.replay import Replayer
@@ -37,6 +37,7 @@ class _Orders:
     def __init__(self) -> None:
         self._parent = os.getppid()
         self.deadline: float | None = None
+        self.orphaned = False
 
     def wait(self, seconds: float) -> None:
         """Listen for at most so long."""
@@ -46,9 +47,11 @@ class _Orders:
         ready, _, _ = select.select([sys.stdin], [], [], seconds)
         if ready:
             words = sys.stdin.readline().split()
+            self.orphaned = not words
             self._close(float(words[1]) if words else _ORPHAN_S)
         elif os.getppid() != self._parent:
             # A child that the trainer forked can hold standard input open after its death.
+            self.orphaned = True
             self._close(_ORPHAN_S)
 
     def _close(self, seconds: float) -> None:
@@ -76,6 +79,7 @@ class _Server:
         self._sampler = None if system_every_s is None else _sampler(run_dir, system_every_s)
         self._replayer: Replayer | None = None
         self._failing = False
+        self._began = time.time()
 
     def serve(self, orders: _Orders) -> bool:
         """Work until told to close and everything is sent, or until the time for it is over."""
@@ -85,6 +89,9 @@ class _Server:
             if orders.deadline is not None:
                 if self._sampler is not None:
                     self._sampler.stop()
+                if orders.orphaned:
+                    end_unfinished(self._run_dir, self._began)
+                    orders.orphaned = False
                 if flushed(self._run_dir):
                     return True
             self._try()

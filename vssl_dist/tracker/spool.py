@@ -111,8 +111,8 @@ class Spool:
         self._append({"kind": "artifact", "path": str(place)})
 
     def status(self, value: Status) -> None:
-        """Say how the run stands.  Only the trainer does: an evaluation that flushes last replays
-        the trainer's word and adds none of its own."""
+        """Say how the run stands.  Only the trainer does, or its flusher if it dies without a word:
+        an evaluation that flushes last replays that and adds none of its own."""
         self._append({"kind": "status", "value": value})
 
     def last_step(self) -> int:
@@ -149,6 +149,23 @@ class Spool:
         if not self._warned:
             _log.warning("%s: metrics are being lost: %s", self.path, error)
         self._warned = True
+
+
+def end_unfinished(run_dir: Path, before: float) -> None:
+    """Note ``FAILED`` for a trainer that died without a word on how its run stands.
+
+    Args:
+        run_dir: The run's folder.
+        before: A time in seconds since 1970 at which that trainer had begun: a later one, which
+            has taken the run up again, speaks for itself.
+    """
+    for path in spool_folder(run_dir).glob("*.jsonl"):
+        records, _ = read(path, 0, limit=None)
+        last = next((r for r in reversed(records) if r["kind"] == "status"), None)
+        if last is not None and last["value"] == "RUNNING" and last["t"] <= 1000 * before:
+            spool = Spool(run_dir, path.stem)
+            spool.status("FAILED")
+            spool.close()
 
 
 def read(path: Path, offset: int, limit: int | None = 1 << 20) -> tuple[list[dict[str, Any]], int]:
