@@ -53,7 +53,7 @@ def accuracies() -> dict[str, float]:
     folder = ROOT / RUN / "export"
     found = json.loads((folder / "knn-baselines.json").read_text())["results"]
     named = {name.replace("_", " "): grid for name, grid in found.items()}
-    for path in sorted(folder.glob("knn-[0-9]*.json")):
+    for path in sorted(folder.glob("knn-????????.json")):
         named[f"step {int(path.stem[4:])}"] = json.loads(path.read_text())["results"]
     return {name: 100 * next(iter(grid.values()))["top1"] for name, grid in named.items()}
 

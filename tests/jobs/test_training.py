@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
 
 import cloudpickle
 import pytest
 
+from vssl_dist.config import KnnConfig
 from vssl_dist.jobs.resources import Resources, on_slurm
 from vssl_dist.jobs.training import TrainJob, failure_file, note_failure
 
@@ -45,3 +47,8 @@ def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has
         note_failure(tmp_path, f"error {restart}\n")
     log = (tmp_path / "slurm" / "77_0_log.out").read_text()
     assert log == "error 0\nerror 1\n"
+
+
+def test_an_evaluation_travels_as_text_and_keeps_an_infinite_temperature() -> None:
+    task = KnnConfig(k=(20,), temperature=(0.07, math.inf))
+    assert KnnConfig.model_validate_json(task.model_dump_json()) == task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -60,15 +60,23 @@ class Model(BaseModel):
     """A block of the configuration: frozen, strictly typed, and no key it does not know."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        # Temperatures and degrees of freedom may be infinite; null, the default, is not a number.
+        ser_json_inf_nan="constants",
     )
 
 
 class MethodConfig(Model):
     """What every method's own block has; each method file adds its keys."""
 
-    views_wanted: ClassVar[int] = 2
-
     name: str
     backbone: str = "resnet50"
     """A torchvision or timm name, or ``resnet10_c16`` (narrow); CIFAR stem by image size."""
+
+    @property
+    def views_wanted(self) -> int:
+        """How many views of each image the method compares."""
+        return 2
