@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
-from data_prep.images import plain
+from data_prep.folder import FOUND, INPUTS, REJECTS
+from data_prep.images import DEFAULT, Rules, plain
+from data_prep.split import UNLABELED
 from data_prep.writer import NOTES, sample_record
 from vssl_dist.data.manifest import (
     INDEX_DTYPE,
@@ -40,6 +42,7 @@ class CheckTask:
     first: int
     """Global id of its first sample."""
     classes: int
+    rules: Rules
 
 
 def datasets(out: Path) -> list[Path]:
@@ -93,11 +96,16 @@ def check(
     except DataError as error:
         problems.append(str(error))
     expected = {MANIFEST, *(n for e in manifest.shards for n in (e.name, e.index_name))}
+    for key, name in zip(FOUND, (INPUTS, REJECTS), strict=True):
+        if sha256 := manifest.source.get(key):
+            expected.add(name)
+            problems += _compare_file(folder / name, str(sha256))
     extra = sorted({path.name for path in folder.iterdir()} - expected)
     problems += [f"{folder / name}: the manifest does not know it" for name in extra]
+    rules = Rules(int(manifest.source.get("max_pixels", DEFAULT.max_pixels)))
     starts = np.cumsum([0, *(entry.samples for entry in manifest.shards)]).tolist()
     tasks = [
-        CheckTask(folder, entry, first, len(manifest.classes))
+        CheckTask(folder, entry, first, len(manifest.classes), rules)
         for entry, first in zip(manifest.shards, starts, strict=False)
     ]
     found = dict(pool.run(check_shard, tasks, workers=workers, advance=advance))
@@ -121,7 +129,7 @@ def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
         rows = _rows(path.with_name(entry.index_name), entry.samples)
         with path.open("rb") as file:
             for row, expected in enumerate(rows):
-                problem = _sample(file, task.first + row, expected, task.classes)
+                problem = _sample(file, task.first + row, expected, task)
                 samples += [f"{path}: sample {task.first + row}: {problem}"] if problem else []
                 if (row + 1) % _REPORT_EVERY == 0:
                     yield _REPORT_EVERY
@@ -159,11 +167,13 @@ def _rows(path: Path, samples: int) -> NDArray[np.void]:
     return rows
 
 
-def _sample(file: BinaryIO, sample: int, expected: np.void, classes: int) -> str:
+def _sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTask) -> str:
     """What is wrong with a sample ("" = nothing)."""
     offset, size, height, width, label, crc32 = expected.item()
-    if not 0 <= label < classes:
+    if not UNLABELED <= label < task.classes:
         return f"label {label} is not a class"
+    if not tarfile.BLOCKSIZE <= offset <= offset + size <= task.entry.bytes:
+        return "lies outside the tar"
     file.seek(offset)
     data = file.read(size)
     if len(data) < size:
@@ -171,7 +181,7 @@ def _sample(file: BinaryIO, sample: int, expected: np.void, classes: int) -> str
     if zlib.crc32(data) != crc32:
         return "crc32 differs"
     try:
-        image = plain(data, "image")
+        image = plain(data, "image", task.rules)
     except DataError as error:
         return str(error)
     if (image.height, image.width) != (height, width) or image.data != data:

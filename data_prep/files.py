@@ -14,10 +14,14 @@ _UNFINISHED = ".*.tmp-*"
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
     """Write a file whose name appears with its last byte already on disk.
 
     The name itself survives a power cut only after `vssl_dist.durable.sync` of its folder.
+
+    Args:
+        path: The file.
+        flush: Wait for the disk; not needed for what a power cut may take.
 
     Raises:
         DataError: The disk is full, the folder read-only, or the like.
@@ -27,8 +31,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         partial.rename(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -36,9 +41,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, blob: bytes) -> None:
+def write_whole(path: Path, blob: bytes, *, flush: bool = True) -> None:
     """Write ``blob`` as a `whole_file`."""
-    with whole_file(path) as file:
+    with whole_file(path, flush=flush) as file:
         file.write(blob)
 
 

@@ -8,14 +8,18 @@ rotation, other formats) is turned into plain RGB or grey once, here.
 from __future__ import annotations
 
 import io
-import warnings
+import re
+import struct
+import zlib
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from data_prep.normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
 from vssl_dist.data.manifest import DataError
 
 MAX_PIXELS = 64_000_000
@@ -23,7 +27,47 @@ MAX_PIXELS = 64_000_000
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _LOSSY = ("JPEG", "MPO", "WEBP")
-_ORIENTATION = 0x0112
+_WORTH = 0.5
+"""Share of its rows that must be left of a damaged image."""
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of an image file."""
+
+    max_pixels: int = MAX_PIXELS
+    resize_short: int | None = None
+    """Shrink so that the shorter side has so many pixels; never enlarge."""
+    quality: int = 95
+    """Of the JPEGs that have to be written anew."""
+    salvage: bool = False
+    """Keep what can be decoded of a damaged image."""
+
+
+DEFAULT = Rules()
+
+
+class Verdict(IntEnum):
+    """What is to be done with an image file."""
+
+    KEEP = 0
+    REMAKE = 1
+    SALVAGE = 2
+    REJECT = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a look at an image file gave."""
+
+    verdict: Verdict
+    reason: str = ""
+    """Why it cannot stay as it is; "" if it can, or if only `Rules.resize_short` is why."""
+    suffix: str = ""
+    """Of a file to keep: ``"jpg"`` or ``"png"``."""
+    height: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,75 +90,130 @@ def encode_png(pixels: NDArray[np.uint8]) -> Encoded:
     >>> encode_png(np.zeros((2, 5, 3), np.uint8)).width
     5
     """
-    return _encode(Image.fromarray(pixels), lossy=False)
+    return _encode(Image.fromarray(pixels), None)
 
 
-def plain(data: bytes, name: str | Path) -> Encoded:
+def plain(data: bytes, name: str | Path, rules: Rules = DEFAULT) -> Encoded:
     """Check an image file by decoding all of it, and make it plain if it is not.
 
     Args:
         data: The file's bytes.
         name: What to call it in the error.
+        rules: Limits, and how to encode what cannot be kept.
 
     Raises:
-        DataError: It is not an image, is damaged, or is larger than `MAX_PIXELS`.
+        DataError: It is not an image, is damaged, or has more than ``rules.max_pixels``.
     """
+    finding = examine(data, rules)
+    if finding.verdict is Verdict.REJECT:
+        raise DataError(f"{name}: {finding.reason}: repair or remove it")
+    return make(data, finding, rules)
+
+
+def examine(data: bytes, rules: Rules) -> Finding:
+    """Find out whether a file can be kept; decodes all of it, but only after its header.
+
+    Never raises: whatever is wrong with the file becomes a finding, in words that are the same
+    on every machine.
+    """
+    if not data:
+        return Finding(Verdict.REJECT, "not a readable image (empty file)")
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns of sizes that we refuse a line later.
-            warnings.simplefilter("ignore")
+        with quietly():
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{name}: {image.width}x{image.height} pixels are more than the limit of "
-                    f"{MAX_PIXELS}: shrink or remove it"
-                )
-            image.load()
-            if _is_plain(image, data):
-                suffix = "jpg" if image.format == "JPEG" else "png"
-                return Encoded(data, suffix, image.height, image.width)
-            return _encode(_to_rgb_or_grey(image), lossy=image.format in _LOSSY)
-    except DataError:
-        raise
+    except Image.DecompressionBombError:
+        return _too_large("its", rules)
     # Pillow's parsers raise nearly anything on a damaged file, and all of it means the same.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: not a readable image ({reason}): repair or remove it") from error
+        return Finding(Verdict.REJECT, _unreadable(error))
+    height, width, kind = image.height, image.width, image.format
+    if height * width > rules.max_pixels:
+        return _too_large(f"{width}x{height}", rules)
+    try:
+        with quietly():
+            if odd := oddity(image, data):
+                to_rgb_or_grey(image)
+                return Finding(Verdict.REMAKE, odd)
+            if kind == "JPEG":
+                # At an eighth of the size all of the file is still parsed and its entropy code
+                # decoded, which is where damage shows; only the arithmetic is left out.
+                image.draft("L", (1, 1))
+            image.load()
+    except Exception as error:
+        return (
+            _rescue(data, error) if rules.salvage else Finding(Verdict.REJECT, _unreadable(error))
+        )
+    if rules.resize_short is not None and min(height, width) > rules.resize_short:
+        return Finding(Verdict.REMAKE)
+    return Finding(Verdict.KEEP, "", "jpg" if kind == "JPEG" else "png", height, width)
 
 
-def _is_plain(image: Image.Image, data: bytes) -> bool:
-    if image.mode not in ("RGB", "L") or image.getexif().get(_ORIENTATION, 1) != 1:
-        return False
-    if image.format == "JPEG":
-        return True
-    if image.format == "PNG":
-        depth, colour = data[24], data[25]
-        animated = getattr(image, "is_animated", False)
-        return depth == 8 and colour in (0, 2) and "transparency" not in image.info and not animated
-    return False
+def make(data: bytes, finding: Finding, rules: Rules) -> Encoded:
+    """Do with a file what was found necessary.
 
-
-def _to_rgb_or_grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips; the upper byte is what an 8-bit file would hold.
-        levels = np.asarray(image).astype(np.int64) >> 8
-        if levels.min() < 0 or levels.max() > 255:
-            raise ValueError("more than 16 bits per pixel")
-        image = Image.fromarray(levels.astype(np.uint8))
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "L":
-        return upright
-    if upright.mode == "P":
-        upright = upright.convert("RGBA")
-    return upright.convert("L" if upright.mode in ("1", "LA") else "RGB")
-
-
-def _encode(image: Image.Image, *, lossy: bool) -> Encoded:
+    Args:
+        data: The file's bytes.
+        finding: What `examine` said of them; not a rejection.
+        rules: The same as then.
+    """
+    if finding.verdict is Verdict.KEEP:
+        return Encoded(data, finding.suffix, finding.height, finding.width)
+    with quietly(), lenient(finding.verdict is Verdict.SALVAGE):
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        lossy = image.format in _LOSSY
+        upright = shrunk(to_rgb_or_grey(image), rules.resize_short)
     # A new image: the old one's metadata (EXIF, colour profile) would be saved along.
-    clean = Image.frombytes(image.mode, image.size, image.tobytes())
-    stream = io.BytesIO()
-    if lossy:
-        clean.save(stream, "JPEG", quality=95, subsampling=0)
+    clean = Image.frombytes(upright.mode, upright.size, upright.tobytes())
+    return _encode(clean, rules.quality if lossy else None)
+
+
+def _too_large(size: str, rules: Rules) -> Finding:
+    limit = f"{size} pixels are more than the limit of {rules.max_pixels}"
+    return Finding(Verdict.REJECT, f"{limit} (--max-pixels)")
+
+
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        reason = "of no known format"
     else:
-        clean.save(stream, "PNG")
-    return Encoded(stream.getvalue(), "jpg" if lossy else "png", image.height, image.width)
+        reason = " ".join(_ADDRESS.sub("it", str(error)).split()) or type(error).__name__
+    return f"not a readable image ({reason})"
+
+
+def _rescue(data: bytes, error: Exception) -> Finding:
+    """Whether enough of a damaged image can be decoded."""
+    try:
+        with quietly(), lenient(True):
+            image = to_rgb_or_grey(Image.open(io.BytesIO(data), formats=_FORMATS))
+    except Exception:
+        return Finding(Verdict.REJECT, _unreadable(error))
+    rows = np.asarray(image).reshape(image.height, image.width, -1)
+    # What was not decoded is rows of one colour.
+    decoded = (rows != rows[:, :1]).any(axis=(1, 2)).mean()
+    return Finding(Verdict.SALVAGE if decoded >= _WORTH else Verdict.REJECT, _unreadable(error))
+
+
+def _encode(image: Image.Image, quality: int | None) -> Encoded:
+    """As a JPEG of some quality, or as a PNG."""
+    if quality is None:
+        return Encoded(_png(image), "png", image.height, image.width)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality, subsampling=0)
+    return Encoded(stream.getvalue(), "jpg", image.height, image.width)
+
+
+def _png(image: Image.Image) -> bytes:
+    """A PNG of an RGB or grey image, by Pillow's encoder.
+
+    Around it Pillow's own writer of files takes as long again as a small image does.
+    """
+    colour = {"L": 0, "RGB": 2}[image.mode]
+    head = struct.pack(">IIBBBBB", image.width, image.height, 8, colour, 0, 0, 0)
+    body = image.tobytes("zip", image.mode, False, -1, -1, b"")
+    chunks = ((b"IHDR", head), (b"IDAT", body), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    crc32 = zlib.crc32(data, zlib.crc32(kind))
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32)

@@ -40,6 +40,8 @@ def run(
             yield _here(work(task), advance)
         return
     context = multiprocessing.get_context("forkserver")
+    # Imported once, in the server that workers are forked from, not once in each of them.
+    context.set_forkserver_preload(["data_prep.writer", "data_prep.checks"])
     team: dict[Connection, BaseProcess] = {}
     try:
         for _ in range(min(workers, len(tasks))):

@@ -13,25 +13,28 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.build import Options, build
+from data_prep.build import Built, Options, build_all
+from data_prep.decisions import Policy
+from data_prep.folder import REJECTS
+from data_prep.images import MAX_PIXELS, Rules
 from data_prep.progress import bar
 from data_prep.sources import SOURCES
-from data_prep.split import Request, Split
+from data_prep.split import Request
 from vssl_dist.data.manifest import DataError
 
-_SPLITS = ("train", "val")
+_ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
+_DECODER_LIMIT = 178_956_970
+"""Pixels beyond which Pillow refuses an image, also later, when it is trained on."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line; options without a default are those not every source takes."""
     top = argparse.ArgumentParser(prog="shard.py", description=__doc__)
     top.add_argument("source", choices=sorted(SOURCES), help="layout of the raw images")
     top.add_argument("--root", type=Path, help="folder with the raw images (photos needs none)")
     top.add_argument("--out", type=Path, required=True, help="folder of the dataset to write")
     top.add_argument(
-        "--split",
-        choices=_SPLITS,
-        help="write this split only (default: those that the source has)",
+        "--split", help="write this split only, such as train or val (default: those there are)"
     )
     top.add_argument(
         "--shard-size", type=positive, default=Options.shard_size, help="samples per shard"
@@ -39,6 +42,27 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--limit", type=positive, help="only so many samples of each split")
     top.add_argument(
         "--workers", type=positive, default=cpus(), help="processes (default: one per core)"
+    )
+    top.add_argument("--classes", type=Path, help="file that lists the classes to keep")
+    top.add_argument(
+        "--resize-short", type=positive, help="shrink to so many pixels on the shorter side"
+    )
+    top.add_argument(
+        "--quality", type=positive, help="of JPEGs that are written anew (default: 95)"
+    )
+    top.add_argument(
+        "--max-pixels", type=positive, help=f"refuse larger images (default: {MAX_PIXELS})"
+    )
+    top.add_argument(
+        "--on-bad",
+        choices=("fail", "skip", "reencode"),
+        help="what to do with an image that does not decode: stop (the default), leave it out, "
+        "or keep what can be decoded of it",
+    )
+    top.add_argument(
+        "--dedup",
+        action="store_true",
+        help="drop exact copies, and from training what is also in val",
     )
     top.add_argument(
         "--download", action="store_true", help="let torchvision fetch the official archive first"
@@ -49,12 +73,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (a clear error) or 130 (Ctrl-C)."""
     args = parser().parse_args(arguments)
-    splits = (args.split,) if args.split else _SPLITS
-    request = Request(args.root, splits, explicit=bool(args.split), download=args.download)
-    options = Options(args.shard_size, args.limit, args.workers)
+    start = time.monotonic()
     try:
-        for split in SOURCES[args.source](request):
-            _write(split, args.out, options)
+        options, request = _options(args), _request(args)
+        splits = SOURCES[args.source].read(request)
+        for built in build_all(splits, args.out, options, bar):
+            print(_summary(built, time.monotonic() - start))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -67,21 +91,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(split: Split, out: Path, options: Options) -> None:
-    start = time.monotonic()
-    total = min(len(split.labels), options.limit or len(split.labels))
-    with bar(f"{split.dataset} {split.name}", total) as advance:
-        built = build(split, out, options, advance)
-    manifest, seconds = built.manifest, time.monotonic() - start
+def _request(args: argparse.Namespace) -> Request:
+    """What to ask of the source; refuses what it cannot give."""
+    source = SOURCES[args.source]
+    for option in ("--root", "--classes", "--download", "--resize-short", "--quality",
+                   "--max-pixels", "--on-bad"):  # fmt: skip
+        given = getattr(args, option.removeprefix("--").replace("-", "_"))
+        if given not in (None, False) and option not in source.takes:
+            raise DataError(f"{args.source} has no {option}")
+    split = _ALIASES.get(args.split, args.split)
+    if split is not None and split not in source.splits:
+        raise DataError(f"{args.source} has no split {split}, only {', '.join(source.splits)}")
+    splits = (split,) if split else source.default
+    return Request(args.root, splits, bool(split), args.download, args.classes)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    quality, most = args.quality or Rules.quality, args.max_pixels or MAX_PIXELS
+    if quality > 100:
+        raise DataError(f"--quality {quality}: is at most 100")
+    if most > _DECODER_LIMIT:
+        raise DataError(f"--max-pixels {most}: no decoder here takes more than {_DECODER_LIMIT}")
+    on_bad = args.on_bad or Policy.on_bad
+    rules = Rules(most, args.resize_short, quality, salvage=on_bad == "reencode")
+    return Options(args.shard_size, args.limit, args.workers, rules, Policy(on_bad, args.dedup))
+
+
+def _summary(built: Built, seconds: float) -> str:
+    manifest = built.manifest
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     work = (
         f"{built.written} written in {seconds:.1f} s, {built.written / seconds:,.0f}/s"
         if built.written
         else "complete already"
     )
-    print(
+    met = ", ".join(f"{count} {decision}" for decision, count in built.decisions.items())
+    return (
         f"{built.folder}: {manifest.samples} samples, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {size:.1f} MB ({work})"
+        + (f"; {met}: see {REJECTS}" if met else "")
     )
 
 

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from data_prep.sources import cifar, imagefolder, photos
+from data_prep.sources import cifar, imagefolder, imagenet, photos, stl10, webdataset
 from data_prep.split import Request, Split
 
-SOURCES: dict[str, Callable[[Request], Sequence[Split]]] = {
-    "cifar10": cifar.cifar10,
-    "cifar100": cifar.cifar100,
-    "imagefolder": imagefolder.imagefolder,
-    "photos": photos.photos,
+_FILES = frozenset({"--resize-short", "--quality", "--max-pixels", "--on-bad"})
+"""What only makes sense where there are image files to decode."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layout of raw images."""
+
+    read: Callable[[Request], Sequence[Split]]
+    takes: frozenset[str]
+    """Its options, of those that not every source has."""
+    splits: tuple[str, ...] = ("train", "val")
+    """What ``--split`` may name."""
+    default: tuple[str, ...] = ("train", "val")
+    """The splits to make, as far as they are there, if none is named."""
+
+
+SOURCES: dict[str, Source] = {
+    "cifar10": Source(cifar.cifar10, frozenset({"--root", "--download"})),
+    "cifar100": Source(cifar.cifar100, frozenset({"--root", "--download"})),
+    "imagefolder": Source(imagefolder.imagefolder, _FILES | {"--root", "--classes"}),
+    "imagenet": Source(imagenet.imagenet, _FILES | {"--root", "--classes"}),
+    "photos": Source(photos.photos, frozenset()),
+    "stl10": Source(
+        stl10.stl10,
+        frozenset({"--root", "--download"}),
+        splits=stl10.SPLITS,
+        default=("train", "val", "unlabeled"),
+    ),
+    "webdataset": Source(webdataset.webdataset, _FILES | {"--root"}),
 }

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import pickle
-import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.images import Encoded, encode_png
+from data_prep.pixels import Pixels
 from data_prep.sources.download import fetch
 from data_prep.split import Request, Split
+from data_prep.tars import gzipped
 from vssl_dist.data.manifest import DataError
 
 _MAX_BYTES = 1 << 30
@@ -57,18 +55,6 @@ CIFAR100 = Layout(
     names_key="fine_label_names",
     labels_key="fine_labels",
 )
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Images to encode; ``(n, 3072)`` uint8, channel planes one after the other."""
-
-    rows: NDArray[np.uint8]
-
-    def __iter__(self) -> Iterator[Encoded]:
-        for row in self.rows:
-            planes = row.reshape(3, 32, 32)
-            yield encode_png(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
 
 def cifar10(request: Request) -> list[Split]:
@@ -119,9 +105,10 @@ def _split(layout: Layout, name: str, classes: tuple[str, ...], blobs: dict[str,
         name=name,
         classes=classes,
         labels=np.concatenate(labels),
-        images=lambda which: Pixels(pixels[which]),
+        images=lambda which: Pixels((pixels,), which, (3, 32, 32), (1, 2, 0)),
         facts={"input": digest.hexdigest()},
         grouped=False,  # the official order is mixed already
+        names=lambda number: f"{name} image {number}",
     )
 
 
@@ -151,20 +138,8 @@ def _file(path: Path) -> bytes:
 
 def _from_archive(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
     """Regular members by their exact names, into memory: nothing is extracted to disk."""
-    wanted = {f"{folder}/{name}": name for name in files}
-    found: dict[str, bytes] = {}
-    try:
-        with gzip.open(archive) as whole:
-            with tarfile.open(fileobj=whole, mode="r:") as tar:
-                for member in tar:
-                    name = wanted.get(member.name)
-                    stream = tar.extractfile(member) if name and member.isreg() else None
-                    if name and stream and member.size <= _MAX_BYTES:
-                        found[name] = stream.read()
-            whole.seek(0, io.SEEK_END)  # gzip compares its checksum only at the end
-    # A damaged gzip stream surfaces as any of these.
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
-        raise DataError(f"{archive}: damaged archive ({error}): fetch it again") from error
+    members = gzipped(archive, [f"{folder}/{name}" for name in files], _MAX_BYTES)
+    found = {name.removeprefix(f"{folder}/"): blob for name, blob in members.items()}
     for name in files:
         if name not in found:
             raise DataError(f"{archive}: has no {folder}/{name} (--split makes one split only)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vssl_dist.data.manifest import DataError
 
-_CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+_CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
 _TIMEOUT_S = 30.0
 
 

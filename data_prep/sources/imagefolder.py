@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.images import Encoded, plain
-from data_prep.split import Request, Split
+from data_prep.sources.classlist import chosen
+from data_prep.split import Raw, Request, Split
+from data_prep.tars import MAX_BYTES
 from vssl_dist.data.manifest import DataError
 
 SUFFIXES = (
@@ -28,14 +29,17 @@ class Files:
     folder: Path
     names: Sequence[str]
 
-    def __iter__(self) -> Iterator[Encoded]:
+    def __iter__(self) -> Iterator[Raw]:
         for name in self.names:
             path = self.folder / name
             try:
-                data = path.read_bytes()
+                with path.open("rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    flaw = f"{size} bytes are more than the limit of {MAX_BYTES}"
+                    raw = Raw(b"", flaw=flaw) if size > MAX_BYTES else Raw(file.read(), str(path))
             except OSError as error:
                 raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-            yield plain(data, path)
+            yield raw
 
 
 def imagefolder(request: Request) -> list[Split]:
@@ -44,8 +48,6 @@ def imagefolder(request: Request) -> list[Split]:
     Raises:
         DataError: A folder is missing, unreadable, or without images.
     """
-    if request.download:
-        raise DataError("imagefolder has no --download: give the folder of images as --root")
     root = request.existing_root()
     folders = {"train": root / "train"} if (root / "train").is_dir() else {"train": root}
     for name in VALIDATION:
@@ -55,16 +57,39 @@ def imagefolder(request: Request) -> list[Split]:
     if request.explicit and wanted != list(request.splits):
         raise DataError(f"{root}: no folder val or test beside train in it")
     # Labels are numbers of training classes in both splits, so train is listed in any case.
-    classes = _subfolders(folders["train"])
-    return [_split(name, folders[name], root.resolve().name, classes) for name in wanted]
+    known = subfolders(folders["train"])
+    classes = chosen(request.classes, known)
+    for name in wanted:
+        refuse_unknown(folders[name], known)
+    return [folder_split("imagefolder", name, folders[name], classes) for name in wanted]
 
 
-def _split(name: str, folder: Path, dataset: str, classes: tuple[str, ...]) -> Split:
-    unknown = sorted(set(_subfolders(folder)) - set(classes))
+def refuse_unknown(folder: Path, known: Sequence[str]) -> None:
+    """See that every class folder is of a known class.
+
+    Raises:
+        DataError: One is not.
+    """
+    unknown = sorted(set(subfolders(folder)) - set(known))
     if unknown:
         raise DataError(f"{folder / unknown[0]}: a class that the training folder does not have")
+
+
+def folder_split(dataset: str, name: str, folder: Path, classes: tuple[str, ...]) -> Split:
+    """A folder of class folders as a split.
+
+    Args:
+        dataset: What to call the data set.
+        name: Of the split.
+        folder: Holds a folder for each class.
+        classes: Those to take, sorted; only a validation split may lack some.
+
+    Raises:
+        DataError: A folder is unreadable or without images.
+    """
     files: list[str] = []
     labels: list[int] = []
+    stamps: list[tuple[int, ...]] = []
     digest = hashlib.sha256()
     for label, class_name in enumerate(classes):
         if name != "train" and not (folder / class_name).is_dir():
@@ -72,10 +97,12 @@ def _split(name: str, folder: Path, dataset: str, classes: tuple[str, ...]) -> S
         found = sorted(_images(folder, folder / class_name))
         if not found:
             raise DataError(f"{folder / class_name}: no image in this class folder")
-        for file, size in found:
-            digest.update(f"{file}\0{size}\0".encode("utf-8", "surrogateescape"))
+        for file, facts in found:
+            digest.update(f"{file}\0{facts[0]}\0".encode("utf-8", "surrogateescape"))
             files.append(file)
+            stamps.append(facts)
         labels += [label] * len(found)
+    table = np.array(stamps, np.int64).reshape(-1, 4)
     return Split(
         dataset=dataset,
         name=name,
@@ -84,10 +111,18 @@ def _split(name: str, folder: Path, dataset: str, classes: tuple[str, ...]) -> S
         images=lambda which: Files(folder, [files[number] for number in which]),
         facts={"input": digest.hexdigest()},
         grouped=True,
+        names=lambda number: files[number],
+        where=str(folder),
+        stamp=lambda which: hashlib.sha256(table[which].tobytes()).hexdigest(),
     )
 
 
-def _subfolders(folder: Path) -> tuple[str, ...]:
+def subfolders(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders in a folder, sorted.
+
+    Raises:
+        DataError: It cannot be listed, or has none.
+    """
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
@@ -98,8 +133,8 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _images(top: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Image files below ``folder`` as (path relative to ``top``, size)."""
+def _images(top: Path, folder: Path) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+    """Image files below ``folder`` as (path relative to ``top``, what changes with the file)."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -108,6 +143,9 @@ def _images(top: Path, folder: Path) -> Iterator[tuple[str, int]]:
                 if entry.is_dir():
                     yield from _images(top, Path(entry.path))
                 elif entry.name.lower().endswith(SUFFIXES):
-                    yield os.path.relpath(entry.path, top), entry.stat().st_size
+                    facts = entry.stat()
+                    inode = facts.st_ino & (1 << 63) - 1  # some file systems use all 64 bits
+                    changing = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, inode)
+                    yield os.path.relpath(entry.path, top), changing
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error

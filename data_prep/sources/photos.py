@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.images import Encoded, encode_png
-from data_prep.split import Request, Split
+from data_prep.split import Raw, Request, Split
 from vssl_dist.data.manifest import DataError
 
 PATCH = 32
@@ -55,10 +54,10 @@ class Corners:
     places: NDArray[np.int64]
     """``(N, 3)``: number of the photograph, y, x."""
 
-    def __iter__(self) -> Iterator[Encoded]:
+    def __iter__(self) -> Iterator[Raw]:
         for number, y, x in self.places.tolist():
             picture = photograph(self.folder / FILES[number])
-            yield encode_png(picture[y : y + PATCH, x : x + PATCH])
+            yield Raw(np.ascontiguousarray(picture[y : y + PATCH, x : x + PATCH]))
 
 
 def corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.int64]:
@@ -102,8 +101,6 @@ def photos(request: Request) -> list[Split]:
     Raises:
         DataError: scikit-image does not bring a photograph that we need.
     """
-    if request.download or request.root is not None:
-        raise DataError("photos takes neither --root nor --download: scikit-image brings them")
     # Not imported: that takes a second, and its loaders may fetch from the network.
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
@@ -126,6 +123,7 @@ def _split(folder: Path, name: str, facts: dict[str, str | int]) -> Split:
         images=lambda which: Corners(folder, places[which]),
         facts=facts,
         grouped=True,
+        names=lambda number: "{}[y={} x={}]".format(FILES[places[number, 0]], *places[number, 1:]),
     )
 
 

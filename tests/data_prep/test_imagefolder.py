@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import shard
+from data_prep import build, shard
 from data_prep.build import mixed
+from data_prep.writer import ShardTask
 from tests.support.photos import crop
 from vssl_dist.data.shards import Dataset
 
@@ -152,7 +153,7 @@ def test_an_image_that_does_not_decode_is_named_and_nothing_is_sealed(
     assert not list((tmp_path / "o").rglob("*.tmp-*"))
 
 
-def test_a_repaired_image_of_another_size_asks_for_a_fresh_start(
+def test_a_repaired_image_lets_the_same_call_go_on(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = root / "train" / "n01" / "3.JPEG"
@@ -160,11 +161,65 @@ def test_a_repaired_image_of_another_size_asks_for_a_fresh_start(
     path.write_bytes(good[: len(good) // 2])
     assert run(root, tmp_path / "o") == 2
     path.write_bytes(good)
-    capsys.readouterr()
-    assert run(root, tmp_path / "o") == 2
-    assert "was begun with another input" in refusal(capsys)
-    shutil.rmtree(tmp_path / "o")
     assert run(root, tmp_path / "o") == 0
+    assert run(root, tmp_path / "fresh") == 0
+    prints = {Dataset.open(tmp_path / name / "train").fingerprint for name in ("o", "fresh")}
+    assert len(prints) == 1
+    assert not list((tmp_path / "o").rglob("rejects.jsonl"))
+
+
+def interrupted(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop where a kill would leave the most: after the second of several shards."""
+    genuine, written = build.write_shard, []
+
+    def twice(task: ShardTask) -> Iterator[int]:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(task.number)
+        return genuine(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_shard", twice)
+        assert run(root, out, "--shard-size", 4) == 130
+    assert len(list(out.glob("train/*.tar"))) == 2
+
+
+def test_an_image_of_equal_size_put_in_after_an_interruption_is_noticed(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in range(3):
+        for number in (0, 3):
+            path = root / "train" / f"n{label:02d}" / f"{number}.JPEG"
+            good, facts = path.read_bytes(), path.stat()
+            out = tmp_path / f"o{label}{number}"
+            interrupted(root, out, monkeypatch)
+            path.write_bytes(good[:-20] + bytes([good[-20] ^ 1]) + good[-19:])
+            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+            capsys.readouterr()
+            assert run(root, out, "--shard-size", 4) == 2
+            assert "an input image was replaced since this was begun" in refusal(capsys)
+            assert not list(out.rglob("manifest.json"))
+            path.write_bytes(good)
+            assert run(root, out, "--shard-size", 4) == 0
+
+
+def test_touched_images_are_looked_at_again_and_found_to_be_the_same(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(root, tmp_path / "o", monkeypatch)
+    for path in root.rglob("*.JPEG"):
+        path.touch()
+    assert run(root, tmp_path / "o", "--shard-size", 4) == 0
+
+
+def test_the_same_images_elsewhere_give_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "another" / "name")
+    assert run(root, tmp_path / "o0") == 0
+    assert run(tmp_path / "another" / "name", tmp_path / "o1") == 0
+    for path in (tmp_path / "o0").rglob("*.*"):
+        assert (
+            path.read_bytes() == (tmp_path / "o1" / path.relative_to(tmp_path / "o0")).read_bytes()
+        )
 
 
 def test_an_oddity_in_the_folder_is_made_plain(root: Path, tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image, ImageOps
 
-from data_prep.images import MAX_PIXELS, encode_png, plain
+from data_prep.images import DEFAULT, MAX_PIXELS, Rules, Verdict, encode_png, examine, plain
 from tests.support.photos import crop
 from vssl_dist.data.shards import DataError
 
@@ -150,6 +153,116 @@ def test_a_bomb_is_refused_from_its_header(side: int) -> None:
         plain(bomb, "bomb.png")
 
 
+@pytest.mark.parametrize("side", [(1, 1), (32, 32), (150, 97)])
+def test_a_small_png_is_pillows_own_byte_for_byte(side: tuple[int, int]) -> None:
+    for image in (PHOTO.resize(side), PHOTO.convert("L").resize(side)):
+        made = encode_png(np.asarray(image))
+        assert made.data == saved(image, "PNG")
+        assert (made.width, made.height) == side
+
+
 def test_lossless_means_lossless() -> None:
     image = crop(3, 16, (32, 60))
     np.testing.assert_array_equal(pixels(encode_png(image).data), image)
+
+
+def test_a_ycck_jpeg_becomes_rgb() -> None:
+    # Pillow writes CMYK only; the marker of Adobe says that the same four planes are YCCK.
+    data = saved(PHOTO.convert("CMYK"), "JPEG", quality=95)
+    at = data.index(b"Adobe") + 11
+    ycck = data[:at] + b"\x02" + data[at + 1 :]
+    assert data[at] == 0
+    made = plain(ycck, "x")
+    golden = Image.open(io.BytesIO(ycck))
+    assert golden.mode == "CMYK"
+    assert np.abs(pixels(made.data) - np.asarray(golden.convert("RGB")).astype(int)).mean() < 2
+
+
+def test_a_png_that_is_called_jpeg_is_stored_as_what_it_is() -> None:
+    made = plain(saved(PHOTO, "PNG"), "n01/x.JPEG")
+    assert (made.suffix, made.data) == ("png", saved(PHOTO, "PNG"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (7, 9)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_images_of_any_shape_are_kept(size: tuple[int, int], kind: str) -> None:
+    data = saved(PHOTO.resize(size), kind)
+    made = plain(data, "x")
+    assert (made.data, made.width, made.height) == (data, *size)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"L": True}])
+def test_a_jpeg_passes_exactly_when_pillow_decodes_all_of_it(options: dict[str, Any]) -> None:
+    image = PHOTO.convert("L") if options.pop("L", False) else PHOTO
+    data = saved(image, "JPEG", **options)
+    random = np.random.default_rng(0)
+    hurt = [data[:cut] for cut in random.integers(0, len(data), 30)]
+    for at in random.integers(0, len(data), 90).tolist():
+        hurt += [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]]
+    passed = [examine(blob, DEFAULT).verdict is not Verdict.REJECT for blob in hurt]
+    assert passed == [decodes(blob) for blob in hurt]
+    assert 0 < sum(passed) < len(passed)
+
+
+def decodes(blob: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(blob)).load()
+    except Exception:
+        return False
+    return True
+
+
+def test_what_is_wrong_is_said_in_the_same_words_every_time() -> None:
+    for data in (b"", b"<html>", JPEG[:-2], PNG[: len(PNG) // 2]):
+        reason = examine(data, DEFAULT).reason
+        assert reason.startswith("not a readable image (")
+        assert "0x" not in reason
+        assert examine(data, DEFAULT).reason == reason
+
+
+def png_bomb() -> bytes:
+    """12,000 x 12,000 pixels of one bit: a whole and valid file of 18 kilobytes."""
+    body = zlib.compress(bytes((1 + 1500) * 12_000))
+    head = struct.pack(">IIBBBBB", 12_000, 12_000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def jpeg_bomb() -> bytes:
+    at = JPEG.index(b"\xff\xc0") + 5
+    return JPEG[:at] + struct.pack(">HH", 60_000, 60_000) + JPEG[at + 4 :]
+
+
+@pytest.mark.parametrize("bomb", [png_bomb, jpeg_bomb])
+@pytest.mark.parametrize("salvage", [False, True])
+def test_a_bomb_costs_neither_time_nor_memory(bomb: Callable[[], bytes], salvage: bool) -> None:
+    data = bomb()
+    examine(data, DEFAULT)
+    before = psutil.Process().memory_info().rss
+    start = time.process_time()
+    found = examine(data, Rules(salvage=salvage))
+    assert time.process_time() - start < 0.05
+    assert psutil.Process().memory_info().rss - before < 50e6
+    assert found.verdict is Verdict.REJECT
+    assert f"more than the limit of {MAX_PIXELS}" in found.reason
+
+
+def test_salvage_keeps_the_part_that_is_there_and_never_an_empty_picture() -> None:
+    head = JPEG.index(b"\xff\xda") + 14
+    assert examine(JPEG[:head], Rules(salvage=True)).verdict is Verdict.REJECT
+    found = examine(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
+    assert found.verdict is Verdict.SALVAGE
+    assert found.reason.startswith("not a readable image")
+    made = plain(JPEG[: len(JPEG) * 2 // 3], "x", Rules(salvage=True))
+    assert np.abs(pixels(made.data)[:24] - pixels(JPEG)[:24]).mean() < 2
+    with pytest.raises(OSError, match="truncated"):  # and Pillow is as strict as before
+        Image.open(io.BytesIO(JPEG[: len(JPEG) // 2])).load()
+
+
+@pytest.mark.parametrize("short", [60, 100, 122, 500])
+def test_shrinking_agrees_with_pillow_and_never_enlarges(short: int) -> None:
+    made = plain(PNG, "x", Rules(resize_short=short))
+    assert PHOTO.size == (122, 133)
+    side = (short, round(133 * short / 122)) if short < 122 else PHOTO.size
+    golden = PHOTO.resize(side, Image.Resampling.LANCZOS) if short < 122 else PHOTO
+    np.testing.assert_array_equal(pixels(made.data), np.asarray(golden))
+    assert (made.data == PNG) == (short >= 122)

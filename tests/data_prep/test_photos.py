@@ -66,4 +66,4 @@ def test_a_patch_is_a_part_of_the_photograph_of_its_class(out: Path) -> None:
 
 def test_photos_refuses_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shard.main(["photos", "--root", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
-    assert "photos takes neither --root nor --download" in capsys.readouterr().err
+    assert "photos has no --root" in capsys.readouterr().err

@@ -13,13 +13,14 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import webdataset
 
-from data_prep import shard
+from data_prep import shard, survey
 from tests.support.photos import tiny_dataset
 from vssl_dist.data.shards import DataError, Dataset
 
@@ -90,6 +91,67 @@ def test_killed_and_started_again_it_writes_the_same_bytes(
     assert run(tmp_path, "--workers", 2) == 0
     said = capsys.readouterr().out
     assert "(1500 written" not in said
+    assert same(undisturbed, tmp_path)
+
+
+def test_killed_while_it_looks_at_the_images_it_does_not_look_twice(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(tmp_path, "--workers", "1")
+    while not list(tmp_path.glob("train/.sharding/survey-*")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    known = {path.name for path in tmp_path.glob("train/.sharding/survey-*")}
+    looked: list[str] = []
+    genuine = survey._look
+
+    def counted(chunk: Any) -> Any:
+        looked.append(chunk.note.name)
+        return genuine(chunk)
+
+    monkeypatch.setattr(survey, "_look", counted)
+    assert run(tmp_path, "--workers", 1) == 0
+    assert not known & set(looked)
+    assert len(known) + len(looked) == 6
+    assert same(undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_leave_no_trace(undisturbed: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert run_program(tmp_path / "timed", "1") == 0
+    usual = time.monotonic() - began
+    random = np.random.default_rng(0)
+    for number, moment in enumerate(random.uniform(0.2, 1.0, 10)):
+        out = tmp_path / str(number // 2)  # every folder meets two kills
+        process = start(out, "--workers", str(1 + number % 2))
+        time.sleep(moment * usual / (1 + number % 2))
+        process.kill()
+        process.communicate()
+    for number in range(5):
+        assert run_program(tmp_path / str(number), "2") == 0
+        assert same(undisturbed, tmp_path / str(number))
+
+
+def run_program(out: Path, workers: str) -> int:
+    process = start(out, "--workers", workers)
+    process.communicate()
+    return process.returncode
+
+
+@pytest.mark.parametrize("note", ["cut", "of another"])
+def test_a_damaged_note_is_not_believed(undisturbed: Path, tmp_path: Path, note: str) -> None:
+    process = start(tmp_path, "--workers", "1")
+    wait_for_shards(tmp_path, process, 3)
+    process.kill()
+    process.communicate()
+    notes = sorted(tmp_path.glob("train/.sharding/survey-*"))
+    blob = notes[0].read_bytes()
+    damaged = {"cut": blob[:-100], "of another": notes[1].read_bytes()}
+    notes[0].write_bytes(damaged[note])
+    assert run(tmp_path) == 0
     assert same(undisturbed, tmp_path)
 
 

@@ -7,13 +7,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from data_prep import verify
-from tests.support.photos import tiny_dataset
-from vssl_dist.data.manifest import seal
+from data_prep import build, shard, verify
+from tests.support.photos import crop, tiny_dataset
+from vssl_dist.data.manifest import Manifest, _parse, read_manifest, seal
 from vssl_dist.data.shards import Dataset
 
 
@@ -159,6 +161,13 @@ def test_edited_manifests_are_found_even_with_a_fresh_seal(
     assert findings(out, capsys)
 
 
+def write_images(folder: Path, each: int = 3, first: int = 0) -> None:
+    for number in range(2 * each):
+        path = folder / f"n{number % 2:02d}" / f"{number // 2}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(crop(first + number, 4, (32, 60))).save(path, "JPEG")
+
+
 def forge(out: Path, **changes: int) -> None:
     """Change row 2 of shard 1's index and seal the lie with all checksums right."""
     folder = out / "train"
@@ -200,3 +209,77 @@ def test_nothing_to_verify_is_exit_code_2(
     for folder in (tmp_path / "none", tmp_path):
         assert verify.main([str(folder)]) == 2
         assert capsys.readouterr().err.startswith(f"error: {folder}: no ")
+
+
+def test_every_single_bit_of_a_manifest_counts(written: Path) -> None:
+    blob = (written / "val" / "manifest.json").read_bytes()
+    folder = written / "val"
+    manifest = read_manifest(folder)
+    for bit in range(8 * len(blob)):
+        hurt = bytearray(blob)
+        hurt[bit // 8] ^= 1 << bit % 8
+        assert parsed(bytes(hurt)) is None, f"bit {bit} makes no difference"
+    assert parsed(blob) == manifest
+
+
+def parsed(blob: bytes) -> Manifest | None:
+    """As `read_manifest`, without a file; None where that refuses."""
+    try:
+        found, intact = _parse(blob)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if intact else None
+
+
+@pytest.mark.parametrize("name", ["inputs.npy", "rejects.jsonl"])
+def test_damage_to_what_lies_beside_the_shards_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    write_images(tmp_path / "raw")
+    odd = Image.open(tmp_path / "raw" / "n00" / "0.JPEG").convert("CMYK")
+    odd.save(tmp_path / "raw" / "n00" / "0.JPEG", "JPEG")
+    out = tmp_path / "o"
+    assert shard.main(["imagefolder", "--root", str(tmp_path / "raw"), "--out", str(out)]) == 0
+    path = out / "train" / name
+    blob = path.read_bytes()
+    for at in range(0, len(blob), 7):
+        path.write_bytes(blob[:at] + bytes([blob[at] ^ 1 << at % 8]) + blob[at + 1 :])
+        assert findings(out, capsys)
+        path.write_bytes(blob[:at])
+        assert findings(out, capsys)
+    path.unlink()
+    assert findings(out, capsys)
+    path.write_bytes(blob)
+    assert findings(out, capsys) == []
+
+
+def test_a_val_that_was_wanted_and_never_begun_is_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "raw" / "train")
+    write_images(tmp_path / "raw" / "val", first=100)
+    arguments = ["imagefolder", "--root", str(tmp_path / "raw"), "--out", str(tmp_path / "o")]
+    genuine = build._write
+
+    def train_only(job: Any, *rest: Any) -> Any:
+        if job.split.name == "val":
+            raise KeyboardInterrupt
+        return genuine(job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_write", train_only)
+        assert shard.main(arguments) == 130
+    assert (tmp_path / "o" / "train" / "manifest.json").exists()
+    capsys.readouterr()
+    (line,) = findings(tmp_path / "o", capsys)
+    assert "o/val: no manifest.json, so sharding did not finish" in line
+    assert shard.main(arguments) == 0
+    assert findings(tmp_path / "o", capsys) == []
+
+
+def test_an_unlabelled_sample_is_intact_and_a_label_below_is_not(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge(out, label=-4)
+    (line,) = findings(out, capsys)
+    assert "label -2 is not a class" in line

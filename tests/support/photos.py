@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.build import Options, build
-from data_prep.images import Encoded
 from data_prep.sources.photos import FILES, photograph
-from data_prep.split import Split
+from data_prep.split import Raw, Split
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class Crops:
     sides: tuple[int, int]
     suffix: str
 
-    def __iter__(self) -> Iterator[Encoded]:
+    def __iter__(self) -> Iterator[Raw]:
         for number in self.which.tolist():
             pixels = crop(number, self.classes, self.sides)
             stream = io.BytesIO()
             kind = "JPEG" if self.suffix == "jpg" else "PNG"
             Image.fromarray(pixels).save(stream, kind, quality=90)
-            yield Encoded(stream.getvalue(), self.suffix, *pixels.shape[:2])
+            yield Raw(stream.getvalue())
 
 
 def crop(number: int, classes: int, sides: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:

@@ -1,0 +1,165 @@
+"""How fast images become shards, beside what decoding and hashing alone cost.
+
+``python bench/shard.py`` prints, for CIFAR-sized pixels and for 500x375 JPEGs cut from the
+photographs of scikit-image: samples per second with one worker and with two, their ratio, and
+the rate of a bare loop that decodes each file with Pillow and hashes it.  All are measured in
+turn, round by round, so that a load on the machine falls on all alike; what runs in one process
+is also given per second of processor time, which such a load hardly changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import pickle
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_prep.build import Options, build_all
+from data_prep.sources import SOURCES
+from data_prep.sources.photos import FILES, photograph
+from data_prep.split import Request
+
+SIZE = (375, 500)
+Measure = Callable[[], int]
+"""Does some work and returns for how many samples."""
+
+
+def pictures(wanted: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    """``wanted`` different cuts of ``size`` (height, width) from the photographs."""
+    folder = Path(_skimage()) / "data"
+    whole = [photograph(folder / name) for name in FILES]
+    whole = [one for one in whole if one.shape[0] > size[0] and one.shape[1] > size[1]]
+    random = np.random.default_rng(0)
+    cuts: list[NDArray[np.uint8]] = []
+    for number in range(wanted):
+        picture = whole[number % len(whole)]
+        y, x = (int(random.integers(picture.shape[axis] - size[axis])) for axis in (0, 1))
+        cuts.append(picture[y : y + size[0], x : x + size[1]])
+    return cuts
+
+
+def write_cifar(root: Path, samples: int) -> None:
+    """A CIFAR-10 of real cuts in the official layout."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    cuts = np.stack(pictures(samples, (32, 32))).transpose(0, 3, 1, 2).reshape(samples, -1)
+    each = samples // 5
+    for number in range(5):
+        rows = cuts[number * each : (number + 1) * each]
+        batch = {b"data": rows, b"labels": [row % 10 for row in range(len(rows))]}
+        (folder / f"data_batch_{number + 1}").write_bytes(pickle.dumps(batch, protocol=2))
+    meta = {b"label_names": [b"%d" % number for number in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+
+
+def write_folder(root: Path, samples: int) -> None:
+    """An image folder of 500x375 JPEGs."""
+    for number, cut in enumerate(pictures(samples, SIZE)):
+        path = root / "train" / f"n{number % 10:08d}" / f"{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(cut).save(path, "JPEG", quality=95)
+
+
+def sharding(source: str, root: Path, scratch: Path, workers: int) -> Measure:
+    """The whole program but for its command line, into a folder of its own each time."""
+
+    def run() -> int:
+        with tempfile.TemporaryDirectory(dir=scratch) as out:
+            splits = SOURCES[source].read(Request(root, ("train",), explicit=True))
+            options = Options(shard_size=250, workers=workers)
+            built = build_all(splits, Path(out), options, lambda *_: nullcontext(lambda done: None))
+        return built[0].manifest.samples
+
+    return run
+
+
+def decoding(root: Path) -> Measure:
+    """Nothing but what cannot be avoided: read, decode in full, hash."""
+
+    def run() -> int:
+        paths = sorted(root.glob("train/*/*"))
+        for path in paths:
+            data = path.read_bytes()
+            Image.open(io.BytesIO(data)).load()
+            hashlib.sha256(data).digest()
+        return len(paths)
+
+    return run
+
+
+def rates(measures: dict[str, Measure], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Samples per second, and per second of this process, of each, measured in turn.
+
+    A first round, which is not counted, warms the caches.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in measures}
+    for number in range(rounds + 1):
+        for name, measure in measures.items():
+            start, used = time.perf_counter(), time.process_time()
+            samples = measure()
+            spent = (time.perf_counter() - start, time.process_time() - used)
+            if number:
+                found[name].append((samples / spent[0], samples / spent[1]))
+    return found
+
+
+def report(title: str, found: dict[str, list[tuple[float, float]]]) -> None:
+    """Print a table: median, least and most, and each median over the first."""
+    print(f"{title}\n| what | median /s | least to most | ratio | /s of processor time |")
+    print("|---|---|---|---|---|")
+    base = statistics.median(rate for rate, _ in next(iter(found.values())))
+    for name, values in found.items():
+        wall = [rate for rate, _ in values]
+        middle = statistics.median(wall)
+        own = f"{statistics.median(rate for _, rate in values):,.0f}" if "2" not in name else ""
+        spread = f"{min(wall):,.0f} to {max(wall):,.0f}"
+        print(f"| {name} | {middle:,.0f} | {spread} | {middle / base:.2f} | {own} |")
+    print()
+
+
+def main() -> None:
+    """Measure and print."""
+    top = argparse.ArgumentParser(description=__doc__)
+    top.add_argument("--rounds", type=int, default=5)
+    top.add_argument("--small", type=int, default=20_000, help="CIFAR-sized samples")
+    top.add_argument("--full", type=int, default=2_000, help="500x375 samples")
+    args = top.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        write_cifar(here / "small", args.small)
+        small = {
+            f"{workers} worker(s)": sharding("cifar10", here / "small", here, workers)
+            for workers in (1, 2)
+        }
+        report(f"{args.small} images of 32x32 pixels", rates(small, args.rounds))
+        write_folder(here / "full", args.full)
+        full = {
+            f"{workers} worker(s)": sharding("imagefolder", here / "full", here, workers)
+            for workers in (1, 2)
+        }
+        full["decode and hash alone, 1 process"] = decoding(here / "full")
+        sizes = [path.stat().st_size for path in (here / "full").glob("train/*/*")]
+        title = f"{args.full} JPEGs of 500x375 pixels, {statistics.mean(sizes) / 1e3:.0f} kB each"
+        report(title, rates(full, args.rounds))
+
+
+def _skimage() -> str:
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise SystemExit("scikit-image is needed")
+    return str(Path(spec.origin).parent)
+
+
+if __name__ == "__main__":
+    main()

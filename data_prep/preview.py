@@ -1,0 +1,59 @@
+"""See what a run would train on: ``python data_prep/preview.py CONFIG --out sheet.png``.
+
+A row per image: the original with its crops, then each view with its parameters below it.
+``key=value`` after the config changes any key, as with ``launch/submit.py``; the dataset must
+be sharded, and nothing is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.shard import positive
+from vssl_dist import config
+from vssl_dist.config import ConfigError
+from vssl_dist.data.manifest import DataError
+from vssl_dist.data.sheet import augmentation_sheet
+from vssl_dist.methods import CONFIGS
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="preview.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("config", type=Path)
+    top.add_argument("overrides", nargs="*", metavar="key=value")
+    top.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    top.add_argument("--rows", type=positive, default=8, help="images to show (default: 8)")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 (refused) or 130 (Ctrl-C)."""
+    args = parser().parse_intermixed_args(arguments)
+    try:
+        if args.out.is_dir():
+            raise ConfigError(f"--out {args.out}: is a folder; name a file, such as sheet.png")
+        cfg = config.load(args.config, args.overrides, methods=CONFIGS)
+        print(augmentation_sheet(cfg, args.out, args.rows))
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""ImageNet-1K from the official archives of ILSVRC 2012, in place, or from image folders.
+
+What is written depends on the images only: the archives and the folders that they unpack to
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.sources.classlist import chosen
+from data_prep.sources.devkit import ARCHIVE as DEVKIT
+from data_prep.sources.devkit import Devkit, read_devkit
+from data_prep.sources.imagefolder import SUFFIXES, folder_split, refuse_unknown, subfolders
+from data_prep.split import Request, Split
+from data_prep.tars import Member, Spans, members, stamp
+from vssl_dist.data.manifest import DataError
+
+DATASET = "imagenet"
+TRAIN = "ILSVRC2012_img_train.tar"
+VAL = "ILSVRC2012_img_val.tar"
+
+_SYNSET = re.compile(r"(?:\./)?(n\d{8})\.tar")
+_VALIDATION = re.compile(r"(?:\./)?ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+def imagenet(request: Request) -> list[Split]:
+    """The splits that are in ``root``, each as its archive or as an image folder.
+
+    Without a devkit the classes are the training archive's, sorted; only the labels of the
+    validation archive need it.
+
+    Raises:
+        DataError: A split or the devkit is missing, or an archive is damaged or another one.
+    """
+    root = request.existing_root()
+    places = _places(root)
+    wanted = [name for name in request.splits if name in places]
+    if not places or (request.explicit and wanted != list(request.splits)):
+        missing = " or ".join(name for name in request.splits if name not in places)
+        raise DataError(
+            f"{root}: no {missing}: neither {TRAIN if missing != 'val' else VAL} nor a folder of "
+            f"that name"
+        )
+    devkit = read_devkit(root) if "val" in wanted and not places["val"].is_dir() else None
+    archives = list(_class_archives(places["train"])) if _archived(places, "train") else []
+    known = _known(places, archives, devkit)
+    classes = chosen(request.classes, known)
+    made: list[Split] = []
+    for name in wanted:
+        if places[name].is_dir():
+            refuse_unknown(places[name], known)
+            made.append(folder_split(DATASET, name, places[name], classes))
+        elif name == "train":
+            made.append(_train(places["train"], archives, classes))
+        else:
+            made.append(_val(places["val"], _labels(devkit, places["val"], known), classes))
+    return made
+
+
+def _places(root: Path) -> dict[str, Path]:
+    """Where the splits are, by name."""
+    if root.is_file():
+        return {"val" if root.name == VAL else "train": root}
+    found: dict[str, Path] = {}
+    for name, archive in (("train", TRAIN), ("val", VAL)):
+        if (root / archive).is_file():
+            found[name] = root / archive
+        elif (root / name).is_dir():
+            found[name] = root / name
+    return found
+
+
+def _archived(places: dict[str, Path], name: str) -> bool:
+    return name in places and places[name].is_file()
+
+
+def _known(
+    places: dict[str, Path], archives: Sequence[tuple[str, Member]], devkit: Devkit | None
+) -> tuple[str, ...]:
+    """All classes there are: those of the training images, if there are any."""
+    if archives:
+        return tuple(sorted(synset for synset, _ in archives))
+    if "train" in places:
+        return subfolders(places["train"])
+    return devkit.classes if devkit else subfolders(places["val"])
+
+
+def _class_archives(archive: Path) -> Iterable[tuple[str, Member]]:
+    """The synset and the place of every archive within the training archive."""
+    seen: set[str] = set()
+    for member in members(archive):
+        match = _SYNSET.fullmatch(member.name)
+        if match is None or member.flaw or match[1] in seen:
+            reason = member.flaw or ("is in it twice" if match else "is no archive of a synset")
+            raise DataError(f"{archive}: {member.name}: {reason}: fetch the official {TRAIN}")
+        seen.add(match[1])
+        yield match[1], member
+    if not seen:
+        raise DataError(f"{archive}: an empty archive: fetch the official {TRAIN}")
+
+
+def _train(archive: Path, archives: Sequence[tuple[str, Member]], classes: Sequence[str]) -> Split:
+    found: list[tuple[int, Member]] = []
+    for synset, place in archives:
+        if synset in classes:
+            label, inside = classes.index(synset), members(archive, place.offset, place.size)
+            images = [m for m in inside if m.name.lower().endswith(SUFFIXES) or m.flaw]
+            if not images:
+                raise DataError(f"{archive}: {place.name}: no image in this class archive")
+            found += [(label, _renamed(member, synset)) for member in images]
+    return _split("train", archive, found, classes)
+
+
+def _val(archive: Path, labels: Sequence[str], classes: Sequence[str]) -> Split:
+    found: list[tuple[int, Member]] = []
+    for member in members(archive):
+        match = _VALIDATION.fullmatch(member.name)
+        number = int(match[1]) if match else 0
+        if not 1 <= number <= len(labels):
+            raise DataError(
+                f"{archive}: {member.name}: none of the {len(labels)} images that {DEVKIT} knows"
+            )
+        synset = labels[number - 1]
+        if synset in classes:
+            found.append((classes.index(synset), _renamed(member, synset)))
+    return _split("val", archive, found, classes)
+
+
+def _labels(devkit: Devkit | None, archive: Path, known: Sequence[str]) -> Sequence[str]:
+    """The synset of every validation image."""
+    if devkit is None:
+        raise DataError(
+            f"{archive}: its labels are in {DEVKIT}, which is not beside it: put it there, or "
+            "give a folder val of class folders instead, or shard --split train alone"
+        )
+    unknown = sorted(set(devkit.validation) - set(known))
+    if unknown:
+        raise DataError(f"{archive}: {unknown[0]}: a class that the training images do not have")
+    return devkit.validation
+
+
+def _renamed(member: Member, synset: str) -> Member:
+    """As the file that unpacking by class gives."""
+    name = f"{synset}/{member.name.removeprefix('./')}"
+    return Member(name, member.offset, member.size, member.flaw)
+
+
+def _split(
+    name: str, archive: Path, found: list[tuple[int, Member]], classes: Sequence[str]
+) -> Split:
+    found.sort(key=lambda pair: pair[1].name)
+    names = [member.name for _, member in found]
+    for one, other in pairwise(names):
+        if one == other:
+            raise DataError(f"{archive}: {one} is in it twice: fetch the official archive")
+    digest = hashlib.sha256()
+    for _, member in found:
+        digest.update(f"{member.name}\0{member.size}\0".encode("utf-8", "surrogateescape"))
+    spans = Spans.of([archive], [(0, member) for _, member in found])
+    unchanged = stamp(archive)
+    return Split(
+        dataset=DATASET,
+        name=name,
+        classes=tuple(classes),
+        labels=np.array([label for label, _ in found], np.int64),
+        images=spans.take,
+        facts={"input": digest.hexdigest()},
+        grouped=True,
+        names=lambda number: names[number],
+        where=str(archive),
+        stamp=lambda which: unchanged,
+    )
