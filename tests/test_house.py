@@ -24,7 +24,7 @@ DOORS = {
     "deepspeed": {"vssl_dist/engine.py"},
     "submitit": {"vssl_dist/jobs"},
     "mlflow": {"vssl_dist/tracker"},
-    "nvidia": {"vssl_dist/data/dali.py"},
+    "nvidia": {"vssl_dist/data/dali.py", "vssl_dist/data/graph.py"},
     "torchvision": {"vssl_dist/vision.py"},
     "webdataset": {"data_prep"},
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from tests.support.photos import tiny_dataset
 
@@ -104,6 +105,24 @@ def test_a_killed_run_restarted_is_the_uninterrupted_run(
     assert sum("final" in line for line in lines(broken)) == 2
     again = broken.finish()
     assert "finished" in again
+    assert broken.traces() == straight.traces()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("stage", [0, 2])
+def test_on_gpus_in_bfloat16_a_killed_run_is_the_uninterrupted_run_too(
+    data: Path, tmp_path: Path, stage: int
+) -> None:
+    changes = (f"engine.zero_stage={stage}", "engine.autocast=bfloat16", "method.target=ema")
+    straight, broken = (Run(data, tmp_path, name, *changes) for name in ("straight", "broken"))
+    for run in (straight, broken):
+        run.command.remove("2")  # a rank on each GPU
+    straight.finish()
+    broken.kill_at(7)
+    broken.finish()
+    assert straight.traces()
     assert broken.traces() == straight.traces()
 
 

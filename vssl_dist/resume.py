@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 
 from vssl_dist import __version__, checkpoint, config, dist
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.data.ledger import Ledger, bad_images_allowed
 from vssl_dist.data.loader import Loader
 from vssl_dist.data.shards import Dataset
 from vssl_dist.engine import Engine
@@ -28,16 +28,17 @@ class Saver:
         self.cfg, self.engine, self.loader = cfg, engine, loader
         self.root = checkpoints_of(cfg)
         self.saved_at = time.monotonic()
-        self.listed = 0
+        allowed = bad_images_allowed(loader.samples, cfg.data.max_bad)
+        self.ledger = Ledger(cfg.dir, allowed)
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, or start at step 0 if there is none."""
         found = checkpoint.newest(self.root)
-        if found is None:
-            return
-        same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
-        self.engine.load(found.path)
-        self.loader.position = found.facts["position"]
+        if found is not None:
+            same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
+            self.engine.load(found.path)
+            self.loader.position = found.facts["position"]
+        self.ledger.restore(self.loader.position)
 
     def due(self) -> bool:
         """Whether a periodic checkpoint is due after this step, the same answer on all ranks."""
@@ -50,6 +51,7 @@ class Saver:
 
     def save(self) -> None:
         """Commit a checkpoint; a failure is reported and training goes on from the last one."""
+        self._note_substitutions()  # what a checkpoint covers is not seen again
         facts = {
             "position": self.loader.position,
             "world_size": dist.world_size(),
@@ -69,16 +71,17 @@ class Saver:
         checkpoint.retain(self.root, rules.keep_last, rules.keep_every)
 
     def substitutions(self) -> dict[str, float]:
-        """Append the images that had to be replaced to a file of this rank, and count them."""
-        new = self.loader.substitutions[self.listed :]
-        if new:
-            with (self.cfg.dir / f"substitutions.rank{dist.rank()}.jsonl").open("a") as file:
-                file.writelines(
-                    json.dumps({"planned": s.planned, "used": s.used, "reason": s.reason}) + "\n"
-                    for s in new
-                )
-            self.listed += len(new)
-        return {"substituted_images": float(sum(dist.gather(self.listed)))}
+        """Write down the images that had to be replaced, and count them over all ranks.
+
+        Raises:
+            DataError: More of them are bad than ``data.max_bad`` allows.
+        """
+        self._note_substitutions()
+        return self.ledger.totals()
+
+    def _note_substitutions(self) -> None:
+        self.ledger.note(self.loader.substitutions)
+        self.loader.substitutions.clear()
 
 
 def checkpoints_of(cfg: RunConfig) -> Path:

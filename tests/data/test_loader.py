@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.support.photos import crop, tiny_dataset
 from vssl_dist.config import (
@@ -30,7 +29,6 @@ from vssl_dist.data.loader import (
     BackendSpec,
     Batch,
     Loader,
-    augmentation_sheet,
     build_loader,
     evaluation_batches,
 )
@@ -231,6 +229,31 @@ def test_what_cannot_be_used_is_refused_before_the_first_batch(
         next(iter(source))
 
 
+@pytest.mark.parametrize("stop", [1, 2, 4, 7])
+def test_a_resume_on_other_threads_and_ranks_sees_the_same_pixels(folder: Path, stop: int) -> None:
+    straight = take(loader(config(folder, "reference")), stop + 3)[stop:]
+    for threads, world_size in ((1, 1), (3, 2), (2, 4)):
+        ranks = []
+        for rank in range(world_size):
+            source = loader(config(folder, "reference", threads=threads), rank, world_size)
+            source.position = stop * 16
+            ranks.append(take(source, 3))
+        for step, want in enumerate(straight):
+            assert same(joined([batches[step] for batches in ranks]), want)
+
+
+def test_a_loader_has_one_integer_of_state(folder: Path) -> None:
+    used, fresh = loader(config(folder)), loader(config(folder))
+    take(used, 7)
+    fresh.position = used.position
+    assert type(fresh.position) is int
+    assert all(same(a, b) for a, b in zip(take(used, 3), take(fresh, 3), strict=True))
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def prefetching() -> int:
     return sum(thread.name == "prefetch" for thread in threading.enumerate())
 
@@ -266,6 +289,66 @@ def test_an_exception_comes_after_what_was_made_before_it() -> None:
         next(source)
     with pytest.raises(StopIteration):
         next(source)
+
+
+@pytest.mark.parametrize("error", [OSError("disk gone"), DataError("shard"), MemoryError()])
+def test_an_exception_of_the_thread_surfaces_once_with_its_type(error: Exception) -> None:
+    def failing() -> Iterator[int]:
+        raise error
+        yield 0
+
+    before = prefetching()
+    source = Prefetcher(failing(), depth=2)
+    with pytest.raises(type(error)) as caught:
+        next(source)
+    assert caught.value is error
+    assert list(source) == []
+    source.close()
+    assert prefetching() == before
+
+
+def test_closing_a_loader_leaves_no_thread_and_no_open_file(folder: Path) -> None:
+    take(loader(config(folder, "reference")), 2)  # what is loaded once stays loaded
+    threads, files = prefetching(), open_files()
+    for _ in range(20):
+        source = loader(config(folder, "reference"))
+        batches = iter(source)
+        next(batches)
+        assert open_files() > files
+        source.close()
+        assert (prefetching(), open_files()) == (threads, files)
+    source = loader(config(folder, "reference"))
+    next(iter(source))
+    del source
+    gc.collect()
+    assert (prefetching(), open_files()) == (threads, files)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_is_flat_over_many_batches(folder: Path, backend: str) -> None:
+    # In a process of its own: what other tests left would hide a leak.
+    program = f"""
+import psutil
+from tests.data.test_loader import *
+cfg = config(Path({str(folder)!r}), {backend!r}, batch=4)
+batches, process = iter(loader(cfg)), psutil.Process()
+taken = []
+for count in (100, 100, 100):
+    for _ in islice(batches, count):
+        pass
+    taken.append(process.memory_info().rss)
+print(taken[-1] - taken[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    # 200 batches of 4 x 2 views are 20 MB of pixels.
+    assert int(done.stdout) < 5e6, done.stdout
 
 
 def test_leaving_a_loader_alone_leaves_no_thread(folder: Path) -> None:
@@ -322,15 +405,3 @@ def test_evaluation_of_the_first_few_and_of_a_damaged_one(folder: Path, tmp_path
     assert whole.ids.tolist() == list(range(12))
     assert torch.equal(whole.views[0][3], whole.views[0][4])
     assert whole.labels[3] == 0
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_sheet_shows_originals_beside_views(folder: Path, tmp_path: Path, backend: str) -> None:
-    cfg = config(folder, backend)
-    path = augmentation_sheet(cfg, tmp_path / "new" / "sheet.png", rows=3)
-    sheet = np.array(Image.open(path))
-    assert sheet.shape == (20 + 3 * 168, 8 + 3 * 168, 3)
-    first = int(take(loader(cfg), 1)[0].ids[0])
-    tile = sheet[20 : 20 + 160, 8 : 8 + 160][2::5, 2::5]  # every pixel is 5 x 5
-    below = np.s_[8:]  # the label covers the upper rows
-    assert np.array_equal(tile[below], crop(first, 4)[below])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -125,6 +128,44 @@ def test_every_world_size_takes_the_naive_order(topology: Topology) -> None:
             assert rows(plan, start, world) == want, f"step {step} on {world} ranks"
 
 
+STREAMS = (1, 12, 60, 64, 96)
+UNEVEN = ((1000, 1, 7, 1, 333), (7, 1000, 1), (1, 1, 1, 97, 7), (89, 1, 7, 251, 13, 1000, 1))
+ACCUMULATE = (1, 3)
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+@pytest.mark.parametrize("accumulate", ACCUMULATE)
+@pytest.mark.parametrize("sizes", UNEVEN, ids=lambda sizes: "-".join(map(str, sizes)))
+@pytest.mark.parametrize("streams", STREAMS)
+def test_hundreds_of_topologies_share_one_naive_order_and_see_each_id_once(
+    sizes: tuple[int, ...], streams: int, accumulate: int
+) -> None:
+    # A micro-step of about a tenth of the epoch, so that steps straddle its end.
+    each = max(1, sum(sizes) // (10 * streams))
+    topology = Topology(sizes, streams, 5, streams * accumulate * each, accumulate)
+    steps = -(-topology.samples // topology.micro) + 1
+    order = naive_order(topology, 3, steps * topology.micro)
+    assert sorted(sample for _, sample in order[: topology.samples]) == list(range(sum(sizes)))
+    plan = topology.plan()
+    for step in range(steps):
+        start = step * topology.micro
+        want = [
+            order[p]
+            for stream in range(streams)
+            for p in range(start, start + topology.micro)
+            if p % streams == stream
+        ]
+        for world in divisors(streams):
+            assert rows(plan, start, world) == want, f"step {step} on {world} ranks"
+
+
+def test_the_topologies_above_are_hundreds() -> None:
+    assert sum(len(divisors(s)) for s in STREAMS) * len(UNEVEN) * len(ACCUMULATE) == 304
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_each_id_comes_once_per_epoch(topology: Topology) -> None:
     plan, seen = topology.plan(), Counter[tuple[int, int]]()
@@ -145,15 +186,71 @@ def test_any_position_is_reached_without_the_ones_before(topology: Topology) -> 
         assert rows(topology.plan(), start, 1) == straight[start]
 
 
-def test_position_of_a_thousand_million_needs_only_the_sizes_of_the_shards() -> None:
-    topology = Topology((1281,) * 1000 + (167,), 64, 4096, 4096)
-    start = 10**9 // 4096 * 4096
-    fresh, used = topology.plan(), topology.plan()
-    rows(used, 0, 1)
-    got = rows(fresh, start, 8)
-    assert got == rows(used, start, 1)
-    assert {epoch for epoch, _ in got} == {start // topology.samples}
-    assert len(set(got)) == 4096
+@pytest.mark.parametrize("epoch", [1, 4, 10**9 // 1447, 10**15 // 1447])
+@pytest.mark.parametrize("streams", [1, 12, 64])
+def test_any_position_equals_the_naive_epochs_around_it(epoch: int, streams: int) -> None:
+    topology = Topology((1000, 7, 1, 333, 106), streams, 9, 4 * streams)
+    end = epoch * topology.samples
+    around = {e: naive_epoch(topology, 3, e) for e in (epoch - 1, epoch)}
+
+    def naive(p: int) -> tuple[int, int]:
+        e, q = divmod(p, topology.samples)
+        return e, around[e][p % streams][q // streams]
+
+    last = (end - 1) // topology.micro * topology.micro  # holds the last position of an epoch
+    for start in (last - topology.micro, last, last + topology.micro):
+        want = [
+            naive(p)
+            for s in range(streams)
+            for p in range(start + s, start + topology.micro, streams)
+        ]
+        assert rows(topology.plan(), start, 1) == want
+        assert rows(topology.plan(), start, streams) == want
+
+
+def test_the_order_is_frozen() -> None:
+    # A changed digest means that no run of before can be resumed.
+    digest = hashlib.sha256()
+    for topology in TOPOLOGIES:
+        for start in (0, topology.micro, 1000 * topology.micro):
+            digest.update(np.array(rows(topology.plan(), start, 1), "<i8").tobytes())
+    assert digest.hexdigest() == "3fe6aad4772de531c14602b24a15de30751e4eaf4f935dd3110fcc138abf7889"
+
+
+def test_a_thousand_million_samples_in_a_million_shards_are_planned_at_once() -> None:
+    # A process of its own: its memory is what the plan takes, with numpy and the interpreter.
+    program = """
+import resource, time, tracemalloc
+import numpy as np
+from vssl_dist.data.plan import Plan
+
+def first_batch(position, rank, world_size):
+    sizes = np.full(10**6, 1000)
+    sizes[::2] += 1
+    sizes[1::2] -= 1
+    begun = time.process_time()
+    plan = Plan(sizes, 0, streams=64, window=4096, global_batch=4096)
+    ids, _ = plan.micro_batch_ids(position, rank, world_size)
+    spent = time.process_time() - begun
+    assert len(set(ids.tolist())) == 4096 // world_size
+    assert plan.samples == 10**9
+    return spent
+
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for position, rank, world_size in ((0, 0, 1), (10**9 // 4096 * 4096, 0, 1), (4096, 63, 64)):
+    print(first_batch(position, rank, world_size))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024)
+tracemalloc.start()
+first_batch(0, 0, 1)
+print(tracemalloc.get_traced_memory()[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    *seconds, resident, peak = map(float, done.stdout.split())
+    assert max(seconds) < 1.0
+    assert resident < 200e6
+    assert peak < 100e6
 
 
 def test_seed_and_epoch_change_the_order() -> None:

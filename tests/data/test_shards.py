@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -16,7 +18,8 @@ import numpy as np
 import pytest
 
 from tests.support.photos import tiny_dataset
-from vssl_dist.data import shards
+from tests.support.shards import edit_index, edit_manifest, tiny_shards
+from vssl_dist.data import handles
 from vssl_dist.data.manifest import seal
 from vssl_dist.data.shards import DataError, Dataset
 
@@ -189,7 +192,7 @@ def test_the_fingerprint_is_the_digest_of_the_manifest(written: Path, tmp_path: 
 def test_more_shards_than_handles_and_many_threads_read_the_same(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_OPEN_SHARDS", 1)
+    monkeypatch.setattr(handles, "_MOST_OPEN", 1)
     want = images_of(written)
     dataset = pickle.loads(pickle.dumps(Dataset.open(written)))
     orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
@@ -215,3 +218,152 @@ def test_a_probe_names_a_shard_whose_length_alone_is_right(tmp_path: Path, name:
         dataset.probe()
     assert "data_prep/verify.py" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# What a folder from elsewhere may claim
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(handles, "_PAUSES_S", ())
+    return tiny_shards(tmp_path / "foreign", 20, 8)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "../shard-000000.tar"},
+        {"name": "/etc/shard-000000.tar"},
+        {"name": "shard-000000.tar\n"},
+        {"name": "shard-000000.tar/../../x"},
+        {"name": "shard-\u0660\u0660\u0660\u0660\u0660\u0660.pickle"},
+        {"name": "shard-000001.tar"},  # twice
+        {"samples": -8},
+        {"samples": 0},
+        {"samples": 8.0},
+        {"samples": "8"},
+        {"samples": True},
+        {"samples": 2**63},
+        {"samples": 10**400},
+        {"bytes": 1e308},
+        {"bytes": None},
+        {"shards": []},
+        {"shards": {"a": 1}},
+        {"source": 5},
+        {"classes": 3},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_claims_what_cannot_be_is_one_line(
+    foreign: Path, fields: dict[str, object]
+) -> None:
+    edit_manifest(foreign, **fields)
+    with pytest.raises(DataError, match=r"manifest\.json: damaged manifest") as caught:
+        Dataset.open(foreign)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"[" * 10**6,
+        b'{"a":' * 10**5,
+        b'{"format": "vssl-dist/1", "samples": ' + b"9" * 10**5 + b"}",
+    ],
+    ids=["nested lists", "nested objects", "long number"],
+)
+def test_a_manifest_made_to_exhaust_the_parser_is_one_line(foreign: Path, blob: bytes) -> None:
+    (foreign / "manifest.json").write_bytes(blob)
+    with pytest.raises(DataError, match=r"manifest\.json: damaged manifest"):
+        Dataset.open(foreign)
+
+
+def test_a_manifest_beyond_all_measure_or_that_is_no_file_is_not_read(foreign: Path) -> None:
+    path = foreign / "manifest.json"
+    with path.open("r+b") as file:
+        file.truncate(2**31)  # sparse: takes no room on disk
+    with pytest.raises(DataError, match=r"manifest\.json: not a file of at most"):
+        Dataset.open(foreign)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"manifest\.json: not a file"):
+        Dataset.open(foreign)
+
+
+def rows_of(folder: Path) -> np.ndarray:
+    rows: np.ndarray = np.load(folder / "shard-000000.idx.npy", allow_pickle=False)
+    return rows
+
+
+def as_npy(array: np.ndarray, **options: bool) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def boasting(rows: np.ndarray) -> bytes:
+    """An index whose header announces 36 TB, with the data of eight rows."""
+    stream = io.BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(rows) | {"shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + rows.tobytes()
+
+
+@pytest.mark.parametrize("field", ["offset", "size"])
+@pytest.mark.parametrize("value", [10**6, 2**63, 2**64 - 1])
+def test_an_index_that_points_outside_its_shard_is_one_line(
+    foreign: Path, field: str, value: int
+) -> None:
+    rows = rows_of(foreign)
+    rows[field][5] = value
+    edit_index(foreign, as_npy(rows))
+    dataset = Dataset.open(foreign)
+    with pytest.raises(DataError, match=r"idx\.npy: row 5 points outside") as caught:
+        dataset.read_checked(np.array([1]))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_is_never_unpickled_and_its_header_never_believed(foreign: Path) -> None:
+    rows = rows_of(foreign)
+    hostile = {
+        "objects": as_npy(rows.astype(object), allow_pickle=True),
+        "boast": boasting(rows),
+        "other fields": as_npy(rows.astype([(name, "<u8") for name in rows.dtype.names or ()])),
+        "text": b"\x93NUMPY but nothing else".ljust(len(as_npy(rows)), b"x"),
+    }
+    for what, blob in hostile.items():
+        edit_index(foreign, blob)
+        with pytest.raises(DataError, match=r"shard-000000\.idx\.npy") as caught:
+            Dataset.open(foreign).read_checked(np.array([1]))
+        assert "\n" not in str(caught.value), what
+
+
+def test_an_index_grown_beyond_measure_under_a_run_is_not_read(foreign: Path) -> None:
+    dataset = Dataset.open(foreign)
+    with (foreign / "shard-000000.idx.npy").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=f"has {2**40} bytes for 8 samples"):
+        dataset.read_checked(np.array([1]))
+
+
+def test_few_files_stay_open_however_many_shards_there_are(tmp_path: Path) -> None:
+    folder = tiny_shards(tmp_path / "many", 60, 1)
+    program = f"""
+import os, resource
+import numpy as np
+from pathlib import Path
+from vssl_dist.data.shards import Dataset
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+dataset = Dataset.open(Path({str(folder)!r}))
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(3):
+    assert dataset.read_checked(np.arange(60)).substitutions == []
+print(len(os.listdir("/proc/self/fd")) - before)
+dataset.close()
+print(len(os.listdir("/proc/self/fd")) - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["10", "0"]

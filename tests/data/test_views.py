@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,19 @@ def test_one_probability_leaves_the_other_decisions_alone() -> None:
     assert np.array_equal(a.crop, b.crop)
     assert np.array_equal(a.hue, b.hue)
     assert np.array_equal(a.solarize, b.solarize)
+
+
+def test_the_size_of_a_view_changes_no_draw() -> None:
+    assert same(drawn(RECIPE, 500), drawn(RECIPE.model_copy(update={"size": 96}), 500))
+
+
+def test_local_crops_of_one_recipe_are_different_crops() -> None:
+    crops = [drawn(RECIPES["dino_local"], 500, view=view) for view in range(2, 10)]
+    for a, b in pairwise(crops):
+        assert (a.crop != b.crop).any(axis=1).mean() > 0.99
+    area = np.stack([c.crop[:, 2] * c.crop[:, 3] for c in crops]) / (375 * 500)
+    assert area.min() == pytest.approx(0.05, abs=0.005)
+    assert area.max() == pytest.approx(0.4, abs=0.005)
 
 
 @pytest.mark.parametrize("size", [(375, 500), (32, 32), (40, 400), (400, 40), (1, 1)])

@@ -80,3 +80,8 @@ class MethodConfig(Model):
     def views_wanted(self) -> int:
         """How many views of each image the method compares."""
         return 2
+
+    @property
+    def classes_wanted(self) -> int | None:
+        """How many classes the training set must have; None: the method never sees a label."""
+        return None

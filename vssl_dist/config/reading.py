@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.schema import RunConfig
+from vssl_dist.config.tasks import TASKS
 
 _MAX_BYTES = 1_000_000
 Block = TypeVar("Block", bound=Model)
@@ -87,15 +88,20 @@ def _keys(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
 def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """The first complaint as one line."""
     first = error.errors(include_url=False)[0]
-    loc = first["loc"]
+    # pydantic names the task, which no key of the file does, after its place in the list.
+    named = first["loc"][:1] == ("evaluations",) and first["loc"][2:3]
+    task = TASKS.get(str(first["loc"][2])) if named else None
+    loc = first["loc"] if task is None else first["loc"][:2] + first["loc"][3:]
     where = prefix + ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
-        known = _keys(model, loc[:-1])
+        known = _keys(task, loc[2:-1]) if task else _keys(model, loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"has: {', '.join(known)}"
         return f"{where}: no such key ({hint})"
     if first["type"] == "missing":
         return f"{where}: this key is required"
+    if first["type"].startswith("union_tag"):
+        return f"{where}.task: must be one of {', '.join(TASKS)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}".removeprefix(": ")

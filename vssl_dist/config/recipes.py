@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vssl_dist.config.fields import Finite, Float, Model, Range, Triple
+from vssl_dist.config.fields import Float, Model, Positive, Range, Triple
 
 Probability = Annotated[Float, Field(ge=0, le=1)]
 
-Spread = Annotated[Finite, Field(ge=0)]
+Spread = Annotated[Float, Field(ge=0, le=1)]
 
 
 class ViewRecipe(Model):
@@ -20,6 +20,8 @@ class ViewRecipe(Model):
     """Share of the image's area that the random crop covers, uniform."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Aspect ratio (width / height) of the crop, log-uniform."""
+    size: Positive | None = None
+    """Side of this view in pixels; data.image_size unless given."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     jitter: Probability = 0.8
@@ -45,6 +47,10 @@ class ViewRecipe(Model):
         return self
 
 
+def _change(recipe: ViewRecipe, **keys: Any) -> ViewRecipe:
+    return ViewRecipe.model_validate(recipe.model_dump() | keys)
+
+
 class Normalisation(Model):
     """Channel means and standard deviations on the scale [0, 1]."""
 
@@ -59,17 +65,48 @@ class Normalisation(Model):
         return std
 
 
+# What is the same everywhere, whatever a paper did: bilinear resizing with antialiasing (BYOL and
+# DINO: bicubic), the jitter's four parts in one fixed order (SimCLR, torchvision: a random one),
+# and a blur whose window follows its sigma (SimCLR: a tenth of the image, which cuts off less).
+_SIMCLR = ViewRecipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+_BYOL = ViewRecipe(saturation=0.2)
+_CIFAR = ViewRecipe(saturation=0.2, blur=0.0)
+_GLOBAL, _LOCAL = (0.4, 1.0), (0.05, 0.4)
+
 RECIPES: dict[str, ViewRecipe] = {
-    # SimSiam and MoCo v2 on ImageNet: both views alike.
+    # SimCLR (arXiv 2002.05709, appendix A): strength 1, blur of half of the views.
+    "simclr": _SIMCLR,
+    # Its appendix on CIFAR-10: strength 0.5, no blur.
+    "cifar_simclr": ViewRecipe(saturation=0.4, blur=0.0),
+    # MoCo v2 (arXiv 2003.04297; its code for the numbers) and SimSiam on ImageNet, both views.
     "moco_v2": ViewRecipe(crop_scale=(0.2, 1.0), saturation=0.4),
     # BYOL's two sides (arXiv 2006.07733, table 6).
-    "byol_1": ViewRecipe(blur=1.0),
-    "byol_2": ViewRecipe(blur=0.1, solarize=0.2),
-    # 32-pixel images: no blur; the jitter of BYOL and SimSiam.
-    "cifar": ViewRecipe(saturation=0.2, blur=0.0),
+    "byol_1": _change(_BYOL, blur=1.0),
+    "byol_2": _change(_BYOL, blur=0.1, solarize=0.2),
+    # MoCo v3's two sides (arXiv 2104.02057): BYOL's, but crops from a fifth of the area on, as its
+    # code has for ResNet-50 (for ViT: crop_scale: [0.08, 1]).
+    "moco_v3_1": _change(_BYOL, crop_scale=(0.2, 1.0), blur=1.0),
+    "moco_v3_2": _change(_BYOL, crop_scale=(0.2, 1.0), blur=0.1, solarize=0.2),
+    # DINO (arXiv 2104.14294; its code's defaults for the numbers): two global views and eight local
+    # ones of 96 pixels beside 224.  For ResNet-50 it has [0.14, 1] and [0.05, 0.14].
+    "dino_global_1": _change(_BYOL, crop_scale=_GLOBAL, blur=1.0),
+    "dino_global_2": _change(_BYOL, crop_scale=_GLOBAL, blur=0.1, solarize=0.2),
+    "dino_local": _change(_BYOL, crop_scale=_LOCAL, size=96),
+    # 32-pixel images: solo-learn's for BYOL and others, symmetric and its second side.
+    "cifar": _CIFAR,
+    "cifar_byol_2": _change(_CIFAR, solarize=0.2),
+    # SimSiam on CIFAR-10 (arXiv 2011.10566, appendix D): MoCo v2's without blur.
     "cifar_simsiam": ViewRecipe(crop_scale=(0.2, 1.0), saturation=0.4, blur=0.0),
-    "cifar_byol_2": ViewRecipe(blur=0.0, solarize=0.2),
+    # Ours: DINO's crops at 32 pixels, half the side for the local ones, no blur.
+    "cifar_dino_global_1": _change(_CIFAR, crop_scale=_GLOBAL),
+    "cifar_dino_global_2": _change(_CIFAR, crop_scale=_GLOBAL, solarize=0.2),
+    "cifar_dino_local": _change(_CIFAR, crop_scale=_LOCAL, size=16),
+    # STL-10: W-MSE's (arXiv 2007.06346, appendix).  It resizes to 64 pixels; with
+    # data.image_size=96, the size in which the images are published, the rest is the same: ours.
+    "stl10": ViewRecipe(crop_scale=(0.2, 1.0), saturation=0.4, grayscale=0.1, blur=0.0),
 }
+
+_MOST_VIEWS = 64
 
 
 def _recipe(value: Any) -> Any:
@@ -83,5 +120,29 @@ def _recipe(value: Any) -> Any:
     return value
 
 
+def _counted(value: Any) -> Any:
+    """A list of views in which ``{.., count: n}`` stands n times."""
+    if not isinstance(value, list):
+        return value
+    views: list[Any] = []
+    for number, entry in enumerate(value):
+        count = entry.get("count", 1) if isinstance(entry, dict) else 1
+        if type(count) is not int or not 1 <= count <= _MOST_VIEWS:
+            raise ValueError(
+                f"count of entry {number} must be a whole number from 1 to {_MOST_VIEWS}, "
+                f"got {count!r}"
+            )
+        if isinstance(entry, dict):
+            entry = {key: rest for key, rest in entry.items() if key != "count"}
+        views += [entry] * count
+    return tuple(views)
+
+
 View = Annotated[ViewRecipe, BeforeValidator(_recipe)]
 """A recipe by name, ``{recipe: name, key: value}`` to change one, or all keys by hand."""
+Views = Annotated[
+    tuple[View, ...],
+    BeforeValidator(_counted),
+    Field(min_length=1, max_length=_MOST_VIEWS),
+]
+"""One `View` per view; ``{recipe: name, count: n}`` is n of them."""

@@ -8,24 +8,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from vssl_dist.config.fields import (
-    Counts,
     FilePath,
     Finite,
     MethodConfig,
     Model,
     Positive,
-    Temperatures,
     as_tuple,
 )
-from vssl_dist.config.recipes import Normalisation, View
+from vssl_dist.config.recipes import Normalisation, Views
+from vssl_dist.config.tasks import Evaluation, OodConfig, TaskConfig
 
 Decay = Annotated[Finite, Field(ge=0, le=1)]
 Beta = Annotated[Finite, Field(ge=0, lt=1)]
-Views = Annotated[
-    tuple[View, ...],
-    BeforeValidator(as_tuple),
-    Field(min_length=1),
-]
 
 
 class DataConfig(Model):
@@ -46,6 +40,11 @@ class DataConfig(Model):
     """Samples of a stream that are shuffled together, after the shards have been."""
     threads: Positive = 4
     """Decoding threads per rank."""
+    max_bad: Annotated[Finite, Field(ge=0, le=1)] = 1e-4
+    """Share of the images that may turn out to be damaged before the run stops; ten always may,
+    unless it is 0."""
+    timeout_s: Annotated[Finite, Field(gt=0)] = 120.0
+    """Seconds without an answer to one read after which storage counts as dead."""
 
 
 class OptimConfig(Model):
@@ -58,7 +57,13 @@ class OptimConfig(Model):
     """Of SGD and LARS."""
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = (0.9, 0.999)
     """Of AdamW."""
+    trust: Annotated[Finite, Field(gt=0)] = 0.001
+    """Of LARS: a weight moves by this share of its norm, times the learning rate."""
+    trust_clip: bool = False
+    """Of LARS: never by more than its gradient times the learning rate."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
+    weight_decay_end: Annotated[Finite, Field(ge=0)] | None = None
+    """Weight decay at the last step, half a cosine away from ``weight_decay``; null: it stays."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also reaches biases and normalisation weights."""
     epochs: Annotated[Finite, Field(gt=0)] = 100.0
@@ -87,6 +92,9 @@ class EngineConfig(Model):
     """The teacher's decay at the first and at the last step; half a cosine in between."""
     compile: bool = False
     channels_last: bool = False
+    deterministic: bool = True
+    """On a GPU: only convolutions that give the same bits each time, without which a resumed run
+    is not the uninterrupted one.  Off, cuDNN picks the fastest."""
 
 
 class CheckpointConfig(Model):
@@ -97,20 +105,6 @@ class CheckpointConfig(Model):
     keep_last: Positive = 2
     keep_every: Positive | None = None
     """Also keep each checkpoint whose step is a multiple of this."""
-
-
-class KnnConfig(Model):
-    """k-NN accuracy of an export: cosine similarity, votes weighted by exp(similarity / T)."""
-
-    task: Literal["knn"] = "knn"
-    every_epochs: Annotated[Finite, Field(gt=0)] = 1.0
-    """An export, and with it an evaluation, every so many epochs and at the end."""
-    k: Counts = (10, 20, 100, 200)
-    temperature: Temperatures = (0.07, 0.1)
-    max_bank: Positive | None = None
-    """Use only the first so many training images."""
-    max_queries: Positive | None = None
-    batch: Positive = 256
 
 
 class RunConfig(Model):
@@ -127,7 +121,7 @@ class RunConfig(Model):
     optim: OptimConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    evaluations: Annotated[tuple[KnnConfig, ...], BeforeValidator(as_tuple)] = ()
+    evaluations: Annotated[tuple[Evaluation, ...], BeforeValidator(as_tuple)] = ()
     log_every: Positive = 50
     vote_every: Positive = 20
     """Steps between asking all ranks whether anyone was told to stop."""
@@ -156,12 +150,12 @@ class RunConfig(Model):
         steps = -int(-self.optim.epochs * samples // self.optim.global_batch)
         return min(steps, self.optim.max_steps or steps)
 
-    def evaluations_at(self, step: int, samples: int) -> tuple[KnnConfig, ...]:
+    def evaluations_at(self, step: int, samples: int) -> tuple[TaskConfig, ...]:
         """The evaluations due after optimizer step ``step``; all of them after the last one."""
         images = step * self.optim.global_batch
         last = step == self.total_steps(samples)
 
-        def due(task: KnnConfig) -> bool:
+        def due(task: TaskConfig) -> bool:
             period = task.every_epochs * samples
             return images // period > (images - self.optim.global_batch) // period
 
@@ -185,11 +179,6 @@ class RunConfig(Model):
             raise ValueError(
                 "engine.zero_stage=3 is not built yet: use 0, 1 or 2 (the teacher is not sharded)"
             )
-        if optim.name == "lars":
-            raise ValueError(
-                "optim.name=lars is not built yet (ZeRO hands the optimizer flat vectors, so a "
-                "plain LARS would be silently wrong): use sgd or adamw"
-            )
         if optim.warmup_epochs > optim.epochs:
             raise ValueError(
                 f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than optim.epochs="
@@ -201,6 +190,8 @@ class RunConfig(Model):
                 f"evaluations name a task twice ({', '.join(tasks)}): their results would "
                 "overwrite each other (one entry takes several values of k and temperature)"
             )
+        if any(isinstance(task, OodConfig) and not task.ood for task in self.evaluations):
+            raise ValueError("evaluations: task ood names no dataset (ood: {svhn: FOLDER})")
         if self.evaluations and data.val is None:
             raise ValueError("evaluations need data.val: the folder of held-out shards")
         return self
@@ -210,6 +201,7 @@ def frozen_part(cfg: RunConfig) -> dict[str, Any]:
     """What a resumed run may not change: everything that the result depends on."""
     free = {"name", "out", "trace", "evaluations", "checkpoint", "log_every", "vote_every"}
     part: dict[str, Any] = cfg.model_dump(mode="json", exclude=free)
-    for key in ("train", "val", "threads"):  # where the data lies is free: its digest is not
+    # Where the data lies is free: its digest is not.
+    for key in ("train", "val", "threads", "max_bad", "timeout_s"):
         del part["data"][key]
     return part

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vssl_dist.config import ConfigError, Normalisation, ViewRecipe
+from vssl_dist.config import Normalisation, ViewRecipe
 from vssl_dist.data.shards import Samples
-from vssl_dist.data.views import Draws, blur_window
+from vssl_dist.data.views import Draws
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,12 @@ class Batch:
     """What a loader yields: one rank's rows of one micro-step."""
 
     ids: Tensor
-    """``(B,)`` int64 on the CPU: the ids as planned, also where a substitute was shown."""
+    """``(B,)`` int64 on the CPU, where they are written down and nothing is computed from them:
+    the ids as planned, also where a substitute was shown."""
     views: list[Tensor]
-    """V x ``(B, 3, S, S)`` float32, normalised, on the device of the run."""
+    """V x ``(B, 3, S, S)`` float32, normalised, on the device of the run; S may differ by view."""
     labels: Tensor
-    """``(B,)`` int64 on the CPU, of the images shown."""
+    """``(B,)`` int64 on the device of the run, of the images shown."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,14 @@ class BackendSpec:
     recipes: tuple[ViewRecipe, ...]
     """One per view.  An operation that a recipe never draws is left out for that view."""
     image_size: int
+    """Side of a frame, and of each view whose recipe names no size of its own."""
     normalise: Normalisation
     threads: int = 1
     device: str = "cpu"
+
+    def side(self, recipe: ViewRecipe) -> int:
+        """Height and width of a view, in pixels."""
+        return recipe.size or self.image_size
 
 
 class Backend(Protocol):
@@ -58,7 +63,8 @@ class Backend(Protocol):
             draws: One `Draws` of length B per recipe.
 
         Returns:
-            One ``(B, 3, S, S)`` float32 tensor per recipe, normalised, on the device.
+            One ``(B, 3, S, S)`` float32 tensor per recipe, normalised, on the device; S is the
+            recipe's size or that of the spec.
 
         Raises:
             UndecodableError: Some of the images are no images.
@@ -112,34 +118,16 @@ class Placement:
         self._stream.synchronize()
 
 
-def hand_over(views: Sequence[Tensor]) -> None:
-    """Tell the allocator that the caller's stream uses what a backend made on its own one."""
-    for view in views:
-        if view.is_cuda:
-            view.record_stream(torch.cuda.current_stream(view.device))
+def hand_over(batch: Batch) -> Batch:
+    """A batch that was made on a stream of its own, ready for the caller's stream.
 
-
-def build_backend(name: str, spec: BackendSpec) -> Backend:
-    """The backend called ``dali`` or ``reference``.
-
-    Raises:
-        ConfigError: The backend is not installed, or the images are too small for the blur.
+    The allocator learns who uses the views, and the labels follow them to their device: only
+    here, because a copy enqueued by the thread that makes batches would wait for training.
     """
-    for recipe in spec.recipes:
-        radius = int(blur_window(recipe.blur_sigma[1])) // 2 if recipe.blur else 0
-        if radius >= spec.image_size:
-            raise ConfigError(
-                f"data.views: a blur of sigma {recipe.blur_sigma[1]:g} reaches {radius} pixels, "
-                f"beyond images of data.image_size={spec.image_size} (smaller sigma, or blur: 0)"
-            )
-    # Each backend's libraries are loaded only where it is chosen.
-    if name != "dali":
-        reference: Backend = import_module("vssl_dist.data.reference").ReferenceBackend(spec)
-        return reference
-    try:
-        dali: Backend = import_module("vssl_dist.data.dali").DaliBackend(spec)
-    except ImportError as error:
-        raise ConfigError(
-            f"data.backend=dali: DALI cannot be loaded ({error}); use data.backend=reference"
-        ) from error
-    return dali
+    device = batch.views[0].device
+    if device.type != "cuda":
+        return batch
+    for view in batch.views:
+        view.record_stream(torch.cuda.current_stream(device))
+    labels = batch.labels.pin_memory().to(device, non_blocking=True)
+    return Batch(batch.ids, batch.views, labels)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vssl_dist.data.backend import Backend, BackendSpec, Batch, build_backend, hand_over
+from vssl_dist.data.backend import Backend, BackendSpec, Batch, hand_over
+from vssl_dist.data.backends import build_backend
 from vssl_dist.data.prefetch import Prefetcher
 from vssl_dist.data.shards import Dataset, Samples
 from vssl_dist.data.substitution import read_decodable
@@ -20,7 +22,13 @@ _RESIZED, _CROPPED = 256, 224  # the short side is resized to the first to crop 
 
 
 def evaluation_batches(
-    dataset: Dataset, spec: BackendSpec, *, backend: str, batch: int, limit: int | None
+    dataset: Dataset,
+    spec: BackendSpec,
+    *,
+    backend: str,
+    batch: int,
+    limit: int | None,
+    timeout_s: float = 120.0,
 ) -> Iterator[Batch]:
     """Each sample exactly once, in id order, as one view.
 
@@ -33,21 +41,25 @@ def evaluation_batches(
         backend: ``dali`` or ``reference``.
         batch: Samples per batch; the last one may be shorter.
         limit: Use only the first so many samples.
+        timeout_s: Seconds without an answer to one read after which storage counts as dead.
 
     Yields:
         `Batch` with one view.  A damaged image is replaced as in training, with a warning.
 
     Raises:
-        DataError: A shard cannot be read, or holds no usable image.
+        DataError: A shard cannot be read, holds no usable image, or storage does not answer.
     """
     made = build_backend(backend, spec)
     count = dataset.samples if limit is None else min(limit, dataset.samples)
     chunks = (np.arange(i, min(i + batch, count)) for i in range(0, count, batch))
     source = (_framed(dataset, made, ids, spec.image_size) for ids in chunks)
-    with closing(Prefetcher(source, _AHEAD)) as batches:
-        for result in batches:
-            hand_over(result.views)
-            yield result
+    check = partial(dataset.watch.check, timeout_s, "evaluation")
+    try:
+        with closing(Prefetcher(source, _AHEAD, check)) as batches:
+            for result in batches:
+                yield hand_over(result)
+    finally:
+        dataset.close()
 
 
 def _framed(dataset: Dataset, backend: Backend, ids: NDArray[np.int64], side: int) -> Batch:

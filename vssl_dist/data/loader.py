@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vssl_dist.config import RunConfig
-from vssl_dist.data.backend import Backend, BackendSpec, Batch, build_backend, hand_over
+from vssl_dist.data.backend import Backend, BackendSpec, Batch, hand_over
+from vssl_dist.data.backends import build_backend
 from vssl_dist.data.evaluation import evaluation_batches
 from vssl_dist.data.plan import Plan
 from vssl_dist.data.prefetch import Prefetcher
-from vssl_dist.data.shards import Dataset, Samples, Substitution
+from vssl_dist.data.shards import DataError, Dataset, Samples, Substitution
 from vssl_dist.data.sheet import augmentation_sheet
 from vssl_dist.data.substitution import read_decodable
 from vssl_dist.data.views import draw
+from vssl_dist.data.watch import ReadWatch
 
 __all__ = [
     "BackendSpec",
@@ -30,6 +34,7 @@ __all__ = [
     "Loader",
     "augmentation_sheet",
     "build_loader",
+    "check_classes",
     "evaluation_batches",
 ]
 
@@ -51,10 +56,11 @@ class Loader:
         data, optim = cfg.data, cfg.optim
         self.position = 0
         self.substitutions: list[Substitution] = []
-        """The samples shown so far in place of bad ones."""
+        """Samples shown in place of bad ones; whoever writes them down may empty the list."""
         self._recipes, self._seed = data.views, cfg.seed
         self._dataset, self._backend = dataset, backend
         self._rank, self._world_size = rank, world_size
+        self._check = partial(dataset.watch.check, data.timeout_s, f"rank {rank}")
         self._plan = Plan(
             dataset.shard_sizes,
             seed=cfg.seed,
@@ -80,24 +86,24 @@ class Loader:
         """From ``position`` on, for ever; a new iteration ends the one before it.
 
         Raises:
-            DataError: A shard cannot be read, or holds no usable image.
+            DataError: A shard cannot be read, holds no usable image, or storage does not answer.
             ValueError: No micro-step begins at ``position``.
         """
         self.close()
-        batches = Prefetcher(self._batches(self.position), _AHEAD)
+        batches = Prefetcher(self._batches(self.position), _AHEAD, self._check)
         self._running = batches
         with closing(batches):
             for batch, substitutions in batches:
-                hand_over(batch.views)
-                self.substitutions += substitutions
                 self.position += self._plan.micro_batch
-                yield batch
+                self.substitutions += [replace(s, position=self.position) for s in substitutions]
+                yield hand_over(batch)
 
     def close(self) -> None:
-        """End the background thread; iterating again starts a new one."""
+        """End the background thread and let go of the files; iterating again starts anew."""
         if self._running is not None:
             self._running.close()
             self._running = None
+            self._dataset.close()
 
     def _batches(self, position: int) -> Iterator[tuple[Batch, list[Substitution]]]:
         while True:
@@ -130,11 +136,41 @@ def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> 
         device: Where the views are to be: ``"cpu"`` or ``"cuda"`` (this process's device).
 
     Raises:
-        DataError: There is no dataset at ``data.train``, or it is damaged.
+        DataError: There is no dataset at ``data.train``, it is damaged or cannot be reached.
         ConfigError: The numbers do not divide, or the backend is not installed.
     """
     spec = BackendSpec(
         cfg.data.views, cfg.data.image_size, cfg.data.normalise, cfg.data.threads, device
     )
-    dataset = Dataset.open(cfg.data.train)
+    dataset = _opened(cfg, rank, world_size)
     return Loader(cfg, dataset, build_backend(cfg.data.backend, spec), rank, world_size)
+
+
+def _opened(cfg: RunConfig, rank: int, world_size: int) -> Dataset:
+    """The training split, looked through: each rank probes its share of the shards."""
+    watch = ReadWatch()
+
+    def opening() -> Iterator[Dataset]:
+        dataset = Dataset.open(cfg.data.train, watch)
+        dataset.probe(slice(rank, None, world_size))
+        check_classes(cfg, dataset)
+        yield dataset
+
+    # In a thread, because storage may hang already here.
+    check = partial(watch.check, cfg.data.timeout_s, f"rank {rank}")
+    with closing(Prefetcher(opening(), 1, check)) as opened:
+        return next(opened)
+
+
+def check_classes(cfg: RunConfig, dataset: Dataset) -> None:
+    """Refuse a training set whose labels are not those that the method learns.
+
+    Raises:
+        DataError: It has another number of classes than ``method.classes``.
+    """
+    wanted = cfg.method.classes_wanted
+    if wanted is not None and wanted != len(dataset.classes):
+        raise DataError(
+            f"{cfg.data.train} has {len(dataset.classes)} classes, but method.classes={wanted}: "
+            "give method.classes that number"
+        )

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,11 @@ INDEX_DTYPE = np.dtype(
         ("crc32", "<u4"),
     ]
 )
-_SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
+_SHARD_NAME = re.compile(r"shard-\d{6,18}\.tar")
+# A million shards take 300 MB; beyond this the file is not a manifest.
+_MAX_MANIFEST = 2**30
+# numpy's header of an index, which it pads, takes a few hundred bytes.
+INDEX_HEADER = 4096
 
 
 class DataError(ValueError):
@@ -88,6 +95,9 @@ def read_manifest(folder: Path, *, sealed: bool = True) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MAX_MANIFEST:
+            raise DataError(f"{path}: not a file of at most {_MAX_MANIFEST} bytes")
         blob = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(_absent(folder)) from None
@@ -95,8 +105,8 @@ def read_manifest(folder: Path, *, sealed: bool = True) -> Manifest:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         manifest, intact = _parse(blob)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(f"{path}: damaged manifest ({reason}): shard the data anew") from error
     if sealed and not intact:
         raise DataError(f"{path}: was edited or damaged after sharding: shard the data anew")
@@ -111,27 +121,36 @@ def _parse(blob: bytes) -> tuple[Manifest, bool]:
     shards = tuple(
         ShardEntry(
             name=str(entry["name"]),
-            bytes=int(entry["bytes"]),
-            samples=int(entry["samples"]),
+            bytes=_count(entry["bytes"]),
+            samples=_count(entry["samples"]),
             sha256=str(entry["sha256"]),
             index_sha256=str(entry["index_sha256"]),
         )
         for entry in raw["shards"]
     )
-    if any(not _SHARD_NAME.fullmatch(shard.name) or shard.samples <= 0 for shard in shards):
-        raise ValueError("a shard with an odd name or without samples")
-    if int(raw["samples"]) != sum(shard.samples for shard in shards) or not shards:
+    if not all(_SHARD_NAME.fullmatch(shard.name) for shard in shards):
+        raise ValueError("a shard with an odd name")
+    if len({shard.name for shard in shards}) < len(shards):
+        raise ValueError("a shard is listed twice")
+    if _count(raw["samples"]) != sum(shard.samples for shard in shards):
         raise ValueError("the samples of the shards do not add up")
     manifest = Manifest(
         name=str(raw["name"]),
         split=str(raw["split"]),
-        samples=int(raw["samples"]),
+        samples=raw["samples"],
         classes=tuple(str(name) for name in raw["classes"]),
         shards=shards,
         source=dict(raw["source"]),
         fingerprint=hashlib.sha256(blob).hexdigest(),
     )
     return manifest, blob == seal(raw)
+
+
+def _count(value: object) -> int:
+    """A number of bytes or samples: whole, above 0 and within an int64."""
+    if type(value) is not int or not 0 < value < 2**63:
+        raise ValueError(f"{value!r:.50} is not a number of bytes or samples")
+    return value
 
 
 def _absent(folder: Path) -> str:
@@ -144,16 +163,39 @@ def _absent(folder: Path) -> str:
     return f"{folder}: no {MANIFEST}, so sharding did not finish (run data_prep/shard.py again)"
 
 
-def ill_sized(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """What stat alone tells: each file that is missing or of another length, and how so."""
+def ill_sized(
+    folder: Path,
+    manifest: Manifest,
+    waiting: Callable[[Path], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[tuple[str, str]]:
+    """What can be told without reading: each file that is missing, unreadable or ill-sized.
+
+    Args:
+        folder: The folder of one split.
+        manifest: What there must be.
+        waiting: Entered with a file while the file system is asked about it.
+
+    Yields:
+        File name, and what is wrong with it.
+    """
     for entry in manifest.shards:
         rows = entry.samples * INDEX_DTYPE.itemsize
-        for name, least in ((entry.name, entry.bytes), (entry.index_name, rows)):
-            try:
-                size = (folder / name).stat().st_size
-            except OSError as error:
-                yield name, f"is missing ({error.strerror})"
-                continue
-            # An index also has a header, whose length is numpy's affair.
-            if size < least or (size > least and name == entry.name):
-                yield name, f"has {size} bytes instead of {least}"
+        sizes = ((entry.name, entry.bytes, 0), (entry.index_name, rows, INDEX_HEADER))
+        for name, size, slack in sizes:
+            with waiting(folder / name):
+                problem = _ill(folder / name, size, slack)
+            if problem:
+                yield name, problem
+
+
+def _ill(path: Path, size: int, slack: int) -> str:
+    try:
+        facts = path.stat()
+    except OSError as error:
+        what = "links to what is missing" if path.is_symlink() else "is missing"
+        return f"{what} ({error.strerror})"
+    if not stat.S_ISREG(facts.st_mode):
+        return "is not a regular file"
+    if not size <= facts.st_size <= size + slack:
+        return f"has {facts.st_size} bytes instead of {size}"
+    return "" if os.access(path, os.R_OK) else "may not be read (permission denied)"

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from vssl_dist.config import ViewRecipe
 from vssl_dist.data.views import Draws, blur_window
 
-# Thresholds of solarisation: the second is never reached.
-_SOLARIZE_FROM, _NEVER = 128.0, 1000.0
+FINE = 64
+"""Steps per level in which contrast and saturation are summed: 2 * 64 * 255 fits into 16 bits."""
+PLANES = ("first", "second", "third")
+"""Inputs that say which colour channels the three planes of the hue are."""
 
 
 def source_name(view: int, key: str) -> str:
@@ -19,9 +21,10 @@ def source_name(view: int, key: str) -> str:
     return f"view{view}_{key}"
 
 
-def jitters(recipe: ViewRecipe, strength: float) -> bool:
-    """Whether a part of the colour jitter, of this strength, ever does anything."""
-    return recipe.jitter > 0 and strength > 0
+def jitters(recipe: ViewRecipe) -> bool:
+    """Whether the colour jitter ever does anything."""
+    strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    return recipe.jitter > 0 and max(strengths) > 0
 
 
 def inputs(recipe: ViewRecipe, draw: Draws) -> dict[str, NDArray[Any]]:
@@ -31,26 +34,53 @@ def inputs(recipe: ViewRecipe, draw: Draws) -> dict[str, NDArray[Any]]:
         "shape": draw.crop[:, 2:],
         "flip": draw.flip.astype(np.int32),
     }
-    for name in ("brightness", "contrast", "saturation"):
-        if jitters(recipe, getattr(recipe, name)):
-            feed[name] = getattr(draw, name)
-    if jitters(recipe, recipe.hue):
-        feed["sectors"] = _sectors(draw.hue)
+    if jitters(recipe):
+        feed |= _jitter(recipe, draw)
     if recipe.grayscale:
-        feed["colour"] = 1 - draw.grayscale.astype(np.float32)
+        feed["grayscale"] = draw.grayscale
     if recipe.blur:
-        # A window of one pixel is no blur; its sigma must only be valid.
+        feed["blurred"] = draw.blur_sigma > 0
+        # The samples that are not blurred do not get there; their sigma must only be valid.
         feed["sigma"] = np.where(draw.blur_sigma > 0, draw.blur_sigma, 1).astype(np.float32)
         feed["window"] = blur_window(draw.blur_sigma)
     if recipe.solarize:
-        feed["threshold"] = np.where(draw.solarize, _SOLARIZE_FROM, _NEVER).astype(np.float32)
+        feed["solarize"] = draw.solarize
     return feed
 
 
-def _sectors(hue: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Where each channel's wave over the hue begins: ``(B, 3, 1, 1)``, in sixths of a turn.
+def _jitter(recipe: ViewRecipe, draw: Draws) -> dict[str, NDArray[Any]]:
+    factors = np.stack([draw.brightness, draw.contrast, draw.saturation, 1 + draw.hue])
+    feed: dict[str, NDArray[Any]] = {"jittered": (factors != 1).any(axis=0)}
+    if recipe.brightness:
+        feed["brightness"] = draw.brightness
+    if recipe.contrast:
+        feed["contrast"] = FINE * draw.contrast
+        feed["contrast_grey"] = FINE * (1 - draw.contrast)
+    if recipe.saturation:
+        feed["saturation"] = FINE * draw.saturation
+        feed["saturation_grey"] = FINE * (1 - draw.saturation)
+    if recipe.hue:
+        feed |= _rotation(draw.hue)
+    return feed
 
-    Green has two choices, a whole turn apart, of which one stays within reach of the two folds.
+
+def _rotation(hue: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """A turn of the hue as whole sixths of a turn and a rest of at most half a sixth.
+
+    A third of a turn renames the channels and half a turn mirrors them between a pixel's least
+    and greatest value, so whole sixths cost a choice of planes and a change of sign.  The rest
+    moves each channel towards where its neighbour in the direction of the turn has left room.
     """
-    starts = [6 * hue - 3, 6 * hue + np.where(hue < 0, 1, -5), 6 * hue - 1]
-    return np.stack(starts, axis=1).astype(np.float32)[:, :, None, None]
+    sixths = np.rint(6 * hue).astype(np.int64)
+    rest = 6 * hue - sixths
+    odd = sixths % 2
+    red = -((sixths - 3 * odd) // 2) % 3  # the channel that becomes red
+    towards = np.where(rest < 0, -1, 1)
+    order = np.stack([red, red + towards, red - towards]) % 3
+    return {
+        **{name: row.astype(np.int32) for name, row in zip(PLANES, order, strict=True)},
+        "rest": np.rint(256 * np.abs(rest)).astype(np.int16),
+        "mirrored": odd.astype(np.int16),
+        "sign": (1 - 2 * odd).astype(np.int16),
+        "backwards": rest < 0,
+    }

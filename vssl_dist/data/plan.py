@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -93,10 +94,16 @@ class Plan:
         if self.samples == 0:
             raise ConfigError("data.train: the dataset holds no sample (shard some images first)")
 
-    @property
+    # Kept: each is a pass over all shards, of which there may be a million.
+    @cached_property
     def samples(self) -> int:
         """N, the samples of one epoch."""
         return int(self.shard_sizes.sum())
+
+    @cached_property
+    def _first_ids(self) -> Int64:
+        """The id of each shard's first sample."""
+        return np.cumsum(self.shard_sizes, dtype=np.int64) - self.shard_sizes
 
     @property
     def micro_batch(self) -> int:
@@ -170,9 +177,8 @@ class Plan:
         place = start + _permutation(size, self.seed, epoch, (window, stream, _WINDOW))
         nth = np.searchsorted(table.ends, place, side="right")
         shard = table.shards[nth]
-        first_id = np.cumsum(self.shard_sizes) - self.shard_sizes
         begins = table.ends[nth] - self.shard_sizes[shard]
-        ids: Int64 = first_id[shard] + place - begins
+        ids: Int64 = self._first_ids[shard] + place - begins
         self._windows[key] = ids
         while len(self._windows) > keep:
             self._windows.popitem(last=False)

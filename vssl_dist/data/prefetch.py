@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Empty, Full, Queue
 from threading import Event, Thread, current_thread
 from typing import Generic, TypeVar
@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _PATIENCE_S = 0.1  # how often a waiting side looks whether the other one is still there
-_JOIN_S = 10.0  # a read from a stalled file system must not keep a process from ending
+_JOIN_S = 30.0  # a read from a stalled file system must not keep a process from ending
 
 
 class Prefetcher(Generic[T]):
@@ -21,18 +21,26 @@ class Prefetcher(Generic[T]):
     ends when the source does, on `close`, when the prefetcher is collected, and at interpreter
     exit: it never outlives the libraries it calls into.
 
+    Args:
+        source: Where the items come from; only the thread touches it.
+        depth: How many items may be ready.
+        check: Called every so often while the consumer waits.  What it raises ends the
+            iteration, and the thread is left behind: it is stuck where nothing reaches it.
+
     >>> list(Prefetcher(iter("abc"), depth=2))
     ['a', 'b', 'c']
     """
 
-    def __init__(self, source: Iterator[T], depth: int) -> None:
+    def __init__(
+        self, source: Iterator[T], depth: int, check: Callable[[], None] | None = None
+    ) -> None:
         self._queue: Queue[tuple[list[T], BaseException | None]] = Queue(depth)
-        stop = Event()
+        self._check, self._stop = check, Event()
         # Not a bound method: a thread that held this object would keep it from being collected.
         self._thread = Thread(
-            target=_fill, args=(source, self._queue, stop), name="prefetch", daemon=True
+            target=_fill, args=(source, self._queue, self._stop), name="prefetch", daemon=True
         )
-        self._halt = weakref.finalize(self, _halt, self._thread, stop)
+        self._halt = weakref.finalize(self, _halt, self._thread, self._stop)
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
@@ -43,15 +51,26 @@ class Prefetcher(Generic[T]):
             try:
                 items, error = self._queue.get(timeout=_PATIENCE_S)
             except Empty:
-                if self._thread.is_alive() or not self._queue.empty():
-                    continue
-                raise StopIteration from None
+                if not self._thread.is_alive() and self._queue.empty():
+                    raise StopIteration from None
+                self._look()
+                continue
             if items:
                 return items[0]
             self.close()
             if error is not None:
                 raise error
             raise StopIteration
+
+    def _look(self) -> None:
+        if self._check is None or self._stop.is_set():
+            return
+        try:
+            self._check()
+        except BaseException:
+            self._stop.set()
+            self._halt.detach()
+            raise
 
     def close(self) -> None:
         """End the thread; what it had made ahead is dropped."""

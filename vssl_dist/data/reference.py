@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vssl_dist.data.backend import BackendSpec, Placement, UndecodableError
@@ -39,6 +39,8 @@ def decode(data: NDArray[np.uint8]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data.data)) as image:
             return image.convert("RGB")
+    except UnidentifiedImageError as error:  # its message names an address in memory
+        raise ValueError("no format that Pillow knows") from error
     except Exception as error:  # PIL promises no common class: OSError, SyntaxError, struct.error
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
@@ -54,7 +56,9 @@ class ReferenceBackend:
 
     def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
         def views(image: Image.Image, row: int) -> list[Tensor]:
-            return [self._view(image, draw.take(row)) for draw in draws]
+            sides = [self._spec.side(recipe) for recipe in self._spec.recipes]
+            parts = zip(sides, draws, strict=True)
+            return [self._view(image, side, draw.take(row)) for side, draw in parts]
 
         rows = self._map(samples, views)
         return [self._finish([row[v] for row in rows]) for v in range(len(draws))]
@@ -62,7 +66,8 @@ class ReferenceBackend:
     def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:
         def framed(image: Image.Image, row: int) -> Tensor:
             top, left, height, width = boxes[row].tolist()
-            return self._resize(image, box=(left, top, left + width, top + height))
+            box = (left, top, left + width, top + height)
+            return _resized(image, self._spec.image_size, box)
 
         return self._finish(self._map(samples, framed))
 
@@ -79,16 +84,11 @@ class ReferenceBackend:
             raise UndecodableError(reasons)
         return [result[0][0] for result in results]
 
-    def _resize(self, image: Image.Image, box: Box | None = None) -> Tensor:
-        side = self._spec.image_size
-        resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-    def _view(self, image: Image.Image, draw: Draws) -> Tensor:
+    def _view(self, image: Image.Image, side: int, draw: Draws) -> Tensor:
         """One view of one image; ``draw`` holds scalars."""
         f: Any = self._functional
         top, left, height, width = draw.crop.tolist()
-        x = self._resize(image.crop((left, top, left + width, top + height)))
+        x = _resized(image.crop((left, top, left + width, top + height)), side)
         if draw.flip:
             x = f.horizontal_flip(x)
         if draw.brightness != 1:
@@ -102,8 +102,8 @@ class ReferenceBackend:
         if draw.grayscale:
             x = f.rgb_to_grayscale(x, num_output_channels=3)
         if draw.blur_sigma > 0:
-            side, sigma = int(blur_window(draw.blur_sigma)), float(draw.blur_sigma)
-            x = f.gaussian_blur(x, [side, side], [sigma, sigma])
+            window, sigma = int(blur_window(draw.blur_sigma)), float(draw.blur_sigma)
+            x = f.gaussian_blur(x, [window, window], [sigma, sigma])
         if draw.solarize:
             x = f.solarize(x, SOLARIZE_FROM)
         return x
@@ -119,10 +119,18 @@ class ReferenceBackend:
             return x.pin_memory().to(self._placement.device, non_blocking=True)
 
 
+def _resized(image: Image.Image, side: int, box: Box | None = None) -> Tensor:
+    resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
 def _try(samples: Samples, make: Callable[[Image.Image, int], T], row: int) -> tuple[list[T], str]:
     """What ``make`` makes of one image, or why there is no image."""
     try:
         image = decode(samples.data[row])
     except ValueError as error:
         return [], str(error)
+    stated = (int(samples.width[row]), int(samples.height[row]))
+    if image.size != stated:  # the crop was drawn for another image
+        return [], f"is {image.size} pixels where the index says {stated}"
     return [make(image, row)], ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.manifest import INDEX_DTYPE, DataError, ShardEntry
+from vssl_dist.data.manifest import INDEX_DTYPE, INDEX_HEADER, DataError, ShardEntry
+from vssl_dist.data.watch import ReadWatch
+
+# What an image may claim before memory is given to it: no photograph is larger, and the second
+# is where Pillow refuses to decode.
+_MAX_BYTES = 2**28
+_MAX_PIXELS = 178_956_970
 
 Bytes = NDArray[np.uint8]
 
@@ -25,54 +32,98 @@ class ShardFile:
     # reads from it holds a reference, and is closed when the last one lets go.
     file: io.FileIO
     rows: NDArray[np.void]
-    """``(samples,)`` of ``INDEX_DTYPE``."""
+    """``(samples,)`` of ``INDEX_DTYPE``, read-only."""
+    path: Path
+    watch: ReadWatch
 
     @classmethod
-    def open(cls, folder: Path, entry: ShardEntry) -> ShardFile:
+    def open(cls, folder: Path, entry: ShardEntry, watch: ReadWatch) -> ShardFile:
         """Open the tar and load the index.
 
         Raises:
-            DataError: A file is missing, or the index is not the one of the manifest.
+            DataError: A file cannot be opened, or the index is not the one of the manifest.
         """
         # The index is small and read whole rather than mapped: its digest is checked on the
         # way, and a file truncated under a running job is an error and not a SIGBUS.
         path = folder / entry.index_name
+        least = entry.samples * INDEX_DTYPE.itemsize
         try:
-            blob = path.read_bytes()
-            file = io.FileIO(folder / entry.name)
+            with watch(path), _regular(path) as index:
+                size = os.fstat(index.fileno()).st_size
+                if not least <= size <= least + INDEX_HEADER:
+                    raise DataError(f"{path}: has {size} bytes for {entry.samples} samples")
+                blob = index.readall()
+            with watch(folder / entry.name):
+                file = _regular(folder / entry.name)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be opened ({error.strerror})") from error
         if hashlib.sha256(blob).hexdigest() != entry.index_sha256:
             raise DataError(f"{path}: not the index of this manifest (run data_prep/verify.py)")
-        rows: NDArray[np.void] = np.load(io.BytesIO(blob), allow_pickle=False)
-        if rows.dtype != INDEX_DTYPE or rows.shape != (entry.samples,):
-            raise DataError(f"{path}: has shape {rows.shape} for {entry.samples} samples")
-        return cls(file, rows)
+        return cls(file, _parse(blob, path, entry), folder / entry.name, watch)
 
     def read(self, row: int) -> Bytes:
         """The encoded image of a row; short only if the file was cut.
 
         Returns:
             ``(size,)`` uint8, writable.
+
+        Raises:
+            OSError: Storage fails.
         """
-        offset, size = int(self.rows[row]["offset"]), int(self.rows[row]["size"])
+        offset, size = self.rows[row].item()[:2]
         data = np.empty(size, np.uint8)
         done = 0
-        while done < size:
-            got = os.preadv(self.file.fileno(), [data.data[done:]], offset + done)
-            if got == 0:
-                break
-            done += got
+        with self.watch(self.path):
+            while done < size:
+                got = os.preadv(self.file.fileno(), [data.data[done:]], offset + done)
+                if got == 0:
+                    break
+                done += got
         return data[:done]
 
     def checked(self, row: int) -> tuple[Bytes, str]:
-        """The encoded image of a row, and what is wrong with it ("" = nothing)."""
-        try:
-            image = self.read(row)
-        except OSError as error:
-            return np.empty(0, np.uint8), f"cannot be read ({error.strerror})"
-        if len(image) < self.rows[row]["size"]:
+        """The encoded image of a row, and what is wrong with it ("" = nothing).
+
+        Raises:
+            OSError: Storage fails.
+        """
+        _, size, height, width, _, crc32 = self.rows[row].item()
+        if size > _MAX_BYTES or not 0 < height * width <= _MAX_PIXELS:
+            return np.empty(0, np.uint8), f"claims {height} x {width} pixels in {size} bytes"
+        image = self.read(row)
+        if len(image) < size:
             return image, "cut short"
-        if zlib.crc32(image.data) != self.rows[row]["crc32"]:
+        if zlib.crc32(image.data) != crc32:
             return image, "crc32 differs"
         return image, ""
+
+
+def _regular(path: Path) -> io.FileIO:
+    """``path``, opened: a file and nothing that only looks like one."""
+    file = io.FileIO(path)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(f"{path}: not a regular file")
+    return file
+
+
+def _parse(blob: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
+    """The rows of an index, none of which points outside its tar."""
+    stream = io.BytesIO(blob)
+    try:
+        np.lib.format.read_magic(stream)
+        # Not np.load: it would believe the header and allocate what that asks for.
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype != INDEX_DTYPE or shape != (entry.samples,):
+            raise ValueError(f"shape {shape} for {entry.samples} samples")
+        rows = np.frombuffer(blob, INDEX_DTYPE, entry.samples, stream.tell())
+    except ValueError as error:
+        raise DataError(f"{path}: not an index ({error}): shard the data anew") from error
+    whole = np.uint64(entry.bytes)
+    outside = (rows["size"] > whole) | (rows["offset"] > whole - rows["size"])
+    if outside.any():
+        raise DataError(
+            f"{path}: row {outside.argmax()} points outside the {entry.bytes} bytes of "
+            f"{entry.name}: shard the data anew"
+        )
+    return rows

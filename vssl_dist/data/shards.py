@@ -9,39 +9,43 @@ header is looked at.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vssl_dist.data.handles import Handles
 from vssl_dist.data.manifest import (
     INDEX_DTYPE,
+    MANIFEST,
     DataError,
     Manifest,
+    ShardEntry,
     ill_sized,
     read_manifest,
 )
 from vssl_dist.data.shardfile import Bytes, ShardFile
+from vssl_dist.data.watch import ReadWatch
 
 __all__ = ["INDEX_DTYPE", "DataError", "Dataset", "Samples", "Substitution"]
 
-# Above the streams that one rank usually owns, below the common limit of 1024 open files.
-_OPEN_SHARDS = 256
+_NAMED = 12  # files that a message names; it stays one line that a person reads
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Substitution:
-    """Sample ``planned`` could not be read; sample ``used`` of the same shard took its place."""
+    """Sample ``planned`` could not be shown; sample ``used`` of the same shard took its place."""
 
     planned: int
     used: int
     reason: str
+    position: int = 0
+    """Samples that the whole job had consumed when it was shown."""
 
 
 @dataclass
@@ -61,34 +65,42 @@ class Dataset:
 
     Indices and file handles are kept for the shards last used; both are dropped when the
     object is pickled, so it can be handed to another process.
+
+    Args:
+        folder: The folder that holds ``manifest.json``.
+        manifest: Its contents.
+        watch: Told of every file operation, so that another thread can see which one hangs.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, watch: ReadWatch | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.watch = watch or ReadWatch()
         self._starts: Ids = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
-        self._opened: OrderedDict[int, ShardFile] = OrderedDict()
-        self._lock = Lock()
+        self._handles = Handles(folder, manifest.shards, self.watch)
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Path, Manifest]]:
         return Dataset, (self.folder, self.manifest)
 
     @classmethod
-    def open(cls, folder: Path) -> Dataset:
+    def open(cls, folder: Path, watch: ReadWatch | None = None) -> Dataset:
         """Read the manifest of ``folder`` and see that its files are there in full length.
 
         Raises:
-            DataError: One line: no dataset, or which shards are missing or of another size.
+            DataError: One line: no dataset, or which files are missing, not readable or of
+                another size.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder)
-        wrong = [f"{name} {problem}" for name, problem in ill_sized(folder, manifest)]
+        folder, watch = Path(folder), watch or ReadWatch()
+        with watch(folder / MANIFEST):
+            manifest = read_manifest(folder)
+        wrong = [f"{name} {problem}" for name, problem in ill_sized(folder, manifest, watch)]
         if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise DataError(
-                f"{folder}: {', '.join(wrong[:3])}{more} (data_prep/verify.py lists all)"
-            )
-        return cls(folder, manifest)
+            raise DataError(f"{folder}: {_some(wrong)} (data_prep/verify.py lists all)")
+        return cls(folder, manifest, watch)
+
+    def close(self) -> None:
+        """Let go of all files; reading again opens them anew."""
+        self._handles.close()
 
     @property
     def samples(self) -> int:
@@ -105,7 +117,7 @@ class Dataset:
         """SHA-256 of the manifest, which itself states that of every file."""
         return self.manifest.fingerprint
 
-    @property
+    @cached_property
     def shard_sizes(self) -> Ids:
         """``(shards,)`` int64: samples in each shard."""
         return np.array([shard.samples for shard in self.manifest.shards], np.int64)
@@ -138,25 +150,40 @@ class Dataset:
         found = np.empty(len(rows), INDEX_DTYPE)
         for shard in np.unique(shards):
             here = shards == shard
-            found[here] = self._shard(int(shard)).rows[rows[here]]
+            found[here] = self._handles.get(int(shard)).rows[rows[here]]
         return found
 
-    def probe(self) -> None:
-        """Check every index, and the first and last image of every shard.
+    def probe(self, share: slice = slice(None)) -> None:
+        """See that shards are the ones of the manifest and not others of the same length.
 
-        For the login node: damage within a shard is found, and mended, while reading.
+        Checks the index, and that the first, the middle or the last image is the one that was
+        sharded.  Damage within a shard is found, and mended, while reading.
+
+        Args:
+            share: Which shards to look at; all of them by default.
 
         Raises:
-            DataError: One line with the first damaged shard.
+            DataError: One line with the shards that are not.
         """
-        for entry in self.manifest.shards:
-            shard = ShardFile.open(self.folder, entry)
-            for row in (0, entry.samples - 1):
-                if wrong := shard.checked(row)[1]:
-                    raise DataError(
-                        f"{self.folder / entry.name}: damaged (row {row}: {wrong}): "
-                        "data_prep/verify.py lists all, data_prep/shard.py makes it anew"
-                    )
+        wrong = [found for entry in self.manifest.shards[share] if (found := self._alien(entry))]
+        if wrong:
+            raise DataError(
+                f"{self.folder}: damaged or swapped: {_some(wrong)} "
+                "(data_prep/verify.py lists all, data_prep/shard.py makes them anew)"
+            )
+
+    def _alien(self, entry: ShardEntry) -> str:
+        """Why a shard is not the one that was written, or "" if it is."""
+        try:
+            shard = ShardFile.open(self.folder, entry, self.watch)
+            for row in (0, entry.samples // 2, entry.samples - 1):
+                if not (reason := shard.checked(row)[1]):
+                    return ""
+        except OSError as error:
+            return f"{entry.name} (cannot be read: {error.strerror})"
+        except DataError as error:
+            return str(error).removeprefix(f"{self.folder}/")
+        return f"{entry.name} (no image is in its place: {reason})"
 
     def read(self, ids: Ids) -> list[Bytes]:
         """The encoded bytes of samples, unchecked; see `read_checked` for training.
@@ -164,7 +191,7 @@ class Dataset:
         Raises:
             DataError: A shard cannot be opened.
         """
-        return [shard.read(row) for shard, _, row in self._places(ids)]
+        return [shard.read(row) for shard, row in self._places(ids)]
 
     def read_checked(self, ids: Ids) -> Samples:
         """Read samples and replace those whose bytes are not what was sharded.
@@ -178,9 +205,13 @@ class Dataset:
         data: list[Bytes] = []
         used = np.empty(len(ids), INDEX_DTYPE)
         substitutions: list[Substitution] = []
-        for at, (shard, number, row) in enumerate(self._places(ids)):
-            intact, image, reason = self._first_intact(shard, number, row)
-            if intact != row:
+        shards, rows = (where.tolist() for where in self.locate(ids))
+        for at, (number, row) in enumerate(zip(shards, rows, strict=True)):
+            shard, image, reason = self._handles.checked(number, row)
+            intact = row
+            if reason:
+                reason = f"{self.manifest.shards[number].name} row {row}: {reason}"
+                intact, image = self._next_intact(shard, row, reason)
                 start = int(self._starts[number])
                 substitutions.append(Substitution(start + row, start + intact, reason))
             data.append(image)
@@ -190,28 +221,24 @@ class Dataset:
         )
         return Samples(data, height, width, label, substitutions)
 
-    def _first_intact(self, shard: ShardFile, number: int, row: int) -> tuple[int, Bytes, str]:
-        """The first good row from ``row`` on, its bytes, and what ``row`` itself suffers from."""
-        name = self.manifest.shards[number].name
-        planned = ""
-        for step in range(len(shard.rows)):
-            candidate = (row + step) % len(shard.rows)
-            image, reason = shard.checked(candidate)
-            planned = planned or f"{name} row {row}: {reason}"
-            if not reason:
-                return candidate, image, planned
-        raise DataError(f"{self.folder / name}: not one intact sample ({planned})")
+    def _next_intact(self, shard: ShardFile, row: int, reason: str) -> tuple[int, Bytes]:
+        """The next good row after ``row``, cyclically, and its bytes."""
+        for candidate in (*range(row + 1, len(shard.rows)), *range(row)):
+            try:
+                image, problem = shard.checked(candidate)
+            except OSError:
+                continue
+            if not problem:
+                return candidate, image
+        raise DataError(f"{shard.path}: not one intact sample ({reason}): run data_prep/verify.py")
 
-    def _places(self, ids: Ids) -> Iterator[tuple[ShardFile, int, int]]:
+    def _places(self, ids: Ids) -> Iterator[tuple[ShardFile, int]]:
         shards, rows = self.locate(ids)
         for number, row in zip(shards.tolist(), rows.tolist(), strict=True):
-            yield self._shard(number), number, row
+            yield self._handles.get(number), row
 
-    def _shard(self, number: int) -> ShardFile:
-        with self._lock:
-            if number not in self._opened:
-                self._opened[number] = ShardFile.open(self.folder, self.manifest.shards[number])
-                if len(self._opened) > _OPEN_SHARDS:
-                    self._opened.popitem(last=False)
-            self._opened.move_to_end(number)
-            return self._opened[number]
+
+def _some(problems: Sequence[str]) -> str:
+    """The first of the problems, and how many more there are."""
+    more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    return f"{', '.join(problems[:_NAMED])}{more}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from vssl_dist.data.backend import UndecodableError
 from vssl_dist.data.shards import DataError, Dataset, Samples, Substitution
@@ -39,9 +41,10 @@ def read_decodable(
     tried: dict[int, set[int]] = {}
     while True:
         try:
-            rendering = render(samples)
+            rendering = _rendered(samples, render)
         except UndecodableError as error:
-            for row, reason in error.reasons.items():
+            for row, told in error.reasons.items():
+                reason = _plain(samples.data[row], told)
                 last = shown.get(row, Substitution(int(ids[row]), int(ids[row]), ""))
                 seen = tried.setdefault(row, set())
                 seen.add(last.used)
@@ -56,6 +59,44 @@ def read_decodable(
         else:
             samples.substitutions = [shown[row] for row in sorted(shown)]
             return samples, rendering
+
+
+def _plain(data: NDArray[np.uint8], told: str) -> str:
+    """What Pillow says of an image that a backend refused, or what the backend said of it.
+
+    DALI has a number for it, and where not, lines of its own source.
+    """
+    try:
+        with Image.open(io.BytesIO(data.data)) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return "no format that Pillow knows"
+    except Exception as error:  # Pillow promises no common class
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return told
+
+
+def _rendered(samples: Samples, render: Callable[[Samples], T]) -> T:
+    """The rendering; an image of another size than the index states counts as undecodable."""
+    try:
+        return render(samples)
+    except UndecodableError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        # A crop drawn for the stated size can lie outside of the image, which ends a batch.
+        if reasons := _misstated(samples):
+            raise UndecodableError(reasons) from error
+        raise
+
+
+def _misstated(samples: Samples) -> dict[int, str]:
+    reasons: dict[int, str] = {}
+    stated = zip(samples.width.tolist(), samples.height.tolist(), strict=True)
+    for row, (data, size) in enumerate(zip(samples.data, stated, strict=True)):
+        with Image.open(io.BytesIO(data.data)) as image:
+            if image.size != size:
+                reasons[row] = f"is {image.size} pixels where the index says {size}"
+    return reasons
 
 
 def _show_next(dataset: Dataset, samples: Samples, row: int, current: int) -> int:

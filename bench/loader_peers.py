@@ -1,0 +1,104 @@
+"""What others use to feed two views of each image, on the same files and the same cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from nvidia.dali import fn, pipeline_def, types
+
+from vssl_dist.config.recipes import RECIPES, Normalisation
+from vssl_dist.data.shards import Dataset
+from vssl_dist.vision import torchvision
+
+SIDE, RECIPE = 224, "moco_v2"
+Batches = Iterator[Any]
+
+
+def transforms() -> Any:
+    """The recipe as torchvision users write it."""
+    torchvision()
+    from torchvision.transforms import v2
+
+    recipe, norm = RECIPES[RECIPE], Normalisation()
+    jitter = v2.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(SIDE, recipe.crop_scale, recipe.crop_ratio),
+            v2.RandomHorizontalFlip(recipe.flip),
+            v2.RandomApply([jitter], recipe.jitter),
+            v2.RandomGrayscale(recipe.grayscale),
+            v2.RandomApply([v2.GaussianBlur(23, recipe.blur_sigma)], recipe.blur),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(norm.mean, norm.std),
+        ]
+    )
+
+
+class TwoViews:
+    """The recipe, twice; picklable for worker processes."""
+
+    def __init__(self) -> None:
+        self.transform = transforms()
+
+    def __call__(self, image: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        rgb = image.convert("RGB")
+        return self.transform(rgb), self.transform(rgb)
+
+
+def imagefolder(root: Path, batch: int, cores: int, device: str = "cpu") -> Batches:
+    """ImageFolder in a DataLoader with a worker per core."""
+    torchvision()
+    from torchvision.datasets import ImageFolder
+
+    loader = torch.utils.data.DataLoader(
+        ImageFolder(str(root), TwoViews()),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=cores,
+        persistent_workers=True,
+        pin_memory=device == "cuda",
+    )
+    return chain.from_iterable(repeat(loader))
+
+
+def tars(shards: Path, batch: int, cores: int) -> Batches:
+    """webdataset in a WebLoader with a worker per core."""
+    urls = sorted(str(path) for path in shards.glob("*.tar"))
+    both = TwoViews()
+    dataset = (
+        webdataset.WebDataset(urls, resampled=True, shardshuffle=False)
+        .shuffle(256)
+        .decode("pil")
+        .to_tuple("jpg;png", "cls")
+        .map_tuple(both, int)
+        .batched(batch, partial=False)
+    )
+    return iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=cores))
+
+
+def decoding(shards: Path, batch: int, cores: int, device: str = "cpu") -> Batches:
+    """Nothing but DALI's decoder, on bytes that are in memory."""
+    dataset = Dataset.open(shards)
+    data = dataset.read_checked(np.arange(min(dataset.samples, batch))).data
+    on_gpu = device == "cuda"
+
+    @pipeline_def(  # type: ignore[untyped-decorator]
+        batch_size=len(data), num_threads=cores, device_id=0 if on_gpu else None
+    )
+    def decoder() -> Any:
+        encoded = fn.external_source(source=lambda: data, batch=True)
+        device = "mixed" if on_gpu else "cpu"
+        return fn.decoders.image(encoded, device=device, output_type=types.RGB)
+
+    pipeline = decoder()
+    pipeline.build()
+    while True:
+        yield pipeline.run()

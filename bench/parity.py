@@ -1,0 +1,186 @@
+"""How far DALI's views are from the reference's, from the same drawn parameters.
+
+    python -m bench.parity --out docs/parity.md
+    python -m bench.parity --images FOLDER --device cuda
+
+Differences are of levels from 0 to 255 before the normalisation: the mean over all pixels of
+a set, and the greatest of any pixel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.parity_cases import (
+    EVERYTHING,
+    LEVELS,
+    OPERATIONS,
+    Case,
+    drawn,
+    folder_case,
+    identity,
+    standard_cases,
+)
+from vssl_dist.config import RECIPES, ConfigError, ViewRecipe
+from vssl_dist.data.backend import BackendSpec
+from vssl_dist.data.backends import build_backend
+from vssl_dist.data.views import Draws, blur_window
+from vssl_dist.durable import publish
+
+PROMISED = 2.0
+"""The mean difference that no operation and no recipe may exceed."""
+_HEAD = """# DALI against the reference
+
+Both backends make views from the same drawn parameters (`vssl_dist/data/views.py`); the
+reference is PIL and torchvision's v2 functions. A cell is the mean difference over all pixels of
+the views and the greatest one of any pixel, on the scale 0 to 255. The tests allow a mean
+of {promised:g}.
+
+Made by `{command}`, DALI on {device},
+with {versions}.
+
+{sets}
+
+{note}
+"""
+_NOTE = """\
+What remains is rounding, and the border: where an outermost pixel of a view mixes in what lies
+beyond the crop, DALI repeats the border and PIL leaves it out. DALI rounds the grey image where
+torchvision truncates it, and here the hue turns by whole levels. A sequence of operations can
+carry such a level further: contrast and saturation up to 1.8 nearly double it, and hue, on a
+pixel that is nearly grey, may pass it on to another channel."""
+
+
+def compare(
+    case: Case, recipe: ViewRecipe, draws: Draws, device: str = "cpu"
+) -> tuple[float, float]:
+    """Mean and greatest difference between the two backends' views.
+
+    Args:
+        case: B images.
+        recipe: What the graph is built for.
+        draws: B draws of it.
+        device: Where DALI works; the reference is always on the CPU.
+
+    Raises:
+        ConfigError: DALI is not installed, or the views are too small for the blur.
+    """
+    got, want = (
+        build_backend(name, BackendSpec((recipe,), case.side, LEVELS, 2, place))(
+            case.samples, [draws]
+        )[0].cpu()
+        for name, place in (("dali", device), ("reference", "cpu"))
+    )
+    difference = (got - want).abs()
+    return difference.mean().item(), difference.max().item()
+
+
+def operations(cases: Sequence[Case], device: str) -> list[list[str]]:
+    """One row per operation: its name, and a cell per case."""
+    return [
+        [name, *(_cell(compare(c, EVERYTHING, make(identity(c.samples)), device)) for c in cases)]
+        for name, make in OPERATIONS.items()
+    ]
+
+
+def recipes(cases: Sequence[Case], device: str) -> list[list[str]]:
+    """One row per shipped recipe; a cell is empty where its blur does not fit the views."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        row = [name]
+        for case in cases:
+            reach = int(blur_window(recipe.blur_sigma[1])) // 2 if recipe.blur else 0
+            fits = reach < (recipe.size or case.side)
+            draws = drawn(case.samples, recipe)
+            row.append(_cell(compare(case, recipe, draws, device)) if fits else "")
+        rows.append(row)
+    return rows
+
+
+def _cell(difference: tuple[float, float]) -> str:
+    mean, greatest = difference
+    return f"{'**' * (mean > PROMISED)}{mean:.3f} / {greatest:.0f}{'**' * (mean > PROMISED)}"
+
+
+def document(cases: Sequence[Case], device: str, command: str) -> str:
+    """The whole certificate as Markdown."""
+    names = [case.name for case in cases]
+    sets = [
+        f"* **{case.name}**: {len(case.samples.data)} images of {_range(case.samples.height)} by "
+        f"{_range(case.samples.width)} pixels, views of {case.side} (or the recipe's own size)."
+        for case in cases
+    ]
+    head = _HEAD.format(
+        promised=PROMISED,
+        command=command,
+        device=torch.cuda.get_device_name() if device == "cuda" else "the CPU",
+        versions=", ".join(
+            f"{name} {_version(name)}"
+            for name in ("nvidia-dali-cuda130", "torchvision", "pillow", "torch")
+        ),
+        sets="\n".join(sets),
+        note=_NOTE,
+    )
+    tables = [
+        "## Operations, each alone over its range\n\n"
+        + _table(["operation", *names], operations(cases, device)),
+        "## Recipes, as drawn\n\n" + _table(["recipe", *names], recipes(cases, device)),
+    ]
+    return "\n".join([head, *tables])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _range(lengths: NDArray[np.int64]) -> str:
+    low, high = lengths.min(), lengths.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *("--:" for _ in head[1:])], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 (nothing could be compared)."""
+    top = argparse.ArgumentParser(
+        prog="parity.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--out", type=Path, help="write the tables here instead of printing them")
+    top.add_argument("--images", type=Path, help="a folder of images to compare on as well")
+    top.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where DALI works")
+    args = top.parse_args(argv)
+    try:
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("--device cuda: there is no CUDA device")
+        cases = standard_cases() + ([folder_case(args.images)] if args.images else [])
+        words = ["python -m bench.parity"]
+        words += [f"--images .../{args.images.resolve().name}"] if args.images else []
+        words += ["--device cuda"] if args.device == "cuda" else []
+        text = document(cases, args.device, " ".join(words))
+        if args.out is None:
+            print(text, end="")
+        else:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            publish(args.out, text.encode())
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""How well the training order shuffles, against a full permutation of the epoch.
+
+Twice: on shards sorted by class, which is the worst that somebody else's shards can be, and on
+the same mixed once while sharding, as `data_prep/shard.py` writes them.  No image is read: the
+order is a function of the sizes of the shards.
+
+    python bench/shuffle.py --plot docs/shuffle.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from data_prep.build import mixed as mixed_order
+from vssl_dist.data.plan import Plan
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images cut into shards."""
+
+    samples: int
+    classes: int
+    shard_size: int
+
+    @property
+    def shard_sizes(self) -> Int64:
+        """``(shards,)`` samples of each shard."""
+        sizes = np.full(-(-self.samples // self.shard_size), self.shard_size, np.int64)
+        sizes[-1] = self.samples - sizes[:-1].sum()
+        return sizes
+
+    def labels(self, *, mixed: bool) -> Int64:
+        """Class of each sample: equally many of each, one after the other unless ``mixed``."""
+        ordered = np.arange(self.samples) * self.classes // self.samples
+        return ordered[mixed_order(self.samples)] if mixed else ordered
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Classes within the batches of an epoch."""
+
+    mean: float
+    """Different classes in a batch."""
+    least: int
+    same: float
+    """How much more often two images of a batch share their class than two of the dataset."""
+
+    @classmethod
+    def of(cls, labels: Int64, classes: int) -> Mixture:
+        """Of ``(batches, B)`` labels."""
+        kinds = np.array([len(np.unique(batch)) for batch in labels])
+        return cls(float(kinds.mean()), int(kinds.min()), _pairs(labels) * classes)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is measured of one way to shuffle; see `measure`."""
+
+    name: str
+    displacement: float
+    sorted: Mixture
+    mixed: Mixture
+    again: float
+    shards: float
+
+
+def epochs_of_plan(data: Dataset, plan: Plan) -> list[Int64]:
+    """``(batches, global_batch)`` ids of two epochs; batches that straddle an end are left out."""
+    batches = data.samples // plan.global_batch
+    starts = [-(-e * data.samples // plan.global_batch) * plan.global_batch for e in range(2)]
+    return [
+        np.stack(
+            [
+                plan.micro_batch_ids(start + b * plan.global_batch, 0, 1)[0]
+                for b in range(batches - 1)
+            ]
+        )
+        for start in starts
+    ]
+
+
+def epochs_of_permutation(data: Dataset, batch: int, seed: int) -> list[Int64]:
+    """The same of a full permutation for every epoch."""
+    batches = data.samples // batch - 1
+    random = np.random.default_rng(seed)
+    return [
+        random.permutation(data.samples)[: batches * batch].reshape(batches, batch)
+        for _ in range(2)
+    ]
+
+
+def measure(name: str, data: Dataset, epochs: Sequence[Int64]) -> Quality:
+    """The figures of one way to shuffle.
+
+    Args:
+        name: Of the row.
+        data: What was shuffled.
+        epochs: Two epochs of ``(batches, B)`` ids.
+
+    Returns:
+        ``displacement``: mean distance between a sample's place in the epoch and in the
+        dataset, in epochs (a permutation: 1/3).  ``again``: how much more often two images that
+        met in one epoch's batch meet in the next one's than by chance.  ``shards``: read for
+        one batch.
+    """
+    first, second = epochs
+    places = np.arange(first.size).reshape(first.shape)
+    home = np.full(data.samples, -1)
+    home[second.ravel()] = np.repeat(np.arange(len(second)), second.shape[1])
+    met = [batch[batch >= 0] for batch in home[first]]
+    return Quality(
+        name,
+        displacement=float(np.abs(places - first).mean() / data.samples),
+        sorted=Mixture.of(data.labels(mixed=False)[first], data.classes),
+        mixed=Mixture.of(data.labels(mixed=True)[first], data.classes),
+        again=_pairs(met) * data.samples / first.shape[1],
+        shards=float(np.mean([len(np.unique(batch // data.shard_size)) for batch in first])),
+    )
+
+
+def _pairs(batches: Sequence[Int64] | Int64) -> float:
+    """Probability that two entries of a row are equal."""
+    equal = total = 0.0
+    for batch in batches:
+        counts = np.unique(batch, return_counts=True)[1]
+        equal += float((counts * (counts - 1)).sum())
+        total += len(batch) * (len(batch) - 1)
+    return equal / total
+
+
+def table(rows: Sequence[Quality]) -> str:
+    """The figures as Markdown."""
+    head = (
+        "| window | displacement, epochs | classes in a batch, mean (least): sorted | mixed | "
+        "same-class pairs, x chance: sorted | mixed | pairs that meet again, x chance | "
+        "shards for a batch |\n|---|---|---|---|---|---|---|---|"
+    )
+    lines = [
+        f"| {r.name} | {r.displacement:.3f} | {r.sorted.mean:.0f} ({r.sorted.least}) "
+        f"| {r.mixed.mean:.0f} ({r.mixed.least}) | {r.sorted.same:.2f} | {r.mixed.same:.2f} "
+        f"| {r.again:.2f} | {r.shards:.0f} |"
+        for r in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def plot(rows: Sequence[Quality], path: Path) -> None:
+    """Class mixture and repeated company over the window, the permutation as a line."""
+    *windows, full = rows
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [r.name for r in windows]
+    left.plot(names, [r.mixed.mean for r in windows], "o-", label="shards mixed")
+    left.plot(names, [r.sorted.mean for r in windows], "s-", label="shards sorted by class")
+    left.axhline(full.mixed.mean, color="grey", label="full permutation")
+    left.set(xlabel="window (samples of a stream)", ylabel="classes in a batch", ylim=(0, None))
+    right.plot(names, [r.mixed.same for r in windows], "o-", label="same class, shards mixed")
+    right.plot(names, [r.sorted.same for r in windows], "s-", label="same class, sorted")
+    right.plot(names, [r.again for r in windows], "^--", label="meet again in the next epoch")
+    right.axhline(1.0, color="grey", label="full permutation")
+    right.set(xlabel="window (samples of a stream)", ylabel="pairs in a batch, x chance")
+    right.set_yscale("log")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--samples", type=int, default=1_281_167)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--shard-size", type=int, default=1000)
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 256, 1024, 4096, 16384])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="write a PNG")
+    args = parser.parse_args()
+
+    data = Dataset(args.samples, args.classes, args.shard_size)
+    rows = []
+    for window in args.windows:
+        plan = Plan(data.shard_sizes, args.seed, args.streams, window, args.batch)
+        rows.append(measure(str(window), data, epochs_of_plan(data, plan)))
+    full = epochs_of_permutation(data, args.batch, args.seed)
+    rows.append(measure("full permutation", data, full))
+    print(
+        f"{args.samples} samples of {args.classes} classes, shards of {args.shard_size}, "
+        f"{args.streams} streams, batches of {args.batch}, seed {args.seed}\n"
+    )
+    print(table(rows))
+    if args.plot:
+        plot(rows, args.plot)
+
+
+if __name__ == "__main__":
+    main()
