@@ -10,7 +10,7 @@ from torch import nn
 
 from vssl_dist.config import OptimConfig
 from vssl_dist.methods.byol import BYOL, BYOLConfig
-from vssl_dist.optim import build_optimizer, parameter_groups
+from vssl_dist.optim import build_optimizer, parameter_groups, steer
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 
@@ -78,6 +78,57 @@ def test_a_step_is_the_textbooks(name: str) -> None:
     torch.testing.assert_close(net.weight.detach().double(), weight, rtol=1e-6, atol=1e-7)
 
 
-def test_an_optimizer_that_is_not_built_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"optim\.name=lars is not built: use sgd or adamw"):
-        build_optimizer(optim_config(name="lars"), nn.Linear(1, 1))
+@pytest.mark.parametrize("clip", [False, True])
+def test_lars_follows_its_formula_and_spares_biases_and_norms(clip: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
+    nn.init.zeros_(net[2].weight)  # a weight without a norm follows its gradient
+    cfg = optim_config(name="lars", momentum=0.5, trust=0.01, trust_clip=clip)
+    optimizer = build_optimizer(cfg, net)
+    lr, parameters = 0.5 * 64 / 256, list(net.parameters())
+    want = [p.detach().double().clone() for p in parameters]
+    momentum = [torch.zeros_like(w) for w in want]
+    for _ in range(3):
+        for number, p in enumerate(parameters):
+            p.grad = torch.randn_like(p)
+            change = p.grad.double()
+            if p.ndim > 1:
+                change = change + 0.1 * want[number]
+                norms = want[number].norm(), change.norm()
+                rate = 0.01 * norms[0] / norms[1] if min(norms) > 0 else torch.tensor(1.0)
+                change = change * (min(rate / lr, 1.0) if clip and min(norms) > 0 else rate)
+            momentum[number] = 0.5 * momentum[number] + change
+            want[number] = want[number] - lr * momentum[number]
+        optimizer.step()
+    for p, value in zip(parameters, want, strict=True):
+        torch.testing.assert_close(p.detach().double(), value, rtol=1e-5, atol=1e-7)
+
+
+def test_lars_has_a_group_for_each_weight_and_the_rest_in_few() -> None:
+    net = student()
+    for everything in (False, True):
+        cfg = optim_config(name="lars", decay_norm_and_bias=everything)
+        groups = build_optimizer(cfg, net).param_groups
+        adapted = [group["params"] for group in groups if group["adapted"]]
+        assert all(len(params) == 1 and params[0].ndim > 1 for params in adapted)
+        rest = [p for group in groups if not group["adapted"] for p in group["params"]]
+        assert all(p.ndim <= 1 for p in rest)
+        assert len(adapted) + len(rest) == len(list(net.parameters()))
+        decays = {group["weight_decay"] for group in groups if not group["adapted"]}
+        assert decays == ({0.1} if everything else {0.0})
+
+
+def test_schedules_move_the_rate_and_the_decay_of_what_decays() -> None:
+    cfg = optim_config(name="adamw", weight_decay_end=0.5, warmup_epochs=0.5)
+    optimizer = build_optimizer(cfg, student())
+    seen = [steer(optimizer, cfg, step, 10, steps_per_epoch=4.0) for step in (0, 1, 2, 5, 10)]
+    assert [round(rates["lr"] / cfg.peak_lr, 4) for rates in seen[:3]] == [0.0, 0.5, 1.0]
+    decay = [round(rates["weight_decay"], 4) for rates in seen]
+    assert decay == [0.1, 0.1098, 0.1382, 0.3, 0.5]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    constant = optim_config(name="adamw")
+    assert steer(optimizer, constant, 7, 10, 4.0)["weight_decay"] == 0.1
+    still = optim_config(weight_decay=0.0, weight_decay_end=0.5)
+    fresh = build_optimizer(still, student())
+    steer(fresh, still, 10, 10, 4.0)
+    assert [group["weight_decay"] for group in fresh.param_groups] == [0.5, 0.0]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from vssl_dist import dist, durable, schedule, state
 from vssl_dist.checkpoint import CheckpointError, all_or_none
 from vssl_dist.config import RunConfig
-from vssl_dist.methods.base import GlobalNoise, LossOutput, Method
+from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
-from vssl_dist.optim import build_optimizer
+from vssl_dist.optim import build_optimizer, steer
 from vssl_dist.teacher import Teacher
 from vssl_dist.zero import ds_config
 
@@ -64,10 +64,10 @@ class Engine:
         device: str,
     ) -> None:
         self.cfg, self.method, self.device, self.total_steps = cfg, method, device, total_steps
-        self.warmup = round(cfg.optim.warmup_epochs * steps_per_epoch)
+        self.steps_per_epoch = steps_per_epoch
         self.step, self.skipped, self.skipped_on_end = 0, 0, 0
         self.student = synchronise(method.student).train().to(device)
-        self.optimizer = build_optimizer(cfg.optim, self.student)
+        self.optimizer = build_optimizer(cfg.optim, self.student, cfg.engine.zero_stage > 0)
         self.ds = _under_deepspeed(cfg, self.student, self.optimizer, device)
         method.student = self.ds
         self.teacher: Teacher | None = None
@@ -86,9 +86,9 @@ class Engine:
             batches: ``accumulate`` micro-batches of this rank, in order.
 
         Returns:
-            This rank's loss and metrics, means over the micro-steps, with ``lr``, ``ema_decay``,
-            ``grad_norm`` (of the global batch, before clipping; infinite in a skipped step) and
-            ``skipped_steps`` (so far) added.
+            This rank's loss and metrics, means over the micro-steps, with ``lr``,
+            ``weight_decay``, ``ema_decay``, ``grad_norm`` (of the global batch, before clipping;
+            infinite in a skipped step) and ``skipped_steps`` (so far) added.
 
         Raises:
             Diverged: On all ranks, after ``PATIENCE`` skipped steps on end.
@@ -96,10 +96,8 @@ class Engine:
         optim = self.cfg.optim
         if len(batches) != optim.accumulate:
             raise ValueError(f"{len(batches)} micro-batches, but {optim.accumulate=}")
-        lr = schedule.warmup_cosine(self.step, self.total_steps, self.warmup, optim.peak_lr)
+        rates = steer(self.optimizer, optim, self.step, self.total_steps, self.steps_per_epoch)
         decay = schedule.cosine(self.step, self.total_steps, *self.cfg.engine.ema_decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         torch._foreach_copy_(self._kept, self._buffers)
         outs = [self._micro_step(number, batch) for number, batch in enumerate(batches)]
         grad_norm = self._update()
@@ -110,7 +108,8 @@ class Engine:
             self.teacher.update(decay)
         self.step += 1
         means = {key: torch.stack([o.metrics[key] for o in outs]).mean() for key in outs[0].metrics}
-        for key, value in {"lr": lr, "ema_decay": decay, "skipped_steps": self.skipped}.items():
+        rates |= {"ema_decay": decay, "skipped_steps": self.skipped}
+        for key, value in rates.items():
             means[key] = torch.full((), value, dtype=torch.float64, device=self.device)
         loss = torch.stack([o.loss for o in outs]).mean()
         return LossOutput(loss, outs[-1].embedding, means | {"grad_norm": grad_norm})
@@ -124,7 +123,8 @@ class Engine:
         noise = GlobalNoise(
             self.cfg.seed, self.step, number, dist.rank(), dist.world_size(), self.device
         )
-        out = self.method.loss(views, noise)
+        now = MicroStep(noise, self.step / self.steps_per_epoch, batch.labels)
+        out = self.method.loss(views, now)
         loss = out.loss.detach()
         # An infinite loss may have a finite gradient; here it must not.
         self.ds.backward(out.loss * torch.where(loss.isfinite(), 1.0, torch.nan))

@@ -1,16 +1,20 @@
-"""Optimizers, and which parameters weight decay reaches."""
+"""Optimizers, which parameters weight decay reaches, and what changes from step to step."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vssl_dist import dist, schedule
 from vssl_dist.config import OptimConfig
 
 
-def build_optimizer(cfg: OptimConfig, student: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    cfg: OptimConfig, student: nn.Module, sharded: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer of the student's trainable parameters, at the peak learning rate.
 
     Its groups must exist before DeepSpeed sees it: ZeRO makes one flat vector of each group, in
@@ -19,16 +23,14 @@ def build_optimizer(cfg: OptimConfig, student: nn.Module) -> torch.optim.Optimiz
     Args:
         cfg: The ``optim`` block.
         student: The network to train.
-
-    Raises:
-        ValueError: There is no optimizer of that name here.
+        sharded: Whether ZeRO will cut the groups into shards, one per rank.
     """
     groups = parameter_groups(cfg, student)
     if cfg.name == "sgd":
         return torch.optim.SGD(groups, lr=cfg.peak_lr, momentum=cfg.momentum)
     if cfg.name == "adamw":
         return torch.optim.AdamW(groups, lr=cfg.peak_lr, betas=cfg.betas)
-    raise ValueError(f"optim.name={cfg.name} is not built: use sgd or adamw")
+    return LARS(_one_weight_per_group(groups), cfg, sharded)
 
 
 def parameter_groups(cfg: OptimConfig, student: nn.Module) -> list[dict[str, Any]]:
@@ -50,7 +52,92 @@ def parameter_groups(cfg: OptimConfig, student: nn.Module) -> list[dict[str, Any
             spare = parameter.ndim <= 1 and not cfg.decay_norm_and_bias
             (spared if spare else decayed).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": cfg.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": cfg.weight_decay, "decays": True},
+        {"params": spared, "weight_decay": 0.0, "decays": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+def steer(
+    optimizer: torch.optim.Optimizer,
+    cfg: OptimConfig,
+    step: int,
+    total: int,
+    steps_per_epoch: float,
+) -> dict[str, float]:
+    """Set what the schedules say for this step; returns ``lr`` and ``weight_decay``.
+
+    Args:
+        optimizer: One of `build_optimizer`.
+        cfg: The ``optim`` block.
+        step, total: Optimizer steps done, and of the whole run.
+        steps_per_epoch: Optimizer steps per epoch: the measure of the warm-up.
+    """
+    warmup = round(cfg.warmup_epochs * steps_per_epoch)
+    lr = schedule.warmup_cosine(step, total, warmup, cfg.peak_lr)
+    end = cfg.weight_decay if cfg.weight_decay_end is None else cfg.weight_decay_end
+    weight_decay = schedule.cosine(step, total, cfg.weight_decay, end)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+    return {"lr": lr, "weight_decay": weight_decay}
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al., 2017, arXiv 1708.03888), exact under ZeRO.
+
+    With ``d = gradient + weight_decay * w``, an adapted parameter follows ``trust |w| / |d| * d``
+    and any other ``d`` itself, both with momentum.  Biases and normalisation weights are not
+    adapted, as in the code of SimCLR, BYOL, Barlow Twins and MoCo v3.
+
+    ZeRO hands the optimizer one rank's cut of a flat vector per group.  So an adapted group holds
+    one parameter: its norms are those of the group, whose squares are summed over the ranks.
+
+    Args:
+        groups: Of `_one_weight_per_group`.
+        cfg: The ``optim`` block.
+        sharded: Whether a rank's tensors are cuts; otherwise every rank has the whole.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], cfg: OptimConfig, sharded: bool) -> None:
+        super().__init__(groups, {"lr": cfg.peak_lr})
+        self.momentum, self.trust, self.trust_clip = cfg.momentum, cfg.trust, cfg.trust_clip
+        self.sharded = sharded
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; ``closure`` is not supported."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                update = weight.grad.add(weight, alpha=group["weight_decay"])
+                if group["adapted"]:
+                    update *= self._rate(weight, update, group["lr"])
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                state["momentum"].mul_(self.momentum).add_(update)
+                weight.add_(state["momentum"], alpha=-group["lr"])
+
+    def _rate(self, weight: Tensor, update: Tensor, lr: float) -> Tensor:
+        """``trust |w| / |d|`` over all ranks' shards; 1 where either norm is zero."""
+        squares = torch.stack([weight.square().sum(), update.square().sum()])
+        if self.sharded:
+            squares = dist.all_reduce(squares)
+        of_weight, of_update = squares.sqrt().unbind()
+        rate = self.trust * of_weight / of_update
+        if self.trust_clip:
+            rate = (rate / lr if lr else torch.full_like(rate, torch.inf)).clamp(max=1.0)
+        return torch.where((of_weight > 0) & (of_update > 0), rate, 1.0)
+
+
+def _one_weight_per_group(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with each weight (two dimensions or more) in an adapted one of its own."""
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        weights = [p for p in group["params"] if p.ndim > 1]
+        others = [p for p in group["params"] if p.ndim <= 1]
+        split += [group | {"params": [weight], "adapted": True} for weight in weights]
+        split += [group | {"params": others, "adapted": False}] if others else []
+    return split

@@ -81,6 +81,8 @@ def train(
 def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine]:
     """The data and the student-teacher engine of a run at step 0."""
     torch.manual_seed(cfg.seed)
+    torch.backends.cudnn.deterministic = cfg.engine.deterministic
+    torch.backends.cudnn.benchmark = not cfg.engine.deterministic
     loader = build_loader(cfg, rank=dist.rank(), world_size=dist.world_size(), device=device)
     engine = Engine(
         cfg,

@@ -97,3 +97,41 @@ def test_images_that_a_model_cannot_take_are_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match="timm cannot build") as caught:
         build_backbone("nest_tiny", 30)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "timm:resnet18"])
+def test_trained_weights_open_in_plain_timm_with_equal_features(name: str) -> None:
+    torch.manual_seed(0)
+    net, width = build_backbone(name, 64, any_size=name.startswith("vit"))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    torchvision()
+    import timm
+
+    size = {"img_size": 64} if name.startswith("vit") else {}
+    plain = timm.create_model(name.removeprefix("timm:"), num_classes=0, **size)
+    plain.load_state_dict(net.state_dict())
+    assert plain.num_features == width
+    assert _same_features(net, plain, 64)
+
+
+def test_vit_widths_are_those_of_their_size() -> None:
+    names = ("tiny", "small", "base", "large")
+    with torch.device("meta"):
+        widths = [build_backbone(f"vit_{n}_patch16_224", 224)[1] for n in names]
+    assert widths == [192, 384, 768, 1024]
+
+
+def test_a_vit_takes_other_sizes_where_it_is_asked_to() -> None:
+    net, _ = build_backbone("vit_tiny_patch16_224", 64, any_size=True)
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 192)
+    rigid, _ = build_backbone("vit_tiny_patch16_224", 64)
+    with pytest.raises(AssertionError):
+        rigid(torch.randn(2, 3, 32, 32))
+
+
+def test_a_model_that_cannot_take_other_sizes_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="64-pixel images and crops of other sizes") as caught:
+        build_backbone("mixer_s32_224", 64, any_size=True)
+    assert "\n" not in str(caught.value)

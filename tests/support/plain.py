@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vssl_dist.config import RunConfig
 from vssl_dist.data.loader import Batch
 from vssl_dist.methods import METHODS
-from vssl_dist.methods.base import GlobalNoise, Method
+from vssl_dist.methods.base import GlobalNoise, Method, MicroStep
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -109,7 +109,13 @@ def plain_run(
         factor = step / warmup if step < warmup else (1 + np.cos(np.pi * after)) / 2
         for group in optimizer.param_groups:
             group["lr"] = cfg.optim.base_lr * cfg.optim.global_batch / 256 * factor
-        loss, norm = _step(cfg, method, optimizer, step, images.of_step(step))
+            if group["weight_decay"] and cfg.optim.weight_decay_end is not None:
+                first, last = cfg.optim.weight_decay, cfg.optim.weight_decay_end
+                group["weight_decay"] = (
+                    last + (first - last) * (1 + np.cos(np.pi * step / total)) / 2
+                )
+        epoch = step * cfg.optim.warmup_epochs / warmup
+        loss, norm = _step(cfg, method, optimizer, (step, epoch), images.of_step(step))
         if method.teacher is not None:
             first, last = cfg.engine.ema_decay
             decay = last + (first - last) * (1 + np.cos(np.pi * step / total)) / 2
@@ -133,20 +139,49 @@ def _optimizer(cfg: RunConfig, student: nn.Module) -> torch.optim.Optimizer:
     ]
     if cfg.optim.name == "sgd":
         return torch.optim.SGD(groups, lr=1.0, momentum=0.9, foreach=False)
+    if cfg.optim.name == "lars":
+        return NaiveLars(groups, trust=cfg.optim.trust)
     return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.999), foreach=False)
+
+
+class NaiveLars(torch.optim.Optimizer):
+    """LARS on whole parameters, one at a time and in float64; momentum 0.9."""
+
+    def __init__(self, groups: list[dict[str, Any]], trust: float) -> None:
+        super().__init__(groups, {"lr": 1.0})
+        self.trust = trust
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group["weight_decay"], group["lr"])
+
+    def _move(self, parameter: Tensor, weight_decay: float, lr: float) -> None:
+        weight = parameter.detach().numpy().astype(np.float64)
+        assert parameter.grad is not None
+        change = parameter.grad.numpy().astype(np.float64) + weight_decay * weight
+        norms = np.linalg.norm(weight), np.linalg.norm(change)
+        if weight.ndim > 1 and min(norms) > 0:
+            change = self.trust * norms[0] / norms[1] * change
+        momentum = 0.9 * self.state[parameter].get("momentum", 0.0) + change
+        self.state[parameter]["momentum"] = momentum
+        parameter.data.copy_(torch.from_numpy(weight - lr * momentum))
 
 
 def _step(
     cfg: RunConfig,
     method: Method,
     optimizer: torch.optim.Optimizer,
-    step: int,
+    now: tuple[int, float],
     batches: Sequence[Batch],
 ) -> tuple[float, float]:
+    step, epoch = now
     optimizer.zero_grad()
     total = 0.0
     for micro_step, batch in enumerate(batches):
-        loss = method.loss(batch.views, GlobalNoise(cfg.seed, step, micro_step)).loss
+        noise = GlobalNoise(cfg.seed, step, micro_step)
+        loss = method.loss(batch.views, MicroStep(noise, epoch, batch.labels)).loss
         torch.autograd.backward(loss / len(batches))
         total += loss.item() / len(batches)
     norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), cfg.optim.clip or np.inf)

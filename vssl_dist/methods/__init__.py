@@ -6,18 +6,39 @@ from collections.abc import Callable
 from typing import Any
 
 from vssl_dist.config import MethodConfig
-from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, Noise
+from vssl_dist.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep, Noise
 from vssl_dist.methods.byol import BYOL, BYOLConfig
+from vssl_dist.methods.dino import DINO, DINOConfig
+from vssl_dist.methods.moco_v3 import MoCoV3, MoCoV3Config
+from vssl_dist.methods.simclr import SimCLR, SimCLRConfig
 from vssl_dist.methods.simsiam import SimSiam, SimSiamConfig
+from vssl_dist.methods.supervised import Supervised, SupervisedConfig
+from vssl_dist.methods.vicreg import VICReg, VICRegConfig
 from vssl_dist.methods.vje import VJE, VJEConfig
 from vssl_dist.methods.vssl import VSSL, VSSLConfig
 from vssl_dist.models.norm import synchronise
 
-__all__ = ["CONFIGS", "METHODS", "GlobalNoise", "LossOutput", "Method", "Noise", "build_method"]
+__all__ = [
+    "CONFIGS",
+    "METHODS",
+    "GlobalNoise",
+    "LossOutput",
+    "Method",
+    "MicroStep",
+    "Noise",
+    "build_method",
+]
 
 METHODS: dict[str, tuple[type[MethodConfig], Callable[[Any, int], Method]]] = {
+    "barlow_twins": (BarlowTwinsConfig, BarlowTwins),
     "byol": (BYOLConfig, BYOL),
+    "dino": (DINOConfig, DINO),
+    "moco_v3": (MoCoV3Config, MoCoV3),
+    "simclr": (SimCLRConfig, SimCLR),
     "simsiam": (SimSiamConfig, SimSiam),
+    "supervised": (SupervisedConfig, Supervised),
+    "vicreg": (VICRegConfig, VICReg),
     "vje": (VJEConfig, VJE),
     "vssl": (VSSLConfig, VSSL),
 }

@@ -33,6 +33,28 @@ class Noise(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class MicroStep:
+    """All that a loss may know besides the pixels.
+
+    It is a `Noise`, and most methods ask for no more than that.
+
+    >>> now = MicroStep(GlobalNoise(seed=0, step=0, micro_step=0), 1.5, torch.tensor([7, 3]))
+    >>> now.normal("z", (2, 4)).shape, now.epoch
+    (torch.Size([2, 4]), 1.5)
+    """
+
+    noise: Noise
+    epoch: float
+    """Epochs trained so far, with their fraction: what the schedules inside a loss follow."""
+    labels: Tensor
+    """``(B,)`` int64, the classes of this rank's images: for the supervised control alone."""
+
+    def normal(self, branch: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal draws; see `Noise`."""
+        return self.noise.normal(branch, shape)
+
+
 class Method(Protocol):
     """A self-supervised method: networks and a loss."""
 
@@ -43,8 +65,8 @@ class Method(Protocol):
     evaluated: Literal["student", "teacher"]
     """Whose backbone is exported and judged."""
 
-    def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
-        """Loss of ``V`` views, each ``(B, 3, H, W)``, of the same images."""
+    def loss(self, views: Sequence[Tensor], now: MicroStep, /) -> LossOutput:
+        """Loss of ``V`` views, each ``(B, 3, H, W)`` (``H, W`` may differ), of the same images."""
         ...
 
 

@@ -15,23 +15,27 @@ from vssl_dist.vision import torchvision
 
 NARROW = {"resnet10_c16": 1, "resnet18_c16": 2}
 """Residual blocks per stage of the networks for a CPU: 16, 32, 64 and 128 channels."""
+TIMM = "timm:"
 SMALL_IMAGE = 64
 """Up to this size a ResNet gets the CIFAR stem: its own would leave a map of 2 x 2 or less."""
 
 
 def build_backbone(
-    name: str, image_size: int, *, zero_init_residual: bool = False
+    name: str, image_size: int, *, zero_init_residual: bool = False, any_size: bool = False
 ) -> tuple[nn.Module, int]:
     """An untrained backbone that maps ``(B, 3, H, W)`` to ``(B, D)``, and ``D``.
 
     Args:
         name: A torchvision ResNet (``resnet50``, ``wide_resnet50_2``, ...), one of
-            ``NARROW`` (a quarter of the channels, ``D = 128``), or any timm name; torchvision wins
-            where both know a name.
+            ``NARROW`` (a quarter of the channels, ``D = 128``), or any timm name
+            (``vit_small_patch16_224``, ...); torchvision wins where both know a name, and
+            ``timm:resnet50`` asks timm.
         image_size: Side of the images in pixels.  Up to 64, ResNets of torchvision start with a
             3 x 3 convolution of stride 1 and no pooling; otherwise the stem is the model's own.
         zero_init_residual: Start every residual block as the identity (torchvision only: timm's
             models bring their own initialisation).
+        any_size: Images of other sizes will come, too: a ViT then interpolates its position
+            embedding to each; the weights are the same.
 
     Raises:
         ConfigError: Nobody knows ``name``, or its batch is not ``(B, D)`` features.
@@ -41,7 +45,7 @@ def build_backbone(
     (128, Identity(), Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False))
     """
     if name not in NARROW and name not in _resnets():
-        return _timm(name, image_size)
+        return _timm(name.removeprefix(TIMM), image_size, any_size)
     net = torchvision().models.get_model("resnet18" if name in NARROW else name, weights=None)
     if name in NARROW:
         _narrow(net, 16, blocks=NARROW[name])
@@ -91,7 +95,7 @@ def _initialise(net: nn.Module, zero_init_residual: bool) -> None:
             nn.init.zeros_(module.bn3.weight)
 
 
-def _timm(name: str, image_size: int) -> tuple[nn.Module, int]:
+def _timm(name: str, image_size: int, any_size: bool) -> tuple[nn.Module, int]:
     torchvision()  # timm imports it, and must find it open
     import timm
 
@@ -103,12 +107,15 @@ def _timm(name: str, image_size: int) -> tuple[nn.Module, int]:
             f"method.backbone: {name!r} is neither a torchvision ResNet nor a timm name ({hint})"
         )
     pretrained = timm.get_pretrained_cfg(name)
-    size = {"img_size": image_size} if pretrained and pretrained.fixed_input_size else {}
+    size: dict[str, Any] = {}
+    if pretrained and pretrained.fixed_input_size:
+        size = {"img_size": image_size} | ({"dynamic_img_size": True} if any_size else {})
     try:
         net = timm.create_model(name, pretrained=False, num_classes=0, **size)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        images = f"{image_size}-pixel images" + (" and crops of other sizes" if any_size else "")
         raise ConfigError(
-            f"method.backbone: timm cannot build {name!r} for {image_size}-pixel images "
+            f"method.backbone: timm cannot build {name!r} for {images} "
             f"({' '.join(str(error).split())}); choose another backbone or data.image_size"
         ) from error
     return net, net.head_hidden_size

@@ -9,15 +9,18 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def mlp(*sizes: int, normalise_output: bool = False) -> nn.Sequential:
+def mlp(*sizes: int, normalise_output: bool = False, output_bias: bool = True) -> nn.Sequential:
     """Linear-BN-ReLU layers and a bare last Linear: ``mlp(2048, 4096, 256)``.
 
     Args:
         sizes: Widths from the input to the output, at least two.
         normalise_output: End with a batch norm without scale and shift.
+        output_bias: Whether the last Linear has a bias; before a batch norm it has none.
 
     >>> len(mlp(8, 4, 2)), len(mlp(8, 4, 2, normalise_output=True))
     (4, 5)
@@ -27,7 +30,8 @@ def mlp(*sizes: int, normalise_output: bool = False) -> nn.Sequential:
     for n_in, n_out in hidden:
         # A bias before a batch norm is subtracted again.
         layers += [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ReLU(inplace=True)]
-    layers.append(nn.Linear(last_in, last_out, bias=not normalise_output))
+    bias = output_bias and not normalise_output
+    layers.append(nn.Linear(last_in, last_out, bias=bias))
     if normalise_output:
         layers.append(nn.BatchNorm1d(last_out, affine=False))
     return nn.Sequential(*layers)
@@ -102,3 +106,53 @@ class GaussianBranch(nn.Module):
         h = self.backbone(view)
         mu, logvar = self.posterior(h).chunk(2, dim=-1)
         return Gaussian(h, mu if self.predictor is None else self.predictor(mu), logvar)
+
+
+class Scores(NamedTuple):
+    """What a `PrototypeBranch` says about crops."""
+
+    h: Tensor
+    """Embedding: the backbone's output ``(B, width)``."""
+    scores: Tensor
+    """Similarity to each prototype ``(B, K)``."""
+
+
+class Prototypes(nn.Module):
+    """Cosines of unit vectors ``(B, D)`` with ``K`` learnt directions, ``(B, K)``.
+
+    Args:
+        dim, count: ``D`` and ``K``.
+        scaled: Whether each direction also learns a factor, which starts at 1.
+    """
+
+    def __init__(self, dim: int, count: int, scaled: bool = False) -> None:
+        super().__init__()
+        self.direction = nn.Linear(dim, count, bias=False)
+        self.scale = nn.Parameter(torch.ones(count)) if scaled else None
+
+    def forward(self, unit: Tensor, frozen: bool = False) -> Tensor:
+        weight: Tensor = self.direction.weight
+        scale: Tensor | None = self.scale
+        if frozen:
+            # A gradient of zero, not none: DeepSpeed then sees the same parameters at every step.
+            # All that weight decay can still do to a row is undone by its normalisation.
+            weight = weight.detach() + 0 * weight
+            scale = None if scale is None else scale.detach() + 0 * scale
+        scores = F.linear(unit, F.normalize(weight, dim=-1))
+        return scores if scale is None else scores * scale
+
+
+class PrototypeBranch(nn.Module):
+    """backbone -> projector -> unit vector -> prototypes."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module, prototypes: Prototypes) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self.prototypes = prototypes
+
+    def forward(self, crops: Tensor, frozen: bool = False) -> Scores:
+        """``frozen`` spares the prototypes, and nothing else, the gradient."""
+        h = self.backbone(crops)
+        unit = F.normalize(self.projector(h), dim=-1)
+        return Scores(h, self.prototypes(unit, frozen))

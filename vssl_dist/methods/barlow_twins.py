@@ -1,0 +1,91 @@
+"""Barlow Twins: Self-Supervised Learning via Redundancy Reduction (Zbontar et al., 2021),
+arXiv 2103.03230.
+
+The cross-correlation of the two views' projections, feature by feature over the batch of all
+ranks, should be the identity: views agree (ones on the diagonal) and features say different
+things (zeros beside it).  Neither a teacher nor negatives.
+
+Defaults are the paper's for ImageNet: a projector of three layers of 8,192 without bias, and
+``lambd`` 0.0051, the one of the authors' code.  The gradient is that of the paper's formula on the
+whole batch, however many ranks compute it.  The authors' code sums the matrix over its processes
+without telling autograd, so its gradient is smaller by their number: ``scale_loss: 0.03125`` is
+that of their 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from vssl_dist import dist
+from vssl_dist.config import MethodConfig
+from vssl_dist.config.fields import Finite, Positive
+from vssl_dist.densities import at_least_float32
+from vssl_dist.methods import monitors
+from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.models.backbones import build_backbone
+from vssl_dist.models.heads import Projection, ProjectionBranch, mlp
+
+
+class BarlowTwinsConfig(MethodConfig):
+    """Barlow Twins' own keys."""
+
+    name: Literal["barlow_twins"] = "barlow_twins"
+    zero_init_residual: bool = True
+    """As in the authors' code."""
+    hidden: Positive = 8192
+    """Width of the projector's two hidden layers."""
+    dim: Positive = 8192
+    """Width of the projection."""
+    lambd: Annotated[Finite, Field(ge=0)] = 0.0051
+    """Weight of the entries beside the diagonal: the paper's lambda."""
+    scale_loss: Annotated[Finite, Field(gt=0)] = 1.0
+    """Factor of the whole loss; 1 is the paper's formula."""
+
+
+class BarlowTwins:
+    """The student, and the loss on two views."""
+
+    evaluated: Literal["student", "teacher"] = "student"
+
+    def __init__(self, cfg: BarlowTwinsConfig, image_size: int) -> None:
+        self.cfg = cfg
+        backbone, width = build_backbone(
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+        )
+        # The batch norm at the end standardises the features over the batch of all ranks.
+        projector = mlp(width, cfg.hidden, cfg.hidden, cfg.dim, normalise_output=True)
+        self.student: nn.Module = ProjectionBranch(backbone, projector)
+        self.teacher: nn.Module | None = None
+
+    def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
+        """Distance of the cross-correlation over all ranks from the identity; one for all ranks."""
+        view_1, view_2 = two_views(views)
+        one: Projection = self.student(view_1)
+        two: Projection = self.student(view_2)
+        z_1, z_2 = at_least_float32(one.z, two.z)
+        images = dist.world_size() * len(z_1)
+        correlation = dist.all_reduce(z_1.T @ z_2 / images)
+        on, off = redundancy(correlation)
+        metrics = {
+            "on_diagonal": on.detach(),
+            "off_diagonal": off.detach(),
+            "projection_spread": monitors.spread(z_1),
+            "alignment": monitors.alignment(z_1, z_2),
+        }
+        loss = self.cfg.scale_loss * (on + self.cfg.lambd * off)
+        return LossOutput(loss, one.h.detach(), metrics)
+
+
+def redundancy(correlation: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distance of ``(D, D)`` from the identity: on the diagonal, and beside it.
+
+    >>> import torch
+    >>> redundancy(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+    (tensor(1.), tensor(4.))
+    """
+    diagonal = correlation.diagonal()
+    return (diagonal - 1).square().sum(), correlation.square().fill_diagonal_(0).sum()

@@ -1,0 +1,189 @@
+"""DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., 2021),
+arXiv 2104.14294.
+
+The student's distribution over prototypes, for every crop of an image, should be the teacher's for
+another, global crop of it.  The teacher is an exponential moving average of the student; what it
+says is centred over the batch (no prototype wins everywhere) and sharpened by a low temperature
+(nor do all win alike): together they keep it from collapsing.
+
+Defaults are those of the authors' code for ImageNet: 8 local crops beside 2 global ones, a
+projector of three layers (2,048 wide, GELU) into 256 dimensions, 65,536 prototypes of fixed norm
+that rest during the first epoch, student temperature 0.1, the centre's decay 0.9.  The teacher's
+temperature rises from 0.04 to 0.07 over 30 epochs, as in the paper; the code's own default stays
+at 0.04.  Crops of one size go through the network together, as in that code, so a batch norm sees
+all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from itertools import groupby, pairwise
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from vssl_dist import dist
+from vssl_dist.config import ConfigError, MethodConfig
+from vssl_dist.config.fields import Finite, Positive, as_tuple
+from vssl_dist.densities import at_least_float32
+from vssl_dist.methods import monitors
+from vssl_dist.methods.base import LossOutput, MicroStep
+from vssl_dist.models.backbones import build_backbone
+from vssl_dist.models.heads import PrototypeBranch, Prototypes, Scores
+
+Temperature = Annotated[Finite, Field(gt=0)]
+Temperatures = Annotated[tuple[Temperature, Temperature], BeforeValidator(as_tuple)]
+Epochs = Annotated[Finite, Field(ge=0)]
+GLOBAL = 2
+"""Views that the teacher sees: the first ones."""
+
+
+class DINOConfig(MethodConfig):
+    """DINO's own keys; the teacher's decay is ``engine.ema_decay``."""
+
+    name: Literal["dino"] = "dino"
+    backbone: str = "vit_small_patch16_224"
+    local_crops: Annotated[int, Field(ge=0)] = 8
+    """Views beside the two global ones, which ``data.views`` lists first."""
+    hidden: Positive = 2048
+    """Width of the projector's two hidden layers."""
+    bottleneck: Positive = 256
+    """Width of the projection that the prototypes are compared with."""
+    prototypes: Positive = 65536
+    fixed_norm: bool = True
+    """Whether all prototypes keep the same norm; false is better for a small ViT, and less
+    stable."""
+    freeze_epochs: Epochs = 1.0
+    """How long the prototypes stay as they were initialised."""
+    student_temperature: Temperature = 0.1
+    teacher_temperature: Temperatures = (0.04, 0.07)
+    """At the start, and from ``teacher_warmup_epochs`` on; linear in between."""
+    teacher_warmup_epochs: Epochs = 30.0
+    centre_decay: Annotated[Finite, Field(ge=0, le=1)] = 0.9
+    evaluated: Literal["student", "teacher"] = "teacher"
+    """Whose backbone is exported and judged; the paper keeps the teacher's."""
+
+    @property
+    def views_wanted(self) -> int:
+        """Global and local crops."""
+        return GLOBAL + self.local_crops
+
+
+class DINO:
+    """Student and teacher, and the loss on global and local crops."""
+
+    def __init__(self, cfg: DINOConfig, image_size: int) -> None:
+        self.cfg, self.evaluated = cfg, cfg.evaluated
+        backbone, width = build_backbone(cfg.backbone, image_size, any_size=cfg.local_crops > 0)
+        projector = gelu_mlp(width, cfg.hidden, cfg.hidden, cfg.bottleneck)
+        prototypes = Prototypes(cfg.bottleneck, cfg.prototypes, scaled=not cfg.fixed_norm)
+        student = PrototypeBranch(backbone, projector, prototypes)
+        self.teacher: nn.Module | None = copy.deepcopy(student).requires_grad_(False)
+        # It is saved, and put back after a skipped step, with the student's other buffers.
+        self.centre = Centre(cfg.prototypes)
+        student.add_module("centre", self.centre)
+        self.student: nn.Module = student
+
+    def loss(self, views: Sequence[Tensor], now: MicroStep) -> LossOutput:
+        """Cross-entropy of each global crop's teacher and each other crop's student."""
+        cfg = self.cfg
+        self._check(views)
+        assert self.teacher is not None
+        with torch.no_grad():
+            said = by_size(self.teacher, views[:GLOBAL])
+            scores = at_least_float32(*(crop.scores for crop in said))
+            temperature = teacher_temperature(cfg, now.epoch)
+            targets = [F.softmax((s - self.centre.value) / temperature, dim=-1) for s in scores]
+        frozen = now.epoch < cfg.freeze_epochs
+        seen = by_size(lambda crops: self.student(crops, frozen), views)
+        answers = [crop.scores / cfg.student_temperature for crop in seen]
+        loss = cross_view_entropy(answers, targets)
+        self.centre.move(torch.cat(scores), cfg.centre_decay)
+        metrics = {
+            "teacher_entropy": torch.special.entr(targets[0]).sum(-1).mean(),
+            "teacher_temperature": loss.new_full((), temperature),
+            "alignment": monitors.alignment(seen[0].h, said[1].h),
+        }
+        return LossOutput(loss, seen[0].h.detach(), metrics)
+
+    def _check(self, views: Sequence[Tensor]) -> None:
+        if len(views) != self.cfg.views_wanted:
+            raise ConfigError(
+                f"data.views: {len(views)} views, but method.local_crops={self.cfg.local_crops} "
+                f"and {GLOBAL} global ones make {self.cfg.views_wanted}"
+            )
+        if any(view.shape[-1] > views[GLOBAL - 1].shape[-1] for view in views):
+            raise ConfigError("data.views: list the two global crops first, the smaller ones after")
+
+
+class Centre(nn.Module):
+    """The moving average of the teacher's scores over the images of all ranks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.value: Tensor
+        self.register_buffer("value", torch.zeros(width))
+
+    @torch.no_grad()
+    def move(self, scores: Tensor, decay: float) -> None:
+        """Towards the mean of ``(N, K)``, once per micro-step."""
+        mean = dist.all_reduce(scores.mean(0)) / dist.world_size()
+        self.value.lerp_(mean.to(self.value), 1 - decay)
+
+
+def teacher_temperature(cfg: DINOConfig, epoch: float) -> float:
+    """The teacher's temperature after ``epoch`` epochs.
+
+    >>> [round(teacher_temperature(DINOConfig(), e), 3) for e in (0, 15, 30, 99)]
+    [0.04, 0.055, 0.07, 0.07]
+    """
+    first, last = cfg.teacher_temperature
+    if epoch >= cfg.teacher_warmup_epochs:
+        return last
+    return first + (last - first) * epoch / cfg.teacher_warmup_epochs
+
+
+def cross_view_entropy(answers: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Mean cross-entropy over the batch and all pairs of different views.
+
+    Args:
+        answers: The student's logits ``(B, K)`` for every view.
+        targets: The teacher's probabilities ``(B, K)`` for the first views.
+
+    >>> one, two = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    >>> round(cross_view_entropy([one, one], [two, two]).item(), 4)  # log 2
+    0.6931
+    """
+    logs = [F.log_softmax(answer, dim=-1) for answer in at_least_float32(*answers)]
+    pairs = [
+        -(target * log).sum(-1).mean()
+        for number, target in enumerate(targets)
+        for other, log in enumerate(logs)
+        if other != number
+    ]
+    return torch.stack(pairs).mean()
+
+
+def by_size(network: Callable[[Tensor], Scores], views: Sequence[Tensor]) -> list[Scores]:
+    """``network`` on all views, neighbours of one size in one batch; one `Scores` per view."""
+    seen: list[Scores] = []
+    for _, same in groupby(views, key=lambda view: view.shape):
+        crops = list(same)
+        out = network(torch.cat(crops))
+        seen += [Scores(*parts) for parts in zip(*(t.chunk(len(crops)) for t in out), strict=True)]
+    return seen
+
+
+def gelu_mlp(*sizes: int) -> nn.Sequential:
+    """Linear-GELU layers and a bare last Linear, weights from a normal of 0.02, as in a ViT."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(sizes):
+        linear = nn.Linear(n_in, n_out)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.GELU()]
+    return nn.Sequential(*layers[:-1])

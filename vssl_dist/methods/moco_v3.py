@@ -1,0 +1,128 @@
+"""MoCo v3: Training Self-Supervised Vision Transformers (Chen et al., 2021), arXiv 2104.02057.
+
+The student's prediction of one view must find the teacher's projection of the other view of the
+same image among those of all images of the batch (InfoNCE).  The teacher is an exponential moving
+average of the student; there is no queue.
+
+The two directions are added, and each is multiplied by ``2 T``: the paper's learning rates belong
+to that sum (algorithm 1).  Defaults are the paper's for ResNet-50, in the authors' code: a
+projector of two layers, a predictor of two, 4,096 wide, into 256 dimensions, batch norm after
+every layer but the predictor's last.  For a ViT they have ``projector_layers: 3``,
+``normalise_prediction: true``, ``temperature: 0.2`` and ``freeze_patches: true``.  Their
+temperature for ResNet-50 is the code's, 1.0.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from vssl_dist import dist
+from vssl_dist.config import ConfigError, MethodConfig
+from vssl_dist.config.fields import Finite, Positive
+from vssl_dist.densities import at_least_float32
+from vssl_dist.methods import monitors
+from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.models.backbones import build_backbone
+from vssl_dist.models.heads import Projection, ProjectionBranch, mlp
+
+
+class MoCoV3Config(MethodConfig):
+    """MoCo v3's own keys; the teacher's decay is ``engine.ema_decay``."""
+
+    name: Literal["moco_v3"] = "moco_v3"
+    zero_init_residual: bool = True
+    """As in the authors' code."""
+    projector_layers: Annotated[int, Field(ge=1)] = 2
+    """Linear layers of the projector."""
+    hidden: Positive = 4096
+    """Hidden width of projector and predictor."""
+    dim: Positive = 256
+    """Width of projection and prediction."""
+    normalise_prediction: bool = False
+    """Whether the predictor, too, ends with a batch norm."""
+    temperature: Annotated[Finite, Field(gt=0)] = 1.0
+    """What the cosines are divided by."""
+    freeze_patches: bool = False
+    """Keep a ViT's patch projection as it was initialised: the paper's cure for instability."""
+    evaluated: Literal["student", "teacher"] = "student"
+    """Whose backbone is exported and judged."""
+
+
+class MoCoV3:
+    """Student and teacher, and the loss on two views."""
+
+    def __init__(self, cfg: MoCoV3Config, image_size: int) -> None:
+        self.cfg, self.evaluated = cfg, cfg.evaluated
+        backbone, width = build_backbone(
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+        )
+        if cfg.freeze_patches:
+            _freeze_patches(backbone, cfg.backbone)
+        hidden = [cfg.hidden] * (cfg.projector_layers - 1)
+        projector = mlp(width, *hidden, cfg.dim, normalise_output=True)
+        predictor = mlp(
+            cfg.dim,
+            cfg.hidden,
+            cfg.dim,
+            normalise_output=cfg.normalise_prediction,
+            output_bias=False,
+        )
+        self.student: nn.Module = ProjectionBranch(backbone, projector, predictor)
+        teacher = copy.deepcopy(ProjectionBranch(backbone, projector))
+        self.teacher: nn.Module | None = teacher.requires_grad_(False)
+
+    def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
+        """InfoNCE of both directions, summed, the keys being those of all ranks."""
+        view_1, view_2 = two_views(views)
+        assert self.teacher is not None
+        with torch.no_grad():
+            key_1: Projection = self.teacher(view_1)
+            key_2: Projection = self.teacher(view_2)
+            keys = [F.normalize(z, dim=-1) for z in at_least_float32(key_1.z, key_2.z)]
+            all_1, all_2 = (dist.all_gather(key) for key in keys)
+        one: Projection = self.student(view_1)
+        two: Projection = self.student(view_2)
+        q_1, q_2 = (F.normalize(p, dim=-1) for p in at_least_float32(one.p, two.p))
+        own = dist.rank() * len(q_1) + torch.arange(len(q_1), device=q_1.device)
+        temperature = self.cfg.temperature
+        forward, back = (
+            info_nce(q_1, all_2, own, temperature),
+            info_nce(q_2, all_1, own, temperature),
+        )
+        metrics = {
+            "projection_spread": monitors.spread(keys[0]),
+            "alignment": monitors.alignment(q_1, keys[1]),
+        }
+        return LossOutput(2 * temperature * (forward + back), one.h.detach(), metrics)
+
+
+def info_nce(queries: Tensor, keys: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of picking each query's own key, averaged over the queries.
+
+    Args:
+        queries: ``(B, D)`` unit vectors.
+        keys: ``(N, D)`` unit vectors.
+        own: ``(B,)`` each query's key.
+        temperature: What the cosines are divided by.
+
+    >>> z = torch.eye(2)
+    >>> round(info_nce(z, z, torch.arange(2), temperature=1.0).item(), 4)  # log(1 + 1 / e)
+    0.3133
+    """
+    return F.cross_entropy(queries @ keys.T / temperature, own)
+
+
+def _freeze_patches(backbone: nn.Module, name: str) -> None:
+    patches = getattr(backbone, "patch_embed", None)
+    if patches is None:
+        raise ConfigError(
+            f"method.freeze_patches: {name} has no patch projection; leave it out for a ConvNet"
+        )
+    patches.requires_grad_(False)
