@@ -1,6 +1,8 @@
 """Evaluate the exports of a run, or one export, by hand: the same code as beside the training.
 
     python launch/evaluate.py runs/quickstart --baselines
+    python launch/evaluate.py runs/quickstart --task knn,linear,collapse
+    python launch/evaluate.py runs/cifar10_vje --task ood --data svhn=data/svhn/val
     python launch/evaluate.py runs/quickstart/export/backbone-00000600.safetensors
 
 Results lie beside the exports and are not computed twice.
@@ -16,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from vssl_dist.config import ConfigError, KnnConfig
+from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.features import read_card
-from vssl_dist.evaluation.task import baselines, evaluate
+from vssl_dist.evaluation.subject import Images
+from vssl_dist.evaluation.task import Place, baselines, evaluate
+from vssl_dist.evaluation.tasks import TASKS as MEASURES
 from vssl_dist.jobs.dispatch import lock_of
 from vssl_dist.jobs.evaluation import Due, evaluate_one
 from vssl_dist.jobs.resources import Device
@@ -36,9 +41,16 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("target", type=Path, metavar="RUN|EXPORT")
-    parser.add_argument("--task", choices=["knn"], default="knn")
     parser.add_argument(
-        "--data", metavar="TRAIN,VAL", help="other shard folders than the run's, as bank,queries"
+        "--task", default="knn", metavar="TASK,...", help=f"any of {', '.join(TASKS)} (knn)"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="TRAIN,VAL|NAME=FOLDER",
+        help="other shard folders than the run's: bank,queries; or one that task ood tells apart "
+        "(may be repeated)",
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], help="the GPU if there is one")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (2)")
@@ -62,40 +74,70 @@ def exports(target: Path) -> list[Path]:
     return found
 
 
-def task_of(card: dict[str, Any], name: str) -> KnnConfig:
-    """The run's own settings of a task, or the task's defaults."""
-    for settings in card.get("config", {}).get("evaluations", ()):
-        if settings.get("task") == name:
-            return KnnConfig.model_validate(settings)
-    return KnnConfig()
+def tasks_of(card: dict[str, Any], names: str) -> list[TaskConfig]:
+    """The run's own settings of the named tasks, or the tasks' defaults.
+
+    Raises:
+        ConfigError: A name is none of a task, or stands twice.
+    """
+    own = {s.get("task"): s for s in card.get("config", {}).get("evaluations", ())}
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in TASKS or wanted.count(name) > 1:
+            problem = "stands twice" if name in TASKS else f"is not one of {', '.join(TASKS)}"
+            raise ConfigError(f"--task {names}: {name!r} {problem}")
+    return [read_task(own.get(name, {"task": name})) for name in wanted]
 
 
-def rows(args: argparse.Namespace, found: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and results of each line of the table."""
-    task = task_of(read_card(found[-1]), args.task)
-    train, val = _folders(args.data)
-    device, threads = args.device or _device(), args.threads
-    if args.baselines:
-        known = baselines(found[-1], task, device=device, threads=threads, train=train, val=val)
-        for name, results in known["results"].items():
-            yield name.replace("_", " "), results
+Line = tuple[str, dict[str, Any]]
+
+
+def lines(
+    tasks: Sequence[TaskConfig], place: Place, found: Sequence[Path], with_baselines: bool
+) -> dict[str, list[Line]]:
+    """Name and results of each line of each task's table.
+
+    One export after the other, because only the last few networks' features are kept.
+    """
+    made: dict[str, list[Line]] = {task.task: [] for task in tasks}
+    for task in tasks if with_baselines else ():
+        for name, results in baselines(found[-1], task, place)["results"].items():
+            made[task.task].append((name.replace("_", " "), results))
     for export in found:
-        one = Due(export, read_card(export)["step"], task)
-        run = export.parent.parent
-        if (run / "config.yaml").exists() and train is None and not one.done():
-            result = evaluate_one(run, one, device, threads)  # onto the run's curve, too
+        step = read_card(export)["step"]
+        for task in tasks:
+            results = _evaluated(Due(export, step, task), place)["results"]
+            made[task.task].append((f"step {step}", results))
+    return made
+
+
+def _evaluated(one: Due, place: Place) -> dict[str, Any]:
+    run = one.export.parent.parent
+    own = place.train is None and place.val is None and not place.ood
+    if (run / "config.yaml").exists() and own and not one.done():
+        device: Device = "cpu" if place.device == "cpu" else "cuda"
+        return evaluate_one(run, one, device, place.threads)  # onto the run's curve, too
+    return evaluate(one.export, one.task, place)
+
+
+def place_of(args: argparse.Namespace) -> Place:
+    """Where to run and which folders to read.
+
+    Raises:
+        ConfigError: A ``--data`` is neither a pair nor a name with a folder.
+    """
+    pair: tuple[Path | None, Path | None] = (None, None)
+    ood: dict[str, Path] = {}
+    for data in args.data:
+        name, equals, folder = data.partition("=")
+        train, comma, val = data.partition(",")
+        if equals and folder and "/" not in name and "," not in name:
+            ood |= OodConfig(ood={name: Path(folder)}).absolute().ood
+        elif train and comma and val and pair == (None, None):
+            pair = Path(train).absolute(), Path(val).absolute()
         else:
-            result = evaluate(export, task, device=device, threads=threads, train=train, val=val)
-        yield f"step {one.step}", result["results"]
-
-
-def _folders(data: str | None) -> tuple[Path | None, Path | None]:
-    if data is None:
-        return None, None
-    train, comma, val = data.partition(",")
-    if not (train and comma and val):
-        raise ConfigError(f"--data {data}: two folders, as TRAIN,VAL")
-    return Path(train).absolute(), Path(val).absolute()
+            raise ConfigError(f"--data {data}: two folders, as TRAIN,VAL, or NAME=FOLDER")
+    return Place(args.device or _device(), args.threads, *pair, ood)
 
 
 def _device() -> Device:
@@ -104,14 +146,15 @@ def _device() -> Device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def table(lines: Sequence[tuple[str, dict[str, Any]]]) -> Table:
-    """Top-1 accuracy of each line at each point of the grid."""
+def table(task: str, lines: Sequence[Line]) -> Table:
+    """One row per line, one column per figure."""
+    kind = MEASURES[task]
     shown = Table()
-    shown.add_column("k-NN top-1 %")
-    for point in lines[0][1]:
-        shown.add_column(point.replace("_", " "), justify="right")
+    shown.add_column(kind.title)
+    for column in kind.columns(lines[0][1]):
+        shown.add_column(column, justify="right")
     for name, results in lines:
-        shown.add_row(name, *(f"{100 * point['top1']:.1f}" for point in results.values()))
+        shown.add_row(name, *kind.columns(results).values())
     return shown
 
 
@@ -120,15 +163,26 @@ def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     try:
         found = exports(args.target)
+        tasks, place = tasks_of(read_card(found[-1]), args.task), place_of(args)
+        if place.ood and not any(isinstance(task, OodConfig) for task in tasks):
+            raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
+        for task in tasks:  # all that is missing is said before the first of them runs
+            Images.open(read_card(found[-1]), task, place)
         with _alone(args.target):
-            lines = list(rows(args, found))
+            made = lines(tasks, place, found, args.baselines)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        print(f"error: {where}: {first['msg']}, got {first['input']!r}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    Console().print(table(lines))
+    for name, shown in made.items():
+        Console().print(table(name, shown))
     return 0
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from vssl_dist import config
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config import ConfigError, OodConfig, RunConfig
+from vssl_dist.data.loader import check_classes
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import publish
 from vssl_dist.jobs import cluster, local, owner
@@ -100,9 +101,9 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
 def _absolute(cfg: RunConfig) -> RunConfig:
     """The same run whatever folder a job starts in."""
     data = {key: path.absolute() for key in ("train", "val") if (path := getattr(cfg.data, key))}
-    return cfg.model_copy(
-        update={"out": cfg.out.absolute(), "data": cfg.data.model_copy(update=data)}
-    )
+    tasks = tuple(task.absolute() for task in cfg.evaluations)
+    changed = {"out": cfg.out.absolute(), "data": cfg.data.model_copy(update=data)}
+    return cfg.model_copy(update=changed | {"evaluations": tasks})
 
 
 def _gpus(streams: int) -> int:
@@ -116,13 +117,19 @@ def environment_problems(cfg: RunConfig, launch: Launch) -> list[str]:
     problems = []
     if launch.cluster == "slurm" and (reason := cluster.why_no_slurm()):
         problems.append(f"{reason}: --local [N] runs on this machine instead")
-    for key in ("train", "val"):
-        folder = getattr(cfg.data, key)
+    folders = {"data.train": cfg.data.train, "data.val": cfg.data.val}
+    for task in cfg.evaluations:
+        if isinstance(task, OodConfig):
+            folders |= {f"evaluations: ood {name}": path for name, path in task.ood.items()}
+    for key, folder in folders.items():
         try:
             if folder is not None:
-                Dataset.open(folder).probe()
+                dataset = Dataset.open(folder)
+                dataset.probe()
+                if key == "data.train":
+                    check_classes(cfg, dataset)
         except DataError as error:
-            problems.append(f"data.{key}: {error}")
+            problems.append(f"{key}: {error}")
     if "@" in launch.tracking_uri.partition("://")[2].partition("/")[0]:
         problems.append(
             "MLFLOW_TRACKING_URI names a user, and would be written into the run folder: use "

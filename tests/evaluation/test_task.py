@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_prep.shard import main as shard
+from tests.support.exports import NORMALISE, by_hand, change, exported
 from tests.support.photos import tiny_dataset
 from vssl_dist.config import KnnConfig, Normalisation
 from vssl_dist.data.shards import DataError, Dataset
@@ -33,10 +31,9 @@ from vssl_dist.evaluation.features import (
     random_network,
     raw_pixels,
 )
-from vssl_dist.evaluation.task import baselines, evaluate
+from vssl_dist.evaluation.task import Place, baselines, evaluate
 from vssl_dist.models.backbones import build_backbone
 
-NORMALISE = Normalisation(mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))
 TASK = KnnConfig(k=(5, 20), temperature=(0.07, 1.0), batch=50)
 
 
@@ -44,54 +41,12 @@ TASK = KnnConfig(k=(5, 20), temperature=(0.07, 1.0), batch=50)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     tiny_dataset(folder, samples=400, classes=16, shard_size=100)
-    tiny_dataset(folder, samples=120, classes=16, shard_size=50, split="val", first=10_000)
+    # Apart, because plain walls look alike, and one dataset may not hold an image in both splits.
+    val = tiny_dataset(
+        folder / "apart", samples=120, classes=16, shard_size=50, split="val", first=10_000
+    )
+    val.rename(folder / "val")
     return folder
-
-
-def exported(folder: Path, data: Path, *, seed: int = 1, step: int = 40) -> tuple[Path, nn.Module]:
-    """A backbone with lived-in batch norm statistics, written as a training writes it."""
-    torch.manual_seed(seed)
-    backbone, width = build_backbone("resnet18_c16", 32)
-    backbone.train()(torch.randn(64, 3, 32, 32))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"backbone-{step:08d}.safetensors"
-    save_file(backbone.state_dict(), path)
-    card = {
-        "backbone": "resnet18_c16",
-        "width": width,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "image_size": 32,
-        "normalise": NORMALISE.model_dump(mode="json"),
-        "step": step,
-        "run": "tiny",
-        "train": str(data / "train"),
-        "val": str(data / "val"),
-        "config": {"data": {"backend": "reference"}},
-    }
-    path.with_suffix(".json").write_text(json.dumps(card))
-    return path, backbone.eval()
-
-
-def change(path: Path, **changes: object) -> None:
-    card = path.with_suffix(".json")
-    card.write_text(json.dumps(json.loads(card.read_text()) | changes))
-
-
-def by_hand(folder: Path) -> tuple[Tensor, np.ndarray]:
-    """All images of a split, straight from the tars with PIL, normalised, and their labels."""
-    images, labels = [], []
-    for shard_path in sorted(folder.glob("*.tar")):
-        with tarfile.open(shard_path) as tar:
-            for member in tar.getmembers():
-                file = tar.extractfile(member)
-                assert file is not None
-                if member.name.endswith(".cls"):
-                    labels.append(int(file.read()))
-                else:
-                    image = Image.open(io.BytesIO(file.read())).convert("RGB")
-                    images.append(np.asarray(image, np.float32) / 255)
-    pixels = (np.stack(images) - NORMALISE.mean) / NORMALISE.std
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), np.array(labels)
 
 
 def score(network: Callable[[Tensor], Tensor], data: Path, k: int, temperature: float) -> float:
@@ -152,9 +107,9 @@ def test_datasets_can_be_given_instead_of_the_cards(tmp_path: Path, data: Path) 
     change(path, train="/moved/train", val=None)
     with pytest.raises(DataError, match="held-out"):
         evaluate(path, TASK)
-    given = evaluate(path, TASK, train=data / "train", val=data / "val", threads=1)
+    given = evaluate(path, TASK, Place(train=data / "train", val=data / "val", threads=1))
     assert given["results"] == there["results"]
-    elsewhere = evaluate(path, TASK, train=data / "val", val=data / "train")
+    elsewhere = evaluate(path, TASK, Place(train=data / "val", val=data / "train"))
     assert elsewhere["results"] != there["results"]
     assert json.loads((tmp_path / "a" / "knn-00000040.json").read_text()) == there
     assert len(list((tmp_path / "a").glob("knn-00000040-on-*.json"))) == 2

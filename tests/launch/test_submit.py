@@ -256,3 +256,13 @@ def test_a_login_node_needs_none_of_the_heavy_imports_and_sees_no_traceback(here
     )  # fmt: skip
     assert done.stdout == "2 []\n"
     assert re.fullmatch(r"error: nosuch\.yaml: .*\n", done.stderr)
+
+
+def test_what_is_out_of_distribution_is_looked_for_on_the_login_node(
+    here: Path, yaml_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(
+        capsys, "--local", "1", yaml_file, "evaluations=[{task: ood, ood: {svhn: nowhere}}]"
+    )
+    assert "evaluations: ood svhn" in line
+    assert str(here / "nowhere") in line

@@ -143,49 +143,74 @@ def extract(
         DataError: The features would not fit into memory.
     """
     total = min(dataset.samples, limit or dataset.samples)
-    if isinstance(network, nn.Module):
-        network.to(reading.device)
     features = torch.empty(0)
     labels = torch.empty(total, dtype=torch.int64)
     done = 0
-    with _bar() as bar, torch.inference_mode():
-        task = bar.add_task(f"features of {dataset.folder.name}", total=total)
+    for rows, classes in stream(network, dataset, reading, limit=limit, progress=progress):
+        if not len(features):
+            features = _allocate(total, rows.shape[1])
+        features[done : done + len(rows)] = rows
+        labels[done : done + len(rows)] = classes
+        done += len(rows)
+    return Features(features, labels)
+
+
+def stream(
+    network: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    reading: Reading,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `extract` collects, batch by batch: features ``(B, D)`` float32, labels ``(B,)``.
+
+    Raises:
+        RuntimeError: At the end, if images were left out.
+    """
+    total = min(dataset.samples, limit or dataset.samples)
+    if isinstance(network, nn.Module):
+        network.to(reading.device)
+    done = 0
+    with bar() as shown:
+        task = shown.add_task(f"features of {dataset.folder.name}", total=total)
         for batch in reading.batches(dataset, limit):
             rows = _forward(network, batch.views[0], reading)
-            if not len(features):
-                features = _allocate(total, rows.shape[1])
-            features[done : done + len(rows)] = rows
-            labels[done : done + len(rows)] = batch.labels
             done += len(rows)
-            bar.update(task, completed=done)
+            yield rows, batch.labels.cpu()
+            shown.update(task, completed=done)
             if progress is not None:
                 progress(done, total)
     if done != total:
         raise RuntimeError(f"{dataset.folder}: {done} of {total} images were read")
-    return Features(features, labels)
 
 
 def _forward(network: Callable[[Tensor], Tensor], images: Tensor, reading: Reading) -> Tensor:
-    with torch.autocast(
-        torch.device(reading.device).type,
-        dtype=reading.autocast,
-        enabled=reading.autocast is not None,
-    ):
+    kind = torch.device(reading.device).type
+    mixed = torch.autocast(kind, dtype=reading.autocast, enabled=reading.autocast is not None)
+    with torch.inference_mode(), mixed:
         return network(images).float().cpu()
 
 
-def _allocate(samples: int, width: int) -> Tensor:
+def precision(samples: int, width: int) -> torch.dtype:
+    """float32, or float16 for what would be larger than 2 GiB."""
     half = samples * width * 4 > _FULL_PRECISION_BYTES
-    needed = samples * width * (2 if half else 4)
+    return torch.float16 if half else torch.float32
+
+
+def _allocate(samples: int, width: int) -> Tensor:
+    dtype = precision(samples, width)
+    needed = samples * width * dtype.itemsize
     free = psutil.virtual_memory().available
     if needed > free:
         raise DataError(
             f"{samples} features of width {width} need {needed / 2**30:.1f} GiB, "
             f"{free / 2**30:.1f} are free: set max_bank"
         )
-    return torch.empty(samples, width, dtype=torch.float16 if half else torch.float32)
+    return torch.empty(samples, width, dtype=dtype)
 
 
-def _bar() -> Progress:
+def bar() -> Progress:
+    """A progress bar, drawn only on a terminal."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     return Progress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty())

@@ -6,90 +6,64 @@ happen on any machine, at any time, and more than once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from vssl_dist.config import KnnConfig, Normalisation
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.config import TaskConfig
 from vssl_dist.durable import publish, sha256
-from vssl_dist.evaluation.features import (
-    Reading,
-    extract,
-    load_export,
-    random_network,
-    raw_pixels,
-    read_card,
-)
-from vssl_dist.evaluation.knn import knn_grid
+from vssl_dist.evaluation.cache import FeatureCache
+from vssl_dist.evaluation.features import read_card
+from vssl_dist.evaluation.subject import Images, Network, Place, Subject
+from vssl_dist.evaluation.tasks import TASKS
 
-_SCHEDULE = {"every_epochs"}
+__all__ = ["Place", "baselines", "evaluate"]
+
+_CACHE = "features"
 
 
-def evaluate(
-    export: Path,
-    task: KnnConfig,
-    *,
-    device: str = "cpu",
-    threads: int = 2,
-    train: Path | None = None,
-    val: Path | None = None,
-) -> dict[str, Any]:
-    """k-NN accuracy of an export, written to ``knn-STEP.json`` beside it.
+def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> dict[str, Any]:
+    """Evaluate an export; the result is written to ``TASK-STEP.json`` beside it.
 
-    On other folders than the card's it is ``knn-STEP-on-DIGEST.json``: the run's own result stays.
-
+    On other folders than the run's it is ``TASK-STEP-on-DIGEST.json``: the run's own result stays.
     An evaluation that was done before, of the same weights on the same data, is not done again.
+    Features are kept in the folder ``features`` beside the export and shared by all tasks.
 
     Args:
         export: The ``.safetensors`` file.
-        task: The grid and its bounds.
-        device: Where the network runs, ``"cpu"`` or ``"cuda"``.
-        threads: Decoding threads.
-        train: The bank's folder, if it is not where the export's card says.
-        val: The queries' folder, likewise.
+        settings: Which task, and its bounds; see `vssl_dist.evaluation.tasks`.
+        place: Device, decoding threads, and other folders than those of the export's card.
 
     Returns:
-        What was written: ``step``, ``run``, ``export``, ``export_sha256``, ``results``
-        (``"k20_t0.07"`` to ``top1`` and ``top5``), ``metrics`` (the same by their names on the
-        run's curves; ``knn/top1`` is the first k with the first temperature), ``bank`` and
-        ``queries`` (folder, fingerprint, samples), ``task`` and ``seconds``.
+        What was written: ``step``, ``run``, ``export``, ``export_sha256``, ``results``,
+        ``metrics`` (the same by their names on the run's curves), ``task``, ``seconds`` and,
+        for each split that was read, its folder, fingerprint and number of samples: ``bank``,
+        ``queries`` and the names of ``ood``.
 
     Raises:
         ExportError: The export is missing, foreign or damaged.
-        DataError: A dataset is, or the two do not fit together.
+        DataError: A dataset is, or they do not fit together.
     """
     card = read_card(export)
-    pair = _Pair.open(card, task, _Place(device, threads, train, val))
-    facts = pair.facts(task) | {"export_sha256": sha256(export), "step": card["step"]}
+    images = Images.open(card, settings, place or Place())
+    network = Network.exported(export)
+    facts = images.facts(settings) | {"export_sha256": sha256(export), "step": card["step"]}
 
     def compute() -> dict[str, Any]:
-        results = pair.knn(load_export(export)[0], task)
-        return {"export": export.name, "results": results, "metrics": _metrics(results)}
+        subject = Subject(network, images, FeatureCache(export.parent / _CACHE))
+        found = TASKS[settings.task].measure(subject, settings)
+        return {"export": export.name, "results": found.results, "metrics": found.metrics}
 
-    path = export.with_name(f"knn-{card['step']:08d}{pair.suffix}.json")
+    path = export.with_name(f"{settings.task}-{card['step']:08d}{images.suffix}.json")
     return _once(path, facts | {"run": card["run"]}, compute)
 
 
-def baselines(
-    export: Path,
-    task: KnnConfig,
-    *,
-    device: str = "cpu",
-    threads: int = 2,
-    train: Path | None = None,
-    val: Path | None = None,
-) -> dict[str, Any]:
-    """What the accuracy must be compared with: raw pixels, and the same backbone untrained.
+def baselines(export: Path, settings: TaskConfig, place: Place | None = None) -> dict[str, Any]:
+    """What an export must be compared with: raw pixels, and the same backbone untrained.
 
-    Takes what `evaluate` takes, of any export of the run.  Written to ``knn-baselines.json``
+    Takes what `evaluate` takes, of any export of the run.  Written to ``TASK-baselines.json``
     beside it and computed once.
 
     Returns:
@@ -97,103 +71,24 @@ def baselines(
         ``random_network`` (seed 0, eval mode).
     """
     card = read_card(export)
-    pair = _Pair.open(card, task, _Place(device, threads, train, val))
-    facts = pair.facts(task) | {"backbone": card["backbone"]}
+    images = Images.open(card, settings, place or Place())
+    facts = images.facts(settings) | {"backbone": card["backbone"]}
+    networks = {
+        "raw_pixels": Network.pixels(),
+        "random_network": Network.untrained(card["backbone"], card["image_size"]),
+    }
 
     def compute() -> dict[str, Any]:
-        network = random_network(card["backbone"], card["image_size"])
-        raw = pair.knn(raw_pixels, task)
-        return {"results": {"raw_pixels": raw, "random_network": pair.knn(network, task)}}
-
-    path = export.with_name(f"knn-baselines{pair.suffix}.json")
-    return _once(path, facts | {"run": card["run"]}, compute)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an evaluation runs and what it reads; ``None`` means what the card says."""
-
-    device: str
-    threads: int
-    train: Path | None
-    val: Path | None
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """The bank and the queries, and how their images are read."""
-
-    train: Dataset
-    val: Dataset
-    reading: Reading
-    suffix: str
-    """Of a result's file name: nothing for the run's own data."""
-
-    @classmethod
-    def open(cls, card: dict[str, Any], task: KnnConfig, place: _Place) -> _Pair:
-        folders = {"train": place.train or card["train"], "val": place.val or card["val"]}
-        if folders["val"] is None:
-            raise DataError(
-                f"run {card['run']} names no data.val: pass the folder of held-out shards"
-            )
-        train, val = (Dataset.open(Path(folder)) for folder in folders.values())
-        for dataset in (train, val):
-            if not dataset.samples:
-                raise DataError(f"{dataset.folder}: holds no samples, k-NN needs some")
-        if train.classes != val.classes:
-            raise DataError(
-                f"{train.folder} has {len(train.classes)} classes, {val.folder} "
-                f"{len(val.classes)}, or others: shard both splits from one source"
-            )
-        if train.fingerprint == val.fingerprint:
-            raise DataError(f"{train.folder} is bank and query: every image would find itself")
-        config = card.get("config", {}).get("data", {})
-        reading = Reading(
-            image_size=card["image_size"],
-            normalise=Normalisation.model_validate(card["normalise"]),
-            batch=task.batch,
-            backend=config.get("backend", "dali"),
-            threads=place.threads,
-            device=place.device,
-        )
-        fingerprints = f"{train.fingerprint}{val.fingerprint}".encode()
-        own = place.train is None and place.val is None
-        suffix = "" if own else f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}"
-        return cls(train, val, reading, suffix)
-
-    def facts(self, task: KnnConfig) -> dict[str, Any]:
-        """All that the result depends on, apart from the network."""
-        limits = {"bank": (self.train, task.max_bank), "queries": (self.val, task.max_queries)}
-        sides = {
-            name: {
-                "folder": str(dataset.folder),
-                "fingerprint": dataset.fingerprint,
-                "samples": min(dataset.samples, limit or dataset.samples),
-            }
-            for name, (dataset, limit) in limits.items()
+        cache = FeatureCache(export.parent / _CACHE)
+        measure = TASKS[settings.task].measure
+        results = {
+            name: measure(Subject(network, images, cache), settings).results
+            for name, network in networks.items()
         }
-        return {"task": task.model_dump(mode="json", exclude=_SCHEDULE)} | sides
+        return {"results": results}
 
-    def knn(
-        self, network: nn.Module | Callable[[Tensor], Tensor], task: KnnConfig
-    ) -> dict[str, dict[str, float]]:
-        bank = extract(network, self.train, self.reading, limit=task.max_bank)
-        queries = extract(network, self.val, self.reading, limit=task.max_queries)
-        try:
-            grid = knn_grid(
-                bank, queries, task.k, task.temperature, device=torch.device(self.reading.device)
-            )
-        except ValueError as error:
-            raise DataError(f"k-NN on {self.val.folder}: {error}") from error
-        return {f"k{k}_t{t:g}": accuracy._asdict() for (k, t), accuracy in grid.items()}
-
-
-def _metrics(results: dict[str, dict[str, float]]) -> dict[str, float]:
-    first = next(iter(results.values()))
-    metrics = {f"knn/{name}": value for name, value in first.items()}
-    for point, accuracies in results.items():
-        metrics |= {f"knn/{name}_{point}": value for name, value in accuracies.items()}
-    return metrics
+    path = export.with_name(f"{settings.task}-baselines{images.suffix}.json")
+    return _once(path, facts | {"run": card["run"]}, compute)
 
 
 def _once(

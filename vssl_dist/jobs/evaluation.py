@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vssl_dist.config import KnnConfig, RunConfig
+from vssl_dist.config import RunConfig, TaskConfig, read_task
 from vssl_dist.durable import publish
 from vssl_dist.jobs.resources import Device
 
@@ -19,7 +19,7 @@ class Due:
 
     export: Path
     step: int
-    task: KnnConfig
+    task: TaskConfig
 
     @property
     def result(self) -> Path:
@@ -94,7 +94,7 @@ class EvalJob:
 
     def __call__(self) -> None:
         """Evaluate and leave; the numbers are in MLflow, or in the spool if it is away."""
-        task = KnnConfig.model_validate_json(self.task_json)
+        task = read_task(self.task_json)
         one = Due(self.export, self.step, task)
         evaluate_one(self.run_dir, one, self.device, self.threads)
 
@@ -107,18 +107,16 @@ def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[
     """
     import torch
 
-    from vssl_dist.evaluation.task import evaluate
+    from vssl_dist.evaluation.task import Place, evaluate
     from vssl_dist.tracker import Spool, flush_once
 
     torch.set_num_threads(threads)
-    result = evaluate(one.export, one.task, device=device, threads=threads)
+    result = evaluate(one.export, one.task, Place(device, threads))
     spool = Spool(run_dir, f"eval-{one.task.task}-{one.step:08d}")
     spool.metrics(result["metrics"], one.step)
     spool.close()
-    print(
-        f"{one.export.name}: {one.task.task} {next(iter(result['metrics'].values())):.2%}",
-        flush=True,
-    )
+    name, value = next(iter(result["metrics"].items()))
+    print(f"{one.export.name}: {name} {value:.4g}", flush=True)
     one.record.unlink(missing_ok=True)
     flush_once(run_dir)
     return result

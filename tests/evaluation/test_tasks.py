@@ -1,0 +1,197 @@
+"""Every task runs from an export and shards to a JSON file, alike by hand and beside a training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from torch import nn
+
+from launch.evaluate import main
+from tests.support.exports import by_hand, change, exported
+from tests.support.photos import tiny_dataset
+from vssl_dist.config import TASKS as SETTINGS
+from vssl_dist.config import CollapseConfig, KnnConfig, LinearConfig, OodConfig, read_task
+from vssl_dist.data.shards import DataError
+from vssl_dist.evaluation.collapse import rankme
+from vssl_dist.evaluation.task import Place, baselines, evaluate
+from vssl_dist.evaluation.tasks import TASKS
+
+QUICK = LinearConfig(epochs=5, lr=(0.01, 0.1), l2=(1e-3, 1e-1), shares=(0.25,), seeds=2, batch=50)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops of six photographs as ``train`` and ``val``, of ten others as ``foreign``."""
+    folder = tmp_path_factory.mktemp("shards")
+    tiny_dataset(folder, samples=180, classes=6, shard_size=100)
+    val = tiny_dataset(folder / "a", samples=60, classes=6, split="val", first=9_000)
+    val.rename(folder / "val")
+    foreign = tiny_dataset(folder / "b", samples=80, classes=16, split="val", first=12_000)
+    foreign.rename(folder / "foreign")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    return exported(tmp_path_factory.mktemp("run") / "export", data)
+
+
+def features(network: nn.Module, folder: Path) -> np.ndarray:
+    with torch.no_grad():
+        return network(by_hand(folder)[0]).double().numpy()
+
+
+def test_every_task_of_the_schema_can_be_done() -> None:
+    assert list(SETTINGS) == list(TASKS)
+    for name, settings in SETTINGS.items():
+        assert read_task({"task": name}) == settings()
+        assert read_task(settings().model_dump_json()) == settings()
+
+
+def test_linear_probes_beat_chance_on_every_line(export: tuple[Path, nn.Module]) -> None:
+    path, _ = export
+    found = evaluate(path, QUICK)
+    for kind in ("sgd", "logistic", "logistic_0.25"):
+        assert 1 / 6 + 0.1 < found["results"][kind]["top1"] <= found["results"][kind]["top5"] <= 1
+    assert found["results"]["sgd"]["held_out_images"] == 18
+    assert found["results"]["logistic_0.25"]["images"] == 48
+    assert len(found["results"]["sgd"]["top1_of_seeds"]) == 2
+    assert found["metrics"]["linear/top1"] == found["results"]["sgd"]["top1"]
+    assert "linear/logistic_0.25_top1_std" in found["metrics"]
+    assert json.loads(path.with_name("linear-00000040.json").read_text()) == found
+    assert evaluate(path, QUICK) == found, "not done twice"
+    fresh = evaluate(path, QUICK.model_copy(update={"seeds": 1}))
+    assert fresh["results"]["logistic"] == found["results"]["logistic"]
+
+
+def test_ood_is_what_scikit_learn_finds(export: tuple[Path, nn.Module], data: Path) -> None:
+    path, network = export
+    task = OodConfig(ood={"others": data / "foreign"}, k=3, bootstrap=20, batch=50)
+    found = evaluate(path, task)
+    oracle = NearestNeighbors(n_neighbors=3, metric="cosine")
+    oracle.fit(features(network, data / "train"))
+    inside, outside = (
+        oracle.kneighbors(features(network, data / part))[0][:, -1] for part in ("val", "foreign")
+    )
+    theirs = roc_auc_score(np.r_[np.zeros(60), np.ones(80)], np.r_[inside, outside])
+    ours = found["results"]["others"]["knn"]
+    assert ours["auroc"] == pytest.approx(theirs, abs=1e-3)
+    assert found["metrics"]["ood/auroc_others_knn"] == ours["auroc"]
+    low, high = ours["auroc_interval"]
+    assert 0 <= low <= ours["auroc"] <= high <= 1
+    assert found["ood"]["others"]["samples"] == 80
+    assert path.with_name("ood-00000040.json").exists()
+    elsewhere = evaluate(path, task, Place(ood={"others": data / "foreign"}))
+    assert elsewhere["results"] == found["results"]
+    assert len(list(path.parent.glob("ood-00000040-on-*.json"))) == 1
+
+
+def test_collapse_is_of_the_held_out_images(export: tuple[Path, nn.Module], data: Path) -> None:
+    path, network = export
+    found = evaluate(path, CollapseConfig(batch=50))
+    theirs = rankme(torch.from_numpy(features(network, data / "val")).float())
+    assert found["results"]["rankme"] == pytest.approx(theirs, rel=1e-3)
+    assert found["metrics"]["collapse/uniformity"] < 0
+    assert "bank" not in found, "the training images are not even opened"
+
+
+def test_tasks_share_one_pass_over_the_images(
+    export: tuple[Path, nn.Module], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = export
+    knn = KnnConfig(k=(5,), temperature=(0.1,), batch=50)
+    before = evaluate(path, knn)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the images are read again")
+
+    path.with_name("knn-00000040.json").unlink()
+    monkeypatch.setattr("vssl_dist.evaluation.subject.stream", never)
+    monkeypatch.setattr("vssl_dist.evaluation.subject.extract", never)
+    after = evaluate(path, knn)
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+    evaluate(path, QUICK.model_copy(update={"l2": (1e-2,)}))
+    evaluate(path, CollapseConfig(batch=50))
+    with pytest.raises(AssertionError, match="read again"):
+        evaluate(path, KnnConfig(k=(5,), temperature=(0.1,), max_bank=100))
+
+
+def test_baselines_are_found_alike(export: tuple[Path, nn.Module]) -> None:
+    path, _ = export
+    found = baselines(path, QUICK.model_copy(update={"shares": (), "l2": (0.1,)}))["results"]
+    assert list(found) == ["raw_pixels", "random_network"]
+    assert all(1 / 6 < one["sgd"]["top1"] < 1 for one in found.values())
+    assert path.with_name("linear-baselines.json").exists()
+
+
+def test_what_cannot_be_evaluated_is_one_clear_line(tmp_path: Path, data: Path) -> None:
+    path, _ = exported(tmp_path / "export", data)
+    empty = OodConfig()
+    with pytest.raises(DataError, match="no dataset to tell apart"):
+        evaluate(path, empty)
+    with pytest.raises(DataError, match="is the queries itself"):
+        evaluate(path, OodConfig(ood={"x": data / "val"}))
+    with pytest.raises(DataError, match="cannot be called bank"):
+        evaluate(path, OodConfig(ood={"bank": data / "foreign"}))
+    with pytest.raises(DataError, match="/nowhere"):
+        evaluate(path, OodConfig(ood={"x": Path("/nowhere")}))
+    one = tiny_dataset(tmp_path / "one", samples=8, classes=1)
+    other = tiny_dataset(tmp_path / "two", samples=4, classes=1, split="val", first=700)
+    with pytest.raises(DataError, match="one class"):
+        evaluate(path, QUICK, Place(train=one, val=other))
+    assert not list(path.parent.glob("linear-*")) + list(path.parent.glob("ood-*"))
+
+
+def test_the_command_runs_several_tasks(
+    tmp_path: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    path, _ = exported(tmp_path / "export", data)
+    own = [{"task": "linear", "epochs": 2, "lr": [0.1], "l2": [0.1], "shares": [], "seeds": 1}]
+    change(path, config={"data": {"backend": "reference"}, "evaluations": own})
+    arguments = [str(tmp_path), "--device", "cpu", "--task", "knn,linear,ood,collapse"]
+    assert main([*arguments, "--data", f"others={data / 'foreign'}"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("k-NN top-1 %", "linear top-1 %", "AUROC/FPR95 %", "rankme", "step 40"):
+        assert words in shown
+    assert json.loads(path.with_name("linear-00000040.json").read_text())["task"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--task", "knn,lin"], "'lin' is not one of knn, linear, ood, collapse"),
+        (["--task", "knn,knn"], "'knn' stands twice"),
+        (["--data", "a"], "two folders, as TRAIN,VAL, or NAME=FOLDER"),
+        (["--data", "x=a"], "is for task ood"),
+        (["--task", "ood", "--data", "../x=a"], "two folders"),
+        (["--task", "ood", "--data=-x=a"], "should match pattern"),
+        (["--task", "ood"], "no dataset to tell apart"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    tmp_path: Path,
+    data: Path,
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, _ = exported(tmp_path / "export", data)
+    before = sorted(path.parent.iterdir())
+    assert main([str(tmp_path), "--device", "cpu", *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert "\n" not in said
+    assert words in said
+    assert [p for p in sorted(path.parent.iterdir()) if ".lock" not in p.name] == [
+        p for p in before if ".lock" not in p.name
+    ]

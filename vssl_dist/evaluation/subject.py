@@ -1,0 +1,234 @@
+"""What is evaluated and on what: a frozen network, the splits that a task sees, their features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vssl_dist.config import Normalisation, OodConfig, TaskConfig
+from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.durable import sha256
+from vssl_dist.evaluation.cache import FeatureCache, features_of
+from vssl_dist.evaluation.features import (
+    Reading,
+    extract,
+    load_export,
+    random_network,
+    raw_pixels,
+    stream,
+)
+from vssl_dist.evaluation.knn import Features
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an evaluation runs and what it reads; None means what the export's card says."""
+
+    device: str = "cpu"
+    """Where the network runs, ``"cpu"`` or ``"cuda"``."""
+    threads: int = 2
+    """Decoding threads."""
+    train: Path | None = None
+    """Folder of the bank."""
+    val: Path | None = None
+    """Folder of the queries."""
+    ood: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of what is out of distribution, by name, instead of the task's."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A frozen network, loaded only if its features are not known yet."""
+
+    load: Callable[[], Forward]
+    identity: dict[str, Any] | None
+    """What its features depend on; None: they are not kept."""
+
+    @classmethod
+    def exported(cls, path: Path) -> Network:
+        """The backbone of an export."""
+        return cls(lambda: load_export(path)[0], {"export_sha256": sha256(path)})
+
+    @classmethod
+    def untrained(cls, backbone: str, image_size: int) -> Network:
+        """The same backbone before any training, seed 0."""
+        identity = {"untrained": backbone, "image_size": image_size, "torch": torch.__version__}
+        return cls(lambda: random_network(backbone, image_size), identity)
+
+    @classmethod
+    def pixels(cls) -> Network:
+        """No network."""
+        return cls(lambda: raw_pixels, None)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The splits that a task sees, by the part they play, and how their images are read."""
+
+    parts: dict[str, Dataset]
+    """``"bank"`` and ``"queries"`` where the task wants them, and each dataset of ``ood``."""
+    limits: dict[str, int | None]
+    reading: Reading
+    suffix: str
+    """Of a result's file name: nothing for the run's own data."""
+
+    @classmethod
+    def open(cls, card: dict[str, Any], task: TaskConfig, place: Place) -> Images:
+        """Open and check what ``task`` wants.
+
+        Raises:
+            DataError: A folder is missing, empty or damaged, or they do not fit together.
+        """
+        folders = {
+            "bank": place.train or card["train"],
+            "queries": place.val or card["val"],
+        }
+        if folders["queries"] is None:
+            raise DataError(
+                f"run {card['run']} names no data.val: pass the folder of held-out shards"
+            )
+        parts = {part: _filled(Path(folders[part]), task) for part in task.limits}
+        _check_pair(parts, task)
+        strange = _strangers(task, place, parts)
+        config = card.get("config", {}).get("data", {})
+        reading = Reading(
+            image_size=card["image_size"],
+            normalise=Normalisation.model_validate(card["normalise"]),
+            batch=task.batch,
+            backend=config.get("backend", "dali"),
+            threads=place.threads,
+            device=place.device,
+        )
+        parts |= strange
+        fingerprints = "".join(dataset.fingerprint for dataset in parts.values()).encode()
+        elsewhere = place.train or place.val or (strange and place.ood)
+        suffix = f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}" if elsewhere else ""
+        limits = task.limits | dict.fromkeys(strange, task.max_queries)
+        return cls(parts, limits, reading, suffix)
+
+    def facts(self, task: TaskConfig) -> dict[str, Any]:
+        """All that a result depends on, apart from the network."""
+        sides: dict[str, Any] = {
+            name: {
+                "folder": str(dataset.folder),
+                "fingerprint": dataset.fingerprint,
+                "samples": self.count(name),
+            }
+            for name, dataset in self.parts.items()
+        }
+        strange = {name: sides.pop(name) for name in list(sides) if name not in task.limits}
+        sides |= {"ood": strange} if strange else {}
+        return {"task": task.model_dump(mode="json", exclude={"every_epochs", "ood"})} | sides
+
+    def count(self, part: str) -> int:
+        """How many images of a part are looked at."""
+        samples = self.parts[part].samples
+        return min(samples, self.limits[part] or samples)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a task is given: features of each part, and the names of the classes."""
+
+    network: Network
+    images: Images
+    cache: FeatureCache
+
+    @property
+    def device(self) -> str:
+        """Where to compute."""
+        return self.images.reading.device
+
+    @property
+    def classes(self) -> int:
+        """How many classes the held-out images may have."""
+        return len(self.images.parts["queries"].classes)
+
+    @property
+    def strangers(self) -> list[str]:
+        """The parts that are out of distribution."""
+        return [part for part in self.images.parts if part not in ("bank", "queries")]
+
+    def features(self, part: str) -> Features:
+        """Features of a part's images, in the order of their ids; from the cache if they are there.
+
+        Raises:
+            ExportError: The export is damaged or foreign.
+            DataError: A shard is damaged, or a feature is not finite.
+        """
+        dataset, reading = self.images.parts[part], self.images.reading
+        limit = self.images.limits[part]
+        found = None
+        if self.network.identity is not None:
+            facts = {
+                "fingerprint": dataset.fingerprint,
+                "samples": self.images.count(part),
+                "image_size": reading.image_size,
+                "normalise": reading.normalise.model_dump(mode="json"),
+                "backend": reading.backend,
+                "autocast": str(reading.autocast),
+            }
+
+            def source() -> Iterator[tuple[Tensor, Tensor]]:
+                return stream(self.network.load(), dataset, reading, limit=limit)
+
+            found = features_of(self.cache, self.network.identity, facts, source)
+        if found is None:
+            found = extract(self.network.load(), dataset, reading, limit=limit)
+        bad = sum(int((~r.isfinite().all(1)).sum()) for r in torch.split(found.features, 8192))
+        if bad:
+            raise DataError(
+                f"{dataset.folder}: {bad} of {len(found.labels)} features are not finite: "
+                "the network is damaged, evaluate an earlier export"
+            )
+        return found
+
+
+def _filled(folder: Path, task: TaskConfig) -> Dataset:
+    dataset = Dataset.open(folder)
+    if not dataset.samples:
+        raise DataError(f"{folder}: holds no samples, {task.task} needs some")
+    return dataset
+
+
+def _check_pair(parts: Mapping[str, Dataset], task: TaskConfig) -> None:
+    if "bank" not in parts:
+        return
+    train, val = parts["bank"], parts["queries"]
+    if train.classes != val.classes:
+        raise DataError(
+            f"{train.folder} has {len(train.classes)} classes, {val.folder} "
+            f"{len(val.classes)}, or others: shard both splits from one source"
+        )
+    if train.fingerprint == val.fingerprint:
+        raise DataError(
+            f"{train.folder} is bank and query: every image would find itself (task {task.task})"
+        )
+
+
+def _strangers(task: TaskConfig, place: Place, parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    if not isinstance(task, OodConfig):
+        return {}
+    folders = place.ood or task.ood
+    if not folders:
+        raise DataError(
+            "ood: no dataset to tell apart: pass --data NAME=FOLDER, or name it in the config "
+            "(evaluations: [{task: ood, ood: {svhn: FOLDER}}])"
+        )
+    known = {dataset.fingerprint: part for part, dataset in parts.items()}
+    opened = {}
+    for name, folder in folders.items():
+        if name in parts:
+            raise DataError(f"ood: a dataset cannot be called {name}: that is the run's own")
+        opened[name] = _filled(folder, task)
+        if part := known.get(opened[name].fingerprint):
+            raise DataError(f"{folder}: ood {name} is the {part} itself, nothing to tell apart")
+    return opened
