@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Callable, Iterator
 from queue import Empty, Full, Queue
@@ -41,6 +42,10 @@ class Prefetcher(Generic[T]):
             target=_fill, args=(source, self._queue, self._stop), name="prefetch", daemon=True
         )
         self._halt = weakref.finalize(self, _halt, self._thread, self._stop)
+        # At exit, last come is first served.  All finalizers together have the place of the first
+        # one in the process, which may be behind the libraries that the thread calls into.
+        self._halt.atexit = False
+        atexit.register(self._halt)
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
@@ -70,11 +75,13 @@ class Prefetcher(Generic[T]):
         except BaseException:
             self._stop.set()
             self._halt.detach()
+            atexit.unregister(self._halt)
             raise
 
     def close(self) -> None:
         """End the thread; what it had made ahead is dropped."""
         self._halt()
+        atexit.unregister(self._halt)
 
 
 def _fill(
