@@ -136,18 +136,36 @@ def test_what_slurm_refuses_is_one_line_and_leaves_the_run_free(
     assert not (tracked.folder / "runs" / "refused" / "owner.json").exists()
 
 
-def test_a_crash_fails_the_job_and_its_traceback_is_in_the_log_that_people_follow(
-    cluster: Cluster, config_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = cluster.folder / "runs" / "crashed"
+def failed(cluster: Cluster, config_file: Path, name: str, *overrides: str) -> str:
+    """The log that people follow, of a job that was submitted behind the launcher's checks."""
+    run = cluster.folder / "runs" / name
     cfg = config.load(
-        config_file, [f"out={run.parent}", "name=crashed", "data.train=/nowhere"], methods=CONFIGS
+        config_file, [f"out={run.parent}", f"name={name}", *overrides], methods=CONFIGS
     )
-    launch = on_slurm(load_profile(PROFILE), 1, f"sqlite:///{cluster.folder}/crashed.db")
-    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    launch = on_slurm(load_profile(PROFILE), 1, f"sqlite:///{cluster.folder}/{name}.db")
     parameters = slurm.train_parameters(cfg.name, launch)
     job = slurm.submit(run / "slurm", parameters, TrainJob(config.dump(cfg), launch))
     wait_until(lambda: cluster.state(job) == "FAILED", 90, "the failure")
-    said = (run / "slurm" / f"{job}_0_log.out").read_text()
-    assert "/nowhere" in said
+    return (run / "slurm" / f"{job}_0_log.out").read_text()
+
+
+def test_what_a_rank_refuses_fails_the_job_with_one_line(
+    cluster: Cluster, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    said = failed(cluster, config_file, "refused_late", "data.train=/nowhere")
+    assert "error: /nowhere: no such folder of shards" in said
+    assert "Traceback" not in said
+    assert "exit code 2" in said
+
+
+def test_a_crash_fails_the_job_and_its_traceback_is_in_the_log_that_people_follow(
+    cluster: Cluster, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    in_the_way = cluster.folder / "runs" / "crashed" / "spool"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    said = failed(cluster, config_file, "crashed")
+    assert "FileExistsError" in said
     assert "Traceback" in said
