@@ -23,6 +23,7 @@ def test_a_wrong_factor_or_gradient_is_seen() -> None:
 
 
 def holds_but_for_the_control(found: list[Row]) -> None:
+    assert {row.name for row in found} == set(methods())
     for row in found:
         assert row.holds == (row.name != CONTROL), row
         if row.holds:
