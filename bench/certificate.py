@@ -81,6 +81,13 @@ def methods() -> dict[str, MethodConfig]:
     return {
         "vje": VJEConfig(**small),
         "vje, target ema, 3 samples": VJEConfig(target="ema", samples=3, **small),
+        "vje, own scales, learnt log radius, beta rising": VJEConfig(
+            variances="separate",
+            learn_radial_scale=True,
+            radial="log",
+            beta_warmup_epochs=9.0,
+            **small,
+        ),
         "vssl": VSSLConfig(**head),
         "vssl, B and no cosine": VSSLConfig(denoising="B", cosine="none", **head),
         "simclr": SimCLRConfig(**head),

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import integrate, stats
 from torch import Tensor
 from torch import distributions as D
 
@@ -180,7 +180,7 @@ def test_log_gamma_ratio_is_continuous_where_its_formula_changes() -> None:
         assert densities._log_gamma_ratio(2e4, a) == pytest.approx(below, rel=1e-11)
 
 
-def _on_the_sphere(form: Form, variances: Tensor, steps: int = 800) -> float:
+def _on_the_sphere(form: Form, variances: Tensor, steps: int = 800, dof: float = 3.0) -> float:
     """Integral of the density over S^2 around the north pole, by the midpoint rule.
 
     The angle is the square of the variable, so that the points crowd where the density peaks.
@@ -190,7 +190,7 @@ def _on_the_sphere(form: Form, variances: Tensor, steps: int = 800) -> float:
     phi = (torch.arange(240, dtype=torch.float64) + 0.5) * 2 * math.pi / 240
     t, f = theta[:, None], phi[None, :]
     u = torch.stack([t.sin() * f.cos(), t.sin() * f.sin(), t.cos().expand(-1, 240)], dim=-1)
-    density = directional_log_prob(u, M, variances.log(), 3.0, form).exp()
+    density = directional_log_prob(u, M, variances.log(), dof, form).exp()
     area = 2 * math.pi * root[:, None] / steps * 2 * math.pi / 240
     return float((density * t.sin() * area).sum())
 
@@ -215,10 +215,35 @@ def test_integrals_over_the_sphere_are_those_of_quadrature(
     assert _on_the_sphere(form, f64(*variances)) == pytest.approx(want, abs=6e-4)
 
 
+@pytest.mark.parametrize("dof", [1.0, 3.0, INF])
 @pytest.mark.parametrize("form", TANGENT)
-def test_tangent_forms_are_sub_densities_on_the_sphere(form: Form) -> None:
+def test_tangent_forms_are_sub_densities_on_the_sphere(form: Form, dof: float) -> None:
     for scales in ((0.01, 0.02, 0.05), (100.0, 1.0, 0.01), (1e-3, 1e-3, 10.0), (9.0, 9.0, 9.0)):
-        assert _on_the_sphere(form, f64(*scales)) <= 1 + 1e-6
+        assert _on_the_sphere(form, f64(*scales), dof=dof) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("dof", [1.0, 3.0, INF])
+def test_radial_form_is_a_density_of_the_line_and_less_of_what_a_norm_can_be(dof: float) -> None:
+    for centre, scale in ((0.5, 1.0), (2.0, 0.3), (8.0, 4.0)):
+
+        def density(r: float, centre: float = centre, scale: float = scale) -> float:
+            return math.exp(radial_log_prob(f64(r), f64(centre), dof, scale).item())
+
+        negative, _ = integrate.quad(density, -INF, 0)
+        norms, _ = integrate.quad(density, 0, INF)
+        assert negative + norms == pytest.approx(1, abs=1e-6)
+        t = stats.norm if dof == INF else stats.t(dof)
+        assert norms == pytest.approx(1 - t.cdf(-centre / scale), abs=1e-6)
+
+
+def test_a_radial_scale_may_be_a_tensor_and_has_the_gradient_of_finite_differences() -> None:
+    r, s, scale = f64(0.1, 3, 40), f64(1, 3, 2), f64(0.7, 2, 1).requires_grad_()
+    for dof in (2.5, INF):
+        got = radial_log_prob(r, s, dof, scale)
+        for value, *rest in zip(got, r, s, scale, strict=True):
+            want = radial_log_prob(rest[0], rest[1], dof, rest[2].item())
+            torch.testing.assert_close(value, want)
+        assert torch.autograd.gradcheck(lambda x, d=dof: radial_log_prob(r, s, d, x), (scale,))
 
 
 def test_shared_variances_cancel_between_the_ambient_form_and_the_kl() -> None:

@@ -39,6 +39,14 @@ METHODS = {
     "byol": BYOLConfig(backbone="resnet18_c16", hidden=64, dim=32),
     "vje": VJEConfig(backbone="resnet18_c16", hidden=128),
     "vje_ema": VJEConfig(backbone="resnet18_c16", target="ema"),
+    "vje_learned": VJEConfig(
+        backbone="resnet18_c16",
+        hidden=128,
+        variances="separate",
+        learn_radial_scale=True,
+        radial="log",
+        beta_warmup_epochs=1.5,
+    ),
     # Prototypes that rest for the first two steps; at the usual temperatures its gradient, some
     # hundred long, is known to 1e-6 only.
     "dino": DINOConfig(
@@ -66,6 +74,7 @@ FAST = [
     ("vje", "sgd", 0.0),
     ("byol", "lars", 0.0),
     ("dino", "adamw", 0.3),
+    ("vje_learned", "lars", 0.3),
 ]
 SLOW = [case for case in CASES if case not in FAST]
 
@@ -110,8 +119,8 @@ class Trainee:
     def batches(self) -> list[Batch]:
         return self.images.of_step(self.engine.step, dist.rank(), dist.world_size())
 
-    def train(self, steps: int = 1) -> list[dict[str, float]]:
-        outputs = [self.engine.train_step(self.batches()) for _ in range(steps)]
+    def train(self, steps: int = 1, by_part: bool = False) -> list[dict[str, float]]:
+        outputs = [self.engine.train_step(self.batches(), by_part) for _ in range(steps)]
         return [dist.mean_over_ranks({"loss": out.loss} | out.metrics) for out in outputs]
 
     def losses(self, steps: int) -> list[str]:
@@ -120,10 +129,12 @@ class Trainee:
 
 def equality_run(cfg: RunConfig) -> dict[str, Any]:
     trainee = Trainee(cfg)
-    values = trainee.train(STEPS)
+    values = trainee.train(STEPS, by_part=True)
+    parts = ("grad_norm_backbone", "grad_norm_head")
     return {
         "loss": [value["loss"] for value in values],
         "grad_norm": [value["grad_norm"] for value in values],
+        "parts": [tuple(value[part] for part in parts) for value in values],
         "metrics": values[-1],
         "student": arrays(trainee.engine.student),
         "teacher": arrays(trainee.engine.method.teacher),
@@ -328,6 +339,7 @@ def assert_equal_runs(ours: dict[str, Any], plain: dict[str, Any]) -> None:
     size = max(1.0, *(abs(loss) for loss in plain["loss"]))
     np.testing.assert_allclose(ours["loss"], plain["loss"], rtol=0, atol=1e-6 * size)
     np.testing.assert_allclose(ours["grad_norm"], plain["grad_norm"], rtol=1e-6)
+    np.testing.assert_allclose(ours["parts"], plain["parts"], rtol=2e-6)
     for network in ("student", "teacher"):
         assert largest_error(ours, plain, network) <= 1e-6
     first = "backbone.conv1.weight"

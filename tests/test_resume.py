@@ -10,7 +10,7 @@ from tests.support.photos import tiny_dataset
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.methods import CONFIGS
-from vssl_dist.resume import check_resume
+from vssl_dist.resume import check_resume, same_experiment
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -37,6 +37,20 @@ def test_before_the_first_checkpoint_the_same_experiment_starts_again(begun: Pat
 def test_before_the_first_checkpoint_another_experiment_is_refused(begun: Path) -> None:
     with pytest.raises(ConfigError, match=r"other optim\.base_lr \(0\.004 then, 0\.5 now\)"):
         check_resume(read(begun, "optim.base_lr=0.5"), world_size=2)
+
+
+def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(tmp_path: Path) -> None:
+    cfg = read(tmp_path)
+    old = config.frozen_part(cfg)
+    for key in ("beta_warmup_epochs", "variances", "learn_radial_scale"):
+        del old["method"][key]
+    facts = {"experiment": old, "fingerprint": "f", "world_size": 2}
+    same_experiment(cfg, facts, 2, "f")
+    with pytest.raises(ConfigError, match=r"variances \(shared then, separate now\)"):
+        same_experiment(read(tmp_path, "method.variances=separate"), facts, 2, "f")
+    old["method"]["no_longer_there"] = 3
+    with pytest.raises(ConfigError, match=r"method\.no_longer_there \(3 then, None now\)"):
+        same_experiment(cfg, facts, 2, "f")
 
 
 def test_a_new_name_starts_a_new_run(begun: Path) -> None:

@@ -129,13 +129,13 @@ def directional_log_prob(
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
-def radial_log_prob(r: Tensor, s: Tensor, dof: float, scale: float = 1.0) -> Tensor:
+def radial_log_prob(r: Tensor, s: Tensor, dof: float, scale: float | Tensor = 1.0) -> Tensor:
     """Log-density of a univariate Student-t at ``r``, centred at ``s``.
 
     Args:
         r, s: Any shapes that broadcast.
         dof: Degrees of freedom, positive; ``math.inf`` is the Gaussian.
-        scale: Its scale, positive.
+        scale: Its scale, positive; a tensor broadcasts too, and gets its gradient.
 
     Returns:
         The broadcast shape, in nats.
@@ -144,7 +144,8 @@ def radial_log_prob(r: Tensor, s: Tensor, dof: float, scale: float = 1.0) -> Ten
     -3.7735
     """
     r, s = at_least_float32(r, s)
-    return _student_t(((r - s) / scale).square(), dof, 1) - math.log(scale)
+    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    return _student_t(((r - s) / scale).square(), dof, 1) - log_scale
 
 
 def _student_t(squared: Tensor, dof: float, width: int) -> Tensor:

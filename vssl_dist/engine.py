@@ -6,7 +6,6 @@ batch norm and noise see all ranks' images, and gradients are averaged in float3
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -15,16 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vssl_dist import dist, durable, schedule, state
+from vssl_dist import dist, schedule, state
 from vssl_dist.checkpoint import CheckpointError, all_or_none
 from vssl_dist.config import RunConfig
+from vssl_dist.export import write_export
 from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
-from vssl_dist.optim import build_optimizer, steer
+from vssl_dist.optim import build_optimizer, norms_by_part, steer
 from vssl_dist.teacher import Teacher
 from vssl_dist.zero import ds_config
 
@@ -79,11 +78,12 @@ class Engine:
             self._buffers += method.teacher.buffers()
         self._kept = [buffer.clone() for buffer in self._buffers]
 
-    def train_step(self, batches: Sequence[Batch]) -> LossOutput:
+    def train_step(self, batches: Sequence[Batch], by_part: bool = False) -> LossOutput:
         """One optimizer step, then one step of the teacher.
 
         Args:
             batches: ``accumulate`` micro-batches of this rank, in order.
+            by_part: Add `norms_by_part`; all ranks alike, as under ZeRO the gradient is gathered.
 
         Returns:
             This rank's loss and metrics, means over the micro-steps, with ``lr``,
@@ -100,6 +100,7 @@ class Engine:
         decay = schedule.cosine(self.step, self.total_steps, *self.cfg.engine.ema_decay)
         torch._foreach_copy_(self._kept, self._buffers)
         outs = [self._micro_step(number, batch) for number, batch in enumerate(batches)]
+        parts = self._norms_by_part() if by_part else {}
         grad_norm = self._update()
         self.skipped_on_end = 0 if grad_norm.isfinite() else self.skipped_on_end + 1
         if self.skipped_on_end:
@@ -112,7 +113,7 @@ class Engine:
         for key, value in rates.items():
             means[key] = torch.full((), value, dtype=torch.float64, device=self.device)
         loss = torch.stack([o.loss for o in outs]).mean()
-        return LossOutput(loss, outs[-1].embedding, means | {"grad_norm": grad_norm})
+        return LossOutput(loss, outs[-1].embedding, means | {"grad_norm": grad_norm} | parts)
 
     def _micro_step(self, number: int, batch: Batch) -> LossOutput:
         """Forward and backward; the last one of a step is left to :meth:`_update` to conclude."""
@@ -131,6 +132,11 @@ class Engine:
         if number + 1 < self.cfg.optim.accumulate:
             self.ds.step()
         return LossOutput(loss, out.embedding, out.metrics)
+
+    def _norms_by_part(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_grad
+
+        return norms_by_part(self.student, safe_get_full_grad)
 
     def _update(self) -> Tensor:
         """Clip and update, or skip; the gradient's norm, the same on every rank and stage."""
@@ -202,20 +208,14 @@ class Engine:
         return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
 
     def export(self, path: Path, card: dict[str, Any]) -> None:
-        """Write the evaluated backbone, plain float32 tensors, and ``card`` with its ``sha256``.
+        """`write_export` of the evaluated branch on rank 0; every rank calls this.
 
-        Every rank calls this; the card comes last.  `CheckpointError` if rank 0 cannot write.
+        Raises:
+            CheckpointError: On all ranks, if rank 0 cannot write.
         """
-
-        def write() -> None:
-            teacher = self.teacher if self.method.evaluated == "teacher" else None
-            network = teacher.module if teacher else self.student
-            weights = safetensors.torch.save(state.plain(network.get_submodule("backbone")))
-            durable.publish(path, weights)
-            facts = card | {"sha256": hashlib.sha256(weights).hexdigest()}
-            durable.publish(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-
-        all_or_none(write, only_on=0)
+        teacher = self.teacher if self.method.evaluated == "teacher" else None
+        network = teacher.module if teacher else self.student
+        all_or_none(lambda: write_export(path, network, card), only_on=0)
 
     def digests(self) -> dict[str, str]:
         """sha256 of ``weights`` (buffers included), ``optimizer`` and ``teacher``; all ranks call.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -81,6 +81,37 @@ def steer(
         group["lr"] = lr
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
     return {"lr": lr, "weight_decay": weight_decay}
+
+
+def norms_by_part(
+    student: nn.Module, gradient_of: Callable[[nn.Parameter], Tensor | None]
+) -> dict[str, Tensor]:
+    """Norms of the gradient of ``backbone`` and of all the rest, the ``head``.
+
+    Args:
+        student: The network.
+        gradient_of: A parameter's whole gradient, None where it has none.
+
+    Returns:
+        ``grad_norm_backbone`` and ``grad_norm_head``, infinite where they are not finite; a part
+        without a gradient is left out.
+
+    >>> student = nn.ModuleDict({"backbone": nn.Linear(2, 1), "posterior": nn.Linear(1, 1)})
+    >>> norms = norms_by_part(student, torch.ones_like)
+    >>> [round(norm.item() ** 2) for norm in norms.values()]
+    [3, 2]
+    """
+    norms: dict[str, list[Tensor]] = {"backbone": [], "head": []}
+    for name, parameter in student.named_parameters():
+        gradient = gradient_of(parameter) if parameter.requires_grad else None
+        if gradient is not None:
+            part = "backbone" if name.startswith("backbone.") else "head"
+            norms[part].append(torch.linalg.vector_norm(gradient))
+    totals = {part: torch.stack(each).norm() for part, each in norms.items() if each}
+    return {
+        f"grad_norm_{part}": torch.where(norm.isfinite(), norm, torch.inf)
+        for part, norm in totals.items()
+    }
 
 
 class LARS(torch.optim.Optimizer):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from vssl_dist import __version__, checkpoint, config, dist
 from vssl_dist.config import ConfigError, RunConfig
@@ -18,14 +19,17 @@ from vssl_dist.data.ledger import Ledger, bad_images_allowed
 from vssl_dist.data.loader import Loader
 from vssl_dist.data.shards import Dataset
 from vssl_dist.engine import Engine
+from vssl_dist.evaluation.online import NoProbe, OnlineProbe
 from vssl_dist.methods import CONFIGS
 
 
 class Saver:
     """Checkpoints of one run: what goes in, when they are due, and how a run continues."""
 
-    def __init__(self, cfg: RunConfig, engine: Engine, loader: Loader) -> None:
-        self.cfg, self.engine, self.loader = cfg, engine, loader
+    def __init__(
+        self, cfg: RunConfig, engine: Engine, loader: Loader, probe: OnlineProbe | NoProbe
+    ) -> None:
+        self.cfg, self.engine, self.loader, self.probe = cfg, engine, loader, probe
         self.root = checkpoints_of(cfg)
         self.saved_at = time.monotonic()
         allowed = bad_images_allowed(loader.samples, cfg.data.max_bad)
@@ -37,6 +41,7 @@ class Saver:
         if found is not None:
             same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
             self.engine.load(found.path)
+            self.probe.load(found.path, self.engine.device)
             self.loader.position = found.facts["position"]
         self.ledger.restore(self.loader.position)
 
@@ -61,7 +66,7 @@ class Saver:
             "versions": versions(),
         }
         try:
-            checkpoint.commit(self.root, step=self.engine.step, write=self.engine.save, facts=facts)
+            checkpoint.commit(self.root, step=self.engine.step, write=self._write, facts=facts)
         except checkpoint.CheckpointError as error:
             print(f"warning: step {self.engine.step} is not saved: {error}", flush=True)
             return
@@ -69,6 +74,10 @@ class Saver:
             self.saved_at = time.monotonic()
         rules = self.cfg.checkpoint
         checkpoint.retain(self.root, rules.keep_last, rules.keep_every)
+
+    def _write(self, folder: Path) -> None:
+        self.engine.save(folder)
+        self.probe.save(folder)
 
     def substitutions(self) -> dict[str, float]:
         """Write down the images that had to be replaced, and count them over all ranks.
@@ -115,7 +124,8 @@ def same_experiment(
         ConfigError: One line with what differs.
     """
     remedy = _remedy(cfg)
-    if changed := _differences(facts["experiment"], config.frozen_part(cfg)):
+    then = _completed(facts["experiment"], cfg)
+    if changed := _differences(then, config.frozen_part(cfg)):
         raise ConfigError(_other(cfg, changed))
     if facts["fingerprint"] != fingerprint:
         raise ConfigError(f"run {cfg.name} was started on other data ({cfg.data.train}): {remedy}")
@@ -152,6 +162,16 @@ def _same_as_written(cfg: RunConfig) -> None:
     before = config.frozen_part(config.load(written, methods=CONFIGS))
     if changed := _differences(before, config.frozen_part(cfg)):
         raise ConfigError(_other(cfg, changed))
+
+
+def _completed(experiment: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
+    """What a checkpoint says of its experiment, with the defaults of keys that came later."""
+    data = experiment["data"] | {"train": str(cfg.data.train)}
+    text = yaml.safe_dump(experiment | {"name": cfg.name, "data": data})
+    try:
+        return config.frozen_part(config.loads(text, methods=CONFIGS))
+    except ConfigError:  # written for another schema: compared as it stands
+        return experiment
 
 
 def _other(cfg: RunConfig, changed: list[str]) -> str:

@@ -17,7 +17,8 @@ from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.config import RunConfig
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
-from vssl_dist.methods import build_method, monitors
+from vssl_dist.evaluation.online import NoProbe, OnlineProbe, build_probe
+from vssl_dist.methods import LossOutput, build_method, monitors
 from vssl_dist.resume import Saver, versions
 from vssl_dist.trace import Trace
 
@@ -50,23 +51,23 @@ def train(
         Preempted: Someone was told to stop; all is saved, the same call continues.
         ValueError: The run on disk is another experiment, or none of its checkpoints is whole.
     """
-    loader, engine = build(cfg, device)
-    saver = Saver(cfg, engine, loader)
+    loader, engine, probe = build(cfg, device)
+    saver = Saver(cfg, engine, loader, probe)
     saver.restore()
     trace = Trace(cfg.dir, engine.step) if cfg.trace else None
     meter = Meter(cfg.optim.global_batch, engine.step)
+    curves = Curves(cfg.log_every, engine.total_steps)
     batches = iter(loader)
     while engine.step < engine.total_steps:
         step_batches = meter.wait_for(batches, cfg.optim.accumulate)
-        out = engine.train_step(step_batches)
+        out = engine.train_step(step_batches, by_part=curves.due(engine.step + 1))
+        probe.step(out.embedding, step_batches[-1].labels, engine.step)
         if trace:
             loss = dist.mean_over_ranks({"loss": out.loss})["loss"]
             trace.step(engine.step, loader.position, loss, step_batches)
         last = engine.step == engine.total_steps
-        if last or engine.step % cfg.log_every == 0:
-            metrics = dist.mean_over_ranks({"loss": out.loss} | out.metrics)
-            metrics |= monitors.embedding(dist.all_gather(out.embedding))
-            log(metrics | meter.rates(engine.step) | saver.substitutions(), engine.step)
+        if told := curves.read(out, engine.step):
+            log(told | probe.read() | meter.rates(engine.step) | saver.substitutions(), engine.step)
         if last or cfg.evaluations_at(engine.step, loader.samples):
             export(cfg, engine, on_export)
         stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
@@ -78,8 +79,8 @@ def train(
         trace.final(engine.digests())
 
 
-def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine]:
-    """The data and the student-teacher engine of a run at step 0."""
+def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | NoProbe]:
+    """The data, the student-teacher engine and the online probe of a run at step 0."""
     torch.manual_seed(cfg.seed)
     torch.backends.cudnn.deterministic = cfg.engine.deterministic
     torch.backends.cudnn.benchmark = not cfg.engine.deterministic
@@ -91,7 +92,34 @@ def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine]:
         steps_per_epoch=loader.samples / cfg.optim.global_batch,
         device=device,
     )
-    return loader, engine
+    return loader, engine, build_probe(cfg.online, loader.classes, engine.total_steps)
+
+
+class Curves:
+    """What is logged: every ``every`` steps, at the end, and when the collapse alarm goes off."""
+
+    def __init__(self, every: int, total_steps: int) -> None:
+        self.every, self.total_steps = every, total_steps
+        self.alarm = monitors.CollapseAlarm()
+
+    def due(self, step: int) -> bool:
+        """Whether ``step`` is logged whatever it brings."""
+        return step == self.total_steps or step % self.every == 0
+
+    def read(self, out: LossOutput, step: int) -> dict[str, float]:
+        """The metrics of ``step`` over all ranks, empty if they need not be logged; all call."""
+        due, checked = self.due(step), step % monitors.CHECK_EVERY == 0
+        if not due and not checked:
+            return {}
+        values = dist.mean_over_ranks({"loss": out.loss} | out.metrics)
+        whole = dist.all_gather(out.embedding)
+        values |= monitors.embedding(whole)
+        if checked:
+            rows, width = whole.shape
+            went_on = self.alarm.hears(values, rows, width, rows_per_rank=len(out.embedding))
+            due |= dist.any_rank(went_on)
+        values["collapse_alarm"] = float(self.alarm.on)
+        return values if due else {}
 
 
 class Meter:

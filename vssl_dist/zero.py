@@ -16,6 +16,7 @@ def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
         size: Parameters of the student.
     """
     stage = cfg.engine.zero_stage
+    bucket = size + size % 2  # it takes no odd ones
     return {
         "train_micro_batch_size_per_gpu": cfg.micro_batch(world_size),
         "gradient_accumulation_steps": cfg.optim.accumulate,
@@ -32,8 +33,8 @@ def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
         # Buckets are allocated in full, at every step: no larger than what there is to send.
         "zero_optimization": {
             "stage": stage,
-            "reduce_bucket_size": size,
-            "allgather_bucket_size": size,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -241,6 +241,22 @@ def test_wrong_lists_of_crops_are_refused_in_one_line() -> None:
     assert DINO_CFG.views_wanted == 4
 
 
+def test_crops_of_sizes_that_dino_has_no_use_for_are_refused_before_anything_is_built() -> None:
+    whole, small, tiny = {"recipe": "cifar"}, {"recipe": "cifar", "size": 16}, {"size": 12}
+    for views, why in (
+        ([whole, whole, small, tiny], "local crops of 12, 16 pixels: give all local crops one"),
+        ([small, whole, small, small], "list the two global crops first|global crops of 16, 32"),
+        ([small, small, whole, whole], "list the two global crops first"),
+        ([whole, {"size": 24}, small, small], "global crops of 24, 32 pixels"),
+    ):
+        data = {"train": "x", "image_size": 32, "views": views, "streams": 1}
+        keys = {"name": "t", "data": data, "optim": {"base_lr": 0.1}, "method": DINO_CFG}
+        with pytest.raises(ValueError, match=rf"data\.views: ({why})"):
+            config.RunConfig.model_validate(keys)
+    fine = {"train": "x", "image_size": 32, "views": [whole, whole, small, small], "streams": 1}
+    config.RunConfig.model_validate(keys | {"data": fine})
+
+
 def test_a_config_with_too_few_views_is_refused_before_anything_is_built() -> None:
     data = {"train": "x", "image_size": 32, "views": ["cifar", "cifar"], "streams": 1}
     whole = {"name": "t", "data": data, "optim": {"base_lr": 0.1}, "method": DINO_CFG}

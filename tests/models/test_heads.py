@@ -32,3 +32,21 @@ def test_predictor_of_a_gaussian_changes_the_mean_only() -> None:
     assert torch.equal(plain.logvar, predicted.logvar)
     assert not torch.equal(plain.mu, predicted.mu)
     assert torch.equal(torch.cat([plain.mu, plain.logvar], dim=1), posterior(plain.h))
+
+
+def test_a_posterior_is_inferred_from_a_stored_embedding_as_from_the_image() -> None:
+    torch.manual_seed(0)
+    branch = GaussianBranch(
+        nn.Flatten(), mlp(12, 6, 12), own_scales=True, radial_scale=2.0
+    ).eval()  # fmt: skip
+    x = torch.randn(5, 3, 2, 2)
+    seen, inferred = branch(x), branch.infer(branch.backbone(x))
+    for one, two in zip(seen, inferred, strict=True):
+        assert torch.equal(one, two)
+    assert seen.mu.shape == seen.logvar.shape == seen.scale_logvar.shape == (5, 4)
+    torch.testing.assert_close(seen.radial_scale, torch.tensor(2.0))
+    head = {name for name in branch.state_dict() if not name.startswith("backbone.")}
+    assert "log_radial_scale" in head
+    plain = GaussianBranch(nn.Flatten(), mlp(12, 6, 8))
+    assert plain(x).scale_logvar is plain(x).radial_scale is None
+    assert "log_radial_scale" not in plain.state_dict()

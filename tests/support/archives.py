@@ -15,6 +15,10 @@ from tests.support.photos import crop
 
 SYNSETS = ("n01440764", "n02102040", "n03028079", "n07753592")
 DEVKIT = "ILSVRC2012_devkit_t12"
+STL10_NAMES = (
+    "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
+)  # fmt: skip
+STL10_COUNTS = {"train": 20, "test": 12, "unlabeled": 50}
 
 
 def jpeg(number: int, sides: tuple[int, int] = (40, 90)) -> bytes:
@@ -110,4 +114,24 @@ def write_unpacked(root: Path, each: int = 5, samples: int = 8) -> Path:
         path = root / "val" / synset / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    return root
+
+
+def stl10_pixels(part: str) -> np.ndarray:
+    """``(N, 96, 96, 3)`` real crops: the images of one of the official files."""
+    first = 1000 * list(STL10_COUNTS).index(part)
+    return np.stack([crop(first + n, 16, (96, 96)) for n in range(STL10_COUNTS[part])])
+
+
+def write_stl10(root: Path) -> Path:
+    """A small STL-10 as it unpacks: columns first, labels from 1; returns ``root``."""
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    for part in STL10_COUNTS:
+        (folder / f"{part}_X.bin").write_bytes(stl10_pixels(part).transpose(0, 3, 2, 1).tobytes())
+    for part in ("train", "test"):
+        labels = 1 + np.arange(STL10_COUNTS[part]) * 7 % 10
+        (folder / f"{part}_y.bin").write_bytes(labels.astype(np.uint8).tobytes())
+    (folder / "class_names.txt").write_text("\n".join(STL10_NAMES) + "\n")
+    (folder / "fold_indices.txt").write_text("0 1\n")
     return root

@@ -103,7 +103,7 @@ def plain_run(
     method, images = build(cfg), Images(cfg)
     before = arrays(method.student)
     optimizer = _optimizer(cfg, method.student)
-    losses, norms = [], []
+    losses, norms, parts = [], [], []
     for step in range(steps):
         after = (step - warmup) / (total - warmup)
         factor = step / warmup if step < warmup else (1 + np.cos(np.pi * after)) / 2
@@ -115,16 +115,18 @@ def plain_run(
                     last + (first - last) * (1 + np.cos(np.pi * step / total)) / 2
                 )
         epoch = step * cfg.optim.warmup_epochs / warmup
-        loss, norm = _step(cfg, method, optimizer, (step, epoch), images.of_step(step))
+        loss, norm, by_part = _step(cfg, method, optimizer, (step, epoch), images.of_step(step))
         if method.teacher is not None:
             first, last = cfg.engine.ema_decay
             decay = last + (first - last) * (1 + np.cos(np.pi * step / total)) / 2
             _move(method.teacher, method.student, decay)
         losses.append(loss)
         norms.append(norm)
+        parts.append(by_part)
     return {
         "loss": losses,
         "grad_norm": norms,
+        "parts": parts,
         "before": before,
         "student": arrays(method.student),
         "teacher": arrays(method.teacher),
@@ -175,7 +177,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     now: tuple[int, float],
     batches: Sequence[Batch],
-) -> tuple[float, float]:
+) -> tuple[float, float, tuple[float, float]]:
     step, epoch = now
     optimizer.zero_grad()
     total = 0.0
@@ -184,9 +186,20 @@ def _step(
         loss = method.loss(batch.views, MicroStep(noise, epoch, batch.labels)).loss
         torch.autograd.backward(loss / len(batches))
         total += loss.item() / len(batches)
+    by_part = _norm(method.student, inside=True), _norm(method.student, inside=False)
     norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), cfg.optim.clip or np.inf)
     optimizer.step()
-    return total, norm.item()
+    return total, norm.item(), by_part
+
+
+def _norm(student: nn.Module, inside: bool) -> float:
+    """Of the gradient inside the backbone, or outside of it."""
+    flat = [
+        parameter.grad.flatten().double()
+        for name, parameter in student.named_parameters()
+        if name.startswith("backbone.") == inside and parameter.grad is not None
+    ]
+    return torch.cat(flat).norm().item()
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vssl_dist.methods.base import MicroStep, Noise
+
 
 def two_views(batch: int = 8, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Smooth random images seen twice: other brightness, a little noise, perhaps mirrored."""
@@ -21,6 +23,11 @@ def two_views(batch: int = 8, size: int = 32, seed: int = 0) -> tuple[Tensor, Te
         return torch.where(mirrored, seen.flip(-1), seen)
 
     return view(), view()
+
+
+def at(epoch: float, noise: Noise) -> MicroStep:
+    """What a loss without labels may know after ``epoch`` epochs."""
+    return MicroStep(noise, epoch, torch.zeros(0, dtype=torch.int64))
 
 
 class NoNoise:

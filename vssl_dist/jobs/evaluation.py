@@ -100,7 +100,8 @@ class EvalJob:
 
 
 def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[str, Any]:
-    """Evaluate one export of a run here and now; its metrics go to the step of the export.
+    """Evaluate one export of a run here and now; its metrics go to the step of the export,
+    its pictures to the run's artifacts.
 
     Returns:
         What was written to ``one.result``.
@@ -114,6 +115,8 @@ def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[
     result = evaluate(one.export, one.task, Place(device, threads))
     spool = Spool(run_dir, f"eval-{one.task.task}-{one.step:08d}")
     spool.metrics(result["metrics"], one.step)
+    for plot in result.get("plots", ()):
+        spool.artifact(one.export.with_name(plot))
     spool.close()
     name, value = next(iter(result["metrics"].items()))
     print(f"{one.export.name}: {name} {value:.4g}", flush=True)

@@ -66,6 +66,9 @@ class Observer:
         """Note the metrics of a step."""
         self.spool.metrics(metrics, step)
         print(self.reporter.report(metrics, step), flush=True)
+        if alarm := self.reporter.alarm(metrics, step):
+            print(alarm, flush=True)
+            self.spool.tags({"vssl_dist.collapsed": f"step {step}"})
 
     def on_export(self, path: Path, step: int) -> None:
         """Have the export evaluated, elsewhere and later."""

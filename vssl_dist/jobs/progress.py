@@ -45,6 +45,7 @@ class Reporter:
     def __init__(self, total: int) -> None:
         self.total = total
         self.first: tuple[float, int] | None = None
+        self.collapsed = False
 
     def report(self, metrics: Mapping[str, float], step: int) -> Report:
         """What to say about ``step``; the time left is known from the second report on."""
@@ -58,6 +59,19 @@ class Reporter:
             pace = (now - self.first[0]) / (step - self.first[1])
             parts.append(f"{timedelta(seconds=round(pace * (self.total - step)))} left")
         return Report(step, self.total, "  ".join(parts))
+
+    def alarm(self, metrics: Mapping[str, float], step: int) -> str | None:
+        """The one line that says that the embedding has collapsed, when it has just done so."""
+        was, self.collapsed = self.collapsed, bool(metrics.get("collapse_alarm"))
+        if was or not self.collapsed:
+            return None
+        known = ("embedding_spread", "effective_rank", "projection_spread")
+        said = ", ".join(f"{key} {metrics[key]:.3f}" for key in known if key in metrics)
+        return (
+            f"warning: the embedding has collapsed by step {step} ({said}): nearly the same "
+            "features for every image; the run goes on, but look at what keeps views apart "
+            "(target, predictor, weights) and at the learning rate"
+        )
 
 
 class Screen:

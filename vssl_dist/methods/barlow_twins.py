@@ -76,6 +76,7 @@ class BarlowTwins:
             "projection_spread": monitors.spread(z_1),
             "alignment": monitors.alignment(z_1, z_2),
         }
+        metrics |= monitors.views(one.h, two.h)
         loss = self.cfg.scale_loss * (on + self.cfg.lambd * off)
         return LossOutput(loss, one.h.detach(), metrics)
 

@@ -69,6 +69,7 @@ class BYOL:
             "projection_spread": monitors.spread(target_1.z),
             "alignment": monitors.alignment(one.p, target_2.z),
         }
+        metrics |= monitors.views(one.h, two.h, target_1.h)
         return LossOutput(loss, one.h.detach(), metrics)
 
 

@@ -72,6 +72,17 @@ class DINOConfig(MethodConfig):
         """Global and local crops."""
         return GLOBAL + self.local_crops
 
+    def wrong_sizes(self, sides: Sequence[int]) -> str | None:
+        """The global crops come first, all of one side; so are the local ones, and no larger."""
+        whole, parts = sides[:GLOBAL], sides[GLOBAL:]
+        if max(sides) > max(whole):
+            return "list the two global crops first, the smaller ones after"
+        for crops, kind in ((whole, "global"), (parts, "local")):
+            if len(set(crops)) > 1:
+                found = ", ".join(str(side) for side in sorted(set(crops)))
+                return f"{kind} crops of {found} pixels: give all {kind} crops one size"
+        return None
+
 
 class DINO:
     """Student and teacher, and the loss on global and local crops."""
@@ -108,6 +119,7 @@ class DINO:
             "teacher_temperature": loss.new_full((), temperature),
             "alignment": monitors.alignment(seen[0].h, said[1].h),
         }
+        metrics |= monitors.views(seen[0].h, seen[1].h, said[0].h)
         return LossOutput(loss, seen[0].h.detach(), metrics)
 
     def _check(self, views: Sequence[Tensor]) -> None:
@@ -116,8 +128,8 @@ class DINO:
                 f"data.views: {len(views)} views, but method.local_crops={self.cfg.local_crops} "
                 f"and {GLOBAL} global ones make {self.cfg.views_wanted}"
             )
-        if any(view.shape[-1] > views[GLOBAL - 1].shape[-1] for view in views):
-            raise ConfigError("data.views: list the two global crops first, the smaller ones after")
+        if wrong := self.cfg.wrong_sizes([view.shape[-1] for view in views]):
+            raise ConfigError(f"data.views: {wrong}")
 
 
 class Centre(nn.Module):

@@ -3,18 +3,74 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_RANK_ROWS = 256
+CHECK_EVERY = 25
+"""Steps between two looks of the `CollapseAlarm`."""
+_ROWS = 256
+_EVIDENCE = 16
 
 
 @torch.no_grad()
 def embedding(h: Tensor) -> dict[str, float]:
-    """Spread and effective rank of embeddings ``(B, D)``: too dear for every step."""
-    return {"embedding_spread": spread(h).item(), "effective_rank": effective_rank(h).item()}
+    """How embeddings ``(B, D)`` fill their space: too dear for every step."""
+    shapes = {
+        "embedding_spread": spread,
+        "effective_rank": effective_rank,
+        "embedding_uniformity": uniformity,
+    }
+    if not h.isfinite().all():  # a step that is skipped: its singular values do not exist
+        return dict.fromkeys(shapes, math.nan)
+    return {name: shape(h).item() for name, shape in shapes.items()}
+
+
+class CollapseAlarm:
+    """Goes on when the embeddings have collapsed, and off when they have recovered.
+
+    Collapsed are embeddings that are nearly one point (spread below 0.1), that draw together and
+    lie along few directions (spread below 0.3 and an effective rank below a fifth of what it could
+    be), or whose projections, which is where the loss acts, are nearly one point (spread below
+    0.2); and that in two looks on end.  Neither is a collapse alone: photographs in an untrained
+    ResNet have a spread from 0.3 on and a high rank, in a trained one a spread of 0.6 and, where
+    they are few, a rank of a tenth.
+
+    >>> alarm = CollapseAlarm()
+    >>> point = {"embedding_spread": 0.01, "effective_rank": 1.1}
+    >>> [alarm.hears(point, rows=64, width=128) for _ in range(3)], alarm.on
+    ([False, True, False], True)
+    """
+
+    def __init__(self) -> None:
+        self.on = False
+        self._before = False
+
+    def hears(
+        self, values: Mapping[str, float], rows: int, width: int, rows_per_rank: int = _EVIDENCE
+    ) -> bool:
+        """Look at the metrics of a step; whether the alarm has just gone on.
+
+        Args:
+            values: `embedding` of all ranks, and ``projection_spread``, the mean of what each rank
+                sees for itself, where a method has it.
+            rows, width: Of the embeddings.  Fewer than 16 rows are no evidence of anything.
+            rows_per_rank: Of the projections.
+        """
+        if rows_per_rank < _EVIDENCE:
+            values = {key: value for key, value in values.items() if key != "projection_spread"}
+        now = rows >= _EVIDENCE and _collapsed(values, min(rows, width, _ROWS))
+        was, self.on = self.on, now and (self.on or self._before)
+        self._before = now
+        return self.on and not was
+
+
+def _collapsed(values: Mapping[str, float], highest_rank: int) -> bool:
+    spread, rank = values["embedding_spread"], values["effective_rank"]
+    point = spread < 0.1 or values.get("projection_spread", 1.0) < 0.2
+    return point or (spread < 0.3 and rank < 0.2 * highest_rank)
 
 
 @torch.no_grad()
@@ -39,8 +95,7 @@ def effective_rank(h: Tensor) -> Tensor:
     >>> round(effective_rank(torch.eye(5)).item(), 3)
     5.0
     """
-    rows = h.detach()[:: max(len(h) // _RANK_ROWS, 1)][:_RANK_ROWS]
-    unit = F.normalize(rows.float(), dim=-1)
+    unit = F.normalize(_some_rows(h).float(), dim=-1)
     with torch.autocast(h.device.type, enabled=False):
         gram = unit @ unit.T if unit.shape[0] <= unit.shape[1] else unit.T @ unit
         squares = torch.linalg.eigvalsh(gram)
@@ -53,20 +108,51 @@ def effective_rank(h: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def uniformity(h: Tensor) -> Tensor:
+    """Log of the mean of ``exp(-2 |x - y|^2)`` over pairs of unit embeddings ``(B, D)``.
+
+    Wang & Isola (2020), on 256 evenly spaced rows: 0 at a point, towards -4 on a wide sphere.
+
+    >>> round(uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item(), 4)
+    -8.0
+    """
+    squared = torch.pdist(F.normalize(_some_rows(h).float(), dim=-1)).square()
+    return (-2 * squared).logsumexp(0) - math.log(max(len(squared), 1))
+
+
+@torch.no_grad()
+def views(h: Tensor, other: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:
+    """How near embeddings ``(B, D)`` are to each other that should be.
+
+    Args:
+        h, other: Of two views of the same images; their mean squared distance as unit vectors
+            is the alignment of Wang & Isola (2020), at best 0.
+        teacher: What the teacher makes of the first view; its mean cosine with ``h``.
+    """
+    found = {"embedding_alignment": 2 - 2 * alignment(h, other)}
+    return found if teacher is None else found | {"teacher_agreement": alignment(h, teacher)}
+
+
+@torch.no_grad()
 def alignment(a: Tensor, b: Tensor) -> Tensor:
     """Mean cosine similarity of the rows of ``(B, D)`` and ``(B, D)``."""
     return F.cosine_similarity(a.detach().float(), b.detach().float(), dim=-1).mean()
 
 
 @torch.no_grad()
-def scale(logvar: Tensor) -> dict[str, Tensor]:
+def scale(logvar: Tensor, name: str = "sigma") -> dict[str, Tensor]:
     """Mean and extremes of the standard deviations of ``(B, D)`` log-variances.
 
     Averaged over ranks and micro-steps, the extremes are those of a typical micro-batch.
     """
     sigma = (0.5 * logvar.detach()).exp()
     return {
-        "sigma_mean": sigma.mean(),
-        "sigma_min": sigma.amin(),
-        "sigma_max": sigma.amax(),
+        f"{name}_mean": sigma.mean(),
+        f"{name}_min": sigma.amin(),
+        f"{name}_max": sigma.amax(),
     }
+
+
+def _some_rows(h: Tensor) -> Tensor:
+    """At most 256 rows of ``(B, D)``, evenly spaced."""
+    return h.detach()[:: max(len(h) // _ROWS, 1)][:_ROWS]

@@ -71,6 +71,7 @@ class SimCLR:
             "projection_spread": monitors.spread(z_1),
             "alignment": monitors.alignment(z_1, z_2),
         }
+        metrics |= monitors.views(one.h, two.h)
         return LossOutput(0.5 * (forward + back), one.h.detach(), metrics)
 
 

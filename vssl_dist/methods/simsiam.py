@@ -68,6 +68,7 @@ class SimSiam:
             "projection_spread": monitors.spread(one.z),
             "alignment": monitors.alignment(one.z, two.z),
         }
+        metrics |= monitors.views(one.h, two.h)
         return LossOutput(loss, one.h.detach(), metrics)
 
 

@@ -84,6 +84,7 @@ class VICReg:
             "projection_spread": monitors.spread(z_1),
             "alignment": monitors.alignment(z_1, z_2),
         }
+        metrics |= monitors.views(one.h, two.h)
         return LossOutput(loss, one.h.detach(), metrics)
 
 

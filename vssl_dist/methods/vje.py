@@ -31,7 +31,7 @@ from vssl_dist.densities import (
     radial_log_prob,
 )
 from vssl_dist.methods import monitors
-from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.methods.base import LossOutput, MicroStep, Noise, two_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Encoder, Gaussian, GaussianBranch, mlp
 
@@ -55,12 +55,16 @@ class VJEConfig(MethodConfig):
     radial: Literal["linear", "log"] = "linear"
     """UNKNOWN.  Whether the radial likelihood is one of the norm or of its logarithm."""
     radial_scale: Annotated[Positive, Field(allow_inf_nan=False)] = 1.0
-    """UNKNOWN.  Scale of the radial likelihood; fixed, not learned."""
+    """UNKNOWN.  Scale of the radial likelihood; where it is learnt, the one to begin with."""
+    learn_radial_scale: bool = False
+    """UNKNOWN.  Whether that scale is a parameter, one for all images."""
     radial_weight: Weight = 1.0
     """DERIVED.  Weight of the radial term; 1 in an evidence lower bound."""
     beta: Weight = 1.0
     """UNKNOWN.  Weight of the KL divergence; 1 in an evidence lower bound.  Below 1 the variances
     are rewarded for shrinking."""
+    beta_warmup_epochs: Weight = 0.0
+    """DERIVED.  Epochs over which that weight rises from 0 to ``beta``, linearly; 0: none."""
     kl_reduce: Literal["sum", "mean"] = "sum"
     """DERIVED.  ``mean`` divides the KL by the width, that is ``beta`` by the width."""
     prior_scale: Annotated[Positive, Field(allow_inf_nan=False)] = 1.0
@@ -69,8 +73,11 @@ class VJEConfig(MethodConfig):
     """UNKNOWN.  Posterior samples per image and step."""
     location: Literal["sample", "mean"] = "sample"
     """UNKNOWN.  Whether a sample or the posterior's mean explains the other view."""
+    variances: Literal["shared", "separate"] = "shared"
+    """DERIVED.  Whether the squared scales of the directional likelihood are the posterior's
+    variances, as the notes say, or outputs of their own: the control of that claim."""
     logvar_range: Pair = (-10.0, 6.0)
-    """UNKNOWN.  Log-variances are clamped to this."""
+    """UNKNOWN.  Log-variances and log squared scales are clamped to this."""
     target: Literal["stop_gradient", "ema"] = "stop_gradient"
     """DERIVED.  Whose embedding is the observation: the student's, held fixed, or a teacher's."""
     hidden: Count | None = None
@@ -94,13 +101,19 @@ class VJE:
         backbone, width = build_backbone(
             cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
         )
-        inference = mlp(width, cfg.hidden or max(width // 4, 1), 2 * width)
-        self.student: nn.Module = GaussianBranch(backbone, inference)
+        own_scales = cfg.variances == "separate"
+        outputs = (3 if own_scales else 2) * width
+        self.student: nn.Module = GaussianBranch(
+            backbone,
+            mlp(width, cfg.hidden or max(width // 4, 1), outputs),
+            own_scales=own_scales,
+            radial_scale=cfg.radial_scale if cfg.learn_radial_scale else None,
+        )
         self.teacher: nn.Module | None = None
         if cfg.target == "ema":
             self.teacher = Encoder(copy.deepcopy(backbone)).requires_grad_(False)
 
-    def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
+    def loss(self, views: Sequence[Tensor], now: MicroStep) -> LossOutput:
         """Minus the symmetric bound: each view's posterior explains the other's embedding."""
         cfg = self.cfg
         view_1, view_2 = two_views(views)
@@ -110,10 +123,13 @@ class VJE:
         if self.teacher is not None:
             with torch.no_grad():
                 target_1, target_2 = self.teacher(view_1), self.teacher(view_2)
-        forward = elbo(one, draw(cfg, noise, "posterior/1", one.mu), target_2, cfg)
-        back = elbo(two, draw(cfg, noise, "posterior/2", two.mu), target_1, cfg)
-        loss = -0.5 * (forward.total(cfg) + back.total(cfg)).mean()
-        return LossOutput(loss, one.h.detach(), _metrics(one, target_2, forward, back, cfg))
+        forward = elbo(one, draw(cfg, now, "posterior/1", one.mu), target_2, cfg)
+        back = elbo(two, draw(cfg, now, "posterior/2", two.mu), target_1, cfg)
+        loss = -0.5 * (forward.total(cfg, now.epoch) + back.total(cfg, now.epoch)).mean()
+        metrics = _metrics(one, target_2, forward, back, cfg)
+        metrics |= monitors.views(one.h, two.h, None if self.teacher is None else target_1)
+        metrics["kl_weight"] = loss.new_full((), kl_weight(cfg, now.epoch))
+        return LossOutput(loss, one.h.detach(), metrics)
 
 
 class Bound(NamedTuple):
@@ -123,28 +139,44 @@ class Bound(NamedTuple):
     radial: Tensor
     kl: Tensor
 
-    def total(self, cfg: VJEConfig) -> Tensor:
-        """The bound ``(B,)``."""
-        return self.directional + cfg.radial_weight * self.radial - cfg.beta * self.kl
+    def total(self, cfg: VJEConfig, epoch: float = math.inf) -> Tensor:
+        """The bound ``(B,)`` as it is weighted after ``epoch`` epochs."""
+        kl = kl_weight(cfg, epoch) * self.kl
+        return self.directional + cfg.radial_weight * self.radial - kl
+
+
+def kl_weight(cfg: VJEConfig, epoch: float) -> float:
+    """What the KL divergence is multiplied by after ``epoch`` epochs.
+
+    >>> [kl_weight(VJEConfig(beta=0.5, beta_warmup_epochs=10), e) for e in (0, 5, 10, 99)]
+    [0.0, 0.25, 0.5, 0.5]
+    """
+    if epoch >= cfg.beta_warmup_epochs:
+        return cfg.beta
+    return cfg.beta * epoch / cfg.beta_warmup_epochs
 
 
 def elbo(posterior: Gaussian, eps: Tensor, target: Tensor, cfg: VJEConfig) -> Bound:
     """How well the posterior of one view explains the other view's embedding.
 
     Args:
-        posterior: Mean and unbounded log-variance ``(B, D)``.
+        posterior: Mean and unbounded log-variance ``(B, D)``, and what is learnt beside them.
         eps: Standard normal draws ``(S, B, D)``; zeros put the latent at the posterior's mean.
         target: The other view's embedding ``(B, D)``, a fixed observation: detached.
         cfg: Likelihoods and weights.
     """
     mu, logvar, eps, observed = at_least_float32(posterior.mu, posterior.logvar, eps, target)
     logvar = logvar.clamp(*cfg.logvar_range)
+    scales = logvar
+    if posterior.scale_logvar is not None:
+        scales = posterior.scale_logvar.to(logvar.dtype).clamp(*cfg.logvar_range)
     radius, direction = polar(observed)
     latent_radius, latent_direction = polar(mu + torch.exp(0.5 * logvar) * eps)
-    directional = directional_log_prob(direction, latent_direction, logvar, cfg.dof, cfg.form)
+    directional = directional_log_prob(direction, latent_direction, scales, cfg.dof, cfg.form)
     if cfg.radial == "log":
         radius, latent_radius = radius.log(), latent_radius.log()
-    radial = radial_log_prob(radius, latent_radius, cfg.dof_radial or cfg.dof, cfg.radial_scale)
+    tau = cfg.radial_scale if posterior.radial_scale is None else posterior.radial_scale
+    radial = radial_log_prob(radius, latent_radius, cfg.dof_radial or cfg.dof, tau)
     prior_logvar = torch.full_like(logvar, 2 * math.log(cfg.prior_scale))
     kl = gaussian_kl(mu, logvar, None, prior_logvar)
     if cfg.kl_reduce == "mean":
@@ -183,5 +215,10 @@ def _metrics(
         }
         terms["kl_per_dim"] = terms["kl"] / per_kl
         terms["alignment"] = monitors.alignment(one.mu, target)
-        logvar = one.logvar.detach().float().clamp(*cfg.logvar_range)
-    return terms | monitors.scale(logvar)
+        if one.radial_scale is not None:
+            terms["radial_scale"] = one.radial_scale.detach()
+        terms |= monitors.scale(one.logvar.float().clamp(*cfg.logvar_range))
+        if one.scale_logvar is not None:
+            scales = one.scale_logvar.float().clamp(*cfg.logvar_range)
+            terms |= monitors.scale(scales, "likelihood_scale")
+    return terms

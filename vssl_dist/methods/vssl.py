@@ -109,7 +109,9 @@ class VSSL:
         forward = bound(one, prior_2, draw(cfg, noise, "latent/1", one.mu), cfg)
         back = bound(two, prior_1, draw(cfg, noise, "latent/2", two.mu), cfg)
         loss = -0.5 * (forward.total(cfg) + back.total(cfg)).mean()
-        return LossOutput(loss, one.h.detach(), _metrics(one, prior_2, forward, back, cfg))
+        metrics = _metrics(one, prior_2, forward, back, cfg)
+        metrics |= monitors.views(one.h, two.h, prior_1.h)
+        return LossOutput(loss, one.h.detach(), metrics)
 
 
 class Bound(NamedTuple):

@@ -6,6 +6,7 @@ engine) sees all of it.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -86,26 +87,53 @@ class Gaussian(NamedTuple):
     """Mean ``(B, D)``."""
     logvar: Tensor
     """Logarithm of the variance ``(B, D)``, not yet bounded."""
+    scale_logvar: Tensor | None = None
+    """Logarithm of the squared scales ``(B, D)`` of a likelihood with scales of its own, not yet
+    bounded; None: they are the variances."""
+    radial_scale: Tensor | None = None
+    """Learnt scale ``()`` of a radial likelihood; None: it is not learnt."""
 
 
 class GaussianBranch(nn.Module):
     """backbone -> posterior, whose ``2 D`` outputs are mean and log-variance.
 
-    A predictor, where there is one, transforms the mean only.
+    Args:
+        backbone: ``(B, 3, H, W) -> (B, width)``.
+        posterior: ``(B, width) -> (B, 2 D)``; ``3 D`` where the likelihood has its own scales.
+        predictor: Transforms the mean ``(B, D)`` only.
+        own_scales: Whether the last third of the posterior's outputs are those scales.
+        radial_scale: Where a learnt radial scale begins; None: there is none.
     """
 
     def __init__(
-        self, backbone: nn.Module, posterior: nn.Module, predictor: nn.Module | None = None
+        self,
+        backbone: nn.Module,
+        posterior: nn.Module,
+        predictor: nn.Module | None = None,
+        *,
+        own_scales: bool = False,
+        radial_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.posterior = posterior
         self.predictor = predictor
+        self.own_scales = own_scales
+        self.log_radial_scale: nn.Parameter | None = None
+        if radial_scale is not None:
+            # Its logarithm is learnt: a scale is positive.  DeepSpeed takes no 0-dimensional ones.
+            self.log_radial_scale = nn.Parameter(torch.tensor([math.log(radial_scale)]))
 
     def forward(self, view: Tensor) -> Gaussian:
-        h = self.backbone(view)
-        mu, logvar = self.posterior(h).chunk(2, dim=-1)
-        return Gaussian(h, mu if self.predictor is None else self.predictor(mu), logvar)
+        return self.infer(self.backbone(view))
+
+    def infer(self, h: Tensor) -> Gaussian:
+        """The posterior given an embedding ``(B, width)``: everything behind the backbone."""
+        mu, logvar, *own = self.posterior(h).chunk(3 if self.own_scales else 2, dim=-1)
+        if self.predictor is not None:
+            mu = self.predictor(mu)
+        radial = None if self.log_radial_scale is None else self.log_radial_scale.exp().squeeze()
+        return Gaussian(h, mu, logvar, own[0] if own else None, radial)
 
 
 class Scores(NamedTuple):

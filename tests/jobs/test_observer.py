@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vssl_dist.jobs.observer import Observer
+from vssl_dist.jobs.progress import Reporter
+from vssl_dist.tracker import Spool
+from vssl_dist.tracker.spool import read
+
+
+def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Without what its constructor starts: flusher and evaluations are not asked anything here.
+    observer = Observer.__new__(Observer)
+    observer.reporter, observer.spool = Reporter(total=90), Spool(tmp_path, "train")
+    fine = {"loss": 1.0, "collapse_alarm": 0.0, "embedding_spread": 0.6, "effective_rank": 20.0}
+    gone = fine | {"collapse_alarm": 1.0, "embedding_spread": 0.04}
+    for step, metrics in ((25, fine), (50, gone), (75, gone)):
+        observer.log(metrics, step)
+    observer.spool.close()
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["step", "step", "warning:", "step"]
+    assert "collapsed by step 50 (embedding_spread 0.040" in printed[2]
+    records, _ = read(observer.spool.path, 0)
+    kinds = [record["kind"] for record in records]
+    assert kinds == ["metrics", "metrics", "tags", "metrics"]
+    assert records[2]["values"] == {"vssl_dist.collapsed": "step 50"}
+    assert records[3]["values"]["collapse_alarm"] == 1

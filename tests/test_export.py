@@ -1,0 +1,84 @@
+"""An export is whole or has no card, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from vssl_dist import durable
+from vssl_dist.export import head_of, write_export
+from vssl_dist.models.heads import GaussianBranch, ProjectionBranch
+
+
+def branch(seed: int) -> GaussianBranch:
+    torch.manual_seed(seed)
+    return GaussianBranch(nn.Linear(3, 4), nn.Linear(4, 10), nn.Linear(5, 5))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_head_is_the_branch_without_its_backbone(tmp_path: Path) -> None:
+    path, network = tmp_path / "backbone-00000007.safetensors", branch(0)
+    write_export(path, network, {"step": 7})
+    assert files(tmp_path) == [
+        "backbone-00000007.json",
+        "backbone-00000007.safetensors",
+        "head-00000007.safetensors",
+    ]
+    parts = {f"backbone.{name}": tensor for name, tensor in load_file(path).items()}
+    parts |= load_file(head_of(path))
+    state = network.state_dict()
+    assert parts.keys() == state.keys()
+    assert all(torch.equal(parts[name], state[name]) for name in state)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card == {
+        "step": 7,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "head_sha256": hashlib.sha256(head_of(path).read_bytes()).hexdigest(),
+    }
+
+
+def test_a_branch_without_a_gaussian_has_no_head(tmp_path: Path) -> None:
+    path = tmp_path / "backbone-00000007.safetensors"
+    write_export(path, ProjectionBranch(nn.Linear(3, 4), nn.Linear(4, 2)), {})
+    assert files(tmp_path) == ["backbone-00000007.json", "backbone-00000007.safetensors"]
+    assert "head_sha256" not in json.loads(path.with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("before", [None, 1, 2])
+def test_a_kill_between_files_leaves_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int | None, lost: int
+) -> None:
+    path, publish = tmp_path / "backbone-00000007.safetensors", durable.publish
+    if before is not None:
+        write_export(path, branch(before), {})
+    written = []
+
+    def dying(place: Path, data: bytes) -> None:
+        if len(written) == lost:
+            raise KeyboardInterrupt
+        written.append(place)
+        publish(place, data)
+
+    monkeypatch.setattr(durable, "publish", dying)
+    with pytest.raises(KeyboardInterrupt):
+        write_export(path, branch(1), {})
+    card = path.with_suffix(".json")
+    assert card.exists() == (before == 1), "only where the same bytes lay there before"
+    if card.exists():
+        facts = json.loads(card.read_text())
+        for place, key in ((path, "sha256"), (head_of(path), "head_sha256")):
+            assert hashlib.sha256(place.read_bytes()).hexdigest() == facts[key]
+    monkeypatch.undo()
+    write_export(path, branch(1), {})
+    facts = json.loads(card.read_text())
+    assert hashlib.sha256(head_of(path).read_bytes()).hexdigest() == facts["head_sha256"]
