@@ -2,9 +2,11 @@
 
 ``python bench/shard.py`` prints, for CIFAR-sized pixels and for 500x375 JPEGs cut from the
 photographs of scikit-image: samples per second with one worker and with two, their ratio, and
-the rate of a bare loop that decodes each file with Pillow and hashes it.  All are measured in
-turn, round by round, so that a load on the machine falls on all alike; what runs in one process
-is also given per second of processor time, which such a load hardly changes.
+the rate of a bare loop that does with Pillow and hashlib what cannot be avoided: decode and hash
+each JPEG, or encode and hash bare pixels.  All are measured in turn, round by round, so that a
+load on the machine falls on all alike, and ratios are of one round and then their median; what
+runs in one process is also given per second of processor time, which such a load hardly
+changes.  Some three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import hashlib
 import io
 import pickle
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,6 +35,7 @@ from data_prep.sources.photos import FILES, photograph
 from data_prep.split import Request
 
 SIZE = (375, 500)
+ONE, TWO = "one worker", "two workers"
 Measure = Callable[[], int]
 """Does some work and returns for how many samples."""
 
@@ -98,6 +103,21 @@ def decoding(root: Path) -> Measure:
     return run
 
 
+def encoding(samples: int) -> Measure:
+    """The same of pixels: encode as PNG, hash what went in and what came out."""
+    cuts = pictures(samples, (32, 32))
+
+    def run() -> int:
+        for cut in cuts:
+            stream = io.BytesIO()
+            Image.fromarray(cut).save(stream, "PNG")
+            hashlib.sha256(cut.tobytes()).digest()
+            hashlib.sha256(stream.getvalue()).digest()
+        return len(cuts)
+
+    return run
+
+
 def rates(measures: dict[str, Measure], rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Samples per second, and per second of this process, of each, measured in turn.
 
@@ -111,20 +131,23 @@ def rates(measures: dict[str, Measure], rounds: int) -> dict[str, list[tuple[flo
             spent = (time.perf_counter() - start, time.process_time() - used)
             if number:
                 found[name].append((samples / spent[0], samples / spent[1]))
+        print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
     return found
 
 
 def report(title: str, found: dict[str, list[tuple[float, float]]]) -> None:
-    """Print a table: median, least and most, and each median over the first."""
-    print(f"{title}\n| what | median /s | least to most | ratio | /s of processor time |")
+    """Print a table: median, least and most, and each over the first in the same round."""
+    print(f"{title}\n")
+    print("| what | images/s, median | least to most | over one worker | /s of processor time |")
     print("|---|---|---|---|---|")
-    base = statistics.median(rate for rate, _ in next(iter(found.values())))
+    base = [rate for rate, _ in next(iter(found.values()))]
     for name, values in found.items():
         wall = [rate for rate, _ in values]
-        middle = statistics.median(wall)
-        own = f"{statistics.median(rate for _, rate in values):,.0f}" if "2" not in name else ""
+        ratio = statistics.median(rate / one for rate, one in zip(wall, base, strict=True))
+        # What worker processes spend is not this process's.
+        own = f"{statistics.median(rate for _, rate in values):,.0f}" if name != TWO else ""
         spread = f"{min(wall):,.0f} to {max(wall):,.0f}"
-        print(f"| {name} | {middle:,.0f} | {spread} | {middle / base:.2f} | {own} |")
+        print(f"| {name} | {statistics.median(wall):,.0f} | {spread} | {ratio:.2f} | {own} |")
     print()
 
 
@@ -135,23 +158,24 @@ def main() -> None:
     top.add_argument("--small", type=int, default=20_000, help="CIFAR-sized samples")
     top.add_argument("--full", type=int, default=2_000, help="500x375 samples")
     args = top.parse_args()
+    print(f"{psutil.cpu_count()} cores, load {psutil.getloadavg()[0]:.1f}, {args.rounds} rounds\n")
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
         write_cifar(here / "small", args.small)
-        small = {
-            f"{workers} worker(s)": sharding("cifar10", here / "small", here, workers)
-            for workers in (1, 2)
-        }
-        report(f"{args.small} images of 32x32 pixels", rates(small, args.rounds))
+        small = both("cifar10", here / "small", here)
+        small["encode and hash alone"] = encoding(args.small)
+        report(f"{args.small:,} images of 32x32 pixels", rates(small, args.rounds))
         write_folder(here / "full", args.full)
-        full = {
-            f"{workers} worker(s)": sharding("imagefolder", here / "full", here, workers)
-            for workers in (1, 2)
-        }
-        full["decode and hash alone, 1 process"] = decoding(here / "full")
+        full = both("imagefolder", here / "full", here)
+        full["decode and hash alone"] = decoding(here / "full")
         sizes = [path.stat().st_size for path in (here / "full").glob("train/*/*")]
-        title = f"{args.full} JPEGs of 500x375 pixels, {statistics.mean(sizes) / 1e3:.0f} kB each"
+        title = f"{args.full:,} JPEGs of 500x375 pixels, {statistics.mean(sizes) / 1e3:.0f} kB each"
         report(title, rates(full, args.rounds))
+
+
+def both(source: str, root: Path, scratch: Path) -> dict[str, Measure]:
+    """Sharding by one worker and by two."""
+    return {ONE: sharding(source, root, scratch, 1), TWO: sharding(source, root, scratch, 2)}
 
 
 def _skimage() -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_prep import pool
 from data_prep.folder import FOUND, INPUTS, REJECTS
 from data_prep.images import DEFAULT, Rules, plain
-from data_prep.split import UNLABELED
+from data_prep.split import LABELS, UNLABELED
 from data_prep.writer import NOTES, sample_record
 from vssl_dist.data.manifest import (
     INDEX_DTYPE,
@@ -43,6 +43,8 @@ class CheckTask:
     """Global id of its first sample."""
     classes: int
     rules: Rules
+    labels: list[int] | None = None
+    """For some classes of another split, whose tars these are: their labels in them."""
 
 
 def datasets(out: Path) -> list[Path]:
@@ -102,14 +104,36 @@ def check(
             problems += _compare_file(folder / name, str(sha256))
     extra = sorted({path.name for path in folder.iterdir()} - expected)
     problems += [f"{folder / name}: the manifest does not know it" for name in extra]
-    rules = Rules(int(manifest.source.get("max_pixels", DEFAULT.max_pixels)))
+    try:
+        rules, labels = _limits(manifest)
+    except ValueError as error:
+        return manifest, [*problems, f"{folder / MANIFEST}: {error}: shard the data anew"]
     starts = np.cumsum([0, *(entry.samples for entry in manifest.shards)]).tolist()
     tasks = [
-        CheckTask(folder, entry, first, len(manifest.classes), rules)
+        CheckTask(folder, entry, first, len(manifest.classes), rules, labels)
         for entry, first in zip(manifest.shards, starts, strict=False)
     ]
     found = dict(pool.run(check_shard, tasks, workers=workers, advance=advance))
     return manifest, problems + [line for entry in manifest.shards for line in found[entry.name]]
+
+
+def _limits(manifest: Manifest) -> tuple[Rules, list[int] | None]:
+    """What its source says of its images, and of the labels in tars that it shares.
+
+    Raises:
+        ValueError: That is nothing that was ever written.
+    """
+    most = manifest.source.get("max_pixels", DEFAULT.max_pixels)
+    labels = manifest.source.get(LABELS)
+    if type(most) is not int or most < 1:
+        raise ValueError(f"max_pixels is {most!r:.40}")
+    if labels is not None and (
+        not isinstance(labels, list)
+        or len(labels) != len(manifest.classes)
+        or any(type(label) is not int for label in labels)
+    ):
+        raise ValueError(f"{LABELS} are {labels!r:.40} for {len(manifest.classes)} classes")
+    return Rules(most), labels
 
 
 def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
@@ -187,6 +211,15 @@ def _sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTask) -> 
     if (image.height, image.width) != (height, width) or image.data != data:
         return f"not a plain image of {width}x{height} pixels"
     # The bytes around the image are known too: its header, and its label as a file.
-    record = sample_record(sample, image, label)
     file.seek(offset - tarfile.BLOCKSIZE)
+    if task.labels is not None:
+        sample, label = _key(file), task.labels[label]
+        file.seek(offset - tarfile.BLOCKSIZE)
+    record = sample_record(sample, image, label)
     return "" if file.read(len(record)) == record else "tar and index disagree"
+
+
+def _key(file: BinaryIO) -> int:
+    """The id that a sample's tar header states; -1 if it states none."""
+    digits = file.read(12)
+    return int(digits) if digits.isdigit() else -1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,28 @@ from typing import BinaryIO
 from vssl_dist.data.manifest import DataError
 
 _UNFINISHED = ".*.tmp-*"
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a file that is one: a pipe would be waited for, a device has no end.
+
+    Args:
+        path: The file.
+        limit: Most bytes that it may have.
+
+    Raises:
+        OSError: It is no regular file, is larger, or cannot be read.
+    """
+    # Opening a pipe that nobody writes to would wait, too.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if facts.st_size > limit:
+            told = f"{facts.st_size} bytes are more than the limit of {limit}"
+            raise OSError(errno.EFBIG, told, str(path))
+        return file.read()
 
 
 @contextmanager

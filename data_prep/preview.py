@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.console import one_line, printable
 from data_prep.shard import positive
 from vssl_dist import config
 from vssl_dist.config import ConfigError
-from vssl_dist.data.manifest import DataError
 from vssl_dist.data.sheet import augmentation_sheet
 from vssl_dist.methods import CONFIGS
 
@@ -38,21 +38,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (refused) or 130 (Ctrl-C)."""
     args = parser().parse_intermixed_args(arguments)
-    try:
+    with one_line(args.out) as ending:
         if args.out.is_dir():
             raise ConfigError(f"--out {args.out}: is a folder; name a file, such as sheet.png")
         cfg = config.load(args.config, args.overrides, methods=CONFIGS)
-        print(augmentation_sheet(cfg, args.out, args.rows))
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+        print(printable(str(augmentation_sheet(cfg, args.out, args.rows))))
+    return ending.code
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.build import Built, Options, build_all
+from data_prep.console import one_line, printable
 from data_prep.decisions import Policy
 from data_prep.folder import REJECTS
 from data_prep.images import MAX_PIXELS, Rules
@@ -74,21 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (a clear error) or 130 (Ctrl-C)."""
     args = parser().parse_args(arguments)
     start = time.monotonic()
-    try:
+    with one_line(
+        args.out, "interrupted: finished shards are kept, the same call goes on"
+    ) as ending:
         options, request = _options(args), _request(args)
         splits = SOURCES[args.source].read(request)
         for built in build_all(splits, args.out, options, bar):
-            print(_summary(built, time.monotonic() - start))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: finished shards are kept, the same call goes on", file=sys.stderr)
-        return 130
-    return 0
+            print(printable(_summary(built, time.monotonic() - start)))
+    return ending.code
 
 
 def _request(args: argparse.Namespace) -> Request:

@@ -13,6 +13,8 @@ from vssl_dist.data.manifest import DataError
 
 UNLABELED = -1
 """The label of an image whose class is not known."""
+LABELS = "labels"
+"""What the manifest of some classes of a split states of its source: their labels there."""
 
 
 @dataclass(frozen=True)

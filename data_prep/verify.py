@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.checks import check, datasets, stated_samples
+from data_prep.console import one_line, printable
 from data_prep.progress import bar
 from data_prep.shard import cpus, positive
-from vssl_dist.data.manifest import DataError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,29 +30,21 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1, 2 or 130 (Ctrl-C)."""
     args = parser().parse_args(arguments)
-    wrong = 0
-    try:
+    with one_line(args.out) as ending:
         for folder in datasets(args.out):
             with bar(f"verify {folder.name}", stated_samples(folder)) as advance:
                 manifest, problems = check(folder, workers=args.workers, advance=advance)
-            wrong += len(problems)
+            if problems:
+                ending.code = 1
             for line in problems:
-                print(f"wrong: {line}")
+                print(printable(f"wrong: {line}"))
             if manifest is not None and not problems:
                 print(
-                    f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards are "
-                    f"intact (fingerprint {manifest.fingerprint[:12]})"
+                    f"{printable(str(folder))}: {manifest.samples} samples in "
+                    f"{len(manifest.shards)} shards are intact (fingerprint "
+                    f"{manifest.fingerprint[:12]})"
                 )
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 1 if wrong else 0
+    return ending.code
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.files import read_regular
 from data_prep.pixels import Pixels
 from data_prep.sources.download import fetch
 from data_prep.split import Request, Split
@@ -127,7 +128,7 @@ def _read(layout: Layout, root: Path, files: Sequence[str]) -> dict[str, bytes]:
 
 def _file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, _MAX_BYTES)
     except FileNotFoundError:
         raise DataError(
             f"{path}: missing (--split makes one split only, --download fetches the data)"

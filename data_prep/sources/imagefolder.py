@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.files import read_regular
 from data_prep.sources.classlist import chosen
 from data_prep.split import Raw, Request, Split
 from data_prep.tars import MAX_BYTES
@@ -20,6 +22,8 @@ SUFFIXES = (
 )  # fmt: skip
 VALIDATION = ("val", "test")
 """Names under which the second split is looked for, in this order."""
+_FLAWS = (errno.EINVAL, errno.EFBIG)
+"""Reasons to leave out one file, rather than of a file system that has failed."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,11 @@ class Files:
         for name in self.names:
             path = self.folder / name
             try:
-                with path.open("rb") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    flaw = f"{size} bytes are more than the limit of {MAX_BYTES}"
-                    raw = Raw(b"", flaw=flaw) if size > MAX_BYTES else Raw(file.read(), str(path))
+                raw = Raw(read_regular(path, MAX_BYTES), str(path))
             except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+                if error.errno not in _FLAWS:
+                    raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+                raw = Raw(b"", flaw=error.strerror or "unusable")
             yield raw
 
 

@@ -23,6 +23,7 @@ from data_prep.tars import Member, Spans, members, stamp
 from vssl_dist.data.manifest import MANIFEST, DataError, read_manifest
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_MIXED = "numbers and names are mixed"
 _JSON_KEYS = ("label", "cls", "class")
 _MAX_LABEL_BYTES = 1 << 20
 
@@ -50,6 +51,7 @@ def webdataset(request: Request) -> list[Split]:
         raise DataError(f"{request.root}: no folder val or test with tars beside train in it")
     found = {name: list(_samples(places[name])) for name in wanted}
     usable = [one for name in wanted for one in found[name] if not one.image.flaw]
+    _check_one_kind(usable)
     classes = _classes([sample.label for sample in usable], places)
     return [_split(name, places[name], found[name], classes) for name in wanted]
 
@@ -131,15 +133,26 @@ def _bytes(path: Path, member: Member) -> bytes:
         return os.pread(file.fileno(), member.size, member.offset)
 
 
+def _check_one_kind(samples: Sequence[_Sample]) -> None:
+    """See that all labels are numbers, or all names, or that there are none."""
+    for one in samples:
+        if type(one.label) is not type(samples[0].label):
+            pair = samples[0], one
+            told = " and ".join(f"{each.image.name} has {_told(each.label)}" for each in pair)
+            lacking = any(each.label is None for each in pair)
+            what = "some samples have a label that others lack" if lacking else _MIXED
+            raise DataError(f"{told}: {what}")
+
+
+def _told(label: int | str | None) -> str:
+    return "none" if label is None else f"the label {label!r:.40}"
+
+
 def _classes(labels: Sequence[int | str | None], places: dict[str, list[Path]]) -> tuple[str, ...]:
     """The names of all labels; numbers are named by a manifest beside the tars, or themselves."""
     kinds = {type(label) for label in labels}
     if kinds <= {type(None)}:
         return ()
-    if len(kinds) > 1:
-        raise DataError(
-            "some samples have a label that others lack, or numbers and names are mixed"
-        )
     names = sorted({label for label in labels if isinstance(label, str)})
     if names:
         return tuple(names)

@@ -12,32 +12,16 @@ import pytest
 from PIL import Image
 
 from data_prep import shard, verify
-from tests.support.photos import crop
+from tests.support.archives import STL10_COUNTS as COUNTS
+from tests.support.archives import STL10_NAMES as NAMES
+from tests.support.archives import stl10_pixels as pixels
+from tests.support.archives import write_stl10
 from vssl_dist.data.shards import Dataset
-
-NAMES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-COUNTS = {"train": 20, "test": 12, "unlabeled": 50}
-
-
-def pixels(part: str) -> np.ndarray:
-    """``(N, 96, 96, 3)`` real crops."""
-    first = 1000 * list(COUNTS).index(part)
-    return np.stack([crop(first + n, 16, (96, 96)) for n in range(COUNTS[part])])
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A small STL-10 as it unpacks: columns first, labels from 1."""
-    folder = tmp_path / "raw" / "stl10_binary"
-    folder.mkdir(parents=True)
-    for part in COUNTS:
-        (folder / f"{part}_X.bin").write_bytes(pixels(part).transpose(0, 3, 2, 1).tobytes())
-    for part in ("train", "test"):
-        labels = 1 + np.arange(COUNTS[part]) * 7 % 10
-        (folder / f"{part}_y.bin").write_bytes(labels.astype(np.uint8).tobytes())
-    (folder / "class_names.txt").write_text("\n".join(NAMES) + "\n")
-    (folder / "fold_indices.txt").write_text("0 1\n")
-    return tmp_path / "raw"
+    return write_stl10(tmp_path / "raw")
 
 
 def run(root: Path, out: Path, *options: object) -> int:

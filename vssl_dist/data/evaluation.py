@@ -5,17 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from vssl_dist.config import ViewRecipe
 from vssl_dist.data.backend import Backend, BackendSpec, Batch, hand_over
 from vssl_dist.data.backends import build_backend
 from vssl_dist.data.prefetch import Prefetcher
 from vssl_dist.data.shards import Dataset, Samples
 from vssl_dist.data.substitution import read_decodable
+from vssl_dist.data.views import draw
 
 _AHEAD = 2
 _RESIZED, _CROPPED = 256, 224  # the short side is resized to the first to crop the second
@@ -50,9 +54,47 @@ def evaluation_batches(
         DataError: A shard cannot be read, holds no usable image, or storage does not answer.
     """
     made = build_backend(backend, spec)
+    shown = (_framed(dataset, made, ids, spec.image_size) for ids in _ids(dataset, batch, limit))
+    yield from _ahead(dataset, shown, timeout_s)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Augmented views of each image, made as training makes them."""
+
+    recipes: tuple[ViewRecipe, ViewRecipe]
+    """Of the first and of the second view of a pair."""
+    count: int
+    """Pairs of each image."""
+    seed: int
+    """Of the draws.  Pair ``t`` is what a training of this seed shows in epoch ``t``."""
+
+
+def augmented_batches(
+    dataset: Dataset,
+    spec: BackendSpec,
+    pairs: Pairs,
+    *,
+    backend: str,
+    batch: int,
+    limit: int | None,
+    timeout_s: float = 120.0,
+) -> Iterator[Batch]:
+    """Each sample exactly once, in id order, as ``2 * pairs.count`` views, pair after pair.
+
+    The same pixels whatever the size of the batch.  Else as `evaluation_batches`.
+    """
+    made = build_backend(backend, replace(spec, recipes=pairs.recipes * pairs.count))
+    shown = (_augmented(dataset, made, ids, pairs) for ids in _ids(dataset, batch, limit))
+    yield from _ahead(dataset, shown, timeout_s)
+
+
+def _ids(dataset: Dataset, batch: int, limit: int | None) -> Iterator[NDArray[np.int64]]:
     count = dataset.samples if limit is None else min(limit, dataset.samples)
-    chunks = (np.arange(i, min(i + batch, count)) for i in range(0, count, batch))
-    source = (_framed(dataset, made, ids, spec.image_size) for ids in chunks)
+    return (np.arange(i, min(i + batch, count)) for i in range(0, count, batch))
+
+
+def _ahead(dataset: Dataset, source: Iterator[Batch], timeout_s: float) -> Iterator[Batch]:
     check = partial(dataset.watch.check, timeout_s, "evaluation")
     try:
         with closing(Prefetcher(source, _AHEAD, check)) as batches:
@@ -66,12 +108,31 @@ def _framed(dataset: Dataset, backend: Backend, ids: NDArray[np.int64], side: in
     samples, view = read_decodable(
         dataset, ids, lambda samples: backend.frame(samples, centre_boxes(samples, side))
     )
+    return _told(dataset, samples, ids, [view])
+
+
+def _augmented(dataset: Dataset, backend: Backend, ids: NDArray[np.int64], pairs: Pairs) -> Batch:
+    def render(samples: Samples) -> list[Tensor]:
+        sizes = np.stack([samples.height, samples.width], axis=1)
+        draws = [
+            draw(recipe, pairs.seed, view, ids, np.full_like(ids, pair), sizes)
+            for pair in range(pairs.count)
+            for view, recipe in enumerate(pairs.recipes)
+        ]
+        return backend(samples, draws)
+
+    samples, views = read_decodable(dataset, ids, render)
+    return _told(dataset, samples, ids, views)
+
+
+def _told(dataset: Dataset, samples: Samples, ids: NDArray[np.int64], views: list[Tensor]) -> Batch:
+    """The batch, with a warning for each image that had to be replaced."""
     for bad in samples.substitutions:
         warnings.warn(
             f"{dataset.folder}: sample {bad.planned} is evaluated as {bad.used}: {bad.reason}",
             stacklevel=2,
         )
-    return Batch(torch.from_numpy(ids), [view], torch.from_numpy(samples.label))
+    return Batch(torch.from_numpy(ids), views, torch.from_numpy(samples.label))
 
 
 def centre_boxes(samples: Samples, side: int) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ __all__ = [
     "augmentation_sheet",
     "build_loader",
     "check_classes",
+    "check_labelled",
     "evaluation_batches",
 ]
 
@@ -76,6 +78,11 @@ class Loader:
     def samples(self) -> int:
         """Samples of one epoch, over all ranks."""
         return self._dataset.samples
+
+    @property
+    def classes(self) -> int:
+        """Classes of the training set."""
+        return len(self._dataset.classes)
 
     @property
     def fingerprint(self) -> str:
@@ -166,11 +173,35 @@ def check_classes(cfg: RunConfig, dataset: Dataset) -> None:
     """Refuse a training set whose labels are not those that the method learns.
 
     Raises:
-        DataError: It has another number of classes than ``method.classes``.
+        DataError: It has another number of classes than ``method.classes``, or images without.
     """
     wanted = cfg.method.classes_wanted
     if wanted is not None and wanted != len(dataset.classes):
         raise DataError(
             f"{cfg.data.train} has {len(dataset.classes)} classes, but method.classes={wanted}: "
             "give method.classes that number"
+        )
+    if wanted is not None:
+        check_labelled(dataset, f"method {cfg.method.name} learns from labels")
+
+
+def check_labelled(dataset: Dataset, purpose: str) -> None:
+    """Refuse a split with images of no known class; reads every index.
+
+    Args:
+        dataset: The split.
+        purpose: Why they are needed.
+
+    Raises:
+        DataError: It has some, or an index is damaged.
+    """
+    starts = np.cumsum([0, *dataset.shard_sizes]).tolist()
+    unlabelled = sum(
+        int((dataset.rows(np.arange(first, last))["label"] < 0).sum())
+        for first, last in pairwise(starts)
+    )
+    if unlabelled:
+        raise DataError(
+            f"{dataset.folder}: {unlabelled} of its {dataset.samples} images have no label, but "
+            f"{purpose}: name a labelled split"
         )

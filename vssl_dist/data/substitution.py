@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vssl_dist.data.backend import UndecodableError
+from vssl_dist.data.header import flaw
 from vssl_dist.data.shards import DataError, Dataset, Samples, Substitution
 
 T = TypeVar("T")
@@ -43,8 +44,7 @@ def read_decodable(
         try:
             rendering = _rendered(samples, render)
         except UndecodableError as error:
-            for row, told in error.reasons.items():
-                reason = _plain(samples.data[row], told)
+            for row, reason in error.reasons.items():
                 last = shown.get(row, Substitution(int(ids[row]), int(ids[row]), ""))
                 seen = tried.setdefault(row, set())
                 seen.add(last.used)
@@ -61,6 +61,25 @@ def read_decodable(
             return samples, rendering
 
 
+def _rendered(samples: Samples, render: Callable[[Samples], T]) -> T:
+    """The rendering.
+
+    Raises:
+        UndecodableError: Some images are none, or others than the index says.
+    """
+    stated = zip(samples.data, samples.height.tolist(), samples.width.tolist(), strict=True)
+    # Before anything is decoded: a crop drawn for another size would be of the wrong place, or
+    # outside of the image, and a header can ask for all memory there is.
+    found = {row: wrong for row, each in enumerate(stated) if (wrong := flaw(*each))}
+    if found:
+        raise UndecodableError(found)
+    try:
+        return render(samples)
+    except UndecodableError as error:
+        reasons = {row: _plain(samples.data[row], told) for row, told in error.reasons.items()}
+        raise UndecodableError(reasons) from error
+
+
 def _plain(data: NDArray[np.uint8], told: str) -> str:
     """What Pillow says of an image that a backend refused, or what the backend said of it.
 
@@ -74,29 +93,6 @@ def _plain(data: NDArray[np.uint8], told: str) -> str:
     except Exception as error:  # Pillow promises no common class
         return " ".join(f"{type(error).__name__}: {error}".split())
     return told
-
-
-def _rendered(samples: Samples, render: Callable[[Samples], T]) -> T:
-    """The rendering; an image of another size than the index states counts as undecodable."""
-    try:
-        return render(samples)
-    except UndecodableError:
-        raise
-    except (RuntimeError, ValueError, IndexError) as error:
-        # A crop drawn for the stated size can lie outside of the image, which ends a batch.
-        if reasons := _misstated(samples):
-            raise UndecodableError(reasons) from error
-        raise
-
-
-def _misstated(samples: Samples) -> dict[int, str]:
-    reasons: dict[int, str] = {}
-    stated = zip(samples.width.tolist(), samples.height.tolist(), strict=True)
-    for row, (data, size) in enumerate(zip(samples.data, stated, strict=True)):
-        with Image.open(io.BytesIO(data.data)) as image:
-            if image.size != size:
-                reasons[row] = f"is {image.size} pixels where the index says {size}"
-    return reasons
 
 
 def _show_next(dataset: Dataset, samples: Samples, row: int, current: int) -> int:

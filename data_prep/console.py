@@ -1,0 +1,58 @@
+"""How a command line ends: one line on stderr for whatever stopped it, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vssl_dist.config import ConfigError
+from vssl_dist.data.manifest import DataError
+
+REFUSED, INTERRUPTED = 2, 130
+
+
+@dataclass
+class Ending:
+    """The exit code of a program: 0 unless something else became of it."""
+
+    code: int = 0
+
+
+@contextmanager
+def one_line(out: Path, interrupted: str = "interrupted") -> Iterator[Ending]:
+    """Say in one line what stopped the block, and end it there.
+
+    Args:
+        out: What the program writes: named where an error of the file system names nothing.
+        interrupted: What to say of Ctrl-C.
+
+    Yields:
+        The ending, whose code is 2 after an error that a user can mend and 130 after Ctrl-C.
+    """
+    ending = Ending()
+    try:
+        yield ending
+    except (ConfigError, DataError) as error:
+        ending.code = _say(f"error: {error}", REFUSED)
+    except OSError as error:
+        ending.code = _say(f"error: {error.filename or out}: {error.strerror or error}", REFUSED)
+    except KeyboardInterrupt:
+        ending.code = _say(interrupted, INTERRUPTED)
+
+
+def printable(text: str) -> str:
+    """One line that any terminal shows: names of files may hold line ends, commands to terminals
+    and bytes of no character.
+
+    >>> printable("caf\\u00e9\\n\\x1b[31m\\udcff")
+    'café\\\\n\\\\x1b[31m\\\\udcff'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _say(line: str, code: int) -> int:
+    print(printable(line), file=sys.stderr)
+    return code

@@ -1,0 +1,67 @@
+"""Augmented pairs for evaluation are the views that a training of the same seed would show."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.photos import tiny_dataset
+from vssl_dist.config import (
+    DataConfig,
+    MethodConfig,
+    Normalisation,
+    OptimConfig,
+    RunConfig,
+    ViewRecipe,
+)
+from vssl_dist.data.evaluation import Pairs, augmented_batches
+from vssl_dist.data.loader import BackendSpec, build_loader
+from vssl_dist.data.shards import Dataset
+
+SAMPLES, SEED = 29, 5
+RECIPES = ViewRecipe(), ViewRecipe(blur=0.1, solarize=0.2)
+
+
+@pytest.mark.parametrize("backend", ["dali", "reference"])
+def test_pair_t_is_what_epoch_t_of_training_shows(tmp_path: Path, backend: str) -> None:
+    folder = tiny_dataset(tmp_path, samples=SAMPLES, shard_size=13)
+    spec = BackendSpec((), 32, Normalisation())
+    pairs = Pairs(RECIPES, count=3, seed=SEED)
+    batches = list(
+        augmented_batches(Dataset.open(folder), spec, pairs, backend=backend, batch=8, limit=None)
+    )
+    assert torch.equal(torch.cat([batch.ids for batch in batches]), torch.arange(SAMPLES))
+    views = torch.cat([torch.stack(batch.views, dim=1) for batch in batches])
+    assert views.shape == (SAMPLES, 6, 3, 32, 32)
+
+    data = DataConfig(
+        train=folder, backend=backend, image_size=32, views=RECIPES, streams=4, window=5
+    )
+    optim = OptimConfig(base_lr=0.1, global_batch=4)
+    cfg = RunConfig(
+        name="test", seed=SEED, method=MethodConfig(name="byol"), data=data, optim=optim
+    )
+    loader = build_loader(cfg, rank=0, world_size=1, device="cpu")
+    shown: dict[int, list[list[torch.Tensor]]] = {number: [] for number in range(SAMPLES)}
+    for batch in islice(loader, 2 * SAMPLES // 4 + 1):  # two epochs, and the start of the third
+        for row, number in enumerate(batch.ids.tolist()):
+            shown[number].append([view[row] for view in batch.views])
+    loader.close()
+    for number, times in shown.items():
+        assert len(times) >= 2
+        own = views[number].unflatten(0, (3, 2))
+        matches = [[bool((own[t] == torch.stack(seen)).all()) for t in range(3)] for seen in times]
+        assert all(sum(row) == 1 for row in matches), "each is exactly one of the pairs"
+        assert len({row.index(True) for row in matches}) == len(times), "and each another one"
+
+
+def test_a_limit_takes_the_first_images(tmp_path: Path) -> None:
+    folder = tiny_dataset(tmp_path, samples=SAMPLES, shard_size=13)
+    spec, pairs = BackendSpec((), 32, Normalisation()), Pairs(RECIPES, count=1, seed=0)
+    dataset = Dataset.open(folder)
+    found = list(augmented_batches(dataset, spec, pairs, backend="reference", batch=4, limit=6))
+    assert [batch.ids.tolist() for batch in found] == [[0, 1, 2, 3], [4, 5]]
+    assert all(len(batch.views) == 2 for batch in found)

@@ -1,0 +1,143 @@
+"""Some classes of a split: the same images and labels as picked by hand, and no second copy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import subset, verify
+from tests.support.photos import tiny_dataset
+from vssl_dist.data.manifest import read_manifest
+from vssl_dist.data.shards import Dataset
+
+SAMPLES, CLASSES = 60, 5
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_dataset(
+        tmp_path_factory.mktemp("whole"), samples=SAMPLES, classes=CLASSES, shard_size=7
+    )
+
+
+def run(folder: Path, classes: str, out: Path) -> int:
+    return subset.main([str(folder), "--classes", classes, "--out", str(out)])
+
+
+def content(folder: Path) -> list[tuple[bytes, str]]:
+    """Bytes and class name of each sample, in order."""
+    dataset = Dataset.open(folder)
+    found = dataset.read_checked(np.arange(dataset.samples))
+    assert found.substitutions == []
+    names = [dataset.classes[label] for label in found.label.tolist()]
+    return list(zip((data.tobytes() for data in found.data), names, strict=True))
+
+
+@pytest.mark.parametrize("labels", [[0], [3], [1, 4], [0, 1, 2, 3, 4]])
+def test_it_is_what_one_picks_by_hand(whole: Path, tmp_path: Path, labels: list[int]) -> None:
+    names = [Dataset.open(whole).classes[label] for label in labels]
+    assert run(whole, ",".join(reversed(names)), tmp_path / "some") == 0
+    assert content(tmp_path / "some") == [pair for pair in content(whole) if pair[1] in names]
+    assert list(Dataset.open(tmp_path / "some").classes) == names
+    assert verify.main([str(tmp_path / "some"), "--workers", "1"]) == 0
+
+
+def test_it_takes_no_room(whole: Path, tmp_path: Path) -> None:
+    name = Dataset.open(whole).classes[2]
+    assert run(whole, name, tmp_path / "some") == 0
+    tars = sorted((tmp_path / "some").glob("*.tar"))
+    assert tars
+    assert all(tar.is_symlink() and tar.samefile(whole / tar.name) for tar in tars)
+
+
+def test_data_and_links_move_together(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "a" / "train")
+    name = Dataset.open(whole).classes[2]
+    assert run(tmp_path / "a" / "train", name, tmp_path / "a" / "some") == 0
+    before = content(tmp_path / "a" / "some")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert content(tmp_path / "b" / "some") == before
+
+
+def test_classes_of_classes_are_found_too(whole: Path, tmp_path: Path) -> None:
+    names = Dataset.open(whole).classes
+    assert run(whole, ",".join(names[1:4]), tmp_path / "three") == 0
+    assert run(tmp_path / "three", names[3], tmp_path / "one") == 0
+    assert content(tmp_path / "one") == [pair for pair in content(whole) if pair[1] == names[3]]
+    assert verify.main([str(tmp_path / "one"), "--workers", "1"]) == 0
+
+
+def test_other_classes_or_other_data_have_another_fingerprint(whole: Path, tmp_path: Path) -> None:
+    names = Dataset.open(whole).classes
+    other = tiny_dataset(tmp_path, samples=SAMPLES, classes=CLASSES, shard_size=7, first=5000)
+    for number, (folder, name) in enumerate(
+        [(whole, names[0]), (whole, names[1]), (other, names[0])]
+    ):
+        assert run(folder, name, tmp_path / str(number)) == 0
+    assert len({read_manifest(tmp_path / n).fingerprint for n in "012"}) == 3
+
+
+def test_the_same_call_changes_nothing_and_mends_what_is_missing(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = Dataset.open(whole).classes
+    out = tmp_path / "some"
+    assert run(whole, names[1], out) == 0
+    before = {path.name: path.lstat().st_mtime_ns for path in out.iterdir()}
+    assert run(whole, names[1], out) == 0
+    assert {path.name: path.lstat().st_mtime_ns for path in out.iterdir()} == before
+    min(out.glob("*.tar")).unlink()
+    (tmp_path / ".some.tmp-1").mkdir()  # of a call that was killed
+    assert run(whole, names[1], out) == 0
+    assert {path.name for path in out.iterdir()} == set(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["some"]
+    capsys.readouterr()
+    assert run(whole, names[2], out) == 2
+    assert "holds another dataset" in capsys.readouterr().err
+
+
+def test_what_cannot_be_made_is_one_line(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = Dataset.open(whole).classes[0]
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+    few = tiny_dataset(tmp_path / "few", samples=2, classes=CLASSES)
+    absent = Dataset.open(whole).classes[4]
+    cases = [
+        (whole, "zebra", tmp_path / "o", "zebra is none of "),
+        (whole, " ,", tmp_path / "o", "nothing is none of "),
+        (whole, name, foreign, "holds files that are no dataset"),
+        (whole, name, whole, "holds another dataset"),
+        (tmp_path / "none", name, tmp_path / "o", "no such folder of shards"),
+        (few, absent, tmp_path / "o", f"has no image of {absent}"),
+    ]
+    for folder, classes, out, said in cases:
+        assert run(folder, classes, out) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert said in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+    assert sorted(path.name for path in foreign.iterdir()) == ["thesis.tex"]
+    assert len(content(whole)) == SAMPLES
+
+
+def test_damage_is_found_behind_the_links(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "train")
+    assert run(tmp_path / "train", Dataset.open(whole).classes[2], tmp_path / "some") == 0
+    row = Dataset.open(tmp_path / "some").rows(np.array([3]))[0]
+    number, _ = Dataset.open(tmp_path / "some").locate(np.array([3]))
+    tar = sorted((tmp_path / "some").glob("*.tar"))[number[0]]
+    blob = bytearray(tar.read_bytes())
+    blob[int(row["offset"]) + 40] ^= 1
+    tar.write_bytes(blob)
+    capsys.readouterr()
+    assert verify.main([str(tmp_path / "some"), "--workers", "1"]) == 1
+    assert "sample 3: crc32 differs" in capsys.readouterr().out
