@@ -18,7 +18,7 @@ import torch
 
 from vssl_dist import config
 from vssl_dist.config import ConfigError, OodConfig, RunConfig
-from vssl_dist.data.loader import check_classes
+from vssl_dist.data.loader import check_classes, check_labelled
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import publish
 from vssl_dist.jobs import cluster, local, owner
@@ -32,6 +32,7 @@ from vssl_dist.jobs.resources import (
     on_this_machine,
 )
 from vssl_dist.jobs.training import TrainJob
+from vssl_dist.linter import known, lint
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.resume import check_resume
 from vssl_dist.tracker import check_tracking, default_tracking_uri
@@ -100,7 +101,8 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
 
 def _absolute(cfg: RunConfig) -> RunConfig:
     """The same run whatever folder a job starts in."""
-    data = {key: path.absolute() for key in ("train", "val") if (path := getattr(cfg.data, key))}
+    folders = {key: getattr(cfg.data, key) for key in ("train", "val", "bank")}
+    data = {key: path.absolute() for key, path in folders.items() if path}
     tasks = tuple(task.absolute() for task in cfg.evaluations)
     changed = {"out": cfg.out.absolute(), "data": cfg.data.model_copy(update=data)}
     return cfg.model_copy(update=changed | {"evaluations": tasks})
@@ -117,10 +119,13 @@ def environment_problems(cfg: RunConfig, launch: Launch) -> list[str]:
     problems = []
     if launch.cluster == "slurm" and (reason := cluster.why_no_slurm()):
         problems.append(f"{reason}: --local [N] runs on this machine instead")
-    folders = {"data.train": cfg.data.train, "data.val": cfg.data.val}
+    folders = {"data.train": cfg.data.train, "data.val": cfg.data.val, "data.bank": cfg.data.bank}
     for task in cfg.evaluations:
         if isinstance(task, OodConfig):
             folders |= {f"evaluations: ood {name}": path for name, path in task.ood.items()}
+    compared = {"data.bank" if cfg.data.bank else "data.train", "data.val"}
+    told = (f"task {t.task} compares labels" for t in cfg.evaluations if "bank" in t.limits)
+    labels = next(told, "")
     for key, folder in folders.items():
         try:
             if folder is not None:
@@ -128,6 +133,8 @@ def environment_problems(cfg: RunConfig, launch: Launch) -> list[str]:
                 dataset.probe()
                 if key == "data.train":
                     check_classes(cfg, dataset)
+                if labels and key in compared:
+                    check_labelled(dataset, f"{labels} (data.bank, data.val)")
         except DataError as error:
             problems.append(f"{key}: {error}")
     if "@" in launch.tracking_uri.partition("://")[2].partition("/")[0]:
@@ -203,24 +210,32 @@ def say_finished(cfg: RunConfig, launch: Launch) -> None:
     print(f"results     python launch/evaluate.py {cfg.dir}\ncurves      {_curves(launch)}")
 
 
+def warn(lines: Sequence[str]) -> None:
+    """Say what may be wrong and is no reason to refuse."""
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
+
+
 def main(argv: Sequence[str]) -> int:
     """Exit code 0, 1 (a rank failed), 2 (refused), 130 (stopped by Ctrl-C)."""
     args = arguments(argv)
     try:
         cfg, launch = resolve(args)
+        findings = lint(cfg, known(cfg, launch.world_size))
         problems = environment_problems(cfg, launch)
         if problems and not args.dry_run:
             raise ConfigError(problems[0])
-        for problem in problems:
-            print(f"warning: {problem}", file=sys.stderr)
         done = 0 if problems else check_resume(cfg, launch.world_size)
+        warnings = [*problems, *(finding.line() for finding in findings)]
         if args.dry_run:
+            warn(warnings)
             show(cfg, launch)
             return 0
         owner.check_free(cfg.dir, cluster.is_live)
         if done and done >= cfg.total_steps(Dataset.open(cfg.data.train).samples):
             say_finished(cfg, launch)
             return 0
+        warn(warnings)
         return start(cfg, launch)
     except (ConfigError, DataError, cluster.SubmissionError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -266,3 +266,37 @@ def test_what_is_out_of_distribution_is_looked_for_on_the_login_node(
     )
     assert "evaluations: ood svhn" in line
     assert str(here / "nowhere") in line
+
+
+def test_known_mistakes_are_warned_about_and_the_run_goes_on(
+    slurm: Path, yaml_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--nodes", "2", "--profile", PROFILE, yaml_file, "method.beta=0.001"]
+    assert submit.main([*command, "--dry-run"]) == 0
+    dry = capsys.readouterr().err
+    assert all(line.startswith("warning: ") for line in dry.splitlines())
+    for name in ("vje_beta", "small_batch", "knn_vote"):
+        assert f"warning: {name}: " in dry
+    assert submit.main([*command, "silence=[vje_beta, knn_vote]"]) == 0
+    real = capsys.readouterr().err
+    assert "warning: small_batch: " in real
+    assert "vje_beta" not in real
+    assert "knn_vote" not in real
+    written = config.load(slurm / "runs" / "tiny" / "config.yaml", methods=CONFIGS)
+    assert written.silence == ("vje_beta", "knn_vote")
+
+
+def test_the_shards_say_what_the_path_does_not(
+    here: Path, yaml_file: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "other").symlink_to(data / "train")
+    assert submit.main(["--local", "2", "--dry-run", yaml_file, "data.val=other"]) == 0
+    assert "warning: held_out: " in capsys.readouterr().err
+
+
+def test_a_warning_that_does_not_exist_cannot_be_silenced(
+    here: Path, yaml_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(capsys, "--local", "2", yaml_file, "silence=[vje_bet]")
+    assert "(did you mean 'vje_beta'?)" in line
+    assert list(here.iterdir()) == []

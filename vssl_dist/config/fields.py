@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,4 +85,8 @@ class MethodConfig(Model):
     @property
     def classes_wanted(self) -> int | None:
         """How many classes the training set must have; None: the method never sees a label."""
+        return None
+
+    def wrong_sizes(self, sides: Sequence[int]) -> str | None:
+        """Why views of these sides, in the order of ``data.views``, do not fit; None: they do."""
         return None

@@ -16,7 +16,7 @@ from vssl_dist.config.fields import (
     as_tuple,
 )
 from vssl_dist.config.recipes import Normalisation, Views
-from vssl_dist.config.tasks import Evaluation, OodConfig, TaskConfig
+from vssl_dist.config.tasks import Evaluation, OnlineConfig, OodConfig, TaskConfig
 
 Decay = Annotated[Finite, Field(ge=0, le=1)]
 Beta = Annotated[Finite, Field(ge=0, lt=1)]
@@ -28,7 +28,10 @@ class DataConfig(Model):
     train: FilePath
     """Folder of training shards: the one that holds ``manifest.json``."""
     val: FilePath | None = None
-    """Folder of held-out shards: the queries of k-NN, whose bank is ``train``."""
+    """Folder of held-out shards: the queries of k-NN, whose bank is ``bank``."""
+    bank: FilePath | None = None
+    """Folder of labelled training shards, where those of ``train`` have no labels: what k-NN and
+    probes learn from; null: ``train``."""
     backend: Literal["dali", "reference"] = "dali"
     """``reference`` decodes with PIL on the CPU: the oracle, and where DALI has no wheel."""
     image_size: Positive = 224
@@ -122,9 +125,13 @@ class RunConfig(Model):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluations: Annotated[tuple[Evaluation, ...], BeforeValidator(as_tuple)] = ()
+    online: OnlineConfig | None = None
+    """A linear probe that learns during the training, for its curve; null: none."""
     log_every: Positive = 50
     vote_every: Positive = 20
     """Steps between asking all ranks whether anyone was told to stop."""
+    silence: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    """Names of warnings that are not to be printed before a run: see ``vssl_dist.linter``."""
 
     @property
     def dir(self) -> Path:
@@ -175,6 +182,9 @@ class RunConfig(Model):
                 f"data.views has {len(data.views)} entries, but {self.method.name} compares "
                 f"{self.method.views_wanted} views of each image"
             )
+        sides = [view.size or data.image_size for view in data.views]
+        if wrong := self.method.wrong_sizes(sides):
+            raise ValueError(f"data.views: {wrong}")
         if self.engine.zero_stage == 3:
             raise ValueError(
                 "engine.zero_stage=3 is not built yet: use 0, 1 or 2 (the teacher is not sharded)"
@@ -199,9 +209,18 @@ class RunConfig(Model):
 
 def frozen_part(cfg: RunConfig) -> dict[str, Any]:
     """What a resumed run may not change: everything that the result depends on."""
-    free = {"name", "out", "trace", "evaluations", "checkpoint", "log_every", "vote_every"}
+    free = {
+        "name",
+        "out",
+        "trace",
+        "evaluations",
+        "checkpoint",
+        "log_every",
+        "vote_every",
+        "silence",
+    }
     part: dict[str, Any] = cfg.model_dump(mode="json", exclude=free)
     # Where the data lies is free: its digest is not.
-    for key in ("train", "val", "threads", "max_bad", "timeout_s"):
+    for key in ("train", "val", "bank", "threads", "max_bad", "timeout_s"):
         del part["data"][key]
     return part

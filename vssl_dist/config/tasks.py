@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from vssl_dist.config.fields import (
     Counts,
@@ -13,9 +13,11 @@ from vssl_dist.config.fields import (
     Finite,
     Model,
     Positive,
+    Range,
     Temperatures,
     as_tuple,
 )
+from vssl_dist.config.recipes import ViewRecipe
 
 Period = Annotated[Finite, Field(gt=0)]
 Rates = Annotated[
@@ -28,6 +30,13 @@ Shares = Annotated[
 ]
 """Numbers between 0 and 1, written as a YAML list."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
+
+
+class OnlineConfig(Model):
+    """A linear classifier that learns beside the method, from its features as they are."""
+
+    lr: Annotated[Finite, Field(gt=0)] = 0.1
+    """Peak learning rate per 256 images; it falls to 0 on half a cosine."""
 
 
 class TaskConfig(Model):
@@ -108,6 +117,15 @@ class OodConfig(BankConfig):
     """Of the logistic regression whose largest probability is a score."""
     bootstrap: Annotated[int, Field(ge=0, le=10_000)] = 200
     """Resamplings behind the 95 % intervals; 0: none."""
+    density: Literal["cartesian", "polar"] = "cartesian"
+    """VJE: whether likelihoods are densities of the embedding, or of its direction and norm."""
+    draws: Positive = 8
+    """VJE and VSSL: samples of a posterior behind an expected likelihood."""
+    posteriors: Positive = 256
+    """VJE and VSSL: training images whose posteriors explain an image."""
+    pairs: Annotated[int, Field(ge=0, le=64)] = 4
+    """VJE and VSSL: pairs of augmented views that explain each other; two more passes over the
+    images for each.  0: none."""
 
     def absolute(self) -> OodConfig:
         """The same task whatever folder a job starts in."""
@@ -115,21 +133,80 @@ class OodConfig(BankConfig):
 
 
 class CollapseConfig(TaskConfig):
-    """Whether features fill their space: RankMe, spread and uniformity of held-out images."""
+    """Whether features of held-out images fill their space, and views of one stay together."""
 
     task: Literal["collapse"] = "collapse"
     max_queries: Positive | None = 25_600
     """Use only the first so many held-out images; RankMe's authors use 25,600."""
+    pairs: Annotated[int, Field(ge=0)] = 2048
+    """Alignment is that of two augmented views of so many held-out images; 0: none."""
+
+
+class UncertaintyConfig(BankConfig):
+    """Whether a posterior's variance says where a prediction fails and an image is spoilt."""
+
+    task: Literal["uncertainty"] = "uncertainty"
+    every_epochs: Period = 100.0
+    """An export, and with it an evaluation, every so many epochs and at the end."""
+    k: Positive = 20
+    """The prediction at risk is that of so many nearest training images."""
+    temperature: Annotated[Finite, Field(gt=0)] = 0.07
+    """Of their votes."""
+    max_corrupted: Positive = 500
+    """So many of the held-out images are corrupted, each in 20 ways."""
+    shown: Annotated[int, Field(gt=0, le=24)] = 10
+    """The most and the least certain images on the sheet, so many of each."""
+
+
+class FinetuneConfig(BankConfig):
+    """A classifier of the unfrozen backbone: all weights are trained on cropped, flipped images."""
+
+    task: Literal["finetune"] = "finetune"
+    every_epochs: Period = 100.0
+    """An export, and with it an evaluation, every so many epochs and at the end."""
+    epochs: Positive = 30
+    """Passes over the training images."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum 0.9, or AdamW."""
+    lr: Annotated[Finite, Field(gt=0)] = 0.03
+    """Peak learning rate per 256 images, of all weights; it falls to 0 on half a cosine."""
+    weight_decay: Annotated[Finite, Field(ge=0)] = 1e-4
+    """Of all weights but biases and those of normalisations."""
+    train_batch: Positive = 256
+    """Training images per step."""
+    crop_scale: Range = (0.2, 1.0)
+    """Share of an image's area that its random crop covers."""
+    seeds: Annotated[int, Field(gt=0, le=100)] = 1
+    """How often it is repeated."""
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate of the first step."""
+        return self.lr * self.train_batch / 256
+
+    @property
+    def recipe(self) -> ViewRecipe:
+        """How a training image is seen."""
+        return ViewRecipe(crop_scale=self.crop_scale, jitter=0.0, grayscale=0.0, blur=0.0)
+
+    @model_validator(mode="after")
+    def _crops_something(self) -> FinetuneConfig:
+        if self.crop_scale[0] <= 0 or self.crop_scale[1] > 1:
+            raise ValueError("crop_scale must lie above 0 and up to 1")
+        return self
 
 
 Evaluation = Annotated[
-    KnnConfig | LinearConfig | OodConfig | CollapseConfig, Field(discriminator="task")
+    KnnConfig | LinearConfig | OodConfig | CollapseConfig | UncertaintyConfig | FinetuneConfig,
+    Field(discriminator="task"),
 ]
 TASKS: dict[str, type[TaskConfig]] = {
     "knn": KnnConfig,
     "linear": LinearConfig,
     "ood": OodConfig,
     "collapse": CollapseConfig,
+    "uncertainty": UncertaintyConfig,
+    "finetune": FinetuneConfig,
 }
 
 

@@ -1,0 +1,215 @@
+"""A study: many runs, one factor at a time from a base point, and one page of what came of them.
+
+    python -m bench.study bench/studies/photographs.yaml --dry-run
+    python -m bench.study bench/studies/photographs.yaml
+
+Every run is `launch/submit.py --local` and `launch/evaluate.py`, as a user would start them.  The
+page (docs/study_NAME.md and .png) is written anew after each.  The same command goes on after a
+kill: what is finished is not done again, a result that is torn is, and a run that was begun
+continues from its checkpoint.  A run that diverges is a finding and not an end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import study_report
+from bench.study_plan import Study, Trial, read_study, trials
+from bench.study_report import Figures, Key, Outcome
+from launch import evaluate, submit
+from vssl_dist import config
+from vssl_dist.config import ConfigError
+from vssl_dist.data.shards import DataError
+from vssl_dist.durable import publish
+from vssl_dist.evaluation.plots import png
+from vssl_dist.methods import CONFIGS
+
+ROOT = Path(__file__).resolve().parents[1]
+DIVERGED = "diverged"
+
+
+class Log:
+    """What a study remembers of one run besides its folder: cost, commit, and how it ended."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.path = trial.cfg.out / "study" / f"{trial.cfg.name}.json"
+
+    def read(self) -> dict[str, Any]:
+        """What is written, if it is whole."""
+        try:
+            found = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write(self, **facts: Any) -> None:
+        """Add facts, on disk before this returns."""
+        publish(self.path, json.dumps(self.read() | facts).encode())
+
+
+class Refused(Exception):
+    """A run could not be started or failed; the argument is its exit code."""
+
+
+def outcome(study: Study, trial: Trial) -> Outcome:
+    """What came of a run so far.
+
+    Raises:
+        ConfigError: Its folder holds another experiment than the study file now says.
+    """
+    written = trial.cfg.dir / "config.yaml"
+    if not written.exists():
+        return Outcome(None)
+    _same(trial, written)
+    log = Log(trial).read()
+    cost = {"seconds": log.get("seconds", 0.0), "whole": not log.get("interrupted", False)}
+    about = cost | {"commit": log.get("commit", "")}
+    if log.get("trouble"):
+        return Outcome(None, log["trouble"], **about)
+    results = trial.results()
+    return Outcome(None if results is None else study_report.figures(study, results), **about)
+
+
+def _same(trial: Trial, written: Path) -> None:
+    then = config.load(written, methods=CONFIGS)
+    tasks = [
+        [task.absolute().model_dump() for task in cfg.evaluations] for cfg in (then, trial.cfg)
+    ]
+    if config.frozen_part(then) != config.frozen_part(trial.cfg) or tasks[0] != tasks[1]:
+        raise ConfigError(
+            f"{trial.label}: {trial.cfg.dir} was begun with another configuration: rename the "
+            "study file, or delete that folder"
+        )
+
+
+def run(study: Study, trial: Trial, baselines: bool) -> None:
+    """Train and evaluate, or what is missing of it.
+
+    Raises:
+        Refused: It cannot go on; the line that says why was printed.
+    """
+    log = Log(trial)
+    before = log.read()
+    spent = float(before.get("seconds", 0.0))
+    interrupted = before.get("interrupted", False) or before.get("running", False)
+    log.write(running=True, interrupted=interrupted, commit=commit())
+    start = time.monotonic()
+    given = [str(trial.config), *trial.overrides]
+    code = submit.main(["--local", str(study.ranks), *given])
+    trouble = DIVERGED if code == 1 and _diverged(trial) else ""
+    if code == 0:
+        words = ["--task", ",".join(study.tasks)] + ["--baselines"] * baselines
+        code = evaluate.main([str(trial.cfg.dir), *words])
+    log.write(running=False, seconds=spent + time.monotonic() - start, trouble=trouble)
+    if code and not trouble:
+        raise Refused(code)
+
+
+def _diverged(trial: Trial) -> bool:
+    """Whether the last failure was that of the numbers, which would be the same again."""
+    found = sorted((trial.cfg.dir / "logs").glob("failure-*.txt"), key=lambda p: p.stat().st_mtime)
+    return bool(found) and "Diverged" in found[-1].read_text(errors="replace")
+
+
+def commit() -> str:
+    """The checked-out commit, ``-dirty`` if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """What the runs run on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores, no GPU"
+
+
+def untrained(study: Study, first: Trial) -> dict[str, Figures]:
+    """Figures of raw pixels and the random network, of the columns that have them."""
+    found: dict[str, Figures] = {}
+    for name, path in study.columns.items():
+        file = first.cfg.dir / "export" / f"{path[0]}-baselines.json"
+        if not file.exists() or "%" not in name:
+            continue
+        for kind, results in json.loads(file.read_text())["results"].items():
+            one = study.model_copy(update={"columns": {name: path}})
+            figure = study_report.figures(one, {path[0]: results})
+            found.setdefault(kind.replace("_", " "), {}).update(figure)
+    return found
+
+
+def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
+    """Write the page of what there is so far."""
+    outcomes: dict[Key, list[Outcome]] = {}
+    for trial in planned:
+        key = (trial.point, trial.factor, trial.value)
+        outcomes.setdefault(key, []).append(outcome(study, trial))
+    drawing = page.with_suffix(".png")
+    facts = {"command": command, "machine": machine(), "picture": drawing.name}
+    text = study_report.document(study, outcomes, untrained(study, planned[0]), facts)
+    publish(drawing, png(study_report.picture(study, outcomes)))
+    publish(page, text.encode())
+
+
+def carry_out(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
+    """All runs that are not finished, one after the other."""
+    for number, trial in enumerate(planned):
+        seen = outcome(study, trial)
+        if seen.figures is None and not seen.trouble:
+            print(f"== run {number + 1} of {len(planned)}: {trial.label}", flush=True)
+            run(study, trial, baselines=number == 0)
+            if outcome(study, trial).figures is None and not Log(trial).read().get("trouble"):
+                raise DataError(f"{trial.cfg.dir}/export: no whole result after the evaluation")
+        report(study, planned, command, page)
+    print(f"{page}: {len(planned)} runs")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, 1 (a run failed), 2 (refused), 130 (stopped by Ctrl-C)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (runs)")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="of the page (docs)")
+    parser.add_argument("--ranks", type=int, help="of each run, instead of the study's number")
+    parser.add_argument("--dry-run", action="store_true", help="check all runs and list them")
+    args = parser.parse_args(argv)
+    try:
+        study, name = read_study(args.study), args.study.stem
+        if args.ranks:
+            study = study.model_copy(update={"ranks": args.ranks})
+        planned = trials(study, name, args.out.absolute() / f"study_{name}")
+        if args.dry_run:
+            for trial in planned:
+                words = ["--local", str(study.ranks), str(trial.config), *trial.overrides]
+                print(f"# {trial.label}\npython launch/submit.py {shlex.join(words)}")
+            return 0
+        command = f"python -m bench.study {shlex.join(argv)}"
+        carry_out(study, planned, command, args.docs / f"study_{name}.md")
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Refused as error:
+        print("the same command goes on", file=sys.stderr)
+        return int(error.args[0])
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

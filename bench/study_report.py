@@ -1,0 +1,192 @@
+"""A study's table and picture, from the result files of its runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bench.study_plan import BASE, Study
+from vssl_dist.config import ConfigError
+
+Figures = dict[str, float]
+"""A run's figures by their columns."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run."""
+
+    figures: Figures | None
+    """None: not finished, or ``trouble`` says why it never will be."""
+    trouble: str = ""
+    seconds: float = 0.0
+    whole: bool = True
+    """Whether ``seconds`` is all that it took: what a kill took away is not known."""
+    commit: str = ""
+
+
+Key = tuple[str, str, str]
+"""Point, factor, value."""
+
+
+def figures(study: Study, results: Mapping[str, Any]) -> Figures:
+    """The study's columns of one run.
+
+    Raises:
+        ConfigError: A column names what no result has.
+    """
+    return {name: _figure(name, path, results) for name, path in study.columns.items()}
+
+
+def _figure(name: str, path: Sequence[str], results: Mapping[str, Any]) -> float:
+    found: Any = results
+    for key in path:
+        if not isinstance(found, dict) or key not in found:
+            has = ", ".join(found) if isinstance(found, dict) else repr(found)
+            raise ConfigError(f"columns: {name}: no {key!r} in the result (has: {has})")
+        found = found[key]
+    if not isinstance(found, (int, float)):
+        raise ConfigError(f"columns: {name}: {found!r} is no number")
+    return 100 * found if "%" in name else float(found)
+
+
+def table(study: Study, outcomes: Mapping[Key, Sequence[Outcome]], factor: str, point: str) -> str:
+    """The rows of one factor of a point, or of all points (``BASE``), as Markdown."""
+    first = "point" if factor == BASE else factor
+    lines = [f"| {first} | {' | '.join(study.columns)} | seconds |", "|---" * _width(study) + "|"]
+    for name, cells in rows(study, outcomes, factor, point).items():
+        lines.append(f"| {name} | {' | '.join(_cells(study, cells))} |")
+    return "\n".join(lines)
+
+
+def _width(study: Study) -> int:
+    return len(study.columns) + 2
+
+
+def rows(
+    study: Study, outcomes: Mapping[Key, Sequence[Outcome]], factor: str, point: str
+) -> dict[str, Sequence[Outcome]]:
+    """The outcomes of a table's rows by their names."""
+    if factor == BASE:
+        return {name: outcomes[name, BASE, "base"] for name in study.points}
+    (found,) = (f for f in study.factors if (f.name, f.point) == (factor, point))
+    return {
+        value if overrides else f"**{value}** (base)": outcomes[
+            (point, factor, value) if overrides else (point, BASE, "base")
+        ]
+        for value, overrides in found.values.items()
+    }
+
+
+def _cells(study: Study, seeds: Sequence[Outcome]) -> list[str]:
+    done = [one for one in seeds if one.figures is not None]
+    trouble = sorted({one.trouble for one in seeds if one.trouble})
+    if not done:
+        return [", ".join(trouble) or "not yet", *[""] * len(study.columns)]
+    cells = []
+    for column in study.columns:
+        values = [one.figures[column] for one in done if one.figures is not None]
+        digits = 1 if "%" in column else 3
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
+    if len(done) < len(seeds):
+        cells[0] += f" ({len(done)} of {len(seeds)} seeds{''.join(f', {t}' for t in trouble)})"
+    more = "" if all(one.whole for one in done) else "> "
+    return [*cells, f"{more}{statistics.fmean(one.seconds for one in done):.0f}"]
+
+
+def document(
+    study: Study,
+    outcomes: Mapping[Key, Sequence[Outcome]],
+    baselines: Mapping[str, Figures],
+    facts: Mapping[str, str],
+) -> str:
+    """The whole page as Markdown.
+
+    Args:
+        study: The study.
+        outcomes: Of every run, by point, factor and value: one per seed.
+        baselines: Figures of what was not trained, by its name.
+        facts: ``command``, ``machine``, ``picture``.
+    """
+    ran = [one for seeds in outcomes.values() for one in seeds]
+    done = sum(one.figures is not None or bool(one.trouble) for one in ran)
+    commits = sorted({one.commit for one in ran if one.commit})
+    more = "" if all(one.whole for one in ran) else "more than "
+    parts = [
+        f"# {study.title}",
+        study.about.strip(),
+        f"```\n{study.data}\n{facts['command']}\n```",
+        f"{done} of {len(ran)} runs; {more}{sum(one.seconds for one in ran) / 3600:.2f} hours in "
+        f"all, evaluations included, on {facts['machine']}; {_ranks(study)} a run; seeds "
+        f"{', '.join(map(str, study.seeds))}; commit {', '.join(commits) or 'none yet'}. "
+        f"{_spread(study)}Every run's configuration: "
+        + "; ".join(_origin(name, study) for name in study.points)
+        + (f"; common to all: {_code(study.common)}." if study.common else "."),
+        "## Base points",
+        table(study, outcomes, BASE, ""),
+    ]
+    if baselines:
+        cells = [
+            f"{name} {', '.join(f'{c} {v:.1f}' for c, v in found.items())}"
+            for name, found in baselines.items()
+        ]
+        parts.append(f"Without training: {'; '.join(cells)}.")
+    for factor in study.factors:
+        parts += [
+            f"## {factor.point}: {factor.name}",
+            table(study, outcomes, factor.name, factor.point),
+        ]
+    parts.append(f"![{study.title}]({facts['picture']})")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _ranks(study: Study) -> str:
+    return "1 rank" if study.ranks == 1 else f"{study.ranks} ranks"
+
+
+def _spread(study: Study) -> str:
+    return "Mean ± standard deviation over the seeds. " if len(study.seeds) > 1 else ""
+
+
+def _origin(name: str, study: Study) -> str:
+    point = study.points[name]
+    own = f" with {_code(point.overrides)}" if point.overrides else ""
+    return f"{name} is `{point.config}`{own}"
+
+
+def _code(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def picture(study: Study, outcomes: Mapping[Key, Sequence[Outcome]]) -> Figure:
+    """One panel per factor (and one of the base points): every seed's percentages."""
+    panels = [(factor.name, factor.point) for factor in study.factors]
+    if len(study.points) > 1 or not panels:
+        panels = [(BASE, ""), *panels]
+    across = min(len(panels), 4)
+    down = -(-len(panels) // across)
+    page = Figure(figsize=(3.4 * across, 3.0 * down), layout="constrained")
+    page.suptitle(study.title)
+    for number, (factor, point) in enumerate(panels):
+        axes = page.add_subplot(down, across, number + 1)
+        shown = rows(study, outcomes, factor, point)
+        for column in (name for name in study.columns if "%" in name):
+            spots = [
+                (place, one.figures[column])
+                for place, seeds in enumerate(shown.values())
+                for one in seeds
+                if one.figures is not None
+            ]
+            axes.plot([s[0] for s in spots], [s[1] for s in spots], "o", ms=4, label=column)
+        names = [name.replace("**", "").replace(" (base)", "*") for name in shown]
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize="small")
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_title(f"{point}: {factor}" if point else factor, fontsize="medium")
+        if number == 0:
+            axes.legend(frameon=False, fontsize="small")
+    return page

@@ -1,0 +1,242 @@
+"""A study plans each run once, survives a kill, and believes no torn result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from bench.study import main, outcome
+from bench.study_plan import BASE, Study, read_study, trials
+from bench.study_report import Outcome, document, figures, picture, table
+from tests.support.photos import tiny_dataset
+from vssl_dist import config
+from vssl_dist.config import ConfigError
+from vssl_dist.evaluation.plots import png
+from vssl_dist.linter import Facts, lint
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "bench" / "studies").glob("*.yaml"))
+STEPS = 12
+SAME_NAME = {"x y": ["seed=1"], "x-y": ["seed=2"]}
+
+
+def tiny(place: Path) -> dict[str, Any]:
+    """A study of two runs of 12 steps each, on data that lies in ``place``."""
+    tiny_dataset(place, samples=64)
+    tiny_dataset(place, samples=32, split="val", first=500)
+    text = {
+        "trace": True,
+        "log_every": 1,
+        "vote_every": 1,
+        "checkpoint": {"every_steps": 2},
+        "method": {"name": "simsiam", "backbone": "resnet10_c16", "hidden": 32, "dim": 32},
+        "data": {
+            "train": str(place / "train"),
+            "val": str(place / "val"),
+            "image_size": 32,
+            "streams": 2,
+            "threads": 1,
+            "views": ["cifar", "cifar"],
+        },
+        "optim": {"base_lr": 0.05, "epochs": 1.5, "global_batch": 8},
+        "engine": {"autocast": "none"},
+        "evaluations": [{"task": "knn", "k": [5], "temperature": [0.1, "inf"], "every_epochs": 9}],
+    }
+    (place / "base.yaml").write_text(yaml.safe_dump(text))
+    return {
+        "title": "Tiny",
+        "data": "made by the test",
+        "ranks": 1,
+        "columns": {"k-NN %": ["knn", "k5_t0.1", "top1"], "unweighted": ["knn", "k5_tinf", "top1"]},
+        "points": {"simsiam": {"config": str(place / "base.yaml")}},
+        "factors": [
+            {
+                "name": "rate",
+                "point": "simsiam",
+                "values": {"0.05": [], "0.1": ["optim.base_lr=0.1"]},
+            }
+        ],
+    }
+
+
+def write(place: Path, study: dict[str, Any]) -> Path:
+    path = place / "tiny.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_value_without_overrides_is_the_base_points_own_run(here: Path) -> None:
+    study = read_study(write(here, tiny(here) | {"seeds": [0, 3]}))
+    planned = trials(study, "tiny", here / "runs")
+    assert [(t.factor, t.value, t.seed) for t in planned] == [
+        (BASE, "base", 0),
+        (BASE, "base", 3),
+        ("rate", "0.1", 0),
+        ("rate", "0.1", 3),
+    ]
+    assert [t.cfg.optim.base_lr for t in planned] == [0.05, 0.05, 0.1, 0.1]
+    assert [t.cfg.seed for t in planned] == [0, 3, 0, 3]
+    assert len({t.cfg.dir for t in planned}) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pionts": {}}, "pionts: no such key (did you mean 'points'?)"),
+        ({"seeds": []}, "seeds"),
+        ({"common": ["optim.epoch=3"]}, "simsiam, base, seed 0: optim.epoch: no such key"),
+        ({"common": ["evaluations=[]"]}, "columns need knn"),
+        ({"factors": [{"name": "a", "point": "b", "values": {"c": []}}]}, "none of the points"),
+        (
+            {"factors": [{"name": "a", "point": "simsiam", "values": SAME_NAME}]},
+            "would both be",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_the_first_run(
+    here: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: str
+) -> None:
+    path = write(here, tiny(here) | change)
+    before = sorted(here.iterdir())
+    assert main([str(path)]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sorted(here.iterdir()) == before
+
+
+def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
+    study = Study.model_validate(
+        {
+            "title": "T", "data": "", "seeds": (0, 1), "columns": {"a %": ("knn", "a")},
+            "points": {"p": {"config": "x"}, "q": {"config": "x"}, "r": {"config": "x"}},
+            "factors": ({"name": "f", "point": "p", "values": {"1": (), "2": ("x=1",)}},),
+        }
+    )  # fmt: skip
+    outcomes = {
+        ("p", BASE, "base"): [
+            Outcome({"a %": 50.0}, seconds=10), Outcome({"a %": 54.0}, seconds=30, whole=False),
+        ],
+        ("q", BASE, "base"): [Outcome({"a %": 7.0}, seconds=1), Outcome(None, "diverged")],
+        ("r", BASE, "base"): [Outcome(None), Outcome(None)],
+        ("p", "f", "2"): [Outcome(None, "diverged"), Outcome(None, "diverged")],
+    }  # fmt: skip
+    assert table(study, outcomes, BASE, "").splitlines()[2:] == [
+        "| p | 52.0 ± 2.8 | > 20 |",
+        "| q | 7.0 (1 of 2 seeds, diverged) | 1 |",
+        "| r | not yet |  |",
+    ]
+    assert table(study, outcomes, "f", "p").splitlines()[2:] == [
+        "| **1** (base) | 52.0 ± 2.8 | > 20 |",
+        "| 2 | diverged |  |",
+    ]
+    facts = {"command": "run me", "machine": "2 cores", "picture": "t.png"}
+    text = document(study, outcomes, {"raw pixels": {"a %": 40.0}}, facts)
+    for part in ("# T", "run me", "6 of 8 runs", "seeds 0, 1", "raw pixels a % 40.0", "(t.png)"):
+        assert part in text
+    assert png(picture(study, outcomes)).startswith(b"\x89PNG")
+
+
+def test_a_column_that_no_result_has_is_named_with_what_there_is() -> None:
+    study = Study.model_validate(
+        {"title": "T", "data": "", "columns": {"a": ("knn", "b")}, "points": {"p": {"config": "x"}}}
+    )
+    with pytest.raises(ConfigError, match=re.escape("columns: a: no 'b' in the result (has: c)")):
+        figures(study, {"knn": {"c": 1}})
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_can_run_and_changes_one_thing_at_a_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    study = read_study(path)
+    planned = trials(study, path.stem, Path("runs"))
+    base = {t.point: t for t in planned if t.factor == BASE and t.seed == study.seeds[0]}
+    for trial in planned:
+        kept = config.frozen_part(base[trial.point].cfg)
+        now = config.frozen_part(trial.cfg)
+        changed = {key for key in now if now[key] != kept[key]} - {"seed"}
+        one = trial.factor in {BASE, "target"} or len(changed) == 1
+        assert one, f"{trial.label} changes {changed}"
+        if trial.factor == BASE:
+            samples = 6_400 if "photo" in path.stem else 50_000
+            assert lint(trial.cfg, Facts(study.ranks, samples)) == [], trial.label
+
+
+def start(place: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bench.study", "tiny.yaml"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=place, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_goes_on_and_a_torn_result_is_found_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(here, tiny(here))
+    study = read_study(path)
+    first, second = trials(study, "tiny", here / "runs" / "study_tiny")
+
+    trace = first.cfg.dir / "trace.rank0.jsonl"
+    killed = start(here)
+    try:
+        end = time.monotonic() + 400
+        while not trace.exists() or trace.read_text().count("\n") < 4:
+            assert killed.poll() is None, killed.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        ranks = psutil.Process(killed.pid).children(recursive=True)
+    finally:
+        killed.kill()
+        killed.communicate()
+    psutil.wait_procs(ranks, timeout=60)
+    assert outcome(study, first).figures is None
+
+    assert main([str(path)]) == 0
+    for trial in (first, second):
+        lines = (trial.cfg.dir / "trace.rank0.jsonl").read_text().splitlines()
+        steps = [json.loads(line).get("step") for line in lines]
+        assert steps == [*range(1, STEPS + 1), None], "steps are lost or done twice"
+    found = [outcome(study, trial) for trial in (first, second)]
+    assert [one.whole for one in found] == [False, True]
+    page = (here / "docs" / "study_tiny.md").read_text()
+    assert "2 of 2 runs; more than " in page
+    for one in found:
+        assert one.figures is not None
+        assert f"{one.figures['k-NN %']:.1f}" in page
+    assert "raw pixels k-NN %" in page
+    assert (here / "docs" / "study_tiny.png").read_bytes().startswith(b"\x89PNG")
+
+    result = first.export.with_name(f"knn-{STEPS:08d}.json")
+    result.write_text(result.read_text()[:100])
+    assert outcome(study, first).figures is None
+    trained = trace.read_bytes()
+    assert main([str(path)]) == 0
+    assert outcome(study, first).figures == found[0].figures
+    assert trace.read_bytes() == trained
+
+    other = tiny(here) | {"common": ["optim.weight_decay=1e-3"]}
+    capsys.readouterr()
+    assert main([str(write(here, other))]) == 2
+    assert "was begun with another configuration" in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""Warnings before a run about mistakes that nothing else would ever report.
+
+They cost points, not crashes: each rule is a small pure function of the configuration and names
+who has met the mistake.  A warning never stops a run; ``silence: [NAME]`` hides one.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.linter import methods, optimisation, running, views
+from vssl_dist.linter.known import known
+from vssl_dist.linter.rule import Facts, Finding, Rule
+
+__all__ = ["RULES", "Facts", "Finding", "Rule", "known", "lint"]
+
+RULES: tuple[Rule, ...] = (
+    *optimisation.RULES,
+    *methods.RULES,
+    *views.RULES,
+    *running.RULES,
+)
+"""All rules, in the order in which they are reported."""
+
+
+def lint(cfg: RunConfig, facts: Facts) -> list[Finding]:
+    """The rules that fire on a run and are not silenced.
+
+    Args:
+        cfg: The run.
+        facts: What else is known; rules that need more than is known keep quiet.
+
+    Raises:
+        ConfigError: ``silence`` names no rule.
+    """
+    names = [rule.name for rule in RULES]
+    for name in cfg.silence:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"has: {', '.join(names)}"
+            raise ConfigError(f"silence: no such warning as {name!r} ({hint})")
+    heard = [rule for rule in RULES if rule.name not in cfg.silence]
+    found = ((rule, rule.check(cfg, facts)) for rule in heard)
+    return [Finding(rule, message) for rule, message in found if message]

@@ -1,0 +1,63 @@
+"""What a rule is, and what it may know besides the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vssl_dist.config import RunConfig
+
+
+class Facts(NamedTuple):
+    """What is known of a run besides its configuration; None: not known here."""
+
+    ranks: int = 1
+    samples: int | None = None
+    """Images of ``data.train``."""
+    dataset: str | None = None
+    """The name that the training shards give themselves, such as ``cifar10``."""
+    held_out_is_train: bool = False
+    """Whether ``data.val`` holds the very shards of ``data.train``."""
+
+    def steps(self, cfg: RunConfig) -> int | None:
+        """Optimizer steps of the run."""
+        return None if self.samples is None else cfg.total_steps(self.samples)
+
+
+class Rule(NamedTuple):
+    """One known mistake."""
+
+    name: str
+    """By which ``silence`` hides it."""
+    check: Callable[[RunConfig, Facts], str | None]
+    """A pure function: what is wrong and what to do about it in one line, or None."""
+    evidence: str
+    """Who has met it: a paper, a public issue, or a measurement of ours."""
+
+
+class Finding(NamedTuple):
+    """A rule that fired."""
+
+    rule: Rule
+    message: str
+
+    def line(self) -> str:
+        """The warning as it is printed."""
+        name = self.rule.name
+        return f"{name}: {self.message} [{self.rule.evidence}; silence=[{name}] hides this]"
+
+
+def self_supervised(cfg: RunConfig) -> bool:
+    """Whether no label is seen in training."""
+    return cfg.method.classes_wanted is None
+
+
+def has_teacher(cfg: RunConfig) -> bool:
+    """Whether ``engine.ema_decay`` means anything to the run's method."""
+    always = cfg.method.name in {"byol", "dino", "moco_v3", "vssl"}
+    return always or getattr(cfg.method, "target", None) == "ema"
+
+
+def is_vit(cfg: RunConfig) -> bool:
+    """Whether the backbone is a vision transformer."""
+    return "vit" in cfg.method.backbone
