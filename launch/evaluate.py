@@ -26,7 +26,7 @@ from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_tas
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.features import read_card
 from vssl_dist.evaluation.subject import Images
-from vssl_dist.evaluation.task import Place, baselines, evaluate
+from vssl_dist.evaluation.task import Place, baselines, evaluate, exports
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
 from vssl_dist.jobs.dispatch import lock_of
 from vssl_dist.jobs.evaluation import Due, evaluate_one
@@ -60,20 +60,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def exports(target: Path) -> list[Path]:
-    """The export, or the exports of a run, oldest first.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if target.suffix == ".safetensors":
-        return [target.absolute()]
-    found = sorted(target.absolute().glob("export/backbone-*.safetensors"))
-    if not found:
-        raise ConfigError(f"{target}: no export/backbone-STEP.safetensors in this folder yet")
-    return found
-
-
 def tasks_of(card: dict[str, Any], names: str) -> list[TaskConfig]:
     """The run's own settings of the named tasks, or the tasks' defaults.
 
@@ -90,6 +76,7 @@ def tasks_of(card: dict[str, Any], names: str) -> list[TaskConfig]:
 
 
 Line = tuple[str, dict[str, Any]]
+_WIDEST = 9
 
 
 def lines(
@@ -147,14 +134,20 @@ def _device() -> Device:
 
 
 def table(task: str, lines: Sequence[Line]) -> Table:
-    """One row per line, one column per figure."""
+    """One row per line and one column per figure, or the other way round where those are many."""
     kind = MEASURES[task]
+    cells = [(name, kind.columns(results)) for name, results in lines]
+    figures = list(dict.fromkeys(figure for _, row in cells for figure in row))
+    heads, rows = figures, [(name, [row.get(f, "-") for f in figures]) for name, row in cells]
+    if len(figures) > _WIDEST:
+        heads = [name for name, _ in cells]
+        rows = [(figure, [row.get(figure, "-") for _, row in cells]) for figure in figures]
     shown = Table()
     shown.add_column(kind.title)
-    for column in kind.columns(lines[0][1]):
-        shown.add_column(column, justify="right")
-    for name, results in lines:
-        shown.add_row(name, *kind.columns(results).values())
+    for head in heads:
+        shown.add_column(head, justify="right")
+    for name, row in rows:
+        shown.add_row(name, *row)
     return shown
 
 

@@ -98,7 +98,7 @@ def test_the_same_evaluation_is_done_once(tmp_path: Path, data: Path) -> None:
     assert other["export_sha256"] != first["export_sha256"]
     fewer = evaluate(path, KnnConfig(k=(5,), temperature=(0.07,), max_bank=100, max_queries=30))
     assert (fewer["bank"]["samples"], fewer["queries"]["samples"]) == (100, 30)
-    assert list(tmp_path.glob("knn-*")) == [tmp_path / "knn-00000040.json"]
+    assert list(tmp_path.glob("knn-*.json")) == [tmp_path / "knn-00000040.json"]
 
 
 def test_datasets_can_be_given_instead_of_the_cards(tmp_path: Path, data: Path) -> None:

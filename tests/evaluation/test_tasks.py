@@ -169,7 +169,10 @@ def test_the_command_runs_several_tasks(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--task", "knn,lin"], "'lin' is not one of knn, linear, ood, collapse"),
+        (
+            ["--task", "knn,lin"],
+            "'lin' is not one of knn, linear, ood, collapse, uncertainty, finetune",
+        ),
         (["--task", "knn,knn"], "'knn' stands twice"),
         (["--data", "a"], "two folders, as TRAIN,VAL, or NAME=FOLDER"),
         (["--data", "x=a"], "is for task ood"),

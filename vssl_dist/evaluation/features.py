@@ -25,6 +25,8 @@ from vssl_dist.models.backbones import build_backbone
 
 __all__ = ["ExportError", "Features", "Reading", "extract", "load_export", "random_network"]
 
+Forward = Callable[[Tensor], Tensor]
+"""``(B, 3, H, W)`` to ``(B, D)``, in eval mode."""
 _CARD_KEYS = {"backbone", "image_size", "normalise", "run", "sha256", "step", "train", "val"}
 _FULL_PRECISION_BYTES = 2 << 30
 
@@ -48,10 +50,13 @@ class Reading:
 
     def batches(self, dataset: Dataset, limit: int | None) -> Iterator[Batch]:
         """The first ``limit`` images, in the order of their ids."""
-        spec = BackendSpec((), self.image_size, self.normalise, self.threads, self.device)
         return evaluation_batches(
-            dataset, spec, backend=self.backend, batch=self.batch, limit=limit
+            dataset, self.spec(), backend=self.backend, batch=self.batch, limit=limit
         )
+
+    def spec(self) -> BackendSpec:
+        """What a backend needs to know."""
+        return BackendSpec((), self.image_size, self.normalise, self.threads, self.device)
 
 
 def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -90,6 +95,8 @@ def read_card(path: Path) -> dict[str, Any]:
     """The card of an export; see `load_export`."""
     if not path.is_file():
         raise ExportError(f"{path}: there is no such export")
+    if path.name.startswith("head-"):
+        raise ExportError(f"{path}: is a posterior head; name the backbone-STEP file beside it")
     place = path.with_suffix(".json")
     try:
         card: dict[str, Any] = json.loads(place.read_text())
@@ -117,7 +124,7 @@ def raw_pixels(images: Tensor) -> Tensor:
 
 
 def extract(
-    network: Callable[[Tensor], Tensor],
+    network: Forward,
     dataset: Dataset,
     reading: Reading,
     *,
@@ -156,7 +163,7 @@ def extract(
 
 
 def stream(
-    network: Callable[[Tensor], Tensor],
+    network: Forward,
     dataset: Dataset,
     reading: Reading,
     *,
@@ -175,7 +182,7 @@ def stream(
     with bar() as shown:
         task = shown.add_task(f"features of {dataset.folder.name}", total=total)
         for batch in reading.batches(dataset, limit):
-            rows = _forward(network, batch.views[0], reading)
+            rows = forward(network, batch.views[0], reading)
             done += len(rows)
             yield rows, batch.labels.cpu()
             shown.update(task, completed=done)
@@ -185,7 +192,8 @@ def stream(
         raise RuntimeError(f"{dataset.folder}: {done} of {total} images were read")
 
 
-def _forward(network: Callable[[Tensor], Tensor], images: Tensor, reading: Reading) -> Tensor:
+def forward(network: Forward, images: Tensor, reading: Reading) -> Tensor:
+    """Features ``(B, D)`` float32 on the CPU of normalised images ``(B, 3, H, W)``."""
     kind = torch.device(reading.device).type
     mixed = torch.autocast(kind, dtype=reading.autocast, enabled=reading.autocast is not None)
     with torch.inference_mode(), mixed:

@@ -8,11 +8,17 @@ the whole grid is computed; it costs one search.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from vssl_dist.evaluation.neighbours import neighbours
+
+__all__ = ["Accuracy", "Features", "knn_grid", "neighbours"]
+
+_VOTES = 512
 
 
 class Features(NamedTuple):
@@ -39,7 +45,7 @@ def knn_grid(
     ks: Sequence[int],
     temperatures: Sequence[float],
     *,
-    chunk: tuple[int, int] = (512, 8192),
+    chunk: tuple[int, int] = (8192, 8192),
     device: torch.device | str = "cpu",
 ) -> dict[tuple[int, float], Accuracy]:
     """Accuracy for every ``k`` and temperature, from one search of the neighbours.
@@ -53,8 +59,8 @@ def knn_grid(
         queries: ``M`` images to classify, ``(M, D)``; their labels may be unknown to the bank.
         ks: Numbers of neighbours.
         temperatures: Of the votes' weights.
-        chunk: How many queries meet how many bank images at a time, some 10 bytes a pair; the
-            result does not depend on it beyond rounding.
+        chunk: How many queries meet how many bank images at a time: the bank is read once for
+            so many queries.  The result does not depend on it beyond rounding.
         device: Where the products are computed.
 
     Raises:
@@ -69,12 +75,13 @@ def knn_grid(
     hits = {point: torch.zeros(2, dtype=torch.int64) for point in grid}
     classes = int(torch.cat([bank.labels, queries.labels]).max()) + 1
     for block, labels in zip(*(torch.split(t, chunk[0]) for t in queries), strict=True):
-        similarity, index = neighbours(bank.features, block, max(ks), chunk[1], device)
-        voters = bank.labels.to(device)[index]
-        for temperature in temperatures:
+        found = neighbours(bank.features, block, max(ks), chunk[1], device)
+        voters = bank.labels.to(device)[found[1]]
+        parts = zip(*(torch.split(t, _VOTES) for t in (found[0], voters, labels)), strict=True)
+        for (similarity, voted, own), temperature in product(parts, temperatures):
             # Relative to the nearest one: the same winner, and no overflow when it is cold.
             weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
-            ranks = _ranks(weights, voters, labels.to(device), sorted(set(ks)), classes)
+            ranks = _ranks(weights, voted, own.to(device), sorted(set(ks)), classes)
             for k, rank in ranks.items():
                 right = torch.stack([(rank < 1).sum(), (rank < 5).sum()])
                 hits[k, temperature] += right.cpu()
@@ -82,55 +89,6 @@ def knn_grid(
     return {
         (k, t): Accuracy(*(hits[k, t].double() / total).tolist()) for k in ks for t in temperatures
     }
-
-
-def neighbours(
-    bank: Tensor, queries: Tensor, k: int, chunk: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """The ``k`` most similar rows of the bank, nearest first, equals by index.
-
-    Args:
-        bank: ``(N, D)``, read ``chunk`` rows at a time.
-        queries: ``(M, D)``.
-        k: At most ``N`` are returned.
-        chunk: Rows of the bank per product.
-        device: Where to compute.
-
-    Returns:
-        Cosine similarities ``(M, min(k, N))`` float32 and indices int64, on ``device``.
-    """
-    unit = _unit(queries, device)
-    best = torch.empty(len(queries), 0, device=device)
-    index = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
-    for start in range(0, len(bank), chunk):
-        found = unit @ _unit(bank[start : start + chunk], device).T
-        value, place = _top(found, k)
-        # Candidates of earlier chunks come first, so places still rise among equals.
-        value, place = torch.cat([best, value], 1), torch.cat([index, place + start], 1)
-        order = value.argsort(dim=1, descending=True, stable=True)[:, :k]
-        best, index = value.gather(1, order), place.gather(1, order)
-    return best, index
-
-
-def _unit(rows: Tensor, device: torch.device | str) -> Tensor:
-    return F.normalize(rows.to(device, torch.float32), dim=1)
-
-
-def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest of each row, larger first, equals by place.
-
-    ``topk`` may take any of several values that equal the k-th one; rows where that happens are
-    sorted as a whole.
-    """
-    k = min(k, values.shape[1])
-    best, place = values.topk(k, dim=1)
-    place, order = place.sort(dim=1)
-    order = best.gather(1, order).argsort(dim=1, descending=True, stable=True)
-    place = place.gather(1, order)
-    tied = (values >= best[:, -1:]).sum(1) > k
-    if tied.any():
-        place[tied] = values[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
-    return values.gather(1, place), place
 
 
 def _ranks(

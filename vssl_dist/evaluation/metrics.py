@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 _AT_ONCE = 4_000_000
+_POINTS = 2000
 
 
 class Detection(NamedTuple):
@@ -45,6 +46,21 @@ def detection(inside: Floats, outside: Floats) -> Detection:
     ranked = _Ranked(inside, outside)
     found = ranked.figures(np.ones((1, len(inside))), np.ones((1, len(outside))))
     return Detection(*(float(values[0]) for values in found))
+
+
+def roc(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
+    """The curve behind the AUROC: false and true positive rates, from (0, 0) to (1, 1).
+
+    One point per distinct score; of more than 2,000, as many evenly spaced ones.
+
+    >>> roc(np.array([0.0, 2.0]), np.array([1.0, 3.0]))[0].tolist()
+    [0.0, 0.0, 0.5, 0.5, 1.0]
+    """
+    ranked = _Ranked(inside, outside)
+    rates = ranked.rates(np.ones((1, len(inside))), np.ones((1, len(outside))))
+    false, true = (np.r_[0.0, rate[0]] for rate in rates)
+    kept = np.unique(np.linspace(0, len(false) - 1, min(len(false), _POINTS)).astype(int))
+    return false[kept], true[kept]
 
 
 def intervals(
@@ -103,8 +119,7 @@ class _Ranked:
 
     def figures(self, inside: Floats, outside: Floats) -> Detection:
         """The figures for weights ``(R, N)`` and ``(R, M)``, each ``(R,)``."""
-        false = self._cumulative(inside, np.zeros_like(outside))
-        true = self._cumulative(np.zeros_like(inside), outside)
+        false, true = self._counts(inside, outside)
         fpr, tpr = false / false[:, -1:], true / true[:, -1:]
         before_f, before_t = (np.pad(r, ((0, 0), (1, 0)))[:, :-1] for r in (fpr, tpr))
         auroc = ((fpr - before_f) * (tpr + before_t) / 2).sum(1)
@@ -112,6 +127,15 @@ class _Ranked:
         aupr = ((tpr - before_t) * precision).sum(1)
         first = (tpr >= 0.95).argmax(1)
         return Detection(auroc, aupr, fpr[np.arange(len(fpr)), first])
+
+    def rates(self, inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
+        """False and true positive rates at each distinct score, the highest first."""
+        false, true = self._counts(inside, outside)
+        return false / false[:, -1:], true / true[:, -1:]
+
+    def _counts(self, inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
+        false = self._cumulative(inside, np.zeros_like(outside))
+        return false, self._cumulative(np.zeros_like(inside), outside)
 
     def _cumulative(self, inside: Floats, outside: Floats) -> Floats:
         weights = np.concatenate([inside, outside], axis=1)[:, self.order]

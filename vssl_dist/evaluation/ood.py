@@ -6,18 +6,18 @@ images alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vssl_dist.evaluation.knn import Features, neighbours
+from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.linear import Training, logistic
+from vssl_dist.evaluation.neighbours import neighbours
 from vssl_dist.evaluation.probe import CHUNK, blocks
+from vssl_dist.evaluation.variational import Score, Variational, variational_scores
 
-Score = Callable[[Tensor], Tensor]
 _FLOOR = 1e-6
 _WIDEST = 8192
 
@@ -31,10 +31,13 @@ class Fitting:
     k: int
     l2: float
     device: str = "cpu"
+    variational: Variational | None = None
+    """Of an export that has a posterior."""
 
 
 def fit_scores(fitting: Fitting) -> dict[str, Score]:
-    """Every score by its name: ``knn``, ``mahalanobis`` and ``max_softmax``.
+    """Every score by its name: ``knn``, ``mahalanobis``, ``max_softmax`` and, of an export that has
+    a posterior, those of `variational_scores`.
 
     Without ``mahalanobis`` where features are wider than 8,192 (its covariance would fill the
     memory: raw pixels of large images), without ``max_softmax`` where there is only one class.
@@ -44,6 +47,8 @@ def fit_scores(fitting: Fitting) -> dict[str, Score]:
         scores["mahalanobis"] = mahalanobis(fitting)
     if int(fitting.bank.labels.min()) < int(fitting.bank.labels.max()):
         scores["max_softmax"] = max_softmax(fitting)
+    if fitting.variational is not None:
+        scores |= variational_scores(fitting.variational, fitting.bank)
     return scores
 
 
@@ -54,11 +59,8 @@ def knn_distance(fitting: Fitting) -> Score:
     """
 
     def score(features: Tensor) -> Tensor:
-        found = [
-            neighbours(fitting.bank.features, block, fitting.k, CHUNK, fitting.device)[0][:, -1]
-            for block in torch.split(features, 512)
-        ]
-        return 1 - torch.cat(found).double().cpu()
+        found, _ = neighbours(fitting.bank.features, features, fitting.k, CHUNK, fitting.device)
+        return 1 - found[:, -1].double().cpu()
 
     return score
 

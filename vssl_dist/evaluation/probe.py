@@ -33,6 +33,11 @@ class Probe(NamedTuple):
         raw = weight / scaling.std.to(weight)[:, None]
         return cls(raw, bias - scaling.mean.to(weight) @ raw)
 
+    @property
+    def finite(self) -> bool:
+        """Whether its training has not diverged."""
+        return bool(self.weight.isfinite().all() and self.bias.isfinite().all())
+
     def logits(self, features: Tensor) -> Tensor:
         """``(B, D)`` to ``(B, C)``."""
         return features.to(self.weight) @ self.weight + self.bias
@@ -77,7 +82,6 @@ def accuracy(probe: Probe, features: Features, rows: Tensor | None = None) -> Ac
     Accuracy(top1=1.0, top5=1.0)
     """
     hits, seen = torch.zeros(2, dtype=torch.int64), 0
-    finite = bool(probe.weight.isfinite().all() and probe.bias.isfinite().all())
     for x, labels in blocks(features, rows):
         logits = probe.logits(x.to(probe.weight.device)).cpu()
         own = logits.gather(1, labels[:, None])
@@ -85,7 +89,7 @@ def accuracy(probe: Probe, features: Features, rows: Tensor | None = None) -> Ac
         rank = ((logits > own) | ((logits == own) & lower)).sum(1)
         hits += torch.stack([(rank < 1).sum(), (rank < 5).sum()])
         seen += len(labels)
-    top1, top5 = (hits.double() / seen * finite).tolist()
+    top1, top5 = (hits.double() / seen * probe.finite).tolist()
     return Accuracy(top1, top5)
 
 

@@ -11,21 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssl_dist.config import Normalisation, OodConfig, TaskConfig
+from vssl_dist.config import Normalisation, TaskConfig
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import sha256
-from vssl_dist.evaluation.cache import FeatureCache, features_of
+from vssl_dist.evaluation.cache import FeatureCache, Source, features_of
 from vssl_dist.evaluation.features import (
+    Forward,
     Reading,
     extract,
     load_export,
     random_network,
     raw_pixels,
+    read_card,
     stream,
 )
 from vssl_dist.evaluation.knn import Features
-
-Forward = Callable[[Tensor], Tensor]
+from vssl_dist.evaluation.posterior import Posterior, load_posterior
+from vssl_dist.evaluation.splits import check_pair, filled, need_posterior, strangers
+from vssl_dist.evaluation.variants import Variants, stream_variants
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,17 @@ class Network:
     load: Callable[[], Forward]
     identity: dict[str, Any] | None
     """What its features depend on; None: they are not kept."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """Of an export."""
+    posterior: Callable[[], Posterior | None] = lambda: None
+    """Loads what stands behind it, in an export of a variational method."""
 
     @classmethod
     def exported(cls, path: Path) -> Network:
-        """The backbone of an export."""
-        return cls(lambda: load_export(path)[0], {"export_sha256": sha256(path)})
+        """The backbone of an export, with its posterior if it has one."""
+        identity = {"export_sha256": sha256(path)}
+        loads = (lambda: load_export(path)[0]), identity, read_card(path)
+        return cls(*loads, posterior=lambda: load_posterior(path))
 
     @classmethod
     def untrained(cls, backbone: str, image_size: int) -> Network:
@@ -87,18 +96,19 @@ class Images:
         Raises:
             DataError: A folder is missing, empty or damaged, or they do not fit together.
         """
+        config = card.get("config", {}).get("data", {})
         folders = {
-            "bank": place.train or card["train"],
+            "bank": place.train or config.get("bank") or card["train"],
             "queries": place.val or card["val"],
         }
+        need_posterior(card, task)
         if folders["queries"] is None:
             raise DataError(
                 f"run {card['run']} names no data.val: pass the folder of held-out shards"
             )
-        parts = {part: _filled(Path(folders[part]), task) for part in task.limits}
-        _check_pair(parts, task)
-        strange = _strangers(task, place, parts)
-        config = card.get("config", {}).get("data", {})
+        parts = {part: filled(Path(folders[part]), task) for part in task.limits}
+        check_pair(parts, task)
+        strange = strangers(task, place.ood, parts)
         reading = Reading(
             image_size=card["image_size"],
             normalise=Normalisation.model_validate(card["normalise"]),
@@ -166,69 +176,63 @@ class Subject:
         """
         dataset, reading = self.images.parts[part], self.images.reading
         limit = self.images.limits[part]
-        found = None
-        if self.network.identity is not None:
-            facts = {
-                "fingerprint": dataset.fingerprint,
-                "samples": self.images.count(part),
-                "image_size": reading.image_size,
-                "normalise": reading.normalise.model_dump(mode="json"),
-                "backend": reading.backend,
-                "autocast": str(reading.autocast),
-            }
 
-            def source() -> Iterator[tuple[Tensor, Tensor]]:
-                return stream(self.network.load(), dataset, reading, limit=limit)
+        def source() -> Iterator[tuple[Tensor, Tensor]]:
+            return stream(self.network.load(), dataset, reading, limit=limit)
 
-            found = features_of(self.cache, self.network.identity, facts, source)
+        found = self._kept(part, {"samples": self.images.count(part)}, source)
         if found is None:
             found = extract(self.network.load(), dataset, reading, limit=limit)
-        bad = sum(int((~r.isfinite().all(1)).sum()) for r in torch.split(found.features, 8192))
-        if bad:
-            raise DataError(
-                f"{dataset.folder}: {bad} of {len(found.labels)} features are not finite: "
-                "the network is damaged, evaluate an earlier export"
-            )
-        return found
+        return _finite(found, dataset)
+
+    def variants(self, part: str, variants: Variants, limit: int | None = None) -> Tensor:
+        """Features of K pictures of each of a part's first images, kept like `features`.
+
+        Args:
+            part: Of `images`.
+            variants: What is made of each image.
+            limit: Look at no more than so many images.
+
+        Returns:
+            ``(M, K, D)``.
+
+        Raises:
+            ExportError: The export is damaged or foreign.
+            DataError: A shard is damaged, or a feature is not finite.
+        """
+        dataset, reading = self.images.parts[part], self.images.reading
+        count = min(self.images.count(part), limit or self.images.count(part))
+
+        def source() -> Iterator[tuple[Tensor, Tensor]]:
+            return stream_variants(self.network.load(), dataset, reading, variants, count)
+
+        facts = variants.facts | {"samples": count * variants.count}
+        found = self._kept(part, facts, source)
+        if found is None:
+            rows = list(source())
+            found = Features(*(torch.cat(column) for column in zip(*rows, strict=True)))
+        return _finite(found, dataset).features.view(count, variants.count, -1)
+
+    def _kept(self, part: str, facts: dict[str, Any], source: Source) -> Features | None:
+        """What the cache has, or makes of a source; None where nothing is kept."""
+        if self.network.identity is None:
+            return None
+        reading = self.images.reading
+        facts = facts | {
+            "fingerprint": self.images.parts[part].fingerprint,
+            "image_size": reading.image_size,
+            "normalise": reading.normalise.model_dump(mode="json"),
+            "backend": reading.backend,
+            "autocast": str(reading.autocast),
+        }
+        return features_of(self.cache, self.network.identity, facts, source)
 
 
-def _filled(folder: Path, task: TaskConfig) -> Dataset:
-    dataset = Dataset.open(folder)
-    if not dataset.samples:
-        raise DataError(f"{folder}: holds no samples, {task.task} needs some")
-    return dataset
-
-
-def _check_pair(parts: Mapping[str, Dataset], task: TaskConfig) -> None:
-    if "bank" not in parts:
-        return
-    train, val = parts["bank"], parts["queries"]
-    if train.classes != val.classes:
+def _finite(found: Features, dataset: Dataset) -> Features:
+    bad = sum(int((~r.isfinite().all(1)).sum()) for r in torch.split(found.features, 8192))
+    if bad:
         raise DataError(
-            f"{train.folder} has {len(train.classes)} classes, {val.folder} "
-            f"{len(val.classes)}, or others: shard both splits from one source"
+            f"{dataset.folder}: {bad} of {len(found.labels)} features are not finite: "
+            "the network is damaged, evaluate an earlier export"
         )
-    if train.fingerprint == val.fingerprint:
-        raise DataError(
-            f"{train.folder} is bank and query: every image would find itself (task {task.task})"
-        )
-
-
-def _strangers(task: TaskConfig, place: Place, parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    if not isinstance(task, OodConfig):
-        return {}
-    folders = place.ood or task.ood
-    if not folders:
-        raise DataError(
-            "ood: no dataset to tell apart: pass --data NAME=FOLDER, or name it in the config "
-            "(evaluations: [{task: ood, ood: {svhn: FOLDER}}])"
-        )
-    known = {dataset.fingerprint: part for part, dataset in parts.items()}
-    opened = {}
-    for name, folder in folders.items():
-        if name in parts:
-            raise DataError(f"ood: a dataset cannot be called {name}: that is the run's own")
-        opened[name] = _filled(folder, task)
-        if part := known.get(opened[name].fingerprint):
-            raise DataError(f"{folder}: ood {name} is the {part} itself, nothing to tell apart")
-    return opened
+    return found

@@ -8,25 +8,44 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vssl_dist.config import TaskConfig
+from vssl_dist.config import ConfigError, TaskConfig
 from vssl_dist.durable import publish, sha256
 from vssl_dist.evaluation.cache import FeatureCache
 from vssl_dist.evaluation.features import read_card
+from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.subject import Images, Network, Place, Subject
-from vssl_dist.evaluation.tasks import TASKS
+from vssl_dist.evaluation.tasks import TASKS, Plot
 
-__all__ = ["Place", "baselines", "evaluate"]
+__all__ = ["Place", "baselines", "evaluate", "exports"]
 
 _CACHE = "features"
+_FORMAT = 2
+"""Of the results; those of another format are found again."""
+
+
+def exports(target: Path) -> list[Path]:
+    """The export, or the exports of a run, oldest first.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if target.suffix == ".safetensors":
+        return [target.absolute()]
+    found = sorted(target.absolute().glob("export/backbone-*.safetensors"))
+    if not found:
+        raise ConfigError(f"{target}: no export/backbone-STEP.safetensors in this folder yet")
+    return found
 
 
 def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> dict[str, Any]:
     """Evaluate an export; the result is written to ``TASK-STEP.json`` beside it.
 
+    Pictures of it are ``TASK-STEP-NAME.png``, written before.
     On other folders than the run's it is ``TASK-STEP-on-DIGEST.json``: the run's own result stays.
     An evaluation that was done before, of the same weights on the same data, is not done again.
     Features are kept in the folder ``features`` beside the export and shared by all tasks.
@@ -40,7 +59,7 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
         What was written: ``step``, ``run``, ``export``, ``export_sha256``, ``results``,
         ``metrics`` (the same by their names on the run's curves), ``task``, ``seconds`` and,
         for each split that was read, its folder, fingerprint and number of samples: ``bank``,
-        ``queries`` and the names of ``ood``.
+        ``queries`` and the names of ``ood``; ``plots`` names the pictures.
 
     Raises:
         ExportError: The export is missing, foreign or damaged.
@@ -50,13 +69,16 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     images = Images.open(card, settings, place or Place())
     network = Network.exported(export)
     facts = images.facts(settings) | {"export_sha256": sha256(export), "step": card["step"]}
+    if "head_sha256" in card:
+        facts["head_sha256"] = card["head_sha256"]
+    path = export.with_name(f"{settings.task}-{card['step']:08d}{images.suffix}.json")
 
     def compute() -> dict[str, Any]:
         subject = Subject(network, images, FeatureCache(export.parent / _CACHE))
         found = TASKS[settings.task].measure(subject, settings)
-        return {"export": export.name, "results": found.results, "metrics": found.metrics}
+        drawn = {"plots": _draw(path, found.plots)}
+        return {"export": export.name, "results": found.results, "metrics": found.metrics} | drawn
 
-    path = export.with_name(f"{settings.task}-{card['step']:08d}{images.suffix}.json")
     return _once(path, facts | {"run": card["run"]}, compute)
 
 
@@ -68,7 +90,7 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
 
     Returns:
         As `evaluate`, with ``results`` one level deeper under ``raw_pixels`` and
-        ``random_network`` (seed 0, eval mode).
+        ``random_network`` (seed 0, eval mode), and so begin the names of the pictures.
     """
     card = read_card(export)
     images = Images.open(card, settings, place or Place())
@@ -78,23 +100,37 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
         "random_network": Network.untrained(card["backbone"], card["image_size"]),
     }
 
+    path = export.with_name(f"{settings.task}-baselines{images.suffix}.json")
+
     def compute() -> dict[str, Any]:
         cache = FeatureCache(export.parent / _CACHE)
         measure = TASKS[settings.task].measure
-        results = {
-            name: measure(Subject(network, images, cache), settings).results
-            for name, network in networks.items()
-        }
-        return {"results": results}
+        results: dict[str, Any] = {}
+        drawn: list[str] = []
+        for name, network in networks.items():
+            found = measure(Subject(replace(network, card=card), images, cache), settings)
+            results[name] = found.results
+            drawn += _draw(path, {f"{name}-{plot}": draw for plot, draw in found.plots.items()})
+        return {"results": results, "plots": drawn}
 
-    path = export.with_name(f"{settings.task}-baselines{images.suffix}.json")
     return _once(path, facts | {"run": card["run"]}, compute)
+
+
+def _draw(result: Path, plots: Mapping[str, Plot]) -> list[str]:
+    """Write pictures beside where the result will be; returns the names of the files."""
+    names = []
+    for name, draw in plots.items():
+        path = result.with_name(f"{result.stem}-{name}.png")
+        publish(path, png(draw()))
+        names.append(path.name)
+    return names
 
 
 def _once(
     path: Path, facts: dict[str, Any], compute: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result at ``path`` if it rests on the same facts, else a new one, put there."""
+    facts = facts | {"format": _FORMAT}
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,0 +1,58 @@
+"""Turn an exported backbone into a format that others open, and compare its features first.
+
+    python launch/export.py runs/quickstart --format torch_export
+    python launch/export.py runs/in1k_vje/export/backbone-00500400.safetensors --format onnx,timm
+
+Of a run it is the newest export.  Each result lies beside the export, or in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vssl_dist.config import ConfigError
+from vssl_dist.data.shards import DataError
+from vssl_dist.evaluation.portable import FORMATS, convert
+from vssl_dist.evaluation.task import exports
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What the user typed; argparse itself exits with 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("target", type=Path, metavar="RUN|EXPORT")
+    parser.add_argument(
+        "--format", required=True, metavar="FORMAT,...", help=f"any of {', '.join(FORMATS)}"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="beside the export otherwise")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, or 2 with one line that says what is missing."""
+    args = arguments(argv)
+    try:
+        kinds = [kind.strip() for kind in args.format.split(",")]
+        for kind in kinds:
+            if kind not in FORMATS:
+                raise ConfigError(f"--format {kind}: not one of {', '.join(FORMATS)}")
+        export = exports(args.target)[-1]
+        for kind in kinds:
+            print(convert(export, kind, args.out))
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

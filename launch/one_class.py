@@ -1,0 +1,244 @@
+"""One-class anomaly detection: a training on each class alone, and one table of them all.
+
+    python launch/one_class.py configs/one_class_cifar10_vje.yaml
+    python launch/one_class.py configs/one_class_cifar10_vje.yaml --baselines \\
+        name=one_class_simsiam 'method={name: simsiam, backbone: resnet10_c16}'
+
+CONFIG is that of any run on labelled images.  Each class is normal in turn: a run of its own on
+its training images, on this machine, after which the scores of task ood tell its images of
+data.val from all others there.  The runs are `launch/submit.py --local` and
+`launch/evaluate.py`, one after the other: the same command goes on with what is missing.
+OUT/NAME/one_class.md, .json and .png grow by a class at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from data_prep.subset import named, subset
+from vssl_dist import config
+from vssl_dist.config import ConfigError, OodConfig, RunConfig
+from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.durable import publish
+from vssl_dist.evaluation import one_class
+from vssl_dist.evaluation.one_class import OTHERS, Trained
+from vssl_dist.evaluation.plots import png
+from vssl_dist.methods import CONFIGS
+
+HERE = Path(__file__).resolve().parent
+RESULT, BASELINES = "export/ood-????????.json", "export/ood-baselines.json"
+QUICK = OodConfig(pairs=1, bootstrap=0)
+"""What a config gets that has no task ood: its own defaults would take longer than training."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The training of one class."""
+
+    name: str
+    """Of the class."""
+    run: Path
+    """Its run folder."""
+    data: Path
+    """Its data: links into those of the config."""
+
+    @property
+    def clock(self) -> Path:
+        """Where the seconds are kept."""
+        return self.data / "seconds.json"
+
+    def seconds(self) -> float:
+        """What it has cost so far, in all calls that were not killed."""
+        return float(json.loads(self.clock.read_text())) if self.clock.exists() else 0.0
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What the user typed; argparse itself exits with 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--classes", help="these only: names with commas between, or a file")
+    parser.add_argument("--ranks", type=int, default=0, help="per run (one per GPU, or 2 on a CPU)")
+    parser.add_argument(
+        "--baselines", action="store_true", help="also raw pixels and the untrained network"
+    )
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser.parse_intermixed_args(argv)
+
+
+def trials(cfg: RunConfig, wanted: str | None) -> list[Trial]:
+    """One per class, all of them possible; nothing is written.
+
+    Raises:
+        ConfigError: There is no data.val.
+        DataError: The splits do not fit, or a class is unknown.
+    """
+    if cfg.data.val is None:
+        raise ConfigError("data.val: one-class detection needs a labelled split to test on")
+    train, val = Dataset.open(cfg.data.train), Dataset.open(cfg.data.val)
+    if train.classes != val.classes or len(val.classes) < 2:
+        raise DataError(
+            f"{cfg.data.train} and {cfg.data.val}: have {len(train.classes)} and "
+            f"{len(val.classes)} classes; the same ones, two at least, are needed"
+        )
+    names = named(wanted, val.classes) if wanted else val.classes
+    made = []
+    for name in names:
+        # A class may be called anything, a run may not.
+        slug = f"{val.classes.index(name):02d}-{re.sub('[^A-Za-z0-9._-]+', '-', name)}"
+        run = f"{cfg.name[:60]}-{slug}"[:100]
+        made.append(Trial(name, cfg.out / run, cfg.out / cfg.name / slug))
+    return made
+
+
+def prepare(trial: Trial, cfg: RunConfig) -> None:
+    """Make the three splits of a class, or see that they are there.
+
+    Raises:
+        DataError: A split has no image of the class.
+    """
+    train, val = cfg.data.train, cfg.data.val
+    assert val is not None
+    others = [name for name in Dataset.open(val).classes if name != trial.name]
+    subset(train, [trial.name], trial.data / "train")
+    subset(val, [trial.name], trial.data / "val")
+    subset(val, others, trial.data / OTHERS)
+
+
+def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
+    """What makes the config that of one class; the settings of its task ood stay."""
+    task = next((t for t in cfg.evaluations if isinstance(t, OodConfig)), QUICK)
+    changed = {"ood": {OTHERS: trial.data / OTHERS}, "every_epochs": cfg.optim.epochs}
+    values: dict[str, Any] = {
+        "name": trial.run.name,
+        "data.train": str(trial.data / "train"),
+        "data.val": str(trial.data / "val"),
+        "data.bank": None,
+        "evaluations": [task.model_copy(update=changed).model_dump(mode="json")],
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def call(program: str, *words: str) -> int:
+    """Run one of the project's own commands as a user would; returns its exit code.
+
+    Ctrl-C reaches it from the terminal, so here one only waits for what it makes of it.
+    """
+    process = subprocess.Popen([sys.executable, str(HERE / program), *words])
+
+    def stay(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            process.terminate()
+
+    kept = {n: signal.signal(n, stay) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code
+
+
+def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
+    """Train and evaluate one class, or what is missing of it; the first exit code that is not 0."""
+    start, before = time.monotonic(), any(trial.run.glob(RESULT))
+    given = [str(args.config), *args.overrides, *overrides(trial, cfg)]
+    code = call("submit.py", f"--local={args.ranks}", *given)
+    if code == 0:
+        words = [str(trial.run), "--task", "ood"] + ["--baselines"] * args.baselines
+        code = call("evaluate.py", *words)
+    if not before:
+        spent = trial.seconds() + time.monotonic() - start
+        publish(trial.clock, json.dumps(round(spent, 1)).encode())
+    return code
+
+
+def collect(trial: Trial, with_baselines: bool) -> Trained:
+    """The results of a finished class."""
+    result = json.loads(max(trial.run.glob(RESULT)).read_text())
+    baselines = {}
+    if with_baselines:
+        baselines = json.loads((trial.run / BASELINES).read_text())["results"]
+    return Trained(trial.name, result, baselines, trial.seconds())
+
+
+def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int) -> str:
+    """Write table, figures and bars; returns the table."""
+    method = cfg.method.name
+    steps = sorted({one.result["step"] for one in trained})
+    seconds = [one.seconds for one in trained]
+    first = trained[0].result
+    tested = first["queries"]["samples"] + first["ood"][OTHERS]["samples"]
+    footnote = (
+        f"{len(trained)} of {wanted} classes; {first['bank']['samples']} training images and "
+        f"{steps[-1]} steps each, tested on {tested} images; {max(seconds):.0f} s at most and "
+        f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
+    )
+    table = one_class.markdown(method, trained, footnote)
+    facts = {
+        "name": cfg.name,
+        "command": command,
+        "config": cfg.model_dump(mode="json"),
+        "complete": len(trained) == wanted,
+        "mean_auroc": one_class.summary(method, trained),
+        "classes": {
+            one.name: one.result | {"baselines": one.baselines, "seconds_in_all": one.seconds}
+            for one in trained
+        },
+    }
+    place = cfg.out / cfg.name / "one_class"
+    publish(place.with_suffix(".json"), json.dumps(facts, indent=1).encode())
+    publish(place.with_suffix(".png"), png(one_class.bars(method, trained)))
+    publish(place.with_suffix(".md"), table.encode())
+    return table
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """All classes, one after the other."""
+    cfg = config.load(args.config, args.overrides, methods=CONFIGS)
+    planned = trials(cfg, args.classes)
+    for trial in planned:
+        prepare(trial, cfg)
+    trained: list[Trained] = []
+    table = ""
+    for number, trial in enumerate(planned):
+        print(f"== class {number + 1} of {len(planned)}: {trial.name}", flush=True)
+        if code := finish(trial, cfg, args):
+            print(f"{trial.name} is not finished: the same command goes on", file=sys.stderr)
+            return code
+        trained.append(collect(trial, args.baselines))
+        table = report(cfg, trained, command, len(planned))
+    print(f"\n{table}\n{cfg.out / cfg.name}/one_class.md, .json and .png")
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, 2 (refused), 130 (stopped by Ctrl-C), or that of a run that failed."""
+    args = arguments(argv)
+    try:
+        return run(args, f"python launch/one_class.py {shlex.join(argv)}")
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

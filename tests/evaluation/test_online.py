@@ -1,0 +1,170 @@
+"""The online probe learns as torch would, disturbs nothing and resumes where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.support.photos import tiny_dataset
+from tests.support.ranks import run_ranks
+from vssl_dist.config import OnlineConfig, RunConfig, load
+from vssl_dist.data.shards import DataError
+from vssl_dist.evaluation.online import OnlineProbe, build_probe
+from vssl_dist.methods import CONFIGS
+from vssl_dist.train import Preempted, train
+
+CLASSES, WIDTH, STEPS = 3, 6, 8
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randn(CLASSES, WIDTH, generator=random)
+    made = []
+    for _ in range(STEPS):
+        labels = torch.randint(0, CLASSES, (32,), generator=random)
+        made.append((5 + 3 * (centres[labels] + torch.randn(32, WIDTH, generator=random)), labels))
+    return made
+
+
+def learn(rank: int, world_size: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    probe = OnlineProbe(OnlineConfig(lr=0.5), CLASSES, STEPS)
+    share = slice(rank * 32 // world_size, (rank + 1) * 32 // world_size)
+    for number, (x, y) in enumerate(batches()):
+        probe.step(x[share], y[share], number + 1)
+    return probe._state, probe.read()
+
+
+def learn_on_this_rank() -> tuple[dict[str, object], dict[str, float]]:
+    state, told = learn(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return {name: tensor.tolist() for name, tensor in state.items()}, told
+
+
+def test_it_takes_the_steps_of_torchs_sgd() -> None:
+    linear = torch.nn.Linear(WIDTH, CLASSES)
+    torch.nn.init.zeros_(linear.weight)
+    torch.nn.init.zeros_(linear.bias)
+    right = 0
+    optimizer = torch.optim.SGD(linear.parameters(), lr=1.0, momentum=0.9)
+    for number, (x, y) in enumerate(batches()):
+        rate = 0.5 * 32 / 256 * 0.5 * (1 + math.cos(math.pi * number / STEPS))
+        # torch scales the velocity by each step's rate: so does the probe.
+        optimizer.param_groups[0]["lr"] = rate
+        logits = linear(F.batch_norm(x, None, None, training=True, eps=1e-5))
+        right += int((logits.argmax(1) == y).sum())
+        optimizer.zero_grad()
+        F.cross_entropy(logits, y).backward()
+        optimizer.step()
+    state, told = learn(0, 1)
+    torch.testing.assert_close(state["table"][:-1].T, linear.weight.data, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(state["table"][-1], linear.bias.data, rtol=1e-4, atol=1e-6)
+    assert told == {"online/top1": right / (32 * STEPS)}
+    assert told["online/top1"] > 0.5, "it learns: chance is 1/3"
+
+
+def test_the_number_of_ranks_changes_nothing() -> None:
+    alone, told = learn(0, 1)
+    for state, same in run_ranks(learn_on_this_rank, 2):
+        assert same == told
+        assert state == {name: tensor.tolist() for name, tensor in alone.items()}
+
+
+def test_images_without_a_class_and_features_that_are_not_finite_teach_nothing() -> None:
+    (x, y), (more, labels) = batches()[:2]
+    clean, marked = (OnlineProbe(OnlineConfig(), CLASSES, STEPS) for _ in range(2))
+    for probe in (clean, marked):
+        probe.step(x, y, 1)
+    marked.step(more.index_fill(0, torch.tensor([3]), math.nan), labels, 2)
+    assert torch.equal(marked._state["table"], clean._state["table"])
+    clean.read(), marked.read()
+    marked.step(more, torch.full_like(labels, -1), 2)
+    assert marked.read() == {}
+    marked.step(more, labels.index_fill(0, torch.arange(16), CLASSES), 3)
+    assert marked._state["seen"] == 16
+    assert marked._state["table"].isfinite().all()
+
+
+def test_a_dataset_without_classes_is_refused() -> None:
+    with pytest.raises(DataError, match="nothing for a probe"):
+        build_probe(OnlineConfig(), 1, 10)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_dataset(tmp_path_factory.mktemp("photos"), samples=96, classes=4)
+
+
+class Log:
+    """Keeps what a training says of each step."""
+
+    def __init__(self) -> None:
+        self.lines: dict[int, dict[str, float]] = {}
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        self.lines[step] = {k: v for k, v in metrics.items() if k.startswith("online/")}
+
+
+def config(data: Path, out: Path, name: str, *overrides: str) -> RunConfig:
+    return load(
+        Path("configs/quickstart.yaml"),
+        [
+            f"name={name}", f"out={out}", f"data.train={data}", f"data.val={data}", "trace=true",
+            "optim.global_batch=32", "data.streams=4", "data.window=16", "optim.max_steps=6",
+            "optim.epochs=1000", "log_every=2", "vote_every=1", "evaluations=[]",
+            "data.backend=reference", *overrides,
+        ],
+        methods=CONFIGS,
+    )  # fmt: skip
+
+
+def one_run(cfg: RunConfig, stop_at: int | None = None) -> Log:
+    log, asked = Log(), iter(range(1, 100))
+    stop = (lambda: next(asked) == stop_at) if stop_at else (lambda: False)
+    train(cfg, device="cpu", should_stop=stop, on_export=lambda *_: None, log=log)
+    return log
+
+
+def runs_of(data: Path, out: Path) -> dict[str, object]:
+    """Without, with, and with a stop after an odd step, when accuracy is half counted."""
+    plain, probed, broken = (
+        config(data, out, name, *extra)
+        for name, extra in (
+            ("plain", []),
+            ("probed", ["online.lr=0.2"]),
+            ("broken", ["online.lr=0.2"]),
+        )
+    )
+    one_run(plain)
+    straight = one_run(probed)
+    with pytest.raises(Preempted):
+        one_run(broken, stop_at=3)
+    resumed = one_run(broken)
+    return {
+        "straight": straight.lines,
+        "resumed": resumed.lines,
+        "traces": [(c.dir / "trace.rank0.jsonl").read_text() for c in (plain, probed, broken)],
+        "state": [
+            (c.dir / "checkpoints" / "step-00000006" / "online.safetensors").read_bytes()
+            for c in (probed, broken)
+        ],
+    }
+
+
+@pytest.mark.slow
+def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
+    data: Path, tmp_path: Path
+) -> None:
+    (found,) = run_ranks(runs_of, 1, data, tmp_path)
+    plain, probed, broken = found["traces"]
+    assert "final" in json.loads(plain.splitlines()[-1])
+    assert plain == probed == broken
+    assert set(found["straight"]) == {2, 4, 6}
+    assert all(0 <= line["online/top1"] <= 1 for line in found["straight"].values())
+    assert found["resumed"] == {step: found["straight"][step] for step in (4, 6)}
+    assert found["state"][0] == found["state"][1]

@@ -1,0 +1,79 @@
+"""Images made worse by known amounts, the same each time (after Hendrycks & Dietterich, 2019).
+
+Levels go from 1 to 5.  Lengths are in shares of the image's side, so that a level means alike at
+32 and at 224 pixels; the amounts are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+LEVELS = 5
+_NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)
+_BLUR = (0.01, 0.02, 0.03, 0.04, 0.06)
+_CONTRAST = (0.75, 0.55, 0.4, 0.25, 0.12)
+_PIXELATE = (0.8, 0.6, 0.45, 0.3, 0.2)
+
+
+def corrupted(images: Tensor, ids: Tensor, kind: str, level: int) -> Tensor:
+    """What a corruption makes of images.
+
+    Args:
+        images: ``(B, 3, H, W)`` in [0, 1].
+        ids: ``(B,)``; an image's noise depends on its id alone, and grows with the level.
+        kind: One of `KINDS`.
+        level: From 1 to `LEVELS`; 0 leaves the images as they are.
+
+    Returns:
+        ``(B, 3, H, W)`` in [0, 1].
+
+    >>> grey = torch.full((1, 3, 8, 8), 0.5)
+    >>> noisy = [corrupted(grey, torch.tensor([7]), "noise", level).std() for level in (0, 1, 5)]
+    >>> noisy[0].item(), bool(noisy[1] < noisy[2])
+    (0.0, True)
+    """
+    if not level:
+        return images
+    return KINDS[kind](images, ids, level - 1).clamp(0, 1)
+
+
+def _noise(images: Tensor, ids: Tensor, place: int) -> Tensor:
+    drawn = [torch.randn(images.shape[1:], generator=_of(int(one))) for one in ids]
+    return images + _NOISE[place] * torch.stack(drawn).to(images)
+
+
+def _of(number: int) -> torch.Generator:
+    # Through NumPy's seeding: torch's own draws alike from seeds that are alike.
+    seed = np.random.SeedSequence([number, 0x6E6F697365]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed) >> 1)
+
+
+def _blur(images: Tensor, ids: Tensor, place: int) -> Tensor:
+    sigma = _BLUR[place] * images.shape[-1]
+    blurred = gaussian_filter(images.cpu().numpy(), (0, 0, sigma, sigma), mode="nearest")
+    return torch.from_numpy(blurred).to(images)
+
+
+def _contrast(images: Tensor, ids: Tensor, place: int) -> Tensor:
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + _CONTRAST[place] * (images - mean)
+
+
+def _pixelate(images: Tensor, ids: Tensor, place: int) -> Tensor:
+    height, width = images.shape[-2:]
+    small = [max(1, round(_PIXELATE[place] * side)) for side in (height, width)]
+    return F.interpolate(F.interpolate(images, small, mode="area"), (height, width))
+
+
+KINDS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "noise": _noise,
+    "blur": _blur,
+    "contrast": _contrast,
+    "pixelate": _pixelate,
+}

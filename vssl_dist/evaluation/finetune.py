@@ -1,0 +1,193 @@
+"""Fine-tuning: the backbone and a linear classifier trained together on labelled images.
+
+The same job as a probe's with the backbone unfrozen, so images pass through it again and again:
+cropped and flipped, as supervised training does, by the data plane and its seeded draws.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vssl_dist import schedule
+from vssl_dist.config import FinetuneConfig, ViewRecipe
+from vssl_dist.data.backend import Backend, Batch, hand_over
+from vssl_dist.data.backends import build_backend
+from vssl_dist.data.prefetch import Prefetcher
+from vssl_dist.data.shards import DataError, Dataset, Samples
+from vssl_dist.data.substitution import read_decodable
+from vssl_dist.data.views import draw
+from vssl_dist.evaluation.features import Forward, Reading, bar
+
+_AHEAD = 2
+_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The images to learn from."""
+
+    dataset: Dataset
+    count: int
+    """The first so many of them."""
+    classes: int
+    reading: Reading
+
+    def epoch(self, settings: FinetuneConfig, seed: int, epoch: int) -> Iterator[Batch]:
+        """Every image once, in an order of its own, as one augmented view.
+
+        The last batch is left out where it is not full, unless it is the only one.
+
+        Raises:
+            DataError: A shard cannot be read, or storage does not answer.
+        """
+        recipe = settings.recipe
+        backend = build_backend(
+            self.reading.backend, replace(self.reading.spec(), recipes=(recipe,))
+        )
+        order = np.random.default_rng([seed, epoch]).permutation(self.count)
+        full = max(self.count // settings.train_batch, 1)
+        chunks = (
+            order[i * settings.train_batch : (i + 1) * settings.train_batch] for i in range(full)
+        )
+        made = (_batch(self.dataset, backend, recipe, ids, (seed, epoch)) for ids in chunks)
+        check = partial(self.dataset.watch.check, _TIMEOUT_S, "fine-tuning")
+        try:
+            with closing(Prefetcher(made, _AHEAD, check)) as batches:
+                for batch in batches:
+                    yield hand_over(batch)
+        finally:
+            self.dataset.close()
+
+    def steps(self, settings: FinetuneConfig) -> int:
+        """Optimizer steps of all epochs."""
+        return max(self.count // settings.train_batch, 1) * settings.epochs
+
+
+def _batch(
+    dataset: Dataset,
+    backend: Backend,
+    recipe: ViewRecipe,
+    ids: NDArray[np.int64],
+    when: tuple[int, int],
+) -> Batch:
+    seed, epoch = when
+
+    def render(samples: Samples) -> list[Tensor]:
+        sizes = np.stack([samples.height, samples.width], axis=1)
+        return backend(samples, [draw(recipe, seed, 0, ids, np.full_like(ids, epoch), sizes)])
+
+    samples, views = read_decodable(dataset, ids, render)
+    return Batch(torch.from_numpy(ids), views, torch.from_numpy(samples.label))
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear layer, which starts at zero."""
+
+    def __init__(self, network: Forward, width: int, classes: int) -> None:
+        super().__init__()
+        # What is no module (raw pixels) has nothing to train but the layer.
+        self.backbone = (
+            copy.deepcopy(network) if isinstance(network, nn.Module) else _Fixed(network)
+        )
+        self.head = nn.Linear(width, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to logits ``(B, C)``."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
+class _Fixed(nn.Module):
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+def finetune(
+    network: Forward, data: Labelled, settings: FinetuneConfig, seed: int
+) -> tuple[Classifier, list[float]]:
+    """Train a copy of a backbone and a classifier of its features.
+
+    Args:
+        network: ``(B, 3, H, W)`` to ``(B, D)``; stays as it is.
+        data: Images and labels.
+        settings: How.
+        seed: Of the order, the views and what is random inside the network.
+
+    Returns:
+        The classifier in eval mode and the mean loss of each epoch.
+
+    Raises:
+        DataError: Training diverged, or a shard is damaged.
+    """
+    device, total = data.reading.device, data.steps(settings)
+    with torch.random.fork_rng(devices=[torch.device(device)] if device != "cpu" else []):
+        torch.manual_seed(seed)
+        model = _start(network, data)
+        optimizer = _optimizer(model, settings)
+        losses: list[float] = []
+        done = 0
+        with bar() as shown:
+            task = shown.add_task("fine-tuning", total=total)
+            for epoch in range(settings.epochs):
+                sums = []
+                for batch in data.epoch(settings, seed, epoch):
+                    rate = schedule.cosine(done, total, settings.peak_lr, 0.0)
+                    sums.append(_step(model, optimizer, batch, rate))
+                    done += 1
+                    shown.update(task, completed=done)
+                losses.append(float(torch.stack(sums).mean()))
+                if not math.isfinite(losses[-1]):
+                    raise DataError(
+                        f"finetune: the loss is not finite in epoch {epoch + 1}: lower lr "
+                        f"({settings.lr:g})"
+                    )
+    return model.eval(), losses
+
+
+def _start(network: Forward, data: Labelled) -> Classifier:
+    side = data.reading.image_size
+    if isinstance(network, nn.Module):
+        network.cpu().eval()
+    with torch.inference_mode():
+        width = network(torch.zeros(1, 3, side, side)).shape[1]
+    return Classifier(network, width, data.classes).to(data.reading.device).train()
+
+
+def _optimizer(model: nn.Module, settings: FinetuneConfig) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    free = [p for p in model.parameters() if p.dim() <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.peak_lr)
+    return torch.optim.SGD(groups, lr=settings.peak_lr, momentum=0.9)
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> Tensor:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = F.cross_entropy(model(batch.views[0]), batch.labels)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()

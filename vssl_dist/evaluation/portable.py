@@ -1,0 +1,178 @@
+"""An exported backbone in the formats of others, each opened again and compared before it counts.
+
+- ``torch_export``: a ``.pt2`` program for ``torch.export.load``.
+- ``onnx``: an ONNX model (needs the extra ``onnx``).
+- ``timm``: a folder that ``timm.create_model("local-dir:FOLDER")`` opens, and from the Hugging Face
+  hub, to which it may be uploaded as it is, ``timm.create_model("hf-hub:NAME")``.
+
+All of them take normalised images and leave the normalisation in their metadata.  Plain
+torchvision needs no conversion: it opens the export itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vssl_dist.durable import sync
+from vssl_dist.evaluation.features import ExportError, load_export
+from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM
+from vssl_dist.vision import torchvision
+
+_TOLERANCE = 1e-4
+_BATCH = 3
+_CARD = "card.json"
+
+
+def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
+    """Write an export in another format; the features are the same, or nothing is written.
+
+    Args:
+        export: The ``.safetensors`` file.
+        kind: One of `FORMATS`.
+        folder: Where to; beside the export if None.
+
+    Returns:
+        The file or folder ``backbone-STEP.pt2``, ``.onnx`` or ``-timm``.
+
+    Raises:
+        ExportError: One line: the export is damaged, the format cannot hold it, something is not
+            installed, or the features differ.
+    """
+    backbone, card = load_export(export)
+    write, suffix = FORMATS[kind]
+    path = (folder or export.parent) / f"{export.stem}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".tmp-{uuid4().hex[:12]}{suffix}")
+    try:
+        again = write(backbone, card, partial)
+        _compare(backbone, again, card, f"{path.name} as {kind}")
+        _replace(partial, path)
+    finally:
+        _remove(partial)
+    return path
+
+
+def _compare(
+    backbone: nn.Module, again: Callable[[Tensor], Tensor], card: dict[str, Any], name: str
+) -> None:
+    """Another batch size than the one that was traced, so that nothing of it was kept."""
+    random = torch.Generator().manual_seed(1)
+    images = torch.randn(_BATCH + 2, 3, card["image_size"], card["image_size"], generator=random)
+    with torch.inference_mode():
+        expected, found = backbone(images), again(images)
+    error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if found.shape != expected.shape or not error <= _TOLERANCE:
+        raise ExportError(f"{name}: its features differ by {error:.1e} of the largest: not written")
+
+
+def _example(card: dict[str, Any]) -> Tensor:
+    return torch.zeros(_BATCH, 3, card["image_size"], card["image_size"])
+
+
+def _program(backbone: nn.Module, card: dict[str, Any]) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(backbone, (_example(card),), dynamic_shapes=({0: batch},))
+
+
+def _torch_export(
+    backbone: nn.Module, card: dict[str, Any], path: Path
+) -> Callable[[Tensor], Tensor]:
+    program = _program(backbone, card)
+    torch.export.save(program, path, extra_files={_CARD: json.dumps(card)})
+    loaded: Callable[[Tensor], Tensor] = torch.export.load(path).module()
+    return loaded
+
+
+def _onnx(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Tensor], Tensor]:
+    missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]
+    if missing:
+        raise ExportError(f"onnx: {', '.join(missing)} not installed: pip install '.[onnx]'")
+    import onnx
+    import onnxruntime
+
+    made = torch.onnx.export(
+        backbone,
+        (_example(card),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=["images"],
+        output_names=["features"],
+        verbose=False,
+    )
+    assert made is not None
+    model = made.model_proto
+    onnx.helper.set_model_props(model, {_CARD: json.dumps(card)})
+    onnx.save(model, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+
+    return run
+
+
+def _timm(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Tensor], Tensor]:
+    torchvision()  # timm imports it, and must find it open
+    import timm
+
+    name, side = card["backbone"].removeprefix(TIMM), card["image_size"]
+    theirs: dict[str, Any] | None = getattr(backbone, "pretrained_cfg", None)
+    known = theirs or {"first_conv": "conv1", "classifier": "fc"}
+    if theirs is None and (name in NARROW or side <= SMALL_IMAGE or not timm.is_model(name)):
+        raise ExportError(f"timm: it has no {card['backbone']} for {side}-pixel images")
+    fixed = bool(known.get("fixed_input_size"))
+    settings = {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": card["width"],
+        "model_args": {"img_size": side} if fixed else {},
+        "pretrained_cfg": {
+            "tag": f"{card['run']}-{card['step']}",
+            "input_size": [3, side, side],
+            "fixed_input_size": fixed,
+            "num_classes": 0,
+            **card["normalise"],
+            "first_conv": known.get("first_conv"),
+            "classifier": known.get("classifier"),
+        },
+    }
+    path.mkdir()
+    save_file(backbone.state_dict(), path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(settings, indent=1))
+    (path / _CARD).write_text(json.dumps(card, indent=1))
+    loaded: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True)
+    return loaded.eval()
+
+
+def _replace(partial: Path, path: Path) -> None:
+    for file in [*partial.iterdir(), partial] if partial.is_dir() else [partial]:
+        sync(file)
+    _remove(path)
+    partial.rename(path)
+    sync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+Write = Callable[[nn.Module, dict[str, Any], Path], Callable[[Tensor], Tensor]]
+"""Writes a backbone and its card to a path, and opens what it wrote."""
+FORMATS: dict[str, tuple[Write, str]] = {
+    "torch_export": (_torch_export, ".pt2"),
+    "onnx": (_onnx, ".onnx"),
+    "timm": (_timm, "-timm"),
+}

@@ -1,0 +1,121 @@
+"""The posterior of a variational export: mean and variance from features that are already there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vssl_dist.config import MethodConfig
+from vssl_dist.durable import sha256
+from vssl_dist.evaluation.features import ExportError, read_card
+from vssl_dist.export import head_of, head_tensors
+from vssl_dist.methods import CONFIGS, build_method
+from vssl_dist.models.heads import Gaussian, GaussianBranch
+
+VARIATIONAL = ("vje", "vssl")
+"""The methods whose exports have a posterior."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What stands behind the backbone of a variational method, frozen.
+
+    >>> branch = GaussianBranch(nn.Identity(), nn.Linear(4, 6)).eval()
+    >>> Posterior(branch, CONFIGS["vje"]()).infer(torch.zeros(2, 4)).mu.shape
+    torch.Size([2, 3])
+    """
+
+    branch: GaussianBranch
+    """In eval mode on the CPU; only its `infer` is used."""
+    cfg: MethodConfig
+    """The method's own keys: what its likelihoods and bounds are."""
+
+    def infer(self, features: Tensor) -> Gaussian:
+        """The Gaussian of each image, from its features.
+
+        Args:
+            features: What the backbone made of the images, ``(M, width)`` of any floating dtype.
+
+        Returns:
+            Embedding ``(M, width)``, mean and log-variance ``(M, D)``, float32 on the CPU; the
+            log-variance not yet bounded, as in training.
+
+        Raises:
+            ExportError: The head turns finite features into something that is not finite.
+        """
+        with torch.inference_mode():
+            found = self.branch.infer(features.float())
+        if not (found.mu.isfinite().all() and found.logvar.isfinite().all()):
+            raise ExportError("the posterior head is damaged: its mean or variance is not finite")
+        return found
+
+
+def load_posterior(path: Path) -> Posterior | None:
+    """The posterior of an export.
+
+    Args:
+        path: The backbone's ``.safetensors`` file; head and card lie beside it.
+
+    Returns:
+        None if the export's card names no head: the method has none, or the export is from before
+        heads were exported.
+
+    Raises:
+        ExportError: One line: the head is missing, damaged, or does not fit the card.
+    """
+    card = read_card(path)
+    if "head_sha256" not in card:
+        return None
+    place = head_of(path)
+    try:
+        tensors = load_file(place)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ExportError(f"{place}: missing or damaged ({error}); export again") from error
+    if sha256(place) != card["head_sha256"]:
+        raise ExportError(
+            f"{place}: its bytes are not those its card was written for; export again"
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ExportError(f"{place}: is damaged, not all of it is finite; use an earlier export")
+    cfg = _method(place, card)
+    branch = _untrained(place, cfg, card)
+    wanted = {name: tensor.shape for name, tensor in head_tensors(branch).items()}
+    given = {name: tensor.shape for name, tensor in tensors.items()}
+    wrong = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+    if wrong:
+        raise ExportError(
+            f"{place}: its weights are not those of {cfg.name} as the card says "
+            f"({len(wrong)} tensors differ, such as {wrong[0]})"
+        )
+    branch.backbone = nn.Identity()
+    branch.load_state_dict(tensors)
+    return Posterior(branch.eval(), cfg)
+
+
+def _method(place: Path, card: dict[str, Any]) -> MethodConfig:
+    try:
+        raw = card["config"]["method"]
+        return CONFIGS[raw["name"]].model_validate(raw)
+    except (KeyError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(
+            f"{place}: its card does not say what method it is the head of ({reason})"
+        ) from error
+
+
+def _untrained(place: Path, cfg: MethodConfig, card: dict[str, Any]) -> GaussianBranch:
+    with torch.random.fork_rng(devices=[]):
+        method = build_method(cfg, card["image_size"])
+    branch = method.teacher if method.evaluated == "teacher" else method.student
+    if not isinstance(branch, GaussianBranch):
+        raise ExportError(
+            f"{place}: method {cfg.name} has no posterior, but the card says it is one's head"
+        )
+    return branch

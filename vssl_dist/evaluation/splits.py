@@ -1,0 +1,92 @@
+"""The datasets of an evaluation, checked against each other before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vssl_dist.config import OodConfig, TaskConfig, UncertaintyConfig
+from vssl_dist.data.loader import check_labelled
+from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.evaluation.posterior import VARIATIONAL
+
+
+def need_posterior(card: dict[str, Any], task: TaskConfig) -> None:
+    """Refuse a task that asks a posterior of an export without one.
+
+    Raises:
+        DataError: One line that says which methods have one.
+    """
+    if isinstance(task, UncertaintyConfig) and "head_sha256" not in card:
+        raise DataError(
+            f"uncertainty: run {card['run']} ({card.get('method', 'unknown method')}, step "
+            f"{card['step']}) exported no posterior: {' and '.join(VARIATIONAL)} have one, in "
+            "exports with a head-STEP.safetensors"
+        )
+
+
+def filled(folder: Path, task: TaskConfig) -> Dataset:
+    """A dataset that holds something.
+
+    Raises:
+        DataError: It does not, or cannot be opened.
+    """
+    dataset = Dataset.open(folder)
+    if not dataset.samples:
+        raise DataError(f"{folder}: holds no samples, {task.task} needs some")
+    return dataset
+
+
+def check_pair(parts: Mapping[str, Dataset], task: TaskConfig) -> None:
+    """Refuse a bank and queries that do not belong together.
+
+    Raises:
+        DataError: Their classes differ, they are the same images, or some have no label.
+    """
+    if "bank" not in parts:
+        return
+    train, val = parts["bank"], parts["queries"]
+    if train.classes != val.classes:
+        raise DataError(
+            f"{train.folder} has {len(train.classes)} classes, {val.folder} "
+            f"{len(val.classes)}, or others: shard both splits from one source"
+        )
+    if train.fingerprint == val.fingerprint:
+        raise DataError(
+            f"{train.folder} is bank and query: every image would find itself (task {task.task})"
+        )
+    for split, key in ((train, "data.bank, or --data"), (val, "data.val")):
+        check_labelled(split, f"task {task.task} compares labels ({key})")
+
+
+def strangers(
+    task: TaskConfig, elsewhere: Mapping[str, Path], parts: Mapping[str, Dataset]
+) -> dict[str, Dataset]:
+    """What is out of distribution, by name; nothing for a task other than ``ood``.
+
+    Args:
+        task: The task, which may name folders.
+        elsewhere: Folders instead of the task's.
+        parts: The run's own splits.
+
+    Raises:
+        DataError: There is none, one is empty, or one is a split of the run.
+    """
+    if not isinstance(task, OodConfig):
+        return {}
+    folders = elsewhere or task.ood
+    if not folders:
+        raise DataError(
+            "ood: no dataset to tell apart: pass --data NAME=FOLDER, or name it in the config "
+            "(evaluations: [{task: ood, ood: {svhn: FOLDER}}])"
+        )
+    known = {dataset.fingerprint: part for part, dataset in parts.items()}
+    opened = {}
+    for name, folder in folders.items():
+        if name in parts:
+            raise DataError(f"ood: a dataset cannot be called {name}: that is the run's own")
+        opened[name] = filled(folder, task)
+        if part := known.get(opened[name].fingerprint):
+            raise DataError(f"{folder}: ood {name} is the {part} itself, nothing to tell apart")
+    return opened

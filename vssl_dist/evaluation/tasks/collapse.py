@@ -1,0 +1,74 @@
+"""Task ``collapse``: whether features still fill their space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+from pydantic import TypeAdapter
+
+from vssl_dist.config import CollapseConfig
+from vssl_dist.config.recipes import Views
+from vssl_dist.data.evaluation import Pairs
+from vssl_dist.data.shards import DataError
+from vssl_dist.evaluation import plots
+from vssl_dist.evaluation.collapse import alignment, rank, spectrum, uniformity
+from vssl_dist.evaluation.subject import Subject
+from vssl_dist.evaluation.tasks.base import Figures, Task
+from vssl_dist.evaluation.variants import AugmentedPairs
+from vssl_dist.methods import monitors
+
+
+def collapse(subject: Subject, settings: CollapseConfig) -> Figures:
+    """RankMe, effective rank, spread, uniformity and alignment of the held-out images' features.
+
+    ``alignment`` is None where the export's card does not say how views were made.
+    """
+    features = subject.features("queries").features.float()
+    if len(features) < 2:
+        folder = subject.images.parts["queries"].folder
+        raise DataError(f"{folder}: one image has no spread, collapse needs two at least")
+    values, centred = spectrum(features), spectrum(features, centred=True)
+    found = {
+        "rankme": rank(values),
+        "effective_rank": rank(centred),
+        "spread": monitors.spread(features).item(),
+        "uniformity": uniformity(features),
+    }
+    aligned = _alignment(subject, settings)
+    results = found | {"alignment": aligned, "width": features.shape[1]}
+    if aligned is not None:
+        found["alignment"] = aligned
+    named = {f"collapse/{name}": value for name, value in found.items()}
+    curves = {"as they are": values.tolist(), "centred": centred.tolist()}
+    return Figures(results, named, {"spectrum": lambda: _plot(curves)})
+
+
+def _alignment(subject: Subject, settings: CollapseConfig) -> float | None:
+    """Of the first two kinds of views that the run was trained with, seed 0."""
+    recipes = subject.network.card.get("config", {}).get("data", {}).get("views")
+    if not recipes or not settings.pairs:
+        return None
+    first, *others = TypeAdapter(Views).validate_python(recipes)
+    # A method that sees one view of each image is asked about two draws of it.
+    pair = (first, others[0] if others else first)
+    plain = [recipe.model_copy(update={"size": None}) for recipe in pair]
+    views = AugmentedPairs(Pairs((plain[0], plain[1]), count=1, seed=0))
+    return alignment(subject.variants("queries", views, settings.pairs))
+
+
+def _plot(curves: dict[str, list[float]]) -> Figure:
+    figure, (axes,) = plots.page("singular values")
+    ranked = {name: (range(1, len(values) + 1), values) for name, values in curves.items()}
+    plots.lines(axes, ranked, x="rank", y="singular value", marker="")
+    if any(map(any, curves.values())):
+        axes.set_yscale("log")
+    return figure
+
+
+def _columns(results: dict[str, Any]) -> dict[str, str]:
+    known = {name: value for name, value in results.items() if value is not None}
+    return {name.replace("_", " "): f"{value:.3g}" for name, value in known.items()}
+
+
+COLLAPSE = Task(collapse, "features", _columns)

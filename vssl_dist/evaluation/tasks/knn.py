@@ -1,0 +1,52 @@
+"""Task ``knn``: the accuracy of weighted neighbours for every k and temperature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from vssl_dist.config import KnnConfig
+from vssl_dist.data.shards import DataError
+from vssl_dist.evaluation import plots
+from vssl_dist.evaluation.knn import Accuracy, knn_grid
+from vssl_dist.evaluation.subject import Subject
+from vssl_dist.evaluation.tasks.base import Figures, Task
+
+
+def knn(subject: Subject, settings: KnnConfig) -> Figures:
+    """Accuracy for every k and temperature: ``"k20_t0.07"`` to ``top1`` and ``top5``.
+
+    ``knn/top1`` is the first k with the first temperature.
+    """
+    bank, queries = subject.features("bank"), subject.features("queries")
+    try:
+        grid = knn_grid(bank, queries, settings.k, settings.temperature, device=subject.device)
+    except ValueError as error:
+        raise DataError(f"k-NN on {subject.images.parts['queries'].folder}: {error}") from error
+    results = {f"k{k}_t{t:g}": point._asdict() for (k, t), point in grid.items()}
+    first = next(iter(results.values()))
+    named = {f"knn/{name}": value for name, value in first.items()}
+    for point, accuracies in results.items():
+        named |= {f"knn/{name}_{point}": value for name, value in accuracies.items()}
+    return Figures(results, named, {"grid": lambda: _plot(grid)})
+
+
+def _plot(grid: dict[tuple[int, float], Accuracy]) -> Figure:
+    """Top-1 over k, a line per temperature."""
+    ks = sorted({k for k, _ in grid})
+    lines = {
+        f"T = {t:g}": (ks, [100 * grid[k, t].top1 for k in ks])
+        for t in sorted({t for _, t in grid})
+    }
+    figure, (axes,) = plots.page("k-NN")
+    plots.lines(axes, lines, x="k", y="top-1 %", log=len(ks) > 1)
+    plots.ticks(axes, ks)
+    return figure
+
+
+def _columns(results: dict[str, Any]) -> dict[str, str]:
+    return {name.replace("_", " "): f"{100 * p['top1']:.1f}" for name, p in results.items()}
+
+
+KNN = Task(knn, "k-NN top-1 %", _columns)

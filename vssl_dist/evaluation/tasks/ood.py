@@ -1,0 +1,100 @@
+"""Task ``ood``: how well scores tell the held-out images from those of other datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vssl_dist.config import OodConfig
+from vssl_dist.data.shards import DataError
+from vssl_dist.evaluation import metrics, plots
+from vssl_dist.evaluation.ood import Fitting, fit_scores
+from vssl_dist.evaluation.subject import Subject
+from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
+from vssl_dist.evaluation.variants import AugmentedPairs
+from vssl_dist.evaluation.variational import CROSS_VIEW, Variational, cross_view
+
+
+def ood(subject: Subject, settings: OodConfig) -> Figures:
+    """How well each score tells the held-out images from each other dataset.
+
+    ``results[dataset][score]`` has ``auroc``, ``aupr``, ``fpr95`` and the ends of their bootstrap
+    intervals ``auroc_interval`` and so on.  Of an export with a posterior there are also the scores
+    of `variational_scores` and, with ``pairs``, ``s2_cross_view_likelihood``.
+    """
+    scored = _scorer(subject, settings)
+    own = scored("queries")
+    results: dict[str, Any] = {}
+    drawn: dict[str, Plot] = {}
+    for part in subject.strangers:
+        results[part], curves = {}, {}
+        for name, foreign in scored(part).items():
+            pair = own[name], foreign
+            found: dict[str, Any] = metrics.detection(*pair)._asdict()
+            if settings.bootstrap:
+                ends = metrics.intervals(*pair, count=settings.bootstrap)
+                found |= {f"{figure}_interval": list(pair) for figure, pair in ends.items()}
+            results[part][name] = found
+            curves[f"{name} {100 * found['auroc']:.1f}"] = metrics.roc(*pair)
+        drawn[f"roc-{part}"] = _roc(part, curves)
+    named = {
+        f"ood/{figure}_{part}_{name}": found[figure]
+        for part, by_score in results.items()
+        for name, found in by_score.items()
+        for figure in metrics.Detection._fields
+    }
+    return Figures(results, named, drawn)
+
+
+def _scorer(subject: Subject, settings: OodConfig) -> Callable[[str], dict[str, metrics.Floats]]:
+    """Every score, fitted to the bank: of the images of a part, by name."""
+    posterior, bank = subject.network.posterior(), subject.features("bank")
+    check_labels(subject, bank, "bank")
+    setup, views = None, None
+    if posterior is not None:
+        setup = Variational(posterior, settings.density, settings.draws, settings.posteriors)
+        if settings.pairs:
+            views = AugmentedPairs.of_run(subject.network.card, settings.pairs)
+    scores = fit_scores(
+        Fitting(bank, subject.classes, settings.k, settings.l2, subject.device, setup)
+    )
+
+    def scored(part: str) -> dict[str, metrics.Floats]:
+        features = subject.features(part).features
+        found = {name: score(features).numpy() for name, score in scores.items()}
+        if setup is not None and views is not None:
+            found[CROSS_VIEW] = cross_view(setup, subject.variants(part, views)).numpy()
+        for name, each in found.items():
+            if not np.isfinite(each).all():
+                raise DataError(
+                    f"{subject.images.parts[part].folder}: scores {name} are not finite: "
+                    "the network is damaged, evaluate an earlier export"
+                )
+        return dict(sorted(found.items()))
+
+    return scored
+
+
+def _roc(part: str, curves: dict[str, tuple[metrics.Floats, metrics.Floats]]) -> Plot:
+    def draw() -> Figure:
+        figure, (axes,) = plots.page(f"{part}: AUROC %")
+        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+        plots.lines(axes, curves, x="false positive rate", y="true positive rate", marker="")
+        axes.axhline(0.95, color="0.8", linewidth=1, linestyle=":")
+        return figure
+
+    return draw
+
+
+def _columns(results: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"{part} {name.replace('_', ' ')}": f"{100 * found['auroc']:.1f}/{100 * found['fpr95']:.1f}"
+        for part, by_score in results.items()
+        for name, found in by_score.items()
+    }
+
+
+OOD = Task(ood, "AUROC/FPR95 %", _columns)

@@ -1,0 +1,219 @@
+"""Scores of how foreign an image is to a variational method, from its own bounds.
+
+What VJE and VSSL train on says how well one Gaussian explains what was observed; here it is asked
+of images that may be foreign.  VJE's likelihoods are those of direction and norm of an embedding;
+as a density of the embedding itself, ``cartesian``, they are divided by the area of the sphere that
+it lies on.  That is the same for every view in training and differs between images.
+
+VSSL has no likelihood of an embedding: its own is of one view's latent under another's Gaussian.
+Of one view alone it says no more than the size of the posterior does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vssl_dist.evaluation.knn import Features
+from vssl_dist.evaluation.posterior import Posterior
+from vssl_dist.methods import vje, vssl
+from vssl_dist.models.heads import Gaussian
+
+Density = Literal["cartesian", "polar"]
+Score = Callable[[Tensor], Tensor]
+"""Features ``(M, D)`` to float64 ``(M,)`` on the CPU; higher is more anomalous."""
+CROSS_VIEW = "s2_cross_view_likelihood"
+_AT_ONCE = 1 << 22
+_ROWS = 64
+
+
+class Evidence(NamedTuple):
+    """How well a posterior explains what was observed."""
+
+    likelihood: Tensor
+    """Expected log-likelihood, in nats."""
+    bound: Tensor
+    """The bound that training raised: the likelihood less its penalties."""
+
+
+Judge = Callable[[Gaussian, Gaussian, Tensor], Evidence]
+"""Posterior ``(..., D)``, observed ``(..., D)`` and draws ``(S, ..., D)`` to terms ``(...)``."""
+
+
+@dataclass(frozen=True)
+class Variational:
+    """A posterior and how its scores are computed."""
+
+    posterior: Posterior
+    density: Density = "cartesian"
+    samples: int = 8
+    """Draws behind an expectation over a posterior, the same for every image."""
+    posteriors: int = 256
+    """Training images whose posteriors explain an image."""
+
+    def judge(self) -> Judge:
+        """The method's own terms.
+
+        Raises:
+            TypeError: It is none of those that have a posterior.
+        """
+        cfg = self.posterior.cfg
+        if isinstance(cfg, vje.VJEConfig):
+            return _vje(cfg, self.density)
+        if isinstance(cfg, vssl.VSSLConfig):
+            return _vssl(cfg)
+        raise TypeError(f"{cfg.name} has no posterior")
+
+    def draws(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal draws, the same each time; zeros if the method puts latents at means."""
+        cfg = self.posterior.cfg
+        name = "location" if isinstance(cfg, vje.VJEConfig) else "latent"
+        if getattr(cfg, name) == "mean":
+            return torch.zeros(1, *shape[1:])
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def variational_scores(setup: Variational, bank: Features) -> dict[str, Score]:
+    """The scores that need one look at each image, by name; all rise with foreignness.
+
+    - ``s1_self_likelihood``: minus the log-likelihood of what was observed under the image's own
+      posterior, its latent at the mean.
+    - ``s3_negative_elbo``: minus the bound of the image on itself.
+    - ``s4_posterior_size``: the sum of the log-variances.
+    - ``s5_bank_likelihood``: minus the logarithm of the mean likelihood under latents that were
+      drawn from the posteriors of training images, one from each of ``setup.posteriors``.
+    """
+
+    width = bank.features.shape[1]
+
+    def by_block(score: Callable[[Gaussian], Tensor], samples: int = 1) -> Score:
+        rows = max(1, _AT_ONCE // (samples * width))
+
+        def whole(features: Tensor) -> Tensor:
+            blocks = torch.split(features, rows)
+            return torch.cat([score(setup.posterior.infer(block)) for block in blocks])
+
+        return whole
+
+    count = setup.samples
+    return {
+        "s1_self_likelihood": by_block(lambda found: -_alone(setup, found).likelihood),
+        "s3_negative_elbo": by_block(lambda found: -_alone(setup, found, count).bound, count),
+        "s4_posterior_size": partial(posterior_size, setup.posterior),
+        "s5_bank_likelihood": by_block(_bank_likelihood(setup, bank)),
+    }
+
+
+def cross_view(setup: Variational, views: Tensor) -> Tensor:
+    """`CROSS_VIEW`: minus the mean log-likelihood of one view under another's
+    posterior, over pairs of views and both directions.
+
+    Args:
+        setup: How.
+        views: Features of T pairs of augmented views of each image, ``(M, 2 T, width)``; views
+            2 t and 2 t + 1 are a pair.
+
+    Returns:
+        ``(M,)`` float64.
+    """
+    judge, found = setup.judge(), []
+    for block in torch.split(views, max(1, _AT_ONCE // views[0].numel())):
+        each = _double(setup.posterior.infer(block.flatten(0, 1)))
+        one, two = (_rows(each, slice(start, None, 2)) for start in (0, 1))
+        still = torch.zeros(1, *one.mu.shape, dtype=torch.float64)
+        both = judge(one, two, still).likelihood + judge(two, one, still).likelihood
+        found.append(-0.5 * both.reshape(len(block), -1).mean(1))
+    return torch.cat(found)
+
+
+def posterior_size(posterior: Posterior, features: Tensor) -> Tensor:
+    """The sum of the log-variances of each image ``(M, width)``: ``(M,)`` float64."""
+    blocks = torch.split(features, max(1, _AT_ONCE // features.shape[1]))
+    return torch.cat([logvars(posterior, posterior.infer(block)).sum(-1) for block in blocks])
+
+
+def logvars(posterior: Posterior, found: Gaussian) -> Tensor:
+    """Log-variances within the method's bounds, ``(M, D)`` float64."""
+    cfg, logvar = posterior.cfg, found.logvar.double()
+    if isinstance(cfg, vssl.VSSLConfig):
+        return vssl.bounded(logvar, cfg)
+    assert isinstance(cfg, vje.VJEConfig)
+    return logvar.clamp(*cfg.logvar_range)
+
+
+def _alone(setup: Variational, found: Gaussian, samples: int = 0) -> Evidence:
+    """How well each image explains itself, latents at the mean or drawn."""
+    exact = _double(found)
+    still = torch.zeros(1, 1, exact.mu.shape[-1], dtype=torch.float64)
+    eps = setup.draws((samples, 1, exact.mu.shape[-1])).double() if samples else still
+    return setup.judge()(exact, exact, eps)
+
+
+def _bank_likelihood(setup: Variational, bank: Features) -> Callable[[Gaussian], Tensor]:
+    count = min(setup.posteriors, len(bank.labels))
+    order = torch.randperm(len(bank.labels), generator=torch.Generator().manual_seed(0))
+    known = setup.posterior.infer(bank.features[order[:count].sort().values])
+    eps = setup.draws((1, count, 1, known.mu.shape[-1]))
+    judge, widest = setup.judge(), max(known.h.shape[-1], known.mu.shape[-1])
+    some = max(1, _AT_ONCE // (_ROWS * widest))
+
+    def score(found: Gaussian) -> Tensor:
+        total = []
+        for start in range(0, len(found.mu), _ROWS):
+            observed = _rows(found, slice(start, start + _ROWS))
+            parts = []
+            for first in range(0, count, some):
+                taken = slice(first, first + some)
+                posterior = _each(_rows(known, taken), lambda field: field.unsqueeze(1))
+                likelihood = judge(posterior, observed, eps[:, taken]).likelihood
+                parts.append(likelihood.double().logsumexp(0))
+            total.append(math.log(count) - torch.stack(parts).logsumexp(0))
+        return torch.cat(total)
+
+    return score
+
+
+def _vje(cfg: vje.VJEConfig, density: Density) -> Judge:
+    def judge(posterior: Gaussian, observed: Gaussian, eps: Tensor) -> Evidence:
+        terms = vje.elbo(posterior, eps, observed.h, cfg)
+        area: Tensor | float = 0.0
+        if density == "cartesian":
+            # A density of the norm's logarithm has one more factor of the norm to lose.
+            powers = observed.h.shape[-1] - (cfg.radial == "linear")
+            area = powers * vje.polar(observed.h)[0].log()
+        likelihood = terms.directional + cfg.radial_weight * terms.radial
+        return Evidence(likelihood - area, terms.total(cfg) - area)
+
+    return judge
+
+
+def _vssl(cfg: vssl.VSSLConfig) -> Judge:
+    def judge(posterior: Gaussian, observed: Gaussian, eps: Tensor) -> Evidence:
+        terms = [vssl.bound(posterior, observed, one, cfg) for one in eps]
+        return Evidence(
+            torch.stack([one.denoising for one in terms]).mean(0),
+            torch.stack([one.total(cfg) for one in terms]).mean(0),
+        )
+
+    return judge
+
+
+def _double(found: Gaussian) -> Gaussian:
+    given = {name: field for name, field in found._asdict().items() if field is not None}
+    return found._replace(**{name: field.double() for name, field in given.items()})
+
+
+def _rows(found: Gaussian, rows: slice) -> Gaussian:
+    return _each(found, lambda field: field[rows])
+
+
+def _each(found: Gaussian, change: Callable[[Tensor], Tensor]) -> Gaussian:
+    """Change what there is of each image, not what is learnt for all of them."""
+    own = {n: field for n, field in found._asdict().items() if field is not None and field.dim()}
+    return found._replace(**{name: change(field) for name, field in own.items()})
