@@ -29,7 +29,6 @@ from vssl_dist import dist
 from vssl_dist.config import (
     ConfigError,
     DataConfig,
-    MethodConfig,
     OptimConfig,
     RunConfig,
     ViewRecipe,
@@ -39,6 +38,7 @@ from vssl_dist.data import handles, shardfile
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
 from vssl_dist.data.loader import BackendSpec, Batch, Loader, build_loader, evaluation_batches
 from vssl_dist.data.shards import DataError, Dataset, Substitution
+from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import same_experiment
 
 SAMPLES, SHARD = 61, 13
@@ -72,7 +72,7 @@ def config(folder: Path, backend: str = "dali", *, timeout_s: float = 120.0) -> 
         timeout_s=timeout_s,
     )
     optim = OptimConfig(base_lr=0.1, global_batch=16)
-    method = MethodConfig(name="byol")
+    method = CONFIGS["byol"](name="byol")
     return RunConfig(name="run", out=folder.parent, method=method, data=data, optim=optim)
 
 
