@@ -339,7 +339,8 @@ def assert_equal_runs(ours: dict[str, Any], plain: dict[str, Any]) -> None:
     size = max(1.0, *(abs(loss) for loss in plain["loss"]))
     np.testing.assert_allclose(ours["loss"], plain["loss"], rtol=0, atol=1e-6 * size)
     np.testing.assert_allclose(ours["grad_norm"], plain["grad_norm"], rtol=1e-6)
-    np.testing.assert_allclose(ours["parts"], plain["parts"], rtol=2e-6)
+    # A part of the norm has fewer terms to average rounding over than the whole.
+    np.testing.assert_allclose(ours["parts"], plain["parts"], rtol=1e-5)
     for network in ("student", "teacher"):
         assert largest_error(ours, plain, network) <= 1e-6
     first = "backbone.conv1.weight"
