@@ -14,7 +14,7 @@ from torch import nn
 
 from launch.evaluate import main
 from tests.support.exports import by_hand, change, exported
-from tests.support.photos import tiny_dataset
+from tests.support.photos import three_splits, tiny_dataset
 from vssl_dist.config import TASKS as SETTINGS
 from vssl_dist.config import CollapseConfig, KnnConfig, LinearConfig, OodConfig, read_task
 from vssl_dist.data.shards import DataError
@@ -27,14 +27,7 @@ QUICK = LinearConfig(epochs=5, lr=(0.01, 0.1), l2=(1e-3, 1e-1), shares=(0.25,), 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Crops of six photographs as ``train`` and ``val``, of ten others as ``foreign``."""
-    folder = tmp_path_factory.mktemp("shards")
-    tiny_dataset(folder, samples=180, classes=6, shard_size=100)
-    val = tiny_dataset(folder / "a", samples=60, classes=6, split="val", first=9_000)
-    val.rename(folder / "val")
-    foreign = tiny_dataset(folder / "b", samples=80, classes=16, split="val", first=12_000)
-    foreign.rename(folder / "foreign")
-    return folder
+    return three_splits(tmp_path_factory.mktemp("shards"), foreign=80)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from launch.evaluate import main, table
 from tests.support.exports import NORMALISE, by_hand, exported
 from tests.support.heads import SMALL, exported_branch
-from tests.support.photos import tiny_dataset
+from tests.support.photos import three_splits
 from vssl_dist.config import RECIPES, OodConfig, UncertaintyConfig
 from vssl_dist.data.evaluation import Pairs
 from vssl_dist.data.shards import DataError, Dataset
@@ -34,14 +34,7 @@ QUICK = UncertaintyConfig(k=3, max_corrupted=8, shown=4, batch=50)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Crops of six photographs as ``train`` and ``val``, of ten others as ``foreign``."""
-    folder = tmp_path_factory.mktemp("shards")
-    tiny_dataset(folder, samples=180, classes=6, shard_size=100)
-    val = tiny_dataset(folder / "a", samples=60, classes=6, split="val", first=9_000)
-    val.rename(folder / "val")
-    foreign = tiny_dataset(folder / "b", samples=40, classes=16, split="val", first=12_000)
-    foreign.rename(folder / "foreign")
-    return folder
+    return three_splits(tmp_path_factory.mktemp("shards"), foreign=40)
 
 
 def test_risk_is_the_share_of_failures_among_the_most_certain() -> None:

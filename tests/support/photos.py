@@ -86,3 +86,13 @@ def tiny_dataset(
         grouped=False,
     )
     return build(made, tmp_path, Options(shard_size=shard_size), lambda done: None).folder
+
+
+def three_splits(folder: Path, *, foreign: int) -> Path:
+    """Crops of six photographs as ``train`` and ``val``, of ten others as ``foreign``."""
+    tiny_dataset(folder, samples=180, classes=6, shard_size=100)
+    val = tiny_dataset(folder / "a", samples=60, classes=6, split="val", first=9_000)
+    val.rename(folder / "val")
+    strange = tiny_dataset(folder / "b", samples=foreign, classes=16, split="val", first=12_000)
+    strange.rename(folder / "foreign")
+    return folder
