@@ -7,6 +7,12 @@ Every run is `launch/submit.py --local` and `launch/evaluate.py`, as a user woul
 page (docs/study_NAME.md and .png) is written anew after each.  The same command goes on after a
 kill: what is finished is not done again, a result that is torn is, and a run that was begun
 continues from its checkpoint.  A run that diverges is a finding and not an end.
+
+Started more than once (each on cores or GPUs of its own, by `taskset` or CUDA_VISIBLE_DEVICES),
+the processes share the runs between them:
+
+    taskset -c 0 python -m bench.study bench/studies/photographs.yaml --ranks 1 &
+    taskset -c 1 python -m bench.study bench/studies/photographs.yaml --ranks 1
 """
 
 from __future__ import annotations
@@ -23,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from bench import study_report
 from bench.study_plan import Study, Trial, read_study, trials
-from bench.study_report import Figures, Key, Outcome
+from bench.study_report import Key, Outcome
 from launch import evaluate, submit
 from vssl_dist import config
 from vssl_dist.config import ConfigError
@@ -133,21 +140,8 @@ def machine() -> str:
     """What the runs run on."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores, no GPU"
-
-
-def untrained(study: Study, first: Trial) -> dict[str, Figures]:
-    """Figures of raw pixels and the random network, of the columns that have them."""
-    found: dict[str, Figures] = {}
-    for name, path in study.columns.items():
-        file = first.cfg.dir / "export" / f"{path[0]}-baselines.json"
-        if not file.exists() or "%" not in name:
-            continue
-        for kind, results in json.loads(file.read_text())["results"].items():
-            one = study.model_copy(update={"columns": {name: path}})
-            figure = study_report.figures(one, {path[0]: results})
-            found.setdefault(kind.replace("_", " "), {}).update(figure)
-    return found
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} CPU core{'s' * (cores > 1)} for each run, no GPU"
 
 
 def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
@@ -158,22 +152,42 @@ def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> 
         outcomes.setdefault(key, []).append(outcome(study, trial))
     drawing = page.with_suffix(".png")
     facts = {"command": command, "machine": machine(), "picture": drawing.name}
-    text = study_report.document(study, outcomes, untrained(study, planned[0]), facts)
+    others = study_report.others(study, planned[0].export.parent)
+    text = study_report.document(study, outcomes, others, facts)
     publish(drawing, png(study_report.picture(study, outcomes)))
     publish(page, text.encode())
 
 
 def carry_out(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
-    """All runs that are not finished, one after the other."""
+    """All runs that are not finished and that no other process is at, one after the other."""
+    elsewhere = 0
     for number, trial in enumerate(planned):
-        seen = outcome(study, trial)
-        if seen.figures is None and not seen.trouble:
-            print(f"== run {number + 1} of {len(planned)}: {trial.label}", flush=True)
-            run(study, trial, baselines=number == 0)
-            if outcome(study, trial).figures is None and not Log(trial).read().get("trouble"):
-                raise DataError(f"{trial.cfg.dir}/export: no whole result after the evaluation")
+        place = Log(trial).path.with_suffix(".lock")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(place).acquire(timeout=0):
+                begin(study, trial, number, len(planned))
+        except Timeout:
+            elsewhere += 1
         report(study, planned, command, page)
-    print(f"{page}: {len(planned)} runs")
+    others = f", {elsewhere} of them with another process of this study" * bool(elsewhere)
+    print(f"{page}: {len(planned)} runs{others}")
+
+
+def begin(study: Study, trial: Trial, number: int, among: int) -> None:
+    """Do what is missing of a run.
+
+    Raises:
+        DataError: The evaluations left no whole result.
+        Refused: It cannot go on.
+    """
+    seen = outcome(study, trial)
+    if seen.figures is not None or seen.trouble:
+        return
+    print(f"== run {number + 1} of {among}: {trial.label}", flush=True)
+    run(study, trial, baselines=number == 0)
+    if outcome(study, trial).figures is None and not Log(trial).read().get("trouble"):
+        raise DataError(f"{trial.cfg.dir}/export: no whole result after the evaluation")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -41,6 +41,15 @@ class Factor(Model):
     """Overrides by the value's name in the table; none: the base point itself."""
 
 
+class Elsewhere(Model):
+    """Figures of the base points that other programs have left in JSON files."""
+
+    command: str
+    """What makes them."""
+    rows: Annotated[dict[str, Words], Field(min_length=1)]
+    """The file, then the keys in it, by the row's name: a point's, or ``raw pixels``."""
+
+
 class Study(Model):
     """A study file."""
 
@@ -57,6 +66,10 @@ class Study(Model):
     columns: Annotated[dict[str, Words], Field(min_length=1)]
     """Where a figure lies in a result: the task, then the keys; a name with % is shown times
     100."""
+    elsewhere: dict[str, Elsewhere] = Field(default_factory=dict)
+    """More columns of the base points' table."""
+    drawn: Words = ()
+    """Columns in the picture; none: all with a %."""
     points: Annotated[dict[str, Point], Field(min_length=1)]
     factors: Annotated[tuple[Factor, ...], BeforeValidator(as_tuple)] = ()
 
@@ -111,6 +124,9 @@ def read_study(path: Path) -> Study:
         ConfigError: One line that names the file, the key and the remedy.
     """
     study = load_block(path, Study)
+    strange = sorted({*study.drawn} - {*study.columns})
+    if strange:
+        raise ConfigError(f"{path}: drawn: {strange[0]!r} is none of the columns")
     for factor in study.factors:
         if factor.point not in study.points:
             raise ConfigError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -39,10 +42,10 @@ def figures(study: Study, results: Mapping[str, Any]) -> Figures:
     Raises:
         ConfigError: A column names what no result has.
     """
-    return {name: _figure(name, path, results) for name, path in study.columns.items()}
+    return {name: figure(name, path, results) for name, path in study.columns.items()}
 
 
-def _figure(name: str, path: Sequence[str], results: Mapping[str, Any]) -> float:
+def figure(name: str, path: Sequence[str], results: Mapping[str, Any]) -> float:
     found: Any = results
     for key in path:
         if not isinstance(found, dict) or key not in found:
@@ -54,17 +57,77 @@ def _figure(name: str, path: Sequence[str], results: Mapping[str, Any]) -> float
     return 100 * found if "%" in name else float(found)
 
 
+def others(study: Study, first: Path) -> dict[str, Figures]:
+    """Figures that no run of the study gave, by row and column.
+
+    Args:
+        study: The study.
+        first: Export folder of its first run, where those of raw pixels and the random network lie.
+    """
+    found: dict[str, Figures] = {}
+    for column, path in study.columns.items():
+        file = first / f"{path[0]}-baselines.json"
+        results = json.loads(file.read_text())["results"] if file.exists() else {}
+        for kind, result in results.items():
+            with suppress(ConfigError):  # such as that of a probe that learns beside a training
+                row = found.setdefault(kind.replace("_", " "), {})
+                row[column] = figure(column, path[1:], result)
+    for column, one in study.elsewhere.items():
+        for row_name, (file_name, *keys) in one.rows.items():
+            if Path(file_name).exists():
+                row = found.setdefault(row_name, {})
+                row[column] = figure(column, keys, json.loads(Path(file_name).read_text()))
+    return found
+
+
 def table(study: Study, outcomes: Mapping[Key, Sequence[Outcome]], factor: str, point: str) -> str:
-    """The rows of one factor of a point, or of all points (``BASE``), as Markdown."""
-    first = "point" if factor == BASE else factor
-    lines = [f"| {first} | {' | '.join(study.columns)} | seconds |", "|---" * _width(study) + "|"]
-    for name, cells in rows(study, outcomes, factor, point).items():
-        lines.append(f"| {name} | {' | '.join(_cells(study, cells))} |")
+    """The rows of one factor of a point as Markdown."""
+    cells = {
+        name: _cells(study, seeds) for name, seeds in rows(study, outcomes, factor, point).items()
+    }
+    return _markdown([factor, *study.columns, "seconds"], cells)
+
+
+def base_table(
+    study: Study,
+    outcomes: Mapping[Key, Sequence[Outcome]],
+    others: Mapping[str, Figures],
+) -> str:
+    """All points as Markdown, after what was not trained.
+
+    Args:
+        study: The study.
+        outcomes: Of every run.
+        others: By row, figures of what was not trained and those of columns from elsewhere.
+    """
+    trained = {
+        name: _cells(study, seeds) for name, seeds in rows(study, outcomes, BASE, "").items()
+    }
+    empty = [""] * (len(study.columns) + 1)
+    cells = {}
+    for name in dict.fromkeys([*others, *trained]):
+        found = others.get(name, {})
+        own = trained.get(name, empty)
+        first = own[:-1] if name in trained else [_shown(c, found) for c in study.columns]
+        cells[name] = [*first, *(_shown(c, found) for c in study.elsewhere), own[-1]]
+    # What was not trained comes first.
+    order = sorted(cells, key=lambda name: name in trained)
+    heads = ["", *study.columns, *study.elsewhere, "seconds"]
+    return _markdown(heads, {name: cells[name] for name in order})
+
+
+def _markdown(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(lines)
 
 
-def _width(study: Study) -> int:
-    return len(study.columns) + 2
+def _shown(column: str, found: Figures) -> str:
+    return f"{found[column]:.{_digits(column)}f}" if column in found else ""
+
+
+def _digits(column: str) -> int:
+    return 1 if "%" in column else 3
 
 
 def rows(
@@ -90,7 +153,7 @@ def _cells(study: Study, seeds: Sequence[Outcome]) -> list[str]:
     cells = []
     for column in study.columns:
         values = [one.figures[column] for one in done if one.figures is not None]
-        digits = 1 if "%" in column else 3
+        digits = _digits(column)
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
     if len(done) < len(seeds):
@@ -102,7 +165,7 @@ def _cells(study: Study, seeds: Sequence[Outcome]) -> list[str]:
 def document(
     study: Study,
     outcomes: Mapping[Key, Sequence[Outcome]],
-    baselines: Mapping[str, Figures],
+    others: Mapping[str, Figures],
     facts: Mapping[str, str],
 ) -> str:
     """The whole page as Markdown.
@@ -110,7 +173,7 @@ def document(
     Args:
         study: The study.
         outcomes: Of every run, by point, factor and value: one per seed.
-        baselines: Figures of what was not trained, by its name.
+        others: By row, figures of what was not trained and those of columns from elsewhere.
         facts: ``command``, ``machine``, ``picture``.
     """
     ran = [one for seeds in outcomes.values() for one in seeds]
@@ -128,14 +191,9 @@ def document(
         + "; ".join(_origin(name, study) for name in study.points)
         + (f"; common to all: {_code(study.common)}." if study.common else "."),
         "## Base points",
-        table(study, outcomes, BASE, ""),
+        base_table(study, outcomes, others),
+        *(f"{column}: `{one.command}`" for column, one in study.elsewhere.items()),
     ]
-    if baselines:
-        cells = [
-            f"{name} {', '.join(f'{c} {v:.1f}' for c, v in found.items())}"
-            for name, found in baselines.items()
-        ]
-        parts.append(f"Without training: {'; '.join(cells)}.")
     for factor in study.factors:
         parts += [
             f"## {factor.point}: {factor.name}",
@@ -175,7 +233,7 @@ def picture(study: Study, outcomes: Mapping[Key, Sequence[Outcome]]) -> Figure:
     for number, (factor, point) in enumerate(panels):
         axes = page.add_subplot(down, across, number + 1)
         shown = rows(study, outcomes, factor, point)
-        for column in (name for name in study.columns if "%" in name):
+        for column in study.drawn or [name for name in study.columns if "%" in name]:
             spots = [
                 (place, one.figures[column])
                 for place, seeds in enumerate(shown.values())

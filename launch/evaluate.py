@@ -24,12 +24,12 @@ from rich.table import Table
 
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.data.shards import DataError
-from vssl_dist.evaluation.features import read_card
+from vssl_dist.evaluation.exports import read_card
 from vssl_dist.evaluation.subject import Images
 from vssl_dist.evaluation.task import Place, baselines, evaluate, exports
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
 from vssl_dist.jobs.dispatch import lock_of
-from vssl_dist.jobs.evaluation import Due, evaluate_one
+from vssl_dist.jobs.evaluation import Due, evaluate_one, send
 from vssl_dist.jobs.resources import Device
 
 
@@ -176,6 +176,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     for name, shown in made.items():
         Console().print(table(name, shown))
+    send(found[-1].parent.parent)  # also what an evaluation left when MLflow was out of reach
     return 0
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vssl_dist import durable
-from vssl_dist.export import head_of, write_export
+from vssl_dist.export import HEAD, beside, write_export
 from vssl_dist.models.heads import GaussianBranch, ProjectionBranch
 
 
@@ -34,7 +34,7 @@ def test_the_head_is_the_branch_without_its_backbone(tmp_path: Path) -> None:
         "head-00000007.safetensors",
     ]
     parts = {f"backbone.{name}": tensor for name, tensor in load_file(path).items()}
-    parts |= load_file(head_of(path))
+    parts |= load_file(beside(path, HEAD))
     state = network.state_dict()
     assert parts.keys() == state.keys()
     assert all(torch.equal(parts[name], state[name]) for name in state)
@@ -42,8 +42,18 @@ def test_the_head_is_the_branch_without_its_backbone(tmp_path: Path) -> None:
     assert card == {
         "step": 7,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "head_sha256": hashlib.sha256(head_of(path).read_bytes()).hexdigest(),
+        "head_sha256": hashlib.sha256(beside(path, HEAD).read_bytes()).hexdigest(),
     }
+
+
+def test_another_part_lies_beside_with_its_digest_on_the_card(tmp_path: Path) -> None:
+    path, weight = tmp_path / "backbone-00000007.safetensors", torch.arange(6.0).view(2, 3).T
+    write_export(path, branch(0), {}, {"online": {"weight": weight}})
+    place = tmp_path / "online-00000007.safetensors"
+    assert torch.equal(load_file(place)["weight"], weight)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["online_sha256"] == hashlib.sha256(place.read_bytes()).hexdigest()
+    assert "head_sha256" in card
 
 
 def test_a_branch_without_a_gaussian_has_no_head(tmp_path: Path) -> None:
@@ -76,9 +86,9 @@ def test_a_kill_between_files_leaves_nothing_that_looks_whole(
     assert card.exists() == (before == 1), "only where the same bytes lay there before"
     if card.exists():
         facts = json.loads(card.read_text())
-        for place, key in ((path, "sha256"), (head_of(path), "head_sha256")):
+        for place, key in ((path, "sha256"), (beside(path, HEAD), "head_sha256")):
             assert hashlib.sha256(place.read_bytes()).hexdigest() == facts[key]
     monkeypatch.undo()
     write_export(path, branch(1), {})
     facts = json.loads(card.read_text())
-    assert hashlib.sha256(head_of(path).read_bytes()).hexdigest() == facts["head_sha256"]
+    assert hashlib.sha256(beside(path, HEAD).read_bytes()).hexdigest() == facts["head_sha256"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vssl_dist import dist, schedule, state
 from vssl_dist.checkpoint import CheckpointError, all_or_none
 from vssl_dist.config import RunConfig
-from vssl_dist.export import write_export
+from vssl_dist.export import Parts, write_export
 from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
 from vssl_dist.optim import build_optimizer, norms_by_part, steer
@@ -207,7 +207,7 @@ class Engine:
     def _layout(self) -> dict[str, int]:
         return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
 
-    def export(self, path: Path, card: dict[str, Any]) -> None:
+    def export(self, path: Path, card: dict[str, Any], more: Parts | None = None) -> None:
         """`write_export` of the evaluated branch on rank 0; every rank calls this.
 
         Raises:
@@ -215,7 +215,7 @@ class Engine:
         """
         teacher = self.teacher if self.method.evaluated == "teacher" else None
         network = teacher.module if teacher else self.student
-        all_or_none(lambda: write_export(path, network, card), only_on=0)
+        all_or_none(lambda: write_export(path, network, card, more), only_on=0)
 
     def digests(self) -> dict[str, str]:
         """sha256 of ``weights`` (buffers included), ``optimizer`` and ``teacher``; all ranks call.

@@ -2,13 +2,15 @@
 
 `export/backbone-STEP.safetensors` holds plain float32 tensors under the names that torchvision or
 timm gave them.  Of a branch with Gaussian outputs, `export/head-STEP.safetensors` holds the rest:
-what turns the backbone's features into mean and variance.
+what turns the backbone's features into mean and variance.  Other parts that belong to these
+weights, such as a classifier of their features, lie in files of the same kind.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ from torch import Tensor, nn
 from vssl_dist import durable, state
 from vssl_dist.models.heads import GaussianBranch
 
-BACKBONE = "backbone"
+BACKBONE, HEAD, ONLINE = "backbone", "head", "online"
+Parts = Mapping[str, dict[str, Tensor]]
+"""Tensors of parts of an export, by the part's name."""
 
 
-def head_of(path: Path) -> Path:
-    """Where the posterior head of an export lies.
+def beside(path: Path, part: str) -> Path:
+    """Where another part of an export lies.
 
-    >>> head_of(Path("export/backbone-00000600.safetensors")).name
+    >>> beside(Path("export/backbone-00000600.safetensors"), HEAD).name
     'head-00000600.safetensors'
     """
-    return path.with_name(f"head-{path.name.removeprefix(f'{BACKBONE}-')}")
+    return path.with_name(f"{part}-{path.name.removeprefix(f'{BACKBONE}-')}")
 
 
 def head_tensors(branch: nn.Module) -> dict[str, Tensor]:
@@ -36,26 +40,30 @@ def head_tensors(branch: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in tensors.items() if not k.startswith(f"{BACKBONE}.")}
 
 
-def write_export(path: Path, branch: nn.Module, card: dict[str, Any]) -> None:
+def write_export(
+    path: Path, branch: nn.Module, card: dict[str, Any], more: Parts | None = None
+) -> None:
     """Write a branch's backbone, its posterior head if it has one, and ``card`` with their digests.
 
     Whoever finds the card finds the rest: it comes last, and one that was written for other
-    weights is removed first.  The card gains ``sha256`` and, with a head, ``head_sha256``.
+    weights is removed first.  The card gains ``sha256`` and, for each other part, ``PART_sha256``.
 
     Args:
         path: Of the backbone's ``.safetensors`` file; the card has the same name, in ``.json``.
         branch: What is evaluated; its ``backbone`` is a submodule.
         card: What the export says of itself, as JSON values.
+        more: Further parts.
 
     Raises:
         OSError: Something could not be written; then there is no card.
     """
     parts, digests = {}, {}
-    if isinstance(branch, GaussianBranch):
-        head = safetensors.torch.save(head_tensors(branch))
-        parts[head_of(path)] = head
-        digests["head_sha256"] = hashlib.sha256(head).hexdigest()
-    # The backbone after the head: evaluations of a run look for backbones.
+    head = {HEAD: head_tensors(branch)} if isinstance(branch, GaussianBranch) else {}
+    for part, tensors in (head | dict(more or {})).items():
+        packed = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+        parts[beside(path, part)] = packed
+        digests[f"{part}_sha256"] = hashlib.sha256(packed).hexdigest()
+    # The backbone after the rest: evaluations of a run look for backbones.
     parts[path] = safetensors.torch.save(state.plain(branch.get_submodule(BACKBONE)))
     digests["sha256"] = hashlib.sha256(parts[path]).hexdigest()
     place = path.with_suffix(".json")
@@ -63,6 +71,6 @@ def write_export(path: Path, branch: nn.Module, card: dict[str, Any]) -> None:
     if place.exists() and place.read_bytes() != facts:
         place.unlink()
         durable.sync(place.parent)
-    for file, tensors in parts.items():
-        durable.publish(file, tensors)
+    for file, packed in parts.items():
+        durable.publish(file, packed)
     durable.publish(place, facts)

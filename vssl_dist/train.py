@@ -69,7 +69,7 @@ def train(
         if told := curves.read(out, engine.step):
             log(told | probe.read() | meter.rates(engine.step) | saver.substitutions(), engine.step)
         if last or cfg.evaluations_at(engine.step, loader.samples):
-            export(cfg, engine, on_export)
+            export(cfg, engine, probe, on_export)
         stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
         if last or stop or saver.due():
             saver.save()
@@ -152,7 +152,12 @@ class Meter:
         return rates
 
 
-def export(cfg: RunConfig, engine: Engine, on_export: Callable[[Path, int], None]) -> None:
+def export(
+    cfg: RunConfig,
+    engine: Engine,
+    probe: OnlineProbe | NoProbe,
+    on_export: Callable[[Path, int], None],
+) -> None:
     """Write the backbone as plain weights that need none of this code, then announce it."""
     path = cfg.dir / "export" / f"backbone-{engine.step:08d}.safetensors"
     card = {
@@ -169,7 +174,7 @@ def export(cfg: RunConfig, engine: Engine, on_export: Callable[[Path, int], None
         "versions": versions(),
     }
     try:
-        engine.export(path, card)
+        engine.export(path, card, probe.tensors())
     except CheckpointError as error:  # a full disk costs an evaluation, not the run
         print(f"warning: step {engine.step} is not exported: {error}", flush=True)
         return

@@ -17,7 +17,15 @@ import yaml
 
 from bench.study import main, outcome
 from bench.study_plan import BASE, Study, read_study, trials
-from bench.study_report import Outcome, document, figures, picture, table
+from bench.study_report import (
+    Outcome,
+    base_table,
+    document,
+    figures,
+    others,
+    picture,
+    table,
+)
 from tests.support.photos import tiny_dataset
 from vssl_dist import config
 from vssl_dist.config import ConfigError
@@ -138,7 +146,7 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         ("r", BASE, "base"): [Outcome(None), Outcome(None)],
         ("p", "f", "2"): [Outcome(None, "diverged"), Outcome(None, "diverged")],
     }  # fmt: skip
-    assert table(study, outcomes, BASE, "").splitlines()[2:] == [
+    assert base_table(study, outcomes, {}).splitlines()[2:] == [
         "| p | 52.0 ± 2.8 | > 20 |",
         "| q | 7.0 (1 of 2 seeds, diverged) | 1 |",
         "| r | not yet |  |",
@@ -149,9 +157,52 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
     ]
     facts = {"command": "run me", "machine": "2 cores", "picture": "t.png"}
     text = document(study, outcomes, {"raw pixels": {"a %": 40.0}}, facts)
-    for part in ("# T", "run me", "6 of 8 runs", "seeds 0, 1", "raw pixels a % 40.0", "(t.png)"):
+    for part in (
+        "# T",
+        "run me",
+        "6 of 8 runs",
+        "seeds 0, 1",
+        "| raw pixels | 40.0 |  |",
+        "(t.png)",
+    ):
         assert part in text
     assert png(picture(study, outcomes)).startswith(b"\x89PNG")
+
+
+def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_not_trained(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({"mean": {"p": 0.75, "pixels": 0.5}}))
+    (tmp_path / "a-baselines.json").write_text(
+        json.dumps({"results": {"raw_pixels": {"x": 0.1}, "random_network": {"x": 0.2, "y": 3}}})
+    )
+    file = str(tmp_path / "one.json")
+    rows = {
+        "p": (file, "mean", "p"), "raw pixels": (file, "mean", "pixels"),
+        "q": (str(tmp_path / "not there"), "mean"),
+    }  # fmt: skip
+    study = Study.model_validate(
+        {
+            "title": "T", "data": "", "columns": {"x %": ("a", "x"), "y": ("a", "y")},
+            "points": {"p": {"config": "c"}, "q": {"config": "c"}},
+            "elsewhere": {"z %": {"command": "make z", "rows": rows}},
+        }
+    )  # fmt: skip
+    outcomes = {
+        ("p", BASE, "base"): [Outcome({"x %": 50.0, "y": 1.0}, seconds=10)],
+        ("q", BASE, "base"): [Outcome(None)],
+    }
+    facts = {"command": "run me", "machine": "2 cores", "picture": "t.png"}
+    found = others(study, tmp_path)
+    assert base_table(study, outcomes, found).splitlines() == [
+        "|  | x % | y | z % | seconds |",
+        "|---|---|---|---|---|",
+        "| raw pixels | 10.0 |  | 50.0 |  |",
+        "| random network | 20.0 | 3.000 |  |  |",
+        "| p | 50.0 | 1.000 | 75.0 | 10 |",
+        "| q | not yet |  |  |  |",
+    ]
+    assert "z %: `make z`" in document(study, outcomes, found, facts)
 
 
 def test_a_column_that_no_result_has_is_named_with_what_there_is() -> None:
@@ -179,6 +230,19 @@ def test_a_shipped_study_can_run_and_changes_one_thing_at_a_time(
         if trial.factor == BASE:
             samples = 6_400 if "photo" in path.stem else 50_000
             assert lint(trial.cfg, Facts(study.ranks, samples)) == [], trial.label
+
+
+@pytest.mark.slow
+def test_processes_of_one_study_share_its_runs(here: Path) -> None:
+    path = write(here, tiny(here))
+    both = [start(here) for _ in range(2)]
+    said = [process.communicate(timeout=500) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    begun = [line for out, _ in said for line in out.splitlines() if line.startswith("== run")]
+    assert sorted(line.split(":")[0] for line in begun) == ["== run 1 of 2", "== run 2 of 2"]
+    assert any("1 of them with another process" in out for out, _ in said)
+    assert main([str(path)]) == 0
+    assert "2 of 2 runs" in (here / "docs" / "study_tiny.md").read_text()
 
 
 def start(place: Path) -> subprocess.Popen[str]:
@@ -225,7 +289,7 @@ def test_a_study_that_is_killed_goes_on_and_a_torn_result_is_found_again(
     for one in found:
         assert one.figures is not None
         assert f"{one.figures['k-NN %']:.1f}" in page
-    assert "raw pixels k-NN %" in page
+    assert "| raw pixels | " in page
     assert (here / "docs" / "study_tiny.png").read_bytes().startswith(b"\x89PNG")
 
     result = first.export.with_name(f"knn-{STEPS:08d}.json")

@@ -10,13 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.exports import by_hand
 from tests.support.photos import tiny_dataset
 from tests.support.ranks import run_ranks
-from vssl_dist.config import OnlineConfig, RunConfig, load
+from vssl_dist.config import LinearConfig, Normalisation, OnlineConfig, RunConfig, load
 from vssl_dist.data.shards import DataError
+from vssl_dist.evaluation.exports import ExportError, load_export
 from vssl_dist.evaluation.online import OnlineProbe, build_probe
+from vssl_dist.evaluation.probe import Probe
+from vssl_dist.evaluation.task import Place, evaluate
+from vssl_dist.export import beside
 from vssl_dist.methods import CONFIGS
 from vssl_dist.train import Preempted, train
 
@@ -68,6 +74,23 @@ def test_it_takes_the_steps_of_torchs_sgd() -> None:
     assert told["online/top1"] > 0.5, "it learns: chance is 1/3"
 
 
+def test_what_is_exported_classifies_raw_features_by_running_moments() -> None:
+    probe = OnlineProbe(OnlineConfig(lr=0.5), CLASSES, STEPS)
+    assert probe.tensors() == {}, "it has seen nothing"
+    mean = var = None
+    for number, (x, y) in enumerate(batches()):
+        probe.step(x, y, number + 1)
+        own = x.mean(0), x.var(0, correction=0)
+        mean = own[0] if mean is None else 0.9 * mean + 0.1 * own[0]
+        var = own[1] if var is None else 0.9 * var + 0.1 * own[1]
+    x, labels = batches()[-1]
+    scaled = F.batch_norm(x, mean, var, training=False, eps=1e-5)
+    table = probe._state["table"]
+    found = Probe(**probe.tensors()["online"])
+    torch.testing.assert_close(found.logits(x), scaled @ table[:-1] + table[-1])
+    assert (found.logits(x).argmax(1) == labels).float().mean() > 0.5
+
+
 def test_the_number_of_ranks_changes_nothing() -> None:
     alone, told = learn(0, 1)
     for state, same in run_ranks(learn_on_this_rank, 2):
@@ -97,7 +120,9 @@ def test_a_dataset_without_classes_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_dataset(tmp_path_factory.mktemp("photos"), samples=96, classes=4)
+    folder = tmp_path_factory.mktemp("photos")
+    tiny_dataset(folder, samples=40, classes=4, split="val", first=500)
+    return tiny_dataset(folder, samples=96, classes=4)
 
 
 class Log:
@@ -114,7 +139,8 @@ def config(data: Path, out: Path, name: str, *overrides: str) -> RunConfig:
     return load(
         Path("configs/quickstart.yaml"),
         [
-            f"name={name}", f"out={out}", f"data.train={data}", f"data.val={data}", "trace=true",
+            f"name={name}", f"out={out}", f"data.train={data}", f"data.val={data.parent / 'val'}",
+            "trace=true",
             "optim.global_batch=32", "data.streams=4", "data.window=16", "optim.max_steps=6",
             "optim.epochs=1000", "log_every=2", "vote_every=1", "evaluations=[]",
             "data.backend=reference", *overrides,
@@ -168,3 +194,24 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
     assert all(0 <= line["online/top1"] <= 1 for line in found["straight"].values())
     assert found["resumed"] == {step: found["straight"][step] for step in (4, 6)}
     assert found["state"][0] == found["state"][1]
+
+    task = LinearConfig(epochs=1, seeds=1, shares=(), lr=(0.1,), l2=(1e-3,))
+    plain, probed = (
+        tmp_path / n / "export/backbone-00000006.safetensors" for n in ("plain", "probed")
+    )
+    result = evaluate(probed, task)
+    weights = load_file(beside(probed, "online"))
+    backbone, card = load_export(probed)
+    images, labels = by_hand(data.parent / "val", Normalisation.model_validate(card["normalise"]))
+    with torch.inference_mode():
+        predicted = (backbone(images) @ weights["weight"] + weights["bias"]).argmax(1)
+    assert result["metrics"]["linear/online_top1"] == (predicted.numpy() == labels).mean()
+    assert 0 <= result["results"]["online"]["ece"] <= 1
+    assert all(path.with_name(plot).exists() for path in [probed] for plot in result["plots"])
+    assert "online" not in evaluate(plain, task)["results"]
+    place = Place(train=data.parent / "val", val=data)
+    elsewhere = evaluate(probed, task, place)
+    assert "online" not in elsewhere["results"], "its classes are others"
+    beside(probed, "online").unlink()
+    with pytest.raises(ExportError, match=r"online-00000006\.safetensors: missing or damaged"):
+        evaluate(probed, task.model_copy(update={"epochs": 2}))

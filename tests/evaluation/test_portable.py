@@ -14,7 +14,7 @@ from torch import nn
 from launch.export import main
 from tests.support.exports import change, exported
 from vssl_dist.evaluation import portable
-from vssl_dist.evaluation.features import ExportError
+from vssl_dist.evaluation.exports import ExportError
 from vssl_dist.evaluation.portable import convert
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.vision import torchvision

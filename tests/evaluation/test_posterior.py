@@ -12,9 +12,9 @@ from safetensors.torch import load, save
 from tests.support.exports import change, exported
 from tests.support.heads import SMALL, exported_branch
 from vssl_dist.durable import sha256
-from vssl_dist.evaluation.features import ExportError, load_export
+from vssl_dist.evaluation.exports import ExportError, load_export
 from vssl_dist.evaluation.posterior import load_posterior
-from vssl_dist.export import head_of
+from vssl_dist.export import HEAD, beside
 
 
 @pytest.mark.parametrize("case", list(SMALL))
@@ -41,7 +41,7 @@ def test_an_export_without_a_head_has_no_posterior(tmp_path: Path) -> None:
 def test_a_head_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     path, _ = exported_branch(tmp_path / "a", tmp_path, SMALL["vje"])
     other, _ = exported_branch(tmp_path / "b", tmp_path, SMALL["vssl teacher"])
-    head, own = head_of(path), head_of(path).read_bytes()
+    head, own = beside(path, HEAD), beside(path, HEAD).read_bytes()
     with pytest.raises(ExportError, match="name the backbone-STEP file"):
         load_export(head)
     card = path.with_suffix(".json").read_text()
@@ -60,7 +60,7 @@ def test_a_head_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     flipped[-1] ^= 1
     head.write_bytes(flipped)
     refused("not those its card was written for")
-    head.write_bytes(head_of(other).read_bytes())
+    head.write_bytes(beside(other, HEAD).read_bytes())
     change(path, head_sha256=json.loads(other.with_suffix(".json").read_text())["head_sha256"])
     refused("not those of vje as the card says")
     tensors = {name: tensor * torch.nan for name, tensor in load(own).items()}

@@ -23,14 +23,8 @@ from tests.support.exports import NORMALISE, by_hand, change, exported
 from tests.support.photos import tiny_dataset
 from vssl_dist.config import KnnConfig, Normalisation
 from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.evaluation.features import (
-    ExportError,
-    Reading,
-    extract,
-    load_export,
-    random_network,
-    raw_pixels,
-)
+from vssl_dist.evaluation.exports import ExportError, load_export
+from vssl_dist.evaluation.features import Reading, extract, random_network, raw_pixels
 from vssl_dist.evaluation.task import Place, baselines, evaluate
 from vssl_dist.models.backbones import build_backbone
 

@@ -21,7 +21,8 @@ from vssl_dist.config import RECIPES, OodConfig, UncertaintyConfig
 from vssl_dist.data.evaluation import Pairs
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.corruptions import KINDS, LEVELS, corrupted
-from vssl_dist.evaluation.features import Reading, load_export
+from vssl_dist.evaluation.exports import load_export
+from vssl_dist.evaluation.features import Reading
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.posterior import load_posterior
 from vssl_dist.evaluation.task import baselines, evaluate

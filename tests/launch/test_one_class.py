@@ -23,7 +23,7 @@ from tests.support.photos import tiny_dataset
 from tests.support.shards import edit_manifest
 from vssl_dist import config
 from vssl_dist.config import OodConfig
-from vssl_dist.evaluation.features import load_export
+from vssl_dist.evaluation.exports import load_export
 from vssl_dist.methods import CONFIGS
 
 ROOT = Path(__file__).parents[2]

@@ -50,7 +50,7 @@ def change(path: Path, **changes: object) -> None:
     card.write_text(json.dumps(json.loads(card.read_text()) | changes))
 
 
-def by_hand(folder: Path) -> tuple[Tensor, np.ndarray]:
+def by_hand(folder: Path, normalise: Normalisation = NORMALISE) -> tuple[Tensor, np.ndarray]:
     """All images of a split, straight from the tars with PIL, normalised, and their labels."""
     images, labels = [], []
     for shard_path in sorted(folder.glob("*.tar")):
@@ -63,5 +63,5 @@ def by_hand(folder: Path) -> tuple[Tensor, np.ndarray]:
                 else:
                     image = Image.open(io.BytesIO(file.read())).convert("RGB")
                     images.append(np.asarray(image, np.float32) / 255)
-    pixels = (np.stack(images) - NORMALISE.mean) / NORMALISE.std
+    pixels = (np.stack(images) - normalise.mean) / normalise.std
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), np.array(labels)

@@ -301,4 +301,6 @@ def test_closing_returns_within_its_bound_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_never_tracked_has_nothing_to_flush(tmp_path: Path) -> None:
-    assert not flush_once(tmp_path)
+    Spool(tmp_path, "eval").metrics({"knn/top1": 0.5}, 3)
+    assert flush_once(tmp_path)
+    assert not (tmp_path / "spool" / "flusher.log").exists(), "no process was started"

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vssl_dist.jobs.evaluation import send
 from vssl_dist.tracker import Flusher, Spool, default_tracking_uri, flush_once
 
 
@@ -177,3 +178,23 @@ def test_a_server_that_is_away_or_hangs_costs_a_training_nothing(tmp_path: Path)
     log = (run / "spool" / "flusher.log").read_text()
     assert "cannot send" in log
     assert len(log.splitlines()) < 30, "an outage is reported, not repeated"
+
+
+@pytest.mark.slow
+def test_what_a_server_that_is_away_did_not_get_waits_and_the_user_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with server(tmp_path) as remote:
+        flusher = Flusher(run, "vssl-dist", remote.url)
+        flusher.start()
+        flusher.close(0)
+        Spool(run, "eval-knn-00000003").metrics({"knn/top1": 0.5}, 3)
+        start = time.monotonic()
+        send(run)
+        assert time.monotonic() - start < 200, "a server that is away is given up in the end"
+        assert f"python launch/evaluate.py {run} sends them" in capsys.readouterr().out
+        remote.start()
+        send(run)
+        assert capsys.readouterr().out == ""
+        assert remote.curve(run_id_of(run), "knn/top1") == [(3, 0.5)]

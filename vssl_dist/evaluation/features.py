@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import psutil
-import safetensors
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vssl_dist.config import Normalisation
 from vssl_dist.data.loader import BackendSpec, Batch, evaluation_batches
 from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.durable import sha256
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.models.backbones import build_backbone
 
-__all__ = ["ExportError", "Features", "Reading", "extract", "load_export", "random_network"]
-
 Forward = Callable[[Tensor], Tensor]
 """``(B, 3, H, W)`` to ``(B, D)``, in eval mode."""
-_CARD_KEYS = {"backbone", "image_size", "normalise", "run", "sha256", "step", "train", "val"}
 _FULL_PRECISION_BYTES = 2 << 30
-
-
-class ExportError(DataError):
-    """An export cannot be used; the message is one line with the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -57,57 +44,6 @@ class Reading:
     def spec(self) -> BackendSpec:
         """What a backend needs to know."""
         return BackendSpec((), self.image_size, self.normalise, self.threads, self.device)
-
-
-def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Open an exported backbone by its weights and the card beside them.
-
-    Args:
-        path: The ``.safetensors`` file; the card is the ``.json`` file of the same name.
-
-    Returns:
-        The backbone in eval mode on the CPU, ``(B, 3, H, W)`` to ``(B, D)``, and the card.
-
-    Raises:
-        ExportError: One line: a file is missing, is none of ours, or is damaged.
-    """
-    card = read_card(path)
-    try:
-        weights = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ExportError(f"{path}: damaged, or not safetensors ({error})") from error
-    if sha256(path) != card["sha256"]:
-        raise ExportError(f"{path}: its bytes are not those its card was written for; export again")
-    backbone, _ = build_backbone(card["backbone"], card["image_size"])
-    wanted = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in weights.items()}
-    wrong = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
-    if wrong:
-        raise ExportError(
-            f"{path}: its weights are not those of {card['backbone']} as the card says "
-            f"({len(wrong)} tensors differ, such as {wrong[0]})"
-        )
-    backbone.load_state_dict(weights)
-    return backbone.eval(), card
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The card of an export; see `load_export`."""
-    if not path.is_file():
-        raise ExportError(f"{path}: there is no such export")
-    if path.name.startswith("head-"):
-        raise ExportError(f"{path}: is a posterior head; name the backbone-STEP file beside it")
-    place = path.with_suffix(".json")
-    try:
-        card: dict[str, Any] = json.loads(place.read_text())
-    except OSError as error:
-        raise ExportError(f"{path}: its card {place.name} is missing; export again") from error
-    except ValueError as error:
-        raise ExportError(f"{place}: the card is damaged ({error}); export again") from error
-    missing = sorted(_CARD_KEYS - card.keys()) if isinstance(card, dict) else ["everything"]
-    if missing:
-        raise ExportError(f"{place}: not a card of ours, it lacks {', '.join(missing)}")
-    return card
 
 
 def random_network(backbone: str, image_size: int, seed: int = 0) -> nn.Module:

@@ -17,18 +17,23 @@ from torch import Tensor
 from vssl_dist import dist, schedule
 from vssl_dist.config import OnlineConfig
 from vssl_dist.data.shards import DataError
+from vssl_dist.evaluation.exports import load_beside
+from vssl_dist.evaluation.probe import Probe, Scaling
+from vssl_dist.export import ONLINE
 
-_FILE = "online.safetensors"
+_FILE = f"{ONLINE}.safetensors"
 _MOMENTUM = 0.9
+_MOMENTS = 0.1
 _TINY = 1e-5
 
 
 class OnlineProbe:
     """Multinomial logistic regression by SGD on features scaled by their batch's moments.
 
-    The accuracy that it reports is of images before it learns from them: augmented training
-    images, classified while the features still change, and so below what a probe of the finished
-    backbone reaches.  With accumulation it learns from the last micro-step of each step.
+    The accuracy that it logs is of images before it learns from them: augmented training images,
+    classified while the features still change, and so below what a probe of the finished backbone
+    reaches.  Task ``linear`` says what it makes of held-out images: each export holds the probe as
+    it then was.  With accumulation it learns from the last micro-step of each step.
 
     Args:
         cfg: Its learning rate.
@@ -52,11 +57,11 @@ class OnlineProbe:
             step: Optimizer steps that the method has done, this one included.
         """
         x, y = dist.all_gather(embedding.detach().float()), dist.all_gather(labels)
+        var, mean = torch.var_mean(x, dim=0, correction=0)
         if not self._state:
-            self._state = self._start(x)
+            self._state = self._start(mean, var)
         known = (y >= 0) & (y < self.classes)
         y = torch.where(known, y, 0)
-        var, mean = torch.var_mean(x, dim=0, correction=0)
         x = F.pad((x - mean) / (var + _TINY).sqrt(), (0, 1), value=1.0)
         logits = x @ self._state["table"]
         residual = (logits.softmax(1) - F.one_hot(y, self.classes)) * known[:, None]
@@ -67,6 +72,8 @@ class OnlineProbe:
         right = (logits.argmax(1) == y) & known
         self._move("velocity", velocity, where=gradient)
         self._move("table", self._state["table"] - rate * self._state["velocity"], where=gradient)
+        self._move("mean", self._state["mean"].lerp(mean, _MOMENTS), where=gradient)
+        self._move("var", self._state["var"].lerp(var, _MOMENTS), where=gradient)
         self._state["right"] += right.sum()
         self._state["seen"] += known.sum()
 
@@ -79,6 +86,17 @@ class OnlineProbe:
         self._state["seen"].zero_()
         return {"online/top1": right / seen}
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What an export holds of it: ``weight`` ``(D, C)`` and ``bias`` ``(C,)`` for raw features.
+
+        The features' moments are the running ones of the last batches.
+        """
+        if not self._state:
+            return {}
+        table = self._state["table"]
+        scaling = Scaling(self._state["mean"], (self._state["var"] + _TINY).sqrt())
+        return {ONLINE: Probe.of_scaled(table[:-1], table[-1], scaling)._asdict()}
+
     def save(self, folder: Path) -> None:
         """Write all that its next step depends on; every rank calls this."""
         if dist.rank() == 0:
@@ -88,12 +106,14 @@ class OnlineProbe:
         """Continue as if :meth:`save` had just returned."""
         self._state = load_file(folder / _FILE, device=device)
 
-    def _start(self, x: Tensor) -> dict[str, Tensor]:
+    def _start(self, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
         """Zeros: the objective is convex, and no generator is touched."""
-        table = x.new_zeros(x.shape[1] + 1, self.classes)
-        count = torch.zeros((), dtype=torch.int64, device=x.device)
+        table = mean.new_zeros(len(mean) + 1, self.classes)
+        count = torch.zeros((), dtype=torch.int64, device=mean.device)
+        # Moments that are not finite would never leave a running average.
+        moments = {"mean": mean.nan_to_num(), "var": var.nan_to_num(1.0)}
         counts = {"right": count, "seen": count.clone()}
-        return {"table": table, "velocity": table.clone()} | counts
+        return {"table": table, "velocity": table.clone()} | moments | counts
 
     def _move(self, name: str, value: Tensor, where: Tensor) -> None:
         self._state[name] = torch.where(where.isfinite().all(), value, self._state[name])
@@ -106,6 +126,10 @@ class NoProbe:
         """Nothing."""
 
     def read(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Nothing."""
         return {}
 
@@ -130,3 +154,19 @@ def build_probe(cfg: OnlineConfig | None, classes: int, total_steps: int) -> Onl
             "tell apart: leave out the key online"
         )
     return OnlineProbe(cfg, classes, total_steps)
+
+
+def load_online(path: Path) -> Probe | None:
+    """The online probe of an export, as it was at that step.
+
+    Args:
+        path: The backbone's ``.safetensors`` file.
+
+    Returns:
+        None if the export's card names none.
+
+    Raises:
+        ExportError: One line: it is missing, damaged, or not what the card says.
+    """
+    tensors = load_beside(path, ONLINE)
+    return None if tensors is None else Probe(**tensors)

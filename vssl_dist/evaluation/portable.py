@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vssl_dist.durable import sync
-from vssl_dist.evaluation.features import ExportError, load_export
+from vssl_dist.evaluation.exports import ExportError, load_export
 from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM
 from vssl_dist.vision import torchvision
 

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vssl_dist.config import MethodConfig
-from vssl_dist.durable import sha256
-from vssl_dist.evaluation.features import ExportError, read_card
-from vssl_dist.export import head_of, head_tensors
+from vssl_dist.evaluation.exports import ExportError, load_beside, read_card
+from vssl_dist.export import HEAD, beside, head_tensors
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.models.heads import Gaussian, GaussianBranch
 
@@ -70,20 +67,10 @@ def load_posterior(path: Path) -> Posterior | None:
     Raises:
         ExportError: One line: the head is missing, damaged, or does not fit the card.
     """
-    card = read_card(path)
-    if "head_sha256" not in card:
+    tensors = load_beside(path, HEAD)
+    if tensors is None:
         return None
-    place = head_of(path)
-    try:
-        tensors = load_file(place)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ExportError(f"{place}: missing or damaged ({error}); export again") from error
-    if sha256(place) != card["head_sha256"]:
-        raise ExportError(
-            f"{place}: its bytes are not those its card was written for; export again"
-        )
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise ExportError(f"{place}: is damaged, not all of it is finite; use an earlier export")
+    card, place = read_card(path), beside(path, HEAD)
     cfg = _method(place, card)
     branch = _untrained(place, cfg, card)
     wanted = {name: tensor.shape for name, tensor in head_tensors(branch).items()}

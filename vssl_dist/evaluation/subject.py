@@ -15,18 +15,19 @@ from vssl_dist.config import Normalisation, TaskConfig
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import sha256
 from vssl_dist.evaluation.cache import FeatureCache, Source, features_of
+from vssl_dist.evaluation.exports import load_export, read_card
 from vssl_dist.evaluation.features import (
     Forward,
     Reading,
     extract,
-    load_export,
     random_network,
     raw_pixels,
-    read_card,
     stream,
 )
 from vssl_dist.evaluation.knn import Features
+from vssl_dist.evaluation.online import load_online
 from vssl_dist.evaluation.posterior import Posterior, load_posterior
+from vssl_dist.evaluation.probe import Probe
 from vssl_dist.evaluation.splits import check_pair, filled, need_posterior, strangers
 from vssl_dist.evaluation.variants import Variants, stream_variants
 
@@ -58,13 +59,15 @@ class Network:
     """Of an export."""
     posterior: Callable[[], Posterior | None] = lambda: None
     """Loads what stands behind it, in an export of a variational method."""
+    online: Callable[[], Probe | None] = lambda: None
+    """Loads the classifier that learnt beside it, in an export of a run that had one."""
 
     @classmethod
     def exported(cls, path: Path) -> Network:
         """The backbone of an export, with its posterior if it has one."""
         identity = {"export_sha256": sha256(path)}
         loads = (lambda: load_export(path)[0]), identity, read_card(path)
-        return cls(*loads, posterior=lambda: load_posterior(path))
+        return cls(*loads, posterior=lambda: load_posterior(path), online=lambda: load_online(path))
 
     @classmethod
     def untrained(cls, backbone: str, image_size: int) -> Network:

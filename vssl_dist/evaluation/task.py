@@ -16,7 +16,7 @@ from typing import Any
 from vssl_dist.config import ConfigError, TaskConfig
 from vssl_dist.durable import publish, sha256
 from vssl_dist.evaluation.cache import FeatureCache
-from vssl_dist.evaluation.features import read_card
+from vssl_dist.evaluation.exports import read_card
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.subject import Images, Network, Place, Subject
 from vssl_dist.evaluation.tasks import TASKS, Plot
@@ -69,8 +69,7 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     images = Images.open(card, settings, place or Place())
     network = Network.exported(export)
     facts = images.facts(settings) | {"export_sha256": sha256(export), "step": card["step"]}
-    if "head_sha256" in card:
-        facts["head_sha256"] = card["head_sha256"]
+    facts |= {key: digest for key, digest in card.items() if key.endswith("_sha256")}
     path = export.with_name(f"{settings.task}-{card['step']:08d}{images.suffix}.json")
 
     def compute() -> dict[str, Any]:

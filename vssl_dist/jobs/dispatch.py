@@ -20,7 +20,7 @@ from typing import IO, Literal
 from filelock import FileLock, Timeout
 
 from vssl_dist.config import RunConfig
-from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one
+from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one, send
 from vssl_dist.jobs.resources import Launch, load_launch
 
 _TRIES = 2
@@ -85,6 +85,7 @@ class Here:
         one.note(Attempts(one.attempts().count + 1))
         device = self.launch.resources.evaluation.device or self.launch.device
         evaluate_one(self.run_dir, one, device, self.launch.cpus_per_rank)
+        send(self.run_dir)
 
 
 class OnSlurm:

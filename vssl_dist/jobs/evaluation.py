@@ -97,11 +97,12 @@ class EvalJob:
         task = read_task(self.task_json)
         one = Due(self.export, self.step, task)
         evaluate_one(self.run_dir, one, self.device, self.threads)
+        send(self.run_dir)
 
 
 def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[str, Any]:
     """Evaluate one export of a run here and now; its metrics go to the step of the export,
-    its pictures to the run's artifacts.
+    its pictures to the run's artifacts, once they are sent (`send`).
 
     Returns:
         What was written to ``one.result``.
@@ -109,7 +110,7 @@ def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[
     import torch
 
     from vssl_dist.evaluation.task import Place, evaluate
-    from vssl_dist.tracker import Spool, flush_once
+    from vssl_dist.tracker import Spool
 
     torch.set_num_threads(threads)
     result = evaluate(one.export, one.task, Place(device, threads))
@@ -121,5 +122,16 @@ def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[
     name, value = next(iter(result["metrics"].items()))
     print(f"{one.export.name}: {name} {value:.4g}", flush=True)
     one.record.unlink(missing_ok=True)
-    flush_once(run_dir)
     return result
+
+
+def send(run_dir: Path) -> None:
+    """Bring what a run's processes have noted to MLflow, or say what will."""
+    from vssl_dist.tracker import flush_once
+
+    if not flush_once(run_dir):
+        print(
+            f"{run_dir}: MLflow is out of reach; its figures wait in {run_dir / 'spool'}: "
+            f"python launch/evaluate.py {run_dir} sends them",
+            flush=True,
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import select
 import signal
@@ -28,6 +29,7 @@ _EVERY_S = 2.0
 _CLOSING_S = 0.5
 _SLOWEST_S = 15.0
 _ORPHAN_S = 10.0
+_OUTAGE_S = 60.0
 _log = logging.getLogger("vssl_dist.tracker")
 
 
@@ -37,6 +39,7 @@ class _Orders:
     def __init__(self) -> None:
         self._parent = os.getppid()
         self.deadline: float | None = None
+        self._told = math.inf
         self.orphaned = False
 
     def wait(self, seconds: float) -> None:
@@ -55,7 +58,13 @@ class _Orders:
             self._close(_ORPHAN_S)
 
     def _close(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
+        self._told = time.monotonic()
+        self.deadline = self._told + seconds
+
+    @property
+    def closing_s(self) -> float:
+        """Seconds since it was told to close; negative before."""
+        return time.monotonic() - self._told
 
     @property
     def expired(self) -> bool:
@@ -78,11 +87,14 @@ class _Server:
         self._lease = FileLock(spool_folder(run_dir) / "flusher.lock")
         self._sampler = None if system_every_s is None else _sampler(run_dir, system_every_s)
         self._replayer: Replayer | None = None
-        self._failing = False
+        self._failing_since: float | None = None
         self._began = time.time()
 
     def serve(self, orders: _Orders) -> bool:
-        """Work until told to close and everything is sent, or until the time for it is over."""
+        """Work until told to close and everything is sent, or until the time for it is over.
+
+        Once it is to close it also leaves when nothing could be sent for a minute.
+        """
         pause = 0.0
         while not orders.expired:
             orders.wait(pause)
@@ -94,8 +106,10 @@ class _Server:
                     orders.orphaned = False
                 if flushed(self._run_dir):
                     return True
+                if min(self._outage(), orders.closing_s) > _OUTAGE_S:
+                    return False
             self._try()
-            pause = min(2 * max(pause, 1.0), _SLOWEST_S) if self._failing else _EVERY_S
+            pause = min(2 * max(pause, 1.0), _SLOWEST_S) if self._outage() else _EVERY_S
             if orders.deadline is not None:
                 pause = min(pause, _CLOSING_S)
         return False
@@ -123,12 +137,18 @@ class _Server:
 
     def _report(self, error: Exception | None) -> None:
         """Say when it begins to fail and when it works again, not every time between."""
-        if error is not None and not self._failing:
+        if error is not None and self._failing_since is None:
             what = " ".join(str(error).split())[:500]
             _log.warning("cannot send (will retry): %s: %s", type(error).__name__, what)
-        if error is None and self._failing:
+            self._failing_since = time.monotonic()
+        if error is None and self._failing_since is not None:
             _log.warning("sending again")
-        self._failing = error is not None
+            self._failing_since = None
+
+    def _outage(self) -> float:
+        """Seconds since it began to fail; 0 while it works."""
+        since = self._failing_since
+        return 0.0 if since is None else max(time.monotonic() - since, 1e-9)
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from types import TracebackType
 
 import vssl_dist
 from vssl_dist.durable import publish
+from vssl_dist.tracker.cursor import flushed
 from vssl_dist.tracker.spool import run_file, spool_folder
 
 _GENTLE = {
@@ -132,18 +133,18 @@ class Flusher:
         publish(path, json.dumps(facts | wanted).encode())
 
 
-def flush_once(run_dir: Path, timeout_s: float = 60.0) -> bool:
+def flush_once(run_dir: Path, timeout_s: float = 600.0) -> bool:
     """Bring a run's spool to MLflow: what an evaluation that ends after the trainer calls.
 
-    If another flusher holds the lease this waits until that one has sent everything.
+    If another flusher holds the lease this waits until that one has sent everything.  A machine
+    that is merely busy has all of the time; a server that is away is given up after a minute.
 
     Returns:
-        Whether everything in the spool has reached MLflow; ``False`` too for a run that never
-        had a tracker.
+        Whether nothing is left to send; true also of a run that never had a tracker.
     """
     path = run_file(run_dir)
-    if not path.exists():
-        return False
+    if not path.exists() or flushed(run_dir):
+        return True
     facts = json.loads(path.read_text())
     flusher = Flusher(run_dir, facts["experiment"], facts["tracking_uri"])
     flusher.start()

@@ -32,12 +32,14 @@ from vssl_dist.evaluation.tasks.base import Figures, Task, check_labels
 
 
 def linear(subject: Subject, settings: LinearConfig) -> Figures:
-    """Accuracy of linear classifiers: ``sgd``, ``logistic`` and ``logistic_SHARE``.
+    """Accuracy of linear classifiers: ``sgd``, ``logistic``, ``logistic_SHARE`` and ``online``.
 
     Each has ``top1``, ``top5``, what was chosen on held-out training images and, over the seeds,
-    the standard deviation ``top1_std``.  The first two also have ``ece``, ``adaptive_ece``,
-    ``brier`` and ``nll`` (means over the seeds) and the bins of all seeds' ``reliability``; these
-    are None where a training diverged.
+    the standard deviation ``top1_std``.  Those of all training images also have ``ece``,
+    ``adaptive_ece``, ``brier`` and ``nll`` (means over the seeds) and the bins of all seeds'
+    ``reliability``; these are None where a training diverged.  ``online`` is the probe that learnt
+    beside the method, as it was at the export; where a teacher is exported it is given the
+    teacher's features, though it learnt from the student's.
     """
     bank, queries = subject.features("bank"), subject.features("queries")
     check_labels(subject, bank, "bank")
@@ -49,6 +51,8 @@ def linear(subject: Subject, settings: LinearConfig) -> Figures:
         )
     data = Training(bank, torch.arange(len(bank.labels)), subject.classes, subject.device)
     results = {"sgd": _sgd(data, queries, settings), "logistic": _logistic(data, queries, settings)}
+    if (online := subject.network.online()) is not None and _fits(online, subject):
+        results["online"] = accuracy(online, queries)._asdict() | _calibrated([online], queries)
     for share in settings.shares:
         results[f"logistic_{share:g}"] = _low_shot(data, queries, settings, share)
     shown = ("top1", "top5", "top1_std", *Calibration._fields)
@@ -59,6 +63,11 @@ def linear(subject: Subject, settings: LinearConfig) -> Figures:
         named |= {f"linear/{prefix}{name}": found[name] for name in known}
     pictures = {"choice": lambda: _choice(results), "reliability": lambda: _reliability(results)}
     return Figures(results, named, pictures)
+
+
+def _fits(online: Probe, subject: Subject) -> bool:
+    """Whether the classes are those that it learnt: foreign data may have as many others."""
+    return not subject.images.suffix and online.weight.shape[1] == subject.classes
 
 
 def _sgd(data: Training, queries: Features, settings: LinearConfig) -> dict[str, Any]:
@@ -112,8 +121,9 @@ def _calibrated(probes: Sequence[Probe], queries: Features) -> dict[str, Any]:
 
 def _reliability(results: dict[str, Any]) -> Figure:
     """Accuracy over confidence; points are as large as the bins are full."""
-    figure, panels = plots.page("reliability", 2)
-    for axes, kind in zip(panels, ("sgd", "logistic"), strict=True):
+    kinds = _calibrated_kinds(results)
+    figure, panels = plots.page("reliability", len(kinds))
+    for axes, kind in zip(panels, kinds, strict=True):
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
         bins, error = results[kind]["reliability"], results[kind]["ece"]
         if bins is not None:
@@ -123,6 +133,10 @@ def _reliability(results: dict[str, Any]) -> Figure:
         title = f"{kind}: diverged" if bins is None else f"{kind}: ECE {100 * error:.1f} %"
         axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1))
     return figure
+
+
+def _calibrated_kinds(results: dict[str, Any]) -> list[str]:
+    return [kind for kind, found in results.items() if "ece" in found]
 
 
 def _choice(results: dict[str, Any]) -> Figure:
@@ -152,7 +166,7 @@ def _columns(results: dict[str, Any]) -> dict[str, str]:
     for kind, found in results.items():
         spread = f" ± {100 * found['top1_std']:.1f}" if "top1_std" in found else ""
         cells[kind.replace("_", " ")] = f"{100 * found['top1']:.1f}{spread}"
-    for kind in ("sgd", "logistic"):
+    for kind in _calibrated_kinds(results):
         error = results[kind]["ece"]
         cells[f"{kind} ECE"] = "diverged" if error is None else f"{100 * error:.1f}"
     return cells

@@ -1,0 +1,103 @@
+"""Reading an export back: its card, its backbone, and the parts that lie beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vssl_dist.data.shards import DataError
+from vssl_dist.durable import sha256
+from vssl_dist.export import HEAD, ONLINE, beside
+from vssl_dist.models.backbones import build_backbone
+
+_CARD_KEYS = {"backbone", "image_size", "normalise", "run", "sha256", "step", "train", "val"}
+
+
+class ExportError(DataError):
+    """An export cannot be used; the message is one line with the file and the remedy."""
+
+
+def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Open an exported backbone by its weights and the card beside them.
+
+    Args:
+        path: The ``.safetensors`` file; the card is the ``.json`` file of the same name.
+
+    Returns:
+        The backbone in eval mode on the CPU, ``(B, 3, H, W)`` to ``(B, D)``, and the card.
+
+    Raises:
+        ExportError: One line: a file is missing, is none of ours, or is damaged.
+    """
+    card = read_card(path)
+    try:
+        weights = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ExportError(f"{path}: damaged, or not safetensors ({error})") from error
+    if sha256(path) != card["sha256"]:
+        raise ExportError(f"{path}: its bytes are not those its card was written for; export again")
+    backbone, _ = build_backbone(card["backbone"], card["image_size"])
+    wanted = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in weights.items()}
+    wrong = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+    if wrong:
+        raise ExportError(
+            f"{path}: its weights are not those of {card['backbone']} as the card says "
+            f"({len(wrong)} tensors differ, such as {wrong[0]})"
+        )
+    backbone.load_state_dict(weights)
+    return backbone.eval(), card
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of an export; see `load_export`."""
+    if not path.is_file():
+        raise ExportError(f"{path}: there is no such export")
+    if path.name.startswith((f"{HEAD}-", f"{ONLINE}-")):
+        raise ExportError(f"{path}: is no backbone; name the backbone-STEP file beside it")
+    place = path.with_suffix(".json")
+    try:
+        card: dict[str, Any] = json.loads(place.read_text())
+    except OSError as error:
+        raise ExportError(f"{path}: its card {place.name} is missing; export again") from error
+    except ValueError as error:
+        raise ExportError(f"{place}: the card is damaged ({error}); export again") from error
+    missing = sorted(_CARD_KEYS - card.keys()) if isinstance(card, dict) else ["everything"]
+    if missing:
+        raise ExportError(f"{place}: not a card of ours, it lacks {', '.join(missing)}")
+    return card
+
+
+def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
+    """The tensors of another part of an export.
+
+    Args:
+        path: The backbone's ``.safetensors`` file.
+        part: Such as ``"head"``.
+
+    Returns:
+        None if the card names no such part: the run has none, or is from before it was exported.
+
+    Raises:
+        ExportError: One line: it is missing, damaged, or not what the card was written for.
+    """
+    card = read_card(path)
+    if f"{part}_sha256" not in card:
+        return None
+    place = beside(path, part)
+    try:
+        tensors = load_file(place)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ExportError(f"{place}: missing or damaged ({error}); export again") from error
+    if sha256(place) != card[f"{part}_sha256"]:
+        raise ExportError(
+            f"{place}: its bytes are not those its card was written for; export again"
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ExportError(f"{place}: is damaged, not all of it is finite; use an earlier export")
+    return tensors
