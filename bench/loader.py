@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import statistics
 import sys
 import tempfile
@@ -49,6 +50,8 @@ from vssl_dist.methods import CONFIGS
 READ = "read and check"
 DRAINED = 6
 """Batches that may lie ready when a turn begins: more than any of them keeps."""
+RESTING_S = 0.03
+"""Processor time in ten times as long that is none."""
 
 
 def run_config(shards: Path, args: argparse.Namespace, backend: str) -> RunConfig:
@@ -84,6 +87,7 @@ def measure(
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name, batches in contestants.items():
+            settle()
             for _ in islice(batches, DRAINED):
                 pass
             start = time.perf_counter()
@@ -94,6 +98,19 @@ def measure(
             found[name].append(args.batches * args.batch / (time.perf_counter() - start))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return found
+
+
+def settle() -> None:
+    """Wait until nobody's workers are at it: after their turn they fill their queues again."""
+    here = psutil.Process()
+    family = [here, *here.children(recursive=True)]
+    spent = -math.inf
+    while True:
+        now = sum(sum(process.cpu_times()[:2]) for process in family)
+        if now - spent < RESTING_S:
+            return
+        spent = now
+        time.sleep(10 * RESTING_S)
 
 
 def stages(shards: Path, args: argparse.Namespace) -> dict[str, float]:

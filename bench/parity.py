@@ -10,6 +10,7 @@ a set, and the greatest of any pixel.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -137,6 +138,14 @@ def document(cases: Sequence[Case], device: str, command: str) -> str:
     return "\n".join([head, *tables])
 
 
+def typed(images: Path) -> str:
+    """The folder as any reader can type it, where it is one of the test data."""
+    data = os.environ.get("VSSL_TEST_DATA")
+    if data and images.resolve().is_relative_to(Path(data).resolve()):
+        return f'"$VSSL_TEST_DATA"/{images.resolve().relative_to(Path(data).resolve())}'
+    return str(images)
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -168,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("--device cuda: there is no CUDA device")
         cases = standard_cases() + ([folder_case(args.images)] if args.images else [])
         words = ["python -m bench.parity"]
-        words += [f"--images .../{args.images.resolve().name}"] if args.images else []
+        words += [f"--images {typed(args.images)}"] if args.images else []
         words += ["--device cuda"] if args.device == "cuda" else []
         text = document(cases, args.device, " ".join(words))
         if args.out is None:

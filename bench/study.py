@@ -32,6 +32,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from bench import study_report
+from bench.study_picture import picture
 from bench.study_plan import Study, Trial, read_study, trials
 from bench.study_report import Key, Outcome
 from launch import evaluate, submit
@@ -154,7 +155,7 @@ def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> 
     facts = {"command": command, "machine": machine(), "picture": drawing.name}
     others = study_report.others(study, planned[0].export.parent)
     text = study_report.document(study, outcomes, others, facts)
-    publish(drawing, png(study_report.picture(study, outcomes)))
+    publish(drawing, png(picture(study, outcomes)))
     publish(page, text.encode())
 
 

@@ -58,6 +58,8 @@ class Study(Model):
     """The command that makes the data."""
     about: str = ""
     """What a reader should know beside the table."""
+    conclusion: str = ""
+    """What the figures say, written when they were there."""
     ranks: Positive = 2
     """Of each run, on this machine."""
     seeds: Annotated[Seeds, Field(min_length=1)] = (0,)

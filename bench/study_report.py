@@ -1,4 +1,4 @@
-"""A study's table and picture, from the result files of its runs."""
+"""A study's page, from the result files of its runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from bench.study_plan import BASE, Study
 from vssl_dist.config import ConfigError
@@ -200,6 +198,8 @@ def document(
             table(study, outcomes, factor.name, factor.point),
         ]
     parts.append(f"![{study.title}]({facts['picture']})")
+    if study.conclusion:
+        parts += ["## What it says", study.conclusion.strip()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -219,32 +219,3 @@ def _origin(name: str, study: Study) -> str:
 
 def _code(words: Sequence[str]) -> str:
     return ", ".join(f"`{word}`" for word in words)
-
-
-def picture(study: Study, outcomes: Mapping[Key, Sequence[Outcome]]) -> Figure:
-    """One panel per factor (and one of the base points): every seed's percentages."""
-    panels = [(factor.name, factor.point) for factor in study.factors]
-    if len(study.points) > 1 or not panels:
-        panels = [(BASE, ""), *panels]
-    across = min(len(panels), 4)
-    down = -(-len(panels) // across)
-    page = Figure(figsize=(3.4 * across, 3.0 * down), layout="constrained")
-    page.suptitle(study.title)
-    for number, (factor, point) in enumerate(panels):
-        axes = page.add_subplot(down, across, number + 1)
-        shown = rows(study, outcomes, factor, point)
-        for column in study.drawn or [name for name in study.columns if "%" in name]:
-            spots = [
-                (place, one.figures[column])
-                for place, seeds in enumerate(shown.values())
-                for one in seeds
-                if one.figures is not None
-            ]
-            axes.plot([s[0] for s in spots], [s[1] for s in spots], "o", ms=4, label=column)
-        names = [name.replace("**", "").replace(" (base)", "*") for name in shown]
-        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize="small")
-        axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.set_title(f"{point}: {factor}" if point else factor, fontsize="medium")
-        if number == 0:
-            axes.legend(frameon=False, fontsize="small")
-    return page

@@ -13,6 +13,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 from data_prep.build import Built, Options, build_all
 from data_prep.console import one_line, printable
 from data_prep.decisions import Policy

@@ -20,6 +20,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 import numpy as np
 
 from data_prep.console import one_line, printable

@@ -11,6 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 from data_prep.checks import check, datasets, stated_samples
 from data_prep.console import one_line, printable
 from data_prep.progress import bar

@@ -17,6 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 from filelock import Timeout
 from pydantic import ValidationError
 from rich.console import Console
@@ -25,6 +31,7 @@ from rich.table import Table
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.exports import read_card
+from vssl_dist.evaluation.splits import need_posterior
 from vssl_dist.evaluation.subject import Images
 from vssl_dist.evaluation.task import Place, baselines, evaluate, exports
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
@@ -57,7 +64,16 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--baselines", action="store_true", help="also raw pixels and the untrained network"
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        default=1,
+        help="processes that share a pass over the images, each with a GPU, or --threads (1)",
+    )
+    args = parser.parse_args(argv)
+    if args.ranks < 1:
+        parser.error("--ranks: at least 1")
+    return args
 
 
 def tasks_of(card: dict[str, Any], names: str) -> list[TaskConfig]:
@@ -103,7 +119,8 @@ def _evaluated(one: Due, place: Place) -> dict[str, Any]:
     own = place.train is None and place.val is None and not place.ood
     if (run / "config.yaml").exists() and own and not one.done():
         device: Device = "cpu" if place.device == "cpu" else "cuda"
-        return evaluate_one(run, one, device, place.threads)  # onto the run's curve, too
+        # Onto the run's curve, too.
+        return evaluate_one(run, one, device, place.threads, place.ranks)
     return evaluate(one.export, one.task, place)
 
 
@@ -124,7 +141,7 @@ def place_of(args: argparse.Namespace) -> Place:
             pair = Path(train).absolute(), Path(val).absolute()
         else:
             raise ConfigError(f"--data {data}: two folders, as TRAIN,VAL, or NAME=FOLDER")
-    return Place(args.device or _device(), args.threads, *pair, ood)
+    return Place(args.device or _device(), args.threads, *pair, ood, args.ranks)
 
 
 def _device() -> Device:
@@ -160,6 +177,8 @@ def main(argv: Sequence[str]) -> int:
         if place.ood and not any(isinstance(task, OodConfig) for task in tasks):
             raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
         for task in tasks:  # all that is missing is said before the first of them runs
+            for export in found:
+                need_posterior(read_card(export), task)
             Images.open(read_card(found[-1]), task, place)
         with _alone(args.target):
             made = lines(tasks, place, found, args.baselines)

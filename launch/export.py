@@ -13,6 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 from vssl_dist.config import ConfigError
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.portable import FORMATS, convert

@@ -27,6 +27,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 from data_prep.subset import named, subset
 from vssl_dist import config
 from vssl_dist.config import ConfigError, OodConfig, RunConfig

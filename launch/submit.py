@@ -14,14 +14,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 import torch
 
 from vssl_dist import config
-from vssl_dist.config import ConfigError, OodConfig, RunConfig
-from vssl_dist.data.loader import check_classes, check_labelled
+from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import publish
-from vssl_dist.jobs import cluster, local, owner
+from vssl_dist.jobs import cluster, local, owner, preflight
 from vssl_dist.jobs.dispatch import Evaluator
 from vssl_dist.jobs.evaluation import due
 from vssl_dist.jobs.resources import (
@@ -33,9 +38,9 @@ from vssl_dist.jobs.resources import (
 )
 from vssl_dist.jobs.training import TrainJob
 from vssl_dist.linter import known, lint
-from vssl_dist.methods import CONFIGS, build_method
+from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
-from vssl_dist.tracker import check_tracking, default_tracking_uri
+from vssl_dist.tracker import default_tracking_uri
 
 PROFILES = Path(__file__).resolve().parents[1] / "slurm"
 
@@ -82,7 +87,7 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
         ConfigError: One line that names the key and the remedy.
     """
     here = args.local is not None
-    cfg = _absolute(config.load(args.config, args.overrides, methods=CONFIGS))
+    cfg = config.load(args.config, args.overrides, methods=CONFIGS).absolute()
     profile = load_profile(args.profile or PROFILES / ("local.yaml" if here else "default.yaml"))
     uri = default_tracking_uri()
     if here:
@@ -94,59 +99,14 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
         cfg.micro_batch(launch.world_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    with torch.device("meta"):  # an unknown backbone dies here, at the price of no weights
-        build_method(cfg.method, cfg.data.image_size)
+    preflight.check_network(cfg)
     return cfg, launch
-
-
-def _absolute(cfg: RunConfig) -> RunConfig:
-    """The same run whatever folder a job starts in."""
-    folders = {key: getattr(cfg.data, key) for key in ("train", "val", "bank")}
-    data = {key: path.absolute() for key, path in folders.items() if path}
-    tasks = tuple(task.absolute() for task in cfg.evaluations)
-    changed = {"out": cfg.out.absolute(), "data": cfg.data.model_copy(update=data)}
-    return cfg.model_copy(update=changed | {"evaluations": tasks})
 
 
 def _gpus(streams: int) -> int:
     """How many of this machine's GPUs can share the streams evenly."""
     present = torch.cuda.device_count()
     return next((count for count in range(present, 0, -1) if streams % count == 0), 0)
-
-
-def environment_problems(cfg: RunConfig, launch: Launch) -> list[str]:
-    """What this machine, the data and the tracking lack for this run, one line each."""
-    problems = []
-    if launch.cluster == "slurm" and (reason := cluster.why_no_slurm()):
-        problems.append(f"{reason}: --local [N] runs on this machine instead")
-    folders = {"data.train": cfg.data.train, "data.val": cfg.data.val, "data.bank": cfg.data.bank}
-    for task in cfg.evaluations:
-        if isinstance(task, OodConfig):
-            folders |= {f"evaluations: ood {name}": path for name, path in task.ood.items()}
-    compared = {"data.bank" if cfg.data.bank else "data.train", "data.val"}
-    told = (f"task {t.task} compares labels" for t in cfg.evaluations if "bank" in t.limits)
-    labels = next(told, "")
-    for key, folder in folders.items():
-        try:
-            if folder is not None:
-                dataset = Dataset.open(folder)
-                dataset.probe()
-                if key == "data.train":
-                    check_classes(cfg, dataset)
-                if labels and key in compared:
-                    check_labelled(dataset, f"{labels} (data.bank, data.val)")
-        except DataError as error:
-            problems.append(f"{key}: {error}")
-    if "@" in launch.tracking_uri.partition("://")[2].partition("/")[0]:
-        problems.append(
-            "MLFLOW_TRACKING_URI names a user, and would be written into the run folder: use "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
-    # Evaluations are jobs of their own, on a node of their own.
-    hosts = launch.nodes + (1 if cfg.evaluations else 0) if launch.cluster == "slurm" else 1
-    if reason := check_tracking(launch.tracking_uri, hosts):
-        problems.append(reason)
-    return problems
 
 
 def show(cfg: RunConfig, launch: Launch) -> None:
@@ -222,7 +182,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         cfg, launch = resolve(args)
         findings = lint(cfg, known(cfg, launch.world_size))
-        problems = environment_problems(cfg, launch)
+        problems = preflight.problems(cfg, launch)
         if problems and not args.dry_run:
             raise ConfigError(problems[0])
         done = 0 if problems else check_resume(cfg, launch.world_size)

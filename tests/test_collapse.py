@@ -29,6 +29,10 @@ HEALTHY: dict[str, dict[str, Any]] = {
     "vssl": HEAD,
     "byol": HEAD,
     "simsiam": HEAD,
+    "simclr": HEAD,
+    "moco_v3": HEAD,
+    "barlow_twins": HEAD,
+    "vicreg": HEAD,
 }
 Curves = list[tuple[int, dict[str, float]]]
 
@@ -94,7 +98,7 @@ def test_only_the_run_that_collapses_raises_the_alarm_and_it_goes_on(tmp_path: P
         assert all(metrics["collapse_alarm"] == 0 for _, metrics in found[name]), name
         wanted = {"embedding_alignment", "embedding_uniformity", "alignment", "grad_norm_backbone"}
         wanted |= {"grad_norm_head", "effective_rank", "embedding_spread"}
-        wanted |= {"teacher_agreement"} if name in ("vssl", "byol") else set()
+        wanted |= {"teacher_agreement"} if name in ("vssl", "byol", "moco_v3") else set()
         wanted |= {"sigma_min", "sigma_mean", "kl_per_dim"} if name in ("vje", "vssl") else set()
         assert wanted <= set(last), name
         parts = [last[f"grad_norm{part}"] for part in ("", "_backbone", "_head")]

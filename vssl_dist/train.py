@@ -87,7 +87,7 @@ def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | No
     loader = build_loader(cfg, rank=dist.rank(), world_size=dist.world_size(), device=device)
     engine = Engine(
         cfg,
-        build_method(cfg.method, cfg.data.image_size),
+        build_method(cfg.method, cfg.data.image_size, cfg.data.sides),
         total_steps=cfg.total_steps(loader.samples),
         steps_per_epoch=loader.samples / cfg.optim.global_batch,
         device=device,

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from bench.study import main, outcome
+from bench.study_picture import picture
 from bench.study_plan import BASE, Study, read_study, trials
 from bench.study_report import (
     Outcome,
@@ -23,7 +24,6 @@ from bench.study_report import (
     document,
     figures,
     others,
-    picture,
     table,
 )
 from tests.support.photos import tiny_dataset
@@ -134,6 +134,7 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
     study = Study.model_validate(
         {
             "title": "T", "data": "", "seeds": (0, 1), "columns": {"a %": ("knn", "a")},
+            "conclusion": "All is well.",
             "points": {"p": {"config": "x"}, "q": {"config": "x"}, "r": {"config": "x"}},
             "factors": ({"name": "f", "point": "p", "values": {"1": (), "2": ("x=1",)}},),
         }
@@ -164,6 +165,7 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         "seeds 0, 1",
         "| raw pixels | 40.0 |  |",
         "(t.png)",
+        "## What it says\n\nAll is well.\n",
     ):
         assert part in text
     assert png(picture(study, outcomes)).startswith(b"\x89PNG")

@@ -88,6 +88,12 @@ def test_a_view_is_a_recipe_with_changes() -> None:
         ("data.views=[cifar, {recipe: cifar, blur_sigma: [-2, -1]}]", "data.views.1.blur_sigma"),
         ("seed=2024-13-45", "seed: not YAML: month must be in 1..12"),
         ("data.views=[]", "data.views"),
+        (
+            "data.views=[cifar, {recipe: cifar, blurr: 0.5}]",
+            "data.views.1.blurr: no such key (did you mean 'blur'?)",
+        ),
+        ("data.views=[cifar, {recip: cifar}]", "no such key (did you mean 'recipe'?)"),
+        ("data.normalise.sdt=[1, 1, 1]", "data.normalise.sdt: no such key (did you mean 'std'?)"),
         ("data.views=[cifar, {recipe: cifar, hue: 0.6}]", "data.views.1.hue"),
         ("evaluations=[{task: knn}, {task: knn}]", "evaluations name a task twice (knn, knn)"),
         ("data.views=[cifar]", "data.views has 1 entries, but toy compares 2 views"),
@@ -128,6 +134,17 @@ def test_a_file_that_is_no_config_is_refused(text: str) -> None:
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         config.load(tmp_path / "absent.yaml", methods=METHODS)
+
+
+def test_a_run_is_the_same_whatever_folder_a_job_starts_in() -> None:
+    told = ["evaluations=[{task: ood, ood: {x: c}}]", "out=/runs", "data.bank=d"]
+    cfg = read(*told).absolute()
+    here = Path.cwd()
+    assert (cfg.out, cfg.data.train, cfg.data.val) == (Path("/runs"), here / "a", here / "b")
+    assert cfg.data.bank == here / "d"
+    assert config.loads(config.dump(cfg), methods=METHODS) == cfg
+    assert str(here / "c") in config.dump(cfg)
+    assert read().absolute().data.bank is None
 
 
 def test_streams_must_divide_over_the_ranks() -> None:

@@ -554,9 +554,7 @@ def test_an_evaluation_names_storage_that_stalls(folder: Path) -> None:
     (folder / "shard-000000.tar").unlink()
     os.mkfifo(folder / "shard-000000.tar")
     spec = BackendSpec((), 32, config(folder).data.normalise)
-    batches = evaluation_batches(
-        dataset, spec, backend="reference", batch=8, limit=None, timeout_s=0.3
-    )
+    batches = evaluation_batches(dataset, spec, backend="reference", batch=8, timeout_s=0.3)
     with pytest.raises(DataError, match=r"evaluation waits for data: .*shard-000000\.tar"):
         next(batches)
     let_go(folder)

@@ -383,9 +383,7 @@ print("one batch", flush=True)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_evaluation_sees_each_sample_once_in_order(folder: Path, backend: str) -> None:
-    batches = list(
-        evaluation_batches(Dataset.open(folder), EVALUATION, backend=backend, batch=16, limit=None)
-    )
+    batches = list(evaluation_batches(Dataset.open(folder), EVALUATION, backend=backend, batch=16))
     assert [len(b.ids) for b in batches] == [16, 16, 16, 13]
     whole = joined(batches)
     assert whole.ids.tolist() == list(range(SAMPLES))
@@ -397,10 +395,11 @@ def test_evaluation_sees_each_sample_once_in_order(folder: Path, backend: str) -
 
 def test_evaluation_of_the_first_few_and_of_a_damaged_one(folder: Path, tmp_path: Path) -> None:
     bad = damage(folder, tmp_path, [3], fix_crc=True)
+    source = evaluation_batches(
+        Dataset.open(bad), EVALUATION, backend="dali", batch=8, ids=np.arange(12)
+    )
     with pytest.warns(UserWarning, match="sample 3 is evaluated as 4: does not decode"):
-        batches = list(
-            evaluation_batches(Dataset.open(bad), EVALUATION, backend="dali", batch=8, limit=12)
-        )
+        batches = list(source)
     whole = joined(batches)
     assert whole.ids.tolist() == list(range(12))
     assert torch.equal(whole.views[0][3], whole.views[0][4])

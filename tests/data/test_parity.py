@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from bench.parity import PROMISED, compare, main
+from bench.parity import PROMISED, compare, main, typed
 from bench.parity_cases import (
     EVERYTHING,
     LEVELS,
@@ -260,6 +260,16 @@ def test_the_certificate_in_the_docs_is_of_today(capsys: pytest.CaptureFixture[s
     assert "**" not in text.partition("## ")[2]  # nothing beyond what is promised
     assert main(["--images", "/nonexistent"]) == 2
     assert "no JPEG or PNG" in capsys.readouterr().err
+
+
+def test_the_command_in_the_docs_can_be_typed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "parity.md").read_text()
+    monkeypatch.setenv("VSSL_TEST_DATA", str(tmp_path))
+    assert f"--images {typed(tmp_path / 'imagenet-native')}`" in text
+    assert typed(tmp_path / "a" / "b") == '"$VSSL_TEST_DATA"/a/b'
+    assert typed(Path("photographs")) == "photographs"
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -14,9 +14,9 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from vssl_dist.evaluation.cache import KEPT_NETWORKS, FeatureCache, features_of
+from vssl_dist.evaluation.features import Rows
 
 NETWORK, IMAGES = {"export_sha256": "ab"}, {"fingerprint": "cd", "samples": 50}
 
@@ -29,7 +29,7 @@ class Source:
         self.labels = torch.arange(50) % 7
         self.asked = 0
 
-    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, scratch: Path) -> Rows:
         self.asked += 1
         for start in range(0, 50, 16):
             yield self.features[start : start + 16], self.labels[start : start + 16]
@@ -126,10 +126,10 @@ def test_a_damaged_entry_is_never_believed(tmp_path: Path, harm: Callable[[Path]
 def test_two_that_want_the_same_compute_it_once(tmp_path: Path) -> None:
     source, going, more = Source(), Event(), Event()
 
-    def slow() -> Iterator[tuple[Tensor, Tensor]]:
+    def slow(scratch: Path) -> Rows:
         going.set()
         assert more.wait(60)
-        return source()
+        return source(scratch)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(FeatureCache(tmp_path).get, NETWORK, IMAGES, slow)
@@ -142,7 +142,7 @@ def test_two_that_want_the_same_compute_it_once(tmp_path: Path) -> None:
 
 
 def test_a_failed_pass_leaves_nothing_and_is_not_hidden(tmp_path: Path) -> None:
-    def broken() -> Iterator[tuple[Tensor, Tensor]]:
+    def broken(scratch: Path) -> Rows:
         yield torch.zeros(16, 8), torch.zeros(16)
         raise ValueError("shard 3 is damaged")
 

@@ -81,6 +81,28 @@ def by_torch(train: Features, lr: float, seed: int, epochs: int, batch: int) -> 
     )
 
 
+def test_scattered_rows_are_as_good_copied_as_read_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    features = Features(
+        torch.randn(400, 7, generator=random), torch.randint(0, 3, (400,), generator=random)
+    )
+    rows = torch.arange(400)[torch.rand(400, generator=random) < 0.7]
+    data = Training(features, rows, 3)
+    assert not torch.equal(rows, torch.arange(len(rows)))
+    copied = logistic(data, [1e-2])[1e-2]
+    monkeypatch.setattr("vssl_dist.evaluation.linear._COPIED_BYTES", 0)
+    assert data.together() is data
+    read = logistic(data, [1e-2])[1e-2]
+    assert torch.equal(copied.weight, read.weight)
+    chosen = Features(features.features[rows].half().float(), features.labels[rows])
+    half = Features(features.features.half(), features.labels)
+    monkeypatch.undo()
+    alone = logistic(Training(chosen, torch.arange(len(rows)), 3), [1e-2])[1e-2]
+    assert torch.equal(alone.weight, logistic(Training(half, rows, 3), [1e-2])[1e-2].weight)
+
+
 def test_every_probe_of_the_grid_is_the_one_trained_alone() -> None:
     train, test = cloud(90, seed=5), cloud(60, seed=6)
     rates, seeds = [0.01, 0.3, 3.0], [0, 4]

@@ -19,6 +19,7 @@ from vssl_dist.config import TASKS as SETTINGS
 from vssl_dist.config import CollapseConfig, KnnConfig, LinearConfig, OodConfig, read_task
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.collapse import rankme
+from vssl_dist.evaluation.ranks import Pass
 from vssl_dist.evaluation.task import Place, baselines, evaluate
 from vssl_dist.evaluation.tasks import TASKS
 
@@ -105,8 +106,7 @@ def test_tasks_share_one_pass_over_the_images(
         raise AssertionError("the images are read again")
 
     path.with_name("knn-00000040.json").unlink()
-    monkeypatch.setattr("vssl_dist.evaluation.subject.stream", never)
-    monkeypatch.setattr("vssl_dist.evaluation.subject.extract", never)
+    monkeypatch.setattr(Pass, "stream", never)
     after = evaluate(path, knn)
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
     evaluate(path, QUICK.model_copy(update={"l2": (1e-2,)}))

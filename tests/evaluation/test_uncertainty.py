@@ -21,14 +21,15 @@ from vssl_dist.config import RECIPES, OodConfig, UncertaintyConfig
 from vssl_dist.data.evaluation import Pairs
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.corruptions import KINDS, LEVELS, corrupted
+from vssl_dist.evaluation.cross_view import pair_scores
 from vssl_dist.evaluation.exports import load_export
-from vssl_dist.evaluation.features import Reading
+from vssl_dist.evaluation.features import Reading, stream
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.posterior import load_posterior
 from vssl_dist.evaluation.task import baselines, evaluate
 from vssl_dist.evaluation.uncertainty import aurc, failures, risk_coverage, spearman, within
 from vssl_dist.evaluation.variants import AugmentedPairs, stream_variants
-from vssl_dist.evaluation.variational import Variational, cross_view, posterior_size
+from vssl_dist.evaluation.variational import Variational, posterior_size
 
 QUICK = UncertaintyConfig(k=3, max_corrupted=8, shown=4, batch=50)
 
@@ -104,10 +105,10 @@ def test_pairs_are_the_views_of_training_whatever_the_batch(data: Path) -> None:
     def flat(images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)
 
-    found = []
+    found, first = [], np.arange(10)
     for batch in (4, 1000):
         reading = Reading(32, NORMALISE, batch=batch, backend="reference")
-        rows, labels = zip(*stream_variants(flat, dataset, reading, variants, 10), strict=True)
+        rows, labels = zip(*stream_variants(flat, dataset, reading, variants, first), strict=True)
         found.append(torch.cat(rows).view(10, 4, -1))
         assert torch.cat(labels).view(10, 4).unique(dim=1).shape == (10, 1)
     assert torch.equal(*found)
@@ -154,8 +155,11 @@ def test_the_task_says_what_the_posterior_knows(tmp_path: Path, data: Path, case
         assert [list(one["risk"]) for one in controls.values()] == [["knn_distance"]] * 2
 
 
-def test_scores_of_the_method_stand_beside_the_controls(tmp_path: Path, data: Path) -> None:
-    path, _ = exported_branch(tmp_path / "export", data, SMALL["vje, all learnt"])
+@pytest.mark.parametrize("case", ["vje, all learnt", "vssl teacher"])
+def test_scores_of_the_method_stand_beside_the_controls(
+    tmp_path: Path, data: Path, case: str
+) -> None:
+    path, _ = exported_branch(tmp_path / "export", data, SMALL[case])
     task = OodConfig(ood={"others": data / "foreign"}, k=3, bootstrap=5, batch=50, pairs=2)
     found = evaluate(path, task)["results"]["others"]
     assert list(found) == [
@@ -170,16 +174,28 @@ def test_scores_of_the_method_stand_beside_the_controls(tmp_path: Path, data: Pa
     ]
     posterior, backbone = load_posterior(path), load_export(path)[0]
     assert posterior is not None
-    scores = []
+    scores: list[dict[str, torch.Tensor]] = []
     for part in ("val", "foreign"):
         reading = Reading(32, NORMALISE, backend="reference")
         variants = AugmentedPairs(Pairs((RECIPES["cifar"],) * 2, count=2, seed=0))
         dataset = Dataset.open(data / part)
-        rows = [r for r, _ in stream_variants(backbone, dataset, reading, variants, None)]
+        ids = np.arange(dataset.samples)
+        rows = [r for r, _ in stream_variants(backbone, dataset, reading, variants, ids)]
         views = torch.cat(rows).view(dataset.samples, 4, -1)
-        scores.append(cross_view(Variational(posterior), views))
-    auroc = float((scores[1][None] > scores[0][:, None]).double().mean())
-    assert found["s2_cross_view_likelihood"]["auroc"] == pytest.approx(auroc, abs=1e-3)
+        plain = torch.cat([r for r, _ in stream(backbone, dataset, reading, ids)])
+        scores.append(pair_scores(Variational(posterior), plain, views))
+    kinds = [kind for kind in found if kind.startswith(("s1", "s2", "s3"))]
+    assert sorted(scores[0]) == (kinds if case == "vssl teacher" else kinds[1:2])
+    for kind, inside in scores[0].items():
+        auroc = float((scores[1][kind][None] > inside[:, None]).double().mean())
+        assert found[kind]["auroc"] == pytest.approx(auroc, abs=1e-3)
+    if case == "vssl teacher":
+        without = evaluate(path, task.model_copy(update={"pairs": 0}))["results"]["others"]
+        assert [kind for kind in without if kind.startswith("s")] == [
+            "s4_posterior_size",
+            "s5_bank_likelihood",
+        ]
+        return
     polar = task.model_copy(update={"density": "polar", "pairs": 0})
     other = evaluate(path, polar)["results"]["others"]
     assert "s2_cross_view_likelihood" not in other

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from vssl_dist.evaluation import metrics, variational
+from vssl_dist.evaluation.cross_view import pair_scores
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.ood import Fitting, fit_scores
 from vssl_dist.evaluation.posterior import Posterior
-from vssl_dist.evaluation.variational import Variational, cross_view, variational_scores
+from vssl_dist.evaluation.variational import Variational, posterior_size, variational_scores
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.heads import GaussianBranch
 
@@ -31,14 +33,16 @@ VSSL: list[dict[str, Any]] = [
     {},
     {"cosine": "none", "denoising": "B", "beta": 0.5, "logvar_bound": "clamp"},
     {"cosine": "C3", "variance_weight": 0.2},
+    {"cosine": "C2", "denoising": "B", "evaluated": "student"},
 ]
 Vector = NDArray[np.float64]
 
 
 def setup(name: str, keys: dict[str, Any], **how: Any) -> Variational:
     torch.manual_seed(5)
-    branch = GaussianBranch(nn.Identity(), nn.Linear(WIDTH, 2 * WIDTH)).eval()
     cfg = CONFIGS[name].model_validate({"name": name, **keys})
+    predictor = nn.Linear(WIDTH, WIDTH) if keys.get("evaluated") == "student" else None
+    branch = GaussianBranch(nn.Identity(), nn.Linear(WIDTH, 2 * WIDTH), predictor).eval()
     return Variational(Posterior(branch, cfg), **({"samples": 3, "posteriors": 100} | how))
 
 
@@ -46,15 +50,19 @@ def rows(count: int, seed: int) -> Tensor:
     return 1.5 * torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def inferred(made: Variational, h: Tensor) -> list[tuple[Vector, Vector, Vector]]:
+def weighted(layer: Any, rows: list[Vector]) -> list[Vector]:
+    weight, bias = (p.detach().double().numpy() for p in layer.parameters())
+    return [weight @ row + bias for row in rows]
+
+
+def inferred(made: Variational, h: Tensor, predict: bool = True) -> list[tuple[Vector, ...]]:
     """Embedding, mean and unbounded log-variance of each image."""
-    weight, bias = (
-        p.detach().double().numpy() for p in made.posterior.branch.posterior.parameters()
-    )
-    both = [weight @ one + bias for one in h.double().numpy()]
-    return [
-        (one, out[:WIDTH], out[WIDTH:]) for one, out in zip(h.double().numpy(), both, strict=True)
-    ]
+    branch, rows = made.posterior.branch, list(h.double().numpy())
+    both = weighted(branch.posterior, rows)
+    means, logvars = [one[:WIDTH] for one in both], [one[WIDTH:] for one in both]
+    if predict and branch.predictor is not None:
+        means = weighted(branch.predictor, means)
+    return list(zip(rows, means, logvars, strict=True))
 
 
 def student(squared: float, dof: float, width: int) -> float:
@@ -122,6 +130,8 @@ def vssl_terms(made: Variational, one: Any, other: Any, eps: Vector) -> tuple[fl
         denoising = cos(ms + np.exp(ls / 2) * eps, mt)
         kl = 2 - cos(ms, mt) - cos(np.exp(ls / 2), np.exp(lt / 2))
         return denoising, denoising - cfg.beta * kl - cfg.variance_weight * spread
+    if cfg.cosine == "C2":
+        return c2_terms(cfg, (ms, ls), (mt, lt), eps, spread)
     if cfg.cosine == "C1":
         ms, mt = ms / np.linalg.norm(ms), mt / np.linalg.norm(mt)
     denoising = kl = 0.0
@@ -134,6 +144,21 @@ def vssl_terms(made: Variational, one: Any, other: Any, eps: Vector) -> tuple[fl
             latent = mt[d] + math.exp(lt[d] / 2) * eps[d]
             inside = math.log(2 * math.pi) + ls[d] + (latent - ms[d]) ** 2 / math.exp(ls[d])
         denoising -= 0.5 * inside
+    return denoising, denoising - cfg.beta * kl - cfg.variance_weight * spread
+
+
+def c2_terms(cfg: Any, s: Any, t: Any, eps: Vector, spread: float) -> tuple[float, float]:
+    """Form B, the squared distances those of unit vectors over a mean variance."""
+    (ms, ls), (mt, lt) = s, t
+    latent = mt + np.exp(lt / 2) * eps
+
+    def apart(a: Vector, b: Vector) -> float:
+        return float(np.square(a / np.linalg.norm(a) - b / np.linalg.norm(b)).sum())
+
+    denoising = -0.5 * sum(math.log(2 * math.pi) + v for v in ls)
+    denoising -= 0.5 * apart(ms, latent) / np.mean([math.exp(v) for v in ls])
+    kl = sum(0.5 * (b - a + math.exp(a - b) - 1) for a, b in zip(ls, lt, strict=True))
+    kl += 0.5 * apart(ms, mt) / np.mean([math.exp(v) for v in lt])
     return denoising, denoising - cfg.beta * kl - cfg.variance_weight * spread
 
 
@@ -152,6 +177,7 @@ def test_each_score_is_that_of_a_naive_loop(
     made, still = setup(name, keys), np.zeros(WIDTH)
     bank, queries = Features(rows(11, 1), torch.zeros(11, dtype=torch.int64)), rows(7, 2)
     images, known = inferred(made, queries), inferred(made, bank.features)
+    targets = inferred(made, queries, predict=False)
     each = made.draws((3, 1, WIDTH)).double().numpy()[:, 0]
     latents = made.draws((1, 11, 1, WIDTH)).double().numpy()[0, :, 0]
     posteriors = list(zip(known, latents, strict=True))
@@ -172,11 +198,13 @@ def test_each_score_is_that_of_a_naive_loop(
         ],
         "s5_bank_likelihood": [
             -math.log(np.mean([math.exp(terms(made, z, x, e)[0]) for z, e in posteriors]))
-            for x in images
+            for x in targets
         ],
     }
+    if name == "vssl":  # alone, an image says no more than the size of its posterior does
+        del wanted["s1_self_likelihood"], wanted["s3_negative_elbo"]
     for at_once in (1 << 22, 40):  # whole, and image by image
-        monkeypatch.setattr(variational, "_AT_ONCE", at_once)
+        monkeypatch.setattr(variational, "AT_ONCE", at_once)
         monkeypatch.setattr(variational, "_ROWS", 64 if at_once > 40 else 2)
         found = variational_scores(made, bank)
         assert list(found) == list(wanted)
@@ -188,18 +216,54 @@ def test_each_score_is_that_of_a_naive_loop(
 
 
 @pytest.mark.parametrize(("name", "terms", "keys"), cases())
-def test_cross_view_is_the_mean_over_pairs_and_directions(
-    name: str, terms: Callable[..., tuple[float, float]], keys: dict[str, Any]
+def test_scores_of_pairs_are_means_over_pairs_and_directions(
+    name: str,
+    terms: Callable[..., tuple[float, float]],
+    keys: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, still = setup(name, keys), np.zeros(WIDTH)
-    views = rows(4 * 6, 3).reshape(4, 6, WIDTH)
-    wanted = []
-    for image in views:
-        each = inferred(made, image)
-        pairs = [(each[2 * t], each[2 * t + 1]) for t in range(3)]
-        both = [terms(made, a, b, still)[0] + terms(made, b, a, still)[0] for a, b in pairs]
-        wanted.append(-np.mean(both) / 2)
-    assert cross_view(made, views).numpy() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    plain, views = rows(4, 8), rows(4 * 6, 3).reshape(4, 6, WIDTH)
+    draws = made.draws((3, 1, WIDTH)).double().numpy()[:, 0]
+    wanted: dict[str, list[float]] = {"s2_cross_view_likelihood": []}
+    if name == "vssl":
+        wanted |= {"s1_self_likelihood": [], "s3_negative_elbo": []}
+
+    def both(a: Any, b: Any, eps: Vector, which: int) -> float:
+        """Minus the mean of both directions; each is a posterior and a target."""
+        return -0.5 * (terms(made, a[0], b[1], eps)[which] + terms(made, b[0], a[1], eps)[which])
+
+    for image, own in zip(views, plain, strict=True):
+        sides = list(zip(inferred(made, image), inferred(made, image, predict=False), strict=True))
+        itself = inferred(made, own[None])[0], inferred(made, own[None], predict=False)[0]
+        pairs = [(sides[2 * t], sides[2 * t + 1]) for t in range(3)]
+        found = {
+            "s2_cross_view_likelihood": [both(a, b, still, 0) for a, b in pairs],
+            "s1_self_likelihood": [both(itself, a, still, 0) for a in sides],
+            "s3_negative_elbo": [both(a, b, eps, 1) for a, b in pairs for eps in draws],
+        }
+        for kind, values in wanted.items():
+            values.append(float(np.mean(found[kind])))
+    for at_once in (1 << 22, 10):  # whole, and image by image
+        monkeypatch.setattr("vssl_dist.evaluation.cross_view.AT_ONCE", at_once)
+        ours = pair_scores(made, plain, views)
+        assert ours.keys() == wanted.keys()
+        for kind, values in wanted.items():
+            assert ours[kind].dtype == torch.float64
+            assert ours[kind].numpy() == pytest.approx(values, rel=1e-5, abs=1e-5), kind
+
+
+def test_of_one_view_vssl_knows_the_size_of_its_posterior_and_of_pairs_more() -> None:
+    made, images = setup("vssl", {}), rows(60, 9)
+    alone = made.posterior.infer(images)
+    size = posterior_size(made.posterior, images)
+    for evidence in made.judge()(alone, alone, torch.zeros(1, 1, WIDTH)):
+        assert abs(spearmanr(-evidence, size)[0]) > 0.9999
+    views = images[:, None] + 0.4 * rows(60 * 8, 10).view(60, 8, WIDTH)
+    found = list(pair_scores(made, images, views).values())
+    for number, one in enumerate(found):
+        for other in [size, *found[:number]]:
+            assert abs(spearmanr(one, other)[0]) < 0.995
 
 
 def test_polar_densities_lack_the_area_of_the_sphere() -> None:
@@ -240,13 +304,19 @@ def test_a_foreign_image_scores_higher_an_alike_one_the_same_a_familiar_one_lowe
         noise[80:] + torch.tensor([-2.0, 3, 0, 0, 0]), torch.zeros(40, dtype=torch.int64)
     )
     scores = fit_scores(Fitting(bank, classes=1, k=5, l2=1e-3, variational=made))
+    alone = {"vje": ["s1_self_likelihood", "s3_negative_elbo"], "vssl": []}[name]
     assert [kind for kind in scores if kind.startswith("s")] == [
-        "s1_self_likelihood",
-        "s3_negative_elbo",
+        *alone,
         "s4_posterior_size",
         "s5_bank_likelihood",
     ]
-    scores["s2"] = lambda h: cross_view(made, torch.stack([h, h + 0.01], dim=1))
+
+    def of_pairs(kind: str) -> Callable[[Tensor], Tensor]:
+        return lambda h: pair_scores(made, h, torch.stack([h, h + 0.01], dim=1))[kind]
+
+    of_both = pair_scores(made, familiar, familiar[:, None].repeat(1, 2, 1))
+    scores |= {kind: of_pairs(kind) for kind in of_both}
+    assert len([kind for kind in scores if kind.startswith("s")]) == 5
     for kind, score in scores.items():
         inside = score(familiar).numpy()
         assert metrics.detection(inside, score(foreign).numpy()).auroc == 1, kind

@@ -71,6 +71,18 @@ def test_an_evaluation_asks_for_one_process_and_inherits_what_it_does_not_say() 
     assert (wanted["partition"], wanted["account"], wanted["gpus_per_node"]) == ("small", "us", 1)
 
 
+def test_an_evaluation_of_several_ranks_has_their_cores_and_gpus_on_one_node() -> None:
+    small = {"ranks": 4, "cpus": 3}
+    profile = Resources.model_validate({"ranks_per_node": 8, "evaluation": small})
+    wanted = cluster.evaluation_parameters("a-knn", on_slurm(profile, 2, URI))
+    assert (wanted["nodes"], wanted["ntasks_per_node"]) == (1, 1), "which starts the others"
+    assert (wanted["cpus_per_task"], wanted["gpus_per_node"]) == (12, 4)
+    assert wanted["srun_args"] == ["--cpus-per-task=12"]
+    assert any("OMP_NUM_THREADS=3" in line for line in wanted["setup"]), "of each"
+    profile = Resources.model_validate({"evaluation": small | {"device": "cpu"}})
+    assert "gpus_per_node" not in cluster.evaluation_parameters("a", on_slurm(profile, 2, URI))
+
+
 def test_a_script_is_made_without_writing_anything(tmp_path: Path, script: str) -> None:
     assert script.startswith("#!/bin/bash")
     assert list(tmp_path.iterdir()) == []
@@ -110,6 +122,26 @@ def test_a_job_is_taken_for_dead_only_when_slurm_says_so(
     tool(tmp_path, "squeue", answer)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert cluster.is_live("7") is live
+
+
+@pytest.mark.parametrize(
+    ("answer", "up"),
+    [
+        ("echo 'Slurmctld(primary) at ctl is UP'", True),
+        ("echo 'Slurmctld(primary) at ctl is DOWN'; exit 1", False),
+        ("echo 'scontrol: error: s_p_parse_file:\n unable to status' >&2; exit 1", False),
+        ("exit 0", False),
+    ],
+)
+def test_a_controller_that_does_not_answer_is_said_in_our_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, up: bool
+) -> None:
+    for name in ("sbatch", "srun", "squeue"):
+        tool(tmp_path, name, "exit 0")
+    tool(tmp_path, "scontrol", answer)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    reason = "SLURM's controller does not answer (`scontrol ping` says more)"
+    assert cluster.why_no_slurm() == (None if up else reason)
 
 
 def test_without_slurm_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

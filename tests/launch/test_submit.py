@@ -109,6 +109,24 @@ def test_without_slurm_and_without_local_one_line_says_so(
         (["data.train=/nowhere"], "data.train: /nowhere"),
         (["data.val=/nowhere"], "data.val: /nowhere"),
         (["--profile", "/nowhere.yaml"], "/nowhere.yaml"),
+        (
+            ["--dry-run", "method.name=simsiam", "evaluations=[{task: uncertainty}]"],
+            "evaluations.0: task uncertainty needs a posterior, which method simsiam does not",
+        ),
+        (
+            [
+                "method={name: simsiam, backbone: vit_tiny_patch16_224}",
+                "data.views=[cifar, {recipe: cifar, size: 24}]",
+            ],
+            "data.views: method.backbone cannot take views of 24 pixels",
+        ),
+        (
+            [
+                "method={name: byol, backbone: mixer_s32_224}",
+                "data.views=[cifar, {recipe: cifar, size: 64}]",
+            ],
+            "give them another size (data.image_size=32 fits), or choose another backbone",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(

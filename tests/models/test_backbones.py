@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vssl_dist.config import ConfigError
-from vssl_dist.models.backbones import build_backbone
+from vssl_dist.models.backbones import build_backbone, check_sides
 from vssl_dist.models.norm import SyncBatchNorm, synchronise
 from vssl_dist.vision import torchvision
 
@@ -131,7 +131,42 @@ def test_a_vit_takes_other_sizes_where_it_is_asked_to() -> None:
         rigid(torch.randn(2, 3, 32, 32))
 
 
-def test_a_model_that_cannot_take_other_sizes_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match="64-pixel images and crops of other sizes") as caught:
-        build_backbone("mixer_s32_224", 64, any_size=True)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("name", "size", "sides", "wrong"),
+    [
+        ("vit_tiny_patch16_224", 224, (224, 96), None),
+        ("vit_tiny_patch16_224", 224, (224, 90), 90),
+        ("vit_tiny_patch16_224", 40, (40, 32), 40),
+        ("mixer_s32_224", 64, (64, 32), 32),
+        ("xcit_nano_12_p8_224", 64, (64, 32), None),
+        ("swin_tiny_patch4_window7_224", 224, (224, 96), None),
+        ("resnet50", 224, (224, 1), None),
+        ("convnext_atto", 64, (64, 48), None),
+        ("mobilenetv3_small_050", 64, (64, 33), None),
+    ],
+)
+def test_a_size_that_would_fail_in_training_is_refused_before_and_no_other(
+    name: str, size: int, sides: tuple[int, ...], wrong: int | None
+) -> None:
+    with torch.device("meta"):
+        shapes, _ = build_backbone(name, size, any_size=True)
+    net, _ = build_backbone(name, size, any_size=True)
+    for side in sides:
+        image = torch.randn(1, 3, side, side)
+        if side != wrong:
+            assert net.eval()(image).isfinite().all()
+            check_sides(shapes, size, [side])
+            continue
+        with pytest.raises(AssertionError):
+            net.eval()(image)
+        with pytest.raises(ConfigError, match=rf"data\.views: .* {side} pixels") as refused:
+            check_sides(shapes, size, sides)
+        assert "\n" not in str(refused.value)
+
+
+def test_what_the_check_itself_cannot_run_is_no_reason_to_refuse() -> None:
+    class Peeks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) * (x.sum().item() > 0)
+
+    check_sides(Peeks(), 32, [32, 16])

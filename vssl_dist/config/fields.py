@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -72,6 +72,9 @@ class Model(BaseModel):
 
 class MethodConfig(Model):
     """What every method's own block has; each method file adds its keys."""
+
+    has_posterior: ClassVar[bool] = False
+    """Whether the method infers a distribution for each image."""
 
     name: str
     backbone: str = "resnet50"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from vssl_dist.config.fields import MethodConfig, Model
+from vssl_dist.config.recipes import SHORTHANDS, ViewRecipe
 from vssl_dist.config.schema import RunConfig
 from vssl_dist.config.tasks import TASKS
 
@@ -74,15 +75,22 @@ def _override(raw: dict[str, Any], item: str) -> None:
 def _keys(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
     """The keys that the block at ``loc`` knows, for "did you mean"."""
     for part in loc:
+        if isinstance(part, int):
+            continue  # an entry of a list: its block is the list's
         field = model.model_fields.get(str(part))
-        kinds = (
-            [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        )
-        found = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not found:
+        block = None if field is None else next(_blocks(field.annotation), None)
+        if block is None:
             return []
-        model = found[0]
-    return list(model.model_fields)
+        model = block
+    return [*model.model_fields, *(SHORTHANDS if model is ViewRecipe else ())]
+
+
+def _blocks(kind: Any) -> Iterator[type[BaseModel]]:
+    """The blocks in a type such as ``Block | None`` or ``tuple[Block, ...]``."""
+    if isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel):
+        yield kind
+    for inner in get_args(kind):
+        yield from _blocks(inner)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:

@@ -106,6 +106,8 @@ RECIPES: dict[str, ViewRecipe] = {
     "stl10": ViewRecipe(crop_scale=(0.2, 1.0), saturation=0.4, grayscale=0.1, blur=0.0),
 }
 
+SHORTHANDS = ("recipe", "count")
+"""What an entry of ``data.views`` may say besides the keys of a `ViewRecipe`."""
 _MOST_VIEWS = 64
 
 

@@ -49,6 +49,11 @@ class DataConfig(Model):
     timeout_s: Annotated[Finite, Field(gt=0)] = 120.0
     """Seconds without an answer to one read after which storage counts as dead."""
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Side of each view in pixels."""
+        return tuple(view.size or self.image_size for view in self.views)
+
 
 class OptimConfig(Model):
     """The optimizer and how long it runs."""
@@ -138,6 +143,14 @@ class RunConfig(Model):
         """The run's folder."""
         return self.out / self.name
 
+    def absolute(self) -> RunConfig:
+        """The same run whatever folder a job starts in."""
+        folders = {key: getattr(self.data, key) for key in ("train", "val", "bank")}
+        data = {key: path.absolute() for key, path in folders.items() if path}
+        tasks = tuple(task.absolute() for task in self.evaluations)
+        changed = {"out": self.out.absolute(), "data": self.data.model_copy(update=data)}
+        return self.model_copy(update=changed | {"evaluations": tasks})
+
     def micro_batch(self, world_size: int) -> int:
         """Images per rank per forward pass.
 
@@ -182,8 +195,7 @@ class RunConfig(Model):
                 f"data.views has {len(data.views)} entries, but {self.method.name} compares "
                 f"{self.method.views_wanted} views of each image"
             )
-        sides = [view.size or data.image_size for view in data.views]
-        if wrong := self.method.wrong_sizes(sides):
+        if wrong := self.method.wrong_sizes(data.sides):
             raise ValueError(f"data.views: {wrong}")
         if self.engine.zero_stage == 3:
             raise ValueError(
@@ -194,6 +206,10 @@ class RunConfig(Model):
                 f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than optim.epochs="
                 f"{optim.epochs:g}: the learning rate would never reach its peak"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_can_be_done(self) -> RunConfig:
         tasks = [task.task for task in self.evaluations]
         if len(set(tasks)) < len(tasks):
             raise ValueError(
@@ -202,7 +218,14 @@ class RunConfig(Model):
             )
         if any(isinstance(task, OodConfig) and not task.ood for task in self.evaluations):
             raise ValueError("evaluations: task ood names no dataset (ood: {svhn: FOLDER})")
-        if self.evaluations and data.val is None:
+        for number, task in enumerate(self.evaluations):
+            if task.needs_posterior and not self.method.has_posterior:
+                raise ValueError(
+                    f"evaluations.{number}: task {task.task} needs a posterior, which method "
+                    f"{self.method.name} does not infer: leave it out, or train one that does "
+                    "(such as vje)"
+                )
+        if self.evaluations and self.data.val is None:
             raise ValueError("evaluations need data.val: the folder of held-out shards")
         return self
 

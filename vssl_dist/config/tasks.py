@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
@@ -19,11 +19,18 @@ from vssl_dist.config.fields import (
 )
 from vssl_dist.config.recipes import ViewRecipe
 
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
 Period = Annotated[Finite, Field(gt=0)]
 Rates = Annotated[
     tuple[Annotated[Finite, Field(gt=0)], ...], BeforeValidator(as_tuple), Field(min_length=1)
 ]
 """Numbers above 0, written as a YAML list."""
+OneOrMore = Annotated[Rates, BeforeValidator(_several)]
+"""The same, or one number."""
 Shares = Annotated[
     tuple[Annotated[Finite, Field(gt=0, lt=1)], ...],
     BeforeValidator(as_tuple),
@@ -41,6 +48,9 @@ class OnlineConfig(Model):
 
 class TaskConfig(Model):
     """What every task has; its queries are the images of ``data.val``."""
+
+    needs_posterior: ClassVar[bool] = False
+    """Whether it can be done of none but a method that has one."""
 
     task: str
     every_epochs: Period = 1.0
@@ -125,7 +135,7 @@ class OodConfig(BankConfig):
     """VJE and VSSL: training images whose posteriors explain an image."""
     pairs: Annotated[int, Field(ge=0, le=64)] = 4
     """VJE and VSSL: pairs of augmented views that explain each other; two more passes over the
-    images for each.  0: none."""
+    images for each.  0: none, and none of VSSL's scores that need them."""
 
     def absolute(self) -> OodConfig:
         """The same task whatever folder a job starts in."""
@@ -144,6 +154,8 @@ class CollapseConfig(TaskConfig):
 
 class UncertaintyConfig(BankConfig):
     """Whether a posterior's variance says where a prediction fails and an image is spoilt."""
+
+    needs_posterior: ClassVar[bool] = True
 
     task: Literal["uncertainty"] = "uncertainty"
     every_epochs: Period = 100.0
@@ -168,8 +180,13 @@ class FinetuneConfig(BankConfig):
     """Passes over the training images."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum 0.9, or AdamW."""
-    lr: Annotated[Finite, Field(gt=0)] = 0.03
-    """Peak learning rate per 256 images, of all weights; it falls to 0 on half a cosine."""
+    lr: OneOrMore = (0.01, 0.03, 0.1)
+    """Peak learning rates per 256 images, of all weights, each falling to 0 on half a cosine; the
+    best one on held-out training images is used.  AdamW wants lower ones."""
+    search_epochs: Positive = 5
+    """Passes over the other training images before that choice, for each learning rate."""
+    held_out: Annotated[Finite, Field(gt=0, le=0.5)] = 0.1
+    """Share of the training images, of each class, on which it is chosen."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 1e-4
     """Of all weights but biases and those of normalisations."""
     train_batch: Positive = 256
@@ -178,11 +195,6 @@ class FinetuneConfig(BankConfig):
     """Share of an image's area that its random crop covers."""
     seeds: Annotated[int, Field(gt=0, le=100)] = 1
     """How often it is repeated."""
-
-    @property
-    def peak_lr(self) -> float:
-        """Learning rate of the first step."""
-        return self.lr * self.train_batch / 256
 
     @property
     def recipe(self) -> ViewRecipe:

@@ -21,6 +21,7 @@ from vssl_dist.data.shards import Dataset, Samples
 from vssl_dist.data.substitution import read_decodable
 from vssl_dist.data.views import draw
 
+Ids = NDArray[np.int64]
 _AHEAD = 2
 _RESIZED, _CROPPED = 256, 224  # the short side is resized to the first to crop the second
 
@@ -31,10 +32,10 @@ def evaluation_batches(
     *,
     backend: str,
     batch: int,
-    limit: int | None,
+    ids: Ids | None = None,
     timeout_s: float = 120.0,
 ) -> Iterator[Batch]:
-    """Each sample exactly once, in id order, as one view.
+    """Each sample exactly once, in the order of its id, as one view.
 
     Images of ``spec.image_size`` x ``spec.image_size`` are taken as they are; of all others the
     short side is resized to 256 / 224 of it and the centre is cropped.
@@ -44,7 +45,7 @@ def evaluation_batches(
         spec: Size, normalisation, threads and device; its recipes are not used.
         backend: ``dali`` or ``reference``.
         batch: Samples per batch; the last one may be shorter.
-        limit: Use only the first so many samples.
+        ids: These samples alone, in this order.
         timeout_s: Seconds without an answer to one read after which storage counts as dead.
 
     Yields:
@@ -54,7 +55,7 @@ def evaluation_batches(
         DataError: A shard cannot be read, holds no usable image, or storage does not answer.
     """
     made = build_backend(backend, spec)
-    shown = (_framed(dataset, made, ids, spec.image_size) for ids in _ids(dataset, batch, limit))
+    shown = (_framed(dataset, made, some, spec.image_size) for some in _some(dataset, batch, ids))
     yield from _ahead(dataset, shown, timeout_s)
 
 
@@ -77,21 +78,22 @@ def augmented_batches(
     *,
     backend: str,
     batch: int,
-    limit: int | None,
+    ids: Ids | None = None,
     timeout_s: float = 120.0,
 ) -> Iterator[Batch]:
-    """Each sample exactly once, in id order, as ``2 * pairs.count`` views, pair after pair.
+    """Each sample exactly once, in the order of its id, as ``2 * pairs.count`` views.
 
-    The same pixels whatever the size of the batch.  Else as `evaluation_batches`.
+    Pair stands after pair.  The same pixels whatever the size of the batch.  Else as
+    `evaluation_batches`.
     """
     made = build_backend(backend, replace(spec, recipes=pairs.recipes * pairs.count))
-    shown = (_augmented(dataset, made, ids, pairs) for ids in _ids(dataset, batch, limit))
+    shown = (_augmented(dataset, made, some, pairs) for some in _some(dataset, batch, ids))
     yield from _ahead(dataset, shown, timeout_s)
 
 
-def _ids(dataset: Dataset, batch: int, limit: int | None) -> Iterator[NDArray[np.int64]]:
-    count = dataset.samples if limit is None else min(limit, dataset.samples)
-    return (np.arange(i, min(i + batch, count)) for i in range(0, count, batch))
+def _some(dataset: Dataset, batch: int, ids: Ids | None) -> Iterator[Ids]:
+    ids = np.arange(dataset.samples) if ids is None else ids
+    return (ids[i : i + batch] for i in range(0, len(ids), batch))
 
 
 def _ahead(dataset: Dataset, source: Iterator[Batch], timeout_s: float) -> Iterator[Batch]:
@@ -104,14 +106,14 @@ def _ahead(dataset: Dataset, source: Iterator[Batch], timeout_s: float) -> Itera
         dataset.close()
 
 
-def _framed(dataset: Dataset, backend: Backend, ids: NDArray[np.int64], side: int) -> Batch:
+def _framed(dataset: Dataset, backend: Backend, ids: Ids, side: int) -> Batch:
     samples, view = read_decodable(
         dataset, ids, lambda samples: backend.frame(samples, centre_boxes(samples, side))
     )
     return _told(dataset, samples, ids, [view])
 
 
-def _augmented(dataset: Dataset, backend: Backend, ids: NDArray[np.int64], pairs: Pairs) -> Batch:
+def _augmented(dataset: Dataset, backend: Backend, ids: Ids, pairs: Pairs) -> Batch:
     def render(samples: Samples) -> list[Tensor]:
         sizes = np.stack([samples.height, samples.width], axis=1)
         draws = [
@@ -125,7 +127,7 @@ def _augmented(dataset: Dataset, backend: Backend, ids: NDArray[np.int64], pairs
     return _told(dataset, samples, ids, views)
 
 
-def _told(dataset: Dataset, samples: Samples, ids: NDArray[np.int64], views: list[Tensor]) -> Batch:
+def _told(dataset: Dataset, samples: Samples, ids: Ids, views: list[Tensor]) -> Batch:
     """The batch, with a warning for each image that had to be replaced."""
     for bad in samples.substitutions:
         warnings.warn(

@@ -14,7 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,19 +22,19 @@ from uuid import uuid4
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from vssl_dist.durable import sha256, sync
-from vssl_dist.evaluation.features import precision
+from vssl_dist.evaluation.features import Rows, precision
 from vssl_dist.evaluation.knn import Features
 
 KEPT_NETWORKS = 3
 _STALE_S = 86_400.0
 _FILES = ("features.npy", "labels.npy")
-_SEAL = "seal.json"
+_SEAL, _PARTS = "seal.json", "parts"
 _FORMAT = 1
 
-Source = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+Source = Callable[[Path], Rows]
+"""Computes features; in a folder of the given name, which is gone at the end, it may put parts."""
 
 
 class FeatureCache:
@@ -59,7 +59,7 @@ class FeatureCache:
         Args:
             network: What identifies the network, as JSON values.
             images: What identifies the images, as JSON values, and their number ``samples``.
-            source: Batches of features ``(B, D)`` and labels ``(B,)``, ``samples`` rows in all.
+            source: Computes features and labels, ``samples`` rows in all.
 
         Returns:
             Mapped into memory, so that they need not fit into it; float32, or float16 beyond
@@ -106,7 +106,7 @@ class FeatureCache:
         partial = self.folder / f".tmp-{entry.name}-{uuid4().hex[:12]}"
         partial.mkdir()
         try:
-            _store(partial, facts["images"]["samples"], source)
+            store(partial, facts["images"]["samples"], source(partial / _PARTS))
             seal = facts | {"sha256": {name: sha256(partial / name) for name in _FILES}}
             (partial / _SEAL).write_text(json.dumps(seal, indent=1))
             for name in (*_FILES, _SEAL):
@@ -131,21 +131,42 @@ class FeatureCache:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _store(folder: Path, samples: int, source: Source) -> None:
-    """Write the rows as they come: what does not fit the disk is an error, never a short file."""
+def store(folder: Path, samples: int, rows: Rows) -> None:
+    """Write features and labels as they come.
+
+    Args:
+        folder: Is there, and empty.
+        samples: How many rows there are to be.
+        rows: The features.
+
+    Raises:
+        OSError: They do not fit the disk.
+        RuntimeError: They are not so many.
+    """
     labels = np.empty(samples, np.int64)
     done, dtype = 0, torch.float32
-    with (folder / "features.npy").open("xb") as file:
-        for rows, classes in source():
+    with (folder / "features.npy").open("xb") as file, closing(rows):
+        for features, classes in rows:
             if not done:
-                dtype = precision(samples, rows.shape[1])
-                _header(file, (samples, rows.shape[1]), dtype)
-            file.write(rows.to(dtype).contiguous().numpy().tobytes())
-            labels[done : done + len(rows)] = classes.numpy()
-            done += len(rows)
+                dtype = precision(samples, features.shape[1])
+                _header(file, (samples, features.shape[1]), dtype)
+            file.write(features.to(dtype).contiguous().numpy().tobytes())
+            labels[done : done + len(features)] = classes.numpy()
+            done += len(features)
     if done != samples:
         raise RuntimeError(f"{done} of {samples} features were computed")
     np.save(folder / "labels.npy", labels)
+
+
+def read_rows(folder: Path, size: int) -> Rows:
+    """What `store` wrote, ``size`` rows at a time."""
+    parts = (torch.split(part, size) for part in _mapped(folder))
+    yield from zip(*parts, strict=True)
+
+
+def _mapped(folder: Path) -> Features:
+    # Copy on write: torch wants to be able to write, and the file must not change.
+    return Features(*(torch.from_numpy(np.load(folder / n, mmap_mode="c")) for n in _FILES))
 
 
 def _header(file: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -161,12 +182,11 @@ def _read(entry: Path, facts: Mapping[str, Any]) -> Features | None:
         sums = seal.pop("sha256")
         if seal != facts or any(sha256(entry / name) != sums[name] for name in _FILES):
             return None
-        # Copy on write: torch wants to be able to write, and the file must not change.
-        features, labels = (torch.from_numpy(np.load(entry / n, mmap_mode="c")) for n in _FILES)
+        found = _mapped(entry)
         os.utime(entry / _SEAL)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Features(features, labels)
+    return found
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

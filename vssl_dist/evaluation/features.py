@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ from vssl_dist.models.backbones import build_backbone
 
 Forward = Callable[[Tensor], Tensor]
 """``(B, 3, H, W)`` to ``(B, D)``, in eval mode."""
+Rows = Generator[tuple[Tensor, Tensor], None, None]
+"""Features ``(B, D)`` float32 on the CPU and labels ``(B,)`` int64, batch by batch."""
 _FULL_PRECISION_BYTES = 2 << 30
 
 
@@ -35,10 +39,10 @@ class Reading:
     autocast: torch.dtype | None = None
     """Precision of the network's products on a GPU, such as ``torch.bfloat16``."""
 
-    def batches(self, dataset: Dataset, limit: int | None) -> Iterator[Batch]:
-        """The first ``limit`` images, in the order of their ids."""
+    def batches(self, dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[Batch]:
+        """Some images, in the order of ``ids``."""
         return evaluation_batches(
-            dataset, self.spec(), backend=self.backend, batch=self.batch, limit=limit
+            dataset, self.spec(), backend=self.backend, batch=self.batch, ids=ids
         )
 
     def spec(self) -> BackendSpec:
@@ -64,10 +68,10 @@ def extract(
     dataset: Dataset,
     reading: Reading,
     *,
-    limit: int | None = None,
+    ids: NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Features of the first ``limit`` images, in the order of their ids.
+    """Features of images, in the order of their ids.
 
     A bar is drawn when standard error is a terminal.
 
@@ -76,7 +80,7 @@ def extract(
             ``reading.device``.
         dataset: Where the images are.
         reading: How they are read.
-        limit: ``None`` means all.
+        ids: Which images, in this order; None means all.
         progress: Called with the images done and in all.
 
     Returns:
@@ -85,47 +89,54 @@ def extract(
     Raises:
         DataError: The features would not fit into memory.
     """
-    total = min(dataset.samples, limit or dataset.samples)
+    ids = np.arange(dataset.samples) if ids is None else ids
+    rows = stream(network, dataset, reading, ids)
+    return collect(shown(rows, f"features of {dataset.folder.name}", len(ids)), len(ids), progress)
+
+
+def collect(rows: Rows, total: int, progress: Callable[[int, int], None] | None = None) -> Features:
+    """All rows in memory, as `extract` returns them.
+
+    Args:
+        rows: Features and labels.
+        total: How many they are.
+        progress: Called with the rows done and in all.
+
+    Raises:
+        DataError: They would not fit.
+        RuntimeError: They are not so many.
+    """
     features = torch.empty(0)
     labels = torch.empty(total, dtype=torch.int64)
     done = 0
-    for rows, classes in stream(network, dataset, reading, limit=limit, progress=progress):
+    for found, classes in rows:
         if not len(features):
-            features = _allocate(total, rows.shape[1])
-        features[done : done + len(rows)] = rows
-        labels[done : done + len(rows)] = classes
-        done += len(rows)
+            features = _allocate(total, found.shape[1])
+        features[done : done + len(found)] = found
+        labels[done : done + len(found)] = classes
+        done += len(found)
+        if progress is not None:
+            progress(done, total)
+    if done != total:
+        raise RuntimeError(f"{done} of {total} features were computed")
     return Features(features, labels)
 
 
-def stream(
-    network: Forward,
-    dataset: Dataset,
-    reading: Reading,
-    *,
-    limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `extract` collects, batch by batch: features ``(B, D)`` float32, labels ``(B,)``.
-
-    Raises:
-        RuntimeError: At the end, if images were left out.
-    """
-    total = min(dataset.samples, limit or dataset.samples)
+def stream(network: Forward, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]) -> Rows:
+    """Features and labels of images, in the order of ``ids``; see `extract`."""
     if isinstance(network, nn.Module):
         network.to(reading.device)
-    done = 0
-    with bar() as shown:
-        task = shown.add_task(f"features of {dataset.folder.name}", total=total)
-        for batch in reading.batches(dataset, limit):
-            rows = forward(network, batch.views[0], reading)
-            done += len(rows)
-            yield rows, batch.labels.cpu()
-            shown.update(task, completed=done)
-            if progress is not None:
-                progress(done, total)
-    if done != total:
-        raise RuntimeError(f"{dataset.folder}: {done} of {total} images were read")
+    for batch in reading.batches(dataset, ids):
+        yield forward(network, batch.views[0], reading), batch.labels.cpu()
+
+
+def shown(rows: Rows, title: str, total: int) -> Rows:
+    """The same rows, with a progress bar."""
+    with bar() as progress:
+        task = progress.add_task(title, total=total)
+        for found in rows:
+            yield found
+            progress.update(task, advance=len(found[1]))
 
 
 def forward(network: Forward, images: Tensor, reading: Reading) -> Tensor:

@@ -28,7 +28,8 @@ from vssl_dist.data.prefetch import Prefetcher
 from vssl_dist.data.shards import DataError, Dataset, Samples
 from vssl_dist.data.substitution import read_decodable
 from vssl_dist.data.views import draw
-from vssl_dist.evaluation.features import Forward, Reading, bar
+from vssl_dist.evaluation.features import Forward, Reading, bar, extract
+from vssl_dist.evaluation.probe import split
 
 _AHEAD = 2
 _TIMEOUT_S = 120.0
@@ -39,10 +40,14 @@ class Labelled:
     """The images to learn from."""
 
     dataset: Dataset
-    count: int
-    """The first so many of them."""
+    ids: NDArray[np.int64]
     classes: int
     reading: Reading
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each."""
+        return self.dataset.rows(self.ids)["label"].astype(np.int64)
 
     def epoch(self, settings: FinetuneConfig, seed: int, epoch: int) -> Iterator[Batch]:
         """Every image once, in an order of its own, as one augmented view.
@@ -56,8 +61,8 @@ class Labelled:
         backend = build_backend(
             self.reading.backend, replace(self.reading.spec(), recipes=(recipe,))
         )
-        order = np.random.default_rng([seed, epoch]).permutation(self.count)
-        full = max(self.count // settings.train_batch, 1)
+        order = np.random.default_rng([seed, epoch]).permutation(self.ids)
+        full = self.steps(settings)
         chunks = (
             order[i * settings.train_batch : (i + 1) * settings.train_batch] for i in range(full)
         )
@@ -71,8 +76,8 @@ class Labelled:
             self.dataset.close()
 
     def steps(self, settings: FinetuneConfig) -> int:
-        """Optimizer steps of all epochs."""
-        return max(self.count // settings.train_batch, 1) * settings.epochs
+        """Optimizer steps of an epoch."""
+        return max(len(self.ids) // settings.train_batch, 1)
 
 
 def _batch(
@@ -120,8 +125,50 @@ class _Fixed(nn.Module):
         return self.network(images)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """One training among those of a task."""
+
+    lr: float
+    """Peak learning rate per 256 images."""
+    epochs: int
+    seed: int = 0
+    """Of the order, the views and what is random inside the network."""
+
+
+class DivergedError(DataError):
+    """The loss is not finite any more."""
+
+
+def best_lr(network: Forward, data: Labelled, settings: FinetuneConfig) -> dict[str, Any]:
+    """Choose among ``settings.lr`` on held-out training images, after a short training on the rest.
+
+    Returns:
+        ``lr``, ``held_out`` (accuracy of each on how many ``held_out_images``, 0 where it
+        diverged); the middle one where no image can be held out.  Of equal ones the smaller wins.
+    """
+    rates, every = sorted(settings.lr), torch.arange(len(data.ids))
+    fit, check = split(torch.from_numpy(data.labels), every, settings.held_out, seed=0)
+    if not len(check) or len(rates) == 1:
+        return {"lr": rates[len(rates) // 2], "held_out": {}, "held_out_images": 0}
+    rest, found = replace(data, ids=data.ids[fit.numpy()]), {}
+    for rate in rates:
+        plan = Schedule(rate, min(settings.search_epochs, settings.epochs))
+        try:
+            model, _ = finetune(network, rest, settings, plan)
+        except DivergedError:
+            found[rate] = 0.0
+            continue
+        logits = extract(model, data.dataset, data.reading, ids=data.ids[check.numpy()])
+        right = logits.features.argmax(1) == logits.labels
+        found[rate] = float(right.double().mean())
+    best = max(found, key=lambda rate: (found[rate], -rate))
+    shown = {f"{rate:g}": value for rate, value in found.items()}
+    return {"lr": best, "held_out": shown, "held_out_images": len(check)}
+
+
 def finetune(
-    network: Forward, data: Labelled, settings: FinetuneConfig, seed: int
+    network: Forward, data: Labelled, settings: FinetuneConfig, plan: Schedule
 ) -> tuple[Classifier, list[float]]:
     """Train a copy of a backbone and a classifier of its features.
 
@@ -129,7 +176,7 @@ def finetune(
         network: ``(B, 3, H, W)`` to ``(B, D)``; stays as it is.
         data: Images and labels.
         settings: How.
-        seed: Of the order, the views and what is random inside the network.
+        plan: How fast, how long.
 
     Returns:
         The classifier in eval mode and the mean loss of each epoch.
@@ -137,27 +184,28 @@ def finetune(
     Raises:
         DataError: Training diverged, or a shard is damaged.
     """
-    device, total = data.reading.device, data.steps(settings)
+    device, total = data.reading.device, data.steps(settings) * plan.epochs
+    peak = plan.lr * settings.train_batch / 256
     with torch.random.fork_rng(devices=[torch.device(device)] if device != "cpu" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(plan.seed)
         model = _start(network, data)
-        optimizer = _optimizer(model, settings)
+        optimizer = _optimizer(model, settings, peak)
         losses: list[float] = []
         done = 0
         with bar() as shown:
-            task = shown.add_task("fine-tuning", total=total)
-            for epoch in range(settings.epochs):
+            task = shown.add_task(f"fine-tuning, lr {plan.lr:g}", total=total)
+            for epoch in range(plan.epochs):
                 sums = []
-                for batch in data.epoch(settings, seed, epoch):
-                    rate = schedule.cosine(done, total, settings.peak_lr, 0.0)
+                for batch in data.epoch(settings, plan.seed, epoch):
+                    rate = schedule.cosine(done, total, peak, 0.0)
                     sums.append(_step(model, optimizer, batch, rate))
                     done += 1
                     shown.update(task, completed=done)
                 losses.append(float(torch.stack(sums).mean()))
                 if not math.isfinite(losses[-1]):
-                    raise DataError(
+                    raise DivergedError(
                         f"finetune: the loss is not finite in epoch {epoch + 1}: lower lr "
-                        f"({settings.lr:g})"
+                        f"({plan.lr:g})"
                     )
     return model.eval(), losses
 
@@ -171,7 +219,7 @@ def _start(network: Forward, data: Labelled) -> Classifier:
     return Classifier(network, width, data.classes).to(data.reading.device).train()
 
 
-def _optimizer(model: nn.Module, settings: FinetuneConfig) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, settings: FinetuneConfig, peak: float) -> torch.optim.Optimizer:
     decayed = [p for p in model.parameters() if p.dim() > 1]
     free = [p for p in model.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [
@@ -179,8 +227,8 @@ def _optimizer(model: nn.Module, settings: FinetuneConfig) -> torch.optim.Optimi
         {"params": free, "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.peak_lr)
-    return torch.optim.SGD(groups, lr=settings.peak_lr, momentum=0.9)
+        return torch.optim.AdamW(groups, lr=peak)
+    return torch.optim.SGD(groups, lr=peak, momentum=0.9)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> Tensor:

@@ -22,10 +22,19 @@ from torch import Tensor
 
 from vssl_dist.evaluation.features import bar
 from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.probe import Probe, Scaling, accuracy, blocks, scaling, split
+from vssl_dist.evaluation.probe import (
+    Probe,
+    Scaling,
+    accuracy,
+    adjacent,
+    blocks,
+    scaling,
+    split,
+)
 
 _MOMENTUM = 0.9
 _MOST_ITERATIONS = 500
+_COPIED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,18 @@ class Training:
     def only(self, rows: Tensor) -> Training:
         """The same with other rows."""
         return Training(self.features, rows, self.classes, self.device)
+
+    def together(self) -> Training:
+        """The same with its rows copied to where they follow one another, if they are small.
+
+        Many passes over scattered rows cost more in copies than in products.
+        """
+        size = 4 * len(self.rows) * self.features.features.shape[1]
+        if adjacent(self.rows) or size > _COPIED_BYTES:
+            return self
+        parts = zip(*blocks(self.features, self.rows), strict=True)
+        copied = Features(*(torch.cat(part) for part in parts))
+        return Training(copied, torch.arange(len(self.rows)), self.classes, self.device)
 
 
 def logistic(data: Training, l2: Sequence[float], *, tolerance: float = 1e-5) -> dict[float, Probe]:
@@ -58,6 +79,7 @@ def logistic(data: Training, l2: Sequence[float], *, tolerance: float = 1e-5) ->
     Returns:
         A float64 probe on the CPU for each ``l2``.
     """
+    data = data.together()
     scale = scaling(data.features, data.rows)
     width = len(scale.mean)
     flat: NDArray[np.float64] = np.zeros((width + 1) * data.classes)

@@ -16,7 +16,7 @@ from vssl_dist.export import HEAD, beside, head_tensors
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.models.heads import Gaussian, GaussianBranch
 
-VARIATIONAL = ("vje", "vssl")
+VARIATIONAL = tuple(name for name, cfg in CONFIGS.items() if cfg.has_posterior)
 """The methods whose exports have a posterior."""
 
 
@@ -47,8 +47,22 @@ class Posterior:
         Raises:
             ExportError: The head turns finite features into something that is not finite.
         """
+        return self._inferred(self.branch, features)
+
+    def target(self, features: Tensor) -> Gaussian:
+        """As `infer`, of a view that another view's posterior is to explain.
+
+        A predictor, which in training stands in the student alone, is left out: one network plays
+        both parts, because an export has one.
+        """
+        branch = self.branch
+        if branch.predictor is not None:
+            branch = GaussianBranch(branch.backbone, branch.posterior)
+        return self._inferred(branch, features)
+
+    def _inferred(self, branch: GaussianBranch, features: Tensor) -> Gaussian:
         with torch.inference_mode():
-            found = self.branch.infer(features.float())
+            found = branch.infer(features.float())
         if not (found.mu.isfinite().all() and found.logvar.isfinite().all()):
             raise ExportError("the posterior head is damaged: its mean or variance is not finite")
         return found

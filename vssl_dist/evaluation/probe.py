@@ -43,14 +43,25 @@ class Probe(NamedTuple):
         return features.to(self.weight) @ self.weight + self.bias
 
 
-def blocks(features: Features, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and labels of some rows (all, if None) a few thousand at a time.
+def adjacent(rows: Tensor) -> bool:
+    """Whether sorted rows follow one another, so that a slice has them all.
 
-    Half precision comes as float32; what is wider stays.
+    >>> adjacent(torch.arange(5, 9)), adjacent(torch.tensor([1, 3]))
+    (True, False)
+    """
+    return int(rows[-1] - rows[0]) == len(rows) - 1
+
+
+def blocks(features: Features, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and labels of some sorted rows (all, if None) a few thousand at a time.
+
+    Half precision comes as float32; what is wider stays, and is not copied if the rows follow one
+    another.
     """
     dtype = torch.promote_types(features.features.dtype, torch.float32)
-    if rows is None:
-        parts = zip(*(torch.split(t, CHUNK) for t in features), strict=True)
+    if rows is None or adjacent(rows):
+        stretch = slice(None) if rows is None else slice(int(rows[0]), int(rows[-1]) + 1)
+        parts = zip(*(torch.split(t[stretch], CHUNK) for t in features), strict=True)
         yield from ((x.to(dtype), y) for x, y in parts)
         return
     for index in torch.split(rows, CHUNK):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vssl_dist.config import OodConfig, TaskConfig, UncertaintyConfig
+from vssl_dist.config import OodConfig, TaskConfig
 from vssl_dist.data.loader import check_labelled
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.posterior import VARIATIONAL
@@ -18,11 +18,11 @@ def need_posterior(card: dict[str, Any], task: TaskConfig) -> None:
     Raises:
         DataError: One line that says which methods have one.
     """
-    if isinstance(task, UncertaintyConfig) and "head_sha256" not in card:
+    if task.needs_posterior and "head_sha256" not in card:
         raise DataError(
-            f"uncertainty: run {card['run']} ({card.get('method', 'unknown method')}, step "
+            f"{task.task}: run {card['run']} ({card.get('method', 'unknown method')}, step "
             f"{card['step']}) exported no posterior: {' and '.join(VARIATIONAL)} have one, in "
-            "exports with a head-STEP.safetensors"
+            "exports with a head-STEP.safetensors; leave the task out"
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,22 @@ from torch import Tensor
 from vssl_dist.config import Normalisation, TaskConfig
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import sha256
-from vssl_dist.evaluation.cache import FeatureCache, Source, features_of
+from vssl_dist.evaluation.cache import FeatureCache, features_of
 from vssl_dist.evaluation.exports import load_export, read_card
 from vssl_dist.evaluation.features import (
     Forward,
     Reading,
-    extract,
+    collect,
     random_network,
     raw_pixels,
-    stream,
 )
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.online import load_online
 from vssl_dist.evaluation.posterior import Posterior, load_posterior
 from vssl_dist.evaluation.probe import Probe
+from vssl_dist.evaluation.ranks import Pass
 from vssl_dist.evaluation.splits import check_pair, filled, need_posterior, strangers
-from vssl_dist.evaluation.variants import Variants, stream_variants
+from vssl_dist.evaluation.variants import Variants
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Place:
     """Folder of the queries."""
     ood: Mapping[str, Path] = field(default_factory=dict)
     """Folders of what is out of distribution, by name, instead of the task's."""
+    ranks: int = 1
+    """Processes that share a pass over images: each on a GPU of its own, or with as many threads
+    as this one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Network:
     """A frozen network, loaded only if its features are not known yet."""
 
     load: Callable[[], Forward]
+    """Pickles, unless its features are not kept."""
     identity: dict[str, Any] | None
     """What its features depend on; None: they are not kept."""
     card: dict[str, Any] = field(default_factory=dict)
@@ -66,14 +71,14 @@ class Network:
     def exported(cls, path: Path) -> Network:
         """The backbone of an export, with its posterior if it has one."""
         identity = {"export_sha256": sha256(path)}
-        loads = (lambda: load_export(path)[0]), identity, read_card(path)
+        loads = partial(_frozen, path), identity, read_card(path)
         return cls(*loads, posterior=lambda: load_posterior(path), online=lambda: load_online(path))
 
     @classmethod
     def untrained(cls, backbone: str, image_size: int) -> Network:
         """The same backbone before any training, seed 0."""
         identity = {"untrained": backbone, "image_size": image_size, "torch": torch.__version__}
-        return cls(lambda: random_network(backbone, image_size), identity)
+        return cls(partial(random_network, backbone, image_size), identity)
 
     @classmethod
     def pixels(cls) -> Network:
@@ -154,6 +159,8 @@ class Subject:
     network: Network
     images: Images
     cache: FeatureCache
+    ranks: int = 1
+    """Processes that share a pass over images, of this machine."""
 
     @property
     def device(self) -> str:
@@ -177,16 +184,7 @@ class Subject:
             ExportError: The export is damaged or foreign.
             DataError: A shard is damaged, or a feature is not finite.
         """
-        dataset, reading = self.images.parts[part], self.images.reading
-        limit = self.images.limits[part]
-
-        def source() -> Iterator[tuple[Tensor, Tensor]]:
-            return stream(self.network.load(), dataset, reading, limit=limit)
-
-        found = self._kept(part, {"samples": self.images.count(part)}, source)
-        if found is None:
-            found = extract(self.network.load(), dataset, reading, limit=limit)
-        return _finite(found, dataset)
+        return self._look(part, self.images.count(part), None)
 
     def variants(self, part: str, variants: Variants, limit: int | None = None) -> Tensor:
         """Features of K pictures of each of a part's first images, kept like `features`.
@@ -203,32 +201,35 @@ class Subject:
             ExportError: The export is damaged or foreign.
             DataError: A shard is damaged, or a feature is not finite.
         """
-        dataset, reading = self.images.parts[part], self.images.reading
         count = min(self.images.count(part), limit or self.images.count(part))
+        found = self._look(part, count, variants)
+        return found.features.view(count, variants.count, -1)
 
-        def source() -> Iterator[tuple[Tensor, Tensor]]:
-            return stream_variants(self.network.load(), dataset, reading, variants, count)
+    def _look(self, part: str, count: int, variants: Variants | None) -> Features:
+        dataset, reading = self.images.parts[part], self.images.reading
+        whole = Pass(self.network.load, dataset, reading, count, variants)
+        found = self._kept(whole)
+        return _finite(found or collect(whole.alone(), whole.rows), dataset)
 
-        facts = variants.facts | {"samples": count * variants.count}
-        found = self._kept(part, facts, source)
-        if found is None:
-            rows = list(source())
-            found = Features(*(torch.cat(column) for column in zip(*rows, strict=True)))
-        return _finite(found, dataset).features.view(count, variants.count, -1)
-
-    def _kept(self, part: str, facts: dict[str, Any], source: Source) -> Features | None:
-        """What the cache has, or makes of a source; None where nothing is kept."""
+    def _kept(self, whole: Pass) -> Features | None:
+        """What the cache has, or makes of a pass; None where nothing is kept."""
         if self.network.identity is None:
             return None
-        reading = self.images.reading
-        facts = facts | {
-            "fingerprint": self.images.parts[part].fingerprint,
+        reading = whole.reading
+        facts = {} if whole.variants is None else whole.variants.facts
+        facts |= {
+            "samples": whole.rows,
+            "fingerprint": whole.dataset.fingerprint,
             "image_size": reading.image_size,
             "normalise": reading.normalise.model_dump(mode="json"),
             "backend": reading.backend,
             "autocast": str(reading.autocast),
         }
-        return features_of(self.cache, self.network.identity, facts, source)
+        return features_of(self.cache, self.network.identity, facts, whole.source(self.ranks))
+
+
+def _frozen(path: Path) -> Forward:
+    return load_export(path)[0]
 
 
 def _finite(found: Features, dataset: Dataset) -> Features:

@@ -24,7 +24,7 @@ from vssl_dist.evaluation.tasks import TASKS, Plot
 __all__ = ["Place", "baselines", "evaluate", "exports"]
 
 _CACHE = "features"
-_FORMAT = 2
+_FORMAT = 3
 """Of the results; those of another format are found again."""
 
 
@@ -65,15 +65,15 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
         ExportError: The export is missing, foreign or damaged.
         DataError: A dataset is, or they do not fit together.
     """
-    card = read_card(export)
-    images = Images.open(card, settings, place or Place())
+    card, place = read_card(export), place or Place()
+    images = Images.open(card, settings, place)
     network = Network.exported(export)
     facts = images.facts(settings) | {"export_sha256": sha256(export), "step": card["step"]}
     facts |= {key: digest for key, digest in card.items() if key.endswith("_sha256")}
     path = export.with_name(f"{settings.task}-{card['step']:08d}{images.suffix}.json")
 
     def compute() -> dict[str, Any]:
-        subject = Subject(network, images, FeatureCache(export.parent / _CACHE))
+        subject = Subject(network, images, FeatureCache(export.parent / _CACHE), place.ranks)
         found = TASKS[settings.task].measure(subject, settings)
         drawn = {"plots": _draw(path, found.plots)}
         return {"export": export.name, "results": found.results, "metrics": found.metrics} | drawn
@@ -91,8 +91,8 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
         As `evaluate`, with ``results`` one level deeper under ``raw_pixels`` and
         ``random_network`` (seed 0, eval mode), and so begin the names of the pictures.
     """
-    card = read_card(export)
-    images = Images.open(card, settings, place or Place())
+    card, place = read_card(export), place or Place()
+    images = Images.open(card, settings, place)
     facts = images.facts(settings) | {"backbone": card["backbone"]}
     networks = {
         "raw_pixels": Network.pixels(),
@@ -107,7 +107,8 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
         results: dict[str, Any] = {}
         drawn: list[str] = []
         for name, network in networks.items():
-            found = measure(Subject(replace(network, card=card), images, cache), settings)
+            subject = Subject(replace(network, card=card), images, cache, place.ranks)
+            found = measure(subject, settings)
             results[name] = found.results
             drawn += _draw(path, {f"{name}-{plot}": draw for plot, draw in found.plots.items()})
         return {"results": results, "plots": drawn}

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from vssl_dist.config import ViewRecipe
 from vssl_dist.config.recipes import Views
@@ -16,7 +18,7 @@ from vssl_dist.data.evaluation import Pairs, augmented_batches
 from vssl_dist.data.loader import Batch
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.corruptions import KINDS, LEVELS, corrupted
-from vssl_dist.evaluation.features import Forward, Reading, bar, forward
+from vssl_dist.evaluation.features import Forward, Reading, Rows, forward
 
 
 class Variants(Protocol):
@@ -30,8 +32,13 @@ class Variants(Protocol):
     def facts(self) -> dict[str, Any]:
         """All that they depend on beside the images and their reading, as JSON values."""
 
-    def batches(self, dataset: Dataset, reading: Reading, limit: int | None) -> Iterator[Batch]:
-        """Each of the first ``limit`` images once, in the order of their ids, as K views."""
+    def batch(self, reading: Reading) -> int:
+        """Images at a time."""
+
+    def batches(
+        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+    ) -> Iterator[Batch]:
+        """Each image once, in the order of ``ids``, as K views."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,17 @@ class AugmentedPairs:
         recipes = [recipe.model_dump(mode="json") for recipe in self.pairs.recipes]
         return {"pairs": asdict(self.pairs) | {"recipes": recipes}}
 
-    def batches(self, dataset: Dataset, reading: Reading, limit: int | None) -> Iterator[Batch]:
+    def batch(self, reading: Reading) -> int:
+        """As many as make no more pictures than a batch has images."""
+        return max(1, reading.batch // self.count)
+
+    def batches(
+        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+    ) -> Iterator[Batch]:
         """As `Variants` says."""
-        size = max(1, reading.batch // self.count)
+        how, size = reading.backend, self.batch(reading)
         return augmented_batches(
-            dataset, reading.spec(), self.pairs, backend=reading.backend, batch=size, limit=limit
+            dataset, reading.spec(), self.pairs, backend=how, batch=size, ids=ids
         )
 
 
@@ -101,10 +114,16 @@ class Corruptions:
         """Which ones."""
         return {"corruptions": list(KINDS), "levels": LEVELS, "version": self.version}
 
-    def batches(self, dataset: Dataset, reading: Reading, limit: int | None) -> Iterator[Batch]:
+    def batch(self, reading: Reading) -> int:
+        """As many as without."""
+        return reading.batch
+
+    def batches(
+        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+    ) -> Iterator[Batch]:
         """As `Variants` says."""
         shape = (3, 1, 1)
-        for batch in reading.batches(dataset, limit):
+        for batch in reading.batches(dataset, ids):
             clean = batch.views[0]
             mean = clean.new_tensor(reading.normalise.mean).view(shape)
             std = clean.new_tensor(reading.normalise.std).view(shape)
@@ -114,19 +133,19 @@ class Corruptions:
 
 
 def stream_variants(
-    network: Forward, dataset: Dataset, reading: Reading, variants: Variants, limit: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+    network: Forward,
+    dataset: Dataset,
+    reading: Reading,
+    variants: Variants,
+    ids: NDArray[np.int64],
+) -> Rows:
     """Features ``(B * K, D)`` float32, the K of an image together, and labels ``(B * K,)``."""
     if isinstance(network, nn.Module):
         network.to(reading.device)
-    total = min(dataset.samples, limit or dataset.samples)
-    with bar() as shown:
-        task = shown.add_task(f"{variants.count} x {dataset.folder.name}", total=total)
-        for batch in variants.batches(dataset, reading, limit):
-            rows = [forward(network, view, reading) for view in batch.views]
-            labels = batch.labels.cpu().repeat_interleave(variants.count)
-            yield torch.stack(rows, dim=1).flatten(0, 1), labels
-            shown.update(task, advance=len(batch.ids))
+    for batch in variants.batches(dataset, reading, ids):
+        rows = [forward(network, view, reading) for view in batch.views]
+        labels = batch.labels.cpu().repeat_interleave(variants.count)
+        yield torch.stack(rows, dim=1).flatten(0, 1), labels
 
 
 def _plain(recipe: ViewRecipe) -> ViewRecipe:

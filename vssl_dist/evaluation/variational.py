@@ -6,7 +6,8 @@ as a density of the embedding itself, ``cartesian``, they are divided by the are
 it lies on.  That is the same for every view in training and differs between images.
 
 VSSL has no likelihood of an embedding: its own is of one view's latent under another's Gaussian.
-Of one view alone it says no more than the size of the posterior does.
+Of one view alone it says no more than the size of the posterior does, so that its likelihood and
+its bound are asked of pairs of views: see `vssl_dist.evaluation.cross_view`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vssl_dist.evaluation.features import bar
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.posterior import Posterior
 from vssl_dist.methods import vje, vssl
@@ -28,8 +30,9 @@ from vssl_dist.models.heads import Gaussian
 Density = Literal["cartesian", "polar"]
 Score = Callable[[Tensor], Tensor]
 """Features ``(M, D)`` to float64 ``(M,)`` on the CPU; higher is more anomalous."""
-CROSS_VIEW = "s2_cross_view_likelihood"
-_AT_ONCE = 1 << 22
+SELF, ELBO = "s1_self_likelihood", "s3_negative_elbo"
+AT_ONCE = 1 << 22
+"""Numbers of a posterior that are worked on at a time."""
 _ROWS = 64
 
 
@@ -70,11 +73,19 @@ class Variational:
             return _vssl(cfg)
         raise TypeError(f"{cfg.name} has no posterior")
 
+    @property
+    def alone(self) -> bool:
+        """Whether an image of which there is one view can be judged: VJE's embedding is observed,
+        VSSL's Gaussian needs another one."""
+        return isinstance(self.posterior.cfg, vje.VJEConfig)
+
     def draws(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal draws, the same each time; zeros if the method puts latents at means."""
+        """Standard normal draws, the same each time; zeros if the method needs none."""
         cfg = self.posterior.cfg
-        name = "location" if isinstance(cfg, vje.VJEConfig) else "latent"
-        if getattr(cfg, name) == "mean":
+        still = getattr(cfg, "location" if self.alone else "latent") == "mean"
+        if isinstance(cfg, vssl.VSSLConfig):
+            still |= cfg.denoising == "A" and cfg.cosine != "C3"  # an expectation in closed form
+        if still:
             return torch.zeros(1, *shape[1:])
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
@@ -82,18 +93,17 @@ class Variational:
 def variational_scores(setup: Variational, bank: Features) -> dict[str, Score]:
     """The scores that need one look at each image, by name; all rise with foreignness.
 
-    - ``s1_self_likelihood``: minus the log-likelihood of what was observed under the image's own
-      posterior, its latent at the mean.
-    - ``s3_negative_elbo``: minus the bound of the image on itself.
+    - ``s1_self_likelihood``, of VJE: minus the log-likelihood of what was observed under the
+      image's own posterior, its latent at the mean.
+    - ``s3_negative_elbo``, of VJE: minus the bound of the image on itself.
     - ``s4_posterior_size``: the sum of the log-variances.
     - ``s5_bank_likelihood``: minus the logarithm of the mean likelihood under latents that were
       drawn from the posteriors of training images, one from each of ``setup.posteriors``.
     """
-
     width = bank.features.shape[1]
 
     def by_block(score: Callable[[Gaussian], Tensor], samples: int = 1) -> Score:
-        rows = max(1, _AT_ONCE // (samples * width))
+        rows = max(1, AT_ONCE // (samples * width))
 
         def whole(features: Tensor) -> Tensor:
             blocks = torch.split(features, rows)
@@ -101,40 +111,19 @@ def variational_scores(setup: Variational, bank: Features) -> dict[str, Score]:
 
         return whole
 
-    count = setup.samples
-    return {
-        "s1_self_likelihood": by_block(lambda found: -_alone(setup, found).likelihood),
-        "s3_negative_elbo": by_block(lambda found: -_alone(setup, found, count).bound, count),
-        "s4_posterior_size": partial(posterior_size, setup.posterior),
-        "s5_bank_likelihood": by_block(_bank_likelihood(setup, bank)),
-    }
-
-
-def cross_view(setup: Variational, views: Tensor) -> Tensor:
-    """`CROSS_VIEW`: minus the mean log-likelihood of one view under another's
-    posterior, over pairs of views and both directions.
-
-    Args:
-        setup: How.
-        views: Features of T pairs of augmented views of each image, ``(M, 2 T, width)``; views
-            2 t and 2 t + 1 are a pair.
-
-    Returns:
-        ``(M,)`` float64.
-    """
-    judge, found = setup.judge(), []
-    for block in torch.split(views, max(1, _AT_ONCE // views[0].numel())):
-        each = _double(setup.posterior.infer(block.flatten(0, 1)))
-        one, two = (_rows(each, slice(start, None, 2)) for start in (0, 1))
-        still = torch.zeros(1, *one.mu.shape, dtype=torch.float64)
-        both = judge(one, two, still).likelihood + judge(two, one, still).likelihood
-        found.append(-0.5 * both.reshape(len(block), -1).mean(1))
-    return torch.cat(found)
+    scores: dict[str, Score] = {}
+    if setup.alone:
+        count = setup.samples
+        scores[SELF] = by_block(lambda found: -_alone(setup, found).likelihood)
+        scores[ELBO] = by_block(lambda found: -_alone(setup, found, count).bound, count)
+    scores["s4_posterior_size"] = partial(posterior_size, setup.posterior)
+    scores["s5_bank_likelihood"] = _bank_likelihood(setup, bank)
+    return scores
 
 
 def posterior_size(posterior: Posterior, features: Tensor) -> Tensor:
     """The sum of the log-variances of each image ``(M, width)``: ``(M,)`` float64."""
-    blocks = torch.split(features, max(1, _AT_ONCE // features.shape[1]))
+    blocks = torch.split(features, max(1, AT_ONCE // features.shape[1]))
     return torch.cat([logvars(posterior, posterior.infer(block)).sum(-1) for block in blocks])
 
 
@@ -149,34 +138,39 @@ def logvars(posterior: Posterior, found: Gaussian) -> Tensor:
 
 def _alone(setup: Variational, found: Gaussian, samples: int = 0) -> Evidence:
     """How well each image explains itself, latents at the mean or drawn."""
-    exact = _double(found)
+    exact = double(found)
     still = torch.zeros(1, 1, exact.mu.shape[-1], dtype=torch.float64)
     eps = setup.draws((samples, 1, exact.mu.shape[-1])).double() if samples else still
     return setup.judge()(exact, exact, eps)
 
 
-def _bank_likelihood(setup: Variational, bank: Features) -> Callable[[Gaussian], Tensor]:
+def _bank_likelihood(setup: Variational, bank: Features) -> Score:
     count = min(setup.posteriors, len(bank.labels))
     order = torch.randperm(len(bank.labels), generator=torch.Generator().manual_seed(0))
     known = setup.posterior.infer(bank.features[order[:count].sort().values])
     eps = setup.draws((1, count, 1, known.mu.shape[-1]))
     judge, widest = setup.judge(), max(known.h.shape[-1], known.mu.shape[-1])
-    some = max(1, _AT_ONCE // (_ROWS * widest))
+    some = max(1, AT_ONCE // (_ROWS * widest))
 
-    def score(found: Gaussian) -> Tensor:
-        total = []
-        for start in range(0, len(found.mu), _ROWS):
-            observed = _rows(found, slice(start, start + _ROWS))
-            parts = []
-            for first in range(0, count, some):
-                taken = slice(first, first + some)
-                posterior = _each(_rows(known, taken), lambda field: field.unsqueeze(1))
-                likelihood = judge(posterior, observed, eps[:, taken]).likelihood
-                parts.append(likelihood.double().logsumexp(0))
-            total.append(math.log(count) - torch.stack(parts).logsumexp(0))
-        return torch.cat(total)
+    def score(observed: Gaussian) -> Tensor:
+        parts = []
+        for first in range(0, count, some):
+            taken = slice(first, first + some)
+            posterior = each(rows_of(known, taken), lambda field: field.unsqueeze(1))
+            likelihood = judge(posterior, observed, eps[:, taken]).likelihood
+            parts.append(likelihood.double().logsumexp(0))
+        return math.log(count) - torch.stack(parts).logsumexp(0)
 
-    return score
+    def whole(features: Tensor) -> Tensor:
+        found = []
+        with bar() as shown:
+            task = shown.add_task(f"likelihoods under {count} posteriors", total=len(features))
+            for block in torch.split(features, _ROWS):
+                found.append(score(setup.posterior.target(block)))
+                shown.update(task, advance=len(block))
+        return torch.cat(found)
+
+    return whole
 
 
 def _vje(cfg: vje.VJEConfig, density: Density) -> Judge:
@@ -204,16 +198,18 @@ def _vssl(cfg: vssl.VSSLConfig) -> Judge:
     return judge
 
 
-def _double(found: Gaussian) -> Gaussian:
+def double(found: Gaussian) -> Gaussian:
+    """The same in float64."""
     given = {name: field for name, field in found._asdict().items() if field is not None}
     return found._replace(**{name: field.double() for name, field in given.items()})
 
 
-def _rows(found: Gaussian, rows: slice) -> Gaussian:
-    return _each(found, lambda field: field[rows])
+def rows_of(found: Gaussian, rows: slice) -> Gaussian:
+    """Some of the images."""
+    return each(found, lambda field: field[rows])
 
 
-def _each(found: Gaussian, change: Callable[[Tensor], Tensor]) -> Gaussian:
+def each(found: Gaussian, change: Callable[[Tensor], Tensor]) -> Gaussian:
     """Change what there is of each image, not what is learnt for all of them."""
     own = {n: field for n, field in found._asdict().items() if field is not None and field.dim()}
     return found._replace(**{name: change(field) for name, field in own.items()})

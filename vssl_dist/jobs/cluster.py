@@ -38,12 +38,10 @@ def why_no_slurm() -> str | None:
             return f"there is no SLURM on this machine ({program} is not on the PATH)"
     try:
         answer = _run("scontrol", "ping")
+        up = answer.returncode == 0 and " UP" in answer.stdout
     except subprocess.TimeoutExpired:
-        return "SLURM's controller does not answer (scontrol ping)"
-    if answer.returncode == 0 and " UP" in answer.stdout:
-        return None
-    said = " ".join((answer.stdout + answer.stderr).split())
-    return f"SLURM's controller does not answer (scontrol ping: {said[:200]})"
+        up = False
+    return None if up else "SLURM's controller does not answer (`scontrol ping` says more)"
 
 
 def is_live(job: str) -> bool:
@@ -97,15 +95,15 @@ def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
 
 
 def evaluation_parameters(name: str, launch: Launch) -> dict[str, Any]:
-    """An evaluation job, one process, in sbatch's own words."""
+    """An evaluation job, which starts one process, in sbatch's own words."""
     profile, small = launch.resources, launch.resources.evaluation
     threads = {"OMP_NUM_THREADS": str(small.cpus)}
     return _without_none(
         job_name=name,
         nodes=1,
         ntasks_per_node=1,
-        cpus_per_task=small.cpus,
-        gpus_per_node=1 if (small.device or launch.device) == "cuda" else None,
+        cpus_per_task=small.cpus * small.ranks,
+        gpus_per_node=small.ranks if (small.device or launch.device) == "cuda" else None,
         partition=small.partition or profile.partition,
         account=small.account or profile.account,
         qos=small.qos or profile.qos,
@@ -114,7 +112,7 @@ def evaluation_parameters(name: str, launch: Launch) -> dict[str, Any]:
         mem=None if small.mem_gb is None else f"{small.mem_gb}GB",
         time=small.minutes,
         setup=[*profile.setup, *_exports(threads | profile.env)],
-        srun_args=[f"--cpus-per-task={small.cpus}"],
+        srun_args=[f"--cpus-per-task={small.cpus * small.ranks}"],
         additional_parameters=_without_none(reservation=profile.reservation),
         stderr_to_stdout=True,
     )

@@ -83,8 +83,8 @@ class Here:
     def take(self, one: Due) -> None:
         """Do it."""
         one.note(Attempts(one.attempts().count + 1))
-        device = self.launch.resources.evaluation.device or self.launch.device
-        evaluate_one(self.run_dir, one, device, self.launch.cpus_per_rank)
+        small, threads = self.launch.resources.evaluation, self.launch.cpus_per_rank
+        evaluate_one(self.run_dir, one, small.device or self.launch.device, threads, small.ranks)
         send(self.run_dir)
 
 
@@ -108,7 +108,7 @@ class OnSlurm:
         name = f"{self.run_dir.name}-{one.task.task}-{one.step:08d}"
         small = self.launch.resources.evaluation
         task, device = one.task.model_dump_json(), small.device or self.launch.device
-        job = EvalJob(self.run_dir, one.export, one.step, task, device, small.cpus)
+        job = EvalJob(self.run_dir, one.export, one.step, task, device, small.cpus, small.ranks)
         parameters = cluster.evaluation_parameters(name, self.launch)
         # A controller that hangs must not keep later evaluations from being submitted.
         signal.alarm(_SUBMIT_WITHIN_S)

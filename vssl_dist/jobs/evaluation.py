@@ -91,16 +91,19 @@ class EvalJob:
     task_json: str
     device: Device
     threads: int
+    ranks: int = 1
 
     def __call__(self) -> None:
         """Evaluate and leave; the numbers are in MLflow, or in the spool if it is away."""
         task = read_task(self.task_json)
         one = Due(self.export, self.step, task)
-        evaluate_one(self.run_dir, one, self.device, self.threads)
+        evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
         send(self.run_dir)
 
 
-def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[str, Any]:
+def evaluate_one(
+    run_dir: Path, one: Due, device: Device, threads: int, ranks: int = 1
+) -> dict[str, Any]:
     """Evaluate one export of a run here and now; its metrics go to the step of the export,
     its pictures to the run's artifacts, once they are sent (`send`).
 
@@ -113,7 +116,7 @@ def evaluate_one(run_dir: Path, one: Due, device: Device, threads: int) -> dict[
     from vssl_dist.tracker import Spool
 
     torch.set_num_threads(threads)
-    result = evaluate(one.export, one.task, Place(device, threads))
+    result = evaluate(one.export, one.task, Place(device, threads, ranks=ranks))
     spool = Spool(run_dir, f"eval-{one.task.task}-{one.step:08d}")
     spool.metrics(result["metrics"], one.step)
     for plot in result.get("plots", ()):

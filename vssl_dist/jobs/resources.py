@@ -31,13 +31,15 @@ Device = Literal["cuda", "cpu"]
 
 
 class EvaluationResources(Model):
-    """One evaluation job: a single process, of which each milestone gets one."""
+    """One evaluation job, of which each milestone gets one."""
 
     partition: Word | None = None
     """Where not given, the next four are the training job's."""
     account: Word | None = None
     qos: Word | None = None
     device: Device | None = None
+    ranks: Positive = 1
+    """Processes that share a pass over images, each with a GPU and ``cpus`` cores of its own."""
     cpus: Positive = 8
     mem_gb: Annotated[int, Field(ge=0)] | None = None
     minutes: Positive = 60

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vssl_dist.config import MethodConfig
@@ -30,7 +30,7 @@ __all__ = [
     "build_method",
 ]
 
-METHODS: dict[str, tuple[type[MethodConfig], Callable[[Any, int], Method]]] = {
+METHODS: dict[str, tuple[type[MethodConfig], Callable[[Any, int, bool], Method]]] = {
     "barlow_twins": (BarlowTwinsConfig, BarlowTwins),
     "byol": (BYOLConfig, BYOL),
     "dino": (DINOConfig, DINO),
@@ -46,15 +46,20 @@ CONFIGS: dict[str, type[MethodConfig]] = {name: config for name, (config, _) in 
 """Each method's own model by name, for ``config.load``."""
 
 
-def build_method(cfg: MethodConfig, image_size: int) -> Method:
+def build_method(cfg: MethodConfig, image_size: int, sides: Iterable[int] = ()) -> Method:
     """The untrained networks and the loss that ``cfg`` describes.
 
     Batch norms are synchronised over the ranks, whatever their number is by the time of use.
 
+    Args:
+        cfg: The method's own block.
+        image_size: Side of the images in pixels.
+        sides: Of the views, where they may differ from ``image_size``: a ViT then takes each.
+
     Raises:
-        ConfigError: The backbone is unknown or cannot be built for ``image_size``.
+        ConfigError: The backbone is unknown or cannot be built for these sizes.
     """
-    method = METHODS[cfg.name][1](cfg, image_size)
+    method = METHODS[cfg.name][1](cfg, image_size, any(side != image_size for side in sides))
     method.student = synchronise(method.student)
     if method.teacher is not None:
         method.teacher = synchronise(method.teacher)

@@ -51,10 +51,10 @@ class BarlowTwins:
 
     evaluated: Literal["student", "teacher"] = "student"
 
-    def __init__(self, cfg: BarlowTwinsConfig, image_size: int) -> None:
+    def __init__(self, cfg: BarlowTwinsConfig, image_size: int, any_size: bool = False) -> None:
         self.cfg = cfg
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         # The batch norm at the end standardises the features over the batch of all ranks.
         projector = mlp(width, cfg.hidden, cfg.hidden, cfg.dim, normalise_output=True)

@@ -44,10 +44,10 @@ class BYOLConfig(MethodConfig):
 class BYOL:
     """Student and teacher, and the loss on two views."""
 
-    def __init__(self, cfg: BYOLConfig, image_size: int) -> None:
+    def __init__(self, cfg: BYOLConfig, image_size: int, any_size: bool = False) -> None:
         self.evaluated = cfg.evaluated
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         projector = mlp(width, cfg.hidden, cfg.dim)
         predictor = mlp(cfg.dim, cfg.hidden, cfg.dim)

@@ -87,9 +87,10 @@ class DINOConfig(MethodConfig):
 class DINO:
     """Student and teacher, and the loss on global and local crops."""
 
-    def __init__(self, cfg: DINOConfig, image_size: int) -> None:
+    def __init__(self, cfg: DINOConfig, image_size: int, any_size: bool = False) -> None:
         self.cfg, self.evaluated = cfg, cfg.evaluated
-        backbone, width = build_backbone(cfg.backbone, image_size, any_size=cfg.local_crops > 0)
+        any_size = any_size or cfg.local_crops > 0
+        backbone, width = build_backbone(cfg.backbone, image_size, any_size=any_size)
         projector = gelu_mlp(width, cfg.hidden, cfg.hidden, cfg.bottleneck)
         prototypes = Prototypes(cfg.bottleneck, cfg.prototypes, scaled=not cfg.fixed_norm)
         student = PrototypeBranch(backbone, projector, prototypes)

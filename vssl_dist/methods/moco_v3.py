@@ -58,10 +58,10 @@ class MoCoV3Config(MethodConfig):
 class MoCoV3:
     """Student and teacher, and the loss on two views."""
 
-    def __init__(self, cfg: MoCoV3Config, image_size: int) -> None:
+    def __init__(self, cfg: MoCoV3Config, image_size: int, any_size: bool = False) -> None:
         self.cfg, self.evaluated = cfg, cfg.evaluated
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         if cfg.freeze_patches:
             _freeze_patches(backbone, cfg.backbone)

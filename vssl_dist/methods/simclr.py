@@ -48,10 +48,10 @@ class SimCLR:
 
     evaluated: Literal["student", "teacher"] = "student"
 
-    def __init__(self, cfg: SimCLRConfig, image_size: int) -> None:
+    def __init__(self, cfg: SimCLRConfig, image_size: int, any_size: bool = False) -> None:
         self.cfg = cfg
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         projector = mlp(width, cfg.hidden or width, cfg.dim, normalise_output=True)
         self.student: nn.Module = ProjectionBranch(backbone, projector)

@@ -48,9 +48,9 @@ class SimSiam:
 
     evaluated: Literal["student", "teacher"] = "student"
 
-    def __init__(self, cfg: SimSiamConfig, image_size: int) -> None:
+    def __init__(self, cfg: SimSiamConfig, image_size: int, any_size: bool = False) -> None:
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         hidden = [cfg.hidden or width] * (cfg.projector_layers - 1)
         projector = mlp(width, *hidden, cfg.dim, normalise_output=True)

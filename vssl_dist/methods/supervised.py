@@ -51,10 +51,10 @@ class Supervised:
 
     evaluated: Literal["student", "teacher"] = "student"
 
-    def __init__(self, cfg: SupervisedConfig, image_size: int) -> None:
+    def __init__(self, cfg: SupervisedConfig, image_size: int, any_size: bool = False) -> None:
         self.cfg = cfg
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         self.student: nn.Module = ProjectionBranch(backbone, nn.Linear(width, cfg.classes))
         self.teacher: nn.Module | None = None

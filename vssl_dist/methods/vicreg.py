@@ -51,10 +51,10 @@ class VICReg:
 
     evaluated: Literal["student", "teacher"] = "student"
 
-    def __init__(self, cfg: VICRegConfig, image_size: int) -> None:
+    def __init__(self, cfg: VICRegConfig, image_size: int, any_size: bool = False) -> None:
         self.cfg = cfg
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         # No bias at the end: none of the three terms could tell.
         projector = mlp(width, cfg.hidden, cfg.hidden, cfg.dim, output_bias=False)

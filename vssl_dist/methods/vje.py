@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -42,6 +42,8 @@ Count = Annotated[int, Field(gt=0)]
 
 class VJEConfig(MethodConfig):
     """VJE's own keys."""
+
+    has_posterior: ClassVar[bool] = True
 
     name: Literal["vje"] = "vje"
     zero_init_residual: bool = False
@@ -96,10 +98,10 @@ class VJE:
 
     evaluated: Literal["student", "teacher"] = "student"
 
-    def __init__(self, cfg: VJEConfig, image_size: int) -> None:
+    def __init__(self, cfg: VJEConfig, image_size: int, any_size: bool = False) -> None:
         self.cfg = cfg
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         own_scales = cfg.variances == "separate"
         outputs = (3 if own_scales else 2) * width

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ Width = Annotated[int, Field(gt=0)]
 
 class VSSLConfig(MethodConfig):
     """VSSL's own keys; the teacher's decay is ``engine.ema_decay``."""
+
+    has_posterior: ClassVar[bool] = True
 
     name: Literal["vssl"] = "vssl"
     zero_init_residual: bool = False
@@ -85,10 +87,10 @@ class VSSLConfig(MethodConfig):
 class VSSL:
     """Student and teacher, and the loss on two views."""
 
-    def __init__(self, cfg: VSSLConfig, image_size: int) -> None:
+    def __init__(self, cfg: VSSLConfig, image_size: int, any_size: bool = False) -> None:
         self.cfg, self.evaluated = cfg, cfg.evaluated
         backbone, width = build_backbone(
-            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual
+            cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
         posterior = mlp(width, cfg.hidden, cfg.hidden, 2 * cfg.dim)
         predictor = mlp(cfg.dim, cfg.hidden, cfg.dim) if cfg.predictor else None

@@ -6,8 +6,10 @@ Their weights have the names that torchvision or timm gave them, so an export op
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from vssl_dist.config import ConfigError
@@ -35,7 +37,7 @@ def build_backbone(
         zero_init_residual: Start every residual block as the identity (torchvision only: timm's
             models bring their own initialisation).
         any_size: Images of other sizes will come, too: a ViT then interpolates its position
-            embedding to each; the weights are the same.
+            embedding to each; the weights are the same.  `check_sides` tells what a model takes.
 
     Raises:
         ConfigError: Nobody knows ``name``, or its batch is not ``(B, D)`` features.
@@ -107,15 +109,70 @@ def _timm(name: str, image_size: int, any_size: bool) -> tuple[nn.Module, int]:
             f"method.backbone: {name!r} is neither a torchvision ResNet nor a timm name ({hint})"
         )
     pretrained = timm.get_pretrained_cfg(name)
-    size: dict[str, Any] = {}
-    if pretrained and pretrained.fixed_input_size:
-        size = {"img_size": image_size} | ({"dynamic_img_size": True} if any_size else {})
+    fixed = pretrained is not None and pretrained.fixed_input_size
+    size = {"img_size": image_size} if fixed else {}
     try:
-        net = timm.create_model(name, pretrained=False, num_classes=0, **size)
+        net = _any_size(name, size) if fixed and any_size else _plain(name, size)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        images = f"{image_size}-pixel images" + (" and crops of other sizes" if any_size else "")
         raise ConfigError(
-            f"method.backbone: timm cannot build {name!r} for {images} "
-            f"({' '.join(str(error).split())}); choose another backbone or data.image_size"
+            f"method.backbone: timm cannot build {name!r} for {image_size}-pixel images "
+            f"({_line(error)}); choose another backbone or data.image_size"
         ) from error
     return net, net.head_hidden_size
+
+
+def _plain(name: str, size: Mapping[str, Any]) -> Any:
+    import timm
+
+    return timm.create_model(name, pretrained=False, num_classes=0, **size)
+
+
+def _any_size(name: str, size: Mapping[str, Any]) -> Any:
+    try:
+        return _plain(name, {**size, "dynamic_img_size": True})
+    except TypeError:  # it knows no such switch; whether it needs one is seen in `check_sides`
+        return _plain(name, size)
+
+
+def check_sides(backbone: nn.Module, image_size: int, sides: Sequence[int]) -> None:
+    """Refuse views that a backbone cannot take.
+
+    Args:
+        backbone: On the meta device, where a pass costs neither memory nor arithmetic; it is left
+            in eval mode.
+        image_size: Side of the images that it was built for.
+        sides: Of the views, in pixels.
+
+    Raises:
+        ConfigError: One line that names the side.
+
+    >>> with torch.device("meta"):
+    ...     net, _ = build_backbone("vit_tiny_patch16_224", 32, any_size=True)
+    >>> check_sides(net, 32, [32, 16])
+    >>> check_sides(net, 32, [32, 20])
+    Traceback (most recent call last):
+    vssl_dist.config.reading.ConfigError: data.views: ... views of 20 pixels ...
+    """
+    at_home = _complaint(backbone.eval(), image_size)
+    for side in sorted(set(sides)):
+        complaint = _complaint(backbone, side)
+        # What fails at every size may be the meta device's fault, but never an assertion.
+        if complaint and (at_home is None or isinstance(complaint, AssertionError)):
+            fits = "" if at_home else f" (data.image_size={image_size} fits)"
+            raise ConfigError(
+                f"data.views: method.backbone cannot take views of {side} pixels "
+                f"({_line(complaint)}); give them another size{fits}, or choose another backbone"
+            )
+
+
+@torch.no_grad()
+def _complaint(backbone: nn.Module, side: int) -> Exception | None:
+    try:
+        backbone(torch.empty(2, 3, side, side, device="meta"))
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        return error
+    return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

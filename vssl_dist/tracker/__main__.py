@@ -29,7 +29,7 @@ _EVERY_S = 2.0
 _CLOSING_S = 0.5
 _SLOWEST_S = 15.0
 _ORPHAN_S = 10.0
-_OUTAGE_S = 60.0
+_OUTAGE_S = 30.0
 _log = logging.getLogger("vssl_dist.tracker")
 
 
@@ -93,7 +93,7 @@ class _Server:
     def serve(self, orders: _Orders) -> bool:
         """Work until told to close and everything is sent, or until the time for it is over.
 
-        Once it is to close it also leaves when nothing could be sent for a minute.
+        Once it is to close it also leaves when nothing could be sent for half a minute.
         """
         pause = 0.0
         while not orders.expired:

@@ -137,7 +137,7 @@ def flush_once(run_dir: Path, timeout_s: float = 600.0) -> bool:
     """Bring a run's spool to MLflow: what an evaluation that ends after the trainer calls.
 
     If another flusher holds the lease this waits until that one has sent everything.  A machine
-    that is merely busy has all of the time; a server that is away is given up after a minute.
+    that is merely busy has all of the time; a server that is away is given up after half a minute.
 
     Returns:
         Whether nothing is left to send; true also of a run that never had a tracker.

@@ -13,7 +13,7 @@ from vssl_dist.config import FinetuneConfig
 from vssl_dist.evaluation import plots
 from vssl_dist.evaluation.calibration import Calibration, calibration, outcomes
 from vssl_dist.evaluation.features import extract
-from vssl_dist.evaluation.finetune import Labelled, finetune
+from vssl_dist.evaluation.finetune import Labelled, Schedule, best_lr, finetune
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.probe import Probe, accuracy
 from vssl_dist.evaluation.subject import Subject
@@ -21,19 +21,24 @@ from vssl_dist.evaluation.tasks.base import Figures, Task, check_labels
 
 
 def tuned(subject: Subject, settings: FinetuneConfig) -> Figures:
-    """``top1``, ``top5`` and calibration, means over the seeds, with ``top1_std``."""
-    images = subject.images
-    dataset, queries = images.parts["bank"], images.parts["queries"]
+    """``top1``, ``top5`` and calibration, means over the seeds, with ``top1_std``.
+
+    ``lr`` is what was chosen on held-out training images, ``held_out`` how it did there.
+    """
+    images, parts = subject.images, {}
     for part in ("bank", "queries"):
-        rows = images.parts[part].rows(np.arange(images.count(part)))
-        labels = torch.from_numpy(rows["label"].astype(np.int64))
+        ids = np.arange(images.count(part))
+        parts[part] = Labelled(images.parts[part], ids, subject.classes, images.reading)
+        labels = torch.from_numpy(parts[part].labels)
         check_labels(subject, Features(torch.empty(len(labels), 0), labels), part)
-    data = Labelled(dataset, images.count("bank"), subject.classes, images.reading)
+    data, queries = parts["bank"], parts["queries"]
+    chosen = best_lr(subject.network.load(), data, settings)
     found: list[dict[str, float]] = []
     curves = {}
     for seed in range(settings.seeds):
-        model, losses = finetune(subject.network.load(), data, settings, seed)
-        logits = extract(model, queries, images.reading, limit=images.limits["queries"])
+        plan = Schedule(chosen["lr"], settings.epochs, seed)
+        model, losses = finetune(subject.network.load(), data, settings, plan)
+        logits = extract(model, queries.dataset, images.reading, ids=queries.ids)
         found.append(_judged(Features(logits.features.float(), logits.labels), subject.classes))
         curves[f"seed {seed}"] = (range(1, len(losses) + 1), losses)
     results: dict[str, Any] = {
@@ -42,7 +47,10 @@ def tuned(subject: Subject, settings: FinetuneConfig) -> Figures:
     top1 = [one["top1"] for one in found]
     results["top1_std"] = statistics.stdev(top1) if len(top1) > 1 else 0.0
     named = {f"finetune/{name}": value for name, value in results.items()}
-    results |= {"top1_of_seeds": top1, "losses": [losses for _, losses in curves.values()]}
+    results |= chosen | {
+        "top1_of_seeds": top1,
+        "losses": [losses for _, losses in curves.values()],
+    }
     return Figures(results, named, {"loss": lambda: _plot(curves)})
 
 
@@ -60,6 +68,7 @@ def _plot(curves: dict[str, Any]) -> Figure:
 
 def _columns(results: dict[str, Any]) -> dict[str, str]:
     cells = {"top-1": f"{100 * results['top1']:.1f} ± {100 * results['top1_std']:.1f}"}
+    cells["lr"] = f"{results['lr']:g}"
     cells["top-5"] = f"{100 * results['top5']:.1f}"
     return cells | {name: f"{results[name]:.3g}" for name in Calibration._fields}
 

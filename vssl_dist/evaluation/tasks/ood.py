@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from vssl_dist.config import OodConfig
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation import metrics, plots
+from vssl_dist.evaluation.cross_view import pair_scores
 from vssl_dist.evaluation.ood import Fitting, fit_scores
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
 from vssl_dist.evaluation.variants import AugmentedPairs
-from vssl_dist.evaluation.variational import CROSS_VIEW, Variational, cross_view
+from vssl_dist.evaluation.variational import Variational
 
 
 def ood(subject: Subject, settings: OodConfig) -> Figures:
@@ -23,7 +24,7 @@ def ood(subject: Subject, settings: OodConfig) -> Figures:
 
     ``results[dataset][score]`` has ``auroc``, ``aupr``, ``fpr95`` and the ends of their bootstrap
     intervals ``auroc_interval`` and so on.  Of an export with a posterior there are also the scores
-    of `variational_scores` and, with ``pairs``, ``s2_cross_view_likelihood``.
+    of `variational_scores` and, with ``pairs``, those of `pair_scores`.
     """
     scored = _scorer(subject, settings)
     own = scored("queries")
@@ -66,7 +67,8 @@ def _scorer(subject: Subject, settings: OodConfig) -> Callable[[str], dict[str, 
         features = subject.features(part).features
         found = {name: score(features).numpy() for name, score in scores.items()}
         if setup is not None and views is not None:
-            found[CROSS_VIEW] = cross_view(setup, subject.variants(part, views)).numpy()
+            pairs = pair_scores(setup, features, subject.variants(part, views))
+            found |= {name: score.numpy() for name, score in pairs.items()}
         for name, each in found.items():
             if not np.isfinite(each).all():
                 raise DataError(

@@ -1,0 +1,73 @@
+"""A newcomer who forgot to activate the environment is told so, by every command."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+import venv
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from tests.support.refusals import refusal
+from vssl_dist.installed import NEEDED
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("launch", "data_prep")
+    for path in (ROOT / folder).glob("*.py")
+    if '__name__ == "__main__"' in path.read_text()
+)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real Python with nothing installed."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False)
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_the_packages_a_command_says_so_in_one_line(bare: Path, command: str) -> None:
+    done = subprocess.run([bare, command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    line = refusal(done.stderr)
+    for told in (str(bare), "torch", "make install", ". .venv/bin/activate", command):
+        assert told in line
+
+
+def test_the_commands_are_those_that_people_type() -> None:
+    typed = {"launch/submit.py", "launch/evaluate.py", "launch/export.py", "launch/one_class.py"}
+    typed |= {f"data_prep/{name}.py" for name in ("shard", "verify", "preview")}
+    assert typed <= set(COMMANDS)
+
+
+def test_from_any_folder_and_with_one_package_missing_it_is_that_package(
+    bare: Path, tmp_path: Path
+) -> None:
+    for name in NEEDED[:-1]:
+        (tmp_path / f"{name}.py").touch()
+    done = subprocess.run(
+        [bare, ROOT / "launch" / "submit.py"],
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"lacks {NEEDED[-1]}: " in refusal(done.stderr)
+
+
+def test_what_is_needed_is_what_pyproject_asks_for() -> None:
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {plain(re.split(r"[=><;\s]", line)[0]) for line in asked}
+    asked_for = {name for name in names if "dali" not in name}
+    installed = packages_distributions()
+    brought = [{plain(package) for package in installed[name]} & asked_for for name in NEEDED]
+    assert all(brought)
+    assert set.union(*brought) == asked_for

@@ -1,0 +1,33 @@
+"""What a Python needs for any command of this project.
+
+Imports the standard library alone, so that a Python without the packages can say what it lacks.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+NEEDED = (
+    "torch", "torchvision", "deepspeed", "mlflow", "webdataset", "submitit", "yaml", "pydantic",
+    "filelock", "matplotlib", "numpy", "PIL", "psutil", "rich", "safetensors", "skimage", "sklearn",
+    "scipy", "timm",
+)  # fmt: skip
+"""Modules of the packages that pyproject.toml asks for, but for DALI: a config may do without."""
+
+
+def require_packages() -> None:
+    """End the program with one line and exit code 2 where packages are missing.
+
+    Commands call this before they import anything else.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if not missing:
+        return
+    more = f" and {len(missing) - 1} other packages" if len(missing) > 1 else ""
+    print(
+        f"error: {sys.executable} lacks {missing[0]}{more}: `make install` once, then "
+        f"`. .venv/bin/activate` in each shell, or .venv/bin/python {sys.argv[0]}",
+        file=sys.stderr,
+    )
+    raise SystemExit(2)

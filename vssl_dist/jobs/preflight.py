@@ -1,0 +1,77 @@
+"""What can be known to be wrong with a run before it is written or submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from vssl_dist.config import OodConfig, RunConfig
+from vssl_dist.data.loader import check_classes, check_labelled
+from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.jobs import cluster
+from vssl_dist.jobs.resources import Launch
+from vssl_dist.methods import build_method
+from vssl_dist.models.backbones import check_sides
+from vssl_dist.tracker import check_tracking
+
+
+def check_network(cfg: RunConfig) -> None:
+    """Refuse a backbone that nobody knows, or that cannot take the views, at no cost of weights.
+
+    Raises:
+        ConfigError: One line that names the key and the remedy.
+    """
+    data = cfg.data
+    with torch.device("meta"):
+        method = build_method(cfg.method, data.image_size, data.sides)
+    check_sides(method.student.get_submodule("backbone"), data.image_size, data.sides)
+
+
+def problems(cfg: RunConfig, launch: Launch) -> list[str]:
+    """What this machine, the data and the tracking lack for this run, one line each."""
+    return [*_cluster(launch), *_data(cfg), *_tracking(cfg, launch)]
+
+
+def _cluster(launch: Launch) -> Iterator[str]:
+    if launch.cluster == "slurm" and (reason := cluster.why_no_slurm()):
+        yield f"{reason}: --local [N] runs on this machine instead"
+
+
+def _data(cfg: RunConfig) -> Iterator[str]:
+    """Every folder of shards that the run reads is there, sound, and labelled where it must be."""
+    compared = {"data.bank" if cfg.data.bank else "data.train", "data.val"}
+    told = (f"task {t.task} compares labels" for t in cfg.evaluations if "bank" in t.limits)
+    labels = next(told, "")
+    for key, folder in _folders(cfg).items():
+        try:
+            dataset = Dataset.open(folder)
+            dataset.probe()
+            if key == "data.train":
+                check_classes(cfg, dataset)
+            if labels and key in compared:
+                check_labelled(dataset, f"{labels} (data.bank, data.val)")
+        except DataError as error:
+            yield f"{key}: {error}"
+
+
+def _folders(cfg: RunConfig) -> dict[str, Path]:
+    named = {"data.train": cfg.data.train, "data.val": cfg.data.val, "data.bank": cfg.data.bank}
+    folders = {key: folder for key, folder in named.items() if folder is not None}
+    for task in cfg.evaluations:
+        if isinstance(task, OodConfig):
+            folders |= {f"evaluations: ood {name}": path for name, path in task.ood.items()}
+    return folders
+
+
+def _tracking(cfg: RunConfig, launch: Launch) -> Iterator[str]:
+    if "@" in launch.tracking_uri.partition("://")[2].partition("/")[0]:
+        yield (
+            "MLFLOW_TRACKING_URI names a user, and would be written into the run folder: use "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    # Evaluations are jobs of their own, on a node of their own.
+    hosts = launch.nodes + (1 if cfg.evaluations else 0) if launch.cluster == "slurm" else 1
+    if reason := check_tracking(launch.tracking_uri, hosts):
+        yield reason
