@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.study_plan import BASE, Study
@@ -19,8 +20,10 @@ def picture(study: Study, outcomes: Mapping[Key, Sequence[Outcome]]) -> Figure:
     down = -(-len(panels) // across)
     page = Figure(figsize=(3.4 * across, 3.0 * down), layout="constrained")
     page.suptitle(study.title)
+    shared: Axes | None = None
     for number, (factor, point) in enumerate(panels):
-        axes = page.add_subplot(down, across, number + 1)
+        # One scale for all: else a point of difference looks like ten.
+        axes = shared = page.add_subplot(down, across, number + 1, sharey=shared)
         shown = rows(study, outcomes, factor, point)
         for column in study.drawn or [name for name in study.columns if "%" in name]:
             spots = [
