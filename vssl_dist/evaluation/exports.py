@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,32 @@ def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if sha256(path) != card["sha256"]:
         raise ExportError(f"{path}: its bytes are not those its card was written for; export again")
     backbone, _ = build_backbone(card["backbone"], card["image_size"])
-    wanted = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in weights.items()}
-    wrong = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
-    if wrong:
-        raise ExportError(
-            f"{path}: its weights are not those of {card['backbone']} as the card says "
-            f"({len(wrong)} tensors differ, such as {wrong[0]})"
-        )
+    check_shapes(path, weights, backbone.state_dict(), card["backbone"])
     backbone.load_state_dict(weights)
     return backbone.eval(), card
+
+
+def check_shapes(
+    path: Path, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str
+) -> None:
+    """Refuse tensors that are not those of the network that the card names.
+
+    Args:
+        path: Where ``given`` was read.
+        given: What the file holds.
+        wanted: What a network of that name holds.
+        name: Of that network.
+
+    Raises:
+        ExportError: A tensor is missing, foreign, or of another shape.
+    """
+    shapes = [{key: tensor.shape for key, tensor in each.items()} for each in (given, wanted)]
+    wrong = sorted(k for k in shapes[0] | shapes[1] if shapes[0].get(k) != shapes[1].get(k))
+    if wrong:
+        raise ExportError(
+            f"{path}: its weights are not those of {name} as the card says "
+            f"({len(wrong)} tensors differ, such as {wrong[0]})"
+        )
 
 
 def read_card(path: Path) -> dict[str, Any]:

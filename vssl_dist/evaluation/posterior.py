@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vssl_dist.config import MethodConfig
-from vssl_dist.evaluation.exports import ExportError, load_beside, read_card
+from vssl_dist.evaluation.exports import ExportError, check_shapes, load_beside, read_card
 from vssl_dist.export import HEAD, beside, head_tensors
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.models.heads import Gaussian, GaussianBranch
@@ -87,14 +87,7 @@ def load_posterior(path: Path) -> Posterior | None:
     card, place = read_card(path), beside(path, HEAD)
     cfg = _method(place, card)
     branch = _untrained(place, cfg, card)
-    wanted = {name: tensor.shape for name, tensor in head_tensors(branch).items()}
-    given = {name: tensor.shape for name, tensor in tensors.items()}
-    wrong = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
-    if wrong:
-        raise ExportError(
-            f"{place}: its weights are not those of {cfg.name} as the card says "
-            f"({len(wrong)} tensors differ, such as {wrong[0]})"
-        )
+    check_shapes(place, tensors, head_tensors(branch), cfg.name)
     branch.backbone = nn.Identity()
     branch.load_state_dict(tensors)
     return Posterior(branch.eval(), cfg)
