@@ -82,7 +82,7 @@ def outcome(study: Study, trial: Trial) -> Outcome:
     _same(trial, written)
     log = Log(trial).read()
     cost = {"seconds": log.get("seconds", 0.0), "whole": not log.get("interrupted", False)}
-    about = cost | {"commit": log.get("commit", "")}
+    about = cost | {"commit": log.get("commit", ""), "place": log.get("place", "")}
     if log.get("trouble"):
         return Outcome(None, log["trouble"], **about)
     results = trial.results()
@@ -111,7 +111,7 @@ def run(study: Study, trial: Trial, baselines: bool) -> None:
     before = log.read()
     spent = float(before.get("seconds", 0.0))
     interrupted = before.get("interrupted", False) or before.get("running", False)
-    log.write(running=True, interrupted=interrupted, commit=commit())
+    log.write(running=True, interrupted=interrupted, commit=commit(), place=place(study))
     start = time.monotonic()
     given = [str(trial.config), *trial.overrides]
     code = submit.main(["--local", str(study.ranks), *given])
@@ -137,12 +137,13 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def machine() -> str:
-    """What the runs run on."""
+def place(study: Study) -> str:
+    """What a run runs on."""
+    by = f"{study.ranks} rank{'s' * (study.ranks > 1)}"
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()} by {by}"
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} CPU core{'s' * (cores > 1)} for each run, no GPU"
+    return f"{cores} CPU core{'s' * (cores > 1)} by {by}, no GPU"
 
 
 def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
@@ -152,7 +153,7 @@ def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> 
         key = (trial.point, trial.factor, trial.value)
         outcomes.setdefault(key, []).append(outcome(study, trial))
     drawing = page.with_suffix(".png")
-    facts = {"command": command, "machine": machine(), "picture": drawing.name}
+    facts = {"command": command, "place": place(study), "picture": drawing.name}
     others = study_report.others(study, planned[0].export.parent)
     text = study_report.document(study, outcomes, others, facts)
     publish(drawing, png(picture(study, outcomes)))

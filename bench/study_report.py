@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Outcome:
     whole: bool = True
     """Whether ``seconds`` is all that it took: what a kill took away is not known."""
     commit: str = ""
+    place: str = ""
+    """Machine and ranks."""
 
 
 Key = tuple[str, str, str]
@@ -172,7 +175,7 @@ def document(
         study: The study.
         outcomes: Of every run, by point, factor and value: one per seed.
         others: By row, figures of what was not trained and those of columns from elsewhere.
-        facts: ``command``, ``machine``, ``picture``.
+        facts: ``command``, ``picture``, and ``place`` of runs that did not note theirs.
     """
     ran = [one for seeds in outcomes.values() for one in seeds]
     done = sum(one.figures is not None or bool(one.trouble) for one in ran)
@@ -183,7 +186,7 @@ def document(
         study.about.strip(),
         f"```\n{study.data}\n{facts['command']}\n```",
         f"{done} of {len(ran)} runs; {more}{sum(one.seconds for one in ran) / 3600:.2f} hours in "
-        f"all, evaluations included, on {facts['machine']}; {_ranks(study)} a run; seeds "
+        f"all, evaluations included, each run on {_places(ran) or facts['place']}; seeds "
         f"{', '.join(map(str, study.seeds))}; commit {', '.join(commits) or 'none yet'}. "
         f"{_spread(study)}Every run's configuration: "
         + "; ".join(_origin(name, study) for name in study.points)
@@ -203,8 +206,11 @@ def document(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _ranks(study: Study) -> str:
-    return "1 rank" if study.ranks == 1 else f"{study.ranks} ranks"
+def _places(ran: Sequence[Outcome]) -> str:
+    places = Counter(one.place for one in ran if one.place).most_common()
+    if len(places) == 1:
+        return places[0][0]
+    return " or ".join(f"{place} ({times} of them)" for place, times in places)
 
 
 def _spread(study: Study) -> str:
