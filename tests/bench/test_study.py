@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from bench.study import main, outcome
+from bench.study import main, outcome, place
 from bench.study_picture import picture
 from bench.study_plan import BASE, Study, read_study, trials
 from bench.study_report import (
@@ -141,9 +141,12 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
     )  # fmt: skip
     outcomes = {
         ("p", BASE, "base"): [
-            Outcome({"a %": 50.0}, seconds=10), Outcome({"a %": 54.0}, seconds=30, whole=False),
+            Outcome({"a %": 50.0}, seconds=10, place="1 core"),
+            Outcome({"a %": 54.0}, seconds=30, place="2 cores", whole=False),
         ],
-        ("q", BASE, "base"): [Outcome({"a %": 7.0}, seconds=1), Outcome(None, "diverged")],
+        ("q", BASE, "base"): [
+            Outcome({"a %": 7.0}, seconds=1, place="1 core"), Outcome(None, "diverged"),
+        ],
         ("r", BASE, "base"): [Outcome(None), Outcome(None)],
         ("p", "f", "2"): [Outcome(None, "diverged"), Outcome(None, "diverged")],
     }  # fmt: skip
@@ -156,13 +159,14 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         "| **1** (base) | 52.0 ± 2.8 | > 20 |",
         "| 2 | diverged |  |",
     ]
-    facts = {"command": "run me", "machine": "2 cores", "picture": "t.png"}
+    facts = {"command": "run me", "place": "2 cores", "picture": "t.png"}
     text = document(study, outcomes, {"raw pixels": {"a %": 40.0}}, facts)
     for part in (
         "# T",
         "run me",
         "6 of 8 runs",
         "seeds 0, 1",
+        "each run on 1 core (2 of them) or 2 cores (1 of them);",
         "| raw pixels | 40.0 |  |",
         "(t.png)",
         "## What it says\n\nAll is well.\n",
@@ -194,7 +198,7 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
         ("p", BASE, "base"): [Outcome({"x %": 50.0, "y": 1.0}, seconds=10)],
         ("q", BASE, "base"): [Outcome(None)],
     }
-    facts = {"command": "run me", "machine": "2 cores", "picture": "t.png"}
+    facts = {"command": "run me", "place": "2 cores", "picture": "t.png"}
     found = others(study, tmp_path)
     assert base_table(study, outcomes, found).splitlines() == [
         "|  | x % | y | z % | seconds |",
@@ -288,6 +292,7 @@ def test_a_study_that_is_killed_goes_on_and_a_torn_result_is_found_again(
     assert [one.whole for one in found] == [False, True]
     page = (here / "docs" / "study_tiny.md").read_text()
     assert "2 of 2 runs; more than " in page
+    assert f"each run on {place(study)}; seeds" in page
     for one in found:
         assert one.figures is not None
         assert f"{one.figures['k-NN %']:.1f}" in page
