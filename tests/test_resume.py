@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.support.photos import tiny_dataset
+from tests.support.shards import rewritten, stored
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.data.shards import Dataset
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume, same_experiment
 
@@ -55,3 +58,25 @@ def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(tmp_path: 
 
 def test_a_new_name_starts_a_new_run(begun: Path) -> None:
     assert check_resume(read(begun, "name=other", "optim.base_lr=0.5"), world_size=2) == 0
+
+
+def test_a_run_does_not_go_on_with_data_that_changed(tmp_path: Path) -> None:
+    cfg = read(tmp_path)
+    folder = tiny_dataset(tmp_path / "photos")
+    fingerprint = Dataset.open(folder).fingerprint
+    facts = {"experiment": config.frozen_part(cfg), "world_size": 1, "fingerprint": fingerprint}
+    same_experiment(cfg, facts, 1, fingerprint)
+    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
+    elsewhere = read(tmp_path, f"data.train={moved}")
+    same_experiment(elsewhere, facts, 1, Dataset.open(moved).fingerprint)
+    changed = rewritten(folder, tmp_path / "changed", {3: stored(folder)[0][4].data})
+    other = read(tmp_path, f"data.train={changed}")
+    with pytest.raises(ConfigError, match="was started on other data"):
+        same_experiment(other, facts, 1, Dataset.open(changed).fingerprint)
+    with pytest.raises(ConfigError, match=r"seed \(0 then, 1 now\)"):
+        same_experiment(read(tmp_path, "seed=1"), facts, 1, fingerprint)
+
+
+def test_patience_and_budget_may_change_on_a_resume(tmp_path: Path) -> None:
+    other = read(tmp_path, "data.timeout_s=1.0", "data.max_bad=0.5")
+    assert config.frozen_part(other) == config.frozen_part(read(tmp_path))

@@ -1,0 +1,170 @@
+"""Storage that fails, stalls or answers slowly: nothing waits for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.damage import SAMPLES, config, joined, loader, one_line, take
+from vssl_dist.data import shardfile
+from vssl_dist.data.loader import BackendSpec, evaluation_batches
+from vssl_dist.data.shards import DataError, Dataset
+
+
+def test_short_reads_and_interrupted_ones_give_whole_images(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = Dataset.open(sound).read(np.arange(SAMPLES))
+    real, random = os.preadv, np.random.default_rng(0)
+
+    def grudging(file: int, buffers: Sequence[memoryview], offset: int) -> int:
+        return real(file, [buffers[0][: int(random.integers(1, 200))]], offset)
+
+    monkeypatch.setattr(shardfile.os, "preadv", grudging)
+    previous = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        samples = Dataset.open(sound).read_checked(np.arange(SAMPLES))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert samples.substitutions == []
+    assert [a.tobytes() for a in samples.data] == [b.tobytes() for b in want]
+
+
+@pytest.mark.parametrize("failures", [1, 3, 4])
+def test_a_read_that_fails_is_repeated_and_then_replaced(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, at_once: None, failures: int
+) -> None:
+    dataset = Dataset.open(sound)
+    bad = int(dataset.rows(np.array([17]))[0]["offset"])
+    real, calls = os.preadv, []
+
+    def failing(file: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if offset == bad and len(calls) < failures:
+            calls.append(offset)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(file, buffers, offset)
+
+    monkeypatch.setattr(shardfile.os, "preadv", failing)
+    samples = dataset.read_checked(np.array([17]))
+    assert len(calls) == failures
+    used = [(s.planned, s.used) for s in samples.substitutions]
+    assert used == ([(17, 18)] if failures == 4 else [])
+
+
+def let_go(folder: Path) -> None:
+    """End the threads that wait for somebody to write into a pipe of ``folder``."""
+    writers = []
+    for path in folder.glob("*.tar"):
+        if path.is_fifo():
+            with contextlib.suppress(OSError):  # nobody waits for this one
+                writers.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            path.unlink()
+    for writer in writers:
+        os.close(writer)
+
+
+def test_storage_that_stalls_is_named_with_the_rank_within_the_timeout(folder: Path) -> None:
+    source = loader(config(folder, timeout_s=0.5), rank=1, world_size=2)
+    batches = iter(source)
+    for path in folder.glob("*.tar"):
+        path.unlink()
+        os.mkfifo(path)
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=r"^rank 1 waits for data: .*shard-00000\d\.tar") as error:
+        list(islice(batches, 20))
+    assert 0.5 <= time.monotonic() - begun < 20
+    assert "data.timeout_s=0.5" in one_line(error)
+    source.close()
+    let_go(folder)
+
+
+def test_a_read_that_hangs_is_named_too_and_a_slow_one_is_waited_for(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(sound, timeout_s=1.0)
+    want = joined(take(loader(cfg), 2))
+    source, release, real = loader(cfg), threading.Event(), os.preadv
+    delay = [0.05]
+
+    def slow(file: int, buffers: Sequence[memoryview], offset: int) -> int:
+        release.wait(delay[0])
+        return real(file, buffers, offset)
+
+    monkeypatch.setattr(shardfile.os, "preadv", slow)
+    batches = iter(source)
+    begun = time.monotonic()
+    got = joined(list(islice(batches, 2)))
+    assert time.monotonic() - begun > 1.0  # longer than any one answer may take
+    assert torch.equal(got[2], want[2])
+    delay[0] = 60.0
+    with pytest.raises(DataError, match=r"rank 0 waits for data: .*storage has not answered"):
+        list(islice(batches, 20))
+    release.set()
+
+
+def test_storage_that_stalls_before_the_first_batch_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, real = threading.Event(), Path.stat
+
+    def stuck(self: Path, **options: bool) -> os.stat_result:
+        if self.name == "shard-000003.tar":
+            release.wait(60)
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stuck)
+    with pytest.raises(DataError, match=r"rank 0 waits for data: .*shard-000003\.tar"):
+        loader(config(folder, timeout_s=0.4))
+    release.set()
+
+
+def test_an_evaluation_names_storage_that_stalls(folder: Path) -> None:
+    dataset = Dataset.open(folder)
+    (folder / "shard-000000.tar").unlink()
+    os.mkfifo(folder / "shard-000000.tar")
+    spec = BackendSpec((), 32, config(folder).data.normalise)
+    batches = evaluation_batches(dataset, spec, backend="reference", batch=8, timeout_s=0.3)
+    with pytest.raises(DataError, match=r"evaluation waits for data: .*shard-000000\.tar"):
+        next(batches)
+    let_go(folder)
+
+
+def test_a_process_whose_storage_stalls_ends_and_leaves_one_line(folder: Path) -> None:
+    program = f"""
+import sys
+from tests.data.test_storage import *
+source = loader(config(Path({str(folder)!r}), timeout_s=0.5))
+for path in Path({str(folder)!r}).glob("*.tar"):
+    path.unlink()
+    os.mkfifo(path)
+try:
+    take(source, 20)
+except DataError as error:
+    sys.exit(f"error: {{error}}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: rank 0 waits for data: ")
+    assert done.stderr.count("\n") == 1

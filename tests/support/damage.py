@@ -1,0 +1,74 @@
+"""Small shards to damage, loaders of them, and the tools to do it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vssl_dist.config import DataConfig, OptimConfig, RunConfig, ViewRecipe
+from vssl_dist.data.loader import Batch, Loader, build_loader
+from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.methods import CONFIGS
+
+SAMPLES, SHARD = 61, 13
+BACKENDS = ["dali", "reference"]
+
+
+def config(folder: Path, backend: str = "dali", *, timeout_s: float = 120.0) -> RunConfig:
+    data = DataConfig(
+        train=folder,
+        backend=backend,
+        image_size=32,
+        views=(ViewRecipe(), ViewRecipe(blur=0.5)),
+        streams=4,
+        window=5,
+        threads=1,
+        timeout_s=timeout_s,
+    )
+    optim = OptimConfig(base_lr=0.1, global_batch=16)
+    method = CONFIGS["byol"](name="byol")
+    return RunConfig(name="run", out=folder.parent, method=method, data=data, optim=optim)
+
+
+def loader(cfg: RunConfig, rank: int = 0, world_size: int = 1) -> Loader:
+    return build_loader(cfg, rank=rank, world_size=world_size, device="cpu")
+
+
+def take(source: Loader, count: int) -> list[Batch]:
+    with contextlib.closing(source):
+        return list(islice(source, count))
+
+
+def joined(batches: Sequence[Batch]) -> tuple[list[int], list[int], torch.Tensor]:
+    """Ids, labels and the pixels of all views."""
+    pixels = torch.cat([torch.stack(b.views, 1) for b in batches])
+    ids = [int(i) for b in batches for i in b.ids]
+    return ids, [int(i) for b in batches for i in b.labels], pixels
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def place(folder: Path, sample: int) -> tuple[Path, int, int]:
+    """Tar, offset and size of a sample's image."""
+    dataset = Dataset.open(folder)
+    number, _ = dataset.locate(np.array([sample]))
+    row = dataset.rows(np.array([sample]))[0]
+    name = dataset.manifest.shards[int(number[0])].name
+    return folder / name, int(row["offset"]), int(row["size"])
+
+
+def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
