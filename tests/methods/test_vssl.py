@@ -51,6 +51,28 @@ def test_unit_mean_form_has_its_golden_values() -> None:
     assert form.denoising.item() == pytest.approx(-2.8824174492, rel=1e-6)
 
 
+@pytest.mark.parametrize("denoising", ["A", "B"])
+def test_longer_means_are_unit_means_with_variances_smaller_by_the_width(denoising: str) -> None:
+    width = 5
+    mu_s, mu_t, log_s, log_t, eps = torch.randn(5, 3, width, dtype=torch.float64).unbind()
+    keys = {"denoising": denoising, "logvar_range": (-20, 20), "dim": width}
+    near = math.log(width)
+    small = [Gaussian(mu, mu, v - near) for mu, v in ((mu_s, log_s), (mu_t, log_t))]
+    large = [Gaussian(mu, mu, v) for mu, v in ((mu_s, log_s), (mu_t, log_t))]
+    unit = bound(*small, eps, config(**keys))
+    longer = bound(*large, eps, config(radius="sqrt_dim", **keys))
+    torch.testing.assert_close(longer.kl, unit.kl)
+    torch.testing.assert_close(longer.denoising, unit.denoising - width / 2 * near)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_the_head_has_as_many_layers_as_asked(layers: Any) -> None:
+    student = VSSL(config(head_layers=layers), image_size=32).student
+    posterior = student.get_submodule("posterior")
+    widths = [one.out_features for one in posterior.modules() if isinstance(one, nn.Linear)]
+    assert widths == [32] * (layers - 1) + [2 * 16]
+
+
 def test_isotropic_form_is_one_minus_cosine_at_unit_variances() -> None:
     student, teacher = (Gaussian(one.h, one.mu, ZERO) for one in (STUDENT, TEACHER))
     form = bound(student, teacher, ZERO, config(cosine="C2"))

@@ -13,6 +13,7 @@ are silent; the default is ours).  No default here is a figure of the paper.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -53,6 +54,10 @@ class VSSLConfig(MethodConfig):
     cosine: Literal["none", "C1", "C2", "C3"] = "C1"
     """UNKNOWN.  C1: unit means in both terms.  C2: the squared distance of the means becomes
     ``2 - 2 cos`` over the mean variance.  C3: cosines of latents, means and standard deviations."""
+    radius: Literal["one", "sqrt_dim"] = "one"
+    """DERIVED.  Length of C1's means.  ``sqrt_dim``: the square root of ``dim``, so that a variance
+    of 1 is of the size of a mean's entry; at ``one`` it drowns the means, which then learn nothing
+    until the variances have shrunk."""
     latent: Literal["sample", "mean"] = "sample"
     """UNKNOWN.  The latent of B (the teacher's) and C3 (the student's)."""
     beta: Weight = 1.0
@@ -66,7 +71,9 @@ class VSSLConfig(MethodConfig):
     """DERIVED.  Weight of the divergence of the student's variances from 1; at 1 it cancels the
     bound's reward for small variances."""
     hidden: Width = 4096
-    """UNKNOWN.  Width of the head's two hidden layers and of the predictor's one."""
+    """UNKNOWN.  Width of the head's hidden layers and of the predictor's one."""
+    head_layers: Literal[2, 3] = 3
+    """UNKNOWN.  Linear layers of the head."""
     dim: Width = 256
     """UNKNOWN.  Width of the Gaussians."""
     predictor: bool = True
@@ -92,7 +99,7 @@ class VSSL:
         backbone, width = build_backbone(
             cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
-        posterior = mlp(width, cfg.hidden, cfg.hidden, 2 * cfg.dim)
+        posterior = mlp(width, *[cfg.hidden] * (cfg.head_layers - 1), 2 * cfg.dim)
         predictor = mlp(cfg.dim, cfg.hidden, cfg.dim) if cfg.predictor else None
         self.student: nn.Module = GaussianBranch(backbone, posterior, predictor)
         teacher = copy.deepcopy(GaussianBranch(backbone, posterior))
@@ -143,7 +150,8 @@ def bound(student: Gaussian, teacher: Gaussian, eps: Tensor, cfg: VSSLConfig) ->
     logvar_s, logvar_t = bounded(raw_s, cfg), bounded(raw_t, cfg)
     variance = gaussian_kl(torch.zeros_like(mu_s), logvar_s)
     if cfg.cosine == "C1":
-        mu_s, mu_t = F.normalize(mu_s, dim=-1), F.normalize(mu_t, dim=-1)
+        length = math.sqrt(mu_s.shape[-1]) if cfg.radius == "sqrt_dim" else 1.0
+        mu_s, mu_t = length * F.normalize(mu_s, dim=-1), length * F.normalize(mu_t, dim=-1)
     pair = Pairing(mu_s, logvar_s, mu_t, logvar_t)
     if cfg.cosine == "C3":
         return Bound(*_pure_cosine(pair, eps), variance)
