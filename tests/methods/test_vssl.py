@@ -65,6 +65,23 @@ def test_longer_means_are_unit_means_with_variances_smaller_by_the_width(denoisi
     torch.testing.assert_close(longer.denoising, unit.denoising - width / 2 * near)
 
 
+@pytest.mark.parametrize("weight", [1.5, 2, 4])
+def test_variances_of_form_a_rest_where_the_weight_of_their_divergence_says(weight: float) -> None:
+    cfg = config(variance_weight=weight)
+    mu_s, mu_t = torch.randn(2, 3, 16, dtype=torch.float64)
+    rest = torch.full_like(mu_s, math.log(1 - 1 / weight))
+
+    def slope(logvar: Tensor) -> Tensor:
+        """Of the loss, by the student's log-variances, if the teacher has the same."""
+        own = logvar.clone().requires_grad_()
+        found = bound(Gaussian(mu_s, mu_s, own), Gaussian(mu_t, mu_t, logvar), rest, cfg)
+        return torch.autograd.grad(-found.total(cfg).sum(), own)[0]
+
+    torch.testing.assert_close(slope(rest), torch.zeros_like(rest))
+    assert (slope(rest - 0.1) < 0).all()
+    assert (slope(rest + 0.1) > 0).all()
+
+
 @pytest.mark.parametrize("layers", [2, 3])
 def test_the_head_has_as_many_layers_as_asked(layers: Any) -> None:
     student = VSSL(config(head_layers=layers), image_size=32).student

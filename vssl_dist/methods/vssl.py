@@ -68,8 +68,9 @@ class VSSLConfig(MethodConfig):
     logvar_range: Pair = (-6.0, 3.0)
     """UNKNOWN.  Bounds of the log-variances: without them they shrink without end."""
     variance_weight: Weight = 0.0
-    """DERIVED.  Weight of the divergence of the student's variances from 1; at 1 it cancels the
-    bound's reward for small variances."""
+    """DERIVED.  Weight of the divergence of the student's variances from 1.  Form A rewards small
+    variances whatever the means do: at weight 1 they still shrink, ever more slowly; above 1 they
+    rest at ``1 - 1 / weight`` (``beta: 1``)."""
     hidden: Width = 4096
     """UNKNOWN.  Width of the head's hidden layers and of the predictor's one."""
     head_layers: Literal[2, 3] = 3
