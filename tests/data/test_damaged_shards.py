@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.damage import config, flip, joined, loader, one_line, place, take
+from tests.support.damage import alone, config, flip, joined, loader, one_line, place, take
 from tests.support.shards import stored, tiny_shards, write_shards
 from vssl_dist.data import handles
 from vssl_dist.data.shards import DataError, Dataset
@@ -145,14 +143,8 @@ with tempfile.TemporaryDirectory() as name:
             print(error, flush=True)
         os._exit(0)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = alone(program)
+    assert done.returncode == 0, done.stderr
     assert all(f"{name} may not be read" in done.stdout for name in names)
     assert done.stdout.count("\n") == 1
 

@@ -6,8 +6,6 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.damage import SAMPLES, config, joined, loader, one_line, take
+from tests.support.damage import SAMPLES, alone, config, joined, loader, one_line, take
 from vssl_dist.data import shardfile
 from vssl_dist.data.loader import BackendSpec, evaluation_batches
 from vssl_dist.data.shards import DataError, Dataset
@@ -157,14 +155,7 @@ try:
 except DataError as error:
     sys.exit(f"error: {{error}}")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = alone(program)
     assert done.returncode == 1
     assert done.stderr.startswith("error: rank 0 waits for data: ")
     assert done.stderr.count("\n") == 1

@@ -92,7 +92,11 @@ MISTAKES = [
     ("vje_gaussian", "cifar10_vje", ["method.dof=inf"]),
     ("vje_rate", "cifar10_vje", ["optim.name=sgd", "optim.base_lr=0.05"]),
     ("vje_zero_init", "cifar10_vje", ["method.zero_init_residual=true"]),
-    ("vssl_variance", "cifar10_vssl", ["method.cosine=none", "method.variance_weight=0"]),
+    (
+        "vssl_variance",
+        "cifar10_vssl",
+        ["method.cosine=none", "method.radius=one", "method.variance_weight=0"],
+    ),
     ("vssl_predictor", "cifar10_vssl", ["method.predictor=false"]),
     ("normalisation", "cifar10_vje", ["data.normalise={}"]),
     ("normalisation", "cifar100_vje", ["data.normalise={mean: [0, 0, 0], std: [1, 1, 1]}"]),

@@ -225,5 +225,7 @@ def test_noise_is_drawn_only_where_a_latent_is_sampled() -> None:
 def test_keys_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValidationError, match="brings its own"):
         config(cosine="C3", denoising="B")
+    with pytest.raises(ValidationError, match="radius=sqrt_dim is of cosine=C1, not of cosine=C2"):
+        config(cosine="C2", radius="sqrt_dim")
     with pytest.raises(ValidationError, match="must ascend"):
         config(logvar_range=(3.0, -6.0))

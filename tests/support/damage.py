@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -72,3 +74,15 @@ def place(folder: Path, sample: int) -> tuple[Path, int, int]:
 def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def alone(program: str) -> subprocess.CompletedProcess[str]:
+    """What became of a Python program in a process of its own, started in the repository root."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

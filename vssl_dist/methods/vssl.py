@@ -56,8 +56,8 @@ class VSSLConfig(MethodConfig):
     ``2 - 2 cos`` over the mean variance.  C3: cosines of latents, means and standard deviations."""
     radius: Literal["one", "sqrt_dim"] = "one"
     """DERIVED.  Length of C1's means.  ``sqrt_dim``: the square root of ``dim``, so that a variance
-    of 1 is of the size of a mean's entry; at ``one`` it drowns the means, which then learn nothing
-    until the variances have shrunk."""
+    of 1 is of the size of a mean's entry; at ``one`` it drowns the means until the variances have
+    shrunk."""
     latent: Literal["sample", "mean"] = "sample"
     """UNKNOWN.  The latent of B (the teacher's) and C3 (the student's)."""
     beta: Weight = 1.0
@@ -89,6 +89,8 @@ class VSSLConfig(MethodConfig):
             raise ValueError(f"logvar_range=[{low}, {high}] must ascend")
         if self.cosine == "C3" and self.denoising == "B":
             raise ValueError("denoising=B has no meaning under cosine=C3, which brings its own")
+        if self.radius != "one" and self.cosine != "C1":
+            raise ValueError(f"radius={self.radius} is of cosine=C1, not of cosine={self.cosine}")
         return self
 
 
