@@ -196,6 +196,13 @@ def test_every_shipped_config_loads(path: Path) -> None:
     assert yaml.safe_load(config.dump(cfg))["method"]["name"] in methods
 
 
+def test_keys_of_a_method_that_exclude_each_other_are_refused_by_its_name() -> None:
+    from vssl_dist.methods import CONFIGS as methods
+
+    with pytest.raises(ConfigError, match=r"^method: radius=sqrt_dim is of cosine=C1"):
+        config.load(CONFIGS / "cifar10_vssl.yaml", ["method.cosine=C2"], methods=methods)
+
+
 @pytest.mark.parametrize("name", ["in1k_vje", "in1k_vssl"])
 def test_the_imagenet_configs_divide_over_64_ranks(name: str) -> None:
     from vssl_dist.methods import CONFIGS as methods

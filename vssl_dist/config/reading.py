@@ -100,7 +100,7 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     named = first["loc"][:1] == ("evaluations",) and first["loc"][2:3]
     task = TASKS.get(str(first["loc"][2])) if named else None
     loc = first["loc"] if task is None else first["loc"][:2] + first["loc"][3:]
-    where = prefix + ".".join(str(part) for part in loc)
+    where = (prefix + ".".join(str(part) for part in loc)).removesuffix(".")
     if first["type"] == "extra_forbidden":
         known = _keys(task, loc[2:-1]) if task else _keys(model, loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), known, n=1)
