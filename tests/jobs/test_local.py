@@ -96,11 +96,27 @@ def test_a_dead_rank_takes_the_others_with_it_and_its_traceback_is_the_headline(
     assert not any(rank.is_running() for rank in ranks)
 
 
-def test_what_a_rank_refuses_is_one_line_and_exit_code_2(launch: Launch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("then", "peer"),
+    [
+        pytest.param("sys.exit(2)", "time.sleep(60)", id="the refusing rank ends"),
+        pytest.param("os.abort()", "time.sleep(60)", id="the refusing rank crashes as it ends"),
+        pytest.param("time.sleep(60)", "sys.exit(1)", id="its peer ends before it"),
+    ],
+)
+def test_what_a_rank_refuses_is_one_line_and_exit_code_2(
+    launch: Launch, tmp_path: Path, then: str, peer: str
+) -> None:
     line = "error: shard-000001.tar is damaged: restore it (rank 1 on here)"
-    failure = str(tmp_path / "failure.txt")
-    refuse = f"open({failure!r}, 'w').write({line!r})\n    sys.exit(2)"
-    launcher = launch(f"if rank == '1':\n    {refuse}\ntime.sleep(60)")
+    failure = tmp_path / "failure.txt"
+    launcher = launch(
+        f"if rank == '1':\n"
+        f"    open({str(failure)!r}, 'w').write({line!r})\n"
+        f"    {then}\n"
+        f"while not os.path.exists({str(failure)!r}): time.sleep(0.02)\n"
+        f"time.sleep(0.1)\n"
+        f"{peer}"
+    )
     _, err = launcher.communicate(timeout=30)
     assert (launcher.returncode, err) == (2, f"{line}\n")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from vssl_dist.jobs.progress import Screen
 from vssl_dist.jobs.resources import Launch
-from vssl_dist.jobs.stop import REFUSED, STOPPED
+from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by Ctrl-C, as shells expect it."""
@@ -166,12 +166,14 @@ def _verdict(ranks: Ranks, codes: list[int | None], orders: Orders, failure: Pat
         how = "stopped at a checkpoint" if saved else "killed"
         print(f"{how}: the same command continues the run", file=sys.stderr)
         return INTERRUPTED
-    if REFUSED in codes and failure.exists():
-        print(failure.read_text().rstrip(), file=sys.stderr)
+    said = failure.read_text().rstrip() if failure.exists() else ""
+    # Not the exit codes: a rank that lost its peer, or torch's threads, can be faster with another.
+    if said.startswith(REFUSAL):
+        print(said, file=sys.stderr)
         return REFUSED
     rank, code = next(((r, c) for r, c in enumerate(codes) if c), (0, None))
-    if failure.exists():
-        print(failure.read_text().rstrip(), file=sys.stderr)
+    if said:
+        print(said, file=sys.stderr)
     else:
         lines = ranks.log(rank).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         print("\n".join(lines), file=sys.stderr)

@@ -11,6 +11,8 @@ STOPPED = 75
 """Exit code of a rank that saved and left because it was told to (sysexits: try again)."""
 REFUSED = 2
 """Exit code of a rank that met something its user has to mend: it said so in one line."""
+REFUSAL = "error: "
+"""How that line begins, and so the failure file of a run whose first failure is a refusal."""
 
 
 class StopFlag:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import submitit
 
 from vssl_dist.jobs.resources import Launch
-from vssl_dist.jobs.stop import REFUSED, STOPPED, StopFlag
+from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag
 
 if TYPE_CHECKING:
     from vssl_dist.jobs.observer import Observer, Silent
@@ -102,7 +102,7 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
         observer.close("KILLED", timeout_s=3)  # the scheduler is waiting
         return STOPPED
     except (ConfigError, DataError, CheckpointError) as error:
-        note_failure(cfg.dir, line := f"error: {error} ({_this_rank()})")
+        note_failure(cfg.dir, line := f"{REFUSAL}{error} ({_this_rank()})")
         print(line, file=sys.stderr, flush=True)
         observer.close("FAILED", timeout_s=5)
         return REFUSED
