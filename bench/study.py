@@ -18,20 +18,14 @@ the processes share the runs between them:
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from filelock import FileLock, Timeout
 
 from bench import study_report
+from bench.study_log import Log, claimed, commit, place
 from bench.study_picture import picture
 from bench.study_plan import Study, Trial, read_study, trials
 from bench.study_report import Key, Outcome
@@ -43,27 +37,7 @@ from vssl_dist.durable import publish
 from vssl_dist.evaluation.plots import png
 from vssl_dist.methods import CONFIGS
 
-ROOT = Path(__file__).resolve().parents[1]
 DIVERGED = "diverged"
-
-
-class Log:
-    """What a study remembers of one run besides its folder: cost, commit, and how it ended."""
-
-    def __init__(self, trial: Trial) -> None:
-        self.path = trial.cfg.out / "study" / f"{trial.cfg.name}.json"
-
-    def read(self) -> dict[str, Any]:
-        """What is written, if it is whole."""
-        try:
-            found = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def write(self, **facts: Any) -> None:
-        """Add facts, on disk before this returns."""
-        publish(self.path, json.dumps(self.read() | facts).encode())
 
 
 class Refused(Exception):
@@ -81,7 +55,8 @@ def outcome(study: Study, trial: Trial) -> Outcome:
         return Outcome(None)
     _same(trial, written)
     log = Log(trial).read()
-    cost = {"seconds": log.get("seconds", 0.0), "whole": not log.get("interrupted", False)}
+    whole = not (log.get("interrupted", False) or log.get("running", False))
+    cost = {"seconds": log.get("seconds", 0.0), "whole": whole}
     about = cost | {"commit": log.get("commit", ""), "place": log.get("place", "")}
     if log.get("trouble"):
         return Outcome(None, log["trouble"], **about)
@@ -101,7 +76,7 @@ def _same(trial: Trial, written: Path) -> None:
         )
 
 
-def run(study: Study, trial: Trial, baselines: bool) -> None:
+def run(study: Study, trial: Trial) -> None:
     """Train and evaluate, or what is missing of it.
 
     Raises:
@@ -117,8 +92,7 @@ def run(study: Study, trial: Trial, baselines: bool) -> None:
     code = submit.main(["--local", str(study.ranks), *given])
     trouble = DIVERGED if code == 1 and _diverged(trial) else ""
     if code == 0:
-        words = ["--task", ",".join(study.tasks)] + ["--baselines"] * baselines
-        code = evaluate.main([str(trial.cfg.dir), *words])
+        code = evaluate.main([str(trial.cfg.dir), "--task", ",".join(study.tasks)])
     log.write(running=False, seconds=spent + time.monotonic() - start, trouble=trouble)
     if code and not trouble:
         raise Refused(code)
@@ -128,22 +102,6 @@ def _diverged(trial: Trial) -> bool:
     """Whether the last failure was that of the numbers, which would be the same again."""
     found = sorted((trial.cfg.dir / "logs").glob("failure-*.txt"), key=lambda p: p.stat().st_mtime)
     return bool(found) and "Diverged" in found[-1].read_text(errors="replace")
-
-
-def commit() -> str:
-    """The checked-out commit, ``-dirty`` if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def place(study: Study) -> str:
-    """What a run runs on."""
-    by = f"{study.ranks} rank{'s' * (study.ranks > 1)}"
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()} by {by}"
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} CPU core{'s' * (cores > 1)} by {by}, no GPU"
 
 
 def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
@@ -164,13 +122,11 @@ def carry_out(study: Study, planned: Sequence[Trial], command: str, page: Path) 
     """All runs that are not finished and that no other process is at, one after the other."""
     elsewhere = 0
     for number, trial in enumerate(planned):
-        place = Log(trial).path.with_suffix(".lock")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(place).acquire(timeout=0):
+        with claimed(Log(trial).path.with_suffix(".lock")) as mine:
+            if mine:
                 begin(study, trial, number, len(planned))
-        except Timeout:
-            elsewhere += 1
+        elsewhere += not mine
+        compare(study, planned[0])
         report(study, planned, command, page)
     others = f", {elsewhere} of them with another process of this study" * bool(elsewhere)
     print(f"{page}: {len(planned)} runs{others}")
@@ -187,9 +143,26 @@ def begin(study: Study, trial: Trial, number: int, among: int) -> None:
     if seen.figures is not None or seen.trouble:
         return
     print(f"== run {number + 1} of {among}: {trial.label}", flush=True)
-    run(study, trial, baselines=number == 0)
+    run(study, trial)
     if outcome(study, trial).figures is None and not Log(trial).read().get("trouble"):
         raise DataError(f"{trial.cfg.dir}/export: no whole result after the evaluation")
+
+
+def compare(study: Study, first: Trial) -> None:
+    """Evaluate raw pixels and the random network, if the first run is there and they are not.
+
+    They lie beside its exports and are no part of its cost.
+
+    Raises:
+        Refused: They cannot be evaluated; the line that says why was printed.
+    """
+    files = [study_report.baselines(first.export.parent, task) for task in study.tasks]
+    if outcome(study, first).figures is None or all(file.exists() for file in files):
+        return
+    with claimed(Log(first).path.with_name("baselines.lock")) as mine:
+        words = ["--task", ",".join(study.tasks), "--baselines"]
+        if mine and (code := evaluate.main([str(first.cfg.dir), *words])):
+            raise Refused(code)
 
 
 def main(argv: Sequence[str]) -> int:

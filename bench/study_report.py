@@ -58,6 +58,11 @@ def figure(name: str, path: Sequence[str], results: Mapping[str, Any]) -> float:
     return 100 * found if "%" in name else float(found)
 
 
+def baselines(export: Path, task: str) -> Path:
+    """Where a task's figures of raw pixels and the random network lie, in a run's export folder."""
+    return export / f"{task}-baselines.json"
+
+
 def others(study: Study, first: Path) -> dict[str, Figures]:
     """Figures that no run of the study gave, by row and column.
 
@@ -67,7 +72,7 @@ def others(study: Study, first: Path) -> dict[str, Figures]:
     """
     found: dict[str, Figures] = {}
     for column, path in study.columns.items():
-        file = first / f"{path[0]}-baselines.json"
+        file = baselines(first, path[0])
         results = json.loads(file.read_text())["results"] if file.exists() else {}
         for kind, result in results.items():
             with suppress(ConfigError):  # such as that of a probe that learns beside a training

@@ -15,7 +15,8 @@ import psutil
 import pytest
 import yaml
 
-from bench.study import main, outcome, place
+from bench.study import main, outcome
+from bench.study_log import place
 from bench.study_picture import picture
 from bench.study_plan import BASE, Study, read_study, trials
 from bench.study_report import (
@@ -302,10 +303,15 @@ def test_a_study_that_is_killed_goes_on_and_a_torn_result_is_found_again(
     result = first.export.with_name(f"knn-{STEPS:08d}.json")
     result.write_text(result.read_text()[:100])
     assert outcome(study, first).figures is None
-    trained = trace.read_bytes()
+    trained, cost = trace.read_bytes(), outcome(study, second).seconds
+    baselines = first.export.with_name("knn-baselines.json")
+    compared = json.loads(baselines.read_text())["results"]
+    baselines.unlink()
     assert main([str(path)]) == 0
     assert outcome(study, first).figures == found[0].figures
+    assert json.loads(baselines.read_text())["results"] == compared
     assert trace.read_bytes() == trained
+    assert outcome(study, second).seconds == cost
 
     other = tiny(here) | {"common": ["optim.weight_decay=1e-3"]}
     capsys.readouterr()
