@@ -114,7 +114,7 @@ def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> 
     facts = {"command": command, "place": place(study), "picture": drawing.name}
     others = study_report.others(study, planned[0].export.parent)
     text = study_report.document(study, outcomes, others, facts)
-    publish(drawing, png(picture(study, outcomes)))
+    publish(drawing, png(picture(study, outcomes, others)))
     publish(page, text.encode())
 
 

@@ -173,7 +173,7 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         "## What it says\n\nAll is well.\n",
     ):
         assert part in text
-    assert png(picture(study, outcomes)).startswith(b"\x89PNG")
+    assert png(picture(study, outcomes, {})).startswith(b"\x89PNG")
 
 
 def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_not_trained(
@@ -210,6 +210,11 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
         "| q | not yet |  |  |  |",
     ]
     assert "z %: `make z`" in document(study, outcomes, found, facts)
+    (axes,) = picture(study, outcomes, found).axes
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["raw pixels", "random network", "p", "q"]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert drawn == {"x %": [[0, 10], [1, 20], [2, 50]], "z %": [[0, 50], [2, 75]]}
 
 
 def test_a_column_that_no_result_has_is_named_with_what_there_is() -> None:
