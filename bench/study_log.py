@@ -55,10 +55,15 @@ def claimed(lock: Path) -> Iterator[bool]:
 
 
 def commit() -> str:
-    """The checked-out commit, ``-dirty`` if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """The checked-out commit, ``-dirty`` if files differ from it that a study does not write."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+    name = _git("describe", "--always", "--abbrev=7", "--exclude=*") or "unknown"
+    return f"{name}-dirty" if changed else name
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def place(study: Study) -> str:
