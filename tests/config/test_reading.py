@@ -199,8 +199,9 @@ def test_every_shipped_config_loads(path: Path) -> None:
 def test_keys_of_a_method_that_exclude_each_other_are_refused_by_its_name() -> None:
     from vssl_dist.methods import CONFIGS as methods
 
+    changes = ["method.preset=null", "method.cosine=C2", "method.radius=sqrt_dim"]
     with pytest.raises(ConfigError, match=r"^method: radius=sqrt_dim is of cosine=C1"):
-        config.load(CONFIGS / "cifar10_vssl.yaml", ["method.cosine=C2"], methods=methods)
+        config.load(CONFIGS / "cifar10_vssl.yaml", changes, methods=methods)
 
 
 @pytest.mark.parametrize("name", ["in1k_vje", "in1k_vssl"])

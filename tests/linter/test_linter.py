@@ -95,7 +95,7 @@ MISTAKES = [
     (
         "vssl_variance",
         "cifar10_vssl",
-        ["method.cosine=none", "method.radius=one", "method.variance_weight=0"],
+        ["method.preset=vssl_derived_gauss", "method.variance_weight=0"],
     ),
     ("vssl_predictor", "cifar10_vssl", ["method.predictor=false"]),
     ("normalisation", "cifar10_vje", ["data.normalise={}"]),

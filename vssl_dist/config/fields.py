@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -75,10 +82,26 @@ class MethodConfig(Model):
 
     has_posterior: ClassVar[bool] = False
     """Whether the method infers a distribution for each image."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What each preset's name stands for, where the method has a key ``preset``."""
 
     name: str
     backbone: str = "resnet50"
     """A torchvision or timm name, or ``resnet10_c16`` (narrow); CIFAR stem by image size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, raw: Any) -> Any:
+        # A name that no preset has is left to the key's own type to refuse.
+        name = raw.get("preset") if isinstance(raw, dict) else None
+        meant = cls.presets.get(name, {}) if isinstance(name, str) else {}
+        for key, value in meant.items():
+            if raw.get(key, value) != value:
+                raise ValueError(
+                    f"{key}={raw[key]} contradicts preset={name}, which is {key}={value}: leave "
+                    f"out {key}, or choose each key by itself (preset=null)"
+                )
+        return {**meant, **raw} if meant else raw
 
     @property
     def views_wanted(self) -> int:

@@ -232,18 +232,12 @@ class RunConfig(Model):
 
 def frozen_part(cfg: RunConfig) -> dict[str, Any]:
     """What a resumed run may not change: everything that the result depends on."""
-    free = {
-        "name",
-        "out",
-        "trace",
-        "evaluations",
-        "checkpoint",
-        "log_every",
-        "vote_every",
-        "silence",
-    }
+    free = {"name", "out", "trace", "silence", "evaluations", "checkpoint"}
+    free |= {"log_every", "vote_every"}
     part: dict[str, Any] = cfg.model_dump(mode="json", exclude=free)
     # Where the data lies is free: its digest is not.
     for key in ("train", "val", "bank", "threads", "max_bad", "timeout_s"):
         del part["data"][key]
+    # A name for values that all are in the part.
+    part["method"].pop("preset", None)
     return part

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -38,14 +38,24 @@ from vssl_dist.models.heads import Encoder, Gaussian, GaussianBranch, mlp
 Positive = Annotated[Float, Field(gt=0)]
 Weight = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+_NOTED = {"variances": "shared", "target": "stop_gradient"}
+"""What the notes say of the model in either version of the paper."""
 
 
 class VJEConfig(MethodConfig):
     """VJE's own keys."""
 
     has_posterior: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "vje_derived_v3": {"form": "tangent_chord"} | _NOTED,
+        "vje_derived_v1": {"form": "ambient"} | _NOTED,
+    }
 
     name: Literal["vje"] = "vje"
+    preset: Literal["vje_derived_v3", "vje_derived_v1"] | None = None
+    """DERIVED.  Our reading of a version of the paper: v3 has a likelihood on the sphere itself,
+    v1 one of the space around it.  It settles ``form``, ``variances`` and ``target``; null: each
+    is chosen by itself."""
     zero_init_residual: bool = False
     """UNKNOWN.  Off: embeddings near zero have no direction."""
     form: Form = "tangent_chord"

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +43,15 @@ class VSSLConfig(MethodConfig):
     """VSSL's own keys; the teacher's decay is ``engine.ema_decay``."""
 
     has_posterior: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "vssl_derived_gauss": {"denoising": "A", "cosine": "none", "radius": "one"},
+        "vssl_derived_cos": {"denoising": "A", "cosine": "C1", "radius": "sqrt_dim"},
+    }
 
     name: Literal["vssl"] = "vssl"
+    preset: Literal["vssl_derived_gauss", "vssl_derived_cos"] | None = None
+    """DERIVED.  Our reading of the paper's two families of terms, Gaussian and cosine.  It settles
+    ``denoising``, ``cosine`` and ``radius``; null: each is chosen by itself."""
     zero_init_residual: bool = False
     """UNKNOWN."""
     denoising: Literal["A", "B"] = "A"
