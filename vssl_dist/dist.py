@@ -17,6 +17,8 @@ T = TypeVar("T")
 def init(device: str, timeout_s: float = 300.0) -> None:
     """Join the process group that ``RANK``, ``WORLD_SIZE`` and ``MASTER_ADDR`` describe.
 
+    Where ``VSSL_LISTENER`` is set, rank 0 has inherited the socket that listens at the port.
+
     Args:
         device: ``"cuda"`` (NCCL; this process takes the GPU of its local rank) or ``"cpu"``
             (gloo).
@@ -24,9 +26,18 @@ def init(device: str, timeout_s: float = 300.0) -> None:
     """
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    td.init_process_group(
-        "nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    listener, timeout = os.environ.get("VSSL_LISTENER"), timedelta(seconds=timeout_s)
+    store = td.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=rank == 0,
+        timeout=timeout,
+        master_listen_fd=None if listener is None else int(listener),
     )
+    backend = "nccl" if device == "cuda" else "gloo"
+    td.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def rank() -> int:

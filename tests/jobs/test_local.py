@@ -82,6 +82,28 @@ def test_all_ranks_run_and_rank_0_is_shown(launch: Launch, tmp_path: Path) -> No
     assert (tmp_path / "rank-1.log").read_text() == "step  1/9  I am 1 of 2\n"
 
 
+def test_the_port_where_ranks_meet_is_theirs_before_any_has_loaded_torch(
+    launch: Launch, tmp_path: Path
+) -> None:
+    ended = f"'None' in open({str(tmp_path / 'rank-1.log')!r}).read()"
+    body = f"""
+import socket
+address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+try:
+    socket.socket().bind(address)
+except OSError as error:
+    print("step", error.strerror)
+inherited = os.environ.get("VSSL_LISTENER")
+door = inherited and socket.socket(fileno=int(inherited))
+print("step", door and door.getsockname() == address)
+while rank == "0" and not {ended}: time.sleep(0.02)
+"""
+    out, _ = launch(body).communicate(timeout=30)
+    assert out.splitlines()[1:] == ["step Address already in use", "step True"]
+    other = (tmp_path / "rank-1.log").read_text()
+    assert other.splitlines()[1:] == ["step Address already in use", "step None"]
+
+
 def test_a_dead_rank_takes_the_others_with_it_and_its_traceback_is_the_headline(
     launch: Launch, tmp_path: Path
 ) -> None:

@@ -25,7 +25,8 @@ from vssl_dist.jobs.resources import Launch, load_launch
 
 _TRIES = 2
 _SUBMIT_WITHIN_S = 120
-_OF_THE_JOB = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+_OF_THE_JOB = (*_RANK, "MASTER_ADDR", "MASTER_PORT", "VSSL_LISTENER")
 
 
 class Evaluator:

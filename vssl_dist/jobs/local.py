@@ -55,21 +55,34 @@ class Ranks:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start all."""
+        """Start all, to meet at a port that is theirs alone.
+
+        A port that is only looked up could be another program's by the time rank 0 has loaded
+        torch: rank 0 inherits the listening socket itself.
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
-        for rank in range(self.world_size):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with self.log(rank).open("ab") as log:
-                process = subprocess.Popen(
-                    self.command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=self.environment | own,
-                    # The terminal's Ctrl-C is for the launcher, which passes it on once.
-                    start_new_session=True,
-                )
-            self.processes.append(process)
+        with socket.create_server(("127.0.0.1", 0), backlog=self.world_size) as door:
+            address, port = door.getsockname()
+            shared = self.environment | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+            first = shared | {"VSSL_LISTENER": str(door.fileno())}
+            for rank in range(self.world_size):
+                fds = () if rank else (door.fileno(),)
+                self.processes.append(self._start(rank, shared if rank else first, fds))
+
+    def _start(
+        self, rank: int, environment: dict[str, str], fds: tuple[int, ...]
+    ) -> subprocess.Popen[bytes]:
+        with self.log(rank).open("ab") as log:
+            return subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                pass_fds=fds,
+                # The terminal's Ctrl-C is for the launcher, which passes it on once.
+                start_new_session=True,
+            )
 
     def log(self, rank: int) -> Path:
         """Where a rank writes."""
@@ -115,17 +128,12 @@ def run_here(run_dir: Path, launch: Launch) -> int:
 
 def rank_environment(launch: Launch) -> dict[str, str]:
     """What all ranks of a launch on this machine find in their environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(launch.cpus_per_rank),
         **launch.resources.env,
         "WORLD_SIZE": str(launch.world_size),
         "LOCAL_WORLD_SIZE": str(launch.world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
         "VSSL_LAUNCHER": str(os.getpid()),
     }
 

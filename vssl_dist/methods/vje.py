@@ -52,12 +52,12 @@ class VJEConfig(MethodConfig):
     }
 
     name: Literal["vje"] = "vje"
-    preset: Literal["vje_derived_v3", "vje_derived_v1"] | None = None
-    """DERIVED.  Our reading of a version of the paper: v3 has a likelihood on the sphere itself,
-    v1 one of the space around it.  It settles ``form``, ``variances`` and ``target``; null: each
-    is chosen by itself."""
     zero_init_residual: bool = False
     """UNKNOWN.  Off: embeddings near zero have no direction."""
+    preset: Literal["vje_derived_v3", "vje_derived_v1"] | None = None
+    """DERIVED.  Our reading of a version of the paper: v3's likelihood is one on the sphere itself,
+    v1's one of the space around it.  It settles ``form``, ``variances`` and ``target``; null: each
+    is free."""
     form: Form = "tangent_chord"
     """UNKNOWN.  The directional likelihood: see ``densities.directional_log_prob``."""
     dof: Positive = 3.0

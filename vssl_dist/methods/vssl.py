@@ -49,11 +49,10 @@ class VSSLConfig(MethodConfig):
     }
 
     name: Literal["vssl"] = "vssl"
-    preset: Literal["vssl_derived_gauss", "vssl_derived_cos"] | None = None
-    """DERIVED.  Our reading of the paper's two families of terms, Gaussian and cosine.  It settles
-    ``denoising``, ``cosine`` and ``radius``; null: each is chosen by itself."""
     zero_init_residual: bool = False
     """UNKNOWN."""
+    preset: Literal["vssl_derived_gauss", "vssl_derived_cos"] | None = None
+    """DERIVED.  Gaussian terms or cosine ones: settles the next three keys; null: each is free."""
     denoising: Literal["A", "B"] = "A"
     """UNKNOWN.  The term in the reconstruction's place.  A: expected log-density of the teacher's
     Gaussian under the student's, in closed form.  B: the student's log-density of the teacher's
