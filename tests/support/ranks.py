@@ -34,11 +34,12 @@ def run_ranks(
         RankFailed: With the traceback of the rank that failed first; the others are killed.
     """
     context = multiprocessing.get_context("spawn")
+    door = socket.create_server(("127.0.0.1", 0), backlog=world_size)
     shared = {
+        "MASTER_PORT": str(door.getsockname()[1]),
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
     }
@@ -47,7 +48,10 @@ def run_ranks(
     try:
         for rank in range(world_size):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_one_rank, args=(theirs, fn, args), daemon=True)
+            inherited = None if rank else door
+            process = context.Process(
+                target=_one_rank, args=(theirs, inherited, fn, args), daemon=True
+            )
             with mock.patch.dict(os.environ, shared, RANK=str(rank), LOCAL_RANK=str(rank)):
                 process.start()
             theirs.close()  # only the child holds it now: its death reads as end of file
@@ -55,24 +59,22 @@ def run_ranks(
             pipes.append(ours)
         return _collect(processes, pipes, time.monotonic() + timeout_s)
     finally:
+        door.close()
         for leftover in processes:
             leftover.kill()
             leftover.join()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _one_rank(pipe: Connection, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _one_rank(
+    pipe: Connection, door: socket.socket | None, fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     import torch
 
     from vssl_dist import dist
 
     try:
+        if door is not None:
+            os.environ["VSSL_LISTENER"] = str(door.detach())
         torch.set_num_threads(1)
         dist.init("cpu", timeout_s=120)
         result = fn(*args)
