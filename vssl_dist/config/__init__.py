@@ -1,16 +1,10 @@
 """The run configuration: read strictly from YAML, so that a typo dies on the login node."""
 
+from vssl_dist.config.blocks import CheckpointConfig, DataConfig, EngineConfig, OptimConfig
 from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.reading import ConfigError, dump, load, load_block, loads
 from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
-from vssl_dist.config.schema import (
-    CheckpointConfig,
-    DataConfig,
-    EngineConfig,
-    OptimConfig,
-    RunConfig,
-    frozen_part,
-)
+from vssl_dist.config.schema import RunConfig, frozen_part
 from vssl_dist.config.tasks import (
     TASKS,
     CollapseConfig,

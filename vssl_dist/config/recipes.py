@@ -27,12 +27,15 @@ class ViewRecipe(Model):
     jitter: Probability = 0.8
     """Probability of the colour jitter: brightness, contrast, saturation, hue, in this order."""
     brightness: Spread = 0.4
-    """Brightness factor is uniform in [1 - x, 1 + x]; the same for the next two."""
+    """Brightness factor, uniform in [1 - x, 1 + x]."""
     contrast: Spread = 0.4
+    """Contrast factor, likewise."""
     saturation: Spread = 0.2
+    """Saturation factor, likewise."""
     hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
     """Hue shift, uniform in [-x, x], in turns of the colour circle."""
     grayscale: Probability = 0.2
+    """Probability of losing all colour."""
     blur: Probability = 0.5
     """Probability of a Gaussian blur."""
     blur_sigma: Range = (0.1, 2.0)
@@ -55,7 +58,9 @@ class Normalisation(Model):
     """Channel means and standard deviations on the scale [0, 1]."""
 
     mean: Triple = (0.485, 0.456, 0.406)
+    """Of red, green and blue."""
     std: Triple = (0.229, 0.224, 0.225)
+    """Likewise."""
 
     @field_validator("std")
     @classmethod

@@ -1,138 +1,44 @@
-"""The whole schema of a run.  Derived numbers are properties, never written back."""
+"""A run: its blocks and the rules between them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from vssl_dist.config.fields import (
-    FilePath,
-    Finite,
-    MethodConfig,
-    Model,
-    Positive,
-    as_tuple,
-)
-from vssl_dist.config.recipes import Normalisation, Views
+from vssl_dist.config.blocks import CheckpointConfig, DataConfig, EngineConfig, OptimConfig
+from vssl_dist.config.fields import FilePath, MethodConfig, Model, Positive, as_tuple
 from vssl_dist.config.tasks import Evaluation, OnlineConfig, OodConfig, TaskConfig
-
-Decay = Annotated[Finite, Field(ge=0, le=1)]
-Beta = Annotated[Finite, Field(ge=0, lt=1)]
-
-
-class DataConfig(Model):
-    """Which images, in which order, seen how."""
-
-    train: FilePath
-    """Folder of training shards: the one that holds ``manifest.json``."""
-    val: FilePath | None = None
-    """Folder of held-out shards: the queries of k-NN, whose bank is ``bank``."""
-    bank: FilePath | None = None
-    """Folder of labelled training shards, where those of ``train`` have no labels: what k-NN and
-    probes learn from; null: ``train``."""
-    backend: Literal["dali", "reference"] = "dali"
-    """``reference`` decodes with PIL on the CPU: the oracle, and where DALI has no wheel."""
-    image_size: Positive = 224
-    views: Views
-    normalise: Normalisation = Normalisation()
-    streams: Positive = 64
-    """Independent sample streams; must be a multiple of the number of ranks, now and later."""
-    window: Positive = 4096
-    """Samples of a stream that are shuffled together, after the shards have been."""
-    threads: Positive = 4
-    """Decoding threads per rank."""
-    max_bad: Annotated[Finite, Field(ge=0, le=1)] = 1e-4
-    """Share of the images that may turn out to be damaged before the run stops; ten always may,
-    unless it is 0."""
-    timeout_s: Annotated[Finite, Field(gt=0)] = 120.0
-    """Seconds without an answer to one read after which storage counts as dead."""
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """Side of each view in pixels."""
-        return tuple(view.size or self.image_size for view in self.views)
-
-
-class OptimConfig(Model):
-    """The optimizer and how long it runs."""
-
-    name: Literal["sgd", "adamw", "lars"] = "sgd"
-    base_lr: Annotated[Finite, Field(gt=0)]
-    """Peak learning rate per 256 images: the run uses ``base_lr * global_batch / 256``."""
-    momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
-    """Of SGD and LARS."""
-    betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = (0.9, 0.999)
-    """Of AdamW."""
-    trust: Annotated[Finite, Field(gt=0)] = 0.001
-    """Of LARS: a weight moves by this share of its norm, times the learning rate."""
-    trust_clip: bool = False
-    """Of LARS: never by more than its gradient times the learning rate."""
-    weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
-    weight_decay_end: Annotated[Finite, Field(ge=0)] | None = None
-    """Weight decay at the last step, half a cosine away from ``weight_decay``; null: it stays."""
-    decay_norm_and_bias: bool = False
-    """Whether weight decay also reaches biases and normalisation weights."""
-    epochs: Annotated[Finite, Field(gt=0)] = 100.0
-    max_steps: Positive | None = None
-    """Stop (and end every schedule) after so many optimizer steps, whatever ``epochs`` says."""
-    warmup_epochs: Annotated[Finite, Field(ge=0)] = 0.0
-    global_batch: Positive = 256
-    """Images per optimizer step, over all ranks and accumulation steps."""
-    accumulate: Positive = 1
-    """Micro-steps per optimizer step; batch norm sees ``global_batch / accumulate`` images."""
-    clip: Annotated[Finite, Field(ge=0)] = 0.0
-    """Largest norm of the gradient; 0 is off."""
-
-    @property
-    def peak_lr(self) -> float:
-        """Learning rate after warm-up."""
-        return self.base_lr * self.global_batch / 256
-
-
-class EngineConfig(Model):
-    """How the mathematics is carried out; the result may differ only by rounding."""
-
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    autocast: Literal["bfloat16", "none"] = "bfloat16"
-    ema_decay: Annotated[tuple[Decay, Decay], BeforeValidator(as_tuple)] = (0.99, 1.0)
-    """The teacher's decay at the first and at the last step; half a cosine in between."""
-    compile: bool = False
-    channels_last: bool = False
-    deterministic: bool = True
-    """On a GPU: only convolutions that give the same bits each time, without which a resumed run
-    is not the uninterrupted one.  Off, cuDNN picks the fastest."""
-
-
-class CheckpointConfig(Model):
-    """When to save and what to keep."""
-
-    every_minutes: Annotated[Finite, Field(gt=0)] | None = 15.0
-    every_steps: Positive | None = None
-    keep_last: Positive = 2
-    keep_every: Positive | None = None
-    """Also keep each checkpoint whose step is a multiple of this."""
 
 
 class RunConfig(Model):
     """A run: the resolved YAML, whole."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    """Of the run; a file without one gives its own."""
     out: FilePath = Path("runs")
     """Folder of runs; this run lives in ``out/name``."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the weights' start, the order of the images, their views and all noise."""
     trace: bool = False
     """Write ``trace.rank<r>.jsonl``: every loss, id and pixel digest, for comparing runs."""
     method: SerializeAsAny[MethodConfig]
+    """What is learnt: a name and that method's own keys."""
     data: DataConfig
+    """Which images, in which order, seen how."""
     optim: OptimConfig
+    """The optimizer and how long it runs."""
     engine: EngineConfig = EngineConfig()
+    """How the mathematics is carried out."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save and what to keep."""
     evaluations: Annotated[tuple[Evaluation, ...], BeforeValidator(as_tuple)] = ()
+    """What is done with every export: a list of tasks, each of another kind."""
     online: OnlineConfig | None = None
     """A linear probe that learns during the training, for its curve; null: none."""
     log_every: Positive = 50
+    """Steps between two points of every curve."""
     vote_every: Positive = 20
     """Steps between asking all ranks whether anyone was told to stop."""
     silence: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()

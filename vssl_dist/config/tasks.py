@@ -87,7 +87,9 @@ class KnnConfig(BankConfig):
 
     task: Literal["knn"] = "knn"
     k: Counts = (10, 20, 100, 200)
+    """Numbers of neighbours that vote, each of them tried."""
     temperature: Temperatures = (0.07, 0.1)
+    """Of their votes, each of them tried with each k; ``inf``: all votes count alike."""
 
 
 class LinearConfig(BankConfig):

@@ -34,30 +34,44 @@ class EvaluationResources(Model):
     """One evaluation job, of which each milestone gets one."""
 
     partition: Word | None = None
-    """Where not given, the next four are the training job's."""
+    """Where not given, this and the next three are the training job's."""
     account: Word | None = None
+    """Whom SLURM charges."""
     qos: Word | None = None
+    """Its quality of service."""
     device: Device | None = None
+    """``cuda`` or ``cpu``."""
     ranks: Positive = 1
     """Processes that share a pass over images, each with a GPU and ``cpus`` cores of its own."""
     cpus: Positive = 8
+    """Cores of each."""
     mem_gb: Annotated[int, Field(ge=0)] | None = None
+    """Memory in GB; 0 is all of the node's, null is the partition's default."""
     minutes: Positive = 60
+    """Time limit."""
 
 
 class Resources(Model):
     """A profile: the machine's side of a run.  The science is in ``configs/``."""
 
     partition: Word | None = None
+    """SLURM's ``--partition``, like the next ones; null: the site's default."""
     account: Word | None = None
+    """Whom SLURM charges."""
     qos: Word | None = None
+    """Quality of service."""
     constraint: Word | None = None
+    """Features that every node must have."""
     reservation: Word | None = None
+    """Of nodes, by its name."""
     nodelist: Hosts | None = None
+    """These nodes, such as ``gpu[01-08],big3``."""
     exclude: Hosts | None = None
+    """Not these."""
     exclusive: bool = False
     """Take whole nodes."""
     ranks_per_node: Positive = 8
+    """Processes per node, on ``cuda`` one per GPU."""
     device: Literal["auto", "cuda", "cpu"] = "cuda"
     """``auto`` is for ``--local``: a login node cannot see what the compute nodes have."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
@@ -75,6 +89,7 @@ class Resources(Model):
     env: dict[Name, Word] = Field(default={})
     """Variables of every rank.  Secrets do not belong here: export them before submitting."""
     evaluation: EvaluationResources = EvaluationResources()
+    """Of each evaluation's own job."""
 
     @property
     def gpus(self) -> int:

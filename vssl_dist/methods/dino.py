@@ -47,6 +47,7 @@ class DINOConfig(MethodConfig):
 
     name: Literal["dino"] = "dino"
     backbone: str = "vit_small_patch16_224"
+    """As for every method; this is the paper's."""
     local_crops: Annotated[int, Field(ge=0)] = 8
     """Views beside the two global ones, which ``data.views`` lists first."""
     hidden: Positive = 2048
@@ -54,16 +55,20 @@ class DINOConfig(MethodConfig):
     bottleneck: Positive = 256
     """Width of the projection that the prototypes are compared with."""
     prototypes: Positive = 65536
+    """How many, over which the distributions are."""
     fixed_norm: bool = True
     """Whether all prototypes keep the same norm; false is better for a small ViT, and less
     stable."""
     freeze_epochs: Epochs = 1.0
     """How long the prototypes stay as they were initialised."""
     student_temperature: Temperature = 0.1
+    """Of the student's distribution."""
     teacher_temperature: Temperatures = (0.04, 0.07)
     """At the start, and from ``teacher_warmup_epochs`` on; linear in between."""
     teacher_warmup_epochs: Epochs = 30.0
+    """How long the teacher's temperature rises."""
     centre_decay: Annotated[Finite, Field(ge=0, le=1)] = 0.9
+    """Of the running mean that the teacher's scores are centred by, per step."""
     evaluated: Literal["student", "teacher"] = "teacher"
     """Whose backbone is exported and judged; the paper keeps the teacher's."""
 

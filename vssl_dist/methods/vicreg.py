@@ -42,8 +42,11 @@ class VICRegConfig(MethodConfig):
     dim: Positive = 8192
     """Width of the projection."""
     invariance_weight: Weight = 25.0
+    """Of the mean squared distance of the two views' projections."""
     variance_weight: Weight = 25.0
+    """Of what each feature's standard deviation lacks to 1."""
     covariance_weight: Weight = 1.0
+    """Of the squared covariances of different features."""
 
 
 class VICReg:
