@@ -1,7 +1,9 @@
 """Every key of a config and of a machine's profile: its default, what it takes, what it means.
 
-python launch/keys.py               # all of them: docs/keys.md
-python launch/keys.py optim vje     # those blocks
+    python launch/keys.py               # all of them: docs/keys.md
+    python launch/keys.py optim vje     # those blocks
+
+The schema itself is asked, so this is what this version takes.
 """
 
 from __future__ import annotations
