@@ -116,7 +116,8 @@ def show(cfg: RunConfig, launch: Launch) -> None:
         parameters = cluster.train_parameters(cfg.name, launch)
         print(cluster.script(cfg.dir / "slurm", parameters), end="")
     else:
-        print(f"# would start {launch.world_size} ranks on this machine ({launch.device})")
+        ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
+        print(f"# would start {ranks} on this machine ({launch.device})")
 
 
 def write(cfg: RunConfig, launch: Launch) -> None:
