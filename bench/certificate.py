@@ -106,7 +106,7 @@ def on_this_rank(name: str, cfg: MethodConfig) -> Seen:
     """Loss and gradient of the global batch, from this rank's rows of it."""
     torch.manual_seed(0)
     build = METHODS[cfg.name][1] if name == CONTROL else None
-    method = build(cfg, SIZE) if build else build_method(cfg, SIZE)
+    method = build(cfg, SIZE, False) if build else build_method(cfg, SIZE)
     for network in (method.student, method.teacher):
         if network is not None:
             network.double().train()
@@ -163,7 +163,9 @@ def run(world_size: int, names: Sequence[str]) -> dict[str, Seen]:
     if world_size == 1:
         return {name: on_this_rank(name, methods()[name]) for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (world_size, folder, names), nprocs=world_size)
+        mp.spawn(  # type: ignore[attr-defined, no-untyped-call]
+            _rank, (world_size, folder, names), nprocs=world_size
+        )
         seen: dict[str, Seen] = torch.load(Path(folder) / "seen", weights_only=False)
     return seen
 

@@ -45,7 +45,7 @@ from vssl_dist.data.plan import Plan
 from vssl_dist.data.shards import Dataset, Samples
 from vssl_dist.data.substitution import read_decodable
 from vssl_dist.data.views import draw
-from vssl_dist.methods import CONFIGS
+from vssl_dist.methods.vje import VJEConfig
 
 READ = "read and check"
 DRAINED = 6
@@ -59,7 +59,7 @@ def run_config(shards: Path, args: argparse.Namespace, backend: str) -> RunConfi
     return RunConfig.model_validate(
         {
             "name": "bench",
-            "method": CONFIGS["vje"](),
+            "method": VJEConfig(),
             "data": {
                 "train": str(shards),
                 "image_size": args.side,

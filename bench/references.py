@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from vssl_dist.models.norm import synchronise
 
 IMAGES, WIDTH, PROTOTYPES = 6, 5, 7
 EPOCH = 12.0
-SMALL = {"backbone": "resnet10_c16"}
+SMALL: dict[str, Any] = {"backbone": "resnet10_c16"}
 NOW = MicroStep(GlobalNoise(0, 0, 0), EPOCH, torch.zeros(IMAGES, dtype=torch.int64))
 Leaves = Sequence[Tensor]
 
@@ -52,7 +53,7 @@ class Case:
 def _evaluate(function: Callable[[Leaves], Tensor], start: Leaves) -> tuple[float, Tensor]:
     leaves = [leaf.clone().requires_grad_() for leaf in start]
     loss = function(leaves)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
     return loss.item(), torch.cat([g.flatten() for g in gradients])
 
@@ -152,13 +153,14 @@ def naive_barlow_twins(leaves: Leaves, lambd: float) -> Tensor:
 def naive_vicreg(leaves: Leaves) -> Tensor:
     """25 s + 25 v + c, with the authors' halves: v the mean of both views, c their sum."""
     one, two = leaves
-    total = 25 * sum(((a - b) ** 2).sum() for a, b in zip(one, two, strict=True))
-    total = total / (IMAGES * WIDTH)
+    total = torch.zeros((), dtype=torch.float64)
+    for a, b in zip(one, two, strict=True):
+        total = total + 25 * ((a - b) ** 2).sum() / (IMAGES * WIDTH)
     for view in leaves:
         centred = view - sum(view) / IMAGES
         for i in range(WIDTH):
             for j in range(WIDTH):
-                c = sum(centred[b, i] * centred[b, j] for b in range(IMAGES)) / (IMAGES - 1)
+                c = (centred[:, i] * centred[:, j]).sum() / (IMAGES - 1)
                 if i == j:
                     short = torch.clamp(1 - torch.sqrt(c + 1e-4), min=0)
                     total = total + 25 * short / WIDTH / 2

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.utils
 from safetensors.torch import load_file
 from torch import nn
 
@@ -464,3 +465,18 @@ def test_two_ranks_are_one_plain_process_for_every_method_and_optimizer(plain: A
     for rank in run_ranks(equality_runs, 2, SLOW, timeout_s=900):
         for (_, *case), ours in rank.items():
             assert_equal_runs(ours, plain(*case))
+
+
+def compiled() -> dict[str, Any]:
+    found = equality_run(run_config(1, "byol", "sgd", compile=True))
+    return found | {"counted": dict(torch._dynamo.utils.counters["stats"])}
+
+
+@pytest.mark.slow
+def test_the_compiled_network_is_the_plain_one_its_batch_norm_over_both_ranks_included(
+    plain: Any,
+) -> None:
+    for rank in run_ranks(compiled, 2, timeout_s=900):
+        assert_equal_runs(rank, plain("byol", "sgd"))
+        # Else what was compared was not compiled, or fell to pieces at each collective.
+        assert rank["counted"]["unique_graphs"] == 1
