@@ -1,12 +1,14 @@
-"""What a Python needs for any command of this project.
+"""What a Python needs for any command of this project, and which code it then runs.
 
 Imports the standard library alone, so that a Python without the packages can say what it lacks.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 NEEDED = (
     "torch", "torchvision", "deepspeed", "mlflow", "webdataset", "submitit", "yaml", "pydantic",
@@ -31,3 +33,18 @@ def require_packages() -> None:
         file=sys.stderr,
     )
     raise SystemExit(2)
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with ``-dirty`` when files differ from it.
+
+    Returns:
+        40 hexadecimal digits and perhaps that; None where the code lies in no git checkout.
+    """
+    folder = str(Path(__file__).parent)
+    command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -20,6 +20,7 @@ from vssl_dist.data.loader import Loader
 from vssl_dist.data.shards import Dataset
 from vssl_dist.engine import Engine
 from vssl_dist.evaluation.online import NoProbe, OnlineProbe
+from vssl_dist.installed import commit
 from vssl_dist.methods import CONFIGS
 
 
@@ -31,6 +32,7 @@ class Saver:
     ) -> None:
         self.cfg, self.engine, self.loader, self.probe = cfg, engine, loader, probe
         self.root = checkpoints_of(cfg)
+        self.versions = dist.broadcast(versions() if dist.rank() == 0 else {})
         self.saved_at = time.monotonic()
         allowed = bad_images_allowed(loader.samples, cfg.data.max_bad)
         self.ledger = Ledger(cfg.dir, allowed)
@@ -44,6 +46,10 @@ class Saver:
             self.probe.load(found.path, self.engine.device)
             self.loader.position = found.facts["position"]
         self.ledger.restore(self.loader.position)
+
+    def origin(self) -> dict[str, Any]:
+        """Whence the weights come: digest of the training data, and what computes with it."""
+        return {"fingerprint": self.loader.fingerprint, "versions": self.versions}
 
     def due(self) -> bool:
         """Whether a periodic checkpoint is due after this step, the same answer on all ranks."""
@@ -62,8 +68,7 @@ class Saver:
             "world_size": dist.world_size(),
             "zero_stage": self.cfg.engine.zero_stage,
             "experiment": config.frozen_part(self.cfg),
-            "fingerprint": self.loader.fingerprint,
-            "versions": versions(),
+            **self.origin(),
         }
         try:
             checkpoint.commit(self.root, step=self.engine.step, write=self._write, facts=facts)
@@ -99,14 +104,15 @@ def checkpoints_of(cfg: RunConfig) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """What computed the numbers."""
+    """What computes the numbers: packages, and the commit where there is one."""
+    code = commit()
     return {
         "vssl_dist": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "deepspeed": version("deepspeed"),
         "numpy": np.__version__,
-    }
+    } | ({"commit": code} if code else {})
 
 
 def same_experiment(

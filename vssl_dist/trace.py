@@ -47,14 +47,18 @@ class Trace:
         kept = [line for line in lines if _step(line) <= restored_step]
         durable.publish(self.path, "".join(f"{line}\n" for line in kept).encode())
 
-    def step(self, step: int, position: int, loss: float, batches: Sequence[Batch]) -> None:
-        """Record the optimizer step that made ``step`` steps and ``position`` images in all."""
+    def step(self, step: int, position: int, loss: Tensor, batches: Sequence[Batch]) -> None:
+        """Record the optimizer step that made ``step`` steps and ``position`` images in all.
+
+        All ranks call this: the loss, a scalar, is averaged over them.
+        """
+        mean = dist.mean_over_ranks({"loss": loss})["loss"]
         self._append(
             {
                 "step": step,
                 "position": position,
                 "world_size": dist.world_size(),
-                "loss": loss.hex(),
+                "loss": mean.hex(),
                 "ids": [int(i) for batch in batches for i in batch.ids],
                 "pixels": [d for batch in batches for d in pixel_digests(batch.views)],
             }

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +20,10 @@ from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
 from vssl_dist.evaluation.online import NoProbe, OnlineProbe, build_probe
 from vssl_dist.methods import LossOutput, build_method, monitors
-from vssl_dist.resume import Saver, versions
+from vssl_dist.resume import Saver
 from vssl_dist.trace import Trace
+
+NO_LICENCE = "none was given; the terms of the training images may reach these weights"
 
 
 class Preempted(Exception):
@@ -37,8 +40,7 @@ def train(
 ) -> None:
     """Train until the last step, from the newest checkpoint if there is one.
 
-    Every rank of an initialised process group calls this with the same ``cfg``; everything is
-    written below ``cfg.dir``.
+    Every rank of a process group calls this with the same ``cfg``; all is written to ``cfg.dir``.
 
     Args:
         cfg: The resolved configuration.
@@ -63,13 +65,14 @@ def train(
         out = engine.train_step(step_batches, by_part=curves.due(engine.step + 1))
         probe.step(out.embedding, step_batches[-1].labels, engine.step)
         if trace:
-            loss = dist.mean_over_ranks({"loss": out.loss})["loss"]
-            trace.step(engine.step, loader.position, loss, step_batches)
+            trace.step(engine.step, loader.position, out.loss, step_batches)
         last = engine.step == engine.total_steps
-        if told := curves.read(out, engine.step):
-            log(told | probe.read() | meter.rates(engine.step) | saver.substitutions(), engine.step)
-        if last or cfg.evaluations_at(engine.step, loader.samples):
-            export(cfg, engine, probe, on_export)
+        milestone = last or bool(cfg.evaluations_at(engine.step, loader.samples))
+        if told := curves.read(out, engine.step, milestone):
+            told |= probe.read()
+            log(told | meter.rates(engine.step) | saver.substitutions(), engine.step)
+        if milestone:
+            export(cfg, engine, probe, saver.origin() | {"metrics": told}, on_export)
         stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
         if last or stop or saver.due():
             saver.save()
@@ -96,7 +99,7 @@ def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | No
 
 
 class Curves:
-    """What is logged: every ``every`` steps, at the end, and when the collapse alarm goes off."""
+    """What is logged: every ``every`` steps, at exports, and when the collapse alarm goes off."""
 
     def __init__(self, every: int, total_steps: int) -> None:
         self.every, self.total_steps = every, total_steps
@@ -106,9 +109,9 @@ class Curves:
         """Whether ``step`` is logged whatever it brings."""
         return step == self.total_steps or step % self.every == 0
 
-    def read(self, out: LossOutput, step: int) -> dict[str, float]:
-        """The metrics of ``step`` over all ranks, empty if they need not be logged; all call."""
-        due, checked = self.due(step), step % monitors.CHECK_EVERY == 0
+    def read(self, out: LossOutput, step: int, wanted: bool) -> dict[str, float]:
+        """The metrics of ``step`` over all ranks; empty if not due nor ``wanted``; all call."""
+        due, checked = wanted or self.due(step), step % monitors.CHECK_EVERY == 0
         if not due and not checked:
             return {}
         values = dist.mean_over_ranks({"loss": out.loss} | out.metrics)
@@ -156,9 +159,14 @@ def export(
     cfg: RunConfig,
     engine: Engine,
     probe: OnlineProbe | NoProbe,
+    origin: dict[str, Any],
     on_export: Callable[[Path, int], None],
 ) -> None:
-    """Write the backbone as plain weights that need none of this code, then announce it."""
+    """Write the backbone as plain weights that need none of this code, then announce it.
+
+    Args:
+        origin: Whence they come and how well they did, for the card.
+    """
     path = cfg.dir / "export" / f"backbone-{engine.step:08d}.safetensors"
     card = {
         "run": cfg.name,
@@ -170,8 +178,9 @@ def export(
         "normalise": cfg.data.normalise.model_dump(mode="json"),
         "train": str(cfg.data.train),
         "val": str(cfg.data.val) if cfg.data.val else None,
+        "licence": cfg.licence or NO_LICENCE,
         "config": cfg.model_dump(mode="json"),
-        "versions": versions(),
+        **origin,
     }
     try:
         engine.export(path, card, probe.tensors())

@@ -166,7 +166,7 @@ def test_evaluations_fall_on_their_period_and_on_the_last_step() -> None:
 
 def test_what_may_change_on_resume_does_not_count_as_another_experiment() -> None:
     free = ["name=other", "log_every=1", "data.train=elsewhere", "data.threads=1", "trace=true"]
-    free += ["data.bank=labelled", "silence=[warm_up]"]
+    free += ["data.bank=labelled", "silence=[warm_up]", "licence=mit"]
     assert config.frozen_part(read()) == config.frozen_part(read(*free))
     assert config.frozen_part(read()) != config.frozen_part(read("seed=1"))
 

@@ -23,12 +23,12 @@ from vssl_dist.vision import torchvision
 def lived_in(folder: Path, name: str, side: int) -> tuple[Path, nn.Module]:
     """An export of another backbone than those of tests on 32 pixels."""
     torch.manual_seed(0)
-    backbone, width = build_backbone(name, side)
+    backbone, _ = build_backbone(name, side)
     backbone.train()(torch.randn(8, 3, side, side))
     path, _ = exported(folder, folder)
     save_file(backbone.state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    change(path, backbone=name, width=width, image_size=side, sha256=digest)
+    change(path, backbone=name, image_size=side, sha256=digest)
     return path, backbone.eval()
 
 

@@ -23,14 +23,13 @@ NORMALISE = Normalisation(mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))
 def exported(folder: Path, data: Path, *, seed: int = 1, step: int = 40) -> tuple[Path, nn.Module]:
     """A backbone with lived-in batch norm statistics, written as a training writes it."""
     torch.manual_seed(seed)
-    backbone, width = build_backbone("resnet18_c16", 32)
+    backbone, _ = build_backbone("resnet18_c16", 32)
     backbone.train()(torch.randn(64, 3, 32, 32))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"backbone-{step:08d}.safetensors"
     save_file(backbone.state_dict(), path)
     card = {
         "backbone": "resnet18_c16",
-        "width": width,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "image_size": 32,
         "normalise": NORMALISE.model_dump(mode="json"),

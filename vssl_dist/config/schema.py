@@ -37,6 +37,8 @@ class RunConfig(Model):
     """What is done with every export: a list of tasks, each of another kind."""
     online: OnlineConfig | None = None
     """A linear probe that learns during the training, for its curve; null: none."""
+    licence: Annotated[str, Field(pattern=r"^[^\n]{1,200}$")] | None = None
+    """Of the weights, said in the card of every export; null: nobody has said."""
     log_every: Positive = 50
     """Steps between two points of every curve."""
     vote_every: Positive = 20
@@ -138,7 +140,7 @@ class RunConfig(Model):
 
 def frozen_part(cfg: RunConfig) -> dict[str, Any]:
     """What a resumed run may not change: everything that the result depends on."""
-    free = {"name", "out", "trace", "silence", "evaluations", "checkpoint"}
+    free = {"name", "out", "trace", "silence", "licence", "evaluations", "checkpoint"}
     free |= {"log_every", "vote_every"}
     part: dict[str, Any] = cfg.model_dump(mode="json", exclude=free)
     # Where the data lies is free: its digest is not.

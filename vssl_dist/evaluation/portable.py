@@ -5,8 +5,9 @@
 - ``timm``: a folder that ``timm.create_model("local-dir:FOLDER")`` opens, and from the Hugging Face
   hub, to which it may be uploaded as it is, ``timm.create_model("hf-hub:NAME")``.
 
-All of them take normalised images and leave the normalisation in their metadata.  Plain
-torchvision needs no conversion: it opens the export itself.
+All of them take normalised images and hold the export's card, normalisation included, with the
+figures of the evaluations that lie beside it; ``timm`` also says them in a ``README.md``, which is
+the hub's model card.  Plain torchvision needs no conversion: it opens the export itself.
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ from torch import Tensor, nn
 
 from vssl_dist.durable import sync
 from vssl_dist.evaluation.exports import ExportError, load_export
+from vssl_dist.evaluation.model_card import evaluations, model_card
 from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM
 from vssl_dist.vision import torchvision
 
 _TOLERANCE = 1e-4
 _BATCH = 3
 _CARD = "card.json"
+_USAGE = """import timm
+
+backbone = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:NAME"
+features = backbone.eval()(images)  # (B, 3, H, W) to (B, D)"""
 
 
 def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
@@ -49,6 +55,9 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
             installed, or the features differ.
     """
     backbone, card = load_export(export)
+    with torch.inference_mode():
+        width = backbone(_example(card)).shape[1]
+    card |= {"width": width, "evaluations": evaluations(export, card)}
     write, suffix = FORMATS[kind]
     path = (folder or export.parent) / f"{export.stem}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +159,7 @@ def _timm(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Te
     save_file(backbone.state_dict(), path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(settings, indent=1))
     (path / _CARD).write_text(json.dumps(card, indent=1))
+    (path / "README.md").write_text(model_card(card, _USAGE, "timm"))
     loaded: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True)
     return loaded.eval()
 

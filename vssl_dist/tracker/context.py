@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import getpass
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import vssl_dist
+from vssl_dist.installed import commit
 
 _SQLITE = "sqlite:///"
 
@@ -75,18 +75,5 @@ def run_tags(world_size: int, hosts: Sequence[str]) -> dict[str, str]:
     except (KeyError, OSError):
         # A container may run as a user id without a name.
         tags["mlflow.user"] = str(os.getuid())
-    commit = _commit()
-    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
-
-
-def _commit() -> str | None:
-    """The commit of the code that runs, with ``-dirty`` when files differ from it."""
-    folder = Path(vssl_dist.__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty"]
-    try:
-        done = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    code = commit()
+    return tags | ({"mlflow.source.git.commit": code} if code else {})

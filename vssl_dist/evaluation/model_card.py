@@ -1,0 +1,89 @@
+"""What is said of weights that leave the house: Markdown that people and model hubs read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""Figures by the name of the evaluation, then by their own."""
+_HUB_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def evaluations(export: Path, card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures of all evaluations of these very weights that lie beside the export.
+
+    Args:
+        export: The ``.safetensors`` file.
+        card: Its card.
+
+    Returns:
+        The metrics of each result by its file's name without the step, such as ``knn``.
+    """
+    found: dict[str, dict[str, float]] = {}
+    step = f"-{card['step']:08d}"
+    for path in sorted(export.parent.glob(f"[!.]*{step}*.json")):
+        result = json.loads(path.read_text())
+        if result.get("export_sha256") == card["sha256"]:
+            found[path.stem.replace(step, "")] = result["metrics"]
+    return found
+
+
+def model_card(card: Mapping[str, Any], usage: str, library: str) -> str:
+    """A model card: front matter for a hub, then how to use the weights and how they came about.
+
+    Args:
+        card: Of the export, with its ``width`` and ``evaluations``; see `evaluations`.
+        usage: Python that opens the weights.
+        library: What opens them, by the name that a hub knows.
+    """
+    method, code = card.get("method", "unknown method"), card.get("versions", {})
+    facts = {
+        "method": method,
+        "backbone": f"{card['backbone']}, features of width {card['width']}",
+        "weights of": f"the {card.get('branch', 'student')} after {card['step']} optimizer steps",
+        "images": f"{card['image_size']} pixels on a side, in [0, 1], less the mean "
+        f"{card['normalise']['mean']}, over {card['normalise']['std']}",
+        "training data": f"fingerprint {card.get('fingerprint', 'unknown')}",
+        "code": ", ".join(f"{name} {value}" for name, value in code.items()) or "unknown",
+        "licence": card.get("licence", "unknown"),
+        "sha256 of the export": card["sha256"],
+    }
+    metrics: Metrics = {"training": card.get("metrics", {}), **card.get("evaluations", {})}
+    figures = [(task, key, value) for task, told in metrics.items() for key, value in told.items()]
+    config = yaml.safe_dump(card["config"], sort_keys=False) if "config" in card else "unknown\n"
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(card, library), sort_keys=False)}---",
+        f"# {card['run']}",
+        f"A backbone that vssl-dist has trained by {method}.",
+        f"```python\n{usage}\n```",
+        _table(("", ""), facts.items()),
+        "## Figures",
+        _table(("evaluation", "figure", "value"), figures) if figures else "None were at hand.",
+        f"## Configuration\n\n```yaml\n{config}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(card: Mapping[str, Any], library: str) -> dict[str, Any]:
+    said = card["config"].get("licence") if "config" in card else None
+    licence = {}
+    if said is not None:
+        known = _HUB_NAME.fullmatch(said)
+        licence = {"license": said} if known else {"license": "other", "license_name": said}
+    tags = ["vssl-dist", card.get("method", "unknown method")]
+    kind = {"library_name": library, "pipeline_tag": "image-feature-extraction", "tags": tags}
+    return kind | licence
+
+
+def _table(titles: tuple[str, ...], rows: Any) -> str:
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in rows:
+        cells = (f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
