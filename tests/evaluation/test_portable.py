@@ -79,11 +79,41 @@ def test_timm_opens_the_folder_with_the_same_features(tmp_path: Path, name: str,
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_what_timm_does_not_know_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "side"), [("resnet18", 32), ("resnet18", 96)])
+def test_the_lines_of_the_card_open_the_folder_in_torchvision_with_the_same_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, side: int
+) -> None:
+    path, backbone = lived_in(tmp_path, name, side)
+    folder = convert(path, "torchvision")
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md",
+        "card.json",
+        "model.safetensors",
+    }
+    text = (folder / "README.md").read_text()
+    lines = text.partition("```python\n")[2].partition("\n```")[0]
+    images = torch.randn(2, 3, side, side)
+    torchvision()
+    monkeypatch.chdir(folder)
+    names = {"images": images}
+    exec(lines, names)
+    torch.testing.assert_close(names["features"], backbone(images))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("timm", "it has no resnet18_c16 for 32-pixel images"),
+        ("torchvision", "it has no resnet18_c16"),
+    ],
+)
+def test_what_a_library_does_not_know_is_refused_and_nothing_is_written(
+    tmp_path: Path, kind: str, words: str
+) -> None:
     path, _ = exported(tmp_path, tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(ExportError, match="it has no resnet18_c16 for 32-pixel images"):
-        convert(path, "timm")
+    with pytest.raises(ExportError, match=f"^{kind}: {words}$"):
+        convert(path, kind)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -109,7 +139,7 @@ def test_other_features_are_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "caffe"], "--format caffe: not one of torch_export, onnx, timm"),
+        (["--format", "caffe"], "--format caffe: not one of torch_export, onnx, torchvision, timm"),
         (["--format", "timm"], "no export/backbone-STEP.safetensors"),
     ],
 )

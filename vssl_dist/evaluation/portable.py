@@ -2,12 +2,14 @@
 
 - ``torch_export``: a ``.pt2`` program for ``torch.export.load``.
 - ``onnx``: an ONNX model (needs the extra ``onnx``).
+- ``torchvision``: a folder for a hub whose model card holds the lines that open it with torchvision
+  alone, stem for small images included.
 - ``timm``: a folder that ``timm.create_model("local-dir:FOLDER")`` opens, and from the Hugging Face
   hub, to which it may be uploaded as it is, ``timm.create_model("hf-hub:NAME")``.
 
 All of them take normalised images and hold the export's card, normalisation included, with the
-figures of the evaluations that lie beside it; ``timm`` also says them in a ``README.md``, which is
-the hub's model card.  Plain torchvision needs no conversion: it opens the export itself.
+figures of the evaluations that lie beside it; the folders also say them in a ``README.md``, the
+hub's model card.
 """
 
 from __future__ import annotations
@@ -21,19 +23,29 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vssl_dist.durable import sync
 from vssl_dist.evaluation.exports import ExportError, load_export
 from vssl_dist.evaluation.model_card import evaluations, model_card
-from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM
+from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM, is_torchvision
 from vssl_dist.vision import torchvision
 
 _TOLERANCE = 1e-4
 _BATCH = 3
-_CARD = "card.json"
-_USAGE = """import timm
+_CARD, _WEIGHTS = "card.json", "model.safetensors"
+_BY_TORCHVISION = """import torch, torchvision
+from safetensors.torch import load_file
+
+backbone = torchvision.models.{name}()
+backbone.fc = torch.nn.Identity()
+{stem}backbone.load_state_dict(load_file("model.safetensors"))
+features = backbone.eval()(images)  # (B, 3, H, W) to (B, D)"""
+_STEM = """backbone.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # for small images
+backbone.maxpool = torch.nn.Identity()
+"""
+_BY_TIMM = """import timm
 
 backbone = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:NAME"
 features = backbone.eval()(images)  # (B, 3, H, W) to (B, D)"""
@@ -48,7 +60,7 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
         folder: Where to; beside the export if None.
 
     Returns:
-        The file or folder ``backbone-STEP.pt2``, ``.onnx`` or ``-timm``.
+        The file or folder ``backbone-STEP.pt2``, ``.onnx``, ``-torchvision`` or ``-timm``.
 
     Raises:
         ExportError: One line: the export is damaged, the format cannot hold it, something is not
@@ -130,6 +142,29 @@ def _onnx(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Te
     return run
 
 
+def _torchvision(
+    backbone: nn.Module, card: dict[str, Any], path: Path
+) -> Callable[[Tensor], Tensor]:
+    name, small = card["backbone"], card["image_size"] <= SMALL_IMAGE
+    if not is_torchvision(name):
+        raise ExportError(f"torchvision: it has no {name}")
+    usage = _BY_TORCHVISION.format(name=name, stem=_STEM if small else "")
+    _folder(path, backbone, card, model_card(card, usage, "pytorch"))
+    again: nn.Module = torchvision().models.get_model(name, weights=None)
+    again.fc = nn.Identity()
+    if small:
+        again.conv1, again.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    again.load_state_dict(load_file(path / _WEIGHTS))
+    return again.eval()
+
+
+def _folder(path: Path, backbone: nn.Module, card: dict[str, Any], text: str) -> None:
+    path.mkdir()
+    save_file(backbone.state_dict(), path / _WEIGHTS)
+    (path / _CARD).write_text(json.dumps(card, indent=1))
+    (path / "README.md").write_text(text)
+
+
 def _timm(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Tensor], Tensor]:
     torchvision()  # timm imports it, and must find it open
     import timm
@@ -155,11 +190,8 @@ def _timm(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Te
             "classifier": known.get("classifier"),
         },
     }
-    path.mkdir()
-    save_file(backbone.state_dict(), path / "model.safetensors")
+    _folder(path, backbone, card, model_card(card, _BY_TIMM, "timm"))
     (path / "config.json").write_text(json.dumps(settings, indent=1))
-    (path / _CARD).write_text(json.dumps(card, indent=1))
-    (path / "README.md").write_text(model_card(card, _USAGE, "timm"))
     loaded: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True)
     return loaded.eval()
 
@@ -184,5 +216,6 @@ Write = Callable[[nn.Module, dict[str, Any], Path], Callable[[Tensor], Tensor]]
 FORMATS: dict[str, tuple[Write, str]] = {
     "torch_export": (_torch_export, ".pt2"),
     "onnx": (_onnx, ".onnx"),
+    "torchvision": (_torchvision, "-torchvision"),
     "timm": (_timm, "-timm"),
 }

@@ -46,7 +46,7 @@ def build_backbone(
     >>> width, net.maxpool, net.conv1
     (128, Identity(), Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False))
     """
-    if name not in NARROW and name not in _resnets():
+    if name not in NARROW and not is_torchvision(name):
         return _timm(name.removeprefix(TIMM), image_size, any_size)
     net = torchvision().models.get_model("resnet18" if name in NARROW else name, weights=None)
     if name in NARROW:
@@ -58,6 +58,11 @@ def build_backbone(
         net.maxpool = nn.Identity()
     _initialise(net, zero_init_residual)
     return net, width
+
+
+def is_torchvision(name: str) -> bool:
+    """Whether ``name`` is a ResNet of torchvision itself."""
+    return name in _resnets()
 
 
 def _resnets() -> list[str]:
