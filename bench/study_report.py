@@ -182,16 +182,17 @@ def document(
         others: By row, figures of what was not trained and those of columns from elsewhere.
         facts: ``command``, ``picture``, and ``place`` of runs that did not note theirs.
     """
-    ran = [one for seeds in outcomes.values() for one in seeds]
-    done = sum(one.figures is not None or bool(one.trouble) for one in ran)
+    planned = [one for seeds in outcomes.values() for one in seeds]
+    ran = [one for one in planned if one.figures is not None or one.trouble]
     commits = sorted({one.commit for one in ran if one.commit})
     more = "" if all(one.whole for one in ran) else "more than "
     parts = [
         f"# {study.title}",
         study.about.strip(),
         f"```\n{study.data}\n{facts['command']}\n```",
-        f"{done} of {len(ran)} runs; {more}{sum(one.seconds for one in ran) / 3600:.2f} hours in "
-        f"all, evaluations included, each run on {_places(ran) or facts['place']}; seeds "
+        f"{len(ran)} of {len(planned)} runs; {more}"
+        f"{sum(one.seconds for one in ran) / 3600:.2f} hours in all, evaluations included, each "
+        f"run on {_places(ran) or facts['place']}; seeds "
         f"{', '.join(map(str, study.seeds))}; commit {', '.join(commits) or 'none yet'}. "
         f"{_spread(study)}Every run's configuration: "
         + "; ".join(_origin(name, study) for name in study.points)

@@ -169,7 +169,7 @@ def table(task: str, lines: Sequence[Line]) -> Table:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, or 2 with one line that says what is missing."""
+    """Exit code 0, 2 with one line that says what is missing, or 130 after Ctrl-C."""
     args = arguments(argv)
     try:
         found = exports(args.target)
@@ -193,6 +193,9 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command does what is missing", file=sys.stderr)
+        return 130
     for name, shown in made.items():
         Console().print(table(name, shown))
     send(found[-1].parent.parent)  # also what an evaluation left when MLflow was out of reach

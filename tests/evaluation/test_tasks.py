@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +161,27 @@ def test_the_command_runs_several_tasks(
     for words in ("k-NN top-1 %", "linear top-1 %", "AUROC/FPR95 %", "rankme", "step 40"):
         assert words in shown
     assert json.loads(path.with_name("linear-00000040.json").read_text())["task"]["epochs"] == 2
+
+
+def test_ctrl_c_is_one_line_and_keeps_what_was_finished(tmp_path: Path, data: Path) -> None:
+    path, _ = exported(tmp_path / "export", data)
+    endless = {"task": "linear", "epochs": 10**9, "lr": [0.1], "shares": [], "seeds": 1}
+    change(path, config={"data": {"backend": "reference"}, "evaluations": [endless]})
+    program = Path(__file__).parents[2] / "launch" / "evaluate.py"
+    words = [str(tmp_path), "--device", "cpu", "--task", "knn,linear"]
+    process = subprocess.Popen([sys.executable, program, *words], stderr=subprocess.PIPE, text=True)
+    first, end = path.with_name("knn-00000040.json"), time.monotonic() + 60
+    while not first.exists():
+        assert process.poll() is None
+        assert time.monotonic() < end, "the first task takes too long"
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "stopped: the same command does what is missing"
+    assert "Traceback" not in said
+    assert not path.with_name("linear-00000040.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,11 @@ def model_card(card: Mapping[str, Any], usage: str, library: str) -> str:
         "sha256 of the export": card["sha256"],
     }
     metrics: Metrics = {"training": card.get("metrics", {}), **card.get("evaluations", {})}
-    figures = [(task, key, value) for task, told in metrics.items() for key, value in told.items()]
+    figures = [
+        (task, key.removeprefix(f"{task}/"), value)
+        for task, told in metrics.items()
+        for key, value in told.items()
+    ]
     config = yaml.safe_dump(card["config"], sort_keys=False) if "config" in card else "unknown\n"
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(card, library), sort_keys=False)}---",
