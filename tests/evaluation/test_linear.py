@@ -1,4 +1,4 @@
-"""Linear probes against scikit-learn, against torch's own SGD, and what they are chosen on."""
+"""Linear probes against scikit-learn and torch's own SGD, and what they are chosen on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
+from vssl_dist.evaluation.descent import Optimizer, descend
 from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.linear import Training, best_l2, best_lr, logistic, sgd
-from vssl_dist.evaluation.probe import Probe, accuracy, scaling, split, subset
+from vssl_dist.evaluation.linear import best_l2, best_lr, logistic
+from vssl_dist.evaluation.probe import Probe, Training, accuracy, scaling, split, subset
 
 CLASSES, WIDTH = 7, 12
 
@@ -59,22 +60,28 @@ def test_a_solution_does_not_depend_on_the_rest_of_the_grid_or_on_the_precision(
     assert rough.numpy() == pytest.approx(alone.numpy(), abs=2e-3)
 
 
-def by_torch(train: Features, lr: float, seed: int, epochs: int, batch: int) -> Probe:
-    """One probe trained with torch.optim.SGD on scaled features."""
+def by_torch(
+    train: Features, lr: float, seed: int, epochs: int, batch: int, optimizer: Optimizer
+) -> Probe:
+    """One probe trained with torch.optim.SGD on scaled features, perhaps wrapped into LARS."""
     x = (train.features - train.features.mean(0)) / train.features.std(0, correction=0)
     generator = torch.Generator().manual_seed(seed)
     weight = 0.01 * torch.randn(WIDTH, CLASSES, generator=generator)
     layer = torch.nn.Linear(WIDTH, CLASSES)
     layer.weight.data, layer.bias.data = weight.T.clone(), torch.zeros(CLASSES)
     steps = epochs * math.ceil(len(x) / batch)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=lr * batch / 256, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    descent = torch.optim.SGD(layer.parameters(), lr=lr * batch / 256, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=order).split(batch):
-            optimizer.zero_grad()
+            descent.zero_grad()
             F.cross_entropy(layer(x[rows].float()), train.labels[rows]).backward()
-            optimizer.step()
+            weight, gradient = layer.weight.detach(), layer.weight.grad
+            assert gradient is not None
+            if optimizer == "lars":
+                gradient *= 0.001 * weight.norm() / gradient.norm()
+            descent.step()
             schedule.step()
     return Probe.of_scaled(
         layer.weight.data.T, layer.bias.data, scaling(train, torch.arange(len(x)))
@@ -92,7 +99,7 @@ def test_scattered_rows_are_as_good_copied_as_read_each_time(
     data = Training(features, rows, 3)
     assert not torch.equal(rows, torch.arange(len(rows)))
     copied = logistic(data, [1e-2])[1e-2]
-    monkeypatch.setattr("vssl_dist.evaluation.linear._COPIED_BYTES", 0)
+    monkeypatch.setattr("vssl_dist.evaluation.probe._COPIED_BYTES", 0)
     assert data.together() is data
     read = logistic(data, [1e-2])[1e-2]
     assert torch.equal(copied.weight, read.weight)
@@ -103,15 +110,26 @@ def test_scattered_rows_are_as_good_copied_as_read_each_time(
     assert torch.equal(alone.weight, logistic(Training(half, rows, 3), [1e-2])[1e-2].weight)
 
 
-def test_every_probe_of_the_grid_is_the_one_trained_alone() -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "rates"), [("sgd", [0.01, 0.3, 3.0]), ("lars", [1.0, 30.0, 300.0])]
+)
+def test_every_probe_of_the_grid_is_the_one_trained_alone(
+    optimizer: Optimizer, rates: list[float]
+) -> None:
     train, test = cloud(90, seed=5), cloud(60, seed=6)
-    rates, seeds = [0.01, 0.3, 3.0], [0, 4]
-    probes = sgd(whole(train), rates, seeds, epochs=6, batch=32)
+    seeds = [0, 4]
+    probes = descend(whole(train), rates, seeds, epochs=6, batch=32, optimizer=optimizer)
     assert list(probes) == [(seed, rate) for seed in seeds for rate in rates]
     for (seed, rate), probe in probes.items():
-        alone = by_torch(train, rate, seed, epochs=6, batch=32)
+        alone = by_torch(train, rate, seed, 6, 32, optimizer)
         ours, theirs = (p.logits(test.features.float()).softmax(1) for p in (probe, alone))
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_under_lars_a_probe_whose_gradient_is_zero_stays() -> None:
+    features = Features(torch.ones(14, 3), torch.arange(14) % CLASSES)
+    (probe,) = descend(whole(features), [1.0], [0], epochs=2, batch=14, optimizer="lars").values()
+    assert probe.finite
 
 
 def test_choices_see_training_images_only_and_take_the_best() -> None:
@@ -130,7 +148,7 @@ def test_choices_see_training_images_only_and_take_the_best() -> None:
 
 def test_a_diverged_probe_is_never_right_nor_chosen() -> None:
     train = cloud(100, seed=8, dtype=torch.float32)
-    probes = sgd(whole(train), [1e38], [0], epochs=3, batch=100)
+    probes = descend(whole(train), [1e38], [0], epochs=3, batch=100)
     assert not probes[0, 1e38].weight.isfinite().all()
     assert accuracy(probes[0, 1e38], train) == (0.0, 0.0)
     assert best_lr(whole(train), [0.1, 1e38], 0.2, epochs=3, batch=100)["lr"] == 0.1

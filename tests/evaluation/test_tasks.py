@@ -68,6 +68,16 @@ def test_linear_probes_beat_chance_on_every_line(export: tuple[Path, nn.Module])
     assert fresh["results"]["logistic"] == found["results"]["logistic"]
 
 
+def test_under_lars_the_figures_have_the_same_names(export: tuple[Path, nn.Module]) -> None:
+    path, _ = export
+    settings = QUICK.model_copy(update={"optimizer": "lars", "lr": (30.0, 100.0), "shares": ()})
+    found = evaluate(path, settings)
+    assert set(found["results"]) == {"lars", "logistic"}
+    assert found["metrics"]["linear/top1"] == found["results"]["lars"]["top1"] > 1 / 6
+    assert {"linear/ece", "linear/logistic_top1"} <= found["metrics"].keys()
+    assert all(path.with_name(plot).exists() for plot in found["plots"])
+
+
 def test_ood_is_what_scikit_learn_finds(export: tuple[Path, nn.Module], data: Path) -> None:
     path, network = export
     task = OodConfig(ood={"others": data / "foreign"}, k=3, bootstrap=20, batch=50)

@@ -93,17 +93,20 @@ class KnnConfig(BankConfig):
 
 
 class LinearConfig(BankConfig):
-    """A linear classifier on frozen features: SGD over a grid, logistic regression, low-shot."""
+    """A linear classifier on frozen features: descent on a grid, logistic regression, low-shot."""
 
     task: Literal["linear"] = "linear"
     every_epochs: Period = 100.0
     """An export, and with it an evaluation, every so many epochs and at the end."""
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    """SGD with momentum 0.9, or LARS with a trust of 0.001, which wants higher rates and larger
+    batches (SimSiam's protocol: ``lr: [0.1]``, ``sgd_batch: 4096``, ``epochs: 90``)."""
     epochs: Positive = 100
-    """Of SGD, its learning rate on half a cosine."""
+    """Passes over the training images, the learning rate on half a cosine."""
     lr: Rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     """Peak learning rates per 256 images; the best one on held-out training images is used."""
     sgd_batch: Positive = 256
-    """Training images per step of SGD."""
+    """Training images per step."""
     l2: Rates = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Weights of half the squared norm beside the mean loss, for logistic regression; chosen
     likewise."""
@@ -112,7 +115,7 @@ class LinearConfig(BankConfig):
     shares: Shares = (0.01, 0.1)
     """Low-shot: shares of the training images, of each class, for logistic regression."""
     seeds: Annotated[int, Field(gt=0, le=100)] = 3
-    """How often SGD is repeated, and a low-shot subset drawn."""
+    """How often that descent is repeated, and a low-shot subset drawn."""
 
 
 class OodConfig(BankConfig):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.linear import Training, logistic
+from vssl_dist.evaluation.linear import logistic
 from vssl_dist.evaluation.neighbours import neighbours
-from vssl_dist.evaluation.probe import CHUNK, blocks
+from vssl_dist.evaluation.probe import CHUNK, Training, blocks
 from vssl_dist.evaluation.variational import Score, Variational, variational_scores
 
 _FLOOR = 1e-6

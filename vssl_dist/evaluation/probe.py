@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from vssl_dist.evaluation.knn import Accuracy, Features
 
 CHUNK = 8192
+_COPIED_BYTES = 1 << 30
 
 
 class Scaling(NamedTuple):
@@ -41,6 +43,33 @@ class Probe(NamedTuple):
     def logits(self, features: Tensor) -> Tensor:
         """``(B, D)`` to ``(B, C)``."""
         return features.to(self.weight) @ self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class Training:
+    """What probes are trained on."""
+
+    features: Features
+    rows: Tensor
+    """Row numbers, sorted."""
+    classes: int
+    device: str = "cpu"
+
+    def only(self, rows: Tensor) -> Training:
+        """The same with other rows."""
+        return Training(self.features, rows, self.classes, self.device)
+
+    def together(self) -> Training:
+        """The same with its rows copied to where they follow one another, if they are small.
+
+        Many passes over scattered rows cost more in copies than in products.
+        """
+        size = 4 * len(self.rows) * self.features.features.shape[1]
+        if adjacent(self.rows) or size > _COPIED_BYTES:
+            return self
+        parts = zip(*blocks(self.features, self.rows), strict=True)
+        copied = Features(*(torch.cat(part) for part in parts))
+        return Training(copied, torch.arange(len(self.rows)), self.classes, self.device)
 
 
 def adjacent(rows: Tensor) -> bool:

@@ -24,15 +24,17 @@ from vssl_dist.evaluation.calibration import (
     outcomes_of,
     reliability,
 )
+from vssl_dist.evaluation.descent import descend
 from vssl_dist.evaluation.knn import Accuracy, Features
-from vssl_dist.evaluation.linear import Training, best_l2, best_lr, logistic, sgd
-from vssl_dist.evaluation.probe import Probe, accuracy, subset
+from vssl_dist.evaluation.linear import best_l2, best_lr, logistic
+from vssl_dist.evaluation.probe import Probe, Training, accuracy, subset
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Task, check_labels
 
 
 def linear(subject: Subject, settings: LinearConfig) -> Figures:
-    """Accuracy of linear classifiers: ``sgd``, ``logistic``, ``logistic_SHARE`` and ``online``.
+    """Accuracy of linear classifiers: ``sgd`` or ``lars``, ``logistic``, ``logistic_SHARE`` and
+    ``online``.
 
     Each has ``top1``, ``top5``, what was chosen on held-out training images and, over the seeds,
     the standard deviation ``top1_std``.  Those of all training images also have ``ece``,
@@ -50,7 +52,8 @@ def linear(subject: Subject, settings: LinearConfig) -> Figures:
             "there is nothing for a linear probe to tell apart"
         )
     data = Training(bank, torch.arange(len(bank.labels)), subject.classes, subject.device)
-    results = {"sgd": _sgd(data, queries, settings), "logistic": _logistic(data, queries, settings)}
+    results: dict[str, Any] = {settings.optimizer: _descent(data, queries, settings)}
+    results["logistic"] = _logistic(data, queries, settings)
     if (online := subject.network.online()) is not None and _fits(online, subject):
         results["online"] = accuracy(online, queries)._asdict() | _calibrated([online], queries)
     for share in settings.shares:
@@ -58,7 +61,7 @@ def linear(subject: Subject, settings: LinearConfig) -> Figures:
     shown = ("top1", "top5", "top1_std", *Calibration._fields)
     named: dict[str, float] = {}
     for kind, found in results.items():
-        prefix = "" if kind == "sgd" else f"{kind}_"
+        prefix = "" if kind == settings.optimizer else f"{kind}_"
         known = [name for name in shown if found.get(name) is not None]
         named |= {f"linear/{prefix}{name}": found[name] for name in known}
     pictures = {"choice": lambda: _choice(results), "reliability": lambda: _reliability(results)}
@@ -70,11 +73,15 @@ def _fits(online: Probe, subject: Subject) -> bool:
     return not subject.images.suffix and online.weight.shape[1] == subject.classes
 
 
-def _sgd(data: Training, queries: Features, settings: LinearConfig) -> dict[str, Any]:
-    lengths = {"epochs": settings.epochs, "batch": settings.sgd_batch}
-    chosen = best_lr(data, settings.lr, settings.held_out, **lengths)
+def _descent(data: Training, queries: Features, settings: LinearConfig) -> dict[str, Any]:
+    descent: dict[str, Any] = {
+        "epochs": settings.epochs,
+        "batch": settings.sgd_batch,
+        "optimizer": settings.optimizer,
+    }
+    chosen = best_lr(data, settings.lr, settings.held_out, **descent)
     seeds = range(settings.seeds)
-    probes = sgd(data, [chosen["lr"]], seeds, **lengths)
+    probes = descend(data, [chosen["lr"]], seeds, **descent)
     found = _over_seeds([accuracy(probe, queries) for probe in probes.values()])
     return chosen | found | _calibrated(list(probes.values()), queries)
 
@@ -142,7 +149,8 @@ def _calibrated_kinds(results: dict[str, Any]) -> list[str]:
 def _choice(results: dict[str, Any]) -> Figure:
     """What was chosen among, on held-out training images, and accuracy over the share of them."""
     figure, (rates, penalties, shares) = plots.page("linear probes", 3)
-    for axes, kind, name in ((rates, "sgd", "learning rate"), (penalties, "logistic", "l2")):
+    descent = "sgd" if "sgd" in results else "lars"
+    for axes, kind, name in ((rates, descent, "learning rate"), (penalties, "logistic", "l2")):
         tried = results[kind]["held_out"]
         points = [float(value) for value in tried], [100 * one for one in tried.values()]
         plots.lines(axes, {kind: points}, x=name, y="held-out top-1 %", log=True)
