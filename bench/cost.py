@@ -1,0 +1,125 @@
+"""What each recipe costs by its arithmetic: operations of a step, of the run, and GPU-hours.
+
+Counted, not measured: PyTorch counts the multiplications and additions of convolutions and matrix
+products in one real loss and its gradient.  Hours follow from one published rate: ResNet-50 takes
+2,470 images/s on an A100 in NVIDIA's DeepLearningExamples (mixed precision).  A recipe that waits
+for its data, or whose images are too small to fill a GPU, takes longer.
+
+    python -m bench.cost                       # docs/cost.md's table: minutes on a CPU
+    python -m bench.cost configs/in1k_vje.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch.utils.flop_counter import FlopCounterMode
+
+from vssl_dist import config
+from vssl_dist.config import RunConfig
+from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
+
+IMAGES = {
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "stl10": 105_000,
+    "in100": 126_689,
+    "in1k": 1_281_167,
+}
+"""Of the training split, by the first word of a recipe's name."""
+LABELLED = {"stl10": 5_000}
+"""Of those with labels, where there are others."""
+SUPERVISED_RATE = 2470.0
+"""Images per second of ResNet-50 on an A100."""
+_COUNTED = 2
+"""Images whose loss is counted: the fewest that batch norm takes."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of a recipe; a multiplication and an addition are two."""
+
+    name: str
+    per_image: float
+    images: float
+    """That the run looks at, over all epochs."""
+
+    @property
+    def total(self) -> float:
+        """Of the whole run."""
+        return self.per_image * self.images
+
+    def hours(self, rate: float) -> float:
+        """GPU-hours at a rate in operations per second."""
+        return self.total / rate / 3600
+
+
+def operations(cfg: RunConfig) -> float:
+    """Operations per image of loss and gradient, all views and the teacher included."""
+    method = build_method(cfg.method, cfg.data.image_size, cfg.data.sides)
+    method.student.train()
+    views = [torch.randn(_COUNTED, 3, side, side) for side in cfg.data.sides]
+    now = MicroStep(GlobalNoise(0, 0, 0), 0.0, torch.zeros(_COUNTED, dtype=torch.int64))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        method.loss(views, now).loss.backward()  # type: ignore[no-untyped-call]
+    return counter.get_total_flops() / _COUNTED
+
+
+def cost(cfg: RunConfig) -> Cost:
+    """What a recipe for one of the datasets costs."""
+    dataset = cfg.name.partition("_")[0]
+    images = IMAGES[dataset]
+    if cfg.method.classes_wanted is not None:
+        images = LABELLED.get(dataset, images)
+    return Cost(cfg.name, operations(cfg), images * cfg.optim.epochs)
+
+
+def rate(folder: Path) -> float:
+    """Operations per second of an A100 that trains ResNet-50 at its published rate."""
+    control = config.load(folder / "in1k_supervised.yaml", methods=CONFIGS)
+    return operations(control) * SUPERVISED_RATE
+
+
+def figure(hours: float) -> str:
+    """Hours as two significant digits.
+
+    >>> [figure(x) for x in (0.0349, 1.46, 28.7, 1234.0)]
+    ['0.035', '1.5', '29', '1,200']
+    """
+    rounded = float(f"{hours:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def table(costs: Sequence[Cost], per_second: float) -> Iterator[str]:
+    """Markdown, a row per recipe."""
+    yield "| recipe | GFLOP per image | images seen | EFLOP in all | A100-hours |"
+    yield "|---|--:|--:|--:|--:|"
+    for one in costs:
+        yield (
+            f"| `{one.name}` | {one.per_image / 1e9:.1f} | {one.images / 1e6:,.1f} million | "
+            f"{one.total / 1e18:.3g} | {figure(one.hours(per_second))} |"
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the table of some recipes, or of all that name a dataset."""
+    folder = Path(__file__).parents[1] / "configs"
+    every = [path for path in sorted(folder.glob("*.yaml")) if path.name.split("_")[0] in IMAGES]
+    paths = [Path(word) for word in argv] or every
+    costs = [
+        cost(config.load(path, methods=CONFIGS))
+        for path in track(paths, "counting", transient=True, disable=not sys.stderr.isatty())
+    ]
+    per_second = rate(folder)
+    print(f"{per_second / 1e12:.1f} TFLOP/s: {SUPERVISED_RATE:,.0f} images/s of ResNet-50\n")
+    print("\n".join(table(costs, per_second)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
