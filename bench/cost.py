@@ -112,6 +112,9 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(__file__).parents[1] / "configs"
     every = [path for path in sorted(folder.glob("*.yaml")) if path.name.split("_")[0] in IMAGES]
     paths = [Path(word) for word in argv] or every
+    if foreign := [path.name for path in paths if path.name.split("_")[0] not in IMAGES]:
+        print(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", file=sys.stderr)
+        sys.exit(2)
     costs = [
         cost(config.load(path, methods=CONFIGS))
         for path in track(paths, "counting", transient=True, disable=not sys.stderr.isatty())

@@ -13,7 +13,7 @@ from pathlib import Path
 NEEDED = (
     "torch", "torchvision", "deepspeed", "mlflow", "webdataset", "submitit", "yaml", "pydantic",
     "filelock", "matplotlib", "numpy", "PIL", "psutil", "rich", "safetensors", "skimage", "sklearn",
-    "scipy", "timm",
+    "scipy", "threadpoolctl", "timm",
 )  # fmt: skip
 """Modules of the packages that pyproject.toml asks for, but for DALI: a config may do without."""
 

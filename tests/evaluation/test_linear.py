@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info
 
 from vssl_dist.evaluation.descent import Optimizer, descend
 from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.linear import best_l2, best_lr, logistic
+from vssl_dist.evaluation.linear import _loss, best_l2, best_lr, logistic
 from vssl_dist.evaluation.probe import Probe, Training, accuracy, scaling, split, subset
 
 CLASSES, WIDTH = 7, 12
@@ -58,6 +60,27 @@ def test_a_solution_does_not_depend_on_the_rest_of_the_grid_or_on_the_precision(
     rough = logistic(whole(single), [1e-3])[1e-3].logits(test.features).softmax(1)
     assert warm.numpy() == pytest.approx(alone.numpy(), abs=2e-3)
     assert rough.numpy() == pytest.approx(alone.numpy(), abs=2e-3)
+
+
+def test_while_it_minimises_scipys_threads_leave_the_cores_to_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def threads() -> list[int]:
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    seen: list[list[int]] = []
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(threads())
+        return _loss(*arguments)
+
+    before = threads()
+    assert before
+    monkeypatch.setattr("vssl_dist.evaluation.linear._loss", watched)
+    logistic(whole(cloud(70, seed=1)), [1e-2])
+    assert seen
+    assert all(count == 1 for counts in seen for count in counts)
+    assert threads() == before
 
 
 def by_torch(

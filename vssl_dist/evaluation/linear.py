@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from vssl_dist.evaluation.descent import Optimizer, descend
 from vssl_dist.evaluation.features import bar
@@ -44,7 +45,8 @@ def logistic(data: Training, l2: Sequence[float], *, tolerance: float = 1e-5) ->
     width = len(scale.mean)
     flat: NDArray[np.float64] = np.zeros((width + 1) * data.classes)
     probes = {}
-    with bar() as shown:
+    # SciPy's few and tiny products would keep all cores busy waiting, which the loss needs.
+    with bar() as shown, threadpool_limits(1, user_api="blas"):
         task = shown.add_task("logistic regression", total=len(l2))
         for weight in sorted(l2, reverse=True):
             found = minimize(
