@@ -17,14 +17,11 @@ import argparse
 import json
 import re
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 if __name__ == "__main__":  # before what a bare Python cannot import
@@ -34,6 +31,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     require_packages()
 
 from data_prep.subset import named, subset
+from launch.commands import call
 from vssl_dist import config
 from vssl_dist.config import ConfigError, OodConfig, RunConfig
 from vssl_dist.data.shards import DataError, Dataset
@@ -43,7 +41,6 @@ from vssl_dist.evaluation.one_class import OTHERS, Trained
 from vssl_dist.evaluation.plots import png
 from vssl_dist.methods import CONFIGS
 
-HERE = Path(__file__).resolve().parent
 RESULT, BASELINES = "export/ood-????????.json", "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
 """What a config gets that has no task ood: its own defaults would take longer than training."""
@@ -140,34 +137,14 @@ def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-def call(program: str, *words: str) -> int:
-    """Run one of the project's own commands as a user would; returns its exit code.
-
-    Ctrl-C reaches it from the terminal, so here one only waits for what it makes of it.
-    """
-    process = subprocess.Popen([sys.executable, str(HERE / program), *words])
-
-    def stay(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            process.terminate()
-
-    kept = {n: signal.signal(n, stay) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-    return 128 - code if code < 0 else code
-
-
 def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
     """Train and evaluate one class, or what is missing of it; the first exit code that is not 0."""
     start, before = time.monotonic(), any(trial.run.glob(RESULT))
     given = [str(args.config), *args.overrides, *overrides(trial, cfg)]
-    code = call("submit.py", f"--local={args.ranks}", *given)
+    code = call("launch/submit.py", f"--local={args.ranks}", *given)
     if code == 0:
         words = [str(trial.run), "--task", "ood"] + ["--baselines"] * args.baselines
-        code = call("evaluate.py", *words)
+        code = call("launch/evaluate.py", *words)
     if not before:
         spent = trial.seconds() + time.monotonic() - start
         publish(trial.clock, json.dumps(round(spent, 1)).encode())

@@ -7,7 +7,7 @@ result with raw pixels and with the untrained network.  A second call reuses wha
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +23,8 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
+from launch.commands import ROOT, call
+
 RUN = Path("runs/quickstart")
 LEAST_GAIN = 15.0
 """Points above the random network that a healthy installation reaches."""
@@ -44,11 +45,10 @@ class Stopwatch:
         self.seconds[name] = time.monotonic() - start
 
 
-def run(*arguments: str) -> None:
+def run(program: str, *words: str) -> None:
     """Run one of the project's own commands as a user would; leave with its code if it fails."""
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    if code := call(program, *words):
+        raise SystemExit(code)
 
 
 def accuracies() -> dict[str, float]:
@@ -94,6 +94,7 @@ def summarise(seconds: dict[str, float]) -> int:
 
 def main() -> int:
     """Exit code 0, 1 if the result is worse than it should be, or that of a failed command."""
+    os.chdir(ROOT)
     watch = Stopwatch()
     with watch.phase("shard the photographs"):
         run("data_prep/shard.py", "photos", "--out", "data/photos")
