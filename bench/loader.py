@@ -3,10 +3,14 @@
 ``python -m bench.loader`` prints images per second (an image is two views) of this project's
 loader with its DALI and its reference backend, of torchvision's ImageFolder in a DataLoader and
 of webdataset in a WebLoader, the last two with torchvision's v2 transforms.  All read the same
-JPEGs, run the same recipe, have the same number of cores and are measured in turn, round by
-round, so that a load on the machine falls on all alike; ratios are of one round and then their
-median.  Decoding alone with DALI is the ceiling.  A second table says where this project's time
-goes, a third what a long run does to its memory.  Some three minutes on two cores.
+JPEGs, run the same recipe, are held to the same cores and are measured in turn, round by round,
+so that a load on the machine falls on all alike; ratios are of one round and then their median.
+Decoding alone with DALI is the ceiling.  A second table says where this project's time goes, a
+third what a long run does to its memory.  Some three minutes on two cores.
+
+With ``--device cuda`` also: decoding alone with the settings of this project's backend, training
+steps of configs/in1k_vje.yaml on views that lie ready, and how busy the GPU is (needs
+nvidia-ml-py, and turns of several seconds: ``--batch 256 --batches 100 --cores 16``).
 
 The JPEGs are 500x375 cuts of the photographs of scikit-image, or those of ``--images``, an
 image folder.
@@ -17,175 +21,147 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import psutil
 import torch
 
-from bench.loader_memory import resident, slope
-from bench.loader_peers import RECIPE, SIDE, Batches, decoding, imagefolder, tars
-from bench.shard import write_cifar, write_folder
+from bench.loader_gpu import Busy, steps
+from bench.loader_memory import family, long_run
+from bench.loader_ours import ours, report_stages, run_config, stages
+from bench.loader_peers import Batches, decoding, imagefolder, tars
+from bench.shard import write_folder
 from data_prep.build import Options, build_all
 from data_prep.sources import SOURCES
 from data_prep.split import Request
-from vssl_dist.config import RunConfig
-from vssl_dist.data.backend import BackendSpec
-from vssl_dist.data.backends import build_backend
-from vssl_dist.data.loader import build_loader
-from vssl_dist.data.plan import Plan
-from vssl_dist.data.shards import Dataset, Samples
-from vssl_dist.data.substitution import read_decodable
-from vssl_dist.data.views import draw
-from vssl_dist.methods.vje import VJEConfig
+from vssl_dist import config
+from vssl_dist.methods import CONFIGS
 
-READ = "read and check"
+CONSUMER = Path(__file__).parents[1] / "configs" / "in1k_vje.yaml"
 DRAINED = 6
 """Batches that may lie ready when a turn begins: more than any of them keeps."""
 RESTING_S = 0.03
 """Processor time in ten times as long that is none."""
 
 
-def run_config(shards: Path, args: argparse.Namespace, backend: str) -> RunConfig:
-    """A run of one rank over the shards."""
-    return RunConfig.model_validate(
-        {
-            "name": "bench",
-            "method": VJEConfig(),
-            "data": {
-                "train": str(shards),
-                "image_size": args.side,
-                "views": [RECIPE, RECIPE],
-                "streams": 4,
-                "window": 256,
-                "threads": args.cores,
-                "backend": backend,
-            },
-            "optim": {"base_lr": 0.1, "epochs": 1, "global_batch": args.batch},
-        }
-    )
+class Turn(NamedTuple):
+    """What one contestant did in one round."""
+
+    rate: float
+    """Images per second."""
+    busy: float
+    """Percent of the time in which the GPU was at work; not a number where there is none."""
 
 
-def ours(shards: Path, args: argparse.Namespace, backend: str) -> Batches:
-    """This project's loader."""
-    cfg = run_config(shards, args, backend)
-    return iter(build_loader(cfg, rank=0, world_size=1, device=args.device))
+def training(args: argparse.Namespace) -> Batches:
+    """Training steps that wait for no data."""
+    overrides = [f"optim.global_batch={args.batch}", "data.streams=1"]
+    return steps(config.load(CONSUMER, overrides, methods=CONFIGS), args.device)
 
 
-def measure(
-    contestants: dict[str, Batches], args: argparse.Namespace, rounds: int
-) -> dict[str, list[float]]:
-    """Images per second of each, in turn; what lies ready is drained before the clock starts."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds):
-        for name, batches in contestants.items():
+def contestants(
+    root: Path, shards: Path, args: argparse.Namespace
+) -> dict[str, Callable[[], Batches]]:
+    """Who takes part; the first one is compared with all."""
+    batch, cores, device = args.batch, args.cores, args.device
+    own = partial(run_config, shards, batch=batch, cores=cores)
+    decode = partial(decoding, shards, batch, cores, device)
+    found: dict[str, Callable[[], Batches]] = {
+        "vssl-dist, DALI": lambda: ours(own(backend="dali"), device),
+        "vssl-dist, reference": lambda: ours(own(backend="reference"), device),
+        "ImageFolder + DataLoader": lambda: imagefolder(root / "train", batch, cores, device),
+        "webdataset + WebLoader": lambda: tars(shards, batch, cores),
+        "DALI, decode alone": decode,
+    }
+    if device == "cuda":
+        found["DALI, decode alone, on no JPEG engine"] = partial(decode, engine=False)
+        found[f"steps of {CONSUMER.stem}, no data"] = lambda: training(args)
+    return found
+
+
+def start(
+    makers: dict[str, Callable[[], Batches]],
+) -> tuple[dict[str, Batches], dict[str, float]]:
+    """Every contestant with its workers running and caches warm, and the MiB that it took."""
+    running, taken = {}, {}
+    for name, make in makers.items():
+        before = family()
+        running[name] = make()
+        for _ in islice(running[name], 2 * DRAINED):
+            pass
+        taken[name] = family() - before
+        print(f"{name} runs", file=sys.stderr, flush=True)
+    return running, taken
+
+
+def measure(running: dict[str, Batches], args: argparse.Namespace) -> dict[str, list[Turn]]:
+    """All contestants in turn; what lies ready is drained before the clock starts."""
+    found: dict[str, list[Turn]] = {name: [] for name in running}
+    for number in range(args.rounds):
+        for name, batches in running.items():
             settle()
             for _ in islice(batches, DRAINED):
                 pass
-            start = time.perf_counter()
-            for _ in islice(batches, args.batches):
-                pass
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            found[name].append(args.batches * args.batch / (time.perf_counter() - start))
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            found[name].append(turn(batches, args))
+        print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
     return found
+
+
+def turn(batches: Batches, args: argparse.Namespace) -> Turn:
+    """One contestant against the clock."""
+    on_gpu = args.device == "cuda"
+    with Busy(torch.cuda.utilization) if on_gpu else nullcontext() as busy:
+        start = time.perf_counter()
+        for _ in islice(batches, args.batches):
+            pass
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return Turn(args.batches * args.batch / seconds, busy.percent if busy else math.nan)
 
 
 def settle() -> None:
     """Wait until nobody's workers are at it: after their turn they fill their queues again."""
     here = psutil.Process()
-    family = [here, *here.children(recursive=True)]
+    everybody = [here, *here.children(recursive=True)]
     spent = -math.inf
     while True:
-        now = sum(sum(process.cpu_times()[:2]) for process in family)
+        now = sum(sum(process.cpu_times()[:2]) for process in everybody)
         if now - spent < RESTING_S:
             return
         spent = now
         time.sleep(10 * RESTING_S)
 
 
-def stages(shards: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds that each stage of this project's loader takes, one after the other."""
-    cfg, dataset = run_config(shards, args, "dali"), Dataset.open(shards)
-    data, optim = cfg.data, cfg.optim
-    plan = Plan(
-        dataset.shard_sizes,
-        seed=0,
-        streams=data.streams,
-        window=data.window,
-        global_batch=optim.global_batch,
-        accumulate=1,
-    )
-    spec = BackendSpec(data.views, SIDE, data.normalise, data.threads, args.device)
-    backend = build_backend("dali", spec)
-    spent: dict[str, float] = {}
-
-    def timed(stage: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = work()
-        spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - start
-        return result
-
-    def shown(at: int) -> None:
-        ids, epochs = timed("plan", lambda: plan.micro_batch_ids(at, 0, 1))
-
-        def render(samples: Samples) -> list[torch.Tensor]:
-            sizes = np.stack([samples.height, samples.width], axis=1)
-            views = list(enumerate(data.views))
-            draws = timed("draw", lambda: [draw(r, 0, v, ids, epochs, sizes) for v, r in views])
-            made: list[torch.Tensor] = timed("decode and render", lambda: backend(samples, draws))
-            return made
-
-        timed(READ, lambda: read_decodable(dataset, ids, render))
-
-    for number in range(args.batches + 1):
-        if number == 1:  # the batch before has built the pipeline
-            spent.clear()
-        shown(number * plan.micro_batch)
-    spent[READ] -= spent["draw"] + spent["decode and render"]
-    return spent
-
-
-def report(found: dict[str, list[float]], spent: dict[str, float]) -> None:
-    """Print two tables."""
+def report(found: dict[str, list[Turn]], taken: dict[str, float]) -> None:
+    """Print who was how fast, with what."""
     own = next(iter(found.values()))
-    print("| loader | images/s, median | least to most | vssl-dist is faster by, median |")
-    print("|---|---|---|---|")
-    for name, rates in found.items():
-        middle = statistics.median(rates)
+    print(
+        "| loader | images/s, median | least to most | vssl-dist is faster by, median | "
+        "GPU at work | MiB of the host |\n|---|---|---|---|---|---|"
+    )
+    for name, turns in found.items():
+        rates = [each.rate for each in turns]
         spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(own, rates, strict=True))
-        print(f"| {name} | {middle:,.0f} | {spread} | {ratio:.2f} x |")
-    whole = sum(spent.values())
-    print("\n| stage of vssl-dist, DALI | share of its time |\n|---|---|")
-    for stage, seconds in spent.items():
-        print(f"| {stage} | {seconds / whole:.2%} |")
-    around = 1 - spent["decode and render"] / whole
-    print(f"| all but decoding and rendering | {around:.2%} |")
-
-
-def memory(scratch: Path, batches: int) -> None:
-    """Print what so many small batches do to the memory of a process with our loader."""
-    write_cifar(scratch / "small", 2000)
-    splits = SOURCES["cifar10"].read(Request(scratch / "small", ("train",), explicit=True))
-    options = Options(shard_size=250)
-    build_all(splits, scratch / "shards32", options, lambda *_: nullcontext(lambda done: None))
-    small = argparse.Namespace(batch=8, cores=1, device="cpu", side=32)
-    found = resident(ours(scratch / "shards32" / "train", small, "dali"), batches)
-    print(f"\n| batches of {small.batch} CIFAR-sized images | MiB resident |\n|---|---|")
-    for done, mib in found:
-        print(f"| {done:,} | {mib:,.1f} |")
-    kept = found[len(found) // 2 :]
-    print(f"\nThe second half grows by {slope(kept):,.0f} bytes per batch.")
+        ratio = statistics.median(
+            mine.rate / theirs for mine, theirs in zip(own, rates, strict=True)
+        )
+        busy = statistics.median(each.busy for each in turns)
+        at_work = "" if math.isnan(busy) else f"{busy:.0f} %"
+        print(
+            f"| {name} | {statistics.median(rates):,.0f} | {spread} | {ratio:.2f} x | {at_work} | "
+            f"{taken[name]:,.0f} |"
+        )
 
 
 def shard(root: Path, out: Path) -> Path:
@@ -204,36 +180,29 @@ def main() -> None:
     top.add_argument("--batches", type=int, default=12, help="of one turn")
     top.add_argument("--rounds", type=int, default=5)
     top.add_argument("--long", type=int, default=10_000, help="batches of the third table")
-    top.add_argument("--cores", type=int, default=2, help="threads or worker processes")
+    top.add_argument("--cores", type=int, default=2, help="that everybody is held to")
     top.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = top.parse_args()
-    args.side = SIDE
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     torch.set_num_threads(args.cores)
     with tempfile.TemporaryDirectory() as scratch:
         root = args.images or Path(scratch) / "images"
         if args.images is None:
             write_folder(root, args.samples)
         shards = shard(root, Path(scratch) / "shards")
-        contestants = {
-            "vssl-dist, DALI": ours(shards, args, "dali"),
-            "vssl-dist, reference": ours(shards, args, "reference"),
-            "ImageFolder + DataLoader": imagefolder(
-                root / "train", args.batch, args.cores, args.device
-            ),
-            "webdataset + WebLoader": tars(shards, args.batch, args.cores),
-            "DALI, decode alone": decoding(shards, args.batch, args.cores, args.device),
-        }
-        measure(contestants, args, rounds=1)  # warms caches, workers and pipelines
-        found = measure(contestants, args, args.rounds)
-        contestants.clear()
+        running, taken = start(contestants(root, shards, args))
+        found = measure(running, args)
+        running.clear()
         gc.collect()  # ends threads and workers before their files go
         print(
             f"{args.rounds} rounds of {args.batches} batches of {args.batch} images, "
             f"{args.cores} of {psutil.cpu_count()} cores, {args.device}, load "
             f"{psutil.getloadavg()[0]:.1f}\n"
         )
-        report(found, stages(shards, args))
-        memory(Path(scratch), args.long)
+        report(found, taken)
+        cfg = run_config(shards, batch=args.batch, cores=args.cores)
+        report_stages(stages(cfg, args.batches, args.device))
+        long_run(Path(scratch), args.long)
 
 
 if __name__ == "__main__":

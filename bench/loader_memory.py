@@ -1,12 +1,20 @@
-"""Whether a loader that runs for long keeps its memory."""
+"""What memory a loader takes, and whether one that runs for long keeps to it."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import psutil
+
+from bench.loader_ours import ours, run_config
+from bench.shard import write_cifar
+from data_prep.build import Options, build_all
+from data_prep.sources import SOURCES
+from data_prep.split import Request
 
 
 def resident(batches: Iterator[Any], count: int, marks: int = 10) -> list[tuple[int, float]]:
@@ -33,3 +41,25 @@ def slope(found: list[tuple[int, float]]) -> float:
     middle = sum(at for at, _ in found) / len(found)
     rise = sum((at - middle) * mib for at, mib in found)
     return rise * 2**20 / sum((at - middle) ** 2 for at, _ in found)
+
+
+def family() -> float:
+    """MiB of this process and all its children, what they share counted once."""
+    here = psutil.Process()
+    everybody = [here, *here.children(recursive=True)]
+    return float(sum(process.memory_full_info().pss for process in everybody) / 2**20)
+
+
+def long_run(scratch: Path, batches: int) -> None:
+    """Print what so many small batches of this project's loader do to the memory of a process."""
+    write_cifar(scratch / "small", 2000)
+    splits = SOURCES["cifar10"].read(Request(scratch / "small", ("train",), explicit=True))
+    options = Options(shard_size=250)
+    build_all(splits, scratch / "shards32", options, lambda *_: nullcontext(lambda done: None))
+    cfg = run_config(scratch / "shards32" / "train", batch=8, cores=1, side=32)
+    found = resident(ours(cfg), batches)
+    print("\n| batches of 8 CIFAR-sized images | MiB resident |\n|---|---|")
+    for done, mib in found:
+        print(f"| {done:,} | {mib:,.1f} |")
+    kept = found[len(found) // 2 :]
+    print(f"\nThe second half grows by {slope(kept):,.0f} bytes per batch.")

@@ -84,19 +84,30 @@ def tars(shards: Path, batch: int, cores: int) -> Batches:
     return iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=cores))
 
 
-def decoding(shards: Path, batch: int, cores: int, device: str = "cpu") -> Batches:
-    """Nothing but DALI's decoder, on bytes that are in memory."""
+def decoding(
+    shards: Path, batch: int, cores: int, device: str = "cpu", *, engine: bool = True
+) -> Batches:
+    """Nothing but DALI's decoder, on bytes that are in memory.
+
+    Args:
+        shards: Where they are read from.
+        batch: Images of each batch.
+        cores: Decoding threads.
+        device: ``"cuda"`` decodes with nvJPEG.
+        engine: Whether a GPU's JPEG engine may take a share, as DALI has it by default.
+    """
     dataset = Dataset.open(shards)
     data = dataset.read_checked(np.arange(min(dataset.samples, batch))).data
     on_gpu = device == "cuda"
+    options: dict[str, Any] = {} if engine else {"hw_decoder_load": 0.0}
 
     @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=len(data), num_threads=cores, device_id=0 if on_gpu else None
     )
     def decoder() -> Any:
         encoded = fn.external_source(source=lambda: data, batch=True)
-        device = "mixed" if on_gpu else "cpu"
-        return fn.decoders.image(encoded, device=device, output_type=types.RGB)
+        where = "mixed" if on_gpu else "cpu"
+        return fn.decoders.image(encoded, device=where, output_type=types.RGB, **options)
 
     pipeline = decoder()
     pipeline.build()

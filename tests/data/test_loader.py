@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from vssl_dist.config import (
     RunConfig,
     ViewRecipe,
 )
+from vssl_dist.data.backends import build_backend
 from vssl_dist.data.loader import (
     BackendSpec,
     Batch,
@@ -32,7 +32,6 @@ from vssl_dist.data.loader import (
     build_loader,
     evaluation_batches,
 )
-from vssl_dist.data.prefetch import Prefetcher
 from vssl_dist.data.shards import DataError, Dataset
 
 SAMPLES = 61
@@ -242,6 +241,20 @@ def test_a_resume_on_other_threads_and_ranks_sees_the_same_pixels(folder: Path, 
             assert same(joined([batches[step] for batches in ranks]), want)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_sequence_does_not_depend_on_how_many_batches_are_made_at_once(
+    folder: Path, device: str
+) -> None:
+    cfg = config(folder)
+    data = cfg.data
+    spec = BackendSpec(data.views, data.image_size, data.normalise, data.threads, device)
+    want = take(build_loader(cfg, rank=0, world_size=1, device=device), 9)
+    for number in (1, 3):
+        backends = [build_backend("dali", spec) for _ in range(number)]
+        source = Loader(cfg, Dataset.open(folder), backends, rank=0, world_size=1)
+        assert all(same(a, b) for a, b in zip(take(source, 9), want, strict=True))
+
+
 def test_a_loader_has_one_integer_of_state(folder: Path) -> None:
     used, fresh = loader(config(folder)), loader(config(folder))
     take(used, 7)
@@ -258,57 +271,9 @@ def prefetching() -> int:
     return sum(thread.name == "prefetch" for thread in threading.enumerate())
 
 
-def test_the_thread_ends_with_its_consumer() -> None:
-    def endless() -> Iterator[int]:
-        number = 0
-        while True:
-            yield number
-            number += 1
-
-    before = prefetching()
-    for end in ("close", "collect"):
-        source = Prefetcher(endless(), depth=2)
-        assert [next(source) for _ in range(5)] == list(range(5))
-        assert prefetching() == before + 1
-        if end == "close":
-            source.close()
-        del source
-        gc.collect()
-        assert prefetching() == before
-
-
-def test_an_exception_comes_after_what_was_made_before_it() -> None:
-    def failing() -> Iterator[int]:
-        yield 1
-        yield 2
-        raise OSError("disk gone")
-
-    source = Prefetcher(failing(), depth=2)
-    assert [next(source), next(source)] == [1, 2]
-    with pytest.raises(OSError, match="disk gone"):
-        next(source)
-    with pytest.raises(StopIteration):
-        next(source)
-
-
-@pytest.mark.parametrize("error", [OSError("disk gone"), DataError("shard"), MemoryError()])
-def test_an_exception_of_the_thread_surfaces_once_with_its_type(error: Exception) -> None:
-    def failing() -> Iterator[int]:
-        raise error
-        yield 0
-
-    before = prefetching()
-    source = Prefetcher(failing(), depth=2)
-    with pytest.raises(type(error)) as caught:
-        next(source)
-    assert caught.value is error
-    assert list(source) == []
-    source.close()
-    assert prefetching() == before
-
-
 def test_closing_a_loader_leaves_no_thread_and_no_open_file(folder: Path) -> None:
     take(loader(config(folder, "reference")), 2)  # what is loaded once stays loaded
+    gc.collect()  # what earlier tests left goes now
     threads, files = prefetching(), open_files()
     for _ in range(20):
         source = loader(config(folder, "reference"))
@@ -355,7 +320,7 @@ def test_leaving_a_loader_alone_leaves_no_thread(folder: Path) -> None:
     before = prefetching()
     batches = iter(loader(config(folder)))
     next(batches)
-    assert prefetching() == before + 1
+    assert prefetching() > before
     del batches
     gc.collect()
     assert prefetching() == before

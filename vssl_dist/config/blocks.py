@@ -37,7 +37,7 @@ class DataConfig(Model):
     window: Positive = 4096
     """Samples of a stream that are shuffled together, after the shards have been."""
     threads: Positive = 4
-    """Decoding threads per rank."""
+    """Decoding threads of each of the two batches that a rank has in the making."""
     max_bad: Annotated[Finite, Field(ge=0, le=1)] = 1e-4
     """Share of the images that may turn out to be damaged before the run stops; ten always may,
     unless it is 0."""

@@ -99,7 +99,7 @@ def _some(dataset: Dataset, batch: int, ids: Ids | None) -> Iterator[Ids]:
 def _ahead(dataset: Dataset, source: Iterator[Batch], timeout_s: float) -> Iterator[Batch]:
     check = partial(dataset.watch.check, timeout_s, "evaluation")
     try:
-        with closing(Prefetcher(source, _AHEAD, check)) as batches:
+        with closing(Prefetcher([source], _AHEAD, check)) as batches:
             for result in batches:
                 yield hand_over(result)
     finally:

@@ -1,16 +1,19 @@
 """The training data of one rank; its entire state is one integer.
 
 ``plan`` says which samples, ``shards`` reads them, ``views`` draws what happens to them and a
-backend carries it out, a few batches ahead of the training loop in a background thread.
+backend carries it out, a few batches ahead of the training loop.  A batch is a function of its
+position alone, so two are made at once, each by a thread and a backend of its own: while one is
+planned, read or on the GPU, the other one has the decoding threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
+from threading import Lock
 
 import numpy as np
 import torch
@@ -40,7 +43,8 @@ __all__ = [
     "evaluation_batches",
 ]
 
-_AHEAD = 2
+_AT_ONCE = 2
+"""Batches in the making; as many more lie ready."""
 
 Int64 = NDArray[np.int64]
 
@@ -53,14 +57,19 @@ class Loader:
     """
 
     def __init__(
-        self, cfg: RunConfig, dataset: Dataset, backend: Backend, rank: int, world_size: int
+        self,
+        cfg: RunConfig,
+        dataset: Dataset,
+        backends: Sequence[Backend],
+        rank: int,
+        world_size: int,
     ) -> None:
         data, optim = cfg.data, cfg.optim
         self.position = 0
         self.substitutions: list[Substitution] = []
         """Samples shown in place of bad ones; whoever writes them down may empty the list."""
         self._recipes, self._seed = data.views, cfg.seed
-        self._dataset, self._backend = dataset, backend
+        self._dataset, self._backends = dataset, backends
         self._rank, self._world_size = rank, world_size
         self._check = partial(dataset.watch.check, data.timeout_s, f"rank {rank}")
         self._plan = Plan(
@@ -72,6 +81,7 @@ class Loader:
             accumulate=optim.accumulate,
         )
         self._plan.streams_of(rank, world_size)
+        self._planning = Lock()
         self._running: Prefetcher[tuple[Batch, list[Substitution]]] | None = None
 
     @property
@@ -97,7 +107,9 @@ class Loader:
             ValueError: No micro-step begins at ``position``.
         """
         self.close()
-        batches = Prefetcher(self._batches(self.position), _AHEAD, self._check)
+        starts = count(self.position, self._plan.micro_batch)
+        made = [self._batches(*each) for each in zip(self._backends, starts, strict=False)]
+        batches = Prefetcher(made, 1, self._check)
         self._running = batches
         with closing(batches):
             for batch, substitutions in batches:
@@ -106,21 +118,22 @@ class Loader:
                 yield hand_over(batch)
 
     def close(self) -> None:
-        """End the background thread and let go of the files; iterating again starts anew."""
+        """End the background threads and let go of the files; iterating again starts anew."""
         if self._running is not None:
             self._running.close()
             self._running = None
             self._dataset.close()
 
-    def _batches(self, position: int) -> Iterator[tuple[Batch, list[Substitution]]]:
-        while True:
-            ids, epochs = self._plan.micro_batch_ids(position, self._rank, self._world_size)
-            samples, views = self._render(ids, epochs)
+    def _batches(self, backend: Backend, start: int) -> Iterator[tuple[Batch, list[Substitution]]]:
+        """One backend's share: the batch at ``start``, then those whose turn is its own."""
+        for position in count(start, len(self._backends) * self._plan.micro_batch):
+            with self._planning:
+                ids, epochs = self._plan.micro_batch_ids(position, self._rank, self._world_size)
+            samples, views = self._render(backend, ids, epochs)
             labels = torch.from_numpy(samples.label)
             yield Batch(torch.from_numpy(ids), views, labels), samples.substitutions
-            position += self._plan.micro_batch
 
-    def _render(self, ids: Int64, epochs: Int64) -> tuple[Samples, list[Tensor]]:
+    def _render(self, backend: Backend, ids: Int64, epochs: Int64) -> tuple[Samples, list[Tensor]]:
         def render(samples: Samples) -> list[Tensor]:
             # A substitute is augmented as the planned sample would have been.
             sizes = np.stack([samples.height, samples.width], axis=1)
@@ -128,7 +141,7 @@ class Loader:
                 draw(recipe, self._seed, view, ids, epochs, sizes)
                 for view, recipe in enumerate(self._recipes)
             ]
-            return self._backend(samples, draws)
+            return backend(samples, draws)
 
         return read_decodable(self._dataset, ids, render)
 
@@ -150,7 +163,8 @@ def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> 
         cfg.data.views, cfg.data.image_size, cfg.data.normalise, cfg.data.threads, device
     )
     dataset = _opened(cfg, rank, world_size)
-    return Loader(cfg, dataset, build_backend(cfg.data.backend, spec), rank, world_size)
+    backends = [build_backend(cfg.data.backend, spec) for _ in range(_AT_ONCE)]
+    return Loader(cfg, dataset, backends, rank, world_size)
 
 
 def _opened(cfg: RunConfig, rank: int, world_size: int) -> Dataset:
@@ -165,7 +179,7 @@ def _opened(cfg: RunConfig, rank: int, world_size: int) -> Dataset:
 
     # In a thread, because storage may hang already here.
     check = partial(watch.check, cfg.data.timeout_s, f"rank {rank}")
-    with closing(Prefetcher(opening(), 1, check)) as opened:
+    with closing(Prefetcher([opening()], 1, check)) as opened:
         return next(opened)
 
 

@@ -1,66 +1,70 @@
-"""Keeps an iterator a little ahead of whoever consumes it, in one thread that always ends."""
+"""Keeps iterators a little ahead of whoever consumes them, in threads that always end."""
 
 from __future__ import annotations
 
 import atexit
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from queue import Empty, Full, Queue
 from threading import Event, Thread, current_thread
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
+Made: TypeAlias = tuple[list[T], BaseException | None]
+"""An item, or what came instead of one: the end, or an error."""
 
 _PATIENCE_S = 0.1  # how often a waiting side looks whether the other one is still there
 _JOIN_S = 30.0  # a read from a stalled file system must not keep a process from ending
 
 
 class Prefetcher(Generic[T]):
-    """An iterator over ``source``, whose next items are made in the background.
+    """An iterator over the next item of each source in turn, made in the background.
 
-    An exception in the source reaches the consumer in its place in the sequence.  The thread
-    ends when the source does, on `close`, when the prefetcher is collected, and at interpreter
-    exit: it never outlives the libraries it calls into.
+    Each source has a thread of its own, and all work at once.  An exception in a source reaches
+    the consumer in its place in the sequence.  The threads end when a source does, on `close`,
+    when the prefetcher is collected, and at interpreter exit: they never outlive the libraries
+    they call into.
 
     Args:
-        source: Where the items come from; only the thread touches it.
-        depth: How many items may be ready.
+        sources: Where the items come from; only the source's own thread touches it.
+        depth: How many items of each source may be ready.
         check: Called every so often while the consumer waits.  What it raises ends the
-            iteration, and the thread is left behind: it is stuck where nothing reaches it.
+            iteration, and the threads are left behind: one is stuck where nothing reaches it.
 
-    >>> list(Prefetcher(iter("abc"), depth=2))
-    ['a', 'b', 'c']
+    >>> list(Prefetcher([iter("ace"), iter("bdf")], depth=2))
+    ['a', 'b', 'c', 'd', 'e', 'f']
     """
 
     def __init__(
-        self, source: Iterator[T], depth: int, check: Callable[[], None] | None = None
+        self, sources: Sequence[Iterator[T]], depth: int, check: Callable[[], None] | None = None
     ) -> None:
-        self._queue: Queue[tuple[list[T], BaseException | None]] = Queue(depth)
         self._check, self._stop = check, Event()
-        # Not a bound method: a thread that held this object would keep it from being collected.
-        self._thread = Thread(
-            target=_fill, args=(source, self._queue, self._stop), name="prefetch", daemon=True
-        )
-        self._halt = weakref.finalize(self, _halt, self._thread, self._stop)
+        self._running = [_start(source, depth, self._stop) for source in sources]
+        self._turns = cycle(self._running)
+        self._next = next(self._turns)
+        self._halt = weakref.finalize(self, _halt, [r.thread for r in self._running], self._stop)
         # At exit, last come is first served.  All finalizers together have the place of the first
-        # one in the process, which may be behind the libraries that the thread calls into.
+        # one in the process, which may be behind the libraries that the threads call into.
         self._halt.atexit = False
         atexit.register(self._halt)
-        self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
+        now = self._next
         while True:
             try:
-                items, error = self._queue.get(timeout=_PATIENCE_S)
+                items, error = now.made.get(timeout=_PATIENCE_S)
             except Empty:
-                if not self._thread.is_alive() and self._queue.empty():
+                if not now.thread.is_alive() and now.made.empty():
                     raise StopIteration from None
                 self._look()
                 continue
             if items:
+                self._next = next(self._turns)
                 return items[0]
             self.close()
             if error is not None:
@@ -79,37 +83,46 @@ class Prefetcher(Generic[T]):
             raise
 
     def close(self) -> None:
-        """End the thread; what it had made ahead is dropped."""
+        """End the threads; what they had made ahead is dropped."""
         self._halt()
         atexit.unregister(self._halt)
 
 
-def _fill(
-    source: Iterator[T], queue: Queue[tuple[list[T], BaseException | None]], stop: Event
-) -> None:
+class _Running(NamedTuple, Generic[T]):
+    thread: Thread
+    made: Queue[Made[T]]
+
+
+def _start(source: Iterator[T], depth: int, stop: Event) -> _Running[T]:
+    made: Queue[Made[T]] = Queue(depth)
+    # Not a bound method: a thread that held the prefetcher would keep it from being collected.
+    thread = Thread(target=_fill, args=(source, made, stop), name="prefetch", daemon=True)
+    thread.start()
+    return _Running(thread, made)
+
+
+def _fill(source: Iterator[T], made: Queue[Made[T]], stop: Event) -> None:
     try:
         for item in source:
-            _put(queue, ([item], None), stop)
+            _put(made, ([item], None), stop)
             if stop.is_set():
                 return
-        _put(queue, ([], None), stop)
+        _put(made, ([], None), stop)
     except BaseException as error:  # whatever it is, it is the consumer's business
-        _put(queue, ([], error), stop)
+        _put(made, ([], error), stop)
 
 
-def _put(
-    queue: Queue[tuple[list[T], BaseException | None]],
-    entry: tuple[list[T], BaseException | None],
-    stop: Event,
-) -> None:
+def _put(made: Queue[Made[T]], entry: Made[T], stop: Event) -> None:
     while not stop.is_set():
         try:
-            return queue.put(entry, timeout=_PATIENCE_S)
+            return made.put(entry, timeout=_PATIENCE_S)
         except Full:
             continue
 
 
-def _halt(thread: Thread, stop: Event) -> None:
+def _halt(threads: Sequence[Thread], stop: Event) -> None:
     stop.set()
-    if thread is not current_thread():  # which is where a collection may happen to run
-        thread.join(_JOIN_S)
+    until = time.monotonic() + _JOIN_S
+    for thread in threads:
+        if thread is not current_thread():  # which is where a collection may happen to run
+            thread.join(max(0.0, until - time.monotonic()))

@@ -69,7 +69,7 @@ class Labelled:
         made = (_batch(self.dataset, backend, recipe, ids, (seed, epoch)) for ids in chunks)
         check = partial(self.dataset.watch.check, _TIMEOUT_S, "fine-tuning")
         try:
-            with closing(Prefetcher(made, _AHEAD, check)) as batches:
+            with closing(Prefetcher([made], _AHEAD, check)) as batches:
                 for batch in batches:
                     yield hand_over(batch)
         finally:
