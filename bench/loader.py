@@ -2,11 +2,12 @@
 
 ``python -m bench.loader`` prints images per second (an image is two views) of this project's
 loader with its DALI and its reference backend, of torchvision's ImageFolder in a DataLoader and
-of webdataset in a WebLoader, the last two with torchvision's v2 transforms.  All read the same
-JPEGs, run the same recipe, are held to the same cores and are measured in turn, round by round,
-so that a load on the machine falls on all alike; ratios are of one round and then their median.
-Decoding alone with DALI is the ceiling.  A second table says where this project's time goes, a
-third what a long run does to its memory.  Some three minutes on two cores.
+of webdataset in a WebLoader, the last two with torchvision's v2 transforms, and once more with
+Pillow's blur in place of torchvision's.  All read the same JPEGs, run the same recipe, are held
+to the same cores and are measured in turn, round by round, so that a load on the machine falls on
+all alike; ratios are of one round and then their median.  Decoding alone with DALI is the
+ceiling.  A second table says where this project's time goes, a third what a long run does to its
+memory.  Some four minutes on two cores.
 
 With ``--device cuda`` also: decoding alone with the settings of this project's backend, training
 steps of configs/in1k_vje.yaml on views that lie ready, and how busy the GPU is (needs
@@ -26,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -38,13 +39,17 @@ import torch
 
 from bench.loader_gpu import Busy, steps
 from bench.loader_memory import family, long_run
-from bench.loader_ours import ours, report_stages, run_config, stages
-from bench.loader_peers import Batches, decoding, imagefolder, tars
+from bench.loader_ours import STREAMS, ours, report_stages, run_config, stages
+from bench.loader_peers import Batches, TwoViews, decoding, imagefolder, tars
 from bench.shard import write_folder
 from data_prep.build import Options, build_all
+from data_prep.console import one_line
+from data_prep.shard import positive
 from data_prep.sources import SOURCES
 from data_prep.split import Request
 from vssl_dist import config
+from vssl_dist.config import ConfigError
+from vssl_dist.data.manifest import read_manifest
 from vssl_dist.methods import CONFIGS
 
 CONSUMER = Path(__file__).parents[1] / "configs" / "in1k_vje.yaml"
@@ -79,10 +84,13 @@ def contestants(
     found: dict[str, Callable[[], Batches]] = {
         "vssl-dist, DALI": lambda: ours(own(backend="dali"), device),
         "vssl-dist, reference": lambda: ours(own(backend="reference"), device),
-        "ImageFolder + DataLoader": lambda: imagefolder(root / "train", batch, cores, device),
-        "webdataset + WebLoader": lambda: tars(shards, batch, cores),
-        "DALI, decode alone": decode,
     }
+    for told, pillow in (("", False), (", Pillow's blur", True)):
+        views = TwoViews(pillow)
+        folder = partial(imagefolder, root / "train", views, batch, cores, device)
+        found[f"ImageFolder + DataLoader{told}"] = folder
+        found[f"webdataset + WebLoader{told}"] = partial(tars, shards, views, batch, cores)
+    found["DALI, decode alone"] = decode
     if device == "cuda":
         found["DALI, decode alone, on no JPEG engine"] = partial(decode, engine=False)
         found[f"steps of {CONSUMER.stem}, no data"] = lambda: training(args)
@@ -171,25 +179,50 @@ def shard(root: Path, out: Path) -> Path:
     return out / "train"
 
 
-def main() -> None:
-    """Measure and print."""
-    top = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     top.add_argument("--images", type=Path, help="image folder, with a folder train in it")
-    top.add_argument("--samples", type=int, default=1000, help="of the photographs' cuts")
-    top.add_argument("--batch", type=int, default=32)
-    top.add_argument("--batches", type=int, default=12, help="of one turn")
-    top.add_argument("--rounds", type=int, default=5)
-    top.add_argument("--long", type=int, default=10_000, help="batches of the third table")
-    top.add_argument("--cores", type=int, default=2, help="that everybody is held to")
+    top.add_argument("--samples", type=positive, default=1000, help="of the photographs' cuts")
+    top.add_argument("--batch", type=positive, default=32)
+    top.add_argument("--batches", type=positive, default=12, help="of one turn")
+    top.add_argument("--rounds", type=positive, default=5)
+    top.add_argument("--long", type=positive, default=10_000, help="batches of the third table")
+    top.add_argument("--cores", type=positive, default=2, help="that everybody is held to")
     top.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    args = top.parse_args()
+    return top
+
+
+def photographs(scratch: Path, args: argparse.Namespace) -> tuple[Path, Path]:
+    """The images as a folder and as shards.
+
+    Raises:
+        ConfigError, DataError: They, or a GPU, are not there, or are too few.
+    """
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no CUDA device")
+    if args.batch % STREAMS:
+        raise ConfigError(f"--batch {args.batch}: must be a multiple of {STREAMS}")
+    root = args.images or scratch / "images"
+    if args.images is None:
+        write_folder(root, args.samples)
+    elif not (root / "train").is_dir():
+        raise ConfigError(f"--images {root}: has no folder train with a folder per class")
+    shards = shard(root, scratch / "shards")
+    if (there := read_manifest(shards).samples) < args.batch * args.cores:
+        raise ConfigError(f"--batch {args.batch}: {args.cores} workers share {there} images only")
+    return root, shards
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit code: 0, 2 (refused) or 130 (Ctrl-C)."""
+    args = parser().parse_args(argv)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     torch.set_num_threads(args.cores)
-    with tempfile.TemporaryDirectory() as scratch:
-        root = args.images or Path(scratch) / "images"
-        if args.images is None:
-            write_folder(root, args.samples)
-        shards = shard(root, Path(scratch) / "shards")
+    with tempfile.TemporaryDirectory() as scratch, one_line(args.images or Path()) as ending:
+        root, shards = photographs(Path(scratch), args)
         running, taken = start(contestants(root, shards, args))
         found = measure(running, args)
         running.clear()
@@ -203,7 +236,8 @@ def main() -> None:
         cfg = run_config(shards, batch=args.batch, cores=args.cores)
         report_stages(stages(cfg, args.batches, args.device))
         long_run(Path(scratch), args.long)
+    return ending.code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ from vssl_dist.data.substitution import read_decodable
 from vssl_dist.data.views import draw
 from vssl_dist.methods.vje import VJEConfig
 
+STREAMS = 4
 READ, RENDER = "read and check", "decode and render"
 
 
@@ -36,7 +37,7 @@ def run_config(
                 "train": str(shards),
                 "image_size": side,
                 "views": [RECIPE, RECIPE],
-                "streams": 4,
+                "streams": STREAMS,
                 "window": 256,
                 "threads": cores,
                 "backend": backend,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_prep.images import DEFAULT, Verdict, examine
 from data_prep.sources.photos import FILES
 from vssl_dist.config import ConfigError, Normalisation, ViewRecipe
 from vssl_dist.data.shards import Samples
@@ -107,11 +108,14 @@ def folder_case(folder: Path, limit: int = 48) -> Case:
     """The first JPEGs and PNGs below a folder, as they are stored, for views of 224 pixels.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or one of them is damaged.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)[:limit]
     if not paths:
         raise ConfigError(f"{folder}: no JPEG or PNG below this folder")
+    for path in paths:
+        if (found := examine(path.read_bytes(), DEFAULT)).verdict is Verdict.REJECT:
+            raise ConfigError(f"{path}: {found.reason}: remove it from the folder")
     return Case(folder.resolve().name, stored(path.read_bytes() for path in paths), 224)
 
 

@@ -10,6 +10,7 @@ order is a function of the sizes of the shards.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from data_prep.build import mixed as mixed_order
+from data_prep.console import one_line
+from data_prep.shard import positive
+from vssl_dist.config import ConfigError
 from vssl_dist.data.plan import Plan
+from vssl_dist.durable import publish
+from vssl_dist.evaluation.plots import png
 
 Int64 = NDArray[np.int64]
 
@@ -154,7 +160,7 @@ def table(rows: Sequence[Quality]) -> str:
     return "\n".join([head, *lines])
 
 
-def plot(rows: Sequence[Quality], path: Path) -> None:
+def drawn(rows: Sequence[Quality]) -> bytes:
     """Class mixture and repeated company over the window, the permutation as a line."""
     *windows, full = rows
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -172,37 +178,49 @@ def plot(rows: Sequence[Quality], path: Path) -> None:
     right.set_yscale("log")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=110)
+    return png(figure)
 
 
-def main() -> None:
-    """Measure and print."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit code: 0, 2 (refused) or 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--samples", type=int, default=1_281_167)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--shard-size", type=int, default=1000)
-    parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--windows", type=int, nargs="+", default=[1, 256, 1024, 4096, 16384])
+    parser.add_argument("--samples", type=positive, default=1_281_167)
+    parser.add_argument("--classes", type=positive, default=1000)
+    parser.add_argument("--shard-size", type=positive, default=1000)
+    parser.add_argument("--streams", type=positive, default=64)
+    parser.add_argument("--batch", type=positive, default=4096)
+    parser.add_argument("--windows", type=positive, nargs="+", default=[1, 256, 1024, 4096, 16384])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="write a PNG")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    with one_line(args.plot or Path()) as ending:
+        if not 1 < args.batch <= args.samples // 2 or args.seed < 0:
+            raise ConfigError(
+                "--batch must be from 2 on and at most half of --samples, --seed 0 or more"
+            )
+        if args.plot and args.plot.is_dir():
+            raise ConfigError(f"--plot {args.plot}: is a folder; name a file, such as shuffle.png")
+        rows = compared(args)
+        print(
+            f"{args.samples} samples of {args.classes} classes, shards of {args.shard_size}, "
+            f"{args.streams} streams, batches of {args.batch}, seed {args.seed}\n"
+        )
+        print(table(rows))
+        if args.plot:
+            publish(args.plot, drawn(rows))
+    return ending.code
 
+
+def compared(args: argparse.Namespace) -> list[Quality]:
+    """A row per window, and the permutation's."""
     data = Dataset(args.samples, args.classes, args.shard_size)
     rows = []
     for window in args.windows:
         plan = Plan(data.shard_sizes, args.seed, args.streams, window, args.batch)
         rows.append(measure(str(window), data, epochs_of_plan(data, plan)))
     full = epochs_of_permutation(data, args.batch, args.seed)
-    rows.append(measure("full permutation", data, full))
-    print(
-        f"{args.samples} samples of {args.classes} classes, shards of {args.shard_size}, "
-        f"{args.streams} streams, batches of {args.batch}, seed {args.seed}\n"
-    )
-    print(table(rows))
-    if args.plot:
-        plot(rows, args.plot)
+    return [*rows, measure("full permutation", data, full)]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

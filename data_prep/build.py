@@ -155,6 +155,7 @@ def _job(split: Split, out: Path, options: Options) -> _Job:
         "order": "mixed" if split.grouped else "as given",
         "shard_size": options.shard_size,
         "limit": options.limit,
+        "labelling": split.labelling,
         **{k: v for k, v in asdict(options.rules).items() if k != "salvage"},
         **asdict(options.policy),
         **split.facts,
@@ -186,6 +187,7 @@ def _write(job: _Job, found: Survey, decided: Decided, options: Options, bar: Ba
     split, folder = job.split, job.folder
     order = job.order[np.isin(job.order, decided.used)]
     if not len(order):
+        write_whole(folder / REJECTS, decided.lines())
         raise DataError(f"{folder}: not one image of it can be used ({REJECTS} tells why)")
     rows = found.rows[np.searchsorted(found.numbers, order)]
     inputs, rejects = inputs_blob(rows["sha256"]), decided.lines()

@@ -29,19 +29,19 @@ class Decided:
 
     used: NDArray[np.int64]
     """Ascending numbers of the samples to write."""
-    records: dict[int, dict[str, str]]
-    """By sample number: the line about it in ``rejects.jsonl``."""
+    records: dict[int, list[dict[str, str]]]
+    """By sample number: the lines about it in ``rejects.jsonl``."""
     errors: list[str] = field(default_factory=list)
     """One line for each kind of thing that must not be passed over."""
 
     def lines(self) -> bytes:
         """The contents of ``rejects.jsonl``: in order of the samples, the same on any machine."""
-        ordered = (json.dumps(self.records[number]) for number in sorted(self.records))
-        return "".join(f"{line}\n" for line in ordered).encode()
+        ordered = (record for number in sorted(self.records) for record in self.records[number])
+        return "".join(f"{json.dumps(record)}\n" for record in ordered).encode()
 
     def counts(self) -> dict[str, int]:
-        """How many samples met with each decision."""
-        met = [record["decision"] for record in self.records.values()]
+        """How many samples met with each decision; one may meet with several."""
+        met = [record["decision"] for records in self.records.values() for record in records]
         return {decision: met.count(decision) for decision in sorted(set(met))}
 
 
@@ -93,14 +93,14 @@ def leaks(name: str, known: Mapping[str, Digests]) -> set[bytes]:
 def _within(split: Split, survey: Survey, policy: Policy) -> Decided:
     verdicts = survey.rows["verdict"]
     usable = verdicts != Verdict.REJECT
-    records: dict[int, dict[str, str]] = {}
+    records: dict[int, list[dict[str, str]]] = {}
     worded = {
         Verdict.REMAKE: "normalised",
         Verdict.SALVAGE: "reencoded",
         Verdict.REJECT: "rejected",
     }
     for at, number in zip(*_positions(survey), strict=True):
-        records[number] = _record(split, number, worded[Verdict(verdicts[at])], survey, at)
+        records[number] = [_record(split, number, worded[Verdict(verdicts[at])], survey, at)]
     first: dict[bytes, int] = {}
     for at in np.flatnonzero(usable).tolist():
         number = int(survey.numbers[at])
@@ -111,14 +111,15 @@ def _within(split: Split, survey: Survey, policy: Policy) -> Decided:
             if split.labels[kept] != split.labels[number]:
                 twin += ", which is of another class"
             word = "dropped" if policy.dedup else "duplicate"
-            records[number] = _record(split, number, word, survey, at) | {"reason": twin}
-    bad = [number for number, record in records.items() if record["decision"] == "rejected"]
+            told = _record(split, number, word, survey, at) | {"reason": twin}
+            records[number] = [told] if policy.dedup else [*records.get(number, []), told]
+    bad = [number for number, told in records.items() if told[0]["decision"] == "rejected"]
     errors: list[str] = []
     if bad and policy.on_bad == "fail":
         more = f" (and {len(bad) - 1} more, see rejects.jsonl)" if len(bad) > 1 else ""
         worst = min(bad)
         errors = [
-            f"{split.called(worst)}: {records[worst]['reason']}{more}: repair or remove it, or "
+            f"{split.called(worst)}: {records[worst][0]['reason']}{more}: repair or remove it, or "
             "give --on-bad skip"
         ]
     return Decided(survey.numbers[usable], records, errors)
@@ -148,13 +149,15 @@ def _across(
     for at in leaked:
         number, word = int(survey.numbers[at]), "dropped" if drops else "leak"
         reason = {"reason": f"the same bytes as an image of {other}"}
-        decided.records[number] = _record(split, number, word, survey, at) | reason
+        told = _record(split, number, word, survey, at) | reason
+        decided.records[number] = [told] if drops else [*decided.records.get(number, []), told]
     if drops:
         used[leaked] = False
         return Decided(survey.numbers[used], decided.records, decided.errors)
+    # Training splits that are still to be written are told so there, and not here.
     remedy = (
-        "delete the finished training split, so that it can be made without them"
-        if dedup
+        "delete the finished training split and shard both with --dedup, which drops them from it"
+        if validates
         else "--dedup drops them from training"
     )
     first = split.called(int(survey.numbers[leaked[0]]))

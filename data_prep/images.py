@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from data_prep.normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
+from data_prep.structure import structure
 from vssl_dist.data.manifest import DataError
 
 MAX_PIXELS = 64_000_000
@@ -129,9 +130,14 @@ def examine(data: bytes, rules: Rules) -> Finding:
     height, width, kind = image.height, image.width, image.format
     if height * width > rules.max_pixels:
         return _too_large(f"{width}x{height}", rules)
+    built = structure(data, kind)
+    if built.endless:
+        return Finding(Verdict.REJECT, f"not a readable image ({built.endless})")
     try:
         with quietly():
-            if odd := oddity(image, data):
+            if built.broken:
+                raise ValueError(built.broken)
+            if odd := oddity(image, data) or built.untidy:
                 to_rgb_or_grey(image)
                 return Finding(Verdict.REMAKE, odd)
             if kind == "JPEG":

@@ -37,9 +37,11 @@ def to_rgb_or_grey(image: Image.Image) -> Image.Image:
     """The picture upright and of mode RGB or L.
 
     Raises:
-        ValueError: Its pixels have more than 16 bits.
+        ValueError: Its pixels have more than 16 bits, or are no whole numbers.
     """
     image.load()
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("pixels of 32 bits, whose white nothing tells")
     if image.mode.startswith("I"):
         # Pillow's own conversion clips; the upper byte is what an 8-bit file would hold.
         levels = np.asarray(image).astype(np.int64) >> 8

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vssl_dist.data.manifest import DataError
@@ -44,18 +48,47 @@ def run(
     context.set_forkserver_preload(["data_prep.writer", "data_prep.checks"])
     team: dict[Connection, BaseProcess] = {}
     try:
-        for _ in range(min(workers, len(tasks))):
-            ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            process.start()
-            theirs.close()
-            team[ours] = process
+        with _sheltered():
+            for _ in range(min(workers, len(tasks))):
+                ours, theirs = context.Pipe()
+                process: BaseProcess = context.Process(
+                    target=_serve, args=(theirs, work), daemon=True
+                )
+                process.start()
+                theirs.close()
+                team[ours] = process
         yield from _deal(team, tasks, advance)
     finally:
         for link, process in team.items():
             process.terminate()
             process.join()
             link.close()
+
+
+@contextmanager
+def _sheltered() -> Iterator[None]:
+    """Start processes to which Ctrl-C and the current folder mean nothing.
+
+    The server that workers are forked from is a ``python -c``: it would take a ``selectors.py``
+    of the folder it is started in for Python's own, and shows Ctrl-C until it ignores it.
+    """
+    ours = str(Path(__file__).resolve().parents[1])
+    before = {name: os.environ.get(name, "") for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    os.environ["PYTHONSAFEPATH"] = "1"
+    # To find what it imports beforehand also where the package is not installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (before["PYTHONPATH"], ours)))
+    try:
+        resource_tracker.ensure_running()  # starting it would lift the mask
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    finally:
+        for name, value in before.items():
+            os.environ[name] = value
+            if not value:
+                del os.environ[name]
 
 
 def _here(steps: Generator[int, None, Result], advance: Callable[[int], None]) -> Result:

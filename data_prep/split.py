@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,12 @@ class Split:
     """What stands before a name in messages: the path of a folder or archive."""
     stamp: Callable[[NDArray[np.int64]], str] = _unstamped
     """What tells, without reading, that the images of some numbers may have been replaced."""
+
+    @property
+    def labelling(self) -> str:
+        """Digest of the classes and of all labels: a class more or less renumbers the others."""
+        named = json.dumps(self.classes).encode()
+        return hashlib.sha256(named + self.labels.astype("<i8").tobytes()).hexdigest()
 
     def called(self, number: int) -> str:
         """A sample's name for messages.

@@ -15,7 +15,8 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     require_packages()
 
+import filelock
 import numpy as np
 
 from data_prep.console import one_line, printable
@@ -123,6 +125,21 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
     original = before.get(LABELS, range(len(whole.classes)))
     source = {"subset_of": whole.fingerprint, LABELS: [original[label] for label in kept]}
     source |= {key: before[key] for key in ("max_pixels",) if key in before}
+    if made := _finished(out, source):
+        return made
+    with _claimed(out) as partial:
+        # Another call may have made it since.
+        if made := _finished(out, source):
+            return made
+        _write(whole, kept, partial, source)
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+        sync(partial.parent)
+    return read_manifest(out)
+
+
+def _finished(out: Path, source: dict[str, Any]) -> Manifest | None:
+    """The manifest of what is there already; None if it is to be made."""
     refuse_foreign(out)
     if (out / NOTES).exists():
         raise DataError(f"{out}: data_prep/shard.py is at work there: choose another --out")
@@ -132,21 +149,38 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
             raise DataError(f"{out}: holds another dataset: delete it or choose another --out")
         if not any(ill_sized(out, made)):
             return made
-    # Made beside its place and moved there: whatever is there is whole.
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = out.parent.resolve()
-    for left in place.glob(f".{out.name}.tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    partial = place / f".{out.name}.tmp-{os.getpid()}"
-    partial.mkdir()
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise DataError(f"{out}: is a link or a file and no folder: choose another --out")
+    return None
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """Hold ``out`` against a second call.
+
+    Yields:
+        A folder beside it to make it in and to move there: whatever is there is whole.
+
+    Raises:
+        DataError: Another call holds it, or the file system refuses something.
+    """
     try:
-        _write(whole, kept, partial, source)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync(place)
-    return read_manifest(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        place = out.parent.resolve()
+        partial = place / f".{out.name}.tmp-{os.getpid()}"
+        with filelock.FileLock(place / f".{out.name}.lock", timeout=0) as lock:
+            for left in place.glob(f".{out.name}.tmp-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir()
+            try:
+                yield partial
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except filelock.Timeout:
+        raise DataError(f"{out}: another call is making it: wait for it") from None
+    except OSError as error:
+        raise DataError(f"{out}: cannot be made ({error.strerror or error})") from error
 
 
 def _write(whole: Dataset, kept: list[int], folder: Path, source: dict[str, Any]) -> None:

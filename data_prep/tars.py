@@ -21,13 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.split import Raw
+from data_prep.streams import Unzipped, Window
 from vssl_dist.data.manifest import DataError
 
 MAX_BYTES = 1 << 28
 """Of one image file: more than any that `data_prep.images.MAX_PIXELS` lets through needs."""
 
-_MAX_HEADER = 1 << 20
-"""Of what describes a member: far beyond any name, and little memory."""
+_DAMAGE = (
+    tarfile.TarError, zlib.error, OSError, EOFError, ValueError, ArithmeticError, LookupError,
+    RecursionError, MemoryError,
+)  # fmt: skip
+"""As which a damaged archive surfaces: its reader trusts what it reads."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +111,15 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Mem
     """
     with _opened(path) as file:
         whole = os.fstat(file.fileno()).st_size
-        window = _Window(file.fileno(), start, whole - start if size is None else size)
+        window = Window(file.fileno(), start, whole - start if size is None else size)
         with _named(path), tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]
-            for member in tar:
-                # A negative size would send the reader backwards, for ever.
+            for member in _headers(tar, window):
                 end = member.offset_data + (0 if member.issparse() else member.size)
-                if member.size < 0 or end > window.size:
+                if end > window.size:
                     raise tarfile.ReadError(f"{member.name} is cut short")
                 if not member.isdir():
                     offset = start + member.offset_data
                     yield Member(member.name, offset, member.size, _flaw(member))
-                tar.members = []  # or it would remember every member of a large archive
             window.seek(tar.offset)
             # The reader takes any nonsense between members for the end.
             if window.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -136,14 +138,12 @@ def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]
         DataError: The archive cannot be read or is damaged.
     """
     found: dict[str, bytes] = {}
-    with _named(archive), gzip.open(archive) as whole:
-        with tarfile.open(fileobj=whole, mode="r:") as tar:
-            for member in tar:
-                if member.size < 0:
-                    raise tarfile.ReadError(f"{member.name} has no size")
-                wanted = member.name in names and _regular(member) and member.size <= limit
-                if wanted and (stream := tar.extractfile(member)):
-                    found[member.name] = stream.read()
+    with _opened(archive) as file, _named(archive), gzip.open(file) as whole:
+        stream = Unzipped(whole)
+        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
+            for member in _headers(tar, stream):
+                if member.name in names and _regular(member) and member.size <= limit:
+                    found[member.name] = stream.take(member.size)
         whole.seek(0, io.SEEK_END)  # gzip compares its checksum only at the end
     return found
 
@@ -161,32 +161,16 @@ def stamp(path: Path) -> str:
     return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
 
 
-class _Window:
-    """A stretch of a file, read as `tarfile` wants it."""
-
-    def __init__(self, descriptor: int, start: int, size: int) -> None:
-        self._descriptor = descriptor
-        self._start = start
-        self._at = 0
-        self.size = size
-
-    def read(self, size: int) -> bytes:
-        """At most ``size`` bytes; refuses what no header needs."""
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        wanted = max(0, min(size, self.size - self._at))
-        data = os.pread(self._descriptor, wanted, self._start + self._at)
-        self._at += len(data)
-        return data
-
-    def seek(self, offset: int) -> int:
-        """Go to ``offset`` within the stretch."""
-        self._at = offset
-        return offset
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._at
+def _headers(tar: tarfile.TarFile, stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
+    """All members of an archive, in little memory however many and however described."""
+    for member in tar:
+        # A negative size would send the reader backwards, for ever.
+        if member.size < 0:
+            raise tarfile.ReadError(f"{member.name} has no size")
+        yield member
+        # Or it would remember every member of a large archive.
+        tar.members = []  # type: ignore[attr-defined]
+        stream.described()
 
 
 def _regular(member: tarfile.TarInfo) -> bool:
@@ -226,7 +210,6 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    # A damaged archive surfaces as any of these.
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, OverflowError) as error:
+    except _DAMAGE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: damaged archive ({reason}): fetch it again") from error

@@ -158,4 +158,10 @@ def _encoded(raw: Raw, surveyed: np.void, task: ShardTask) -> Encoded:
         )
     if isinstance(raw.data, np.ndarray):
         return encode_png(raw.data)
-    return make(raw.data, finding(surveyed), task.rules)
+    try:
+        return make(raw.data, finding(surveyed), task.rules)
+    # Pillow raises nearly anything, and the disk is not to blame for it.
+    except Exception as error:
+        raise DataError(
+            f"{raw.name or task.folder}: cannot be written anew ({error}): repair or remove it"
+        ) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,20 +13,29 @@ from uuid import uuid4
 def publish(path: Path, data: bytes) -> None:
     """Write ``data`` so that whoever sees ``path`` sees all of it, also after a power cut.
 
-    The folder is made if needed.  Raises ``OSError`` and leaves nothing behind when the disk is
-    full.
+    The folder is made if needed; where ``path`` is a link, what it points to is replaced.
+
+    Raises:
+        OSError: Naming ``path``, and nothing is left behind: the disk is full, or it is a
+            folder, a device or a pipe, which renaming would replace.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".tmp-{uuid4().hex[:12]}-{path.name}")
+    target = path.resolve()
+    partial = target.with_name(f".tmp-{uuid4().hex[:12]}")
     try:
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "is there already and no regular file")
+        target.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        partial.replace(target)
+        sync(target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
-    sync(path.parent)
+        with suppress(OSError):  # there is none, or the folder is a file
+            partial.unlink()
 
 
 def sync(path: Path) -> None:

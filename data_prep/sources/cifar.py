@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from vssl_dist.data.manifest import DataError
 
 _MAX_BYTES = 1 << 30
 _ROW = 3 * 32 * 32
+_NUMBERING = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _split(layout: Layout, name: str, classes: tuple[str, ...], blobs: dict[str,
     for file in layout.parts[name]:
         batch = _unpickle(blobs[file], file)
         data, numbers = batch.get("data"), batch.get(layout.labels_key)
-        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2:
+        if not isinstance(data, np.ndarray) or data.ndim != 2:
             raise DataError(f"{file}: holds no pixels: unpack the official archive again")
         if not isinstance(numbers, list) or len(numbers) != len(data) or data.shape[1] != _ROW:
             raise DataError(f"{file}: pixels and {layout.labels_key} do not match")
@@ -147,40 +149,83 @@ def _from_archive(archive: Path, folder: str, files: Sequence[str]) -> dict[str,
     return found
 
 
+class _Array:
+    """What a pickle builds in numpy's place: a stated shape takes no memory but for its bytes."""
+
+    def __init__(self, *stated: object) -> None:
+        self.pixels: NDArray[np.uint8] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, columns_first, raw = state
+        if kind is not _BYTES:
+            raise pickle.UnpicklingError("it holds an array of other things than bytes")
+        flat = np.frombuffer(raw, np.uint8)
+        self.pixels = flat.reshape(shape, order="F" if columns_first else "C")
+
+
+class _Bytes:
+    """The type of an array's elements, ``dtype("u1")``."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        pass
+
+
+_BYTES = _Bytes()
+
+
+def _dtype(code: str | bytes, *more: object) -> _Bytes | None:
+    return _BYTES if code in ("u1", b"u1") else None
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds arrays, lists and dicts of numbers and text; refuses to call anything else."""
 
+    def __init__(self, blob: bytes) -> None:
+        super().__init__(io.BytesIO(blob), encoding="bytes")
+        self._encodable = len(blob)
+
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+            return _Array
         if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
+            return _Array if name == "ndarray" else _dtype
         if (module, name) == ("_codecs", "encode"):
-            return _encode_latin1
+            return self._encode_latin1
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
+    def _encode_latin1(self, text: str, encoding: str) -> bytes:
+        # How Python 3 writes bytes into a protocol-2 pickle; no other codec occurs.
+        if encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError(f"it refers to the codec {encoding}")
+        # Each text is written there, so more of them than the whole is one text many times.
+        self._encodable -= len(text)
+        if self._encodable < 0:
+            raise pickle.UnpicklingError("it holds more bytes than it is long")
+        return text.encode("latin-1")
 
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    # How Python 3 writes bytes into a protocol-2 pickle; no other codec occurs.
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it refers to the codec {encoding}")
-    return text.encode("latin-1")
+
+def _check_numbering(blob: bytes) -> None:
+    """See that objects are numbered as they come: the unpickler makes a table of so many."""
+    for count, (opcode, number, _) in enumerate(pickletools.genops(blob)):
+        if opcode.name in _NUMBERING and (number or 0) > count:
+            raise pickle.UnpicklingError(f"object {number} is numbered before there are as many")
 
 
 def _unpickle(blob: bytes, name: str) -> dict[str, Any]:
     try:
-        loaded = _Unpickler(io.BytesIO(blob), encoding="bytes").load()
-        items = loaded.items()
+        _check_numbering(blob)
+        items = _Unpickler(blob).load().items()
+        found = {key.decode() if isinstance(key, bytes) else key: value for key, value in items}
     # The unpickler raises nearly anything on damaged input, and all of it means the same.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{name}: damaged or not the official pickle ({reason}): unpack the archive again"
         ) from error
-    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in items}
+    return {key: each.pixels if isinstance(each, _Array) else each for key, each in found.items()}
 
 
 def _texts(values: object, name: str) -> list[str]:
-    if not isinstance(values, list) or not values:
+    if not isinstance(values, list) or not all(isinstance(v, (bytes, str)) for v in values or [0]):
         raise DataError(f"{name}: holds no class names: unpack the official archive again")
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]

@@ -22,6 +22,9 @@ SUFFIXES = (
 )  # fmt: skip
 VALIDATION = ("val", "test")
 """Names under which the second split is looked for, in this order."""
+_SPLITS = frozenset(
+    {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+)
 _FLAWS = (errno.EINVAL, errno.EFBIG)
 """Reasons to leave out one file, rather than of a file system that has failed."""
 
@@ -56,6 +59,8 @@ def imagefolder(request: Request) -> list[Split]:
     for name in VALIDATION:
         if folders["train"] != root and (root / name).is_dir():
             folders.setdefault("val", root / name)
+    if folders["train"] == root:
+        _refuse_splits(root)
     wanted = [name for name in request.splits if name in folders]
     if request.explicit and wanted != list(request.splits):
         raise DataError(f"{root}: no folder val or test beside train in it")
@@ -65,6 +70,27 @@ def imagefolder(request: Request) -> list[Split]:
     for name in wanted:
         refuse_unknown(folders[name], known)
     return [folder_split("imagefolder", name, folders[name], classes) for name in wanted]
+
+
+def _refuse_splits(root: Path) -> None:
+    """See that what lies in a root without ``train`` are classes, and not splits of other names."""
+    names = subfolders(root)
+    if not all(name.lower() in _SPLITS for name in names):
+        return
+    # A class may be called so as well, but then it has its images right in it.
+    for name in (each for each in names if _holds_classes(root / each)):
+        raise DataError(
+            f"{root}: {name} looks like a split, and there is no train: call the folder of "
+            "training images train, or give one folder of class folders as --root"
+        )
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether there are images in its folders, and none beside these."""
+    beside = (path for path in folder.iterdir() if not path.name.startswith("."))
+    if any(path.name.lower().endswith(SUFFIXES) for path in beside):
+        return False
+    return any(True for _ in _images(folder, folder))
 
 
 def refuse_unknown(folder: Path, known: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,21 @@ import numpy as np
 from data_prep.sources.imagefolder import SUFFIXES, VALIDATION
 from data_prep.split import UNLABELED, Request, Split
 from data_prep.tars import Member, Spans, members, stamp
-from vssl_dist.data.manifest import MANIFEST, DataError, read_manifest
+from vssl_dist.data.manifest import FORMAT, MANIFEST, DataError, read_manifest
 
-_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _MIXED = "numbers and names are mixed"
 _JSON_KEYS = ("label", "cls", "class")
 _MAX_LABEL_BYTES = 1 << 20
+_SPARSE, _FEW = 10, 10_000
+"""So many times as many classes as samples, and these besides, may be without a sample."""
+_OUR_FORMAT = FORMAT.partition("/")[0].encode() + b"/"
+_HEAD = 1 << 12
 
 
 @dataclass(frozen=True)
 class _Sample:
+    tar: Path
     file: int
     image: Member
     label: int | str | None
@@ -38,7 +44,8 @@ class _Sample:
 def webdataset(request: Request) -> list[Split]:
     """``root/train`` and ``root/val`` (or ``test``), or the tars of ``root`` as one split.
 
-    ``root`` may also be a tar, or a pattern such as ``data/train-*.tar``.
+    ``root`` may also be a tar, or a pattern such as ``data/train-*.tar``.  Classes are those of
+    all splits there are, so that a label means the same whichever are wanted.
 
     Raises:
         DataError: There is no tar, one is damaged, or its samples are not whole.
@@ -49,10 +56,12 @@ def webdataset(request: Request) -> list[Split]:
     wanted = [name for name in request.splits if name in places]
     if not wanted or (request.explicit and wanted != list(request.splits)):
         raise DataError(f"{request.root}: no folder val or test with tars beside train in it")
-    found = {name: list(_samples(places[name])) for name in wanted}
-    usable = [one for name in wanted for one in found[name] if not one.image.flaw]
-    _check_one_kind(usable)
-    classes = _classes([sample.label for sample in usable], places)
+    found = {name: list(_samples(tars)) for name, tars in places.items()}
+    sound = {name: [one for one in found[name] if not one.image.flaw] for name in found}
+    _check_one_kind([one for name in wanted for one in sound[name]])
+    labelled = [one for name in sound for one in sound[name] if one.label is not None]
+    _check_one_kind(labelled)
+    classes = _classes(labelled, places)
     return [_split(name, places[name], found[name], classes) for name in wanted]
 
 
@@ -76,7 +85,10 @@ def _tars(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     folder, pattern = (root, "*.tar") if root.is_dir() else (root.parent, root.name)
-    return sorted(path for path in folder.glob(pattern) if path.is_file())
+    try:
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    except ValueError as error:
+        raise DataError(f"{root}: not a pattern ({error}): use * for a part of a name") from error
 
 
 def _samples(tars: Sequence[Path]) -> Iterator[_Sample]:
@@ -94,7 +106,10 @@ def _samples(tars: Sequence[Path]) -> Iterator[_Sample]:
             parts = [(extension, member) for _, extension, member in group]
             if len({extension for extension, _ in parts}) < len(parts):
                 raise DataError(f"{path}: {key!r} has two members of one kind: write it anew")
-            yield _Sample(number, _image(path, key, parts), _label(path, key, dict(parts)))
+            image = _image(path, key, parts)
+            # What is left out for its image need not have a label that can be read.
+            label = None if image.flaw else _label(path, key, dict(parts))
+            yield _Sample(path, number, image, label)
 
 
 def _image(path: Path, key: str, parts: list[tuple[str, Member]]) -> Member:
@@ -110,14 +125,24 @@ def _label(path: Path, key: str, parts: dict[str, Member]) -> int | str | None:
         if "cls" in parts:
             return _number_or_name(_bytes(path, parts["cls"]).decode().strip())
         if "json" in parts:
-            told = json.loads(_bytes(path, parts["json"]))
-            values = [told[name] for name in _JSON_KEYS if name in told]
-            if values and isinstance(values[0], (int, str)):
-                return _number_or_name(str(values[0]))
+            return _told_in(json.loads(_bytes(path, parts["json"])))
     except (ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: the label of {key!r} cannot be read ({reason})") from error
     return None
+
+
+def _told_in(told: object) -> int | str | None:
+    """The label that a ``.json`` member states; null states none."""
+    values = [told.get(name) for name in _JSON_KEYS] if isinstance(told, dict) else []
+    value = next((each for each in values if each is not None), None)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f"{value!r:.40} is neither a whole number nor a name")
+    return _number_or_name(str(value))
 
 
 def _number_or_name(text: str) -> int | str:
@@ -148,23 +173,38 @@ def _told(label: int | str | None) -> str:
     return "none" if label is None else f"the label {label!r:.40}"
 
 
-def _classes(labels: Sequence[int | str | None], places: dict[str, list[Path]]) -> tuple[str, ...]:
+def _classes(labelled: Sequence[_Sample], places: dict[str, list[Path]]) -> tuple[str, ...]:
     """The names of all labels; numbers are named by a manifest beside the tars, or themselves."""
-    kinds = {type(label) for label in labels}
-    if kinds <= {type(None)}:
-        return ()
-    names = sorted({label for label in labels if isinstance(label, str)})
-    if names:
+    names = sorted({one.label for one in labelled if isinstance(one.label, str)})
+    if names or not labelled:
         return tuple(names)
-    numbers = [label for label in labels if isinstance(label, int)]
-    if min(numbers) < UNLABELED:
-        raise DataError(f"a label is {min(numbers)}: labels are numbers from 0 on")
-    for tars in places.values():
-        if (tars[0].parent / MANIFEST).exists():
-            known = read_manifest(tars[0].parent).classes
-            if len(known) > max(numbers):
-                return known
-    return tuple(map(str, range(max(numbers) + 1)))
+    numbers = [(one.label, one) for one in labelled if isinstance(one.label, int)]
+    least, first = min(numbers, key=itemgetter(0))
+    most, last = max(numbers, key=itemgetter(0))
+    if least < UNLABELED:
+        raise DataError(f"{_place(first)}: the label is {least}: labels are numbers from 0 on")
+    for folder in (tars[0].parent for tars in places.values()):
+        if _is_ours(folder / MANIFEST) and len(known := read_manifest(folder).classes) > most:
+            return known
+    # A table of as many classes as a number says would take whatever memory there is.
+    if most >= _SPARSE * len(labelled) + _FEW:
+        raise DataError(
+            f"{_place(last)}: the label is {most}, but only {len(labelled)} samples have one: "
+            "number the classes from 0 on, or give names"
+        )
+    return tuple(map(str, range(most + 1)))
+
+
+def _place(sample: _Sample) -> str:
+    return f"{sample.tar}/{sample.image.name}"
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Whether there is a manifest of shards, whole or damaged: other tools write some, too."""
+    if not manifest.is_file():
+        return False
+    with manifest.open("rb") as file:
+        return _OUR_FORMAT in file.read(_HEAD)
 
 
 def _split(name: str, tars: list[Path], found: list[_Sample], classes: tuple[str, ...]) -> Split:

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def damage(good: dict[bytes, Any], **changes: Any) -> bytes:
         damage(batch(0), labels=[0] * 19),
         damage(batch(0), labels=[10] * 20),
         damage(batch(0), labels=["a"] * 20),
+        pickle.dumps({b"\xff": 1}, protocol=2),
     ],
 )
 def test_a_damaged_batch_is_one_line_that_names_it(
@@ -123,6 +125,42 @@ def test_a_damaged_batch_is_one_line_that_names_it(
     assert error.startswith("error: data_batch_2: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("blob", "said"),
+    [
+        (b"\x80\x02Nr" + (1 << 22).to_bytes(4, "little") + b".", "object 4194304 is numbered"),
+        (b"(dp4194304\n.", "object 4194304 is numbered"),
+        (b"\x80\x02cnumpy\nndarray\n(J\0\0\0\1U\1OtR.", "no attribute 'items'"),
+        (b"\x80\x02c_codecs\nencode\nq\0(X\0\x80\0\0" + b"a" * 32768 + b"q\1X\6\0\0\0latin1"
+         b"q\2tR" + b"h\0h\1h\2\x86R" * 1000 + b".", "more bytes than it is long"),
+    ],
+    ids=["numbered", "numbered in text", "shape", "one text many times"],
+)  # fmt: skip
+def test_what_a_pickle_only_states_takes_no_memory(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], blob: bytes, said: str
+) -> None:
+    (root / "cifar-10-batches-py" / "batches.meta").write_bytes(blob)
+    tracemalloc.start()
+    try:
+        assert run("cifar10", "--root", root, "--out", tmp_path / "o") == 2
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    error = capsys.readouterr().err
+    assert error.startswith("error: batches.meta: damaged or not the official pickle (")
+    assert said in error
+
+
+@pytest.mark.parametrize("names", [[], [1], [["a"]], "ab", [b"ok", None]], ids=str)
+def test_class_names_are_text(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: object
+) -> None:
+    meta = root / "cifar-10-batches-py" / "batches.meta"
+    meta.write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
+    assert run("cifar10", "--root", root, "--out", tmp_path / "o") == 2
+    assert capsys.readouterr().err.startswith("error: batches.meta: holds no class names")
 
 
 def test_a_damaged_archive_is_one_line(

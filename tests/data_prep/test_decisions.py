@@ -143,6 +143,49 @@ def test_copies_are_kept_and_reported_or_dropped(root: Path, tmp_path: Path) -> 
         }
 
 
+def test_a_copy_that_was_also_normalised_is_told_twice(root: Path, tmp_path: Path) -> None:
+    write(root, {"train/a/odd.jpg": cmyk(3), "train/a/odd2.jpg": cmyk(3)})
+    for out, options, decisions in (
+        ("kept", (), ["normalised", "normalised", "duplicate"]),
+        ("dropped", ("--dedup",), ["normalised", "dropped"]),
+    ):
+        assert run(root, tmp_path / out, *options) == 0
+        lines = (tmp_path / out / "train" / "rejects.jsonl").read_text().splitlines()
+        assert [json.loads(line)["decision"] for line in lines] == decisions
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_class_that_came_since_never_mixes_two_numberings(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: bool
+) -> None:
+    assert run(root, tmp_path / "o", "--split", "val") == 0
+    if not finished:
+        manifest = json.loads((tmp_path / "o" / "val" / "manifest.json").read_text())
+        (tmp_path / "o" / "val" / "manifest.json").unlink()
+        (tmp_path / "o" / "val" / ".sharding").mkdir()
+        note = tmp_path / "o" / "val" / ".sharding" / "recipe.json"
+        note.write_text(json.dumps(manifest["source"]))
+    write(root, {"train/aa/new.jpg": jpeg(70)})
+    assert run(root, tmp_path / "o", "--split", "val") == 2
+    assert "was begun with another labelling" in refusal(capsys)
+
+
+def test_pixels_without_a_white_are_refused(root: Path, tmp_path: Path) -> None:
+    for name, pixels in (
+        ("float", np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)),
+        ("int", np.arange(600, dtype=np.int32).reshape(20, 30)),
+    ):
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "TIFF")
+        write(root, {f"train/a/{name}.tiff": stream.getvalue()})
+    assert run(root, tmp_path / "o", "--on-bad", "skip") == 0
+    found = told(tmp_path / "o" / "train")
+    assert {name: found[f"a/{name}.tiff"][0] for name in ("float", "int")} == {
+        "float": "rejected",
+        "int": "rejected",
+    }
+
+
 LEAK = {"val/a/leaked.jpg": jpeg(4)}
 
 
@@ -175,7 +218,9 @@ def test_a_leak_is_found_when_the_splits_are_made_one_after_the_other(
     second = {"train": "val", "val": "train"}[first]
     assert run(root, tmp_path / "o", "--split", first) == 0
     assert run(root, tmp_path / "o", "--split", second) == 2
-    assert "is in " in refusal(capsys)
+    said = refusal(capsys)
+    assert "is in " in said
+    assert ("delete the finished training split" in said) == (first == "train")
     code = run(root, tmp_path / "o", "--split", second, "--dedup")
     if first == "train":  # nothing can be dropped from what is finished
         assert code == 2
@@ -204,7 +249,8 @@ def test_a_split_without_one_usable_image_is_refused(
 ) -> None:
     root = write(tmp_path / "raw", {"a/x.jpg": b"no"})
     assert run(root, tmp_path / "o", "--on-bad", "skip") == 2
-    assert "not one image of it can be used" in refusal(capsys)
+    assert "not one image of it can be used (rejects.jsonl tells why)" in refusal(capsys)
+    assert told(tmp_path / "o" / "train")["a/x.jpg"][0] == "rejected"
 
 
 def test_resizing_shrinks_the_shorter_side_and_leaves_small_images_alone(tmp_path: Path) -> None:

@@ -276,3 +276,30 @@ def test_an_out_that_may_not_be_written_is_named(
     request.getfixturevalue("ordinary_user")
     assert run(root, tmp_path / "out" / "o") == 2
     assert "o/train: cannot be made (Permission denied)" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [{"train": ""}, {"train": "training", "val": "validation"}, {"train": "Train", "val": "Val"}],
+    ids=str,
+)
+def test_splits_of_other_names_are_not_taken_for_classes(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], renamed: dict[str, str]
+) -> None:
+    for old, new in renamed.items():
+        (root / old).rename(root / new if new else tmp_path / "elsewhere")
+    assert run(root, tmp_path / "o") == 2
+    assert "looks like a split, and there is no train: call the folder" in refusal(capsys)
+    assert not (tmp_path / "o").exists()
+
+
+def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
+    write_images(tmp_path / "raw", classes=2)
+    (tmp_path / "raw" / "n00").rename(tmp_path / "raw" / "test")
+    (tmp_path / "raw" / "n01").rename(tmp_path / "raw" / "val")
+    assert run(tmp_path / "raw", tmp_path / "o") == 0
+    assert Dataset.open(tmp_path / "o" / "train").classes == ("test", "val")
+    shutil.copytree(tmp_path / "raw" / "val", tmp_path / "more" / "val" / "nested")
+    shutil.copytree(tmp_path / "raw" / "test", tmp_path / "more" / "cat")
+    assert run(tmp_path / "more", tmp_path / "m") == 0
+    assert Dataset.open(tmp_path / "m" / "train").classes == ("cat", "val")

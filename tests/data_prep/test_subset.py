@@ -127,6 +127,52 @@ def test_what_cannot_be_made_is_one_line(
     assert len(content(whole)) == SAMPLES
 
 
+@pytest.mark.parametrize("kind", ["file", "link to a file", "link to a folder", "dangling link"])
+def test_an_out_that_is_no_folder_is_named_and_left_alone(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "out"
+    if kind == "file":
+        (tmp_path / "file").rename(out)
+    else:
+        out.symlink_to(tmp_path / kind.rsplit(" ", 1)[1])
+    before = sorted(tmp_path.iterdir())
+    assert run(whole, Dataset.open(whole).classes[0], out) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {out}: is a link or a file and no folder: choose another --out\n"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_second_call_at_once_is_refused_and_takes_nothing_from_the_first(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, out = Dataset.open(whole).classes[0], tmp_path / "some"
+    genuine, codes = subset.write_whole, []
+
+    def meanwhile(path: Path, blob: bytes) -> None:
+        codes.append(run(whole, name, out))
+        genuine(path, blob)
+
+    monkeypatch.setattr(subset, "write_whole", meanwhile)
+    assert run(whole, name, out) == 0
+    assert set(codes) == {2}
+    assert capsys.readouterr().err.startswith(f"error: {out}: another call is making it: wait")
+    assert content(out) == [pair for pair in content(whole) if pair[1] == name]
+    assert [path.name for path in tmp_path.iterdir()] == ["some"]
+
+
+def test_an_out_beside_which_nothing_can_be_made_is_named(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("file/some", "loop/some"):
+        assert run(whole, Dataset.open(whole).classes[0], tmp_path / name) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / name}: cannot be made (")
+
+
 def test_damage_is_found_behind_the_links(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,23 @@ def header(**fields: bytes) -> bytearray:
     return made
 
 
+def described(kind: bytes, text: bytes, times: int) -> bytes:
+    """A member that is described by so many headers, one upon the other."""
+    member = tarfile.TarInfo("about")
+    member.type, member.size = kind, len(text)
+    one = member.tobuf(tarfile.GNU_FORMAT) + text.ljust(512, b"\0")
+    return packed([("0.jpg", PHOTO)])[: 512 + -(-len(PHOTO) // 512) * 512] + one * times
+
+
+def goes_on(blob: bytes) -> bytes:
+    """A sparse member that says that its map goes on in the next block."""
+    head = bytearray(blob[:512])
+    head[482] = 1
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head)
+
+
 @pytest.mark.parametrize(
     "blob",
     [
@@ -133,10 +152,15 @@ def header(**fields: bytes) -> bytearray:
         bytes(header(size=b"\x80" + (1 << 40).to_bytes(11, "big"), kind=b"x")) + bytes(2048),
         bytes(header(size=b"\x80" + (1 << 40).to_bytes(11, "big"))) + bytes(2048),
         bytes(header(size=b"\xff" * 11 + b"\x00", kind=b"x")) + bytes(2048),
+        described(b"L", b"a.jpg\0", 3000) + packed([("b.jpg", PHOTO)]),
+        described(b"x", b"14 path=a.jpg\n", 3000) + packed([("b.jpg", PHOTO)]),
+        goes_on(sparse()),
+        goes_on(sparse()) + (b"\xff" * 504 + b"\1" * 8) * 3000,
     ],
     ids=[
         "empty", "zeros", "text", "cut data", "cut padding", "no end", "garbage", "negative",
         "negative name", "huge name", "huge header", "huge member", "negative header",
+        "chain of names", "chain of headers", "endless map", "long map",
     ],
 )  # fmt: skip
 def test_a_damaged_or_hostile_archive_is_refused_in_one_line_at_once(
@@ -193,6 +217,45 @@ def test_gzipped_members_are_found_by_exact_name_and_only_if_regular(tmp_path: P
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     assert gzipped(path, ["link", "real", "long", "none"], limit=5) == {"real": b"12345"}
+
+
+@pytest.mark.parametrize("sizes", [(3 << 20, 512), (512, (1 << 20) + 5, 0, 1 << 20)])
+def test_gzipped_members_of_any_size_are_whole(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    noise = np.random.Generator(np.random.Philox(0)).bytes(max(sizes))
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+        for number, size in enumerate(sizes):
+            member = tarfile.TarInfo(str(number))
+            member.size = size
+            tar.addfile(member, io.BytesIO(noise[:size]))
+    found = gzipped(path, [str(number) for number in range(len(sizes))], limit=max(sizes))
+    assert list(found.values()) == [noise[:size] for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated", "there"),
+    [(b"x", 8 << 20, 8 << 20), (b"L", 8 << 20, 8 << 20), (b"x", 1 << 40, 0), (b"0", 1 << 31, 0)],
+)
+def test_what_a_gzipped_archive_only_states_takes_no_memory(
+    tmp_path: Path, kind: bytes, stated: int, there: int
+) -> None:
+    path = tmp_path / "a.tar.gz"
+    size = b"\x80" + stated.to_bytes(11, "big")
+    blob = bytes(header(size=size, kind=kind)) + bytes(there)
+    path.write_bytes(gzip.compress(blob + packed([("b.jpg", PHOTO)]), 1))
+    del blob
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a\.tar\.gz: damaged archive \("):
+            gzipped(path, ["a.jpg"], limit=1 << 32)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_gzipped_archive_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.tar\.gz: cannot be read \(No such file"):
+        gzipped(tmp_path / "none.tar.gz", ["a"], limit=5)
 
 
 def test_nothing_here_can_write(tmp_path: Path) -> None:

@@ -128,8 +128,16 @@ A, B = sample("a", 1), sample("b", 2)
         ([*A, ("b.jpg", jpeg(3)), ("b.cls", b"cat")], "numbers and names are mixed"),
         ([A[0], ("a.cls", b"")], "the label of 'a' cannot be read (it is empty)"),
         ([A[0], ("a.cls", b"\xff\xfe")], "the label of 'a' cannot be read"),
-        ([A[0], ("a.cls", b"-3")], "a label is -3"),
+        ([A[0], ("a.cls", b"-3")], "a.tar/a.jpg: the label is -3"),
         ([A[0], ("a.json", b"{")], "the label of 'a' cannot be read"),
+        ([A[0], ("a.json", b'{"label": [3]}')], "[3] is neither a whole number nor a name"),
+        ([A[0], ("a.json", b'{"label": {}}')], "{} is neither a whole number nor a name"),
+        ([A[0], ("a.json", b'{"cls": true}')], "True is neither a whole number nor a name"),
+        ([A[0], ("a.json", b'{"class": 3.5}')], "3.5 is neither a whole number nor a name"),
+        ([A[0], ("a.json", b'{"label": NaN}')], "nan is neither a whole number nor a name"),
+        ([*A, B[0], ("b.cls", b"10020")], "a.tar/b.jpg: the label is 10020, but only 2 samples"),
+        ([*A, B[0], ("b.cls", b"999999999")], "number the classes from 0 on, or give names"),
+        ([("a\nc/b.jpg", jpeg(1))], "a name that leads out of its folder or cannot be printed"),
         ([A[0], ("a.json", b"[" * 100_000)], "the label of 'a' cannot be read"),
         ([("README", b"")], "no sample in it"),
         ([("a.txt", b"words")], "a.tar/a: a sample without an image"),
@@ -174,3 +182,88 @@ def test_a_root_without_tars_is_one_line(
     write(tmp_path / "train" / "a.tar", A)
     assert run(tmp_path, tmp_path / "o", "--split", "val") == 2
     assert "no folder val or test with tars" in refusal(capsys)
+
+
+def labelled(names: list[str], first: int) -> list[tuple[str, bytes]]:
+    """Samples whose classes have names."""
+    pairs = [
+        [(f"{n}.jpg", jpeg(first + n)), (f"{n}.cls", name.encode())] for n, name in enumerate(names)
+    ]
+    return [file for pair in pairs for file in pair]
+
+
+def test_named_classes_are_the_same_whichever_split_is_wanted(tmp_path: Path) -> None:
+    write(tmp_path / "raw" / "train" / "a.tar", labelled(["ant", "bee", "cat"], 0))
+    write(tmp_path / "raw" / "val" / "a.tar", labelled(["cat", "bee", "dog"], 100))
+    assert run(tmp_path / "raw", tmp_path / "both") == 0
+    for split in ("train", "val"):
+        assert run(tmp_path / "raw", tmp_path / "one", "--split", split) == 0
+        both, one = (Dataset.open(tmp_path / name / split) for name in ("both", "one"))
+        assert both.classes == one.classes == ("ant", "bee", "cat", "dog")
+        assert contents(both.folder) == contents(one.folder)
+
+
+def test_a_split_without_labels_does_not_keep_the_other_from_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "raw" / "train" / "a.tar", labelled(["ant", "bee"], 0))
+    write(tmp_path / "raw" / "test" / "a.tar", [("0.jpg", jpeg(100))])
+    for split in ("train", "val"):
+        assert run(tmp_path / "raw", tmp_path / "o", "--split", split) == 0
+        assert Dataset.open(tmp_path / "o" / split).classes == ("ant", "bee")
+    assert [label for _, label in contents(tmp_path / "o" / "val")] == [-1]
+
+
+def test_labels_may_be_as_large_as_their_number_makes_likely(tmp_path: Path) -> None:
+    write(tmp_path / "raw" / "a.tar", [*A, B[0], ("b.cls", b"10019")])
+    assert run(tmp_path / "raw", tmp_path / "o") == 0
+    assert len(Dataset.open(tmp_path / "o" / "train").classes) == 10020
+
+
+def test_a_whole_number_that_json_writes_as_a_float_is_one(tmp_path: Path) -> None:
+    texts = (b'{"label": 2.0}', b'{"label": null, "cls": 1}', b'{"class": 0}')
+    files = [
+        pair
+        for number, text in enumerate(texts)
+        for pair in ((f"{number}.jpg", jpeg(number)), (f"{number}.json", text))
+    ]
+    write(tmp_path / "raw" / "a.tar", files)
+    assert run(tmp_path / "raw", tmp_path / "o") == 0
+    assert sorted(label for _, label in contents(tmp_path / "o" / "train")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ['{"shards": ["a.tar"]}', '["a.tar"]', "a.tar 2", ""])
+def test_a_manifest_of_another_tool_is_none_of_ours(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "raw" / "a.tar", [*A, *B])
+    (tmp_path / "raw" / "manifest.json").write_text(text)
+    assert run(tmp_path / "raw", tmp_path / "o") == 0
+    assert Dataset.open(tmp_path / "o" / "train").classes == ("0", "1", "2")
+
+
+def test_a_damaged_manifest_of_ours_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_dataset(tmp_path, samples=10, suffix="jpg")
+    whole = (folder / "manifest.json").read_text()
+    for harmed in (whole[: len(whole) // 2], whole.replace("vssl-dist/1", "vssl-dist/9")):
+        (folder / "manifest.json").write_text(harmed)
+        assert run(folder, tmp_path / "o") == 2
+        assert "manifest.json: damaged manifest" in refusal(capsys)
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "/etc/x", "a\nb", "a\nc/b"])
+def test_the_label_of_an_image_that_is_left_out_need_not_be_readable(
+    tmp_path: Path, name: str
+) -> None:
+    odd = [(f"{name}.jpg", jpeg(5)), (f"{name}.cls", b"2")]
+    write(tmp_path / "raw" / "a.tar", [*A, *odd, *B])
+    assert run(tmp_path / "raw", tmp_path / "o", "--on-bad", "skip") == 0
+    assert contents(tmp_path / "o" / "train") == sorted([(A[0][1], 1), (B[0][1], 2)])
+    (line,) = (tmp_path / "o" / "train" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == f"a.tar/{name}.jpg"
+
+
+def test_a_pattern_that_is_none_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.tar", A)
+    assert run(f"{tmp_path}/**.tar", tmp_path / "o") == 2
+    assert "**.tar: not a pattern (" in refusal(capsys)

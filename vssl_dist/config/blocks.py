@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vssl_dist.config.fields import FilePath, Finite, Model, Positive, as_tuple
+from vssl_dist.config.fields import FilePath, Finite, Many, Model, Positive, Side, as_tuple
 from vssl_dist.config.recipes import Normalisation, Views
 
 Decay = Annotated[Finite, Field(ge=0, le=1)]
@@ -25,16 +25,16 @@ class DataConfig(Model):
     probes learn from; null: ``train``."""
     backend: Literal["dali", "reference"] = "dali"
     """``reference`` decodes with PIL on the CPU: the oracle, and where DALI has no wheel."""
-    image_size: Positive = 224
+    image_size: Side = 224
     """Side of a view in pixels, of those that have no size of their own."""
     views: Views
     """One entry per view: the name of a recipe, or a block that may start from one (``recipe``),
     change its keys and stand for several views (``count``)."""
     normalise: Normalisation = Normalisation()
     """What the network sees of a colour: less the mean, over the standard deviation."""
-    streams: Positive = 64
+    streams: Many = 64
     """Independent sample streams; must be a multiple of the number of ranks, now and later."""
-    window: Positive = 4096
+    window: Many = 4096
     """Samples of a stream that are shuffled together, after the shards have been."""
     threads: Positive = 4
     """Decoding threads of each of the two batches that a rank has in the making."""
@@ -77,7 +77,7 @@ class OptimConfig(Model):
     """Stop (and end every schedule) after so many optimizer steps, whatever ``epochs`` says."""
     warmup_epochs: Annotated[Finite, Field(ge=0)] = 0.0
     """The first so many, in which the learning rate rises from 0; it falls on half a cosine."""
-    global_batch: Positive = 256
+    global_batch: Many = 256
     """Images per optimizer step, over all ranks and accumulation steps."""
     accumulate: Positive = 1
     """Micro-steps per optimizer step; batch norm sees ``global_batch / accumulate`` images."""

@@ -48,6 +48,10 @@ Finite = Annotated[Float, Field(allow_inf_nan=False)]
 """A float that is a number and not infinite."""
 Positive = Annotated[int, Field(gt=0)]
 """A whole number above 0."""
+Side = Annotated[Positive, Field(le=8192)]
+"""Height and width of a picture in pixels, of which a batch must find room in memory."""
+Many = Annotated[Positive, Field(le=2**24)]
+"""A number of images, of which that many have to be counted at once."""
 Pair = Annotated[tuple[Finite, Finite], BeforeValidator(as_tuple)]
 """Two floats, written as a YAML list."""
 Range = Annotated[Pair, AfterValidator(_ascending)]

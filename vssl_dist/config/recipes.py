@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vssl_dist.config.fields import Float, Model, Positive, Range, Triple
+from vssl_dist.config.fields import Float, Model, Range, Side, Triple
 
 Probability = Annotated[Float, Field(ge=0, le=1)]
 
@@ -20,7 +20,7 @@ class ViewRecipe(Model):
     """Share of the image's area that the random crop covers, uniform."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Aspect ratio (width / height) of the crop, log-uniform."""
-    size: Positive | None = None
+    size: Side | None = None
     """Side of this view in pixels; data.image_size unless given."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""

@@ -33,8 +33,10 @@ class DaliBackend:
 
     def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
         feed: dict[str, Any] = {}
+        on_gpu = self._placement.device.type == "cuda"
         for number, (recipe, draw) in enumerate(zip(self._spec.recipes, draws, strict=True)):
-            feed |= {source_name(number, key): value for key, value in inputs(recipe, draw).items()}
+            given = inputs(recipe, draw, on_gpu)
+            feed |= {source_name(number, key): value for key, value in given.items()}
         with self._placement.scope():
             return self._views.run(samples.data, feed)
 

@@ -66,10 +66,17 @@ def _view(image: Node, number: int, spec: BackendSpec) -> Node:
     if recipe.grayscale and given("grayscale"):
         x = fn.color_space_conversion(_grey(x), image_type=types.GRAY, output_type=types.RGB)
     if recipe.blur and given("blurred"):
-        x = fn.gaussian_blur(x, sigma=given("sigma"), window_size=given("window"))
+        x = _blurred(x, spec, given)
     if recipe.solarize and given("solarize"):
         x = math.min(x, types.Constant(255, dtype=types.UINT8) - x)
     return _normalised(x, spec.normalise, given("flip"))
+
+
+def _blurred(x: Node, spec: BackendSpec, given: Given) -> Node:
+    """Convolved with a Gaussian.  On the CPU DALI's own takes five times as long as two filters."""
+    if spec.device != "cpu":
+        return fn.gaussian_blur(x, sigma=given("sigma"), window_size=given("window"))
+    return fn.filter(fn.filter(x, given("across")), given("down"))
 
 
 def _jitter(x: Node, recipe: ViewRecipe, given: Given) -> Node:

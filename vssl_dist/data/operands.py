@@ -27,7 +27,7 @@ def jitters(recipe: ViewRecipe) -> bool:
     return recipe.jitter > 0 and max(strengths) > 0
 
 
-def inputs(recipe: ViewRecipe, draw: Draws) -> dict[str, NDArray[Any]]:
+def inputs(recipe: ViewRecipe, draw: Draws, on_gpu: bool) -> dict[str, NDArray[Any]]:
     """What the graph of ``recipe`` takes from outside, one row per sample."""
     feed: dict[str, NDArray[Any]] = {
         "start": draw.crop[:, :2],
@@ -40,9 +40,7 @@ def inputs(recipe: ViewRecipe, draw: Draws) -> dict[str, NDArray[Any]]:
         feed["grayscale"] = draw.grayscale
     if recipe.blur:
         feed["blurred"] = draw.blur_sigma > 0
-        # The samples that are not blurred do not get there; their sigma must only be valid.
-        feed["sigma"] = np.where(draw.blur_sigma > 0, draw.blur_sigma, 1).astype(np.float32)
-        feed["window"] = blur_window(draw.blur_sigma)
+        feed |= _blur(recipe, draw, on_gpu)
     if recipe.solarize:
         feed["solarize"] = draw.solarize
     return feed
@@ -62,6 +60,36 @@ def _jitter(recipe: ViewRecipe, draw: Draws) -> dict[str, NDArray[Any]]:
     if recipe.hue:
         feed |= _rotation(draw.hue)
     return feed
+
+
+def _blur(recipe: ViewRecipe, draw: Draws, on_gpu: bool) -> dict[str, NDArray[Any]]:
+    """The blur's sigma and window on a GPU; on the CPU the Gaussian itself, across and down."""
+    # The samples that are not blurred do not get there; their sigma must only be valid.
+    sigma = np.where(draw.blur_sigma > 0, draw.blur_sigma, recipe.blur_sigma[1])
+    if on_gpu:
+        return {"sigma": sigma.astype(np.float32), "window": blur_window(sigma)}
+    taps = gaussians(sigma, int(blur_window(recipe.blur_sigma[1])))
+    return {"across": taps[:, None, :], "down": taps[:, :, None]}
+
+
+def gaussians(sigma: NDArray[np.floating[Any]], width: int) -> NDArray[np.float32]:
+    """Gaussians that are cut off at their window and sum to 1.
+
+    Args:
+        sigma: ``(B,)``, in pixels, above 0.
+        width: Taps of each, the widest window.
+
+    Returns:
+        ``(B, width)``; what lies outside a sample's own window is 0.
+
+    >>> [round(float(tap), 3) for tap in gaussians(np.array([0.5]), 7)[0]]
+    [0.0, 0.0, 0.106, 0.787, 0.106, 0.0, 0.0]
+    """
+    away = np.abs(np.arange(width) - width // 2)
+    taps: NDArray[np.float64] = np.exp(-0.5 * (away / sigma[:, None]) ** 2)
+    taps[away > blur_window(sigma)[:, None] // 2] = 0
+    taps /= taps.sum(axis=1, keepdims=True)
+    return taps.astype(np.float32)
 
 
 def _rotation(hue: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,56 @@
+"""A published file is whole, stands where it was named, and replaces nothing but files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from vssl_dist.durable import publish
+
+
+def test_a_file_is_replaced_as_a_whole_and_its_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "facts.json"
+    publish(path, b"first")
+    with path.open("rb") as reader:
+        publish(path, b"second")
+        assert reader.read() == b"first"
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "elsewhere.png", tmp_path / "sheet.png"
+    for before in (None, b"old"):
+        if before:
+            target.write_bytes(before)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        publish(link, b"new")
+        assert link.is_symlink()
+        assert target.read_bytes() == b"new"
+
+
+def test_a_pipe_a_device_and_a_folder_are_left_alone(tmp_path: Path) -> None:
+    pipe, folder, link = tmp_path / "pipe", tmp_path / "folder", tmp_path / "null"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    link.symlink_to("/dev/null")
+    for path in (pipe, folder, link):
+        with pytest.raises(OSError, match="no regular file") as caught:
+            publish(path, b"x")
+        assert caught.value.filename == str(path)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert stat.S_ISCHR(link.stat().st_mode)
+    assert sorted(tmp_path.iterdir()) == sorted([pipe, folder, link])
+
+
+def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "below.json", tmp_path / ("x" * 300)):
+        with pytest.raises(OSError, match=r".") as caught:
+            publish(path, b"x")
+        assert caught.value.filename == str(path)
+        assert caught.value.strerror
