@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
+import stat
 import tarfile
 import zlib
 from collections.abc import Callable, Generator
@@ -15,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
+from data_prep.files import read_regular
 from data_prep.folder import FOUND, INPUTS, REJECTS
 from data_prep.images import DEFAULT, Rules, plain
 from data_prep.split import LABELS, UNLABELED
 from data_prep.writer import NOTES, sample_record
 from vssl_dist.data.manifest import (
     INDEX_DTYPE,
+    INDEX_HEADER,
     MANIFEST,
     DataError,
     Manifest,
@@ -147,11 +152,13 @@ def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
     """
     path, entry = task.folder / task.entry.name, task.entry
     problems = _compare_file(path, entry.sha256, entry.bytes)
-    problems += _compare_file(path.with_name(entry.index_name), entry.index_sha256)
+    rows_bytes = entry.samples * INDEX_DTYPE.itemsize
+    index = path.with_name(entry.index_name)
+    problems += _compare_file(index, entry.index_sha256, rows_bytes, INDEX_HEADER)
     samples: list[str] = []
     try:
-        rows = _rows(path.with_name(entry.index_name), entry.samples)
-        with path.open("rb") as file:
+        rows = _rows(index, entry.samples)
+        with _regular(path) as file:
             for row, expected in enumerate(rows):
                 problem = _sample(file, task.first + row, expected, task)
                 samples += [f"{path}: sample {task.first + row}: {problem}"] if problem else []
@@ -166,21 +173,36 @@ def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
     return entry.name, problems + samples
 
 
-def _compare_file(path: Path, sha256: str, size: int | None = None) -> list[str]:
+def _compare_file(path: Path, sha256: str, size: int | None = None, slack: int = 0) -> list[str]:
     try:
-        with path.open("rb") as file:
+        with _regular(path) as file:
             actual = os.fstat(file.fileno()).st_size
+            if size is not None and not size <= actual <= size + slack:
+                return [f"{path}: has {actual} bytes instead of {size}"]
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return [f"{path}: cannot be read ({error.strerror or error})"]
-    if size is not None and actual != size:
-        return [f"{path}: has {actual} bytes instead of {size}"]
     return [] if digest == sha256 else [f"{path}: sha256 is not the manifest's"]
+
+
+def _regular(path: Path) -> io.BufferedReader:
+    """``path``, opened if it is a file: a pipe would be waited for, a device has no end.
+
+    Raises:
+        OSError: It is none, or cannot be opened.
+    """
+    # Opening a pipe that nobody writes to would wait, too.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def _rows(path: Path, samples: int) -> NDArray[np.void]:
     try:
-        rows: NDArray[np.void] = np.load(path, allow_pickle=False)
+        blob = read_regular(path, samples * INDEX_DTYPE.itemsize + INDEX_HEADER)
+        rows: NDArray[np.void] = np.load(io.BytesIO(blob), allow_pickle=False)
     except OSError:
         raise
     # The header is a Python literal: a damaged one fails in any way that a parser can.

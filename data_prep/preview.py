@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.out.is_dir():
             raise ConfigError(f"--out {args.out}: is a folder; name a file, such as sheet.png")
         cfg = config.load(args.config, args.overrides, methods=CONFIGS)
-        print(printable(str(augmentation_sheet(cfg, args.out, args.rows))))
+        sheet = augmentation_sheet(cfg, args.out, args.rows, who="preview.py")
+        print(printable(str(sheet)))
     return ending.code
 
 

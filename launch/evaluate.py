@@ -117,7 +117,7 @@ def lines(
 def _evaluated(one: Due, place: Place) -> dict[str, Any]:
     run = one.export.parent.parent
     own = place.train is None and place.val is None and not place.ood
-    if (run / "config.yaml").exists() and own and not one.done():
+    if (run / "config.yaml").exists() and own and not one.final():
         device: Device = "cpu" if place.device == "cpu" else "cuda"
         # Onto the run's curve, too.
         return evaluate_one(run, one, device, place.threads, place.ranks)

@@ -24,7 +24,8 @@ import torch
 
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.opening import open_watched
+from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
 from vssl_dist.jobs import cluster, local, owner, preflight
 from vssl_dist.jobs.dispatch import Evaluator
@@ -162,13 +163,17 @@ def _curves(launch: Launch) -> str:
 
 def say_finished(cfg: RunConfig, launch: Launch) -> None:
     """Say where everything is; evaluations that were lost are started again."""
-    missing = list(due(cfg, Dataset.open(cfg.data.train).samples))
+    missing = list(due(cfg, _samples(cfg)))
     print(f"{cfg.name} is finished; another name=... starts a new run")
     print(f"exports     {cfg.dir}/export")
     if missing:
         Evaluator(cfg.dir, launch.cluster).start()
         print(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
     print(f"results     python launch/evaluate.py {cfg.dir}\ncurves      {_curves(launch)}")
+
+
+def _samples(cfg: RunConfig) -> int:
+    return open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="submit.py").samples
 
 
 def warn(lines: Sequence[str]) -> None:
@@ -182,10 +187,11 @@ def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     try:
         cfg, launch = resolve(args)
+        found = preflight.problems(cfg, launch)
+        if not args.dry_run and (first := next(found, "")):
+            raise ConfigError(first)
+        problems = list(found)
         findings = lint(cfg, known(cfg, launch.world_size))
-        problems = preflight.problems(cfg, launch)
-        if problems and not args.dry_run:
-            raise ConfigError(problems[0])
         done = 0 if problems else check_resume(cfg, launch.world_size)
         warnings = [*problems, *(finding.line() for finding in findings)]
         if args.dry_run:
@@ -193,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
             show(cfg, launch)
             return 0
         owner.check_free(cfg.dir, cluster.is_live)
-        if done and done >= cfg.total_steps(Dataset.open(cfg.data.train).samples):
+        if done and done >= cfg.total_steps(_samples(cfg)):
             say_finished(cfg, launch)
             return 0
         warn(warnings)

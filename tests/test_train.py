@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,14 @@ import psutil
 import pytest
 import torch
 
+from tests.support.damage import flip, place
 from tests.support.photos import tiny_dataset
+from tests.support.ranks import run_ranks
 from tests.support.refusals import refusal
+from vssl_dist import config
+from vssl_dist.data.shards import DataError
+from vssl_dist.methods import CONFIGS
+from vssl_dist.train import train
 
 ROOT = Path(__file__).parents[1]
 STEPS = 12
@@ -162,6 +168,37 @@ def all_damaged(checkpoints: Path) -> Iterator[None]:
     yield
     shutil.rmtree(checkpoints)
     copy.rename(checkpoints)
+
+
+def too_many_bad(folder: Path, out: Path) -> tuple[list[Mapping[str, float]], str]:
+    """What a run that starts on damaged images tells, and what it ends with."""
+    changes = [
+        f"out={out}", f"data.train={folder}", "data.val=null", "data.backend=reference",
+        "data.max_bad=0", "data.streams=4", "optim.global_batch=32", "optim.max_steps=2",
+        "log_every=1", "evaluations=[]",
+    ]  # fmt: skip
+    cfg = config.load(ROOT / "configs" / "quickstart.yaml", changes, methods=CONFIGS)
+    told: list[Mapping[str, float]] = []
+    with pytest.raises(DataError) as error:
+        train(
+            cfg,
+            device="cpu",
+            should_stop=lambda: False,
+            on_export=lambda *_: None,
+            log=lambda metrics, _: told.append(metrics),
+        )
+    return told, str(error.value)
+
+
+def test_a_run_that_its_bad_images_stop_has_told_of_them_first(data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data, tmp_path / "train"))
+    for sample in range(0, 96, 2):
+        tar, offset, _ = place(folder, sample)
+        flip(tar, offset + 40)
+    ((told, error),) = run_ranks(too_many_bad, 1, folder, tmp_path)
+    (first,) = told
+    assert 1 <= first["bad_images"] <= first["substituted_images"] <= 32
+    assert error.startswith(f"{first['bad_images']:.0f} training images are damaged")
 
 
 @pytest.mark.slow

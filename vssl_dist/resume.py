@@ -17,7 +17,7 @@ from vssl_dist import __version__, checkpoint, config, dist
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
 from vssl_dist.data.loader import Loader
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.opening import open_watched
 from vssl_dist.engine import Engine
 from vssl_dist.evaluation.online import NoProbe, OnlineProbe
 from vssl_dist.installed import commit
@@ -85,11 +85,7 @@ class Saver:
         self.probe.save(folder)
 
     def substitutions(self) -> dict[str, float]:
-        """Write down the images that had to be replaced, and count them over all ranks.
-
-        Raises:
-            DataError: More of them are bad than ``data.max_bad`` allows.
-        """
+        """Write down the images that had to be replaced, and count them over all ranks."""
         self._note_substitutions()
         return self.ledger.totals()
 
@@ -150,13 +146,15 @@ def check_resume(cfg: RunConfig, world_size: int) -> int:
 
     Raises:
         ConfigError: The run folder holds another experiment.
+        DataError: The training data cannot be opened, or storage does not answer.
     """
     manifests = checkpoint.manifests(checkpoints_of(cfg))
     if not manifests:
         _same_as_written(cfg)
         return 0
     facts = manifests[-1]["facts"]
-    same_experiment(cfg, facts, world_size, Dataset.open(cfg.data.train).fingerprint)
+    train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="submit.py")
+    same_experiment(cfg, facts, world_size, train.fingerprint)
     return int(manifests[-1]["step"])
 
 

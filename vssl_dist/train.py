@@ -40,10 +40,8 @@ def train(
 ) -> None:
     """Train until the last step, from the newest checkpoint if there is one.
 
-    Every rank of a process group calls this with the same ``cfg``; all is written to ``cfg.dir``.
-
     Args:
-        cfg: The resolved configuration.
+        cfg: The same on every rank of a process group; all is written to ``cfg.dir``.
         device: ``"cpu"`` or ``"cuda"``.
         should_stop: Asked every ``vote_every`` steps; one rank's yes stops all.
         on_export: Called on rank 0 with each exported backbone and its step.
@@ -71,6 +69,7 @@ def train(
         if told := curves.read(out, engine.step, milestone):
             told |= probe.read()
             log(told | meter.rates(engine.step) | saver.substitutions(), engine.step)
+            saver.ledger.check()  # not before those it names are in the curves
         if milestone:
             export(cfg, engine, probe, saver.origin() | {"metrics": told}, on_export)
         stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())

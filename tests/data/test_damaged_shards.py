@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.damage import alone, config, flip, joined, loader, one_line, place, take
-from tests.support.shards import stored, tiny_shards, write_shards
+from tests.support.damage import (
+    BACKENDS,
+    alone,
+    config,
+    flip,
+    joined,
+    loader,
+    one_line,
+    place,
+    take,
+)
+from tests.support.shards import rewritten, stored, tiny_shards, write_shards
 from vssl_dist.data import handles
 from vssl_dist.data.shards import DataError, Dataset
 
@@ -65,15 +75,12 @@ def test_a_hurt_shard_is_refused_at_the_start_or_caught_while_reading(
             Dataset.open(folder)
         one_line(error)
     running.close()
-    if how == "empty":
-        with pytest.raises(DataError, match=r"shard-000001\.tar: not one intact sample"):
-            running.read_checked(np.arange(13, 26))
-        return
     samples = running.read_checked(np.arange(13, 26))
     lost = {s.planned for s in samples.substitutions}
     for row, image in enumerate(samples.data):
         assert (image.tobytes() == want[row]) == (13 + row not in lost)
-    assert (15 in lost) == (how in ("inside a member", "on a block", "flipped byte"))
+    assert (15 in lost) == (how not in ("between image and label", "header"))
+    assert (len(lost) == 13) == (how == "empty")
     assert bool(lost) == (how != "header")  # no header is ever read
 
 
@@ -206,21 +213,30 @@ def test_another_file_in_place_of_an_open_shard_is_not_mixed_in(
     still = dataset.read_checked(np.arange(13, 26))  # the old file is open
     assert [a.tobytes() for a in still.data] == [b.tobytes() for b in want]
     dataset.close()
-    with pytest.raises(DataError, match=r"shard-000001\.tar: not one intact sample") as error:
-        dataset.read_checked(np.arange(13, 26))
-    assert "crc32 differs" in one_line(error)
-
-
-def test_a_shard_of_one_sample_that_is_bad_is_one_line(
-    sound: Path, tmp_path: Path, at_once: None
-) -> None:
-    samples = [s for shard in stored(sound) for s in shard]
-    folder = write_shards(tmp_path / "train", [samples[:1], samples[1:8], samples[8:]])
-    dataset = Dataset.open(folder)
-    tar, offset, _ = place(folder, 0)
-    flip(tar, offset + 20)
-    with pytest.raises(DataError, match="not one intact sample") as error:
-        dataset.read_checked(np.array([0]))
+    found = dataset.read_checked(np.arange(13, 26)).substitutions
+    assert [(s.planned, s.used) for s in found] == [(sample, 26) for sample in range(13, 26)]
+    assert "crc32 differs" in found[0].reason
+    with pytest.raises(DataError, match=r"shard-000001\.tar \(no image is in its place") as error:
+        dataset.probe()
     one_line(error)
-    with pytest.raises(DataError, match="damaged or swapped: shard-000000"):
-        loader(config(folder))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("how", ["flipped byte", "web page"])
+def test_one_bad_image_costs_no_batch_where_it_is_alone_in_its_shard(
+    tmp_path: Path, backend: str, how: str
+) -> None:
+    folder = tiny_shards(tmp_path / "train", 61, 15)  # 60 is alone, and 0 comes after it
+    if how == "web page":
+        folder = rewritten(folder, tmp_path / "bad", {60: b"<html>", 0: b"<html>"})
+    else:
+        for sample in (60, 0):
+            tar, offset, _ = place(folder, sample)
+            flip(tar, offset + 20)
+    alone = loader(config(folder, backend))
+    batches = take(alone, 4)
+    assert {(s.planned, s.used) for s in alone.substitutions} == {(60, 1), (0, 1)}
+    ranks = [loader(config(folder, backend), rank, 2) for rank in range(2)]
+    parts = [take(source, 4) for source in ranks]
+    for step, whole in enumerate(batches):
+        assert torch.equal(joined([part[step] for part in parts])[2], joined([whole])[2])

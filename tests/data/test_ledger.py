@@ -46,10 +46,24 @@ def test_the_ledger_lists_counts_and_forgets_what_a_resume_does_again(tmp_path: 
     resumed.restore(32)
     assert resumed.totals() == {"substituted_images": 2, "bad_images": 2}
     assert path.read_text().splitlines() == [json.dumps(line) for line in lines[:2]]
+    resumed.check()
     resumed.note([entry(48, 9)])
+    assert resumed.totals() == {"substituted_images": 3, "bad_images": 3}  # told in any case
     with pytest.raises(DataError, match=r"3 training images are damaged .* allows 2") as error:
-        resumed.totals()
+        resumed.check()
     assert "substitutions.rank*.jsonl" in one_line(error)
+
+
+def test_lines_that_a_disk_has_damaged_are_left_out_at_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "substitutions.rank0.jsonl"
+    sound = json.dumps(vars(entry(16, 3))).encode()
+    others = (b'{"position": "\xff\xfe", "planned": 4}', b"\xff", b"[" * 10**6, b"[16, 3]",
+              b'{"position": 16, "planned": "4"}', b'{"position": 16}')  # fmt: skip
+    path.write_bytes(b"\n".join([*others, sound, b""]))
+    ledger = Ledger(tmp_path, allowed=9)
+    ledger.restore(20)
+    assert ledger.totals() == {"substituted_images": 1, "bad_images": 1}
+    assert path.read_bytes() == sound + b"\n"
 
 
 def keep_books(folder: Path) -> tuple[dict[str, float], str]:
@@ -58,8 +72,9 @@ def keep_books(folder: Path) -> tuple[dict[str, float], str]:
     ledger.note([entry(110, 40 + dist.rank()), entry(110, 7)])
     totals = ledger.totals()
     ledger.note([entry(120, 50)] if dist.rank() else [])
+    ledger.totals()
     try:
-        ledger.totals()
+        ledger.check()
     except DataError as error:
         return totals, str(error)
     return totals, ""

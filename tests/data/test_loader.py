@@ -207,10 +207,10 @@ def test_a_bad_sample_has_the_same_substitute_on_every_world_size(
         assert got.labels[row] == expected.get(sample, sample) % 4
 
 
-def test_a_shard_without_a_usable_image_is_one_line(folder: Path, tmp_path: Path) -> None:
-    bad = damage(folder, tmp_path, list(range(13)), fix_crc=True)
+def test_four_shards_without_a_usable_image_are_one_line(folder: Path, tmp_path: Path) -> None:
+    bad = damage(folder, tmp_path, list(range(4 * 13)), fix_crc=True)
     for backend in BACKENDS:
-        with pytest.raises(DataError, match="nor does any other of its shard") as caught:
+        with pytest.raises(DataError, match="not one usable image near it") as caught:
             take(loader(config(bad, backend)), 8)
         assert "\n" not in str(caught.value)
 
@@ -363,8 +363,10 @@ def test_evaluation_of_the_first_few_and_of_a_damaged_one(folder: Path, tmp_path
     source = evaluation_batches(
         Dataset.open(bad), EVALUATION, backend="dali", batch=8, ids=np.arange(12)
     )
-    with pytest.warns(UserWarning, match="sample 3 is evaluated as 4: does not decode"):
-        batches = list(source)
+    batches = list(source)
+    found = [[(bad.planned, bad.used) for bad in batch.substitutions] for batch in batches]
+    assert found == [[(3, 4)], []]
+    assert batches[0].substitutions[0].reason.startswith("does not decode")
     whole = joined(batches)
     assert whole.ids.tolist() == list(range(12))
     assert torch.equal(whole.views[0][3], whole.views[0][4])

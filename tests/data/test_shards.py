@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.photos import tiny_dataset
 from tests.support.shards import edit_index, edit_manifest, tiny_shards
-from vssl_dist.data import handles
+from vssl_dist.data import handles, shards
 from vssl_dist.data.manifest import seal
 from vssl_dist.data.shards import DataError, Dataset
 
@@ -109,11 +109,44 @@ def test_a_shard_cut_under_a_running_job_gives_substitutes(folder: Path) -> None
     assert "cut short" in samples.substitutions[0].reason
 
 
-def test_a_shard_without_an_intact_sample_is_an_error_that_names_it(folder: Path) -> None:
-    for sample in (48, 49):
+def test_a_shard_without_an_intact_sample_borrows_from_the_next_cyclically(folder: Path) -> None:
+    want = images_of(folder)
+    for sample in (48, 49, 0):
         flip(folder, sample)
-    with pytest.raises(DataError, match=r"shard-000003\.tar: not one intact sample"):
-        Dataset.open(folder).read_checked(np.array([49]))
+    samples = Dataset.open(folder).read_checked(np.array([49, 48]))
+    assert [(s.planned, s.used) for s in samples.substitutions] == [(49, 1), (48, 1)]
+    assert [image.tobytes() for image in samples.data] == [want[1], want[1]]
+    assert samples.label.tolist() == [1, 1]
+
+
+def test_a_substitute_is_looked_for_in_three_more_shards_and_not_in_all(tmp_path: Path) -> None:
+    folder = tiny_shards(tmp_path / "train", 12, 2)
+    for sample in range(2, 9):
+        flip(folder, sample)
+    found = Dataset.open(folder).read_checked(np.array([2])).substitutions
+    assert [(s.planned, s.used) for s in found] == [(2, 9)]
+    flip(folder, 9)
+    with pytest.raises(DataError, match="sample 2: not one usable image") as error:
+        Dataset.open(folder).read_checked(np.array([2]))
+    assert "shard-000001.tar row 0: crc32 differs" in str(error.value)
+    for sample in (0, 1, 10, 11):  # all of them
+        flip(folder, sample)
+    with pytest.raises(DataError, match="sample 11: not one usable image"):
+        Dataset.open(folder).read_checked(np.array([11]))
+
+
+def test_a_substitute_is_looked_for_among_so_many_of_a_shard_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_NEAR", 2)
+    folder = tiny_shards(tmp_path / "train", 8, 4)
+    for sample in (3, 0):
+        flip(folder, sample)
+    found = Dataset.open(folder).read_checked(np.array([3])).substitutions
+    assert [(s.planned, s.used) for s in found] == [(3, 1)]
+    flip(folder, 1)
+    found = Dataset.open(folder).read_checked(np.array([3])).substitutions
+    assert [(s.planned, s.used) for s in found] == [(3, 4)]
 
 
 def test_a_damaged_index_is_an_error_that_names_it(folder: Path) -> None:
@@ -142,6 +175,9 @@ def test_opening_says_what_is_missing_and_how_to_make_it(folder: Path, tmp_path:
         Dataset.open(tmp_path)
     (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match="sharding did not finish"):
+        Dataset.open(folder)
+    (folder / "manifest.json").symlink_to(folder / "elsewhere.json")
+    with pytest.raises(DataError, match=r"manifest\.json: links to what is missing"):
         Dataset.open(folder)
 
 
@@ -308,6 +344,17 @@ def boasting(rows: np.ndarray) -> bytes:
     header = np.lib.format.header_data_from_array_1_0(rows) | {"shape": (10**12,)}
     np.lib.format.write_array_header_1_0(stream, header)
     return stream.getvalue() + rows.tobytes()
+
+
+@pytest.mark.parametrize("label", [4, 77, 2**40, -2])
+def test_a_label_that_is_no_class_is_one_line(foreign: Path, label: int) -> None:
+    rows = rows_of(foreign)
+    rows["label"][3] = -1  # none is fine
+    rows["label"][5] = label
+    edit_index(foreign, as_npy(rows))
+    with pytest.raises(DataError, match=rf"npy: row 5 has label {label}, .* 4 classes") as caught:
+        Dataset.open(foreign).read_checked(np.array([1]))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["offset", "size"])

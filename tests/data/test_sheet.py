@@ -61,7 +61,7 @@ def test_a_sheet_shows_originals_beside_the_views_of_the_loader(
     folder: Path, tmp_path: Path, backend: str
 ) -> None:
     cfg = config(folder, backend)
-    path = augmentation_sheet(cfg, tmp_path / "new" / "sheet.png", rows=3)
+    path = augmentation_sheet(cfg, tmp_path / "new" / "sheet.png", rows=3, who="test")
     sheet = np.array(Image.open(path))
     pitch = (sheet.shape[0] - MARGIN - TITLE - HEAD) // 3
     assert sheet.shape[1] == 2 * MARGIN + 4 * TILE + 3 * GAP
@@ -81,7 +81,9 @@ def test_a_sheet_shows_originals_beside_the_views_of_the_loader(
 
 def test_a_sheet_of_no_dataset_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        augmentation_sheet(config(tmp_path / "nowhere", "reference"), tmp_path / "a" / "sheet.png")
+        augmentation_sheet(
+            config(tmp_path / "nowhere", "reference"), tmp_path / "a" / "sheet.png", who="test"
+        )
     assert list(tmp_path.iterdir()) == []
 
 

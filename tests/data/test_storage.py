@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,9 +16,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.damage import SAMPLES, alone, config, joined, loader, one_line, take
-from vssl_dist.data import shardfile
-from vssl_dist.data.loader import BackendSpec, evaluation_batches
+from tests.support.damage import (
+    SAMPLES,
+    alone,
+    config,
+    joined,
+    loader,
+    one_line,
+    place,
+    stalled,
+    take,
+)
+from vssl_dist.data import handles, shardfile
+from vssl_dist.data.loader import BackendSpec, augmentation_sheet, evaluation_batches
 from vssl_dist.data.shards import DataError, Dataset
 
 
@@ -115,20 +125,108 @@ def test_a_read_that_hangs_is_named_too_and_a_slow_one_is_waited_for(
     release.set()
 
 
-def test_storage_that_stalls_before_the_first_batch_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release, real = threading.Event(), Path.stat
+def test_storage_that_stalls_before_the_first_batch_is_named(sound: Path) -> None:
+    stalls = pytest.raises(DataError, match=r"rank 0 waits for data: .*shard-000003\.tar")
+    with stalls, stalled("shard-000003.tar"):
+        loader(config(sound, timeout_s=0.4))
 
-    def stuck(self: Path, **options: bool) -> os.stat_result:
-        if self.name == "shard-000003.tar":
-            release.wait(60)
+
+def test_a_sheet_names_storage_that_stalls_and_who_waits(sound: Path, tmp_path: Path) -> None:
+    cfg = config(sound, timeout_s=0.4)
+    for at, name in (("read", ".tar"), ("stat", "shard-000000.tar"), ("stat", "manifest.json")):
+        stalls = pytest.raises(DataError, match=rf"^artist waits for data: .*{name}")
+        with stalls as error, stalled(name, at):
+            augmentation_sheet(cfg, tmp_path / "sheet.png", who="artist")
+        one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def failing_reads(
+    monkeypatch: pytest.MonkeyPatch, bad: Callable[[str, int], bool]
+) -> tuple[list[int], list[float]]:
+    """Reads fail where ``bad`` says so of file and offset; where they did, and pauses made."""
+    failed: list[int] = []
+    pauses: list[float] = []
+    real = os.preadv
+
+    def failing(file: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if bad(Path(f"/proc/self/fd/{file}").readlink().name, offset):
+            failed.append(offset)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, buffers, offset)
+
+    monkeypatch.setattr(shardfile.os, "preadv", failing)
+    monkeypatch.setattr(handles.time, "sleep", pauses.append)
+    return failed, pauses
+
+
+@pytest.mark.parametrize("row", [0, 6, 12])
+def test_one_image_that_cannot_be_read_is_no_reason_to_refuse_a_start(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, row: int
+) -> None:
+    offset = place(sound, 13 + row)[1]
+    bad = ("shard-000001.tar", offset)
+    _, pauses = failing_reads(monkeypatch, lambda *read: read == bad)
+    Dataset.open(sound).probe()
+    assert pauses == []
+
+
+def test_shards_whose_images_cannot_be_read_are_asked_again_together_and_then_refused(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"shard-000001.tar", "shard-000003.tar"}
+    failed, pauses = failing_reads(monkeypatch, lambda name, _: name in names)
+    with pytest.raises(DataError, match=r"shard-000001\.tar \(cannot be read: Input/") as error:
+        Dataset.open(sound).probe()
+    assert "shard-000003.tar (cannot be read" in one_line(error)
+    assert pauses == [0.5, 1.0, 2.0]
+    assert len(failed) == 2 * 3 * 4  # shards, images, tries
+
+
+def test_a_shard_that_failed_all_tries_is_asked_once_until_it_answers(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [True]
+    _, pauses = failing_reads(monkeypatch, lambda name, _: broken[0] and name == "shard-000001.tar")
+    dataset = Dataset.open(sound)
+    samples = dataset.read_checked(np.arange(13, 26))
+    assert pauses == [0.5, 1.0, 2.0]
+    assert [(s.planned, s.used) for s in samples.substitutions] == [(i, 26) for i in range(13, 26)]
+    broken[0] = False
+    opened, real = [], shardfile._regular
+    monkeypatch.setattr(shardfile, "_regular", lambda path: opened.append(path) or real(path))
+    assert dataset.read_checked(np.arange(13, 26)).substitutions == []
+    assert len(opened) == 2  # tar and index: a handle of before a failure may stay stale
+    broken[0] = True
+    dataset.read_checked(np.array([13, 14]))
+    assert pauses == 2 * [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_files_of_which_nothing_can_be_learned_are_listed_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = Path.stat
+
+    def failing(self: Path, **options: bool) -> os.stat_result:
+        if self.name in ("shard-000001.tar", "shard-000003.idx.npy"):
+            raise OSError(code, os.strerror(code), str(self))
         return real(self, **options)
 
-    monkeypatch.setattr(Path, "stat", stuck)
-    with pytest.raises(DataError, match=r"rank 0 waits for data: .*shard-000003\.tar"):
-        loader(config(folder, timeout_s=0.4))
-    release.set()
+    monkeypatch.setattr(Path, "stat", failing)
+    (folder / "shard-000000.tar").unlink()
+    (folder / "shard-000002.tar").unlink()
+    (folder / "shard-000002.tar").symlink_to(folder / "nowhere")
+    with pytest.raises(DataError) as error:
+        Dataset.open(folder)
+    why = os.strerror(code)
+    for told in (
+        "shard-000000.tar is missing,",
+        f"shard-000001.tar cannot be read ({why}),",
+        "shard-000002.tar links to what is missing,",
+        f"shard-000003.idx.npy cannot be read ({why})",
+    ):
+        assert told in one_line(error)
 
 
 def test_an_evaluation_names_storage_that_stalls(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data_prep.preview import main
+from tests.support.damage import stalled
 from tests.support.photos import tiny_dataset
 
 CONFIG = """\
@@ -81,3 +82,14 @@ def test_a_place_that_cannot_be_written_is_one_line(
         assert told.count("\n") == 1
     assert main([str(config.parent / "other.yaml"), "--out", str(tmp_path / "a.png")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_storage_that_stalls_is_one_line_that_names_the_file(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stalled(".tar", "read"):
+        assert main([str(config), "data.timeout_s=0.4", "--out", str(tmp_path / "a.png")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: preview.py waits for data: ")
+    assert ".tar: storage has not answered" in told
+    assert told.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,7 +180,7 @@ def forge(out: Path, **changes: int) -> None:
     contents = json.loads((folder / "manifest.json").read_bytes())
     contents["shards"][1]["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "manifest.json").write_bytes(seal(contents))
-    Dataset.open(folder).rows(np.arange(24))
+    Dataset.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,34 @@ def test_damage_to_what_lies_beside_the_shards_is_found(
     assert findings(out, capsys)
     path.write_bytes(blob)
     assert findings(out, capsys) == []
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.idx.npy", "inputs.npy"])
+@pytest.mark.parametrize("what", ["pipe", "device without an end"])
+def test_what_is_no_file_is_told_and_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, what: str
+) -> None:
+    write_images(tmp_path / "raw")
+    arguments = ["--root", str(tmp_path / "raw"), "--out", str(tmp_path / "o"), "--shard-size=4"]
+    assert shard.main(["imagefolder", *arguments]) == 0
+    path = tmp_path / "o" / "train" / name
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    (line,) = findings(tmp_path / "o", capsys)
+    assert line == f"wrong: {path}: cannot be read (not a regular file)"
+
+
+def test_a_file_of_another_length_is_told_without_reading_it(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("shard-000001.tar", "shard-000001.idx.npy"):
+        with (out / "train" / name).open("r+b") as file:
+            file.truncate(2**42)  # sparse: takes no room on disk, and an hour to read
+    found = findings(out, capsys)
+    assert [f"has {2**42} bytes instead of" in line for line in found] == [True, True]
 
 
 def test_a_val_that_was_wanted_and_never_begun_is_missed(

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.damage import stalled
 from tests.support.photos import tiny_dataset
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.jobs.preflight import check_network, problems
 from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
+from vssl_dist.linter import Facts, known
 from vssl_dist.methods import CONFIGS
 
 TEXT = """
@@ -29,7 +31,9 @@ def test_all_that_a_run_lacks_is_listed_by_its_key_in_one_line_each(
     monkeypatch.setenv("PATH", "/nowhere")
     folders = ["data.train=/no/train", "data.val=/no/val", "data.bank=/no/bank"]
     cfg = read(*folders, "evaluations=[{task: ood, ood: {svhn: /no/svhn}}]")
-    found = problems(cfg, on_slurm(Resources(device="cpu"), 1, "http://me:hunter2@tracker:5000"))
+    found = list(
+        problems(cfg, on_slurm(Resources(device="cpu"), 1, "http://me:hunter2@tracker:5000"))
+    )
     starts = ["there is no SLURM", "data.train: ", "data.val: ", "data.bank: ",
               "evaluations: ood svhn: ", "MLFLOW_TRACKING_URI names a user"]  # fmt: skip
     assert [line[: len(start)] for line, start in zip(found, starts, strict=True)] == starts
@@ -42,7 +46,7 @@ def test_a_sound_run_lacks_nothing_and_a_split_without_its_manifest_is_named(
     launch = on_this_machine(Resources(device="cpu"), 1, 0, f"sqlite:///{tmp_path}/mlflow.db")
     train = tiny_dataset(tmp_path, samples=32)
     val = tiny_dataset(tmp_path, samples=8, split="val", first=500)
-    assert problems(read(f"data.train={train}", f"data.val={val}"), launch) == []
+    assert list(problems(read(f"data.train={train}", f"data.val={val}"), launch)) == []
     (tmp_path / "val" / "manifest.json").unlink()
     (line,) = problems(read(f"data.train={train}", f"data.val={val}"), launch)
     assert line.startswith("data.val: ")
@@ -59,3 +63,18 @@ def test_a_network_is_checked_against_every_view_without_its_weights() -> None:
         )
     with pytest.raises(ConfigError, match=r"method\.backbone: 'resnet5O'"):
         check_network(read("method.backbone=resnet5O"))
+
+
+def test_storage_that_stalls_is_named_with_the_command_before_anything_else_waits(
+    tmp_path: Path,
+) -> None:
+    launch = on_this_machine(Resources(device="cpu"), 1, 0, f"sqlite:///{tmp_path}/mlflow.db")
+    train = tiny_dataset(tmp_path, samples=32)
+    cfg = read(f"data.train={train}", "data.val=/no/val", "data.timeout_s=0.4")
+    with stalled("shard-000000.tar", "read"):
+        first = next(problems(cfg, launch))
+    with stalled("shard-000000.tar"):
+        facts = known(cfg, ranks=1)
+    assert first.startswith("data.train: submit.py waits for data: ")
+    assert "shard-000000.tar: storage has not answered" in first
+    assert facts == Facts(1)

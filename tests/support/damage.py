@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from vssl_dist.config import DataConfig, OptimConfig, RunConfig, ViewRecipe
+from vssl_dist.data import shardfile
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.methods import CONFIGS
@@ -69,6 +72,30 @@ def place(folder: Path, sample: int) -> tuple[Path, int, int]:
     row = dataset.rows(np.array([sample]))[0]
     name = dataset.manifest.shards[int(number[0])].name
     return folder / name, int(row["offset"]), int(row["size"])
+
+
+@contextlib.contextmanager
+def stalled(name: str, at: str = "stat") -> Iterator[None]:
+    """Within, storage does not answer a stat, or a read, of files whose name ends so."""
+    release, stat, preadv = threading.Event(), Path.stat, os.preadv
+
+    def stuck(self: Path, **options: bool) -> os.stat_result:
+        if at == "stat" and self.name.endswith(name):
+            release.wait(60)
+        return stat(self, **options)
+
+    def stuck_reading(file: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if at == "read" and Path(f"/proc/self/fd/{file}").readlink().name.endswith(name):
+            release.wait(60)
+        return preadv(file, buffers, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "stat", stuck)
+        patch.setattr(shardfile.os, "preadv", stuck_reading)
+        try:
+            yield
+        finally:
+            release.set()
 
 
 def one_line(error: pytest.ExceptionInfo[DataError]) -> str:

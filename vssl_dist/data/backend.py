@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vssl_dist.config import Normalisation, ViewRecipe
-from vssl_dist.data.shards import Samples
+from vssl_dist.data.shards import Samples, Substitution
 from vssl_dist.data.views import Draws
 
 
@@ -28,6 +28,8 @@ class Batch:
     """V x ``(B, 3, S, S)`` float32, normalised, on the device of the run; S may differ by view."""
     labels: Tensor
     """``(B,)`` int64 on the device of the run, of the images shown."""
+    substitutions: Sequence[Substitution] = ()
+    """Of an evaluation: the images that others are shown for; a `Loader` lists its own."""
 
 
 @dataclass(frozen=True)
@@ -130,4 +132,4 @@ def hand_over(batch: Batch) -> Batch:
     for view in batch.views:
         view.record_stream(torch.cuda.current_stream(device))
     labels = batch.labels.pin_memory().to(device, non_blocking=True)
-    return Batch(batch.ids, batch.views, labels)
+    return replace(batch, labels=labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -49,7 +48,7 @@ def evaluation_batches(
         timeout_s: Seconds without an answer to one read after which storage counts as dead.
 
     Yields:
-        `Batch` with one view.  A damaged image is replaced as in training, with a warning.
+        `Batch` with one view.  A damaged image is replaced as in training, and listed there.
 
     Raises:
         DataError: A shard cannot be read, holds no usable image, or storage does not answer.
@@ -110,7 +109,7 @@ def _framed(dataset: Dataset, backend: Backend, ids: Ids, side: int) -> Batch:
     samples, view = read_decodable(
         dataset, ids, lambda samples: backend.frame(samples, centre_boxes(samples, side))
     )
-    return _told(dataset, samples, ids, [view])
+    return _batch(samples, ids, [view])
 
 
 def _augmented(dataset: Dataset, backend: Backend, ids: Ids, pairs: Pairs) -> Batch:
@@ -124,17 +123,12 @@ def _augmented(dataset: Dataset, backend: Backend, ids: Ids, pairs: Pairs) -> Ba
         return backend(samples, draws)
 
     samples, views = read_decodable(dataset, ids, render)
-    return _told(dataset, samples, ids, views)
+    return _batch(samples, ids, views)
 
 
-def _told(dataset: Dataset, samples: Samples, ids: Ids, views: list[Tensor]) -> Batch:
-    """The batch, with a warning for each image that had to be replaced."""
-    for bad in samples.substitutions:
-        warnings.warn(
-            f"{dataset.folder}: sample {bad.planned} is evaluated as {bad.used}: {bad.reason}",
-            stacklevel=2,
-        )
-    return Batch(torch.from_numpy(ids), views, torch.from_numpy(samples.label))
+def _batch(samples: Samples, ids: Ids, views: list[Tensor]) -> Batch:
+    labels = torch.from_numpy(samples.label)
+    return Batch(torch.from_numpy(ids), views, labels, samples.substitutions)
 
 
 def centre_boxes(samples: Samples, side: int) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from vssl_dist.data.manifest import DataError
 from vssl_dist.data.shards import Substitution
 
 _ALWAYS = 10  # in a small dataset a share would be less than one image
+_NUMBERS = ("position", "planned")
 
 
 def bad_images_allowed(samples: int, max_bad: float) -> int:
@@ -55,7 +56,7 @@ class Ledger:
         for path in files[dist.rank() :: dist.world_size()]:
             kept = [line for line in _entries(path) if line["position"] <= position]
             text = "".join(json.dumps(line) + "\n" for line in kept)
-            if text != path.read_text():
+            if text != _text(path):
                 durable.publish(path, text.encode())
         dist.barrier()
         # Read by one rank for all: the next line may be written as soon as one of them goes on.
@@ -81,32 +82,40 @@ class Ledger:
         Returns:
             ``substituted_images``, how often a substitute was shown, and ``bad_images``, in
             place of how many different images.
-
-        Raises:
-            DataError: One line, the same on every rank: more images are bad than may be.
         """
         for new in dist.gather(self._new):
             self._shown += len(new)
             self._bad.update(new)
         self._new = []
+        return {"substituted_images": float(self._shown), "bad_images": float(len(self._bad))}
+
+    def check(self) -> None:
+        """Hold the last `totals` against the budget.
+
+        Raises:
+            DataError: One line, the same on every rank: more images are bad than may be.
+        """
         if len(self._bad) > self._allowed:
             raise DataError(
                 f"{len(self._bad)} training images are damaged and data.max_bad allows "
                 f"{self._allowed}: {self._folder}/substitutions.rank*.jsonl lists them "
                 "(data_prep/verify.py checks all, data_prep/shard.py makes shards anew)"
             )
-        return {"substituted_images": float(self._shown), "bad_images": float(len(self._bad))}
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("substitutions.rank*.jsonl"))
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file; a crash may have torn the last one."""
-    for text in path.read_text().splitlines():
+    """The whole lines of a file; a crash may have torn the last one, a disk any of them."""
+    for text in _text(path).splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and {"position", "planned"} <= line.keys():
+        if isinstance(line, dict) and all(type(line.get(k)) is int for k in _NUMBERS):
             yield line
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace")

@@ -24,13 +24,13 @@ from vssl_dist.config import RunConfig
 from vssl_dist.data.backend import Backend, BackendSpec, Batch, hand_over
 from vssl_dist.data.backends import build_backend
 from vssl_dist.data.evaluation import evaluation_batches
+from vssl_dist.data.opening import open_watched
 from vssl_dist.data.plan import Plan
 from vssl_dist.data.prefetch import Prefetcher
 from vssl_dist.data.shards import DataError, Dataset, Samples, Substitution
 from vssl_dist.data.sheet import augmentation_sheet
 from vssl_dist.data.substitution import read_decodable
 from vssl_dist.data.views import draw
-from vssl_dist.data.watch import ReadWatch
 
 __all__ = [
     "BackendSpec",
@@ -162,25 +162,15 @@ def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> 
     spec = BackendSpec(
         cfg.data.views, cfg.data.image_size, cfg.data.normalise, cfg.data.threads, device
     )
-    dataset = _opened(cfg, rank, world_size)
+    dataset = open_watched(
+        cfg.data.train,
+        timeout_s=cfg.data.timeout_s,
+        who=f"rank {rank}",
+        share=slice(rank, None, world_size),  # together the ranks look at each shard once
+        check=partial(check_classes, cfg),
+    )
     backends = [build_backend(cfg.data.backend, spec) for _ in range(_AT_ONCE)]
     return Loader(cfg, dataset, backends, rank, world_size)
-
-
-def _opened(cfg: RunConfig, rank: int, world_size: int) -> Dataset:
-    """The training split, looked through: each rank probes its share of the shards."""
-    watch = ReadWatch()
-
-    def opening() -> Iterator[Dataset]:
-        dataset = Dataset.open(cfg.data.train, watch)
-        dataset.probe(slice(rank, None, world_size))
-        check_classes(cfg, dataset)
-        yield dataset
-
-    # In a thread, because storage may hang already here.
-    check = partial(watch.check, cfg.data.timeout_s, f"rank {rank}")
-    with closing(Prefetcher([opening()], 1, check)) as opened:
-        return next(opened)
 
 
 def check_classes(cfg: RunConfig, dataset: Dataset) -> None:

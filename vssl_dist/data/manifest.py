@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ _SHARD_NAME = re.compile(r"shard-\d{6,18}\.tar")
 _MAX_MANIFEST = 2**30
 # numpy's header of an index, which it pads, takes a few hundred bytes.
 INDEX_HEADER = 4096
+_NAMED = 12  # files that a message names; it stays one line that a person reads
 
 
 class DataError(ValueError):
@@ -160,6 +161,8 @@ def _absent(folder: Path) -> str:
     if below:
         choices = " or ".join(str(folder / name) for name in below)
         return f"{folder}: holds splits, name one of them: {choices}"
+    if _is_link(folder / MANIFEST):
+        return f"{folder / MANIFEST}: links to what is missing (is its file system mounted?)"
     return f"{folder}: no {MANIFEST}, so sharding did not finish (run data_prep/shard.py again)"
 
 
@@ -188,14 +191,28 @@ def ill_sized(
                 yield name, problem
 
 
+def listed(problems: Sequence[str]) -> str:
+    """The first of the problems, and how many more there are."""
+    more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    return f"{', '.join(problems[:_NAMED])}{more}"
+
+
 def _ill(path: Path, size: int, slack: int) -> str:
     try:
         facts = path.stat()
+    except FileNotFoundError:
+        return "links to what is missing" if _is_link(path) else "is missing"
     except OSError as error:
-        what = "links to what is missing" if path.is_symlink() else "is missing"
-        return f"{what} ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
     if not stat.S_ISREG(facts.st_mode):
         return "is not a regular file"
     if not size <= facts.st_size <= size + slack:
         return f"has {facts.st_size} bytes instead of {size}"
     return "" if os.access(path, os.R_OK) else "may not be read (permission denied)"
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:  # storage that fails now and then
+        return False

@@ -37,11 +37,18 @@ class ShardFile:
     watch: ReadWatch
 
     @classmethod
-    def open(cls, folder: Path, entry: ShardEntry, watch: ReadWatch) -> ShardFile:
+    def open(cls, folder: Path, entry: ShardEntry, classes: int, watch: ReadWatch) -> ShardFile:
         """Open the tar and load the index.
 
+        Args:
+            folder: Where both are.
+            entry: What the manifest states about them.
+            classes: How many labels there are.
+            watch: Told of every file operation.
+
         Raises:
-            DataError: A file cannot be opened, or the index is not the one of the manifest.
+            DataError: A file cannot be opened, or the index is not the one of the manifest, or
+                states what cannot be.
         """
         # The index is small and read whole rather than mapped: its digest is checked on the
         # way, and a file truncated under a running job is an error and not a SIGBUS.
@@ -59,7 +66,9 @@ class ShardFile:
             raise DataError(f"{error.filename}: cannot be opened ({error.strerror})") from error
         if hashlib.sha256(blob).hexdigest() != entry.index_sha256:
             raise DataError(f"{path}: not the index of this manifest (run data_prep/verify.py)")
-        return cls(file, _parse(blob, path, entry), folder / entry.name, watch)
+        rows = _parse(blob, path, entry)
+        _check_rows(rows, path, entry, classes)
+        return cls(file, rows, folder / entry.name, watch)
 
     def read(self, row: int) -> Bytes:
         """The encoded image of a row; short only if the file was cut.
@@ -108,7 +117,7 @@ def _regular(path: Path) -> io.FileIO:
 
 
 def _parse(blob: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
-    """The rows of an index, none of which points outside its tar."""
+    """The rows of an index."""
     stream = io.BytesIO(blob)
     try:
         np.lib.format.read_magic(stream)
@@ -119,6 +128,11 @@ def _parse(blob: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
         rows = np.frombuffer(blob, INDEX_DTYPE, entry.samples, stream.tell())
     except ValueError as error:
         raise DataError(f"{path}: not an index ({error}): shard the data anew") from error
+    return rows
+
+
+def _check_rows(rows: NDArray[np.void], path: Path, entry: ShardEntry, classes: int) -> None:
+    """Refuse rows that point outside their tar, or have a label that is no class (-1: none)."""
     whole = np.uint64(entry.bytes)
     outside = (rows["size"] > whole) | (rows["offset"] > whole - rows["size"])
     if outside.any():
@@ -126,4 +140,10 @@ def _parse(blob: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
             f"{path}: row {outside.argmax()} points outside the {entry.bytes} bytes of "
             f"{entry.name}: shard the data anew"
         )
-    return rows
+    strange = (rows["label"] < -1) | (rows["label"] >= classes)
+    if strange.any():
+        row = int(strange.argmax())
+        raise DataError(
+            f"{path}: row {row} has label {rows['label'][row]}, and there are {classes} classes: "
+            "shard the data anew"
+        )

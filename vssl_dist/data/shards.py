@@ -9,9 +9,11 @@ header is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,8 @@ from vssl_dist.data.manifest import (
     MANIFEST,
     DataError,
     Manifest,
-    ShardEntry,
     ill_sized,
+    listed,
     read_manifest,
 )
 from vssl_dist.data.shardfile import Bytes, ShardFile
@@ -32,14 +34,15 @@ from vssl_dist.data.watch import ReadWatch
 
 __all__ = ["INDEX_DTYPE", "DataError", "Dataset", "Samples", "Substitution"]
 
-_NAMED = 12  # files that a message names; it stays one line that a person reads
+# Where a substitute is looked for: so many in a sample's own shard, then in each of the next few.
+_NEAR, _BEYOND = 64, 3
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Substitution:
-    """Sample ``planned`` could not be shown; sample ``used`` of the same shard took its place."""
+    """Sample ``planned`` could not be shown; sample ``used`` took its place."""
 
     planned: int
     used: int
@@ -77,7 +80,7 @@ class Dataset:
         self.manifest = manifest
         self.watch = watch or ReadWatch()
         self._starts: Ids = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
-        self._handles = Handles(folder, manifest.shards, self.watch)
+        self._handles = Handles(folder, manifest.shards, len(manifest.classes), self.watch)
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Path, Manifest]]:
         return Dataset, (self.folder, self.manifest)
@@ -95,7 +98,7 @@ class Dataset:
             manifest = read_manifest(folder)
         wrong = [f"{name} {problem}" for name, problem in ill_sized(folder, manifest, watch)]
         if wrong:
-            raise DataError(f"{folder}: {_some(wrong)} (data_prep/verify.py lists all)")
+            raise DataError(f"{folder}: {listed(wrong)} (data_prep/verify.py lists all)")
         return cls(folder, manifest, watch)
 
     def close(self) -> None:
@@ -157,33 +160,20 @@ class Dataset:
         """See that shards are the ones of the manifest and not others of the same length.
 
         Checks the index, and that the first, the middle or the last image is the one that was
-        sharded.  Damage within a shard is found, and mended, while reading.
+        sharded.  Damage within a shard is found, and mended, while reading, and so is that of a
+        shard with one image.
 
         Args:
             share: Which shards to look at; all of them by default.
 
         Raises:
-            DataError: One line with the shards that are not.
+            DataError: One line with the shards that are not, or cannot be read.
         """
-        wrong = [found for entry in self.manifest.shards[share] if (found := self._alien(entry))]
-        if wrong:
+        if wrong := self._handles.aliens(share):
             raise DataError(
-                f"{self.folder}: damaged or swapped: {_some(wrong)} "
+                f"{self.folder}: damaged or swapped: {listed(wrong)} "
                 "(data_prep/verify.py lists all, data_prep/shard.py makes them anew)"
             )
-
-    def _alien(self, entry: ShardEntry) -> str:
-        """Why a shard is not the one that was written, or "" if it is."""
-        try:
-            shard = ShardFile.open(self.folder, entry, self.watch)
-            for row in (0, entry.samples // 2, entry.samples - 1):
-                if not (reason := shard.checked(row)[1]):
-                    return ""
-        except OSError as error:
-            return f"{entry.name} (cannot be read: {error.strerror})"
-        except DataError as error:
-            return str(error).removeprefix(f"{self.folder}/")
-        return f"{entry.name} (no image is in its place: {reason})"
 
     def read(self, ids: Ids) -> list[Bytes]:
         """The encoded bytes of samples, unchecked; see `read_checked` for training.
@@ -196,11 +186,10 @@ class Dataset:
     def read_checked(self, ids: Ids) -> Samples:
         """Read samples and replace those whose bytes are not what was sharded.
 
-        The replacement is the next sample of the same shard, cyclically, that is intact: the
-        same one on every machine and at every time.  Its label and size come with it.
+        The replacement is the `next_intact` sample.  Its label and size come with it.
 
         Raises:
-            DataError: A shard cannot be opened, or holds no intact sample.
+            DataError: A shard cannot be opened, or there is no intact sample near.
         """
         data: list[Bytes] = []
         used = np.empty(len(ids), INDEX_DTYPE)
@@ -208,37 +197,54 @@ class Dataset:
         shards, rows = (where.tolist() for where in self.locate(ids))
         for at, (number, row) in enumerate(zip(shards, rows, strict=True)):
             shard, image, reason = self._handles.checked(number, row)
-            intact = row
+            used[at] = shard.rows[row]
             if reason:
                 reason = f"{self.manifest.shards[number].name} row {row}: {reason}"
-                intact, image = self._next_intact(shard, row, reason)
-                start = int(self._starts[number])
-                substitutions.append(Substitution(start + row, start + intact, reason))
+                planned = int(self._starts[number]) + row
+                intact, image, used[at] = self.next_intact(planned, planned, reason)
+                substitutions.append(Substitution(planned, intact, reason))
             data.append(image)
-            used[at] = shard.rows[intact]
-        height, width, label = (
-            used[name].astype(np.int64) for name in ("height", "width", "label")
-        )
+        height, width, label = (used[n].astype(np.int64) for n in ("height", "width", "label"))
         return Samples(data, height, width, label, substitutions)
 
-    def _next_intact(self, shard: ShardFile, row: int, reason: str) -> tuple[int, Bytes]:
-        """The next good row after ``row``, cyclically, and its bytes."""
-        for candidate in (*range(row + 1, len(shard.rows)), *range(row)):
-            try:
-                image, problem = shard.checked(candidate)
-            except OSError:
-                continue
-            if not problem:
-                return candidate, image
-        raise DataError(f"{shard.path}: not one intact sample ({reason}): run data_prep/verify.py")
+    def next_intact(self, planned: int, after: int, reason: str) -> tuple[int, Bytes, np.void]:
+        """What takes the place of a sample: the same on every machine and at every time.
+
+        The next 64 of its shard are looked at, cyclically, then the first 64 of each of the next
+        three shards, and no more: nobody waits for a whole dataset to be read.
+
+        Args:
+            planned: The sample whose place is to be taken.
+            after: Where the search goes on: at ``planned``, or at a substitute of no use.
+            reason: What is wrong with it.
+
+        Returns:
+            Id, bytes and index row of the next intact sample.
+
+        Raises:
+            DataError: There is none, or a shard cannot be opened.
+        """
+        order = self._neighbours(planned)
+        for candidate in order[order.index(after) + 1 :]:
+            ((shard, row),) = self._places(np.array([candidate]))
+            with suppress(OSError):
+                image, wrong = shard.checked(row)
+                if not wrong:
+                    return candidate, image, shard.rows[row]
+        raise DataError(
+            f"{self.folder}: sample {planned}: not one usable image near it in its shard, nor in "
+            f"the {_BEYOND} after that ({reason}): run data_prep/verify.py"
+        )
+
+    def _neighbours(self, planned: int) -> list[int]:
+        """A sample, and those that may take its place, the first choice first."""
+        number, count = int(self.locate(np.array([planned]))[0][0]), len(self.shard_sizes)
+        near = [(number + step) % count for step in range(min(_BEYOND + 1, count))]
+        own, *others = (range(*self._starts[n : n + 2].tolist()) for n in near)
+        ring = [*range(planned, own.stop), *range(own.start, planned)]
+        return [*ring[: _NEAR + 1], *chain(*(shard[:_NEAR] for shard in others))]
 
     def _places(self, ids: Ids) -> Iterator[tuple[ShardFile, int]]:
         shards, rows = self.locate(ids)
         for number, row in zip(shards.tolist(), rows.tolist(), strict=True):
             yield self._handles.get(number), row
-
-
-def _some(problems: Sequence[str]) -> str:
-    """The first of the problems, and how many more there are."""
-    more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-    return f"{', '.join(problems[:_NAMED])}{more}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vssl_dist.config import RECIPES, Normalisation, RunConfig, ViewRecipe
-from vssl_dist.data.backend import BackendSpec
+from vssl_dist.data.backend import Backend, BackendSpec
 from vssl_dist.data.backends import build_backend
+from vssl_dist.data.opening import open_watched, watched
 from vssl_dist.data.page import Tile, page
 from vssl_dist.data.plan import Plan
 from vssl_dist.data.reference import decode
@@ -32,7 +34,7 @@ class _Shown:
     views: list[NDArray[np.uint8]]
 
 
-def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8) -> Path:
+def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -> Path:
     """Write a PNG of the first images of a run, originals at the left, then view by view.
 
     The views are those of the first micro-step, made on the CPU by the run's own backend.  Each
@@ -42,17 +44,20 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8) -> Path:
         cfg: The run.
         path: Where to write.
         rows: Number of images; fewer if a micro-step is smaller.
+        who: Makes it; named if storage does not answer.
 
     Returns:
         ``path``.
 
     Raises:
-        DataError: The dataset cannot be read.
+        DataError: The dataset cannot be read, or storage does not answer.
         ConfigError: The numbers do not divide, or the backend is not installed.
     """
     data = cfg.data
-    dataset = Dataset.open(data.train)
-    shown = _render(cfg, dataset, rows)
+    dataset = open_watched(data.train, timeout_s=data.timeout_s, who=who)
+    backend = build_backend(data.backend, BackendSpec(data.views, data.image_size, data.normalise))
+    work = partial(_render, cfg, dataset, backend, rows)
+    shown = watched(dataset.watch, work, timeout_s=data.timeout_s, who=who)
     heads = [("original", "with its crops")]
     heads += [
         (f"view {number + 1}", f"{_called(recipe)}, {recipe.size or data.image_size} px")
@@ -67,7 +72,7 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8) -> Path:
     return path
 
 
-def _render(cfg: RunConfig, dataset: Dataset, rows: int) -> _Shown:
+def _render(cfg: RunConfig, dataset: Dataset, backend: Backend, rows: int) -> _Shown:
     data, optim = cfg.data, cfg.optim
     plan = Plan(
         dataset.shard_sizes,
@@ -78,7 +83,6 @@ def _render(cfg: RunConfig, dataset: Dataset, rows: int) -> _Shown:
         optim.accumulate,
     )
     ids, epochs = (column[:rows] for column in plan.micro_batch_ids(0, 0, 1))
-    backend = build_backend(data.backend, BackendSpec(data.views, data.image_size, data.normalise))
 
     def render(samples: Samples) -> tuple[list[Draws], list[NDArray[np.uint8]]]:
         sizes = np.stack([samples.height, samples.width], axis=1)

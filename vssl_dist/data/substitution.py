@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vssl_dist.data.backend import UndecodableError
 from vssl_dist.data.header import flaw
-from vssl_dist.data.shards import DataError, Dataset, Samples, Substitution
+from vssl_dist.data.shards import Dataset, Samples, Substitution
 
 T = TypeVar("T")
 
@@ -22,8 +23,8 @@ def read_decodable(
 ) -> tuple[Samples, T]:
     """Read samples and render them, with substitutes for what is damaged or does not decode.
 
-    A substitute is the next sample of the same shard, cyclically, that is intact and decodes:
-    the same one whichever rank meets the bad one, in whatever batch.
+    A substitute is the next sample, in the order of `Dataset.next_intact`, that is intact and
+    decodes: the same one whichever rank meets the bad one, in whatever batch.
 
     Args:
         dataset: Where the samples are.
@@ -34,28 +35,19 @@ def read_decodable(
         The samples that were rendered (with the list of substitutions) and the rendering.
 
     Raises:
-        DataError: A shard holds no usable sample.
+        DataError: There is no usable sample near one.
     """
     samples = dataset.read_checked(ids)
     damaged = {found.planned: found for found in samples.substitutions}
     shown = {row: damaged[i] for row, i in enumerate(ids.tolist()) if i in damaged}
-    tried: dict[int, set[int]] = {}
     while True:
         try:
             rendering = _rendered(samples, render)
         except UndecodableError as error:
             for row, reason in error.reasons.items():
                 last = shown.get(row, Substitution(int(ids[row]), int(ids[row]), ""))
-                seen = tried.setdefault(row, set())
-                seen.add(last.used)
-                used = _show_next(dataset, samples, row, last.used)
-                if used in seen:
-                    raise DataError(
-                        f"{dataset.folder}: sample {last.planned} does not decode, nor does any "
-                        f"other of its shard ({reason}): run data_prep/verify.py"
-                    ) from error
                 known = last.reason or f"does not decode: {reason}"
-                shown[row] = Substitution(last.planned, used, known)
+                shown[row] = _show_next(dataset, samples, row, replace(last, reason=known))
         else:
             samples.substitutions = [shown[row] for row in sorted(shown)]
             return samples, rendering
@@ -95,12 +87,9 @@ def _plain(data: NDArray[np.uint8], told: str) -> str:
     return told
 
 
-def _show_next(dataset: Dataset, samples: Samples, row: int, current: int) -> int:
-    """Put the next intact sample after ``current`` into ``row``; returns its id."""
-    shard, place = (int(array[0]) for array in dataset.locate(np.array([current])))
-    following = current - place + (place + 1) % int(dataset.shard_sizes[shard])
-    found = dataset.read_checked(np.array([following]))
-    samples.data[row] = found.data[0]
+def _show_next(dataset: Dataset, samples: Samples, row: int, last: Substitution) -> Substitution:
+    """Put the next intact sample after ``last.used`` into ``row``."""
+    used, samples.data[row], facts = dataset.next_intact(last.planned, last.used, last.reason)
     for name in ("height", "width", "label"):
-        getattr(samples, name)[row] = getattr(found, name)[0]
-    return found.substitutions[0].used if found.substitutions else following
+        getattr(samples, name)[row] = facts[name]
+    return replace(last, used=used)

@@ -31,7 +31,7 @@ KEPT_NETWORKS = 3
 _STALE_S = 86_400.0
 _FILES = ("features.npy", "labels.npy")
 _SEAL, _PARTS = "seal.json", "parts"
-_FORMAT = 1
+_FORMAT = 2
 
 Source = Callable[[Path], Rows]
 """Computes features; in a folder of the given name, which is gone at the end, it may put parts."""
@@ -50,7 +50,11 @@ class FeatureCache:
         self.folder = folder
 
     def get(
-        self, network: Mapping[str, Any], images: Mapping[str, Any], source: Source
+        self,
+        network: Mapping[str, Any],
+        images: Mapping[str, Any],
+        source: Source,
+        sound: Callable[[], bool] = lambda: True,
     ) -> Features:
         """The stored features, or those of ``source``, which are then stored.
 
@@ -60,6 +64,7 @@ class FeatureCache:
             network: What identifies the network, as JSON values.
             images: What identifies the images, as JSON values, and their number ``samples``.
             source: Computes features and labels, ``samples`` rows in all.
+            sound: Asked afterwards whether they are of these very images, and to be stored.
 
         Returns:
             Mapped into memory, so that they need not fit into it; float32, or float16 beyond
@@ -78,8 +83,7 @@ class FeatureCache:
         with self._alone(entry):
             found = _read(entry, facts)
             if found is None:
-                self._write(entry, facts, source)
-                found = _read(entry, facts)
+                found = self._write(entry, facts, source, sound)
         if found is None:
             raise OSError(f"{entry}: features that were just written do not read back")
         self._prune()
@@ -100,13 +104,17 @@ class FeatureCache:
         finally:
             lock.release()
 
-    def _write(self, entry: Path, facts: dict[str, Any], source: Source) -> None:
+    def _write(
+        self, entry: Path, facts: dict[str, Any], source: Source, sound: Callable[[], bool]
+    ) -> Features | None:
         for left in self.folder.glob(f".tmp-{entry.name}-*"):
             shutil.rmtree(left, ignore_errors=True)
         partial = self.folder / f".tmp-{entry.name}-{uuid4().hex[:12]}"
         partial.mkdir()
         try:
             store(partial, facts["images"]["samples"], source(partial / _PARTS))
+            if not sound():
+                return _mapped(partial)  # a mapping outlives the name of its file
             seal = facts | {"sha256": {name: sha256(partial / name) for name in _FILES}}
             (partial / _SEAL).write_text(json.dumps(seal, indent=1))
             for name in (*_FILES, _SEAL):
@@ -115,6 +123,7 @@ class FeatureCache:
             shutil.rmtree(entry, ignore_errors=True)  # damaged, or of another format
             partial.rename(entry)
             sync(self.folder)
+            return _read(entry, facts)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -201,11 +210,15 @@ def _age(path: Path) -> float:
 
 
 def features_of(
-    cache: FeatureCache, network: Mapping[str, Any], images: Mapping[str, Any], source: Source
+    cache: FeatureCache,
+    network: Mapping[str, Any],
+    images: Mapping[str, Any],
+    source: Source,
+    sound: Callable[[], bool] = lambda: True,
 ) -> Features | None:
     """`FeatureCache.get`, or None with a warning where nothing can be stored."""
     try:
-        return cache.get(network, images, source)
+        return cache.get(network, images, source, sound)
     except OSError as error:
         reason = error.strerror or error
         warnings.warn(f"{cache.folder}: features are not kept: {reason}", stacklevel=2)

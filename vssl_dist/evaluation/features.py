@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import psutil
@@ -17,6 +17,7 @@ from vssl_dist.config import Normalisation
 from vssl_dist.data.loader import BackendSpec, Batch, evaluation_batches
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.knn import Features
+from vssl_dist.evaluation.substitutes import Substitutes
 from vssl_dist.models.backbones import build_backbone
 
 Forward = Callable[[Tensor], Tensor]
@@ -38,12 +39,32 @@ class Reading:
     device: str = "cpu"
     autocast: torch.dtype | None = None
     """Precision of the network's products on a GPU, such as ``torch.bfloat16``."""
+    timeout_s: float = 120.0
+    """Seconds without an answer to one read after which storage counts as dead."""
+    substitutes: Substitutes = field(default_factory=Substitutes, compare=False, repr=False)
+    """What had to be replaced so far."""
 
     def batches(self, dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[Batch]:
         """Some images, in the order of ``ids``."""
-        return evaluation_batches(
-            dataset, self.spec(), backend=self.backend, batch=self.batch, ids=ids
+        made = evaluation_batches(
+            dataset,
+            self.spec(),
+            backend=self.backend,
+            batch=self.batch,
+            ids=ids,
+            timeout_s=self.timeout_s,
         )
+        return self.counted(dataset, made)
+
+    def counted(self, dataset: Dataset, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; what was replaced in them is noted.
+
+        Raises:
+            DataError: Too many images of the split are damaged.
+        """
+        for batch in batches:
+            self.substitutes.note(dataset, batch.substitutions)
+            yield batch
 
     def spec(self) -> BackendSpec:
         """What a backend needs to know."""
@@ -87,7 +108,7 @@ def extract(
         float32, or float16 beyond 2 GiB, on the CPU.
 
     Raises:
-        DataError: The features would not fit into memory.
+        DataError: The features would not fit into memory, or too many images are damaged.
     """
     ids = np.arange(dataset.samples) if ids is None else ids
     rows = stream(network, dataset, reading, ids)

@@ -32,7 +32,6 @@ from vssl_dist.evaluation.features import Forward, Reading, bar, extract
 from vssl_dist.evaluation.probe import split
 
 _AHEAD = 2
-_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class Labelled:
         The last batch is left out where it is not full, unless it is the only one.
 
         Raises:
-            DataError: A shard cannot be read, or storage does not answer.
+            DataError: A shard cannot be read, storage does not answer, or too many images are
+                damaged.
         """
         recipe = settings.recipe
         backend = build_backend(
@@ -67,10 +67,10 @@ class Labelled:
             order[i * settings.train_batch : (i + 1) * settings.train_batch] for i in range(full)
         )
         made = (_batch(self.dataset, backend, recipe, ids, (seed, epoch)) for ids in chunks)
-        check = partial(self.dataset.watch.check, _TIMEOUT_S, "fine-tuning")
+        check = partial(self.dataset.watch.check, self.reading.timeout_s, "fine-tuning")
         try:
             with closing(Prefetcher([made], _AHEAD, check)) as batches:
-                for batch in batches:
+                for batch in self.reading.counted(self.dataset, batches):
                     yield hand_over(batch)
         finally:
             self.dataset.close()
@@ -94,7 +94,8 @@ def _batch(
         return backend(samples, [draw(recipe, seed, 0, ids, np.full_like(ids, epoch), sizes)])
 
     samples, views = read_decodable(dataset, ids, render)
-    return Batch(torch.from_numpy(ids), views, torch.from_numpy(samples.label))
+    labels = torch.from_numpy(samples.label)
+    return Batch(torch.from_numpy(ids), views, labels, samples.substitutions)
 
 
 class Classifier(nn.Module):

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from vssl_dist.config import ConfigError
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.shards import DataError, Dataset, Substitution
 from vssl_dist.evaluation.cache import Source, read_rows, store
 from vssl_dist.evaluation.features import Forward, Reading, Rows, bar, shown, stream
 from vssl_dist.evaluation.probe import CHUNK
@@ -131,17 +131,21 @@ class _Rank:
         """Take what it says.
 
         Raises:
-            DataError: It met damaged data, or died.
+            DataError: It met damaged data, too much of it with the others, or died.
         """
         try:
-            said: int | Exception | None = self.pipe.recv()
+            said: int | list[Substitution] | Exception = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             raise DataError(f"{self.name} {self._end()}") from None
         if isinstance(said, Exception):
             raise said
-        self.finished = said is None
-        self.done = self.work.rows if said is None else said
+        if isinstance(said, int):
+            self.done = said
+            return
+        whole = self.work.whole
+        whole.reading.substitutes.note(whole.dataset, said)
+        self.done, self.finished = self.work.rows, True
 
     def _end(self) -> str:
         code = self.process.exitcode or 0
@@ -205,7 +209,7 @@ def _compute(work: _Work, pipe: Connection) -> None:
     except (ConfigError, DataError, OSError) as error:
         pipe.send(error)
     else:
-        pipe.send(None)
+        pipe.send(work.whole.reading.substitutes.of(work.whole.dataset))
 
 
 def _telling(rows: Rows, pipe: Connection) -> Rows:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vssl_dist.config import OodConfig, TaskConfig
 from vssl_dist.data.loader import check_labelled
+from vssl_dist.data.opening import open_watched, watched
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.posterior import VARIATIONAL
+
+_WHO = "evaluation"
 
 
 def need_posterior(card: dict[str, Any], task: TaskConfig) -> None:
@@ -26,23 +30,24 @@ def need_posterior(card: dict[str, Any], task: TaskConfig) -> None:
         )
 
 
-def filled(folder: Path, task: TaskConfig) -> Dataset:
+def filled(folder: Path, task: TaskConfig, timeout_s: float) -> Dataset:
     """A dataset that holds something.
 
     Raises:
-        DataError: It does not, or cannot be opened.
+        DataError: It does not, cannot be opened, or storage does not answer for ``timeout_s``.
     """
-    dataset = Dataset.open(folder)
+    dataset = open_watched(folder, timeout_s=timeout_s, who=_WHO)
     if not dataset.samples:
         raise DataError(f"{folder}: holds no samples, {task.task} needs some")
     return dataset
 
 
-def check_pair(parts: Mapping[str, Dataset], task: TaskConfig) -> None:
+def check_pair(parts: Mapping[str, Dataset], task: TaskConfig, timeout_s: float) -> None:
     """Refuse a bank and queries that do not belong together.
 
     Raises:
-        DataError: Their classes differ, they are the same images, or some have no label.
+        DataError: Their classes differ, they are the same images, some have no label, or storage
+            does not answer for ``timeout_s``.
     """
     if "bank" not in parts:
         return
@@ -57,11 +62,15 @@ def check_pair(parts: Mapping[str, Dataset], task: TaskConfig) -> None:
             f"{train.folder} is bank and query: every image would find itself (task {task.task})"
         )
     for split, key in ((train, "data.bank, or --data"), (val, "data.val")):
-        check_labelled(split, f"task {task.task} compares labels ({key})")
+        check = partial(check_labelled, split, f"task {task.task} compares labels ({key})")
+        watched(split.watch, check, timeout_s=timeout_s, who=_WHO)
 
 
 def strangers(
-    task: TaskConfig, elsewhere: Mapping[str, Path], parts: Mapping[str, Dataset]
+    task: TaskConfig,
+    elsewhere: Mapping[str, Path],
+    parts: Mapping[str, Dataset],
+    timeout_s: float,
 ) -> dict[str, Dataset]:
     """What is out of distribution, by name; nothing for a task other than ``ood``.
 
@@ -69,6 +78,7 @@ def strangers(
         task: The task, which may name folders.
         elsewhere: Folders instead of the task's.
         parts: The run's own splits.
+        timeout_s: Seconds that storage may take to answer.
 
     Raises:
         DataError: There is none, one is empty, or one is a split of the run.
@@ -86,7 +96,7 @@ def strangers(
     for name, folder in folders.items():
         if name in parts:
             raise DataError(f"ood: a dataset cannot be called {name}: that is the run's own")
-        opened[name] = filled(folder, task)
+        opened[name] = filled(folder, task, timeout_s)
         if part := known.get(opened[name].fingerprint):
             raise DataError(f"{folder}: ood {name} is the {part} itself, nothing to tell apart")
     return opened

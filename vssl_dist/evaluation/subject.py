@@ -102,7 +102,8 @@ class Images:
         """Open and check what ``task`` wants.
 
         Raises:
-            DataError: A folder is missing, empty or damaged, or they do not fit together.
+            DataError: A folder is missing, empty or damaged, its storage does not answer, or they
+                do not fit together.
         """
         config = card.get("config", {}).get("data", {})
         folders = {
@@ -114,9 +115,10 @@ class Images:
             raise DataError(
                 f"run {card['run']} names no data.val: pass the folder of held-out shards"
             )
-        parts = {part: filled(Path(folders[part]), task) for part in task.limits}
-        check_pair(parts, task)
-        strange = strangers(task, place.ood, parts)
+        timeout_s = config.get("timeout_s", Reading.timeout_s)
+        parts = {part: filled(Path(folders[part]), task, timeout_s) for part in task.limits}
+        check_pair(parts, task, timeout_s)
+        strange = strangers(task, place.ood, parts, timeout_s)
         reading = Reading(
             image_size=card["image_size"],
             normalise=Normalisation.model_validate(card["normalise"]),
@@ -124,6 +126,7 @@ class Images:
             backend=config.get("backend", "dali"),
             threads=place.threads,
             device=place.device,
+            timeout_s=timeout_s,
         )
         parts |= strange
         fingerprints = "".join(dataset.fingerprint for dataset in parts.values()).encode()
@@ -182,7 +185,7 @@ class Subject:
 
         Raises:
             ExportError: The export is damaged or foreign.
-            DataError: A shard is damaged, or a feature is not finite.
+            DataError: Data are damaged, or a feature is not finite.
         """
         return self._look(part, self.images.count(part), None)
 
@@ -199,7 +202,7 @@ class Subject:
 
         Raises:
             ExportError: The export is damaged or foreign.
-            DataError: A shard is damaged, or a feature is not finite.
+            DataError: Data are damaged, or a feature is not finite.
         """
         count = min(self.images.count(part), limit or self.images.count(part))
         found = self._look(part, count, variants)
@@ -225,7 +228,10 @@ class Subject:
             "backend": reading.backend,
             "autocast": str(reading.autocast),
         }
-        return features_of(self.cache, self.network.identity, facts, whole.source(self.ranks))
+        noted, source = reading.substitutes, whole.source(self.ranks)
+        return features_of(
+            self.cache, self.network.identity, facts, source, lambda: not noted.of(whole.dataset)
+        )
 
 
 def _frozen(path: Path) -> Forward:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vssl_dist.evaluation.tasks import TASKS, Plot
 __all__ = ["Place", "baselines", "evaluate", "exports"]
 
 _CACHE = "features"
-_FORMAT = 3
+_FORMAT = 4
 """Of the results; those of another format are found again."""
 
 
@@ -47,7 +48,8 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
 
     Pictures of it are ``TASK-STEP-NAME.png``, written before.
     On other folders than the run's it is ``TASK-STEP-on-DIGEST.json``: the run's own result stays.
-    An evaluation that was done before, of the same weights on the same data, is not done again.
+    An evaluation that was done before, of the same weights on the same data, is not done again,
+    unless some of its images had to be replaced.
     Features are kept in the folder ``features`` beside the export and shared by all tasks.
 
     Args:
@@ -60,6 +62,8 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
         ``metrics`` (the same by their names on the run's curves), ``task``, ``seconds`` and,
         for each split that was read, its folder, fingerprint and number of samples: ``bank``,
         ``queries`` and the names of ``ood``; ``plots`` names the pictures.
+        ``substituted_images`` counts the damaged images that others were shown for, and
+        ``substitutions`` lists them by split.
 
     Raises:
         ExportError: The export is missing, foreign or damaged.
@@ -75,8 +79,10 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     def compute() -> dict[str, Any]:
         subject = Subject(network, images, FeatureCache(export.parent / _CACHE), place.ranks)
         found = TASKS[settings.task].measure(subject, settings)
-        drawn = {"plots": _draw(path, found.plots)}
-        return {"export": export.name, "results": found.results, "metrics": found.metrics} | drawn
+        told = {"plots": _draw(path, found.plots)} | _substitutions(images)
+        count = {f"{settings.task}/substituted_images": float(told["substituted_images"])}
+        metrics = found.metrics | count
+        return {"export": export.name, "results": found.results, "metrics": metrics} | told
 
     return _once(path, facts | {"run": card["run"]}, compute)
 
@@ -111,9 +117,23 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
             found = measure(subject, settings)
             results[name] = found.results
             drawn += _draw(path, {f"{name}-{plot}": draw for plot, draw in found.plots.items()})
-        return {"results": results, "plots": drawn}
+        return {"results": results, "plots": drawn} | _substitutions(images)
 
     return _once(path, facts | {"run": card["run"]}, compute)
+
+
+def _substitutions(images: Images) -> dict[str, Any]:
+    """How many images of each split others were shown for, and which; told in one line each."""
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for part, dataset in images.parts.items():
+        if found := images.reading.substitutes.of(dataset):
+            first = images.reading.substitutes.first(dataset)
+            warnings.warn(f"{dataset.folder}: damaged images: {len(found)}; {first}", stacklevel=2)
+            listed[part] = [
+                {key: told for key, told in asdict(one).items() if key != "position"}
+                for one in found
+            ]
+    return {"substituted_images": sum(map(len, listed.values())), "substitutions": listed}
 
 
 def _draw(result: Path, plots: Mapping[str, Plot]) -> list[str]:
@@ -129,13 +149,17 @@ def _draw(result: Path, plots: Mapping[str, Plot]) -> list[str]:
 def _once(
     path: Path, facts: dict[str, Any], compute: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The result at ``path`` if it rests on the same facts, else a new one, put there."""
+    """The result at ``path`` if it rests on the same facts, else a new one, put there.
+
+    One with substitutes rests on more than its facts: on how damaged the data were.
+    """
     facts = facts | {"format": _FORMAT}
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError):
         stored = None
-    if isinstance(stored, dict) and all(stored.get(k) == v for k, v in facts.items()):
+    wanted = facts | {"substituted_images": 0}
+    if isinstance(stored, dict) and all(stored.get(k) == v for k, v in wanted.items()):
         return stored
     start = time.monotonic()
     result = facts | compute() | {"seconds": round(time.monotonic() - start, 3)}

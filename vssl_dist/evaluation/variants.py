@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,9 +87,11 @@ class AugmentedPairs:
     ) -> Iterator[Batch]:
         """As `Variants` says."""
         how, size = reading.backend, self.batch(reading)
-        return augmented_batches(
-            dataset, reading.spec(), self.pairs, backend=how, batch=size, ids=ids
+        spec, timeout_s = reading.spec(), reading.timeout_s
+        made = augmented_batches(
+            dataset, spec, self.pairs, backend=how, batch=size, ids=ids, timeout_s=timeout_s
         )
+        return reading.counted(dataset, made)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Corruptions:
             std = clean.new_tensor(reading.normalise.std).view(shape)
             images = (clean * std + mean).clamp(0, 1)
             worse = [(corrupted(images, batch.ids, *name) - mean) / std for name in self.names]
-            yield Batch(batch.ids, [clean, *worse], batch.labels)
+            yield replace(batch, views=[clean, *worse])
 
 
 def stream_variants(

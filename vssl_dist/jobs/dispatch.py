@@ -147,13 +147,14 @@ def open_desk(run_dir: Path) -> Desk:
     """The desk of the run in ``run_dir``."""
     # torch takes seconds: not for a process that finds another one at work.
     from vssl_dist import config
-    from vssl_dist.data.shards import Dataset
+    from vssl_dist.data.opening import open_watched
     from vssl_dist.methods import CONFIGS
 
     cfg = config.load(run_dir / "config.yaml", methods=CONFIGS)
     launch = load_launch(run_dir)
     place = Here if launch.cluster == "local" else OnSlurm
-    return Desk(cfg, Dataset.open(cfg.data.train).samples, place(run_dir, launch))
+    train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="evaluation")
+    return Desk(cfg, train.samples, place(run_dir, launch))
 
 
 def lock_of(run_dir: Path) -> FileLock:

@@ -38,11 +38,20 @@ class Due:
 
     def done(self) -> bool:
         """Whether there is a result, and of the weights that lie there now."""
+        return self._found() is not None
+
+    def final(self) -> bool:
+        """Whether doing it again would find the same: it is done, and no image was replaced."""
+        found = self._found()
+        return found is not None and found.get("substituted_images") == 0
+
+    def _found(self) -> dict[str, Any] | None:
         try:
             result, card = (json.loads(p.read_text()) for p in (self.result, self.card))
-            return bool(result["export_sha256"] == card["sha256"])
+            same = bool(result["export_sha256"] == card["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
-            return False
+            return None
+        return result if same else None
 
     def attempts(self) -> Attempts:
         """What has been tried."""

@@ -11,7 +11,7 @@ import yaml
 from vssl_dist import dist
 from vssl_dist.config import RunConfig, dump
 from vssl_dist.data.loader import augmentation_sheet
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.opening import open_watched
 from vssl_dist.jobs.dispatch import Evaluator
 from vssl_dist.jobs.progress import Reporter
 from vssl_dist.jobs.resources import Launch
@@ -19,6 +19,7 @@ from vssl_dist.tracker import Flusher, Spool, Status, run_tags
 
 EXPERIMENT = "vssl-dist"
 _SYSTEM_EVERY_S = 10.0
+_RANK = "rank 0"
 
 
 class Silent:
@@ -44,12 +45,13 @@ class Observer:
     """Tracks, reports and evaluates one run while it trains.
 
     None of it may end or delay a training: the spool does not raise, the flusher and the
-    evaluations are processes of their own.
+    evaluations are processes of their own.  A dataset that cannot be opened ends it here as it
+    would in the next moment.
     """
 
     def __init__(self, cfg: RunConfig, launch: Launch, hosts: Sequence[str]) -> None:
-        total = cfg.total_steps(Dataset.open(cfg.data.train).samples)
-        self.reporter = Reporter(total)
+        train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who=_RANK)
+        self.reporter = Reporter(cfg.total_steps(train.samples))
         self.evaluator = Evaluator(cfg.dir, launch.cluster)
         self.spool = Spool(cfg.dir, "train")
         self.flusher = Flusher(
@@ -90,6 +92,6 @@ class Observer:
         if path.exists():
             return
         try:
-            self.spool.artifact(augmentation_sheet(cfg, path))
+            self.spool.artifact(augmentation_sheet(cfg, path, who=_RANK))
         except Exception as error:  # a picture for people is no reason to lose a run
             print(f"warning: no augmentation sheet: {error}", flush=True)

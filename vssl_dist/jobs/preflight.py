@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.data.loader import check_classes, check_labelled
+from vssl_dist.data.opening import open_watched
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.jobs import cluster
 from vssl_dist.jobs.resources import Launch
@@ -29,9 +31,14 @@ def check_network(cfg: RunConfig) -> None:
     check_sides(method.student.get_submodule("backbone"), data.image_size, data.sides)
 
 
-def problems(cfg: RunConfig, launch: Launch) -> list[str]:
-    """What this machine, the data and the tracking lack for this run, one line each."""
-    return [*_cluster(launch), *_data(cfg), *_tracking(cfg, launch)]
+def problems(cfg: RunConfig, launch: Launch) -> Iterator[str]:
+    """What this machine, the data and the tracking lack for this run, one line each.
+
+    Each is looked for when it is asked for: storage that does not answer takes its time.
+    """
+    yield from _cluster(launch)
+    yield from _data(cfg)
+    yield from _tracking(cfg, launch)
 
 
 def _cluster(launch: Launch) -> Iterator[str]:
@@ -45,15 +52,25 @@ def _data(cfg: RunConfig) -> Iterator[str]:
     told = (f"task {t.task} compares labels" for t in cfg.evaluations if "bank" in t.limits)
     labels = next(told, "")
     for key, folder in _folders(cfg).items():
+        purpose = f"{labels} (data.bank, data.val)" if labels and key in compared else ""
         try:
-            dataset = Dataset.open(folder)
-            dataset.probe()
-            if key == "data.train":
-                check_classes(cfg, dataset)
-            if labels and key in compared:
-                check_labelled(dataset, f"{labels} (data.bank, data.val)")
+            open_watched(
+                folder,
+                timeout_s=cfg.data.timeout_s,
+                who="submit.py",
+                share=slice(None),
+                check=partial(_check_labels, cfg, key, purpose),
+            )
         except DataError as error:
             yield f"{key}: {error}"
+
+
+def _check_labels(cfg: RunConfig, key: str, purpose: str, dataset: Dataset) -> None:
+    """See that there are the labels that the method or an evaluation learns from."""
+    if key == "data.train":
+        check_classes(cfg, dataset)
+    if purpose:
+        check_labelled(dataset, purpose)
 
 
 def _folders(cfg: RunConfig) -> dict[str, Path]:
