@@ -1,10 +1,10 @@
-"""The graph that makes views with NVIDIA DALI, the same one on the CPU and on a GPU.
+"""The graph that makes views with NVIDIA DALI, on the CPU and on a GPU.
 
 The parameters come from outside (`views.draw`), so the graph holds no random operator, no
 reader and no state.  Every operation is that of `reference`, on whole levels up to the last
-step; docs/parity.md has the differences.  Contrast, saturation and hue are built from integer
-arithmetic: DALI's own contrast pivots about middle grey instead of the image's own, its hue
-turns linearly about the grey axis, and its saturation takes three times as long.
+step; docs/parity.md has the differences.  Contrast, saturation and hue are built from simpler
+ones: DALI's own contrast pivots about middle grey instead of the image's own, its hue turns
+linearly about the grey axis, and its saturation takes three times as long.
 
 DALI rewrites these functions: an ``if`` on a node parts the batch, sample by sample, so an
 operation costs nothing for the samples that it was not drawn for.
@@ -62,7 +62,7 @@ def _view(image: Node, number: int, spec: BackendSpec) -> Node:
     x = fn.slice(image, start=given("start"), shape=given("shape"), axes=(0, 1))
     x = fn.resize(x, size=[side, side], **_LINEAR)
     if jitters(recipe) and given("jittered"):
-        x = _jitter(x, recipe, given)
+        x = _jitter(x, recipe, spec, given)
     if recipe.grayscale and given("grayscale"):
         x = fn.color_space_conversion(_grey(x), image_type=types.GRAY, output_type=types.RGB)
     if recipe.blur and given("blurred"):
@@ -79,22 +79,31 @@ def _blurred(x: Node, spec: BackendSpec, given: Given) -> Node:
     return fn.filter(fn.filter(x, given("across")), given("down"))
 
 
-def _jitter(x: Node, recipe: ViewRecipe, given: Given) -> Node:
+def _jitter(x: Node, recipe: ViewRecipe, spec: BackendSpec, given: Given) -> Node:
     """Brightness, contrast, saturation, hue; a blend is summed in 1/64 of a level, then cut off."""
     if recipe.brightness:
         x = fn.brightness(x, brightness=given("brightness"), brightness_shift=_TRUNCATED)
     if recipe.contrast:
-        # The mean of the grey image rounded down, of which there is only the rounded one.
-        grey = (fn.reductions.mean(_grey(x)) - 0.5) * given("contrast_grey")
-        x = fn.brightness(x, brightness=given("contrast"), dtype=types.INT16)
-        x = fn.cast((x + fn.cast(grey, dtype=types.INT16)) >> _int16(6), dtype=types.UINT8)
+        x = _contrasted(x, spec, given)
     if recipe.saturation == 0 and recipe.hue == 0:
         return x
     planes = _saturated(x, recipe, given)
     if recipe.hue:
         planes = _turned(planes, given)
-    x = fn.cast(fn.stack(planes[0], planes[1], planes[2], axis=2), dtype=types.UINT8)
-    return fn.reshape(x, layout="HWC")
+    red, green, blue = (fn.cast(plane, dtype=types.UINT8) for plane in planes)
+    return fn.reshape(fn.stack(red, green, blue, axis=2), layout="HWC")
+
+
+def _contrasted(x: Node, spec: BackendSpec, given: Given) -> Node:
+    """Blended with the mean of its grey image."""
+    # The mean of the grey image rounded down, of which there is only the rounded one.
+    grey = (fn.reductions.mean(_grey(x)) - 0.5) * given("contrast_grey")
+    if spec.device == "cpu":
+        shift = grey / 255.0 + _TRUNCATED
+        return fn.brightness(x, brightness=given("contrast"), brightness_shift=shift)
+    # A parameter of an operator must not come from the GPU: the same in whole 64ths.
+    x = fn.brightness(x, brightness=given("contrast"), dtype=types.INT16)
+    return fn.cast((x + fn.cast(grey, dtype=types.INT16)) >> _int16(6), dtype=types.UINT8)
 
 
 def _saturated(x: Node, recipe: ViewRecipe, given: Given) -> list[Node]:

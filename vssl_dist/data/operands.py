@@ -35,7 +35,7 @@ def inputs(recipe: ViewRecipe, draw: Draws, on_gpu: bool) -> dict[str, NDArray[A
         "flip": draw.flip.astype(np.int32),
     }
     if jitters(recipe):
-        feed |= _jitter(recipe, draw)
+        feed |= _jitter(recipe, draw, on_gpu)
     if recipe.grayscale:
         feed["grayscale"] = draw.grayscale
     if recipe.blur:
@@ -46,14 +46,15 @@ def inputs(recipe: ViewRecipe, draw: Draws, on_gpu: bool) -> dict[str, NDArray[A
     return feed
 
 
-def _jitter(recipe: ViewRecipe, draw: Draws) -> dict[str, NDArray[Any]]:
+def _jitter(recipe: ViewRecipe, draw: Draws, on_gpu: bool) -> dict[str, NDArray[Any]]:
     factors = np.stack([draw.brightness, draw.contrast, draw.saturation, 1 + draw.hue])
     feed: dict[str, NDArray[Any]] = {"jittered": (factors != 1).any(axis=0)}
     if recipe.brightness:
         feed["brightness"] = draw.brightness
     if recipe.contrast:
-        feed["contrast"] = FINE * draw.contrast
-        feed["contrast_grey"] = FINE * (1 - draw.contrast)
+        parts = FINE if on_gpu else 1
+        feed["contrast"] = parts * draw.contrast
+        feed["contrast_grey"] = parts * (1 - draw.contrast)
     if recipe.saturation:
         feed["saturation"] = FINE * draw.saturation
         feed["saturation_grey"] = FINE * (1 - draw.saturation)
