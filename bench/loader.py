@@ -38,7 +38,7 @@ import psutil
 import torch
 
 from bench.loader_gpu import Busy, steps
-from bench.loader_memory import family, long_run
+from bench.loader_memory import MARKS, family, long_run
 from bench.loader_ours import STREAMS, ours, report_stages, run_config, stages
 from bench.loader_peers import Batches, TwoViews, decoding, imagefolder, tars
 from bench.shard import write_folder
@@ -203,6 +203,8 @@ def photographs(scratch: Path, args: argparse.Namespace) -> tuple[Path, Path]:
     """
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no CUDA device")
+    if args.long < 2 * MARKS:
+        raise ConfigError(f"--long {args.long}: must be at least {2 * MARKS}")
     if args.batch % STREAMS:
         raise ConfigError(f"--batch {args.batch}: must be a multiple of {STREAMS}")
     root = args.images or scratch / "images"

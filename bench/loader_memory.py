@@ -16,13 +16,16 @@ from data_prep.build import Options, build_all
 from data_prep.sources import SOURCES
 from data_prep.split import Request
 
+MARKS = 10
+"""Stretches of a long run."""
 
-def resident(batches: Iterator[Any], count: int, marks: int = 10) -> list[tuple[int, float]]:
-    """MiB of this process after each of ``marks`` equal stretches of ``count`` batches.
+
+def resident(batches: Iterator[Any], count: int) -> list[tuple[int, float]]:
+    """MiB of this process after each of `MARKS` equal stretches of ``count`` batches.
 
     The stretch before the first mark, in which buffers grow to their size, is run but not told.
     """
-    process, each = psutil.Process(), count // marks
+    process, each = psutil.Process(), count // MARKS
     found: list[tuple[int, float]] = []
     for done in range(each, count + 1, each):
         for _ in range(each):

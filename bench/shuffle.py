@@ -10,6 +10,7 @@ order is a function of the sizes of the shards.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def _pairs(batches: Sequence[Int64] | Int64) -> float:
         counts = np.unique(batch, return_counts=True)[1]
         equal += float((counts * (counts - 1)).sum())
         total += len(batch) * (len(batch) - 1)
-    return equal / total
+    return equal / total if total else math.nan
 
 
 def table(rows: Sequence[Quality]) -> str:

@@ -37,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("config", type=Path)
     top.add_argument("overrides", nargs="*", metavar="key=value")
     top.add_argument("--out", type=Path, required=True, help="the PNG to write")
-    top.add_argument("--rows", type=positive, default=8, help="images to show (default: 8)")
+    top.add_argument(
+        "--rows",
+        type=positive,
+        default=8,
+        help="images to show, at most those of a micro-step (default: 8)",
+    )
     return top
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 _MOST_SCANS = 100
 """Of a JPEG: each is a pass over the whole picture, and encoders make some ten."""
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 """What ends the coded data of a scan: restarts, and bytes of 255 in it, do not."""
 _SIZES = frozenset((*range(0xC0, 0xD0),)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _END, _ALONE = 0xDA, 0xD9, frozenset((0x01, *range(0xD0, 0xD9)))
@@ -50,7 +50,7 @@ def structure(data: bytes, kind: str | None) -> Structure:
 def _jpeg(data: bytes) -> Structure:
     at, scans, broken, untidy = 2, 0, "", ""
     while found := _MARKER.search(data, at):
-        if found.start() != at:
+        if data[at : found.start()].strip(b"\xff"):  # any number of these may come before one
             untidy = "JPEG with bytes between its segments"
         marker, start = found[1][0], found.end()
         if marker == _END:

@@ -49,7 +49,9 @@ def test_a_pipe_a_device_and_a_folder_are_left_alone(tmp_path: Path) -> None:
 
 def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for path in (tmp_path / "file" / "below.json", tmp_path / ("x" * 300)):
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    for path in (tmp_path / "file" / "below.json", tmp_path / ("x" * 300), tmp_path / "one"):
         with pytest.raises(OSError, match=r".") as caught:
             publish(path, b"x")
         assert caught.value.filename == str(path)

@@ -19,7 +19,10 @@ def publish(path: Path, data: bytes) -> None:
         OSError: Naming ``path``, and nothing is left behind: the disk is full, or it is a
             folder, a device or a pipe, which renaming would replace.
     """
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # which is what Python says of links in a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
     partial = target.with_name(f".tmp-{uuid4().hex[:12]}")
     try:
         if target.exists() and not target.is_file():

@@ -132,6 +132,13 @@ def test_a_jpeg_of_countless_scans_is_refused_before_they_are_decoded() -> None:
     assert "more than 100 scans" in found.reason
 
 
+def test_a_file_that_ends_in_erased_flash_is_walked_over_in_no_time() -> None:
+    erased = JPEG[: len(JPEG) // 2] + 20_000_000 * b"\xff"
+    start = time.process_time()
+    assert structure(erased, "JPEG") == ("", "", "")
+    assert time.process_time() - start < 5  # and not as many hours
+
+
 def test_channels_of_a_fraction_that_no_decoder_takes_are_refused() -> None:
     at = JPEG.index(b"\xff\xc0") + 11
     for luma, chroma, fine in ((0x31, 0x21, False), (0x22, 0x11, True), (0x41, 0x11, True)):

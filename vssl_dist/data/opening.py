@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -32,8 +31,14 @@ def watched(watch: ReadWatch, work: Callable[[], T], *, timeout_s: float, who: s
         yield work()
 
     check = partial(watch.check, timeout_s, who)
-    with closing(Prefetcher([done()], 1, check)) as results:
+    results = Prefetcher([done()], 1, check)
+    try:
         return next(results)
+    except KeyboardInterrupt:  # after which nobody waits for storage
+        results.abandon()
+        raise
+    finally:
+        results.close()
 
 
 def open_watched(

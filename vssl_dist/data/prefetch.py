@@ -77,10 +77,14 @@ class Prefetcher(Generic[T]):
         try:
             self._check()
         except BaseException:
-            self._stop.set()
-            self._halt.detach()
-            atexit.unregister(self._halt)
+            self.abandon()
             raise
+
+    def abandon(self) -> None:
+        """Let the threads end when they can, and wait for none."""
+        self._stop.set()
+        self._halt.detach()
+        atexit.unregister(self._halt)
 
     def close(self) -> None:
         """End the threads; what they had made ahead is dropped."""

@@ -10,7 +10,6 @@ header is looked at.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -226,11 +225,10 @@ class Dataset:
         """
         order = self._neighbours(planned)
         for candidate in order[order.index(after) + 1 :]:
-            ((shard, row),) = self._places(np.array([candidate]))
-            with suppress(OSError):
-                image, wrong = shard.checked(row)
-                if not wrong:
-                    return candidate, image, shard.rows[row]
+            number, row = (int(where[0]) for where in self.locate(np.array([candidate])))
+            shard, image, wrong = self._handles.checked(number, row)
+            if not wrong:
+                return candidate, image, shard.rows[row]
         raise DataError(
             f"{self.folder}: sample {planned}: not one usable image near it in its shard, nor in "
             f"the {_BEYOND} after that ({reason}): run data_prep/verify.py"
