@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import stat
 import tarfile
 import zlib
 from collections.abc import Callable, Generator
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
-from data_prep.files import read_regular
+from data_prep.files import open_regular, read_regular
 from data_prep.folder import FOUND, INPUTS, REJECTS
 from data_prep.images import DEFAULT, Rules, plain
 from data_prep.split import LABELS, UNLABELED
@@ -158,7 +156,7 @@ def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
     samples: list[str] = []
     try:
         rows = _rows(index, entry.samples)
-        with _regular(path) as file:
+        with open_regular(path) as file:
             for row, expected in enumerate(rows):
                 problem = _sample(file, task.first + row, expected, task)
                 samples += [f"{path}: sample {task.first + row}: {problem}"] if problem else []
@@ -175,7 +173,7 @@ def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
 
 def _compare_file(path: Path, sha256: str, size: int | None = None, slack: int = 0) -> list[str]:
     try:
-        with _regular(path) as file:
+        with open_regular(path) as file:
             actual = os.fstat(file.fileno()).st_size
             if size is not None and not size <= actual <= size + slack:
                 return [f"{path}: has {actual} bytes instead of {size}"]
@@ -183,20 +181,6 @@ def _compare_file(path: Path, sha256: str, size: int | None = None, slack: int =
     except OSError as error:
         return [f"{path}: cannot be read ({error.strerror or error})"]
     return [] if digest == sha256 else [f"{path}: sha256 is not the manifest's"]
-
-
-def _regular(path: Path) -> io.BufferedReader:
-    """``path``, opened if it is a file: a pipe would be waited for, a device has no end.
-
-    Raises:
-        OSError: It is none, or cannot be opened.
-    """
-    # Opening a pipe that nobody writes to would wait, too.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def _rows(path: Path, samples: int) -> NDArray[np.void]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -15,8 +16,22 @@ from vssl_dist.data.manifest import DataError
 _UNFINISHED = ".*.tmp-*"
 
 
+def open_regular(path: Path) -> io.BufferedReader:
+    """A file that is one, opened: a pipe would be waited for, a device has no end.
+
+    Raises:
+        OSError: It is no regular file, or cannot be opened.
+    """
+    # Opening a pipe that nobody writes to would wait, too.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a file that is one: a pipe would be waited for, a device has no end.
+    """The bytes of a regular file.
 
     Args:
         path: The file.
@@ -25,14 +40,10 @@ def read_regular(path: Path, limit: int) -> bytes:
     Raises:
         OSError: It is no regular file, is larger, or cannot be read.
     """
-    # Opening a pipe that nobody writes to would wait, too.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if facts.st_size > limit:
-            told = f"{facts.st_size} bytes are more than the limit of {limit}"
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            told = f"{size} bytes are more than the limit of {limit}"
             raise OSError(errno.EFBIG, told, str(path))
         return file.read()
 

@@ -80,7 +80,7 @@ def _blurred(x: Node, spec: BackendSpec, given: Given) -> Node:
 
 
 def _jitter(x: Node, recipe: ViewRecipe, spec: BackendSpec, given: Given) -> Node:
-    """Brightness, contrast, saturation, hue; a blend is summed in 1/64 of a level, then cut off."""
+    """Brightness, contrast, saturation, hue, each cut off to whole levels."""
     if recipe.brightness:
         x = fn.brightness(x, brightness=given("brightness"), brightness_shift=_TRUNCATED)
     if recipe.contrast:
