@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
+# Each worker takes whole files, because tests of one file share what is slow to make.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: quickstart test test-all lint install
 .DELETE_ON_ERROR:
@@ -23,7 +25,7 @@ quickstart: $(STAMP)
 	@$(BIN)/python launch/quickstart.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(PYTEST) -m "not slow and not slurm"
 
 test-all: test
 	$(BIN)/python -m pytest -m "slow or slurm"

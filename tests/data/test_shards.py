@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import json
@@ -384,6 +385,24 @@ def test_an_index_is_never_unpickled_and_its_header_never_believed(foreign: Path
         with pytest.raises(DataError, match=r"shard-000000\.idx\.npy") as caught:
             Dataset.open(foreign).read_checked(np.array([1]))
         assert "\n" not in str(caught.value), what
+
+
+def test_an_index_is_read_without_pythons_parser_which_two_threads_cannot_share(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*_: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")  # CPython 3.11 in threads
+
+    blob = as_npy(rows := rows_of(foreign))
+    words, rest = blob[10 : -rows.nbytes].rstrip(), rows.tobytes()
+    tight = blob[:8] + (len(words) + 1).to_bytes(2, "little") + words + b"\n" + rest
+    expected = Dataset.open(foreign).read_checked(np.arange(8))
+    for index in (blob, tight):  # numpy fills headers up with blanks, some versions with others
+        edit_index(foreign, index)
+        with monkeypatch.context() as patched:
+            patched.setattr(ast, "parse", parse)
+            samples = Dataset.open(foreign).read_checked(np.arange(8))
+        assert [d.tobytes() for d in samples.data] == [d.tobytes() for d in expected.data]
 
 
 def test_an_index_grown_beyond_measure_under_a_run_is_not_read(foreign: Path) -> None:
