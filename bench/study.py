@@ -66,13 +66,15 @@ def outcome(study: Study, trial: Trial) -> Outcome:
 
 def _same(trial: Trial, written: Path) -> None:
     then = config.load(written, methods=CONFIGS)
+    # Results are kept by density: another one is asked of the same exports.
     tasks = [
-        [task.absolute().model_dump() for task in cfg.evaluations] for cfg in (then, trial.cfg)
+        [task.absolute().model_dump(exclude={"density"}) for task in cfg.evaluations]
+        for cfg in (then, trial.cfg)
     ]
     if config.frozen_part(then) != config.frozen_part(trial.cfg) or tasks[0] != tasks[1]:
         raise ConfigError(
             f"{trial.label}: {trial.cfg.dir} was begun with another configuration: rename the "
-            "study file, or delete that folder"
+            "study file, which gives its runs other names"
         )
 
 
@@ -92,7 +94,10 @@ def run(study: Study, trial: Trial) -> None:
     code = submit.main(["--local", str(study.ranks), *given])
     trouble = DIVERGED if code == 1 and _diverged(trial) else ""
     if code == 0:
-        code = evaluate.main([str(trial.cfg.dir), "--task", ",".join(study.tasks)])
+        words = ["--task", ",".join(study.tasks)]
+        if trial.density and "ood" in study.tasks:
+            words += ["--density", trial.density]
+        code = evaluate.main([str(trial.cfg.dir), *words])
     log.write(running=False, seconds=spent + time.monotonic() - start, trouble=trouble)
     if code and not trouble:
         raise Refused(code)
@@ -111,7 +116,9 @@ def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> 
         key = (trial.point, trial.factor, trial.value)
         outcomes.setdefault(key, []).append(outcome(study, trial))
     drawing = page.with_suffix(".png")
+    densities = ", ".join(sorted({trial.density for trial in planned if trial.density}))
     facts = {"command": command, "place": place(study), "picture": drawing.name}
+    facts |= {"densities": densities} if densities else {}
     others = study_report.others(study, planned[0].export.parent)
     text = study_report.document(study, outcomes, others, facts)
     publish(drawing, png(picture(study, outcomes, others)))

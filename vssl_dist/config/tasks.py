@@ -65,8 +65,21 @@ class TaskConfig(Model):
         """How many images of each split it wants, by the split's part; None: all."""
         return {"queries": self.max_queries}
 
+    @property
+    def stem(self) -> str:
+        """How the names of its results begin: other results, other names."""
+        return self.task
+
     def absolute(self) -> Self:
         """The same task whatever folder a job starts in."""
+        return self
+
+    def asked_of(self, *, embedding_density: bool) -> Self:
+        """The same task without what means nothing for a method.
+
+        Args:
+            embedding_density: Whether the method has likelihoods of an embedding.
+        """
         return self
 
 
@@ -132,8 +145,10 @@ class OodConfig(BankConfig):
     """Of the logistic regression whose largest probability is a score."""
     bootstrap: Annotated[int, Field(ge=0, le=10_000)] = 200
     """Resamplings behind the 95 % intervals; 0: none."""
-    density: Literal["cartesian", "polar"] = "cartesian"
-    """VJE: whether likelihoods are densities of the embedding, or of its direction and norm."""
+    density: Literal["polar", "cartesian"] = "polar"
+    """VJE: whether likelihoods are densities of the embedding's direction and norm, as in training,
+    or, as a control, of the embedding itself: that ranks images by their norm, large ones foreign.
+    """
     draws: Positive = 8
     """VJE and VSSL: samples of a posterior behind an expected likelihood."""
     posteriors: Positive = 256
@@ -142,9 +157,22 @@ class OodConfig(BankConfig):
     """VJE and VSSL: pairs of augmented views that explain each other; two more passes over the
     images for each.  0: none, and none of VSSL's scores that need them."""
 
+    @property
+    def stem(self) -> str:
+        """How the names of its results begin: other results, other names."""
+        return self.task if self.density == "polar" else f"{self.task}-{self.density}"
+
     def absolute(self) -> OodConfig:
         """The same task whatever folder a job starts in."""
         return self.model_copy(update={"ood": {k: Path(v).absolute() for k, v in self.ood.items()}})
+
+    def asked_of(self, *, embedding_density: bool) -> OodConfig:
+        """The same task without what means nothing for a method.
+
+        Args:
+            embedding_density: Whether the method has likelihoods of an embedding.
+        """
+        return self if embedding_density else self.model_copy(update={"density": "polar"})
 
 
 class CollapseConfig(TaskConfig):
