@@ -6,6 +6,7 @@ from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.reading import ConfigError, dump, load, load_block, loads
 from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
 from vssl_dist.config.schema import RunConfig, frozen_part
+from vssl_dist.config.task import TaskConfig
 from vssl_dist.config.tasks import (
     TASKS,
     CollapseConfig,
@@ -15,7 +16,6 @@ from vssl_dist.config.tasks import (
     LinearConfig,
     OnlineConfig,
     OodConfig,
-    TaskConfig,
     UncertaintyConfig,
     read_task,
 )

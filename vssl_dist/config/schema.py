@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from vssl_dist.config.blocks import CheckpointConfig, DataConfig, EngineConfig, OptimConfig
 from vssl_dist.config.fields import FilePath, MethodConfig, Model, Positive, as_tuple
-from vssl_dist.config.tasks import Evaluation, OnlineConfig, OodConfig, TaskConfig
+from vssl_dist.config.task import TaskConfig
+from vssl_dist.config.tasks import Evaluation, OnlineConfig, OodConfig
 
 
 class RunConfig(Model):
