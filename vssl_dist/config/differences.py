@@ -13,6 +13,8 @@ _LONGEST = 60
 def differences(then: Any, now: Any, key: str = "") -> list[str]:
     """Dotted keys whose values differ, each with both values; of lists also the place.
 
+    The name of a block comes before its other keys.
+
     Args:
         then: What was, as plain values.
         now: What is.
@@ -29,10 +31,11 @@ def differences(then: Any, now: Any, key: str = "") -> list[str]:
     blocks = [side for side in (then, now) if isinstance(side, Mapping)]
     if blocks and all(side is None or side in blocks for side in (then, now)):
         old, new = then or {}, now or {}
-        names = sorted(old.keys() | new.keys(), key=str)
+        names = sorted(old.keys() | new.keys(), key=lambda name: (name != "name", str(name)))
         each = ((name, f"{key}.{name}" if key else str(name)) for name in names)
         return [said for n, to in each for said in differences(old.get(n), new.get(n), to)]
-    if _has_entries(then) and _has_entries(now):
+    lists = all(isinstance(side, (list, tuple)) for side in (then, now))
+    if lists and (_has_entries(then) or _has_entries(now)):
         count = [] if len(then) == len(now) else [f"{key} ({_text(then)} then, {_text(now)} now)"]
         pairs = enumerate(zip(then, now, strict=False))
         return count + [said for n, pair in pairs for said in differences(*pair, f"{key}[{n}]")]
