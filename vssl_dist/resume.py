@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from vssl_dist import __version__, checkpoint, config, dist
-from vssl_dist.config import ConfigError, RunConfig, differences
+from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config.differences import differences, named
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
 from vssl_dist.data.loader import Loader
 from vssl_dist.data.opening import open_watched
@@ -24,8 +25,6 @@ from vssl_dist.installed import commit
 from vssl_dist.methods import CONFIGS
 
 _REMEDY = "give this run another name, with name=..."
-_NAMED = 8
-"""So many keys that differ are named in a refusal, the others counted."""
 
 
 class Saver:
@@ -182,6 +181,4 @@ def _completed(experiment: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
 
 
 def _other(cfg: RunConfig, changed: list[str]) -> str:
-    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
-    named = f"{', '.join(changed[:_NAMED])}{more}"
-    return f"run {cfg.name} was started with other {named}: {_REMEDY}"
+    return f"run {cfg.name} was started with other {named(changed)}: {_REMEDY}"

@@ -1,7 +1,6 @@
 """The run configuration: read strictly from YAML, so that a typo dies on the login node."""
 
 from vssl_dist.config.blocks import CheckpointConfig, DataConfig, EngineConfig, OptimConfig
-from vssl_dist.config.differences import differences
 from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.reading import ConfigError, dump, load, load_block, loads
 from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
@@ -42,7 +41,6 @@ __all__ = [
     "TaskConfig",
     "UncertaintyConfig",
     "ViewRecipe",
-    "differences",
     "dump",
     "frozen_part",
     "load",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SHORT = 4
 """A list of so many plain values is one value."""
 _LONGEST = 60
+_NAMED = 8
 
 
 def differences(then: Any, now: Any, key: str = "") -> list[str]:
@@ -40,6 +41,16 @@ def differences(then: Any, now: Any, key: str = "") -> list[str]:
         pairs = enumerate(zip(then, now, strict=False))
         return count + [said for n, pair in pairs for said in differences(*pair, f"{key}[{n}]")]
     return [f"{key} ({_text(then)} then, {_text(now)} now)"]
+
+
+def named(changed: Sequence[str]) -> str:
+    """The first few of the keys that differ in one line, the others counted.
+
+    >>> named(["seed (0 then, 1 now)", "lr (1 then, 2 now)"])
+    'seed (0 then, 1 now), lr (1 then, 2 now)'
+    """
+    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+    return f"{', '.join(changed[:_NAMED])}{more}"
 
 
 def _has_entries(value: Any) -> bool:
