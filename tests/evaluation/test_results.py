@@ -27,6 +27,7 @@ from vssl_dist.evaluation.one_class import OTHERS, Trained, bars, markdown
 from vssl_dist.evaluation.posterior import Posterior
 from vssl_dist.evaluation.results import LIKELIHOODS, read_result, shown
 from vssl_dist.evaluation.task import evaluate
+from vssl_dist.evaluation.tasks import TASKS
 from vssl_dist.evaluation.variational import Variational, variational_scores
 from vssl_dist.jobs.evaluation import Due
 from vssl_dist.methods import CONFIGS
@@ -142,7 +143,11 @@ def test_the_norm_is_a_baseline_and_a_short_embedding_counts_as_foreign(
 
 
 def test_results_of_two_densities_lie_side_by_side_and_their_curves_apart(
-    path: Path, data: Path, task: OodConfig, capsys: pytest.CaptureFixture[str]
+    path: Path,
+    data: Path,
+    task: OodConfig,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     polar = evaluate(path, task)
     other = evaluate(path, cartesian(task))
@@ -163,10 +168,15 @@ def test_results_of_two_densities_lie_side_by_side_and_their_curves_apart(
     change(path, config=read_card(path)["config"] | {"evaluations": [own]})
     for density, due in (("polar", task), ("cartesian", cartesian(task))):
         assert Due(path, STEP, due).final()
-        assert main([str(path), "--device", "cpu", "--task", "ood", "--density", density]) == 0
-        said = capsys.readouterr().out.replace("\n", " ")
-        assert f"s1 self likelihood {density}" in said
-        assert f"s4 posterior size {density}" not in said
+        figures = TASKS["ood"].columns(shown(polar if density == "polar" else other))
+        for columns in ("20", "40", "80", "200"):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert main([str(path), "--device", "cpu", "--task", "ood", "--density", density]) == 0
+            said = capsys.readouterr().out
+            assert "…" not in said
+            assert [f for pair in figures.items() for f in pair if f not in said] == []
+        assert f"others s1 self likelihood {density}" in figures
+        assert "others s4 posterior size" in figures
 
 
 def test_an_old_result_is_marked_and_never_taken_for_a_polar_one(
@@ -243,6 +253,12 @@ def test_one_class_tables_and_bars_name_the_density() -> None:
         assert all(f"| norm | s1 self likelihood {density} |" in head for head in heads)
         legend = bars("vje", trained).legends[0].get_texts()
         assert f"s5 bank likelihood {density}" in [text.get_text() for text in legend]
+
+
+def test_a_collapse_table_has_every_digit_before_the_point() -> None:
+    figures = {"rankme": 1234.56, "spread": 0.58449, "alignment": None, "width": 3072}
+    shown_as = TASKS["collapse"].columns(figures)
+    assert shown_as == {"rankme": "1235", "spread": "0.584", "width": "3072"}
 
 
 def test_the_rank_of_centred_features_has_a_name_of_its_own_also_in_old_results(

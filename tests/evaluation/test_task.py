@@ -205,7 +205,7 @@ def not_finite(path: Path, data: Path) -> None:
         (cut_short, ExportError, "damaged, or not safetensors"),
         (one_bit, ExportError, "not those its card was written for"),
         (another_backbone, ExportError, "tensors differ"),
-        (unreadable_folder, DataError, "/absent/train"),
+        (unreadable_folder, DataError, "absent/train"),
         (bank_is_query, DataError, "find itself"),
         (other_classes, DataError, "16 classes"),
         (not_finite, DataError, "not finite"),
