@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench import study_report
 from bench.study_log import Log, claimed, commit, place
@@ -31,7 +32,8 @@ from bench.study_plan import Study, Trial, read_study, trials
 from bench.study_report import Key, Outcome
 from launch import evaluate, submit
 from vssl_dist import config
-from vssl_dist.config import ConfigError
+from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config.differences import differences, named
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
 from vssl_dist.evaluation.plots import png
@@ -66,14 +68,19 @@ def outcome(study: Study, trial: Trial) -> Outcome:
 
 def _same(trial: Trial, written: Path) -> None:
     then = config.load(written, methods=CONFIGS)
-    tasks = [
-        [task.absolute().model_dump() for task in cfg.evaluations] for cfg in (then, trial.cfg)
-    ]
-    if config.frozen_part(then) != config.frozen_part(trial.cfg) or tasks[0] != tasks[1]:
+    if changed := differences(_asked(then), _asked(trial.cfg)):
         raise ConfigError(
-            f"{trial.label}: {trial.cfg.dir} was begun with another configuration: rename the "
-            "study file, or delete that folder"
+            f"{trial.label}: {trial.cfg.dir} was begun with another configuration, "
+            f"{named(changed)}: rename the study file, which gives its runs other names"
         )
+
+
+def _asked(cfg: RunConfig) -> dict[str, Any]:
+    """What a study file says of a run."""
+    # Results are kept by density: another one is asked of the same exports.
+    tasks = (task.absolute() for task in cfg.evaluations)
+    evaluations = [task.model_dump(mode="json", exclude={"density"}) for task in tasks]
+    return config.frozen_part(cfg) | {"evaluations": evaluations}
 
 
 def run(study: Study, trial: Trial) -> None:
@@ -92,7 +99,10 @@ def run(study: Study, trial: Trial) -> None:
     code = submit.main(["--local", str(study.ranks), *given])
     trouble = DIVERGED if code == 1 and _diverged(trial) else ""
     if code == 0:
-        code = evaluate.main([str(trial.cfg.dir), "--task", ",".join(study.tasks)])
+        words = ["--task", ",".join(study.tasks)]
+        if trial.density and "ood" in study.tasks:
+            words += ["--density", trial.density]
+        code = evaluate.main([str(trial.cfg.dir), *words])
     log.write(running=False, seconds=spent + time.monotonic() - start, trouble=trouble)
     if code and not trouble:
         raise Refused(code)
@@ -111,7 +121,9 @@ def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> 
         key = (trial.point, trial.factor, trial.value)
         outcomes.setdefault(key, []).append(outcome(study, trial))
     drawing = page.with_suffix(".png")
+    densities = ", ".join(sorted({trial.density for trial in planned if trial.density}))
     facts = {"command": command, "place": place(study), "picture": drawing.name}
+    facts |= {"densities": densities} if densities else {}
     others = study_report.others(study, planned[0].export.parent)
     text = study_report.document(study, outcomes, others, facts)
     publish(drawing, png(picture(study, outcomes, others)))

@@ -13,9 +13,10 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from vssl_dist import config
-from vssl_dist.config import ConfigError, Model, RunConfig, load_block
+from vssl_dist.config import ConfigError, Model, OodConfig, RunConfig, load_block
 from vssl_dist.config.fields import FilePath, Positive, as_tuple
 from vssl_dist.data.shards import Dataset
+from vssl_dist.evaluation.results import FORMAT, read_result
 from vssl_dist.jobs.evaluation import Due
 from vssl_dist.methods import CONFIGS
 
@@ -110,13 +111,26 @@ class Trial:
         return self.cfg.dir / "export" / f"backbone-{steps:08d}.safetensors"
 
     def results(self) -> dict[str, dict[str, object]] | None:
-        """What each evaluation of the last export found; None: something is not there, or torn."""
+        """What each evaluation of the last export found.
+
+        None: something is not there, torn, or what an earlier version found.
+        """
         export = self.export
         step = int(export.stem.rpartition("-")[2])
-        due = [Due(export, step, task) for task in self.cfg.evaluations]
+        due = [Due(export, step, task) for task in self.cfg.tasks]
         if not all(one.done() for one in due):
             return None
-        return {one.task.task: json.loads(one.result.read_text())["results"] for one in due}
+        results = {one.task.task: read_result(one.result) for one in due}
+        if any(result.get("format") != FORMAT for result in results.values()):
+            return None
+        return {task: result["results"] for task, result in results.items()}
+
+    @property
+    def density(self) -> str | None:
+        """Of the likelihoods in task ood, where the method and the study have them."""
+        tasks = (task for task in self.cfg.tasks if isinstance(task, OodConfig))
+        judges = self.cfg.method.has_embedding_density
+        return next((task.density for task in tasks), None) if judges else None
 
 
 def read_study(path: Path) -> Study:

@@ -13,6 +13,7 @@ from typing import Any
 
 from bench.study_plan import BASE, Study
 from vssl_dist.config import ConfigError
+from vssl_dist.evaluation.results import LIKELIHOODS
 
 Figures = dict[str, float]
 """A run's figures by their columns."""
@@ -180,7 +181,8 @@ def document(
         study: The study.
         outcomes: Of every run, by point, factor and value: one per seed.
         others: By row, figures of what was not trained and those of columns from elsewhere.
-        facts: ``command``, ``picture``, and ``place`` of runs that did not note theirs.
+        facts: ``command``, ``picture``, ``place`` of runs that did not note theirs and, where there
+            are likelihoods of task ood, their ``densities``.
     """
     planned = [one for seeds in outcomes.values() for one in seeds]
     ran = [one for one in planned if one.figures is not None or one.trouble]
@@ -200,6 +202,7 @@ def document(
         "## Base points",
         base_table(study, outcomes, others),
         *(f"{column}: `{one.command}`" for column, one in study.elsewhere.items()),
+        _densities(study, facts),
     ]
     for factor in study.factors:
         parts += [
@@ -217,6 +220,13 @@ def _places(ran: Sequence[Outcome]) -> str:
     if len(places) == 1:
         return places[0][0]
     return " or ".join(f"{place} ({times} of them)" for place, times in places)
+
+
+def _densities(study: Study, facts: Mapping[str, str]) -> str:
+    """What VJE's likelihoods are densities of, if the table has some."""
+    if not any(set(LIKELIHOODS) & set(path) for path in study.columns.values()):
+        return ""
+    return f"Likelihoods of VJE: `density: {facts['densities']}`." if "densities" in facts else ""
 
 
 def _spread(study: Study) -> str:

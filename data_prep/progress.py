@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from vssl_dist.bars import WholeProgress
 
 
 class _Rate(ProgressColumn):
@@ -40,6 +41,6 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with WholeProgress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda samples: progress.advance(task, samples)

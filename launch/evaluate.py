@@ -3,6 +3,7 @@
     python launch/evaluate.py runs/quickstart --baselines
     python launch/evaluate.py runs/quickstart --task knn,linear,collapse
     python launch/evaluate.py runs/cifar10_vje --task ood --data svhn=data/svhn/val
+    python launch/evaluate.py runs/cifar10_vje --task ood --density cartesian
     python launch/evaluate.py runs/quickstart/export/backbone-00000600.safetensors
 
 Results lie beside the exports and are not computed twice.
@@ -25,12 +26,13 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 from filelock import Timeout
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
+from launch import tables
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.exports import read_card
+from vssl_dist.evaluation.posterior import has_embedding_density
+from vssl_dist.evaluation.results import shown
 from vssl_dist.evaluation.splits import need_posterior
 from vssl_dist.evaluation.subject import Images
 from vssl_dist.evaluation.task import Place, baselines, evaluate, exports
@@ -59,6 +61,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="other shard folders than the run's: bank,queries; or one that task ood tells apart "
         "(may be repeated)",
     )
+    parser.add_argument(
+        "--density",
+        choices=["polar", "cartesian"],
+        help="of VJE's likelihoods in task ood, instead of the run's own setting",
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], help="the GPU if there is one")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (2)")
     parser.add_argument(
@@ -76,11 +83,16 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def tasks_of(card: dict[str, Any], names: str) -> list[TaskConfig]:
+def tasks_of(card: dict[str, Any], names: str, density: str | None = None) -> list[TaskConfig]:
     """The run's own settings of the named tasks, or the tasks' defaults.
 
+    Args:
+        card: Of the export.
+        names: With commas between.
+        density: Of the likelihoods in task ood, instead of the run's own.
+
     Raises:
-        ConfigError: A name is none of a task, or stands twice.
+        ConfigError: A name is none of a task, or stands twice; or no likelihood has a density.
     """
     own = {s.get("task"): s for s in card.get("config", {}).get("evaluations", ())}
     wanted = [name.strip() for name in names.split(",")]
@@ -88,11 +100,20 @@ def tasks_of(card: dict[str, Any], names: str) -> list[TaskConfig]:
         if name not in TASKS or wanted.count(name) > 1:
             problem = "stands twice" if name in TASKS else f"is not one of {', '.join(TASKS)}"
             raise ConfigError(f"--task {names}: {name!r} {problem}")
-    return [read_task(own.get(name, {"task": name})) for name in wanted]
+    likelihoods = has_embedding_density(card)
+    if density and not (likelihoods and "ood" in wanted):
+        raise ConfigError(
+            f"--density {density}: is for task ood of an export of vje with its posterior: "
+            "leave it out"
+        )
+    settings = {name: own.get(name, {"task": name}) for name in wanted}
+    if density:
+        settings["ood"] = settings["ood"] | {"density": density}
+    tasks = [read_task(raw) for raw in settings.values()]
+    return [task.asked_of(embedding_density=likelihoods) for task in tasks]
 
 
 Line = tuple[str, dict[str, Any]]
-_WIDEST = 9
 
 
 def lines(
@@ -109,7 +130,7 @@ def lines(
     for export in found:
         step = read_card(export)["step"]
         for task in tasks:
-            results = _evaluated(Due(export, step, task), place)["results"]
+            results = shown(_evaluated(Due(export, step, task), place))
             made[task.task].append((f"step {step}", results))
     return made
 
@@ -150,22 +171,10 @@ def _device() -> Device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def table(task: str, lines: Sequence[Line]) -> Table:
-    """One row per line and one column per figure, or the other way round where those are many."""
+def cells(task: str, lines: Sequence[Line]) -> tuple[str, list[tables.Line]]:
+    """What a task's table is called, and its figures as text."""
     kind = MEASURES[task]
-    cells = [(name, kind.columns(results)) for name, results in lines]
-    figures = list(dict.fromkeys(figure for _, row in cells for figure in row))
-    heads, rows = figures, [(name, [row.get(f, "-") for f in figures]) for name, row in cells]
-    if len(figures) > _WIDEST:
-        heads = [name for name, _ in cells]
-        rows = [(figure, [row.get(figure, "-") for _, row in cells]) for figure in figures]
-    shown = Table()
-    shown.add_column(kind.title)
-    for head in heads:
-        shown.add_column(head, justify="right")
-    for name, row in rows:
-        shown.add_row(name, *row)
-    return shown
+    return kind.title, [(name, kind.columns(results)) for name, results in lines]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -173,7 +182,7 @@ def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     try:
         found = exports(args.target)
-        tasks, place = tasks_of(read_card(found[-1]), args.task), place_of(args)
+        tasks, place = tasks_of(read_card(found[-1]), args.task, args.density), place_of(args)
         if place.ood and not any(isinstance(task, OodConfig) for task in tasks):
             raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
         for task in tasks:  # all that is missing is said before the first of them runs
@@ -196,8 +205,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command does what is missing", file=sys.stderr)
         return 130
-    for name, shown in made.items():
-        Console().print(table(name, shown))
+    for name, results in made.items():
+        tables.show(*cells(name, results))
     send(found[-1].parent.parent)  # also what an evaluation left when MLflow was out of reach
     return 0
 

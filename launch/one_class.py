@@ -39,9 +39,10 @@ from vssl_dist.durable import publish
 from vssl_dist.evaluation import one_class
 from vssl_dist.evaluation.one_class import OTHERS, Trained
 from vssl_dist.evaluation.plots import png
+from vssl_dist.evaluation.results import read_result
 from vssl_dist.methods import CONFIGS
 
-RESULT, BASELINES = "export/ood-????????.json", "export/ood-baselines.json"
+BASELINES = "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
 """What a config gets that has no task ood: its own defaults would take longer than training."""
 
@@ -123,9 +124,20 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
     subset(val, others, trial.data / OTHERS)
 
 
+def task_of(cfg: RunConfig) -> OodConfig:
+    """Task ood as the config asks it of its method."""
+    task = next((t for t in cfg.evaluations if isinstance(t, OodConfig)), QUICK)
+    return task.asked_of(embedding_density=cfg.method.has_embedding_density)
+
+
+def results(trial: Trial, cfg: RunConfig) -> list[Path]:
+    """Those of the finished evaluations of one class, the latest step's last."""
+    return sorted(trial.run.glob(f"export/{task_of(cfg).stem}-????????.json"))
+
+
 def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
     """What makes the config that of one class; the settings of its task ood stay."""
-    task = next((t for t in cfg.evaluations if isinstance(t, OodConfig)), QUICK)
+    task = task_of(cfg)
     changed = {"ood": {OTHERS: trial.data / OTHERS}, "every_epochs": cfg.optim.epochs}
     values: dict[str, Any] = {
         "name": trial.run.name,
@@ -139,11 +151,13 @@ def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
 
 def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
     """Train and evaluate one class, or what is missing of it; the first exit code that is not 0."""
-    start, before = time.monotonic(), any(trial.run.glob(RESULT))
+    start, before = time.monotonic(), bool(results(trial, cfg))
     given = [str(args.config), *args.overrides, *overrides(trial, cfg)]
     code = call("launch/submit.py", f"--local={args.ranks}", *given)
     if code == 0:
         words = [str(trial.run), "--task", "ood"] + ["--baselines"] * args.baselines
+        if cfg.method.has_embedding_density:  # a run that is there may have been begun with another
+            words += ["--density", task_of(cfg).density]
         code = call("launch/evaluate.py", *words)
     if not before:
         spent = trial.seconds() + time.monotonic() - start
@@ -151,9 +165,9 @@ def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
     return code
 
 
-def collect(trial: Trial, with_baselines: bool) -> Trained:
+def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
     """The results of a finished class."""
-    result = json.loads(max(trial.run.glob(RESULT)).read_text())
+    result = read_result(results(trial, cfg)[-1])
     baselines = {}
     if with_baselines:
         baselines = json.loads((trial.run / BASELINES).read_text())["results"]
@@ -204,7 +218,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         if code := finish(trial, cfg, args):
             print(f"{trial.name} is not finished: the same command goes on", file=sys.stderr)
             return code
-        trained.append(collect(trial, args.baselines))
+        trained.append(collect(trial, cfg, args.baselines))
         table = report(cfg, trained, command, len(planned))
     print(f"\n{table}\n{cfg.out / cfg.name}/one_class.md, .json and .png")
     return 0

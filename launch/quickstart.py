@@ -20,9 +20,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     require_packages()
 
-from rich.console import Console
-from rich.table import Table
-
+from launch import tables
 from launch.commands import ROOT, call
 
 RUN = Path("runs/quickstart")
@@ -66,22 +64,15 @@ def accuracies() -> dict[str, float]:
 
 def summarise(seconds: dict[str, float]) -> int:
     """Print what came of it; the exit code says whether it is what it should be."""
-    console = Console()
-    phases = Table(title="\nseconds", title_justify="left", show_header=False)
     stamp = ROOT / ".venv" / "installed"
-    if stamp.exists():
-        phases.add_row("install (once)", stamp.read_text().strip())
-    for name, value in seconds.items():
-        phases.add_row(name, f"{value:.0f}")
-    console.print(phases)
+    install = {"install (once)": stamp.read_text().strip()} if stamp.exists() else {}
+    spent = install | {name: f"{value:.0f}" for name, value in seconds.items()}
+    print()
+    tables.show("phase", [(name, {"seconds": value}) for name, value in spent.items()])
 
     found = accuracies()
-    table = Table(title="\nk-NN top-1 on patches that training never saw", title_justify="left")
-    table.add_column("features")
-    table.add_column("%", justify="right")
-    for name, value in found.items():
-        table.add_row(name, f"{value:.1f}")
-    console.print(table)
+    print("\nk-NN top-1 on patches that training never saw")
+    tables.show("features", [(name, {"%": f"{value:.1f}"}) for name, value in found.items()])
 
     gain = list(found.values())[-1] - found["random network"]
     print(f"VJE ends {gain:.1f} points above the random network")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.support.photos import tiny_dataset
 from tests.support.shards import rewritten, stored
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config.differences import differences
 from vssl_dist.data.shards import Dataset
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume, same_experiment
@@ -80,3 +82,80 @@ def test_a_run_does_not_go_on_with_data_that_changed(tmp_path: Path) -> None:
 def test_patience_and_budget_may_change_on_a_resume(tmp_path: Path) -> None:
     other = read(tmp_path, "data.timeout_s=1.0", "data.max_bad=0.5")
     assert config.frozen_part(other) == config.frozen_part(read(tmp_path))
+
+
+def refusal(cfg: RunConfig, then: dict[str, Any]) -> str:
+    """What is said of a run whose checkpoint has this experiment."""
+    facts = {"experiment": then, "fingerprint": "f", "world_size": 2}
+    with pytest.raises(ConfigError) as refused:
+        same_experiment(cfg, facts, 2, "f")
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["data.views=[{recipe: cifar, crop_scale: [0.3, 1]}, cifar]"],
+            ["data.views[0].crop_scale ([0.2, 1.0] then, [0.3, 1.0] now)"],
+        ),
+        (
+            ["data.views=[cifar, {recipe: cifar, blur: 0.25, size: 24}]"],
+            ["data.views[1].blur (0.0 then, 0.25 now)", "data.views[1].size (None then, 24 now)"],
+        ),
+        (
+            [
+                "method={name: dino, backbone: resnet10_c16, local_crops: 1}",
+                "data.views=[cifar, cifar, cifar]",
+            ],
+            ["data.views (2 entries then, 3 entries now)", "method.name (vje then, dino now)"],
+        ),
+        (["online={lr: 0.3}"], ["online.lr (None then, 0.3 now)"]),
+        (["optim.max_steps=70", "seed=3"], ["optim.max_steps (None then, 70 now)", "seed (0 "]),
+        (["engine.ema_decay=[0.9, 0.95]"], ["engine.ema_decay ("]),
+    ],
+)
+def test_a_refusal_names_the_keys_that_differ_also_within_lists(
+    tmp_path: Path, overrides: list[str], said: list[str]
+) -> None:
+    line = refusal(read(tmp_path, *overrides), config.frozen_part(read(tmp_path)))
+    assert [words for words in said if words not in line] == []
+    assert not set("{}\n") & set(line), "no dictionary, and one line"
+    assert len(line) < 700
+    assert line.endswith(": give this run another name, with name=...")
+    assert "remove" not in line
+
+
+def test_of_many_keys_some_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    views = "data.views=[imagenet_byol_1, imagenet_byol_2]".replace("imagenet_", "")
+    old, new = read(tmp_path), read(tmp_path, views, "seed=9", "optim.base_lr=0.5")
+    line = refusal(new, config.frozen_part(old))
+    differing = differences(config.frozen_part(old), config.frozen_part(new))
+    assert line.count(" then, ") == 8
+    assert f" and {len(differing) - 8} more: give this run another name" in line
+    assert len(line) < 700
+
+
+def test_a_recipe_that_an_older_schema_kept_by_name_is_told_by_its_names(tmp_path: Path) -> None:
+    then = config.frozen_part(read(tmp_path))
+    then["data"]["views"] = ["moco", "cifar"]
+    then["data"]["gone"] = {"a": 1, "b": [1, 2]}
+    line = refusal(read(tmp_path), then)
+    assert "data.gone.a (1 then, None now)" in line
+    assert "data.views[0] (moco then, a block of " in line
+    assert "{" not in line
+
+
+def test_no_refusal_of_a_run_advises_to_remove_it(begun: Path) -> None:
+    facts = {"experiment": config.frozen_part(read(begun)), "fingerprint": "f", "world_size": 2}
+    refusals = []
+    for world_size, fingerprint, overrides in ((3, "f", []), (2, "g", []), (2, "f", ["seed=1"])):
+        with pytest.raises(ConfigError) as refused:
+            same_experiment(read(begun, *overrides), facts, world_size, fingerprint)
+        refusals.append(str(refused.value))
+    with pytest.raises(ConfigError) as refused:
+        check_resume(read(begun, "seed=1"), world_size=2)
+    refusals.append(str(refused.value))
+    for line in refusals:
+        assert "name=..." in line
+        assert not any(word in line for word in ("remove", "delete", str(begun / "runs")))

@@ -95,8 +95,8 @@ def newest(root: Path) -> Committed | None:
         all_or_none(bind(_set_aside, path, problem), only_on=0)
     if names or set_aside:
         raise CheckpointError(
-            f"every checkpoint in {root} is damaged (see *.corrupt there): restore one, or remove "
-            "that folder to start again from step 0"
+            f"every checkpoint in {root} is damaged (see *.corrupt there): restore one, or give "
+            "the run another name, with name=..., to start again from step 0"
         )
     return None
 

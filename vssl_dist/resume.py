@@ -15,6 +15,7 @@ import yaml
 
 from vssl_dist import __version__, checkpoint, config, dist
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config.differences import differences, named
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
 from vssl_dist.data.loader import Loader
 from vssl_dist.data.opening import open_watched
@@ -22,6 +23,8 @@ from vssl_dist.engine import Engine
 from vssl_dist.evaluation.online import NoProbe, OnlineProbe
 from vssl_dist.installed import commit
 from vssl_dist.methods import CONFIGS
+
+_REMEDY = "give this run another name, with name=..."
 
 
 class Saver:
@@ -125,16 +128,15 @@ def same_experiment(
     Raises:
         ConfigError: One line with what differs.
     """
-    remedy = _remedy(cfg)
     then = _completed(facts["experiment"], cfg)
-    if changed := _differences(then, config.frozen_part(cfg)):
+    if changed := differences(then, config.frozen_part(cfg)):
         raise ConfigError(_other(cfg, changed))
     if facts["fingerprint"] != fingerprint:
-        raise ConfigError(f"run {cfg.name} was started on other data ({cfg.data.train}): {remedy}")
+        raise ConfigError(f"run {cfg.name} was started on other data ({cfg.data.train}): {_REMEDY}")
     if facts["world_size"] != world_size:
         raise ConfigError(
             f"run {cfg.name} was saved by {facts['world_size']} ranks and cannot be continued by "
-            f"{world_size}: use {facts['world_size']}, or {remedy}"
+            f"{world_size}: use {facts['world_size']}, or {_REMEDY}"
         )
 
 
@@ -164,7 +166,7 @@ def _same_as_written(cfg: RunConfig) -> None:
     if not written.exists() or not (cfg.dir / "spool").exists():
         return
     before = config.frozen_part(config.load(written, methods=CONFIGS))
-    if changed := _differences(before, config.frozen_part(cfg)):
+    if changed := differences(before, config.frozen_part(cfg)):
         raise ConfigError(_other(cfg, changed))
 
 
@@ -179,20 +181,4 @@ def _completed(experiment: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
 
 
 def _other(cfg: RunConfig, changed: list[str]) -> str:
-    return f"run {cfg.name} was started with other {', '.join(changed)}: {_remedy(cfg)}"
-
-
-def _remedy(cfg: RunConfig) -> str:
-    return f"give this run another name, or remove {cfg.dir}"
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, each with both values."""
-    changed: list[str] = []
-    for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            changed += _differences(was, now, f"{prefix}{key}.")
-        elif was != now:
-            changed.append(f"{prefix}{key} ({was} then, {now} now)")
-    return changed
+    return f"run {cfg.name} was started with other {named(changed)}: {_REMEDY}"

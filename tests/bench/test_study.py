@@ -15,10 +15,10 @@ import psutil
 import pytest
 import yaml
 
-from bench.study import main, outcome
+from bench.study import main, outcome, report
 from bench.study_log import place
 from bench.study_picture import picture
-from bench.study_plan import BASE, Study, read_study, trials
+from bench.study_plan import BASE, Study, Trial, read_study, trials
 from bench.study_report import (
     Outcome,
     base_table,
@@ -29,8 +29,9 @@ from bench.study_report import (
 )
 from tests.support.photos import tiny_dataset
 from vssl_dist import config
-from vssl_dist.config import ConfigError
+from vssl_dist.config import ConfigError, read_task
 from vssl_dist.evaluation.plots import png
+from vssl_dist.evaluation.results import FORMAT
 from vssl_dist.linter import Facts, lint
 
 ROOT = Path(__file__).parents[2]
@@ -322,3 +323,44 @@ def test_a_study_that_is_killed_goes_on_and_a_torn_result_is_found_again(
     capsys.readouterr()
     assert main([str(write(here, other))]) == 2
     assert "was begun with another configuration" in capsys.readouterr().err
+
+
+def begun(study: Study, trial: Trial, evaluations: list[dict[str, Any]]) -> None:
+    """Write the folder of a run as if it had been started with these evaluations."""
+    cfg = trial.cfg.model_copy(update={"evaluations": tuple(map(read_task, evaluations))})
+    cfg.dir.mkdir(parents=True, exist_ok=True)
+    (cfg.dir / "config.yaml").write_text(config.dump(cfg.absolute()))
+
+
+def test_a_run_of_another_density_goes_on_and_its_old_figures_are_not_shown(here: Path) -> None:
+    text = tiny(here)
+    base = yaml.safe_load((here / "base.yaml").read_text())
+    ood = {"task": "ood", "ood": {"x": str(here / "train")}, "every_epochs": 9}
+    base |= {"method": {"name": "vje", "backbone": "resnet10_c16"}, "evaluations": [ood]}
+    (here / "base.yaml").write_text(yaml.safe_dump(base))
+    column = ["ood", "x", "s1_self_likelihood", "auroc"]
+    path = write(here, text | {"columns": {"S1 %": column}, "factors": []})
+    study = read_study(path)
+    (trial,) = trials(study, "tiny", here / "runs")
+    begun(study, trial, [ood | {"density": "cartesian"}])
+    export = trial.export
+    export.parent.mkdir()
+    export.with_suffix(".json").write_text(json.dumps({"sha256": "a", "method": "vje"}))
+    result = {
+        "export": export.name, "export_sha256": "a", "task": {"task": "ood"}, "metrics": {},
+        "results": {"x": {"s1_self_likelihood": {"auroc": 0.5}}}, "substituted_images": 0,
+    }  # fmt: skip
+    place_of_result = export.with_name(f"ood-{STEPS:08d}.json")
+    place_of_result.write_text(json.dumps(result | {"format": 4}))
+    assert outcome(study, trial).figures is None, "it is of an unnamed density, cartesian"
+    place_of_result.write_text(json.dumps(result | {"format": FORMAT, "density": "cartesian"}))
+    assert outcome(study, trial).figures is None
+    place_of_result.write_text(json.dumps(result | {"format": FORMAT, "density": "polar"}))
+    assert outcome(study, trial).figures == {"S1 %": 50.0}
+    report(study, [trial], "command", here / "page.md")
+    assert "Likelihoods of VJE: `density: polar`." in (here / "page.md").read_text()
+
+    begun(study, trial, [ood | {"k": 3}])
+    with pytest.raises(ConfigError, match=r"evaluations\[0\]\.k \(3 then, 50 now\)") as refused:
+        outcome(study, trial)
+    assert "delete" not in str(refused.value)

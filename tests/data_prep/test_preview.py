@@ -49,7 +49,7 @@ def test_overrides_change_what_is_shown(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["data.train=/nonexistent"], "no such folder"),
+        (["data.train={tmp}/absent"], "no such folder"),
         (["data.views=[cifr, cifar]"], "'cifr' is no recipe"),
         (["data.imagesize=3"], "did you mean 'image_size'"),
         (["data.views=[byol_1, byol_1]", "data.image_size=4"], "reaches 6 pixels"),
@@ -62,7 +62,8 @@ def test_what_cannot_be_shown_is_one_line_and_leaves_no_file(
     words: list[str],
     said: str,
 ) -> None:
-    assert main([str(config), *words, "--out", str(tmp_path / "no.png")]) == 2
+    overrides = [word.replace("{tmp}", str(tmp_path)) for word in words]
+    assert main([str(config), *overrides, "--out", str(tmp_path / "no.png")]) == 2
     told = capsys.readouterr()
     assert told.err.startswith("error: ")
     assert told.err.count("\n") == 1

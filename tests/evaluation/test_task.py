@@ -98,7 +98,7 @@ def test_the_same_evaluation_is_done_once(tmp_path: Path, data: Path) -> None:
 def test_datasets_can_be_given_instead_of_the_cards(tmp_path: Path, data: Path) -> None:
     path, _ = exported(tmp_path / "a", data)
     there = evaluate(path, TASK)
-    change(path, train="/moved/train", val=None)
+    change(path, train=str(tmp_path / "moved" / "train"), val=None)
     with pytest.raises(DataError, match="held-out"):
         evaluate(path, TASK)
     given = evaluate(path, TASK, Place(train=data / "train", val=data / "val", threads=1))
@@ -177,7 +177,7 @@ def another_backbone(path: Path, data: Path) -> None:
 
 
 def unreadable_folder(path: Path, data: Path) -> None:
-    change(path, train="/nowhere/train")
+    change(path, train=str(path.parent / "absent" / "train"))
 
 
 def bank_is_query(path: Path, data: Path) -> None:
@@ -205,7 +205,7 @@ def not_finite(path: Path, data: Path) -> None:
         (cut_short, ExportError, "damaged, or not safetensors"),
         (one_bit, ExportError, "not those its card was written for"),
         (another_backbone, ExportError, "tensors differ"),
-        (unreadable_folder, DataError, "/nowhere/train"),
+        (unreadable_folder, DataError, "absent/train"),
         (bank_is_query, DataError, "find itself"),
         (other_classes, DataError, "16 classes"),
         (not_finite, DataError, "not finite"),

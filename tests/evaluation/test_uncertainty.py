@@ -13,7 +13,8 @@ from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 
-from launch.evaluate import main, table
+from launch.evaluate import cells, main
+from launch.tables import tables
 from tests.support.exports import NORMALISE, by_hand, exported
 from tests.support.heads import SMALL, exported_branch
 from tests.support.photos import three_splits
@@ -166,6 +167,7 @@ def test_scores_of_the_method_stand_beside_the_controls(
         "knn",
         "mahalanobis",
         "max_softmax",
+        "norm",
         "s1_self_likelihood",
         "s2_cross_view_likelihood",
         "s3_negative_elbo",
@@ -183,7 +185,7 @@ def test_scores_of_the_method_stand_beside_the_controls(
         rows = [r for r, _ in stream_variants(backbone, dataset, reading, variants, ids)]
         views = torch.cat(rows).view(dataset.samples, 4, -1)
         plain = torch.cat([r for r, _ in stream(backbone, dataset, reading, ids)])
-        scores.append(pair_scores(Variational(posterior), plain, views))
+        scores.append(pair_scores(Variational(posterior, "polar"), plain, views))
     kinds = [kind for kind in found if kind.startswith(("s1", "s2", "s3"))]
     assert sorted(scores[0]) == (kinds if case == "vssl teacher" else kinds[1:2])
     for kind, inside in scores[0].items():
@@ -196,8 +198,8 @@ def test_scores_of_the_method_stand_beside_the_controls(
             "s5_bank_likelihood",
         ]
         return
-    polar = task.model_copy(update={"density": "polar", "pairs": 0})
-    other = evaluate(path, polar)["results"]["others"]
+    cartesian = task.model_copy(update={"density": "cartesian", "pairs": 0})
+    other = evaluate(path, cartesian)["results"]["others"]
     assert "s2_cross_view_likelihood" not in other
     assert other["s1_self_likelihood"] != found["s1_self_likelihood"]
     assert other["s4_posterior_size"] == found["s4_posterior_size"]
@@ -215,22 +217,26 @@ def test_an_export_without_a_posterior_is_one_line(
     assert said.count("\n") == 1
     assert not list(path.parent.glob("knn-*.json")), "refused before anything is computed"
     ood = OodConfig(ood={"x": data / "foreign"}, k=3, bootstrap=0, batch=50)
-    assert list(evaluate(path, ood)["results"]["x"]) == ["knn", "mahalanobis", "max_softmax"]
+    assert list(evaluate(path, ood)["results"]["x"]) == [
+        "knn",
+        "mahalanobis",
+        "max_softmax",
+        "norm",
+    ]
 
 
 def test_a_line_that_lacks_a_figure_keeps_the_others_in_their_places() -> None:
     less = {"error": 0.5, "aurc_best": 0.1, "risk": {"knn_distance": {"aurc": 0.3}}}
     full = less | {"risk": {"posterior_size": {"aurc": 0.2}, "knn_distance": {"aurc": 0.4}}}
-    shown = table("uncertainty", [("pixels", less), ("step 1", full)])
-    cells = {str(column.header): list(column.cells) for column in shown.columns}
-    assert cells["AURC posterior size"] == ["-", "20.0"]
-    assert cells["AURC knn distance"] == ["30.0", "40.0"]
+    (shown,) = tables(*cells("uncertainty", [("pixels", less), ("step 1", full)]), width=200)
+    columns = {str(column.header): list(map(str, column.cells)) for column in shown.columns}
+    assert columns["AURC posterior size"] == ["-", "20.0"]
+    assert columns["AURC knn distance"] == ["30.0", "40.0"]
     many = {f"score_{n}": {"auroc": n / 100, "fpr95": 0.5} for n in range(12)}
-    shown = table(
-        "ood", [("pixels", {"svhn": {"score_3": many["score_3"]}}), ("x", {"svhn": many})]
-    )
+    lines = [("pixels", {"svhn": {"score_3": many["score_3"]}}), ("x", {"svhn": many})]
+    (shown,) = tables(*cells("ood", lines), width=200)
     assert [str(column.header) for column in shown.columns][1:] == ["pixels", "x"]
-    names, pixels, _ = (list(column.cells) for column in shown.columns)
+    names, pixels, _ = (list(map(str, column.cells)) for column in shown.columns)
     assert [name for name, cell in zip(names, pixels, strict=True) if cell != "-"] == [
         "svhn score 3"
     ]

@@ -144,8 +144,10 @@ def test_a_controller_that_does_not_answer_is_said_in_our_own_words(
     assert cluster.why_no_slurm() == (None if up else reason)
 
 
-def test_without_slurm_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+def test_without_slurm_the_reason_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     reason = cluster.why_no_slurm()
     assert reason is not None
     assert "sbatch" in reason

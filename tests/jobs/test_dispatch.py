@@ -118,9 +118,12 @@ def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
 
 
 def test_a_trainer_does_not_notice_that_no_evaluation_can_be_started(
-    cfg: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cfg: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(dispatch.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(dispatch.sys, "executable", str(tmp_path / "absent" / "python"))
     Evaluator(cfg.dir, "local").start()
     assert "no evaluation was started" in capsys.readouterr().out
 

@@ -26,11 +26,12 @@ def read(*overrides: str) -> RunConfig:
 
 
 def test_all_that_a_run_lacks_is_listed_by_its_key_in_one_line_each(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    folders = ["data.train=/no/train", "data.val=/no/val", "data.bank=/no/bank"]
-    cfg = read(*folders, "evaluations=[{task: ood, ood: {svhn: /no/svhn}}]")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folders = [f"data.{split}={tmp_path / split}" for split in ("train", "val", "bank")]
+    cfg = read(*folders, f"evaluations=[{{task: ood, ood: {{svhn: {tmp_path / 'svhn'}}}}}]")
     found = list(
         problems(cfg, on_slurm(Resources(device="cpu"), 1, "http://me:hunter2@tracker:5000"))
     )
@@ -70,7 +71,7 @@ def test_storage_that_stalls_is_named_with_the_command_before_anything_else_wait
 ) -> None:
     launch = on_this_machine(Resources(device="cpu"), 1, 0, f"sqlite:///{tmp_path}/mlflow.db")
     train = tiny_dataset(tmp_path, samples=32)
-    cfg = read(f"data.train={train}", "data.val=/no/val", "data.timeout_s=0.4")
+    cfg = read(f"data.train={train}", f"data.val={tmp_path / 'val'}", "data.timeout_s=0.4")
     with stalled("shard-000000.tar", "read"):
         first = next(problems(cfg, launch))
     with stalled("shard-000000.tar"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -63,3 +64,17 @@ def test_on_a_terminal_reports_move_a_bar_and_other_lines_stay(
     assert "warning: [odd] brackets" in shown
     assert "9/9" in shown
     assert "loss 0.5" in shown
+
+
+@pytest.mark.parametrize("width", [20, 45, 60, 80, 200])
+def test_a_report_is_whole_on_a_screen_of_any_width(width: int) -> None:
+    screen, file = Screen(), io.StringIO()
+    screen.console = Console(
+        file=file, force_terminal=True, width=width, soft_wrap=True, markup=False, _environ={}
+    )
+    screen.show("step  20/600  loss -1.2345  2541 images/s  0:01:12 left\n")
+    screen.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert "…" not in shown
+    assert "20/600" in shown
+    assert "loss -1.2345  2541 images/s  0:01:12 left" in shown

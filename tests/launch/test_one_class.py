@@ -24,6 +24,7 @@ from tests.support.shards import edit_manifest
 from vssl_dist import config
 from vssl_dist.config import OodConfig
 from vssl_dist.evaluation.exports import load_export
+from vssl_dist.evaluation.results import FORMAT
 from vssl_dist.methods import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,38 @@ def test_a_class_gets_the_config_with_its_own_data_and_the_settings_of_task_ood(
             assert task.ood == {"others": trial.data / "others"}
             assert own.method == cfg.method
             assert own.optim == cfg.optim
+
+
+def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(folder)
+    own = "evaluations=[{task: ood, density: cartesian, ood: {x: val}}]"
+    vssl = "method={name: vssl, backbone: resnet10_c16}"
+    scores = {"others": {name: {"auroc": 0.5} for name in ("norm", "s1_self_likelihood")}}
+    words: list[list[str]] = []
+    monkeypatch.setattr(one_class, "call", lambda *said: words.append([*said]) or 0)
+    for method, extra, stem, density in (
+        (None, [], "ood", "polar"),
+        (None, [own], "ood-cartesian", "cartesian"),
+        (vssl, [own], "ood", None),
+    ):
+        changed = [*extra, f"out={tmp_path / stem}{density}", *([method] if method else [])]
+        cfg = config.load(Path("tiny.yaml"), changed, methods=CONFIGS)
+        trial = one_class.trials(cfg, None)[0]
+        (trial.run / "export").mkdir(parents=True)
+        for name in ("ood", "ood-cartesian"):
+            said = {"format": FORMAT, "results": scores, "name": name}
+            said |= {"density": density} if density and name == stem else {}
+            (trial.run / "export" / f"{name}-00000003.json").write_text(json.dumps(said))
+        trained = one_class.collect(trial, cfg, with_baselines=False)
+        assert trained.result["name"] == stem
+        ending = f"_{density}" if density else ""
+        assert list(trained.scores()) == ["norm", f"s1_self_likelihood{ending}"]
+        one_class.finish(trial, cfg, one_class.arguments(["tiny.yaml"]))
+        asked = words[-1][words[-1].index("--density") + 1 :] if density else []
+        assert asked == ([density] if density else [])
+        assert ("--density" in words[-1]) == bool(density)
 
 
 def test_classes_of_any_name_have_run_folders_of_their_own(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ def test_without_slurm_and_without_local_one_line_says_so(
         (["method.name=vjee"], "vjee"),
         (["name='a\nb'"], "name"),
         (["--local=3"], "data.streams=4 is not a multiple of the 3 ranks"),
-        (["data.train=/nowhere"], "data.train: /nowhere"),
-        (["data.val=/nowhere"], "data.val: /nowhere"),
-        (["--profile", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["data.train={here}/absent"], "data.train: {here}/absent"),
+        (["data.val={here}/absent"], "data.val: {here}/absent"),
+        (["--profile", "{here}/absent.yaml"], "{here}/absent.yaml"),
         (
             ["--dry-run", "method.name=simsiam", "evaluations=[{task: uncertainty}]"],
             "evaluations.0: task uncertainty needs a posterior, which method simsiam does not",
@@ -137,7 +137,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
     complaint: str,
 ) -> None:
     local = [] if "--local=3" in arguments else ["--local"]
-    assert complaint in refusal(capsys, *local, yaml_file, *arguments)
+    words = [word.replace("{here}", str(here)) for word in arguments]
+    assert complaint.replace("{here}", str(here)) in refusal(capsys, *local, yaml_file, *words)
     assert list(here.iterdir()) == []
 
 
@@ -163,8 +164,8 @@ def test_contradictory_or_senseless_options_are_refused(
 def test_a_dry_run_prints_config_and_script_and_writes_nothing(
     here: Path, yaml_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--nodes", "2", "--profile", PROFILE, "--dry-run", yaml_file, "data.val=/nowhere"]
-    assert submit.main([*arguments, "optim.epochs=7"]) == 0
+    arguments = ["--nodes", "2", "--profile", PROFILE, "--dry-run", yaml_file]
+    assert submit.main([*arguments, f"data.val={here / 'absent'}", "optim.epochs=7"]) == 0
     out, err = capsys.readouterr()
     text, shebang, script = out.partition("#!/bin/bash")
     cfg = config.loads(text, methods=CONFIGS)

@@ -153,8 +153,9 @@ def test_what_a_rank_refuses_fails_the_job_with_one_line(
     cluster: Cluster, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    said = failed(cluster, config_file, "refused_late", "data.train=/nowhere")
-    assert "error: /nowhere: no such folder of shards" in said
+    absent = cluster.folder / "absent"
+    said = failed(cluster, config_file, "refused_late", f"data.train={absent}")
+    assert f"error: {absent}: no such folder of shards" in said
     assert "Traceback" not in said
     assert "exit code 2" in said
 

@@ -5,6 +5,7 @@ from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.reading import ConfigError, dump, load, load_block, loads
 from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
 from vssl_dist.config.schema import RunConfig, frozen_part
+from vssl_dist.config.task import TaskConfig
 from vssl_dist.config.tasks import (
     TASKS,
     CollapseConfig,
@@ -14,7 +15,6 @@ from vssl_dist.config.tasks import (
     LinearConfig,
     OnlineConfig,
     OodConfig,
-    TaskConfig,
     UncertaintyConfig,
     read_task,
 )

@@ -106,7 +106,8 @@ class EngineConfig(Model):
     """Whether images lie in memory pixel by pixel: faster for convolutions."""
     deterministic: bool = True
     """On a GPU: only convolutions that give the same bits each time, without which a resumed run
-    is not the uninterrupted one.  Off, cuDNN picks the fastest."""
+    is not the uninterrupted one; a ViT's attention may still differ.  Off, cuDNN picks the
+    fastest."""
 
 
 class CheckpointConfig(Model):

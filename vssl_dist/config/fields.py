@@ -86,6 +86,8 @@ class MethodConfig(Model):
 
     has_posterior: ClassVar[bool] = False
     """Whether the method infers a distribution for each image."""
+    has_embedding_density: ClassVar[bool] = False
+    """Whether its likelihoods are those of an embedding, by the density that a task asks for."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What each preset's name stands for, where the method has a key ``preset``."""
 

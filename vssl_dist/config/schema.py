@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from vssl_dist.config.blocks import CheckpointConfig, DataConfig, EngineConfig, OptimConfig
 from vssl_dist.config.fields import FilePath, MethodConfig, Model, Positive, as_tuple
-from vssl_dist.config.tasks import Evaluation, OnlineConfig, OodConfig, TaskConfig
+from vssl_dist.config.task import TaskConfig
+from vssl_dist.config.tasks import Evaluation, OnlineConfig, OodConfig
 
 
 class RunConfig(Model):
@@ -78,6 +79,12 @@ class RunConfig(Model):
         steps = -int(-self.optim.epochs * samples // self.optim.global_batch)
         return min(steps, self.optim.max_steps or steps)
 
+    @property
+    def tasks(self) -> tuple[TaskConfig, ...]:
+        """The evaluations as this method is asked them."""
+        density = self.method.has_embedding_density
+        return tuple(task.asked_of(embedding_density=density) for task in self.evaluations)
+
     def evaluations_at(self, step: int, samples: int) -> tuple[TaskConfig, ...]:
         """The evaluations due after optimizer step ``step``; all of them after the last one."""
         images = step * self.optim.global_batch
@@ -87,7 +94,7 @@ class RunConfig(Model):
             period = task.every_epochs * samples
             return images // period > (images - self.optim.global_batch) // period
 
-        return tuple(task for task in self.evaluations if last or due(task))
+        return tuple(task for task in self.tasks if last or due(task))
 
     @model_validator(mode="after")
     def _rules_between_fields(self) -> RunConfig:

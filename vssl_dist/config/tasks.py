@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from vssl_dist.config.fields import (
     Counts,
@@ -15,28 +15,9 @@ from vssl_dist.config.fields import (
     Positive,
     Range,
     Temperatures,
-    as_tuple,
 )
 from vssl_dist.config.recipes import ViewRecipe
-
-
-def _several(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-Period = Annotated[Finite, Field(gt=0)]
-Rates = Annotated[
-    tuple[Annotated[Finite, Field(gt=0)], ...], BeforeValidator(as_tuple), Field(min_length=1)
-]
-"""Numbers above 0, written as a YAML list."""
-OneOrMore = Annotated[Rates, BeforeValidator(_several)]
-"""The same, or one number."""
-Shares = Annotated[
-    tuple[Annotated[Finite, Field(gt=0, lt=1)], ...],
-    BeforeValidator(as_tuple),
-]
-"""Numbers between 0 and 1, written as a YAML list."""
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
+from vssl_dist.config.task import BankConfig, Name, OneOrMore, Period, Rates, Shares, TaskConfig
 
 
 class OnlineConfig(Model):
@@ -44,42 +25,6 @@ class OnlineConfig(Model):
 
     lr: Annotated[Finite, Field(gt=0)] = 0.1
     """Peak learning rate per 256 images; it falls to 0 on half a cosine."""
-
-
-class TaskConfig(Model):
-    """What every task has; its queries are the images of ``data.val``."""
-
-    needs_posterior: ClassVar[bool] = False
-    """Whether it can be done of none but a method that has one."""
-
-    task: str
-    every_epochs: Period = 1.0
-    """An export, and with it an evaluation, every so many epochs and at the end."""
-    max_queries: Positive | None = None
-    """Use only the first so many held-out images."""
-    batch: Positive = 256
-    """Images that go through the network at a time."""
-
-    @property
-    def limits(self) -> dict[str, int | None]:
-        """How many images of each split it wants, by the split's part; None: all."""
-        return {"queries": self.max_queries}
-
-    def absolute(self) -> Self:
-        """The same task whatever folder a job starts in."""
-        return self
-
-
-class BankConfig(TaskConfig):
-    """What every task has that also sees the images of ``data.train``, its bank."""
-
-    max_bank: Positive | None = None
-    """Use only the first so many training images."""
-
-    @property
-    def limits(self) -> dict[str, int | None]:
-        """How many images of each split it wants, by the split's part; None: all."""
-        return {"bank": self.max_bank, "queries": self.max_queries}
 
 
 class KnnConfig(BankConfig):
@@ -132,8 +77,10 @@ class OodConfig(BankConfig):
     """Of the logistic regression whose largest probability is a score."""
     bootstrap: Annotated[int, Field(ge=0, le=10_000)] = 200
     """Resamplings behind the 95 % intervals; 0: none."""
-    density: Literal["cartesian", "polar"] = "cartesian"
-    """VJE: whether likelihoods are densities of the embedding, or of its direction and norm."""
+    density: Literal["polar", "cartesian"] = "polar"
+    """VJE: whether likelihoods are densities of the embedding's direction and norm, as in training,
+    or, as a control, of the embedding itself: that ranks images by their norm, large ones foreign.
+    """
     draws: Positive = 8
     """VJE and VSSL: samples of a posterior behind an expected likelihood."""
     posteriors: Positive = 256
@@ -142,9 +89,22 @@ class OodConfig(BankConfig):
     """VJE and VSSL: pairs of augmented views that explain each other; two more passes over the
     images for each.  0: none, and none of VSSL's scores that need them."""
 
+    @property
+    def stem(self) -> str:
+        """How the names of its results begin: other results, other names."""
+        return self.task if self.density == "polar" else f"{self.task}-{self.density}"
+
     def absolute(self) -> OodConfig:
         """The same task whatever folder a job starts in."""
         return self.model_copy(update={"ood": {k: Path(v).absolute() for k, v in self.ood.items()}})
+
+    def asked_of(self, *, embedding_density: bool) -> OodConfig:
+        """The same task without what means nothing for a method.
+
+        Args:
+            embedding_density: Whether the method has likelihoods of an embedding.
+        """
+        return self if embedding_density else self.model_copy(update={"density": "polar"})
 
 
 class CollapseConfig(TaskConfig):

@@ -35,9 +35,10 @@ def spectrum(features: Tensor, *, centred: bool = False) -> Tensor:
 
 
 def rank(values: Tensor) -> float:
-    """Effective rank (Roy & Vetterli, 2007): exponential of the entropy of singular values.
+    """Exponential of the entropy of singular values, as shares of their sum.
 
-    From 1 to their number; 1 where all are 0.
+    What Roy & Vetterli (2007) call the effective rank of a matrix; the figures made of it are named
+    by the matrix.  From 1 to their number; 1 where all are 0.
 
     >>> round(rank(torch.tensor([2.0, 2.0, 0.0])), 4)
     2.0
@@ -47,9 +48,9 @@ def rank(values: Tensor) -> float:
 
 
 def rankme(features: Tensor) -> float:
-    """Effective rank of features ``(N, D)`` as they are: nothing is centred or normalised.
+    """RankMe (Garrido et al., 2023): the `rank` of features ``(N, D)`` as they are.
 
-    RankMe (Garrido et al., 2023): from 1 to ``min(N, D)``.
+    Nothing is centred or normalised; from 1 to ``min(N, D)``.
 
     >>> round(rankme(torch.eye(5)), 4)
     5.0

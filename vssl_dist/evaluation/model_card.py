@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from vssl_dist.evaluation.results import read_result
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Figures by the name of the evaluation, then by their own."""
@@ -28,7 +29,7 @@ def evaluations(export: Path, card: Mapping[str, Any]) -> dict[str, dict[str, fl
     found: dict[str, dict[str, float]] = {}
     step = f"-{card['step']:08d}"
     for path in sorted(export.parent.glob(f"[!.]*{step}*.json")):
-        result = json.loads(path.read_text())
+        result = read_result(path)
         if result.get("export_sha256") == card["sha256"]:
             found[path.stem.replace(step, "")] = result["metrics"]
     return found

@@ -14,6 +14,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from vssl_dist.evaluation.results import shown
+
 OTHERS = "others"
 """What the held-out images of the other classes are called in an ``ood`` result."""
 MEAN = "mean"
@@ -36,7 +38,7 @@ class Trained:
 
     def scores(self, baseline: str | None = None) -> dict[str, float]:
         """AUROC of each score, of the trained network or of a baseline."""
-        results = self.baselines[baseline] if baseline else self.result["results"]
+        results = self.baselines[baseline] if baseline else shown(self.result)
         return {score: found["auroc"] for score, found in results[OTHERS].items()}
 
 

@@ -36,8 +36,10 @@ class Fitting:
 
 
 def fit_scores(fitting: Fitting) -> dict[str, Score]:
-    """Every score by its name: ``knn``, ``mahalanobis``, ``max_softmax`` and, of an export that has
-    a posterior, those of `variational_scores`.
+    """Every score by its name.
+
+    ``knn``, ``mahalanobis``, ``max_softmax``, ``norm`` and, of an export that has a posterior,
+    those of `variational_scores`.
 
     Without ``mahalanobis`` where features are wider than 8,192 (its covariance would fill the
     memory: raw pixels of large images), without ``max_softmax`` where there is only one class.
@@ -47,6 +49,7 @@ def fit_scores(fitting: Fitting) -> dict[str, Score]:
         scores["mahalanobis"] = mahalanobis(fitting)
     if int(fitting.bank.labels.min()) < int(fitting.bank.labels.max()):
         scores["max_softmax"] = max_softmax(fitting)
+    scores["norm"] = smallness
     if fitting.variational is not None:
         scores |= variational_scores(fitting.variational, fitting.bank)
     return scores
@@ -91,6 +94,16 @@ def mahalanobis(fitting: Fitting) -> Score:
         return torch.cat(found)
 
     return score
+
+
+def smallness(features: Tensor) -> Tensor:
+    """Minus the norm: a short embedding counts as foreign, as in CSI (Tack et al., 2020).
+
+    The baseline of whatever else depends on the norm.  A score that takes long embeddings for
+    foreign has 1 minus its AUROC when it knows nothing but the norm.
+    """
+    blocks = torch.split(features, CHUNK)
+    return torch.cat([-block.double().norm(dim=1).cpu() for block in blocks])
 
 
 def class_means(bank: Features) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from vssl_dist.models.heads import Gaussian, GaussianBranch
 
 VARIATIONAL = tuple(name for name, cfg in CONFIGS.items() if cfg.has_posterior)
 """The methods whose exports have a posterior."""
+
+
+def has_embedding_density(card: Mapping[str, Any]) -> bool:
+    """Whether the export with this card has likelihoods of an embedding, as VJE's have."""
+    cfg = CONFIGS.get(card.get("method", ""))
+    return cfg is not None and cfg.has_embedding_density and f"{HEAD}_sha256" in card
 
 
 @dataclass(frozen=True)

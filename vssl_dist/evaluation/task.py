@@ -14,19 +14,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vssl_dist.config import ConfigError, TaskConfig
+from vssl_dist.config import ConfigError, OodConfig, TaskConfig
 from vssl_dist.durable import publish, sha256
 from vssl_dist.evaluation.cache import FeatureCache
 from vssl_dist.evaluation.exports import read_card
 from vssl_dist.evaluation.plots import png
+from vssl_dist.evaluation.posterior import has_embedding_density
+from vssl_dist.evaluation.results import FORMAT
 from vssl_dist.evaluation.subject import Images, Network, Place, Subject
 from vssl_dist.evaluation.tasks import TASKS, Plot
 
 __all__ = ["Place", "baselines", "evaluate", "exports"]
 
 _CACHE = "features"
-_FORMAT = 4
-"""Of the results; those of another format are found again."""
 
 
 def exports(target: Path) -> list[Path]:
@@ -47,6 +47,7 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     """Evaluate an export; the result is written to ``TASK-STEP.json`` beside it.
 
     Pictures of it are ``TASK-STEP-NAME.png``, written before.
+    With VJE's likelihoods as cartesian densities it is ``ood-cartesian-STEP.json``.
     On other folders than the run's it is ``TASK-STEP-on-DIGEST.json``: the run's own result stays.
     An evaluation that was done before, of the same weights on the same data, is not done again,
     unless some of its images had to be replaced.
@@ -61,7 +62,8 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
         What was written: ``step``, ``run``, ``export``, ``export_sha256``, ``results``,
         ``metrics`` (the same by their names on the run's curves), ``task``, ``seconds`` and,
         for each split that was read, its folder, fingerprint and number of samples: ``bank``,
-        ``queries`` and the names of ``ood``; ``plots`` names the pictures.
+        ``queries`` and the names of ``ood``; ``plots`` names the pictures, and ``density`` says of
+        what VJE's likelihoods are.
         ``substituted_images`` counts the damaged images that others were shown for, and
         ``substitutions`` lists them by split.
 
@@ -70,11 +72,15 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
         DataError: A dataset is, or they do not fit together.
     """
     card, place = read_card(export), place or Place()
+    density = has_embedding_density(card)
+    settings = settings.asked_of(embedding_density=density)
     images = Images.open(card, settings, place)
     network = Network.exported(export)
     facts = images.facts(settings) | {"export_sha256": sha256(export), "step": card["step"]}
     facts |= {key: digest for key, digest in card.items() if key.endswith("_sha256")}
-    path = export.with_name(f"{settings.task}-{card['step']:08d}{images.suffix}.json")
+    if density and isinstance(settings, OodConfig):
+        facts["density"] = settings.density
+    path = export.with_name(f"{settings.stem}-{card['step']:08d}{images.suffix}.json")
 
     def compute() -> dict[str, Any]:
         subject = Subject(network, images, FeatureCache(export.parent / _CACHE), place.ranks)
@@ -98,6 +104,7 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
         ``random_network`` (seed 0, eval mode), and so begin the names of the pictures.
     """
     card, place = read_card(export), place or Place()
+    settings = settings.asked_of(embedding_density=False)
     images = Images.open(card, settings, place)
     facts = images.facts(settings) | {"backbone": card["backbone"]}
     networks = {
@@ -153,7 +160,7 @@ def _once(
 
     One with substitutes rests on more than its facts: on how damaged the data were.
     """
-    facts = facts | {"format": _FORMAT}
+    facts = facts | {"format": FORMAT}
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError):

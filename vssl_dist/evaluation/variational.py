@@ -1,11 +1,13 @@
 """Scores of how foreign an image is to a variational method, from its own bounds.
 
 What VJE and VSSL train on says how well one Gaussian explains what was observed; here it is asked
-of images that may be foreign.  VJE's likelihoods are those of direction and norm of an embedding;
-as a density of the embedding itself, ``cartesian``, they are divided by the area of the sphere that
-it lies on.  That is the same for every view in training and differs between images.
+of images that may be foreign.  VJE's likelihoods are ``polar``: densities of an embedding's
+direction and norm, as in training.  As densities of the embedding itself, ``cartesian``, they are
+divided by the area of the sphere that it lies on.  Training never sees that term, which of D
+dimensions is (D - 1) log |h| and outweighs all others: what is left is a ranking by the norm.
 
-VSSL has no likelihood of an embedding: its own is of one view's latent under another's Gaussian.
+VSSL has no likelihood of an embedding, and no such term: its own is of one view's latent under
+another's Gaussian.
 Of one view alone it says no more than the size of the posterior does, so that its likelihood and
 its bound are asked of pairs of views: see `vssl_dist.evaluation.cross_view`.
 """
@@ -27,7 +29,7 @@ from vssl_dist.evaluation.posterior import Posterior
 from vssl_dist.methods import vje, vssl
 from vssl_dist.models.heads import Gaussian
 
-Density = Literal["cartesian", "polar"]
+Density = Literal["polar", "cartesian"]
 Score = Callable[[Tensor], Tensor]
 """Features ``(M, D)`` to float64 ``(M,)`` on the CPU; higher is more anomalous."""
 SELF, ELBO = "s1_self_likelihood", "s3_negative_elbo"
@@ -54,7 +56,7 @@ class Variational:
     """A posterior and how its scores are computed."""
 
     posterior: Posterior
-    density: Density = "cartesian"
+    density: Density = "polar"
     samples: int = 8
     """Draws behind an expectation over a posterior, the same for every image."""
     posteriors: int = 256

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vssl_dist.config import RunConfig, TaskConfig, read_task
+from vssl_dist.config import OodConfig, RunConfig, TaskConfig, read_task
 from vssl_dist.durable import publish
+from vssl_dist.evaluation.results import read_result
 from vssl_dist.jobs.resources import Device
 
 
@@ -24,12 +25,12 @@ class Due:
     @property
     def result(self) -> Path:
         """Where the evaluation leaves its result."""
-        return self.export.with_name(f"{self.task.task}-{self.step:08d}.json")
+        return self.export.with_name(f"{self.task.stem}-{self.step:08d}.json")
 
     @property
     def record(self) -> Path:
         """Where the attempts are counted."""
-        return self.export.with_name(f".{self.task.task}-{self.step:08d}.attempts.json")
+        return self.export.with_name(f".{self.task.stem}-{self.step:08d}.attempts.json")
 
     @property
     def card(self) -> Path:
@@ -37,7 +38,7 @@ class Due:
         return self.export.with_suffix(".json")
 
     def done(self) -> bool:
-        """Whether there is a result, and of the weights that lie there now."""
+        """Whether there is a result, of the weights that lie there now and the density wanted."""
         return self._found() is not None
 
     def final(self) -> bool:
@@ -47,8 +48,10 @@ class Due:
 
     def _found(self) -> dict[str, Any] | None:
         try:
-            result, card = (json.loads(p.read_text()) for p in (self.result, self.card))
+            result, card = read_result(self.result), json.loads(self.card.read_text())
             same = bool(result["export_sha256"] == card["sha256"])
+            if isinstance(self.task, OodConfig):
+                same &= result.get("density", self.task.density) == self.task.density
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return result if same else None
@@ -126,7 +129,7 @@ def evaluate_one(
 
     torch.set_num_threads(threads)
     result = evaluate(one.export, one.task, Place(device, threads, ranks=ranks))
-    spool = Spool(run_dir, f"eval-{one.task.task}-{one.step:08d}")
+    spool = Spool(run_dir, f"eval-{one.task.stem}-{one.step:08d}")
     spool.metrics(result["metrics"], one.step)
     for plot in result.get("plots", ()):
         spool.artifact(one.export.with_name(plot))

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from vssl_dist.bars import SHORTEST, WholeProgress
 
 _LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
 
@@ -87,10 +90,10 @@ class Screen:
         *lines, self.half = (self.half + text).split("\n")
         for line in lines:
             report = Report.parse(line)
-            if report is None or not self.console.is_terminal:
-                self.say(line)
-            else:
+            if report is not None and self.console.is_terminal and self._fits(report):
                 self._move(report)
+            else:
+                self.say(line)
 
     def say(self, line: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -111,9 +114,14 @@ class Screen:
             self.bar.stop()
             self.bar = None
 
+    def _fits(self, report: Report) -> bool:
+        """Whether there is room for a bar beside what the report says."""
+        figures = cell_len(f" {report.total}/{report.total} {report.text.strip()}")
+        return self.console.width >= figures + SHORTEST
+
     def _move(self, report: Report) -> None:
         if self.bar is None:
-            self.bar = Progress(
+            self.bar = WholeProgress(
                 BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
                 console=self.console,
             )  # fmt: skip

@@ -88,9 +88,10 @@ def spread(h: Tensor) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(h: Tensor) -> Tensor:
-    """Exponential of the entropy of the singular values of unit embeddings ``(B, D)``.
+    """Effective rank (Roy & Vetterli, 2007) of unit embeddings ``(B, D)``.
 
-    After RankMe (Garrido et al., 2023), on 256 evenly spaced rows; from 1 to ``min(B, D, 256)``.
+    Exponential of the entropy of their singular values, as shares of the sum, on 256 evenly spaced
+    rows; from 1 to ``min(B, D, 256)``.
 
     >>> round(effective_rank(torch.eye(5)).item(), 3)
     5.0

@@ -46,6 +46,7 @@ class VJEConfig(MethodConfig):
     """VJE's own keys."""
 
     has_posterior: ClassVar[bool] = True
+    has_embedding_density: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vje_derived_v3": {"form": "tangent_chord"} | _NOTED,
         "vje_derived_v1": {"form": "ambient"} | _NOTED,

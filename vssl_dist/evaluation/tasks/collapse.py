@@ -20,8 +20,9 @@ from vssl_dist.methods import monitors
 
 
 def collapse(subject: Subject, settings: CollapseConfig) -> Figures:
-    """RankMe, effective rank, spread, uniformity and alignment of the held-out images' features.
+    """RankMe, spread, uniformity and alignment of the held-out images' features.
 
+    ``rankme`` is of the features as they are, ``rankme_centred`` of them less their mean.
     ``alignment`` is None where the export's card does not say how views were made.
     """
     features = subject.features("queries").features.float()
@@ -31,7 +32,7 @@ def collapse(subject: Subject, settings: CollapseConfig) -> Figures:
     values, centred = spectrum(features), spectrum(features, centred=True)
     found = {
         "rankme": rank(values),
-        "effective_rank": rank(centred),
+        "rankme_centred": rank(centred),
         "spread": monitors.spread(features).item(),
         "uniformity": uniformity(features),
     }
@@ -68,7 +69,12 @@ def _plot(curves: dict[str, list[float]]) -> Figure:
 
 def _columns(results: dict[str, Any]) -> dict[str, str]:
     known = {name: value for name, value in results.items() if value is not None}
-    return {name.replace("_", " "): f"{value:.3g}" for name, value in known.items()}
+    return {name.replace("_", " "): _shown(value) for name, value in known.items()}
+
+
+def _shown(value: float) -> str:
+    """Three digits, and all that stand before the point."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 COLLAPSE = Task(collapse, "features", _columns)

@@ -13,6 +13,8 @@ from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation import metrics, plots
 from vssl_dist.evaluation.cross_view import pair_scores
 from vssl_dist.evaluation.ood import Fitting, fit_scores
+from vssl_dist.evaluation.posterior import has_embedding_density
+from vssl_dist.evaluation.results import score_name
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
 from vssl_dist.evaluation.variants import AugmentedPairs
@@ -24,9 +26,11 @@ def ood(subject: Subject, settings: OodConfig) -> Figures:
 
     ``results[dataset][score]`` has ``auroc``, ``aupr``, ``fpr95`` and the ends of their bootstrap
     intervals ``auroc_interval`` and so on.  Of an export with a posterior there are also the scores
-    of `variational_scores` and, with ``pairs``, those of `pair_scores`.
+    of `variational_scores` and, with ``pairs``, those of `pair_scores`.  Where those depend on
+    ``density``, curves and pictures name it.
     """
     scored = _scorer(subject, settings)
+    density = settings.density if has_embedding_density(subject.network.card) else None
     own = scored("queries")
     results: dict[str, Any] = {}
     drawn: dict[str, Plot] = {}
@@ -39,10 +43,11 @@ def ood(subject: Subject, settings: OodConfig) -> Figures:
                 ends = metrics.intervals(*pair, count=settings.bootstrap)
                 found |= {f"{figure}_interval": list(pair) for figure, pair in ends.items()}
             results[part][name] = found
-            curves[f"{name} {100 * found['auroc']:.1f}"] = metrics.roc(*pair)
+            label = score_name(name, density).replace("_", " ")
+            curves[f"{label} {100 * found['auroc']:.1f}"] = metrics.roc(*pair)
         drawn[f"roc-{part}"] = _roc(part, curves)
     named = {
-        f"ood/{figure}_{part}_{name}": found[figure]
+        f"ood/{figure}_{part}_{score_name(name, density)}": found[figure]
         for part, by_score in results.items()
         for name, found in by_score.items()
         for figure in metrics.Detection._fields

@@ -115,9 +115,9 @@ def _risk(curves: dict[str, Floats]) -> Figure:
 
 
 def _levels(corruptions: dict[str, Any]) -> Figure:
-    figure, (axes,) = plots.page("rank correlation within images")
+    figure, (axes,) = plots.page("mean within-image Spearman %")
     lines = {
-        f"{kind} {found['within']:+.2f}": (list(range(LEVELS + 1)), found["sizes"])
+        f"{kind} {100 * found['within']:+.1f}": (list(range(LEVELS + 1)), found["sizes"])
         for kind, found in corruptions.items()
     }
     plots.lines(axes, lines, x="level", y="sum of log-variances")
@@ -138,7 +138,8 @@ def _columns(results: dict[str, Any]) -> dict[str, str]:
     for name, found in results["risk"].items():
         cells[f"AURC {name.replace('_', ' ')}"] = f"{100 * found['aurc']:.1f}"
     for kind, found in results.get("corruptions", {}).items():
-        cells[f"Spearman {kind}"] = f"{100 * found['spearman']:.1f}"
+        cells[f"pooled Spearman {kind}"] = f"{100 * found['spearman']:.1f}"
+        cells[f"within-image Spearman {kind}"] = f"{100 * found['within']:.1f}"
     return cells
 
 

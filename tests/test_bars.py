@@ -1,0 +1,36 @@
+"""A progress bar shows its figures whole, on a screen of any width."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+from vssl_dist.bars import WholeProgress
+
+TITLE, COUNT = "features of a folder with a long name", "640000/1281167"
+
+
+def drawn(width: int) -> str:
+    """What a screen of so many columns shows at one moment."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, _environ={})
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    progress = WholeProgress(*columns, console=console)
+    progress.add_task(TITLE, total=1_281_167, completed=640_000)
+    console.print(progress.get_renderable())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 30, 50, 61, 70, 80, 200])
+def test_the_bar_goes_before_a_figure_does(width: int) -> None:
+    text = drawn(width)
+    assert "…" not in text
+    if width < len(f"{TITLE} {COUNT} ") + 10:
+        assert "━" not in text
+        assert sorted("".join(text.split())) == sorted("".join([*TITLE.split(), COUNT]))
+    else:
+        assert f"{TITLE} ━" in text
+        assert COUNT in text

@@ -1,0 +1,81 @@
+"""Results as they lie on disk, also those of earlier versions, under the names of today.
+
+A figure's name says what was measured.  VJE's likelihoods depend on the density that they are of
+(`vssl_dist.evaluation.variational`): a result of task ``ood`` says which, curves and tables name
+it, and a result from before it was said is ``cartesian``, which was the default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FORMAT = 5
+"""Of the results; those of another format are found again when they are asked for."""
+LIKELIHOODS = (
+    "s1_self_likelihood",
+    "s2_cross_view_likelihood",
+    "s3_negative_elbo",
+    "s5_bank_likelihood",
+)
+"""The scores of task ``ood`` that depend on the density, where a method has one."""
+_DENSITY_STATED = 5
+"""The format since when VJE's results say their density and centred ranks their name."""
+_RENAMED = {"effective_rank": "rankme_centred"}
+"""Figures of task ``collapse``."""
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result of an export, with ``density`` where its scores depend on one.
+
+    Raises:
+        OSError, ValueError: It, or the card of its export, cannot be read.
+    """
+    result: dict[str, Any] = json.loads(path.read_text())
+    if result.get("format", 0) >= _DENSITY_STATED or "task" not in result:
+        return result
+    task, metrics = result["task"], result.get("metrics", {}).items()
+    if task["task"] == "collapse":
+        figures = result["results"].items()
+        result["results"] = {_RENAMED.get(key, key): value for key, value in figures}
+        named = {f"collapse/{old}": f"collapse/{new}" for old, new in _RENAMED.items()}
+        result["metrics"] = {named.get(key, key): value for key, value in metrics}
+    if task["task"] == "ood" and _method(path, result) == "vje":
+        density = task.get("density", "cartesian")
+        result["metrics"] = {score_name(key, density): value for key, value in metrics}
+        result["density"] = density
+    return result
+
+
+def score_name(name: str, density: str | None) -> str:
+    """What a score, or a curve of it, is called where several densities may stand side by side.
+
+    >>> score_name("ood/auroc_svhn_s1_self_likelihood", "polar")
+    'ood/auroc_svhn_s1_self_likelihood_polar'
+    >>> score_name("knn", "polar"), score_name("s1_self_likelihood", None)
+    ('knn', 's1_self_likelihood')
+    """
+    return f"{name}_{density}" if density and name.endswith(LIKELIHOODS) else name
+
+
+def shown(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``results`` of a result as tables name them: likelihoods by their density."""
+    density = result.get("density")
+    if density is None:
+        return dict(result["results"])
+    return {
+        part: {score_name(score, density): found for score, found in by_score.items()}
+        for part, by_score in result["results"].items()
+    }
+
+
+def _method(path: Path, result: Mapping[str, Any]) -> str | None:
+    """Of the export that a result is of; results did not say it."""
+    card = path.with_name(str(result.get("export", ""))).with_suffix(".json")
+    try:
+        method: str | None = json.loads(card.read_text()).get("method")
+    except OSError:
+        return None
+    return method
