@@ -44,6 +44,15 @@ class ShardTask:
     rules: Rules = DEFAULT
 
 
+class UnreadError(DataError):
+    """A sample that was surveyed cannot be read any more, and may be left out."""
+
+    sample = -1
+    """Its place in the order of writing."""
+    flaw = ""
+    """Why."""
+
+
 def shard_name(number: int) -> str:
     """File name of a shard.
 
@@ -119,6 +128,8 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     with whole_file(path) as file:
         samples = zip(task.images, task.survey, task.labels.tolist(), strict=True)
         for row, (raw, surveyed, label) in enumerate(samples):
+            if raw.asked_again:
+                raise _unread(raw, task.first + row)
             image = _encoded(raw, surveyed, task)
             record = sample_record(task.first + row, image, label)
             file.write(record)
@@ -148,6 +159,12 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     note = json.dumps(asdict(entry)).encode()
     write_whole(note_path(task.folder, task.number), note, flush=False)
     return entry
+
+
+def _unread(raw: Raw, sample: int) -> UnreadError:
+    error = UnreadError(f"{raw.name}: {raw.flaw}, and could be when it was looked at: start again")
+    error.sample, error.flaw = sample, raw.flaw
+    return error
 
 
 def _encoded(raw: Raw, surveyed: np.void, task: ShardTask) -> Encoded:

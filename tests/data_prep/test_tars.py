@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from data_prep import tars
-from data_prep.tars import MAX_BYTES, Spans, gzipped, members, stamp
+from data_prep.spans import Spans
+from data_prep.tars import MAX_BYTES, gzipped, members, stamp
 from tests.support.archives import jpeg, packed
 from vssl_dist.data.manifest import DataError
 
