@@ -31,7 +31,7 @@ _DECODED = re.compile(
     re.DOTALL,
 )
 _OTHERS = {
-    "AVIF": rb"....ftyp(?:avif|avis)|....ftypmi[af]f....(?:....)*?avi[fs]",
+    "AVIF": rb"....ftyp(?:avif|avis)|....ftypmi[af][f1]....(?:....){0,16}?avi[fs]",
     "HEIF": rb"....ftyp(?:hei[cxms]|hev[cxms]|mi[af][f1]|mif2|msf1)",
     "Canon raw": rb"....ftypcrx |II.\0\0\0HEAPCCDR|II\*\0....CR",
     "JPEG 2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",

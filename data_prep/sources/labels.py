@@ -80,8 +80,8 @@ def _at(told: object, key: str) -> object:
     first, dot, rest = key.partition(".")
     if dot and isinstance(told, dict) and first in told:
         return _at(told[first], rest)
-    there = listed(told) if isinstance(told, dict) else "no keys"
-    raise ValueError(f"it has no {key}, only {there}")
+    there = f"only {listed(told)}" if isinstance(told, dict) and told else "but no keys at all"
+    raise ValueError(f"it has no {key}, {there}")
 
 
 def listed(names: Mapping[str, object]) -> str:

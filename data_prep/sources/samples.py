@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -62,6 +63,8 @@ class Reader:
         """Those of samples with an image."""
         self._images: dict[str, None] = {}
         """Those of them that are the image."""
+        self._damage = ""
+        """Why a tar cannot be read to its end, and what there is of it is taken."""
 
     def read(self) -> None:
         """Find all samples.
@@ -70,15 +73,24 @@ class Reader:
             DataError: A tar is damaged, or its samples are not whole.
         """
         for number, path in enumerate(self.tars):
-            try:
-                self.read_at.append(path)
+            self.read_at.append(path)
+            self._damage = ""
+            with self._damage_noted():
                 self.read_at[number] = self._unpacked(path)
+            if not self._damage:
                 self._read(number)
-            except ArchiveError as error:
-                if not self._request.skips:
-                    raise
-                self._cut(number, error.flaw)
+            if self._damage:
+                self._cut(number, self._damage)
         self._sort_out()
+
+    @contextmanager
+    def _damage_noted(self) -> Iterator[None]:
+        try:
+            yield
+        except ArchiveError as error:
+            if not self._request.skips:
+                raise
+            self._damage = error.flaw
 
     def _cut(self, number: int, flaw: str) -> None:
         """List the rest of a damaged tar, and the sample before the damage: it may lack a part."""
@@ -111,7 +123,7 @@ class Reader:
     def _keyed(self, number: int) -> Iterator[tuple[str, str, Member]]:
         """Members with their key and field; those that have none are no part of a sample."""
         path, read_at = self.tars[number], self.read_at[number]
-        for member in _renamed(members(read_at), path, read_at):
+        for member in self._members(path, read_at):
             match = _KEY.fullmatch(member.name)
             base = member.name.rpartition("/")[2]
             if match:
@@ -121,6 +133,16 @@ class Reader:
                 self.left_out.append(LeftOut.file(f"{path.name}/{member.name}", reason))
             else:
                 yield member.name, "", replace(member, flaw=_NO_FIELD)
+
+    def _members(self, path: Path, read_at: Path) -> Iterator[Member]:
+        """Those of a tar, whose damage is told of the file that it was unpacked from."""
+        with self._damage_noted():
+            try:
+                yield from members(read_at)
+            except ArchiveError as error:
+                if path == read_at:
+                    raise
+                raise ArchiveError.of(path, error.flaw, "fetch it again") from error
 
     def _sample(self, number: int, key: str, parts: Parts) -> Sample:
         path, read_at = self.tars[number], self.read_at[number]
@@ -204,16 +226,6 @@ class Reader:
             if not self._request.skips:
                 raise
             return ""
-
-
-def _renamed(found: Iterator[Member], path: Path, read_at: Path) -> Iterator[Member]:
-    """Members, with the damage of what was unpacked told of what it was unpacked from."""
-    try:
-        yield from found
-    except ArchiveError as error:
-        if path == read_at:
-            raise
-        raise ArchiveError.of(path, error.flaw, "fetch it again") from error
 
 
 def _bytes(path: Path, member: Member) -> bytes:
