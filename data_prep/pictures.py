@@ -33,7 +33,7 @@ _DECODED = re.compile(
 _OTHERS = {
     "AVIF": rb"....ftyp(?:avif|avis)|....ftypmi[af][f1]....(?:....){0,16}?avi[fs]",
     "HEIF": rb"....ftyp(?:hei[cxms]|hev[cxms]|mi[af][f1]|mif2|msf1)",
-    "Canon raw": rb"....ftypcrx |II.\0\0\0HEAPCCDR|II\*\0....CR",
+    "Canon raw": rb"....ftypcrx |II.\0\0\0HEAPCCDR",
     "JPEG 2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     "JPEG XL": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
     "JPEG XR": rb"II\xbc[\x00\x01]",
@@ -94,10 +94,10 @@ def undecodable(data: bytes) -> str:
     >>> undecodable(b"\\xff\\x4f\\xff\\x51")
     'JPEG 2000'
     """
+    if _DECODED.match(data[:HEAD]):
+        return "camera raw" if _is_raw(data) else ""
     other = _OTHER.match(data[:HEAD])
-    if other:
-        return list(_OTHERS)[(other.lastindex or 1) - 1]
-    return "camera raw" if _is_raw(data) else ""
+    return list(_OTHERS)[(other.lastindex or 1) - 1] if other else ""
 
 
 def _is_raw(data: bytes) -> bool:
@@ -105,6 +105,8 @@ def _is_raw(data: bytes) -> bool:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None or len(data) < 8:
         return False
+    if data[8:10] == b"CR":
+        return True
     (start,) = struct.unpack_from(f"{order}I", data, 4)
     if start + 2 > len(data):
         return False

@@ -12,7 +12,14 @@ import numpy as np
 
 from data_prep.files import read_regular
 from data_prep.sources.classlist import chosen
-from data_prep.sources.splits import beside, names_in, split_folders, split_of, wanted_splits
+from data_prep.sources.splits import (
+    beside,
+    is_folder,
+    names_in,
+    split_folders,
+    split_of,
+    wanted_splits,
+)
 from data_prep.sources.walk import Facts, classless, subfolders, walked
 from data_prep.split import LeftOut, Raw, Request, Split
 from data_prep.tars import MAX_BYTES
@@ -54,7 +61,7 @@ def imagefolder(request: Request) -> list[Split]:
         DataError: A folder is missing, unreadable, or without images.
     """
     root = request.existing_root()
-    places = split_folders(root) if root.is_dir() else {}
+    places = split_folders(root, _may_be_split) if root.is_dir() else {}
     besides: list[LeftOut] = []
     if "train" in places:
         besides = beside(root, places)
@@ -76,6 +83,13 @@ def imagefolder(request: Request) -> list[Split]:
         refuse_unknown(places[name], known)
     made = [folder_split("imagefolder", n, places[n], classes, request.skips) for n in wanted]
     return [made[0].besides(besides), *made[1:]]
+
+
+def _may_be_split(folder: Path) -> bool:
+    """Whether a folder is a split by more than its name: ``training`` may be a class, too."""
+    if split_of(folder.name) != "train" or folder.name == "train":
+        return True
+    return any(is_folder(folder / name) for name in names_in(folder))
 
 
 def _refuse_splits(root: Path) -> None:
@@ -126,7 +140,7 @@ def folder_split(
     files: list[str] = []
     labels: list[int] = []
     stamps: list[Facts] = []
-    left_out = classless(folder)
+    left_out = classless(folder, skips)
     digest = hashlib.sha256()
     for label, class_name in enumerate(classes):
         if name != "train" and not (folder / class_name).is_dir():

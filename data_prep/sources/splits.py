@@ -25,7 +25,15 @@ def split_of(name: str) -> str:
     return next((split for split, names in NAMES.items() if name.lower() in names), "")
 
 
-def split_folders(root: Path, holds: Callable[[Path], bool] = Path.is_dir) -> dict[str, Path]:
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; whatever keeps it from being reached, there is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def split_folders(root: Path, holds: Callable[[Path], bool] = is_folder) -> dict[str, Path]:
     """The folders of a root that are splits; a test split alone serves as ``val``.
 
     Args:
@@ -38,7 +46,7 @@ def split_folders(root: Path, holds: Callable[[Path], bool] = Path.is_dir) -> di
     places: dict[str, Path] = {}
     for name in names_in(root):
         split = split_of(name)
-        if not split or not (root / name).is_dir() or not holds(root / name):
+        if not split or not is_folder(root / name) or not holds(root / name):
             continue
         if split in places and places[split].samefile(root / name):
             continue  # a link from one name to another
@@ -76,7 +84,7 @@ def beside(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOu
 
 def lone(path: Path, name: str, reason: str) -> LeftOut:
     """A file or folder as one thing that is left out."""
-    if not path.is_dir():
+    if not is_folder(path):
         return LeftOut.file(name, reason)
     return LeftOut.folder(name, "a hidden folder" if path.name.startswith(".") else reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_prep.sources.splits import lone, names_in
+from data_prep.sources.splits import is_folder, lone, names_in
 from data_prep.split import LeftOut
 from vssl_dist.data.manifest import DataError
 
@@ -28,7 +28,7 @@ def tars_of(root: Path) -> list[Path]:
         return [root]
     if root.is_dir():
         names = names_in(root)
-        return [root / n for n in names if is_tar(n) and not (root / n).is_dir()]
+        return [root / n for n in names if is_tar(n) and not is_folder(root / n)]
     if _BRACES.search(str(root)):
         return _all_there(root)
     return _matching(root)
@@ -57,7 +57,7 @@ def no_tars(folder: Path) -> list[LeftOut]:
     return [
         lone(folder / name, name, "no .tar, .tar.gz or .tgz")
         for name in names_in(folder)
-        if not is_tar(name) or (folder / name).is_dir()
+        if not is_tar(name) or is_folder(folder / name)
     ]
 
 

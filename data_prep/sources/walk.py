@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.files import first_bytes
 from data_prep.pictures import HEAD, called_picture, is_picture
-from data_prep.sources.splits import lone, names_in
+from data_prep.sources.splits import is_folder, lone, names_in
 from data_prep.split import LeftOut
 from vssl_dist.data.manifest import DataError
 
@@ -84,10 +84,7 @@ class Walk:
 
     def _unread(self, path: Path, name: str, error: OSError) -> None:
         if not self.skips:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}): repair or remove it, or give --on-bad "
-                "skip"
-            ) from error
+            raise unread(path, error) from error
         self.images.append((name, _UNREAD))
 
 
@@ -121,14 +118,33 @@ def subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def classless(folder: Path) -> list[LeftOut]:
-    """What lies beside the class folders."""
-    return [
-        lone(folder / name, name, "lies in no class folder")
-        for name in names_in(folder)
-        if not _holds_a_class(folder / name)
-    ]
+def classless(folder: Path, skips: bool) -> list[LeftOut]:
+    """What lies beside the class folders.
+
+    Raises:
+        DataError: A link to nothing, which may be a class, is not to be skipped.
+    """
+    left_out: list[LeftOut] = []
+    for name in names_in(folder):
+        path = folder / name
+        if _holds_a_class(path):
+            continue
+        try:
+            path.stat()
+        except OSError as error:
+            if not skips:
+                raise unread(path, error) from error
+            left_out.append(LeftOut.file(name, f"cannot be read ({error.strerror})"))
+        else:
+            left_out.append(lone(path, name, "lies in no class folder"))
+    return left_out
+
+
+def unread(path: Path, error: OSError) -> DataError:
+    """The refusal of what cannot be read."""
+    remedy = "repair or remove it, or give --on-bad skip"
+    return DataError(f"{path}: cannot be read ({error.strerror}): {remedy}")
 
 
 def _holds_a_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+    return is_folder(path) and not path.name.startswith(".")

@@ -62,8 +62,9 @@ def _places(root: Path, request: Request) -> tuple[dict[str, list[Path]], list[L
     """The tars of each split, sorted by name, and what lies beside the splits."""
     tars = tars_of(root)
     if tars:
-        # What a lone folder holds is what the user says it is.
-        return {request.splits[0]: tars}, []
+        # What a lone folder holds is what the user says it is; a test split alone is the val.
+        name = request.splits[0]
+        return {"val" if name == "test" else name: tars}, []
     folders = split_folders(root, lambda path: bool(tars_of(path))) if root.is_dir() else {}
     if not folders:
         raise DataError(f"{root}: no .tar in it, nor in a folder train or val of it (--root)")

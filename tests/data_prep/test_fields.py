@@ -126,8 +126,6 @@ def test_an_error_lists_the_fields_that_are_there(
 def test_samples_without_and_with_several_images_list_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "raw" / "a.tar", samples("npy.gz.x", "cls") + samples("x", "y", 1, 9))
-    (tmp_path / "none").mkdir()
     write(tmp_path / "none" / "a.tar", [("1.data", b"words"), ("1.cls", b"1")])
     assert run(tmp_path / "none", tmp_path / "o") == 2
     assert "a.tar/1: a sample without an image: its fields are cls, data" in refusal(capsys)

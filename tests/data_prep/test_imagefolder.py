@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -264,6 +265,30 @@ def test_what_may_not_be_read_is_named(
         os.seteuid(os.getuid())
         (root / locked).chmod(0o755)
     assert "Permission denied" in refusal(capsys)
+
+
+def test_what_may_not_be_read_is_skipped_and_listed_if_that_is_wanted(
+    root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    write_images(root / "train" / "n00" / "deep", classes=1)
+    locked = ["n00/deep", "n01", "n02/2.JPEG", "n02/notes"]
+    (root / "train" / "n02" / "notes").write_text("words")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    for name in locked:
+        (root / "train" / name).chmod(0)
+    request.getfixturevalue("ordinary_user")
+    try:
+        assert run(root, tmp_path / "out" / "o", "--on-bad", "skip") == 0
+    finally:
+        os.seteuid(os.getuid())
+        for name in locked:
+            (root / "train" / name).chmod(0o755)
+    folder = tmp_path / "out" / "o" / "train"
+    records = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
+    assert [record["file"] for record in records] == locked
+    assert {record["reason"] for record in records} == {"cannot be read (Permission denied)"}
+    assert Dataset.open(folder).samples == 9
 
 
 def test_an_out_that_may_not_be_written_is_named(

@@ -204,6 +204,7 @@ def unreadable(root: Path) -> list[str]:
     (root / "b" / "below.jpg").symlink_to(root / "b" / "1.jpg" / "x.jpg")
     (root / "b" / "long").symlink_to("n" * 300)
     os.mkfifo(root / "b" / "pipe.jpg")
+    (root / "class").symlink_to("nowhere")
     return ["a/circle.png", "a/gone.jpg", "b/below.jpg", "b/long", "b/pipe.jpg"]
 
 
@@ -218,6 +219,8 @@ def test_what_cannot_be_read_is_refused_or_skipped_and_listed(
     assert not (tmp_path / "o").exists()
     assert run(root, tmp_path / "s", "--on-bad", "skip", "--workers", workers) == 0
     records = told(tmp_path / "s" / "train")
+    gone = "cannot be read (No such file or directory)"
+    assert records.pop("class") == ("left out", gone)
     assert sorted(records) == names
     assert {decision for decision, _ in records.values()} == {"rejected"}
     assert records["a/gone.jpg"][1] == "cannot be read (No such file or directory)"
@@ -367,6 +370,12 @@ def test_a_test_split_without_classes_is_left_out_unless_it_is_asked_for(
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["train", "val"]
     assert run(root, tmp_path / "p", "--split", "test") == 2
     assert "raw/test" in refusal(capsys)
+
+
+def test_a_class_may_be_called_training(tmp_path: Path) -> None:
+    files = {f"{name}/{n}.jpg": jpeg(n) for n, name in enumerate(("training", "resting") * 2)}
+    assert run(write(tmp_path / "raw", files), tmp_path / "o") == 0
+    assert Dataset.open(tmp_path / "o" / "train").classes == ("resting", "training")
 
 
 def test_an_image_in_train_and_test_is_a_leak(

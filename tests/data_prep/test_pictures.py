@@ -76,7 +76,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "pcx": (lambda: encoded("PCX"), "PCX"),
     "eps": (lambda: encoded("EPS"), "Encapsulated PostScript"),
     "svg": (lambda: b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "SVG"),
-    "cr2": (lambda: b"II*\0\x10\0\0\0CR\2\0", "Canon raw"),
+    "cr2": (lambda: b"II*\0\x10\0\0\0CR\2\0", "camera raw"),
     "cr3": (lambda: b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "Canon raw"),
     "raf": (lambda: b"FUJIFILMCCD-RAW 0201", "Fujifilm raw"),
     "orf": (lambda: b"IIRO\x08\0\0\0", "Olympus raw"),
@@ -93,6 +93,12 @@ def test_a_picture_that_is_not_decoded_is_called_by_its_format(name: str) -> Non
     write, kind = FOREIGN[name]
     assert is_picture(write()[:HEAD])
     assert undecodable(write()) == kind
+
+
+def test_what_is_decoded_stays_so_whatever_else_it_is_like() -> None:
+    data = bytearray(encoded("TIFF"))
+    data[128:132] = b"DICM"
+    assert undecodable(bytes(data)) == ""
 
 
 def test_a_tiff_of_many_sizes_is_no_raw_file() -> None:

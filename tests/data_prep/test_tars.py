@@ -207,6 +207,17 @@ def test_an_archive_that_shrinks_after_it_was_listed_is_noticed(tmp_path: Path) 
         stamp(path)
 
 
+def test_members_of_an_archive_that_is_gone_are_flawed_where_that_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(packed([("a.jpg", PHOTO), ("b.jpg", PHOTO)]))
+    spans = Spans.of([path], [(0, m) for m in members(path)], skips=True)
+    assert [raw.flaw for raw in spans] == ["", ""]
+    path.unlink()
+    raws = list(pickle.loads(pickle.dumps(spans.take(np.arange(2)))))
+    assert {raw.flaw for raw in raws} == {"cannot be read (No such file or directory)"}
+    assert all(raw.asked_again for raw in raws)
+
+
 def test_gzipped_members_are_found_by_exact_name_and_only_if_regular(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
