@@ -181,13 +181,13 @@ def _write_all(
                 if (job.folder / MANIFEST).exists():  # it was sealed with this sample
                     raise
                 before = _planned(job, seen[at], decisions[at])[0]
-                seen[at] = without(seen[at], int(before[error.sample]), error.flaw)
+                flaws = {int(before[place]): flaw for place, flaw in error.flaws.items()}
+                seen[at] = without(seen[at], flaws)
                 decisions = _decided(jobs, seen, sealed, options)
                 after, recipe, _ = _planned(job, seen[at], decisions[at])
-                same = min(len(before), len(after))
-                differ = np.flatnonzero(before[:same] != after[:same])
-                first = int(differ[0]) if len(differ) else same
-                amend(job.folder, recipe, decisions[at], first // options.shard_size)
+                both = min(len(before), len(after))
+                same = int(np.argmax(np.append(before[:both] != after[:both], True)))
+                amend(job.folder, recipe, decisions[at], same // options.shard_size)
         yield built
 
 

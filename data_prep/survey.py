@@ -101,13 +101,13 @@ def digest(raw: Raw) -> bytes:
     return hashlib.sha256(raw.data).digest()
 
 
-def without(survey: Survey, number: int, flaw: str) -> Survey:
-    """The same but for one sample, which turned out not to be readable."""
+def without(survey: Survey, flaws: dict[int, str]) -> Survey:
+    """The same but for samples that turned out not to be readable, by number."""
     rows = survey.rows.copy()
-    row = rows[np.searchsorted(survey.numbers, number)]
-    row["sha256"] = np.frombuffer(digest(Raw(b"")), np.uint8)
-    row["verdict"] = Verdict.REJECT
-    return Survey(survey.numbers, rows, survey.reasons | {number: flaw})
+    at = np.searchsorted(survey.numbers, sorted(flaws))
+    rows["sha256"][at] = np.frombuffer(digest(Raw(b"")), np.uint8)
+    rows["verdict"][at] = Verdict.REJECT
+    return Survey(survey.numbers, rows, survey.reasons | flaws)
 
 
 def finding(row: np.void) -> Finding:

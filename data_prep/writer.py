@@ -45,12 +45,10 @@ class ShardTask:
 
 
 class UnreadError(DataError):
-    """A sample that was surveyed cannot be read any more, and may be left out."""
+    """Samples that were surveyed cannot be read any more, and may be left out."""
 
-    sample = -1
-    """Its place in the order of writing."""
-    flaw = ""
-    """Why."""
+    flaws: dict[int, str]
+    """By their place in the order of writing: why."""
 
 
 def shard_name(number: int) -> str:
@@ -129,7 +127,7 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
         samples = zip(task.images, task.survey, task.labels.tolist(), strict=True)
         for row, (raw, surveyed, label) in enumerate(samples):
             if raw.asked_again:
-                raise _unread(raw, task.first + row)
+                raise _unread(raw, samples, task.first + row)
             image = _encoded(raw, surveyed, task)
             record = sample_record(task.first + row, image, label)
             file.write(record)
@@ -161,9 +159,11 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     return entry
 
 
-def _unread(raw: Raw, sample: int) -> UnreadError:
+def _unread(raw: Raw, following: Iterable[tuple[Raw, np.void, int]], sample: int) -> UnreadError:
+    """The error of a sample that cannot be read, and of those behind it that cannot either."""
     error = UnreadError(f"{raw.name}: {raw.flaw}, and could be when it was looked at: start again")
-    error.sample, error.flaw = sample, raw.flaw
+    more = {at: each for at, (each, _, _) in enumerate(following, sample + 1) if each.asked_again}
+    error.flaws = {at: each.flaw for at, each in {sample: raw, **more}.items()}
     return error
 
 

@@ -70,11 +70,10 @@ def imagefolder(request: Request) -> list[Split]:
         places = {"train": root}
     # Labels are numbers of training classes in all splits, so train is listed in any case.
     known = subfolders(places["train"])
-    test = places.get("test")
-    if test and not request.explicit and set(known).isdisjoint(names_in(test)):
-        del places["test"]
-        name = f"../{test.name}"
-        besides.append(LeftOut.folder(name, "a test split without folders of known classes"))
+    if not request.explicit:
+        for name in [name for name in places if _is_no_split(name, places[name], known)]:
+            folder = places.pop(name).name
+            besides.append(LeftOut.folder(f"../{folder}", "has no folders of known classes"))
     wanted = wanted_splits(request.splits, request.explicit, places)
     if not wanted:
         raise DataError(f"{root}: no folder val or test beside train in it")
@@ -90,6 +89,13 @@ def _may_be_split(folder: Path) -> bool:
     if split_of(folder.name) != "train" or folder.name == "train":
         return True
     return any(is_folder(folder / name) for name in names_in(folder))
+
+
+def _is_no_split(name: str, folder: Path, known: Sequence[str]) -> bool:
+    """Whether a folder has only the name of a split: a third one may be without labels."""
+    if name == "train" or not set(known).isdisjoint(names_in(folder)):
+        return False
+    return name == "test" or not walked(folder.parent, folder.name, skips=True).images
 
 
 def _refuse_splits(root: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,8 @@ from PIL import Image
 
 from data_prep import build, shard, verify
 from data_prep.sources.walk import walked
-from data_prep.writer import ShardTask
-from tests.support.archives import jpeg
+from data_prep.writer import ShardTask, UnreadError
+from tests.support.archives import jpeg, packed
 from vssl_dist.data.manifest import read_manifest
 from vssl_dist.data.shards import Dataset
 
@@ -271,6 +273,40 @@ def test_a_file_that_vanishes_at_any_time_is_skipped_and_leaves_a_whole_dataset(
     assert verify.main([str(tmp_path / "o"), "--workers", "1"]) == 0
 
 
+def test_a_tar_that_vanishes_takes_all_of_its_images_along_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking at them and writing."""
+    for name, first in (("a", 0), ("b", 20)):
+        pairs = [((f"{n}.jpg", jpeg(first + n)), (f"{n}.cls", b"1")) for n in range(9)]
+        path = tmp_path / "raw" / f"{name}.tar"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(packed([file for pair in pairs for file in pair]))
+    genuine, tasks = build.write_shard, []
+
+    def write_shard(task: ShardTask) -> Iterator[int]:
+        (tmp_path / "raw" / "a.tar").unlink(missing_ok=len(tasks) > 0)
+        tasks.append(task)
+        return genuine(task)
+
+    monkeypatch.setattr(build, "write_shard", write_shard)
+    out = tmp_path / "o"
+    arguments = ["webdataset", "--root", str(tmp_path / "raw"), "--out", str(out)]
+    more = ["--workers", "1", "--shard-size", "4", "--on-bad", "skip"]
+    assert shard.main([*arguments, *more]) == 0
+    assert stored(out / "train") == sorted(jpeg(20 + n) for n in range(9))
+    assert sorted(told(out / "train")) == [f"a.tar/{n}.jpg" for n in range(9)]
+    assert verify.main([str(out), "--workers", "1"]) == 0
+    assert len(tasks) < 9
+
+
+def test_the_error_of_what_vanished_comes_whole_out_of_another_process() -> None:
+    error = UnreadError("a.jpg: gone")
+    error.flaws = {3: "gone"}
+    other = pickle.loads(pickle.dumps(error))
+    assert (str(other), other.flaws) == ("a.jpg: gone", {3: "gone"})
+
+
 def test_a_file_that_vanishes_is_an_error_where_nothing_is_skipped(
     root: Path,
     tmp_path: Path,
@@ -376,6 +412,17 @@ def test_a_class_may_be_called_training(tmp_path: Path) -> None:
     files = {f"{name}/{n}.jpg": jpeg(n) for n, name in enumerate(("training", "resting") * 2)}
     assert run(write(tmp_path / "raw", files), tmp_path / "o") == 0
     assert Dataset.open(tmp_path / "o" / "train").classes == ("resting", "training")
+
+
+def test_a_folder_with_the_name_of_a_split_and_no_pictures_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path / "raw", photos("train", 4) | {"eval/scores.json": b"{}"})
+    assert run(root, tmp_path / "o") == 0
+    assert "left out: 1 folder" in capsys.readouterr().out
+    write(root, {"eval/1.jpg": jpeg(50)})
+    assert run(root, tmp_path / "p") == 2
+    assert "raw/eval: no class folders in it" in refusal(capsys)
 
 
 def test_an_image_in_train_and_test_is_a_leak(
