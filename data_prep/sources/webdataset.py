@@ -124,6 +124,9 @@ def _split(name: str, reader: Reader, classes: tuple[str, ...], skips: bool) -> 
     tars, found = reader.tars, reader.samples
     if not found:
         raise DataError(f"{tars[0]}: no sample in it, nor in the {len(tars) - 1} other tars")
+    if all(sample.image.flaw for sample in found) and skips:
+        told = f"{found[0].name}: {found[0].image.flaw}"
+        raise DataError(f"{told}: not one of {len(found)} samples in {tars[0].parent} can be used")
     numbers = {text: number for number, text in enumerate(classes)}
     labels = [
         sample.label

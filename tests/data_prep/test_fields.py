@@ -119,8 +119,10 @@ def test_an_error_lists_the_fields_that_are_there(
 ) -> None:
     about = [(f"{n:04d}.json", b'{"id": 1, "caption": ""}') for n in range(4)]
     write(tmp_path / "raw" / "a.tar", sorted([*samples("jpg", "cls"), *about]))
-    assert run(tmp_path / "raw", tmp_path / "o", *options) == 2
-    assert said in refusal(capsys)
+    for more in ((), ("--on-bad", "skip")):
+        assert run(tmp_path / "raw", tmp_path / "o", *options, *more) == 2
+        assert said.partition("(")[2] in (line := refusal(capsys))
+        assert more or said in line
 
 
 def test_samples_without_and_with_several_images_list_them(
