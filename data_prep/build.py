@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,33 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
-from data_prep.decisions import Decided, Policy, decide, leaks
+from data_prep.decisions import Decided, Digests, Policy, decide
 from data_prep.files import write_whole
 from data_prep.folder import (
     INPUTS,
     REJECTS,
     Recipe,
+    amend,
     begin,
     claimed,
+    digest_of,
     finished,
     inputs_blob,
     refuse_foreign,
     sealed_digests,
+    settled,
 )
 from data_prep.images import DEFAULT, Rules
+from data_prep.sealing import seal_split
 from data_prep.split import Split
-from data_prep.survey import Survey, survey
-from data_prep.writer import NOTES, ShardTask, shard_name, write_shard
-from vssl_dist.data.manifest import (
-    FORMAT,
-    MANIFEST,
-    DataError,
-    Manifest,
-    ShardEntry,
-    read_manifest,
-    seal,
-)
-from vssl_dist.durable import sync
+from data_prep.survey import Survey, survey, without
+from data_prep.writer import ShardTask, UnreadError, shard_name, write_shard
+from vssl_dist.data.manifest import MANIFEST, DataError, Manifest, read_manifest
 
 Advance = Callable[[int], None]
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
@@ -68,6 +61,8 @@ class Built:
     manifest: Manifest
     written: int
     decisions: dict[str, int]
+    split: Split
+    """What it was made from."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ def build_all(splits: Sequence[Split], out: Path, options: Options, bar: Bar) ->
     for job in jobs:
         refuse_foreign(job.folder)
     built = {
-        job.folder: Built(job.folder, read_manifest(job.folder), 0, {})
+        job.folder: Built(job.folder, read_manifest(job.folder), 0, {}, job.split)
         for job in jobs
         if finished(job.folder, job.recipe)
     }
@@ -135,12 +130,9 @@ def build_all(splits: Sequence[Split], out: Path, options: Options, bar: Bar) ->
     with ExitStack() as claims:
         notes = [claims.enter_context(claimed(job.folder)) for job in todo]
         seen = [_look(job, note, options, bar) for job, note in zip(todo, notes, strict=True)]
-        names = {job.split.name for job in todo}
-        pairs = [(job.split, found) for job, found in zip(todo, seen, strict=True)]
-        decisions = decide(pairs, sealed_digests(out, names), options.policy)
-        _refuse(todo, decisions)
-        for job, found, decided in zip(todo, seen, decisions, strict=True):
-            built[job.folder] = _write(job, found, decided, options, bar)
+        sealed = sealed_digests(out, {job.split.name for job in todo})
+        for one in _write_all(todo, seen, sealed, options, bar):
+            built[one.folder] = one
     return [built[job.folder] for job in jobs]
 
 
@@ -171,13 +163,45 @@ def _look(job: _Job, notes: Path, options: Options, bar: Bar) -> Survey:
         )
 
 
-def _refuse(jobs: Sequence[_Job], decisions: Sequence[Decided]) -> None:
-    """Stop at what must not be passed over, with the whole list of it on disk."""
+def _write_all(
+    jobs: Sequence[_Job],
+    seen: list[Survey],
+    sealed: Mapping[str, Digests],
+    options: Options,
+    bar: Bar,
+) -> Iterator[Built]:
+    """Write each split, without the samples that turn out not to be readable any more."""
+    decisions = _decided(jobs, seen, sealed, options)
+    for at, job in enumerate(jobs):
+        built = None
+        while built is None:
+            try:
+                built = _write(job, seen[at], decisions[at], options, bar)
+            except UnreadError as error:
+                if (job.folder / MANIFEST).exists():  # it was sealed with this sample
+                    raise
+                before = _planned(job, seen[at], decisions[at])[0]
+                flaws = {int(before[place]): flaw for place, flaw in error.flaws.items()}
+                seen[at] = without(seen[at], flaws)
+                decisions = _decided(jobs, seen, sealed, options)
+                after, recipe, _ = _planned(job, seen[at], decisions[at])
+                both = min(len(before), len(after))
+                same = int(np.argmax(np.append(before[:both] != after[:both], True)))
+                amend(job.folder, recipe, decisions[at], same // options.shard_size)
+        yield built
+
+
+def _decided(
+    jobs: Sequence[_Job], seen: Sequence[Survey], sealed: Mapping[str, Digests], options: Options
+) -> list[Decided]:
+    """What becomes of all samples; stops at what must not be passed over, with all of it listed."""
+    pairs = [(job.split, found) for job, found in zip(jobs, seen, strict=True)]
+    decisions = decide(pairs, sealed, options.policy)
     errors = [error for decided in decisions for error in decided.errors]
     if not errors:
-        return
+        return decisions
     for job, decided in zip(jobs, decisions, strict=True):
-        if decided.records:
+        if decided.lines():
             write_whole(job.folder / REJECTS, decided.lines())
     raise DataError(errors[0])
 
@@ -185,17 +209,9 @@ def _refuse(jobs: Sequence[_Job], decisions: Sequence[Decided]) -> None:
 def _write(job: _Job, found: Survey, decided: Decided, options: Options, bar: Bar) -> Built:
     """Write the shards that are missing, and seal."""
     split, folder = job.split, job.folder
-    order = job.order[np.isin(job.order, decided.used)]
-    if not len(order):
-        write_whole(folder / REJECTS, decided.lines())
-        raise DataError(f"{folder}: not one image of it can be used ({REJECTS} tells why)")
+    order, recipe, contents = _planned(job, found, decided)
     rows = found.rows[np.searchsorted(found.numbers, order)]
-    inputs, rejects = inputs_blob(rows["sha256"]), decided.lines()
-    recipe = job.recipe | {
-        "content": hashlib.sha256(inputs).hexdigest(),
-        "rejects": hashlib.sha256(rejects).hexdigest() if rejects else None,
-    }
-    done = begin(folder, recipe)
+    done = begin(folder, recipe, decided)
     pieces = [
         (number, first, slice(first, first + options.shard_size))
         for number, first in enumerate(range(0, len(order), options.shard_size))
@@ -213,36 +229,22 @@ def _write(job: _Job, found: Survey, decided: Decided, options: Options, bar: Ba
         advance(len(order) - missing)
         for entry in pool.run(write_shard, tasks, workers=options.workers, advance=advance):
             done[entry.name] = entry
-    _seal(job, [done[name] for name in sorted(done)], recipe, inputs, rejects)
-    return Built(folder, read_manifest(folder), missing, decided.counts())
+    seal_split(split, folder, [done[name] for name in sorted(done)], recipe, contents)
+    return Built(folder, read_manifest(folder), missing, decided.counts(), split)
 
 
-def _seal(
-    job: _Job, shards: list[ShardEntry], recipe: Recipe, inputs: bytes, rejects: bytes
-) -> None:
-    folder, split = job.folder, job.split
-    # Another process may have finished the other split since this one was looked at.
-    known = sealed_digests(folder.parent, {split.name})
-    mine = np.load(io.BytesIO(inputs), allow_pickle=False)
-    if leaks(split.name, {**known, split.name: mine}):
-        raise DataError(
-            f"{folder}: shares images with a split that was finished meanwhile: run again"
-        )
-    write_whole(folder / INPUTS, inputs)
-    if rejects:
-        write_whole(folder / REJECTS, rejects)
-    else:
-        (folder / REJECTS).unlink(missing_ok=True)
-    contents = {
-        "format": FORMAT,
-        "name": split.dataset,
-        "split": split.name,
-        "samples": sum(shard.samples for shard in shards),
-        "classes": list(split.classes),
-        "shards": [asdict(shard) for shard in shards],
-        "source": recipe,
+def _planned(
+    job: _Job, found: Survey, decided: Decided
+) -> tuple[NDArray[np.int64], Recipe, Mapping[str, bytes]]:
+    """The samples in the order of writing, the whole recipe, and the files beside the shards."""
+    order = job.order[np.isin(job.order, decided.used)]
+    if not len(order):
+        write_whole(job.folder / REJECTS, decided.lines())
+        raise DataError(f"{job.folder}: not one image of it can be used ({REJECTS} tells why)")
+    rows = found.rows[np.searchsorted(found.numbers, order)]
+    contents = {INPUTS: inputs_blob(rows["sha256"]), REJECTS: settled(job.folder, decided)}
+    recipe = job.recipe | {
+        "content": hashlib.sha256(contents[INPUTS]).hexdigest(),
+        "rejects": digest_of(contents[REJECTS]),
     }
-    sync(folder)
-    write_whole(folder / MANIFEST, seal(contents))
-    sync(folder)
-    shutil.rmtree(folder / NOTES)
+    return order, recipe, contents

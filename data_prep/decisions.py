@@ -1,23 +1,26 @@
 """Which samples of a dataset are used, and the list of all that was decided.
 
-A pure function of what the surveys of all splits found.  Training splits give way to ``val``,
-whose images others compare themselves on; of equal images of one split the first is kept.
+A pure function of what the surveys of all splits found.  Training splits give way to ``val`` and
+``test``, whose images others compare themselves on; of equal images of one split the first is kept.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.images import Verdict
-from data_prep.split import Split
+from data_prep.split import LeftOut, Split
 from data_prep.survey import Survey
 
-VALIDATION = "val"
+HELD_OUT = ("val", "test")
+"""Splits that must not share an image with any that is trained on."""
+LEFT_OUT = "left out"
+"""The decision on what is no image."""
 
 Digests = NDArray[np.uint8]
 """``(N, 32)``: the SHA-256 of each sample's input."""
@@ -33,16 +36,38 @@ class Decided:
     """By sample number: the lines about it in ``rejects.jsonl``."""
     errors: list[str] = field(default_factory=list)
     """One line for each kind of thing that must not be passed over."""
+    left_out: Sequence[LeftOut] = ()
+    """What is no sample."""
+
+    def judged(self) -> bytes:
+        """The lines about samples: in their order, the same on any machine."""
+        return _jsonl(record for number in sorted(self.records) for record in self.records[number])
 
     def lines(self) -> bytes:
-        """The contents of ``rejects.jsonl``: in order of the samples, the same on any machine."""
-        ordered = (record for number in sorted(self.records) for record in self.records[number])
-        return "".join(f"{json.dumps(record)}\n" for record in ordered).encode()
+        """The contents of ``rejects.jsonl``: those about samples, then what is none."""
+        return self.judged() + _jsonl(
+            {"file": one.name, "decision": LEFT_OUT, "reason": one.reason, "sha256": ""}
+            for one in self.left_out
+        )
 
     def counts(self) -> dict[str, int]:
         """How many samples met with each decision; one may meet with several."""
         met = [record["decision"] for records in self.records.values() for record in records]
         return {decision: met.count(decision) for decision in sorted(set(met))}
+
+
+def judged_alone(lines: bytes) -> bytes:
+    """The lines of a ``rejects.jsonl`` that are about samples.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    kept = lines.splitlines(keepends=True)
+    return b"".join(line for line in kept if json.loads(line).get("decision") != LEFT_OUT)
+
+
+def _jsonl(records: Iterable[dict[str, str]]) -> bytes:
+    return "".join(f"{json.dumps(record)}\n" for record in records).encode()
 
 
 @dataclass(frozen=True)
@@ -85,7 +110,7 @@ def leaks(name: str, known: Mapping[str, Digests]) -> set[bytes]:
         name: The split.
         known: Digests of all splits.
     """
-    others = [n for n in known if n != name and VALIDATION in (n, name)]
+    others = [n for n in known if (n in HELD_OUT) != (name in HELD_OUT)]
     mine = {row.tobytes() for row in known[name]} if others else set()
     return {row.tobytes() for other in others for row in known[other]} & mine
 
@@ -122,7 +147,7 @@ def _within(split: Split, survey: Survey, policy: Policy) -> Decided:
             f"{split.called(worst)}: {records[worst][0]['reason']}{more}: repair or remove it, or "
             "give --on-bad skip"
         ]
-    return Decided(survey.numbers[usable], records, errors)
+    return Decided(survey.numbers[usable], records, errors, split.left_out)
 
 
 def _across(
@@ -132,9 +157,9 @@ def _across(
     sealed: Mapping[str, Digests],
     dedup: bool,
 ) -> Decided:
-    """Deal with the images that a training split shares with ``val``."""
+    """Deal with the images that a training split shares with one that is held out."""
     split, survey = surveyed
-    validates = split.name == VALIDATION
+    validates = split.name in HELD_OUT
     if validates:
         # Of training splits that are still to be written it is told there.
         known = {**sealed, split.name: known[split.name]}
@@ -145,7 +170,8 @@ def _across(
     if not leaked:
         return decided
     drops = dedup and not validates
-    other = "a training split" if validates else VALIDATION
+    others = [n for n in HELD_OUT if n in known and leaks(split.name, _pair(known, split.name, n))]
+    other = "a training split" if validates else " and ".join(others)
     for at in leaked:
         number, word = int(survey.numbers[at]), "dropped" if drops else "leak"
         reason = {"reason": f"the same bytes as an image of {other}"}
@@ -153,7 +179,7 @@ def _across(
         decided.records[number] = [told] if drops else [*decided.records.get(number, []), told]
     if drops:
         used[leaked] = False
-        return Decided(survey.numbers[used], decided.records, decided.errors)
+        return replace(decided, used=survey.numbers[used])
     # Training splits that are still to be written are told so there, and not here.
     remedy = (
         "delete the finished training split and shard both with --dedup, which drops them from it"
@@ -162,7 +188,11 @@ def _across(
     )
     first = split.called(int(survey.numbers[leaked[0]]))
     error = f"{first}: is in {split.name} and in {other} ({len(leaked)} such images): {remedy}"
-    return Decided(decided.used, decided.records, [*decided.errors, error])
+    return replace(decided, errors=[*decided.errors, error])
+
+
+def _pair(known: Mapping[str, Digests], *names: str) -> dict[str, Digests]:
+    return {name: known[name] for name in names}
 
 
 def _positions(survey: Survey) -> tuple[list[int], list[int]]:

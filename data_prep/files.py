@@ -48,6 +48,21 @@ def read_regular(path: Path, limit: int) -> bytes:
         return file.read()
 
 
+def first_bytes(path: str | Path, size: int) -> bytes:
+    """How a file begins.
+
+    Raises:
+        OSError: It is no regular file, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.read(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
     """Write a file whose name appears with its last byte already on disk.

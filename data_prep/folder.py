@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,9 @@ from typing import Any
 import filelock
 import numpy as np
 
-from data_prep.decisions import Digests
+from data_prep.decisions import Decided, Digests, judged_alone
 from data_prep.files import sweep, write_whole
-from data_prep.writer import NOTES
+from data_prep.writer import NOTES, shard_name
 from vssl_dist.data.manifest import (
     MANIFEST,
     DataError,
@@ -99,12 +100,13 @@ def finished(folder: Path, recipe: Recipe) -> bool:
     return False
 
 
-def begin(folder: Path, recipe: Recipe) -> dict[str, ShardEntry]:
+def begin(folder: Path, recipe: Recipe, decided: Decided) -> dict[str, ShardEntry]:
     """Note what is being made here.
 
     Args:
         folder: Of the split, claimed.
         recipe: With what the survey told.
+        decided: The same in full.
 
     Returns:
         The shards that are there already in full length, by name.
@@ -118,15 +120,54 @@ def begin(folder: Path, recipe: Recipe) -> dict[str, ShardEntry]:
         damaged = {name for name, _ in ill_sized(folder, manifest)}
         return {e.name: e for e in manifest.shards if not {e.name, e.index_name} & damaged}
     note = folder / NOTES / _RECIPE
+    noted = _noted(recipe, decided)
     if note.exists():
-        _refuse_another(folder, _load(note), recipe)
-    write_whole(note, json.dumps(recipe).encode())
+        _refuse_another(folder, _load(note), noted)
+    write_whole(note, json.dumps(noted).encode())
     entries = [_entry(path) for path in note.parent.glob("shard-*.json")]
     return {
         e.name: e
         for e in entries
         if e and _size(folder / e.name) == e.bytes and _size(folder / e.index_name)
     }
+
+
+def amend(folder: Path, recipe: Recipe, decided: Decided, keep: int) -> None:
+    """Let another recipe go on from what was begun here.
+
+    Args:
+        folder: Of the split, claimed and not sealed.
+        recipe: The new one.
+        decided: What it was made from.
+        keep: So many of the first shards are the same by both.
+    """
+    # Notes first: a shard without one is none.
+    for path in (*(folder / NOTES).glob("shard-*.json"), *folder.glob("shard-*")):
+        if path.name >= shard_name(keep):
+            path.unlink()
+    write_whole(folder / NOTES / _RECIPE, json.dumps(_noted(recipe, decided)).encode())
+
+
+def _noted(recipe: Recipe, decided: Decided) -> Recipe:
+    """The recipe without what lies beside the images: that may come and go."""
+    return recipe | {"rejects": digest_of(decided.judged())}
+
+
+def settled(folder: Path, decided: Decided) -> bytes:
+    """What ``rejects.jsonl`` is to hold: what was sealed, if that says the same of all samples."""
+    if not (folder / MANIFEST).exists():
+        return decided.lines()
+    sealed = read_manifest(folder).source.get(FOUND[1])
+    there = folder / REJECTS
+    if there.is_file() and digest_of(lines := there.read_bytes()) == sealed:
+        same = judged_alone(lines) == decided.judged()
+        return lines if same else decided.lines()
+    return decided.judged() if digest_of(decided.judged()) == sealed else decided.lines()
+
+
+def digest_of(lines: bytes) -> str | None:
+    """How a manifest states the contents of ``rejects.jsonl``, which is not there if empty."""
+    return hashlib.sha256(lines).hexdigest() if lines else None
 
 
 def sealed_digests(out: Path, names: set[str]) -> dict[str, Digests]:

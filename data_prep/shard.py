@@ -1,7 +1,8 @@
 """Turn raw images into shards: ``python data_prep/shard.py cifar10 --root R --out O``.
 
-Writes ``O/train`` and ``O/val``.  A call that was killed is continued by the same call; the
-bytes depend on the images and the options, not on ``--workers`` nor on interruptions.
+Writes ``O/train`` and ``O/val``, and ``O/test`` where there is a third.  A call that was killed is
+continued by the same call; the bytes depend on the images and the options, not on ``--workers``
+nor on interruptions.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":  # before what a bare Python cannot import
@@ -26,7 +28,8 @@ from data_prep.folder import REJECTS
 from data_prep.images import MAX_PIXELS, Rules
 from data_prep.progress import bar
 from data_prep.sources import SOURCES
-from data_prep.split import Request
+from data_prep.split import Request, tally
+from data_prep.unpack import unpacking
 from vssl_dist.data.manifest import DataError
 
 _ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
@@ -63,8 +66,17 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--on-bad",
         choices=("fail", "skip", "reencode"),
-        help="what to do with an image that does not decode: stop (the default), leave it out, "
-        "or keep what can be decoded of it",
+        help="what to do with an image that cannot be read or decoded: stop (the default), leave "
+        "it out, or keep what can be decoded of it",
+    )
+    top.add_argument(
+        "--image-field", metavar="FIELD", help="of a WebDataset: which member is the image"
+    )
+    top.add_argument(
+        "--label-field",
+        metavar="FIELD[:KEY]",
+        help="of a WebDataset: which member is the label, such as label.txt, or json:KEY for what "
+        "a JSON member states at a key (KEY.KEY: at one within another)",
     )
     top.add_argument(
         "--dedup",
@@ -85,9 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.out, "interrupted: finished shards are kept, the same call goes on"
     ) as ending:
         options, request = _options(args), _request(args)
-        splits = SOURCES[args.source].read(request)
-        for built in build_all(splits, args.out, options, bar):
-            print(printable(_summary(built, time.monotonic() - start)))
+        with unpacking(args.out) as unpack:
+            splits = SOURCES[args.source].read(replace(request, unpack=unpack))
+            for built in build_all(splits, args.out, options, bar):
+                print(printable(_summary(built, time.monotonic() - start)))
     return ending.code
 
 
@@ -95,15 +108,24 @@ def _request(args: argparse.Namespace) -> Request:
     """What to ask of the source; refuses what it cannot give."""
     source = SOURCES[args.source]
     for option in ("--root", "--classes", "--download", "--resize-short", "--quality",
-                   "--max-pixels", "--on-bad"):  # fmt: skip
+                   "--max-pixels", "--on-bad", "--image-field", "--label-field"):  # fmt: skip
         given = getattr(args, option.removeprefix("--").replace("-", "_"))
         if given not in (None, False) and option not in source.takes:
             raise DataError(f"{args.source} has no {option}")
-    split = _ALIASES.get(args.split, args.split)
+    split = args.split if args.split in source.splits else _ALIASES.get(args.split, args.split)
     if split is not None and split not in source.splits:
         raise DataError(f"{args.source} has no split {split}, only {', '.join(source.splits)}")
     splits = (split,) if split else source.default
-    return Request(args.root, splits, bool(split), args.download, args.classes)
+    return Request(
+        args.root,
+        splits,
+        bool(split),
+        args.download,
+        args.classes,
+        args.on_bad or Policy.on_bad,
+        args.image_field,
+        args.label_field,
+    )
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -126,10 +148,16 @@ def _summary(built: Built, seconds: float) -> str:
         else "complete already"
     )
     met = ", ".join(f"{count} {decision}" for decision, count in built.decisions.items())
+    left_out = tally(built.split.left_out)
+    notes = [
+        f"{met}: see {REJECTS}" if met else "",
+        f"left out: {left_out}" if left_out else "",
+        built.split.remark,
+    ]
     return (
         f"{built.folder}: {manifest.samples} samples, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {size:.1f} MB ({work})"
-        + (f"; {met}: see {REJECTS}" if met else "")
+        + "".join(f"; {note}" for note in notes if note)
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ UNLABELED = -1
 """The label of an image whose class is not known."""
 LABELS = "labels"
 """What the manifest of some classes of a split states of its source: their labels there."""
+_MOST_KINDS = 12
+"""Of what was left out, so many are counted one by one: it remains a line."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,19 @@ class Request:
     download: bool = False
     classes: Path | None = None
     """File that lists the classes to keep; None keeps all."""
+    on_bad: str = "fail"
+    """What becomes of what cannot be used: unless it is ``fail``, it is left out and listed."""
+    image_field: str | None = None
+    """Which member of a WebDataset's sample is its image; None looks for it."""
+    label_field: str | None = None
+    """Which member is its label, or ``FIELD:KEY`` for what a JSON member states."""
+    unpack: Callable[[Path], Path] | None = None
+    """Where a compressed archive is unpacked to, which is done if need be."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether one file that cannot be read is left out, and does not end the whole."""
+        return self.on_bad != "fail"
 
     def existing_root(self) -> Path:
         """The root, which is there.
@@ -54,7 +70,55 @@ class Raw:
     name: str = ""
     """What to call it should it be another one than before."""
     flaw: str = ""
-    """Why it must not even be read ("" = it may)."""
+    """Why it must not even be read, or could not be ("" = it may)."""
+    asked_again: bool = False
+    """Whether the flaw is one of the storage, which may have gone the next time."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that lies among the images and is none."""
+
+    name: str
+    """As a sample's: within ``where``."""
+    reason: str
+    kind: str
+    """What it is counted as, such as ``".txt"``."""
+
+    @classmethod
+    def file(cls, name: str, reason: str = "no picture") -> LeftOut:
+        """A file, which counts by its suffix.
+
+        >>> LeftOut.file("a/words.TXT").kind, LeftOut.file("a/.DS_Store").kind
+        ('.txt', 'hidden')
+        """
+        path = PurePosixPath(name)
+        if path.name.startswith("."):
+            return cls(name, "a hidden file", "hidden")
+        return cls(name, reason, path.suffix.lower() or "without suffix")
+
+    @classmethod
+    def folder(cls, name: str, reason: str) -> LeftOut:
+        """A folder with all that is in it."""
+        return cls(f"{name}/", reason, "folder")
+
+
+def tally(left_out: Sequence[LeftOut]) -> str:
+    """How many of each kind, in words, the most frequent first; "" of none.
+
+    >>> tally([LeftOut.file("a.txt"), LeftOut.file("b"), LeftOut.file("c.txt")])
+    '2 .txt, 1 without suffix'
+    """
+    counts = sorted(
+        Counter(one.kind for one in left_out).items(), key=lambda one: (-one[1], one[0])
+    )
+    shown = [
+        f"{count} {kind}s" if kind == "folder" and count > 1 else f"{count} {kind}"
+        for kind, count in counts[:_MOST_KINDS]
+    ]
+    if rest := sum(count for _, count in counts[_MOST_KINDS:]):
+        shown.append(f"{rest} others")
+    return ", ".join(shown)
 
 
 def _unstamped(which: NDArray[np.int64]) -> str:
@@ -86,6 +150,10 @@ class Split:
     """What stands before a name in messages: the path of a folder or archive."""
     stamp: Callable[[NDArray[np.int64]], str] = _unstamped
     """What tells, without reading, that the images of some numbers may have been replaced."""
+    left_out: Sequence[LeftOut] = ()
+    """What lies there besides: no sample, and without effect on any."""
+    remark: str = ""
+    """What the user should know about all of it."""
 
     @property
     def labelling(self) -> str:
@@ -101,3 +169,7 @@ class Split:
         'a.tar/image 3'
         """
         return f"{self.where}/{self.names(number)}" if self.where else self.names(number)
+
+    def besides(self, left_out: Iterable[LeftOut]) -> Split:
+        """This split, with more that was left out beside it."""
+        return replace(self, left_out=(*self.left_out, *left_out))

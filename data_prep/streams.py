@@ -6,6 +6,7 @@ a chain and pieces of a sparse file may be without number.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -14,6 +15,7 @@ import tarfile
 _MAX_HEADER = 1 << 20
 """Of all that describes one member: far beyond any name, and little memory."""
 _PIECE = 1 << 20
+"""So much is read at a time; zeros are looked through in such pieces."""
 
 
 class _Headers:
@@ -59,6 +61,26 @@ class Window(_Headers):
         """Where the next read begins."""
         return self._at
 
+    def past_zeros(self, start: int) -> int | None:
+        """Where the first byte from ``start`` on is that is not zero; None if there is none."""
+        at = start
+        while at < self.size:
+            try:
+                # Holes of a sparse file need not be read.
+                at = max(
+                    at, os.lseek(self._descriptor, self._start + at, os.SEEK_DATA) - self._start
+                )
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return None
+            piece = os.pread(self._descriptor, min(_PIECE, self.size - at), self._start + at)
+            if not piece:
+                return None
+            if rest := piece.lstrip(b"\0"):
+                return at + len(piece) - len(rest)
+            at += len(piece)
+        return None
+
 
 class Unzipped(_Headers):
     """What a compressed file unpacks to, of which no more than a piece is ever in memory."""
@@ -79,6 +101,14 @@ class Unzipped(_Headers):
     def tell(self) -> int:
         """Where the next read begins."""
         return self._whole.tell()
+
+    def past_zeros(self, start: int) -> int | None:
+        """Where the first byte from ``start`` on is that is not zero; None if there is none."""
+        self._whole.seek(start)
+        while piece := self._whole.read(tarfile.BLOCKSIZE):
+            if rest := piece.lstrip(b"\0"):
+                return self._whole.tell() - len(rest)
+        return None
 
     def take(self, size: int) -> bytes:
         """The next ``size`` bytes, which are no header: memory for those that are there."""

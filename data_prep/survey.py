@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from data_prep import pool
 from data_prep.files import write_whole
 from data_prep.images import Finding, Rules, Verdict, examine
+from data_prep.pictures import undecodable
 from data_prep.split import Raw, Split
 
 SURVEY_DTYPE = np.dtype(
@@ -100,6 +101,15 @@ def digest(raw: Raw) -> bytes:
     return hashlib.sha256(raw.data).digest()
 
 
+def without(survey: Survey, flaws: dict[int, str]) -> Survey:
+    """The same but for samples that turned out not to be readable, by number."""
+    rows = survey.rows.copy()
+    at = np.searchsorted(survey.numbers, sorted(flaws))
+    rows["sha256"][at] = np.frombuffer(digest(Raw(b"")), np.uint8)
+    rows["verdict"][at] = Verdict.REJECT
+    return Survey(survey.numbers, rows, survey.reasons | flaws)
+
+
 def finding(row: np.void) -> Finding:
     """What `examine` said of an image, from its row (but for the reason)."""
     suffix = "png" if row["png"] else "jpg"
@@ -109,8 +119,10 @@ def finding(row: np.void) -> Finding:
 def _look(chunk: _Chunk) -> Generator[int, None, tuple[Path, Survey]]:
     rows = np.zeros(len(chunk.numbers), SURVEY_DTYPE)
     reasons: dict[int, str] = {}
+    asked_again = False
     for row, (raw, number) in enumerate(zip(chunk.images, chunk.numbers.tolist(), strict=True)):
         seen = _judge(raw, chunk.rules)
+        asked_again |= raw.asked_again
         sha256 = np.frombuffer(digest(raw), np.uint8)
         rows[row] = (sha256, seen.verdict, seen.suffix == "png", seen.height, seen.width)
         if seen.reason:
@@ -118,8 +130,10 @@ def _look(chunk: _Chunk) -> Generator[int, None, tuple[Path, Survey]]:
         if (row + 1) % _REPORT_EVERY == 0:
             yield _REPORT_EVERY
     yield len(rows) % _REPORT_EVERY
-    head = json.dumps({"key": chunk.key, "reasons": reasons}).encode()
-    write_whole(chunk.note, head + b"\n" + rows.tobytes(), flush=False)
+    # Storage that failed may do better the next time.
+    if not asked_again:
+        head = json.dumps({"key": chunk.key, "reasons": reasons}).encode()
+        write_whole(chunk.note, head + b"\n" + rows.tobytes(), flush=False)
     return chunk.note, Survey(chunk.numbers, rows, reasons)
 
 
@@ -128,6 +142,8 @@ def _judge(raw: Raw, rules: Rules) -> Finding:
         return Finding(Verdict.REJECT, raw.flaw)
     if isinstance(raw.data, np.ndarray):
         return Finding(Verdict.REMAKE)
+    if kind := undecodable(raw.data):
+        return Finding(Verdict.REJECT, f"not a readable image ({kind}, which is not decoded here)")
     return examine(raw.data, rules)
 
 

@@ -2,7 +2,8 @@
 
 Only regular members count.  Links, devices, sparse files, names that lead out of a folder and
 sizes beyond any image are flaws of a member; a header that cannot be parsed, a member that is
-cut short and an archive without an end are damage of the whole.
+cut short and an archive without an end are damage of the whole.  What follows an end is another
+archive, which is read as well (as by ``tar --ignore-zeros``), or damage.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-
-from data_prep.split import Raw
+from data_prep.files import open_regular
+from data_prep.pictures import HEAD, called_picture, is_picture
 from data_prep.streams import Unzipped, Window
 from vssl_dist.data.manifest import DataError
 
@@ -32,6 +31,20 @@ _DAMAGE = (
     RecursionError, MemoryError,
 )  # fmt: skip
 """As which a damaged archive surfaces: its reader trusts what it reads."""
+
+
+class ArchiveError(DataError):
+    """An archive cannot be read to its end."""
+
+    flaw = ""
+    """Why, without the path."""
+
+    @classmethod
+    def of(cls, path: Path, flaw: str, remedy: str = "") -> ArchiveError:
+        """The error of an archive."""
+        error = cls(f"{path}: {flaw}" + (f": {remedy}" if remedy else ""))
+        error.flaw = flaw
+        return error
 
 
 @dataclass(frozen=True)
@@ -46,58 +59,6 @@ class Member:
     """Why it must not be read ("" = it may)."""
 
 
-@dataclass(frozen=True)
-class Spans:
-    """Images that are stretches of files: picklable, and read only when iterated."""
-
-    files: tuple[Path, ...]
-    file: NDArray[np.int64]
-    """``(N,)``: which of the files."""
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    names: Sequence[str]
-    flaws: Mapping[int, str]
-    """By row."""
-
-    @classmethod
-    def of(cls, files: Sequence[Path], found: Sequence[tuple[int, Member]]) -> Spans:
-        """The table of members, each given with the number of its file."""
-        columns = [(file, member.offset, member.size) for file, member in found]
-        table = np.array(columns, np.int64).reshape(-1, 3)
-        flaws = {row: member.flaw for row, (_, member) in enumerate(found) if member.flaw}
-        names = [member.name for _, member in found]
-        return cls(tuple(files), table[:, 0], table[:, 1], table[:, 2], names, flaws)
-
-    def take(self, which: NDArray[np.int64]) -> Spans:
-        """Some rows, in a given order."""
-        rows = which.tolist()
-        flaws = {at: self.flaws[row] for at, row in enumerate(rows) if row in self.flaws}
-        names = [self.names[row] for row in rows]
-        columns = (self.file[which], self.offset[which], self.size[which])
-        return Spans(self.files, *columns, names, flaws)
-
-    def __iter__(self) -> Iterator[Raw]:
-        opened, stream = -1, None
-        try:
-            places = zip(self.file.tolist(), self.offset.tolist(), self.size.tolist(), strict=True)
-            for row, (file, offset, size) in enumerate(places):
-                if flaw := self.flaws.get(row, ""):
-                    yield Raw(b"", flaw=flaw)
-                    continue
-                path = self.files[file]
-                if file != opened or stream is None:
-                    if stream is not None:
-                        stream.close()
-                    opened, stream = file, _opened(path)
-                data = os.pread(stream.fileno(), size, offset)
-                if len(data) < size:
-                    raise DataError(f"{path}: cut short at {self.names[row]}: fetch it again")
-                yield Raw(data, f"{path}/{self.names[row]}")
-        finally:
-            if stream is not None:
-                stream.close()
-
-
 def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
     """What an uncompressed archive holds besides folders, in its order.
 
@@ -109,21 +70,37 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Mem
     Raises:
         DataError: It cannot be read, is damaged, or ends too early.
     """
-    with _opened(path) as file:
+    with _opened(path) as file, damage_named(path):
         whole = os.fstat(file.fileno()).st_size
         window = Window(file.fileno(), start, whole - start if size is None else size)
-        with _named(path), tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]
-            for member in _headers(tar, window):
-                end = member.offset_data + (0 if member.issparse() else member.size)
-                if end > window.size:
-                    raise tarfile.ReadError(f"{member.name} is cut short")
-                if not member.isdir():
-                    offset = start + member.offset_data
-                    yield Member(member.name, offset, member.size, _flaw(member))
-            window.seek(tar.offset)
-            # The reader takes any nonsense between members for the end.
-            if window.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("it has no end, or a damaged header")
+        for member in _headers(window):
+            end = member.offset_data + (0 if member.issparse() else member.size)
+            if end > window.size:
+                raise tarfile.ReadError(f"{member.name} is cut short")
+            if not member.isdir():
+                offset = start + member.offset_data
+                yield Member(member.name, offset, member.size, _flaw(member))
+
+
+def holds_picture(path: Path, member: Member) -> bool:
+    """Whether a member of an archive is a picture, or is called one, or must not be looked at.
+
+    Raises:
+        DataError: The archive cannot be read.
+    """
+    if PurePosixPath(member.name).name.startswith("."):
+        return False
+    return bool(member.flaw) or called_picture(member.name) or is_picture(begins(path, member))
+
+
+def begins(path: Path, member: Member) -> bytes:
+    """The first bytes of a sound member: as many as tell what it is.
+
+    Raises:
+        DataError: The archive cannot be read.
+    """
+    with _opened(path) as file, damage_named(path):
+        return os.pread(file.fileno(), min(member.size, HEAD), member.offset)
 
 
 def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
@@ -138,13 +115,12 @@ def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]
         DataError: The archive cannot be read or is damaged.
     """
     found: dict[str, bytes] = {}
-    with _opened(archive) as file, _named(archive), gzip.open(file) as whole:
+    with _opened(archive) as file, damage_named(archive), gzip.open(file) as whole:
         stream = Unzipped(whole)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
-            for member in _headers(tar, stream):
-                if member.name in names and _regular(member) and member.size <= limit:
-                    found[member.name] = stream.take(member.size)
-        whole.seek(0, io.SEEK_END)  # gzip compares its checksum only at the end
+        # All of it is read: gzip compares its checksum only at the end.
+        for member in _headers(stream):
+            if member.name in names and _regular(member) and member.size <= limit:
+                found[member.name] = stream.take(member.size)
     return found
 
 
@@ -161,8 +137,26 @@ def stamp(path: Path) -> str:
     return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
 
 
-def _headers(tar: tarfile.TarFile, stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
+def _headers(stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
     """All members of an archive, in little memory however many and however described."""
+    at: int | None = 0
+    while at is not None:
+        stream.seek(at)
+        stream.described()
+        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
+            yield from _members_of(tar, stream)
+            end = tar.offset
+        stream.seek(end)
+        # The reader takes any nonsense between members for the end.
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            if end == at > 0:
+                raise tarfile.ReadError(f"what follows its end, from byte {end} on, is no archive")
+            raise tarfile.ReadError("it has no end, or a damaged header")
+        following = stream.past_zeros(end)
+        at = None if following is None else following - (following - end) % tarfile.BLOCKSIZE
+
+
+def _members_of(tar: tarfile.TarFile, stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         # A negative size would send the reader backwards, for ever.
         if member.size < 0:
@@ -196,20 +190,24 @@ def _flaw(member: tarfile.TarInfo) -> str:
     return ""
 
 
-def _opened(path: Path) -> io.FileIO:
+def _opened(path: Path) -> io.BufferedReader:
     try:
-        return io.FileIO(path)
+        return open_regular(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ArchiveError.of(path, f"cannot be read ({error.strerror})") from error
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Say of which archive something is wrong, whatever reading it raises."""
+def damage_named(path: Path) -> Iterator[None]:
+    """Say of which archive something is wrong, whatever reading it raises.
+
+    Raises:
+        ArchiveError: Something is.
+    """
     try:
         yield
     except DataError:
         raise
     except _DAMAGE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: damaged archive ({reason}): fetch it again") from error
+        raise ArchiveError.of(path, f"damaged archive ({reason})", "fetch it again") from error

@@ -44,6 +44,13 @@ class ShardTask:
     rules: Rules = DEFAULT
 
 
+class UnreadError(DataError):
+    """Samples that were surveyed cannot be read any more, and may be left out."""
+
+    flaws: dict[int, str]
+    """By their place in the order of writing: why."""
+
+
 def shard_name(number: int) -> str:
     """File name of a shard.
 
@@ -119,6 +126,8 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     with whole_file(path) as file:
         samples = zip(task.images, task.survey, task.labels.tolist(), strict=True)
         for row, (raw, surveyed, label) in enumerate(samples):
+            if raw.asked_again:
+                raise _unread(raw, samples, task.first + row)
             image = _encoded(raw, surveyed, task)
             record = sample_record(task.first + row, image, label)
             file.write(record)
@@ -148,6 +157,14 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     note = json.dumps(asdict(entry)).encode()
     write_whole(note_path(task.folder, task.number), note, flush=False)
     return entry
+
+
+def _unread(raw: Raw, following: Iterable[tuple[Raw, np.void, int]], sample: int) -> UnreadError:
+    """The error of a sample that cannot be read, and of those behind it that cannot either."""
+    error = UnreadError(f"{raw.name}: {raw.flaw}, and could be when it was looked at: start again")
+    more = {at: each for at, (each, _, _) in enumerate(following, sample + 1) if each.asked_again}
+    error.flaws = {at: each.flaw for at, each in {sample: raw, **more}.items()}
+    return error
 
 
 def _encoded(raw: Raw, surveyed: np.void, task: ShardTask) -> Encoded:

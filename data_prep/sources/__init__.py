@@ -10,6 +10,7 @@ from data_prep.split import Request, Split
 
 _FILES = frozenset({"--resize-short", "--quality", "--max-pixels", "--on-bad"})
 """What only makes sense where there are image files to decode."""
+_FOLDERS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Source:
 SOURCES: dict[str, Source] = {
     "cifar10": Source(cifar.cifar10, frozenset({"--root", "--download"})),
     "cifar100": Source(cifar.cifar100, frozenset({"--root", "--download"})),
-    "imagefolder": Source(imagefolder.imagefolder, _FILES | {"--root", "--classes"}),
+    "imagefolder": Source(
+        imagefolder.imagefolder, _FILES | {"--root", "--classes"}, _FOLDERS, _FOLDERS
+    ),
     "imagenet": Source(imagenet.imagenet, _FILES | {"--root", "--classes"}),
     "photos": Source(photos.photos, frozenset()),
     "stl10": Source(
@@ -37,5 +40,10 @@ SOURCES: dict[str, Source] = {
         splits=stl10.SPLITS,
         default=("train", "val", "unlabeled"),
     ),
-    "webdataset": Source(webdataset.webdataset, _FILES | {"--root"}),
+    "webdataset": Source(
+        webdataset.webdataset,
+        _FILES | {"--root", "--image-field", "--label-field"},
+        _FOLDERS,
+        _FOLDERS,
+    ),
 }

@@ -16,10 +16,14 @@ import numpy as np
 
 from data_prep.sources.classlist import chosen
 from data_prep.sources.devkit import ARCHIVE as DEVKIT
+from data_prep.sources.devkit import FOLDER as DEVKIT_FOLDER
 from data_prep.sources.devkit import Devkit, read_devkit
-from data_prep.sources.imagefolder import SUFFIXES, folder_split, refuse_unknown, subfolders
-from data_prep.split import Request, Split
-from data_prep.tars import Member, Spans, members, stamp
+from data_prep.sources.imagefolder import folder_split, refuse_unknown
+from data_prep.sources.splits import beside, split_folders, split_of
+from data_prep.sources.walk import subfolders
+from data_prep.spans import Spans
+from data_prep.split import LeftOut, Request, Split
+from data_prep.tars import Member, holds_picture, members, stamp
 from vssl_dist.data.manifest import DataError
 
 DATASET = "imagenet"
@@ -56,25 +60,35 @@ def imagenet(request: Request) -> list[Split]:
     for name in wanted:
         if places[name].is_dir():
             refuse_unknown(places[name], known)
-            made.append(folder_split(DATASET, name, places[name], classes))
+            made.append(folder_split(DATASET, name, places[name], classes, request.skips))
         elif name == "train":
             made.append(_train(places["train"], archives, classes))
         else:
             made.append(_val(places["val"], _labels(devkit, places["val"], known), classes))
-    return made
+    return [made[0].besides(_besides(root, places)), *made[1:]]
 
 
 def _places(root: Path) -> dict[str, Path]:
     """Where the splits are, by name."""
     if root.is_file():
         return {"val" if root.name == VAL else "train": root}
+    folders = split_folders(root)
     found: dict[str, Path] = {}
     for name, archive in (("train", TRAIN), ("val", VAL)):
         if (root / archive).is_file():
             found[name] = root / archive
-        elif (root / name).is_dir():
-            found[name] = root / name
+        elif name in folders and split_of(folders[name].name) == name:
+            found[name] = folders[name]
     return found
+
+
+def _besides(root: Path, places: dict[str, Path]) -> list[LeftOut]:
+    """What lies in the root and is none of ImageNet's parts."""
+    if root.is_file():
+        return []
+    parts = {name: root / name for name in (TRAIN, VAL, DEVKIT, DEVKIT_FOLDER)}
+    folders = {name: root / name for name in ("train", "val")}
+    return beside(root, {**parts, **folders, **places})
 
 
 def _archived(places: dict[str, Path], name: str) -> bool:
@@ -108,14 +122,21 @@ def _class_archives(archive: Path) -> Iterable[tuple[str, Member]]:
 
 def _train(archive: Path, archives: Sequence[tuple[str, Member]], classes: Sequence[str]) -> Split:
     found: list[tuple[int, Member]] = []
+    left_out: list[LeftOut] = []
     for synset, place in archives:
         if synset in classes:
-            label, inside = classes.index(synset), members(archive, place.offset, place.size)
-            images = [m for m in inside if m.name.lower().endswith(SUFFIXES) or m.flaw]
+            label, images = classes.index(synset), 0
+            for member in members(archive, place.offset, place.size):
+                named = _renamed(member, synset)
+                if holds_picture(archive, member):
+                    images += 1
+                    found.append((label, named))
+                else:
+                    left_out.append(LeftOut.file(named.name))
             if not images:
                 raise DataError(f"{archive}: {place.name}: no image in this class archive")
-            found += [(label, _renamed(member, synset)) for member in images]
-    return _split("train", archive, found, classes)
+    left_out.sort(key=lambda one: one.name)
+    return _split("train", archive, found, classes).besides(left_out)
 
 
 def _val(archive: Path, labels: Sequence[str], classes: Sequence[str]) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -266,6 +267,30 @@ def test_what_may_not_be_read_is_named(
     assert "Permission denied" in refusal(capsys)
 
 
+def test_what_may_not_be_read_is_skipped_and_listed_if_that_is_wanted(
+    root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    write_images(root / "train" / "n00" / "deep", classes=1)
+    locked = ["n00/deep", "n01", "n02/2.JPEG", "n02/notes"]
+    (root / "train" / "n02" / "notes").write_text("words")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    for name in locked:
+        (root / "train" / name).chmod(0)
+    request.getfixturevalue("ordinary_user")
+    try:
+        assert run(root, tmp_path / "out" / "o", "--on-bad", "skip") == 0
+    finally:
+        os.seteuid(os.getuid())
+        for name in locked:
+            (root / "train" / name).chmod(0o755)
+    folder = tmp_path / "out" / "o" / "train"
+    records = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
+    assert [record["file"] for record in records] == locked
+    assert {record["reason"] for record in records} == {"cannot be read (Permission denied)"}
+    assert Dataset.open(folder).samples == 9
+
+
 def test_an_out_that_may_not_be_written_is_named(
     root: Path,
     tmp_path: Path,
@@ -278,16 +303,12 @@ def test_an_out_that_may_not_be_written_is_named(
     assert "o/train: cannot be made (Permission denied)" in refusal(capsys)
 
 
-@pytest.mark.parametrize(
-    "renamed",
-    [{"train": ""}, {"train": "training", "val": "validation"}, {"train": "Train", "val": "Val"}],
-    ids=str,
-)
-def test_splits_of_other_names_are_not_taken_for_classes(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], renamed: dict[str, str]
+@pytest.mark.parametrize("name", ["val", "validation", "Test"])
+def test_splits_without_a_training_one_are_not_taken_for_classes(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    for old, new in renamed.items():
-        (root / old).rename(root / new if new else tmp_path / "elsewhere")
+    (root / "train").rename(tmp_path / "elsewhere")
+    (root / "val").rename(root / name)
     assert run(root, tmp_path / "o") == 2
     assert "looks like a split, and there is no train: call the folder" in refusal(capsys)
     assert not (tmp_path / "o").exists()

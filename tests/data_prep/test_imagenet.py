@@ -321,3 +321,35 @@ def test_an_empty_root_says_what_it_should_hold(
 ) -> None:
     assert run(tmp_path, tmp_path / "o") == 2
     assert "ILSVRC2012_img_train.tar" in refusal(capsys)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_every_byte_behind_an_end_is_accounted_for(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: bool
+) -> None:
+    archive = root / "ILSVRC2012_img_train.tar"
+    extra = packed([("more.JPEG", jpeg(70)), ("words.txt", b"x"), ("lone", jpeg(71))])
+    if inside:
+        archive.write_bytes(inner(n02102040=whole() + extra))
+        count = 4 * 3 + 2
+    else:
+        archive.write_bytes(inner() + packed([("n09999999.tar", extra)]))
+        count = 4 * 3 + 2
+    (root / "list.csv").write_text("a")
+    assert run(root, tmp_path / "o", "--split", "train") == 0
+    assert Dataset.open(tmp_path / "o" / "train").samples == count
+    assert "left out: 1 .csv, 1 .txt" in capsys.readouterr().out
+    archive.write_bytes(inner(n02102040=whole() + b"words") if inside else inner() + b"words")
+    assert run(root, tmp_path / "p", "--split", "train") == 2
+    assert "is no archive" in refusal(capsys)
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "Val"), ("training", "validation")])
+def test_its_folders_go_by_other_names_as_well(tmp_path: Path, train: str, val: str) -> None:
+    root = write_unpacked(tmp_path / "raw")
+    assert run(root, tmp_path / "o0") == 0
+    (root / "train").rename(root / train)
+    (root / "val").rename(root / val)
+    assert run(root, tmp_path / "o1") == 0
+    for split in ("train", "val"):
+        assert same(tmp_path / "o0" / split, tmp_path / "o1" / split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import tarfile
 import tracemalloc
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from data_prep import tars
-from data_prep.tars import MAX_BYTES, Spans, gzipped, members, stamp
+from data_prep.spans import Spans
+from data_prep.tars import MAX_BYTES, gzipped, members, stamp
 from tests.support.archives import jpeg, packed
 from vssl_dist.data.manifest import DataError
 
@@ -205,6 +207,17 @@ def test_an_archive_that_shrinks_after_it_was_listed_is_noticed(tmp_path: Path) 
         stamp(path)
 
 
+def test_members_of_an_archive_that_is_gone_are_flawed_where_that_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(packed([("a.jpg", PHOTO), ("b.jpg", PHOTO)]))
+    spans = Spans.of([path], [(0, m) for m in members(path)], skips=True)
+    assert [raw.flaw for raw in spans] == ["", ""]
+    path.unlink()
+    raws = list(pickle.loads(pickle.dumps(spans.take(np.arange(2)))))
+    assert {raw.flaw for raw in raws} == {"cannot be read (No such file or directory)"}
+    assert all(raw.asked_again for raw in raws)
+
+
 def test_gzipped_members_are_found_by_exact_name_and_only_if_regular(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
@@ -263,3 +276,84 @@ def test_nothing_here_can_write(tmp_path: Path) -> None:
     assert "extractall" not in text
     assert ".extract(" not in text
     assert "pickle" not in text.replace("picklable", "")
+
+
+def some(first: int, count: int, format: int = tarfile.GNU_FORMAT) -> bytes:
+    return packed([(f"{n}.jpg", PHOTO[: 400 * n + 1]) for n in range(first, first + count)], format)
+
+
+ENDED = {
+    "two": some(0, 3) + some(3, 2),
+    "three of several formats": some(0, 2)
+    + some(2, 1, tarfile.PAX_FORMAT)
+    + some(3, 2, tarfile.USTAR_FORMAT),
+    "an empty one first": packed([]) + some(0, 3),
+    "an empty one between": some(0, 2) + packed([]) + some(2, 2),
+    "more padding": some(0, 2) + bytes(51200),
+    "padding to no block": some(0, 2) + bytes(300),
+    "padding and another": some(0, 2) + bytes(512 * 7) + some(2, 1),
+    "one zero block": some(0, 1).rstrip(b"\0").ljust(1536, b"\0") + bytes(512) + some(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", ENDED)
+def test_archives_behind_one_another_are_read_as_tar_reads_them_that_ignores_zeros(
+    tmp_path: Path, name: str
+) -> None:
+    blob = ENDED[name]
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"before" + blob + b"after")
+    with tarfile.open(fileobj=io.BytesIO(blob), ignore_zeros=True) as tar:
+        want = [(m.name, m.offset_data + 6, m.size) for m in tar]
+    assert [(m.name, m.offset, m.size) for m in members(path, 6, len(blob))] == want
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(blob))
+    read = gzipped(tmp_path / "a.tar.gz", [one for one, _, _ in want], limit=1 << 20)
+    assert read == {one: (b"before" + blob)[at : at + size] for one, at, size in want}
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"x", b"words that follow", bytes(511) + b"\1", some(1, 2)[3:], b"\0" + some(1, 2), PHOTO],
+    ids=[
+        "a byte",
+        "words",
+        "a byte later",
+        "a cut archive",
+        "an archive out of place",
+        "a picture",
+    ],
+)
+def test_what_follows_an_end_and_is_no_archive_is_refused(tmp_path: Path, rest: bytes) -> None:
+    blob = some(0, 2)
+    path = tmp_path / "a.tar"
+    path.write_bytes(blob + rest)
+    said = (
+        rf"a\.tar: damaged archive \(what follows its end, from byte {len(blob)} on, is no archive"
+    )
+    with pytest.raises(DataError, match=said):
+        list(members(path))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(blob + rest))
+    with pytest.raises(DataError, match=said.replace("a\\.tar:", "b\\.tar\\.gz:")):
+        gzipped(tmp_path / "b.tar.gz", ["0.jpg"], limit=1 << 20)
+
+
+@pytest.mark.parametrize("cut", [100, 700, 1400])
+def test_a_second_archive_that_is_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(some(0, 2) + some(2, 2)[:cut])
+    with pytest.raises(DataError, match=r"a\.tar: damaged archive \("):
+        list(members(path))
+
+
+def test_a_hole_behind_the_end_takes_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(some(0, 2))
+    with path.open("r+b") as file:
+        file.truncate(1 << 42)
+    assert len(list(members(path))) == 2
+
+
+def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(DataError, match=r"a\.tar: cannot be read \(not a regular file\)"):
+        list(members(tmp_path / "a.tar"))

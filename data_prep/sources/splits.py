@@ -1,0 +1,101 @@
+"""Which folders of a root are splits: they go by many names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from pathlib import Path
+
+from data_prep.split import LeftOut
+from vssl_dist.data.manifest import DataError
+
+NAMES = {
+    "train": frozenset({"train", "training"}),
+    "val": frozenset({"val", "valid", "validation", "dev", "eval"}),
+    "test": frozenset({"test", "testing"}),
+}
+"""What the folder of each split may be called, in letters of any case."""
+
+
+def split_of(name: str) -> str:
+    """The split that a folder of some name is; "" for any other folder.
+
+    >>> split_of("Validation"), split_of("cats")
+    ('val', '')
+    """
+    return next((split for split, names in NAMES.items() if name.lower() in names), "")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; whatever keeps it from being reached, there is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def split_folders(root: Path, holds: Callable[[Path], bool] = is_folder) -> dict[str, Path]:
+    """The folders of a root that are splits; a test split alone serves as ``val``.
+
+    Args:
+        root: A folder.
+        holds: Whether a folder holds what is looked for.
+
+    Raises:
+        DataError: Two are the same split, or the root cannot be listed.
+    """
+    places: dict[str, Path] = {}
+    for name in names_in(root):
+        split = split_of(name)
+        if not split or not is_folder(root / name) or not holds(root / name):
+            continue
+        if split in places and places[split].samefile(root / name):
+            continue  # a link from one name to another
+        if split in places:
+            raise DataError(
+                f"{root}: {places[split].name} and {name} are both a split {split}: merge them or "
+                "move one elsewhere"
+            )
+        places[split] = root / name
+    test = places.get("test")
+    if test and ("val" not in places or test.samefile(places["val"])):
+        places.setdefault("val", places.pop("test"))
+    return {split: places[split] for split in NAMES if split in places}
+
+
+def wanted_splits(
+    asked: tuple[str, ...], explicit: bool, places: Container[str]
+) -> tuple[str, ...]:
+    """Those of the splits asked for that are there; () if one that was named is not."""
+    # What is called test is the val of those who have no other.
+    named = ["val" if name == "test" and name not in places else name for name in asked]
+    wanted = tuple(name for name in dict.fromkeys(named) if name in places)
+    return () if explicit and len(wanted) < len(named) else wanted
+
+
+def beside(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOut]:
+    """What lies in a root besides its splits."""
+    taken = {path.name for path in splits.values()}
+    return [
+        lone(root / name, f"{base}/{name}" if base else name, "lies beside the splits")
+        for name in names_in(root)
+        if name not in taken
+    ]
+
+
+def lone(path: Path, name: str, reason: str) -> LeftOut:
+    """A file or folder as one thing that is left out."""
+    if not is_folder(path):
+        return LeftOut.file(name, reason)
+    return LeftOut.folder(name, "a hidden folder" if path.name.startswith(".") else reason)
+
+
+def names_in(folder: Path) -> list[str]:
+    """What a folder holds, sorted.
+
+    Raises:
+        DataError: It cannot be listed.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error

@@ -1,0 +1,150 @@
+"""What lies in a folder of class folders: images, and whatever else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.files import first_bytes
+from data_prep.pictures import HEAD, called_picture, is_picture
+from data_prep.sources.splits import is_folder, lone, names_in
+from data_prep.split import LeftOut
+from vssl_dist.data.manifest import DataError
+
+Facts = tuple[int, int, int, int]
+"""What changes with a file: its size, times and inode."""
+_UNREAD: Facts = (0, 0, 0, 0)
+
+
+@dataclass
+class Walk:
+    """What was seen below a folder; names are relative to it."""
+
+    top: Path
+    skips: bool
+    """Whether what cannot be read is an image all the same, which is found bad later."""
+    images: list[tuple[str, Facts]] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def enter(self, folder: Path, name: str, above: Sequence[Path] = ()) -> None:
+        """See all that is in a folder of the tree.
+
+        Args:
+            folder: Its path.
+            name: Its path from ``top``.
+            above: The folders it lies in, within ``top``.
+
+        Raises:
+            DataError: Something cannot be read, and is not to be skipped.
+        """
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    self._see(entry, f"{name}/{entry.name}", (*above, folder))
+        except OSError as error:
+            self._unread(folder, name, error)
+
+    def _see(self, entry: os.DirEntry[str], name: str, above: tuple[Path, ...]) -> None:
+        try:
+            if entry.name.startswith("."):
+                self.left_out.append(lone(Path(entry.path), name, "hidden"))
+            elif entry.is_dir():
+                self._see_folder(entry, name, above)
+            else:
+                self._see_file(entry, name)
+        except OSError as error:
+            self._unread(Path(entry.path), name, error)
+
+    def _see_folder(self, entry: os.DirEntry[str], name: str, above: tuple[Path, ...]) -> None:
+        around = (*above, self.top, *self.top.absolute().parents)
+        if entry.is_symlink() and any(one.samefile(entry.path) for one in around):
+            self.left_out.append(LeftOut.folder(name, "a link to a folder that it lies in"))
+            return
+        before = len(self.images) + len(self.left_out)
+        self.enter(Path(entry.path), name, above)
+        if len(self.images) + len(self.left_out) == before:
+            self.left_out.append(LeftOut.folder(name, "an empty folder"))
+
+    def _see_file(self, entry: os.DirEntry[str], name: str) -> None:
+        facts = entry.stat()
+        regular = stat.S_ISREG(facts.st_mode)
+        if not called_picture(entry.name):
+            # Not even opened if it is none: a pipe would be waited for, a device may do anything.
+            if not regular:
+                self.left_out.append(LeftOut.file(name, "not a regular file"))
+                return
+            if not is_picture(first_bytes(entry.path, HEAD)):
+                self.left_out.append(LeftOut.file(name))
+                return
+        inode = facts.st_ino & (1 << 63) - 1  # some file systems use all 64 bits
+        self.images.append((name, (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, inode)))
+
+    def _unread(self, path: Path, name: str, error: OSError) -> None:
+        if not self.skips:
+            raise unread(path, error) from error
+        self.images.append((name, _UNREAD))
+
+
+def walked(top: Path, class_name: str, skips: bool) -> Walk:
+    """What lies in a class folder, sorted.
+
+    Args:
+        top: Holds the class folder.
+        class_name: Its name.
+        skips: Whether what cannot be read counts as an image.
+
+    Raises:
+        DataError: Something cannot be read, and is not to be skipped.
+    """
+    walk = Walk(top, skips)
+    walk.enter(top / class_name, class_name)
+    walk.images.sort()
+    walk.left_out.sort(key=lambda one: one.name)
+    return walk
+
+
+def subfolders(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders in a folder, sorted.
+
+    Raises:
+        DataError: It cannot be listed, or has none.
+    """
+    names = [name for name in names_in(folder) if _holds_a_class(folder / name)]
+    if not names:
+        raise DataError(f"{folder}: no class folders in it (one folder per class is expected)")
+    return tuple(names)
+
+
+def classless(folder: Path, skips: bool) -> list[LeftOut]:
+    """What lies beside the class folders.
+
+    Raises:
+        DataError: A link to nothing, which may be a class, is not to be skipped.
+    """
+    left_out: list[LeftOut] = []
+    for name in names_in(folder):
+        path = folder / name
+        if _holds_a_class(path):
+            continue
+        try:
+            path.stat()
+        except OSError as error:
+            if not skips:
+                raise unread(path, error) from error
+            left_out.append(LeftOut.file(name, f"cannot be read ({error.strerror})"))
+        else:
+            left_out.append(lone(path, name, "lies in no class folder"))
+    return left_out
+
+
+def unread(path: Path, error: OSError) -> DataError:
+    """The refusal of what cannot be read."""
+    remedy = "repair or remove it, or give --on-bad skip"
+    return DataError(f"{path}: cannot be read ({error.strerror}): {remedy}")
+
+
+def _holds_a_class(path: Path) -> bool:
+    return is_folder(path) and not path.name.startswith(".")
