@@ -105,9 +105,10 @@ def test_a_device_that_fails_for_good_is_named_and_no_image_is_replaced(
     assert not isinstance(caught.value, UndecodableError)
 
 
-def test_a_batch_of_damaged_images_alone_is_damage() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_batch_of_damaged_images_alone_is_damage(device: str) -> None:
     samples = stored([picture(32).tobytes()] * 3)
-    backend = build_backend("dali", BackendSpec((ViewRecipe(),), 32, LEVELS))
+    backend = build_backend("dali", BackendSpec((ViewRecipe(),), 32, LEVELS, device=device))
     samples.data[:] = [DAMAGED, DAMAGED[:0], picture(32)[:200]]
     for rows in (3, 1):
         samples.data[rows:] = []

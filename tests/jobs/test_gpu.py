@@ -9,7 +9,8 @@ from vssl_dist.jobs.gpu import take_own_gpu, visible
 LISTS = [
     "", "0", "3", "0,1,2", "4, 6", " 1 ,0", "00,1", ",0", "0,,1", "0,-1,2", "-1", "+2,3", "0,0",
     "1,0,1", "NoDevFiles", "none", "1gpu,2ampere", "GPU-8932f937,GPU-45cbf7b3", "GPU-a,1",
-    "0,GPU-a", "GPU-a,GPU-a", "MIG-c6d4f1ef,MIG-d1b2", "MIG-GPU-8932/1/0,MIG-GPU-8932/5/0", "MIG-a,GPU-b",
+    "0,GPU-a", "GPU-a,GPU-a", "MIG-c6d4f1ef,MIG-d1b2", "MIG-GPU-8932/1/0,MIG-GPU-8932/5/0",
+    "MIG-a,GPU-b",
 ]  # fmt: skip
 
 
@@ -56,16 +57,16 @@ def test_without_a_list_the_node_s_gpus_are_shared_out() -> None:
 @pytest.mark.parametrize(
     ("devices", "rank", "ranks", "present", "words"),
     [
-        ("0,1", "2", "4", None, "('0,1') shows 2 GPUs to LOCAL_RANK=2, one of 4 ranks"),
-        ("0,1", "0", "4", None, "('0,1') shows 2 GPUs to LOCAL_RANK=0, one of 4 ranks"),
-        ("0,1", "2", "", None, "shows 2 GPUs to LOCAL_RANK=2, one of 3 ranks"),
+        ("0,1", "2", "4", None, "('0,1') shows 2 GPUs to LOCAL_RANK=2, and this node has 4 ranks"),
+        ("0,1", "0", "4", None, "('0,1') shows 2 GPUs to LOCAL_RANK=0, and this node has 4 ranks"),
+        ("0,1", "2", "", None, "shows 2 GPUs to LOCAL_RANK=2, and this node has 3 ranks"),
         ("GPU-a,GPU-b", "2", "3", None, "('GPU-a,GPU-b') shows 2 GPUs"),
         ("0,1,-1,2", "2", "3", None, "shows 2 GPUs"),
-        ("", "0", "1", None, "('') shows no GPUs"),
-        ("-1", "0", "1", 8, "('-1') shows no GPUs"),
-        ("NoDevFiles", "0", "2", None, "('NoDevFiles') shows no GPUs"),
+        ("", "0", "1", None, "('') shows no GPU to"),
+        ("-1", "0", "1", 8, "('-1') shows no GPU to"),
+        ("NoDevFiles", "0", "2", None, "('NoDevFiles') shows no GPU to"),
         (None, "2", "4", 2, "(unset) shows 2 GPUs to LOCAL_RANK=2"),
-        (None, "0", "4", 0, "(unset) shows no GPUs"),
+        (None, "0", "4", 0, "(unset) shows no GPU to"),
         ("0,1", "", "2", None, "LOCAL_RANK='' is not the number"),
         ("0,1", "one", "2", None, "LOCAL_RANK='one' is not the number"),
         ("0,1", "-1", "2", None, "LOCAL_RANK='-1' is not the number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch import evaluate
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.jobs import machine
@@ -227,6 +229,41 @@ def test_an_evaluation_on_such_a_machine_is_one_line_and_exit_code_2(
     assert err.startswith("error: torch 2.13.0 is built for CUDA 13.0")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_by_hand_an_evaluation_never_takes_the_cpu_for_a_gpu_that_cannot_be_used(
+    on: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(PYPI, OLD)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ([], ["--device", "cuda"]):
+        with pytest.raises(ConfigError, match="580 or newer"):
+            evaluate.place_of(evaluate.arguments(["runs/run", *device]))
+    chosen = evaluate.place_of(evaluate.arguments(["runs/run", "--device", "cpu"]))
+    assert chosen.device == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert evaluate.place_of(evaluate.arguments(["runs/run"])).device == "cpu"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_rank_names_it_and_the_driver() -> None:
+    program = (
+        "import os; from vssl_dist.jobs import machine as m; print(m.prepare('cuda', os.environ))"
+    )
+    environ = os.environ | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+    )
+    parts = [
+        r"\S.*",
+        r"\d+\.\d GiB \(\d+\.\d free\)",
+        r"driver \d+\.\d+\S*",
+        r"torch \S+ for CUDA \d+\.\d+",
+        r"NCCL \d+\.\d+\.\d+",
+        r"CUDA_VISIBLE_DEVICES=\S+",
+        r"\d+ cores?, \d+ threads?\n",
+    ]
+    assert re.fullmatch(", ".join(parts), done.stdout)
 
 
 def test_a_gpu_that_nobody_shows_is_refused(on: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

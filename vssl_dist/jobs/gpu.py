@@ -67,9 +67,10 @@ def take_own_gpu(environ: MutableMapping[str, str], present: int | None = None) 
     else:
         names = [rank] if present is None else [str(gpu) for gpu in range(present)]
     if len(names) < ranks and len(names) != 1:
+        count = f"{len(names)} GPUs" if names else "no GPU"
         raise ConfigError(
-            f"{listed(environ)} shows {len(names) or 'no'} GPUs to LOCAL_RANK={own}, one of "
-            f"{ranks} ranks on this node: show each rank its own GPU alone, or all of them to all "
+            f"{listed(environ)} shows {count} to LOCAL_RANK={own}, and this node has {ranks} "
+            f"rank{'s' * (ranks > 1)}: show each rank its own GPU alone, or all of them to all "
             "(--gpu-bind and --gpus-per-task hide some), or use fewer ranks_per_node"
         )
     environ["CUDA_VISIBLE_DEVICES"] = names[own] if own < len(names) else names[0]
