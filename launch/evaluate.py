@@ -37,6 +37,7 @@ from vssl_dist.evaluation.splits import need_posterior
 from vssl_dist.evaluation.subject import Images
 from vssl_dist.evaluation.task import Place, baselines, evaluate, exports
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
+from vssl_dist.jobs import machine
 from vssl_dist.jobs.dispatch import lock_of
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send
 from vssl_dist.jobs.resources import Device
@@ -149,7 +150,8 @@ def place_of(args: argparse.Namespace) -> Place:
     """Where to run and which folders to read.
 
     Raises:
-        ConfigError: A ``--data`` is neither a pair nor a name with a folder.
+        ConfigError: A ``--data`` is neither a pair nor a name with a folder, or torch cannot use
+            the GPUs.
     """
     pair: tuple[Path | None, Path | None] = (None, None)
     ood: dict[str, Path] = {}
@@ -162,13 +164,16 @@ def place_of(args: argparse.Namespace) -> Place:
             pair = Path(train).absolute(), Path(val).absolute()
         else:
             raise ConfigError(f"--data {data}: two folders, as TRAIN,VAL, or NAME=FOLDER")
-    return Place(args.device or _device(), args.threads, *pair, ood, args.ranks)
+    return Place(_device(args.device), args.threads, *pair, ood, args.ranks)
 
 
-def _device() -> Device:
+def _device(wanted: Device | None) -> Device:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    # Not whether one is available: a GPU that cannot be used is no reason to take the CPU.
+    device = wanted or ("cuda" if torch.cuda.device_count() else "cpu")
+    machine.check(device)
+    return device
 
 
 def cells(task: str, lines: Sequence[Line]) -> tuple[str, list[tables.Line]]:

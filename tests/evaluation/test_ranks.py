@@ -19,14 +19,14 @@ from launch.evaluate import main
 from tests.support.exports import NORMALISE, exported
 from tests.support.passes import Image, broken, fatal, pixels, slow
 from tests.support.photos import tiny_dataset
-from vssl_dist.config import RECIPES
+from vssl_dist.config import RECIPES, ConfigError
 from vssl_dist.data.evaluation import Pairs
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.cache import FeatureCache
 from vssl_dist.evaluation.exports import ExportError
 from vssl_dist.evaluation.features import Forward, Reading, raw_pixels
 from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.ranks import Pass
+from vssl_dist.evaluation.ranks import Pass, own_gpu
 from vssl_dist.evaluation.subject import Network
 from vssl_dist.evaluation.variants import AugmentedPairs, Corruptions, Variants
 
@@ -159,6 +159,25 @@ def test_the_command_shares_a_pass_out(
     with pytest.raises(SystemExit):
         main([*arguments, "--ranks", "0"])
     assert "--ranks: at least 1" in capsys.readouterr().err
+
+
+def test_each_process_takes_a_gpu_and_none_is_a_refusal(
+    tmp_path: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert [own_gpu(rank, 2) for rank in range(4)] == [0, 1, 0, 1]
+    assert own_gpu(3, 1) == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # where there are GPUs, nobody sees them
+    with pytest.raises(ConfigError, match=r"rank 1: torch sees no GPU .*--device cpu"):
+        own_gpu(1, torch.cuda.device_count())
+    path, _ = exported(tmp_path / "export", data)
+    for ranks in ("1", "2"):
+        assert main([str(path), "--device", "cuda", "--ranks", ranks]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert "--device cpu" in err
 
 
 def endless(data: Path, folder: Path) -> None:

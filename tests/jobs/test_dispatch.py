@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vssl_dist import config
-from vssl_dist.config import RunConfig
+from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.jobs import cluster, dispatch
 from vssl_dist.jobs.dispatch import Desk, Evaluator, OnSlurm
 from vssl_dist.jobs.evaluation import Attempts, Due, due
@@ -75,6 +75,23 @@ def test_a_failure_is_left_to_the_next_process_and_given_up_after_two(cfg: RunCo
         taken.append(place.taken)
     assert taken == [[16, 8], [16], []]
     assert [one.step for one in due(cfg, SAMPLES)] == [16]
+
+
+def test_a_refusal_is_one_line_of_the_log(
+    cfg: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refuses(Recorder):
+        def take(self, one: Due) -> None:
+            super().take(one)
+            raise ConfigError("the driver is too old")
+
+    clear(cfg, Refuses(fails=set()))
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"evaluation of backbone-{step:08d}.safetensors (knn) refused: the driver is too old"
+        for step in (16, 8)
+    ]
+    assert err == ""
 
 
 def test_a_second_process_leaves_at_once_while_one_is_at_work(cfg: RunConfig) -> None:

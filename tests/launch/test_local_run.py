@@ -113,6 +113,9 @@ def test_a_run_survives_ctrl_c_a_hanging_evaluation_and_its_death(folder: Path) 
         lines = (run / f"trace.rank{rank}.jsonl").read_text().splitlines()
         steps = [json.loads(line).get("step") for line in lines]
         assert steps == [*range(1, STEPS + 1), None], "steps are lost or done twice"
+        log = (run / "logs" / f"rank-{rank}.log").read_text()
+        said = rf"^rank {rank} on \S+: CPU, torch \S+, \d+ cores?, \d+ threads?$"
+        assert len(re.findall(said, log, re.M)) == 2, "once at each start"
     results = [run / "export" / f"knn-{step:08d}.json" for step in (12, 24, 36)]
     wait_until(lambda: all(path.exists() for path in results), "an evaluation of every export")
 

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from launch import submit
 from tests.support.photos import tiny_dataset
 from vssl_dist import config
+from vssl_dist.jobs import machine
+from vssl_dist.jobs.machine import Driver, Wheel
 from vssl_dist.methods import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +151,22 @@ def test_a_config_that_is_not_there_or_no_yaml_is_named(
     assert "nosuch.yaml" in refusal(capsys, "--local", "nosuch.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")
     assert "broken.yaml" in refusal(capsys, "--local", str(tmp_path / "broken.yaml"))
+
+
+def test_gpus_whose_driver_is_too_old_are_refused_and_never_left_for_the_cpu(
+    here: Path,
+    yaml_file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, wheel = Driver((12, 2), "535.129.03", gpus=2), Wheel("2.13.0", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # which asks no driver for CUDA
+    monkeypatch.setattr(machine, "read_driver", lambda: old)
+    monkeypatch.setattr(machine, "read_wheel", lambda: wheel)
+    line = refusal(capsys, "--local", yaml_file)
+    for needed in ("580 or newer", "535.129.03", "CUDA_VISIBLE_DEVICES="):
+        assert needed in line
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ class Backend(Protocol):
             recipe's size or that of the spec.
 
         Raises:
-            UndecodableError: Some of the images are no images.
+            UndecodableError: Some of the images are no images; never that a device failed or
+                that memory ran out.
         """
 
     def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,15 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
 from vssl_dist.data.backend import BackendSpec, Placement, UndecodableError
+from vssl_dist.data.fault import DeviceError, brief, device_failed, sound_image
 from vssl_dist.data.graph import Node, framed, only_decoded, views
-from vssl_dist.data.operands import inputs, source_name
+from vssl_dist.data.operands import Feed, feed_of
 from vssl_dist.data.shards import Samples
 from vssl_dist.data.views import Draws
 
 Graph = Callable[[Node, BackendSpec], list[Node]]
-Feed = Mapping[str, Any]
+# What DALI throws; torch's own errors are RuntimeErrors.
+_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
 
 
 class DaliBackend:
@@ -28,17 +30,12 @@ class DaliBackend:
     def __init__(self, spec: BackendSpec) -> None:
         self._spec = spec
         self._placement = Placement(spec.device)
-        self._views = _Runner(spec, self._placement.device, views)
-        self._frames = _Runner(spec, self._placement.device, framed)
+        self._views = Runner(spec, self._placement.device, views)
+        self._frames = Runner(spec, self._placement.device, framed)
 
     def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
-        feed: dict[str, Any] = {}
-        on_gpu = self._placement.device.type == "cuda"
-        for number, (recipe, draw) in enumerate(zip(self._spec.recipes, draws, strict=True)):
-            given = inputs(recipe, draw, on_gpu)
-            feed |= {source_name(number, key): value for key, value in given.items()}
         with self._placement.scope():
-            return self._views.run(samples.data, feed)
+            return self._views.run(samples.data, feed_of(self._spec, draws))
 
     def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:
         start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
@@ -46,7 +43,7 @@ class DaliBackend:
             return self._frames.run(samples.data, {"start": start, "end": end})[0]
 
 
-class _Runner:
+class Runner:
     """Runs one graph on batch after batch, synchronously: prefetching is the loader's job.
 
     DALI declares a pipeline invalid after any error, and does not say which image caused it.
@@ -60,18 +57,33 @@ class _Runner:
         self._pipeline: Any = None
 
     def run(self, data: Sequence[NDArray[np.uint8]], feed: Feed) -> list[Tensor]:
-        if self._pipeline is None or self._pipeline.max_batch_size < len(data):
-            self._pipeline = self._build(self._graph, len(data))
+        """What the graph makes of a batch.
+
+        Args:
+            data: B encoded images.
+            feed: What else the graph takes, by name.
+
+        Raises:
+            UndecodableError: Some of the images are no images.
+            DeviceError: The device failed, or memory ran out.
+        """
         try:
+            if self._pipeline is None or self._pipeline.max_batch_size < len(data):
+                self._pipeline = self._build(self._graph, len(data))
             return _run(self._pipeline, {"bytes": list(data)} | dict(feed), self._device)
-        except (RuntimeError, ValueError, IndexError):
+        except _ERRORS as error:
             self._pipeline = None
+            self._raise_if_failed(error)
             reasons = self._undecodable(data)
             if not reasons:
                 raise
             raise UndecodableError(reasons) from None
 
-    def _build(self, graph: Graph, batch_size: int) -> Any:
+    def define(self, batch_size: int) -> Any:
+        """The pipeline for up to ``batch_size`` images, of which nothing is built yet."""
+        return self._define(self._graph, batch_size)
+
+    def _define(self, graph: Graph, batch_size: int) -> Any:
         spec, on_gpu = self._spec, self._device.type == "cuda"
 
         @pipeline_def(  # type: ignore[untyped-decorator]
@@ -93,29 +105,37 @@ class _Runner:
             )
             return tuple(graph(image, spec))
 
-        pipeline = assembled()
+        return assembled()
+
+    def _build(self, graph: Graph, batch_size: int) -> Any:
+        pipeline = self._define(graph, batch_size)
         pipeline.build()
         return pipeline
 
     def _undecodable(self, data: Sequence[NDArray[np.uint8]]) -> dict[int, str]:
+        """What is wrong with each image that does not decode, by row.
+
+        Raises:
+            DeviceError: A sound image does not decode either.
+        """
         reasons: dict[int, str] = {}
         probe = None
-        for row, image in enumerate(data):
-            probe = probe or self._build(only_decoded, 1)
+        for row, image in enumerate([*data, sound_image()]):
             try:
+                probe = probe or self._build(only_decoded, 1)
                 probe.feed_input("bytes", [image])
                 probe.run()
-            except (RuntimeError, ValueError, IndexError) as error:
+            except _ERRORS as error:
+                self._raise_if_failed(error)
+                if row == len(data):
+                    raise DeviceError(self._device, brief(error)) from error
                 probe = None
-                reasons[row] = _brief(error)
+                reasons[row] = brief(error)
         return reasons
 
-
-def _brief(error: Exception) -> str:
-    """The line of DALI's report that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    after = [i + 1 for i, line in enumerate(lines[:-1]) if line.startswith("encountered")]
-    return lines[after[0]] if after else lines[0]
+    def _raise_if_failed(self, error: Exception) -> None:
+        if device_failed(error):
+            raise DeviceError(self._device, brief(error)) from error
 
 
 def _run(pipeline: Any, feed: Feed, device: torch.device) -> list[Tensor]:

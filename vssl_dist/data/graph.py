@@ -43,7 +43,7 @@ def framed(image: Node, spec: BackendSpec) -> list[Node]:
 
 
 def views(image: Node, spec: BackendSpec) -> list[Node]:
-    """All views of the image, normalised; `operands.inputs` makes what they take."""
+    """All views of the image, normalised; `operands.feed_of` makes what they take."""
     made = []
     for number in range(len(spec.recipes)):  # the rewriting does not reach into comprehensions
         made.append(_view(image, number, spec))  # noqa: PERF401

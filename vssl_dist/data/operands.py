@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vssl_dist.config import ViewRecipe
+from vssl_dist.data.backend import BackendSpec
 from vssl_dist.data.views import Draws, blur_window
 
+Feed = Mapping[str, Any]
+"""Rows of numbers, by the name of the input that takes them."""
 FINE = 64
 """Steps per level in which contrast and saturation are summed: 2 * 64 * 255 fits into 16 bits."""
 PLANES = ("first", "second", "third")
@@ -25,6 +29,15 @@ def jitters(recipe: ViewRecipe) -> bool:
     """Whether the colour jitter ever does anything."""
     strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     return recipe.jitter > 0 and max(strengths) > 0
+
+
+def feed_of(spec: BackendSpec, draws: Sequence[Draws]) -> Feed:
+    """What the graph of all views takes from outside, for one `Draws` per recipe."""
+    return {
+        source_name(view, key): value
+        for view, (recipe, draw) in enumerate(zip(spec.recipes, draws, strict=True))
+        for key, value in inputs(recipe, draw, spec.device != "cpu").items()
+    }
 
 
 def inputs(recipe: ViewRecipe, draw: Draws, on_gpu: bool) -> dict[str, NDArray[Any]]:

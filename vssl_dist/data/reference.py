@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vssl_dist.data.backend import BackendSpec, Placement, UndecodableError
+from vssl_dist.data.fault import DeviceError, brief, device_failed
 from vssl_dist.data.shards import Samples
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.vision import torchvision
@@ -35,6 +36,7 @@ def decode(data: NDArray[np.uint8]) -> Image.Image:
 
     Raises:
         ValueError: The bytes are no whole image.
+        DeviceError: There is no memory left.
     """
     try:
         with Image.open(io.BytesIO(data.data)) as image:
@@ -42,6 +44,8 @@ def decode(data: NDArray[np.uint8]) -> Image.Image:
     except UnidentifiedImageError as error:  # its message names an address in memory
         raise ValueError("no format that Pillow knows") from error
     except Exception as error:  # PIL promises no common class: OSError, SyntaxError, struct.error
+        if device_failed(error):
+            raise DeviceError(torch.device("cpu"), brief(error)) from error
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
 

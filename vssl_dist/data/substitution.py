@@ -82,6 +82,8 @@ def _plain(data: NDArray[np.uint8], told: str) -> str:
             image.load()
     except UnidentifiedImageError:
         return "no format that Pillow knows"
+    except MemoryError:
+        return told
     except Exception as error:  # Pillow promises no common class
         return " ".join(f"{type(error).__name__}: {error}".split())
     return told

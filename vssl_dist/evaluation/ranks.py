@@ -199,10 +199,10 @@ def _compute(work: _Work, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is for the parent
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(work.threads)
-    if torch.device(work.whole.reading.device).type == "cuda":
-        torch.cuda.set_device(work.rank % torch.cuda.device_count())
     partial = work.place.with_name(f"{work.place.name}.partial")
     try:
+        if torch.device(work.whole.reading.device).type == "cuda":
+            torch.cuda.set_device(own_gpu(work.rank, torch.cuda.device_count()))
         partial.mkdir()
         store(partial, work.rows, _telling(work.whole.stream(work.ids), pipe))
         partial.rename(work.place)
@@ -210,6 +210,21 @@ def _compute(work: _Work, pipe: Connection) -> None:
         pipe.send(error)
     else:
         pipe.send(work.whole.reading.substitutes.of(work.whole.dataset))
+
+
+def own_gpu(rank: int, gpus: int) -> int:
+    """The GPU of a process; several share one where there are fewer.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if gpus == 0:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+        raise ConfigError(
+            f"rank {rank}: torch sees no GPU (CUDA_VISIBLE_DEVICES: {shown!r}): evaluate with "
+            "--device cpu, or where there is one"
+        )
+    return rank % gpus
 
 
 def _telling(rows: Rows, pipe: Connection) -> Rows:

@@ -19,7 +19,7 @@ from typing import IO, Literal
 
 from filelock import FileLock, Timeout
 
-from vssl_dist.config import RunConfig
+from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one, send
 from vssl_dist.jobs.resources import Launch, load_launch
 
@@ -137,6 +137,9 @@ class Desk:
         """Take care of one; a failure is reported, and left to a later process."""
         try:
             self.place.take(one)
+        except ConfigError as error:
+            self.failed.add(one.record)
+            print(f"evaluation of {one.export.name} ({one.task.task}) refused: {error}", flush=True)
         except Exception:
             self.failed.add(one.record)
             print(f"evaluation of {one.export.name} ({one.task.task}) failed:", flush=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vssl_dist.config import OodConfig, RunConfig, TaskConfig, read_task
+from vssl_dist.config import ConfigError, OodConfig, RunConfig, TaskConfig, read_task
 from vssl_dist.durable import publish
 from vssl_dist.evaluation.results import read_result
+from vssl_dist.jobs import machine
 from vssl_dist.jobs.resources import Device
+from vssl_dist.jobs.stop import REFUSAL, REFUSED
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,11 @@ class EvalJob:
         """Evaluate and leave; the numbers are in MLflow, or in the spool if it is away."""
         task = read_task(self.task_json)
         one = Due(self.export, self.step, task)
-        evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
+        try:
+            evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
+        except ConfigError as error:
+            print(f"{REFUSAL}{error}", file=sys.stderr, flush=True)
+            sys.exit(REFUSED)
         send(self.run_dir)
 
 
@@ -121,12 +128,16 @@ def evaluate_one(
 
     Returns:
         What was written to ``one.result``.
+
+    Raises:
+        ConfigError: torch cannot use the GPUs that it is to be done on.
     """
     import torch
 
     from vssl_dist.evaluation.task import Place, evaluate
     from vssl_dist.tracker import Spool
 
+    machine.check(device)
     torch.set_num_threads(threads)
     result = evaluate(one.export, one.task, Place(device, threads, ranks=ranks))
     spool = Spool(run_dir, f"eval-{one.task.stem}-{one.step:08d}")

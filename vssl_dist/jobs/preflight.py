@@ -12,7 +12,7 @@ from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.data.loader import check_classes, check_labelled
 from vssl_dist.data.opening import open_watched
 from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.jobs import cluster
+from vssl_dist.jobs import cluster, machine
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides
@@ -37,6 +37,7 @@ def problems(cfg: RunConfig, launch: Launch) -> Iterator[str]:
     Each is looked for when it is asked for: storage that does not answer takes its time.
     """
     yield from _cluster(launch)
+    yield from _machine(launch)
     yield from _data(cfg)
     yield from _tracking(cfg, launch)
 
@@ -44,6 +45,13 @@ def problems(cfg: RunConfig, launch: Launch) -> Iterator[str]:
 def _cluster(launch: Launch) -> Iterator[str]:
     if launch.cluster == "slurm" and (reason := cluster.why_no_slurm()):
         yield f"{reason}: --local [N] runs on this machine instead"
+
+
+def _machine(launch: Launch) -> Iterator[str]:
+    """What GPUs need; on a cluster each rank sees for itself, this may be a node without any."""
+    if launch.cluster == "local" and launch.device == "cuda":
+        reason = machine.why_no_cuda(machine.read_wheel(), machine.read_driver())
+        yield from [reason] if reason else []
 
 
 def _data(cfg: RunConfig) -> Iterator[str]:

@@ -176,7 +176,7 @@ def on_this_machine(profile: Resources, ranks: int | None, gpus: int, tracking_u
         raise ConfigError("setup: these lines are for batch scripts; --local runs in this shell")
     if device == "cuda" and (ranks or 1) > gpus:
         raise ConfigError(
-            f"--local {ranks or ''}: this machine has {gpus} GPUs and every rank needs its own: "
+            f"--local {ranks or ''}: torch sees {gpus} GPUs here and every rank needs its own: "
             "use fewer ranks, or a profile with device: cpu"
         )
     ranks = ranks or (gpus if device == "cuda" else 2)

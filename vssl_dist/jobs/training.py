@@ -9,13 +9,13 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import submitit
 
+from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag
 
@@ -49,52 +49,48 @@ class TrainJob:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def take_own_gpu(environ: MutableMapping[str, str]) -> None:
-    """Leave this process one GPU, its own among those that the job has on this node.
-
-    It is device 0 then, and DeepSpeed, which takes the GPU of that number, is told so.
-
-    >>> environ = {"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,6"}
-    >>> take_own_gpu(environ)
-    >>> environ
-    {'LOCAL_RANK': '0', 'CUDA_VISIBLE_DEVICES': '6'}
-    """
-    local = int(environ["LOCAL_RANK"])
-    given = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    environ["CUDA_VISIBLE_DEVICES"] = given[local] if given else str(local)
-    environ["LOCAL_RANK"] = "0"
-
-
 def run_rank(job: TrainJob, stop: StopFlag) -> int:
     """Train as one rank, with ``RANK``, ``WORLD_SIZE`` ... in the environment.
 
     Returns:
         0 when the run is finished, `STOPPED` when it was told to stop and has saved, `REFUSED`
-        when data, configuration or checkpoints are not what they must be.
+        when machine, data, configuration or checkpoints are not what they must be.
     """
     device = job.launch.device
-    if device == "cuda":
-        take_own_gpu(os.environ)
     os.environ["DS_ACCELERATOR"] = device
     # DeepSpeed calls what torch has renamed; no user of ours can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Not above: signals must find their handlers before torch takes its seconds.
     import torch
 
-    from vssl_dist import config, dist
-    from vssl_dist.checkpoint import CheckpointError
-    from vssl_dist.config import ConfigError
-    from vssl_dist.data.shards import DataError
-    from vssl_dist.jobs.observer import Silent, observe
+    from vssl_dist import config
+    from vssl_dist.jobs import machine
     from vssl_dist.methods import CONFIGS
-    from vssl_dist.train import Preempted, train
 
     cfg = config.loads(job.config_yaml, methods=CONFIGS)
     torch.set_num_threads(job.launch.cpus_per_rank)
+    try:
+        print(f"{_this_rank()}: {machine.prepare(device, os.environ)}", flush=True)
+    except ConfigError as error:
+        return _refuse(cfg.dir, error)
+    return _train(cfg, job.launch, stop)
+
+
+def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
+    """Train as one rank of a process group; see `run_rank`."""
+    import torch
+
+    from vssl_dist import dist
+    from vssl_dist.checkpoint import CheckpointError
+    from vssl_dist.data.shards import DataError
+    from vssl_dist.jobs.observer import Silent, observe
+    from vssl_dist.train import Preempted, train
+
+    device = launch.device
     observer: Observer | Silent = Silent()
     try:
         dist.init(device)
-        observer = observe(cfg, job.launch)
+        observer = observe(cfg, launch)
         train(cfg, device=device, should_stop=stop, on_export=observer.on_export, log=observer.log)
     except Preempted:
         stop.final = dist.broadcast(stop.only_terminated)
@@ -102,10 +98,9 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
         observer.close("KILLED", timeout_s=3)  # the scheduler is waiting
         return STOPPED
     except (ConfigError, DataError, CheckpointError) as error:
-        note_failure(cfg.dir, line := f"{REFUSAL}{error} ({_this_rank()})")
-        print(line, file=sys.stderr, flush=True)
+        code = _refuse(cfg.dir, error)
         observer.close("FAILED", timeout_s=5)
-        return REFUSED
+        return code
     except Exception:
         note_failure(cfg.dir, f"{_this_rank()} failed first:\n{traceback.format_exc()}")
         observer.close("FAILED", timeout_s=5)
@@ -113,6 +108,13 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     torch.distributed.destroy_process_group()
     observer.close("FINISHED", timeout_s=60)
     return 0
+
+
+def _refuse(run_dir: Path, error: Exception) -> int:
+    """Say in one line what the user has to mend."""
+    note_failure(run_dir, line := f"{REFUSAL}{error} ({_this_rank()})")
+    print(line, file=sys.stderr, flush=True)
+    return REFUSED
 
 
 def attempt() -> str:

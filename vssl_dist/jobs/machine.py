@@ -1,0 +1,211 @@
+"""The machine under a rank: whether torch can use its GPU, and what it is.
+
+What is read of the machine is apart from what is concluded, so that a machine without a GPU can
+prove the conclusions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vssl_dist.config import ConfigError
+from vssl_dist.jobs.gpu import listed, take_own_gpu
+
+_OLDEST = {11: "450", 12: "525", 13: "580"}
+"""The oldest driver for any program of each major version of CUDA."""
+_NO_GPU = (
+    "stay on the CPU (device: cpu in the profile, --device cpu, or CUDA_VISIBLE_DEVICES= where "
+    "the command chooses)"
+)
+_MODULE = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What the NVIDIA driver of this machine says of itself."""
+
+    cuda: tuple[int, int]
+    """The newest CUDA that it knows."""
+    release: str = "of an unknown release"
+    """Such as ``580.65.06``."""
+    gpus: int | None = None
+    """GPUs that this process may use, whatever CUDA_VISIBLE_DEVICES says; None: it does not say."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """The torch that is installed."""
+
+    version: str
+    cuda: str | None
+    """The version that it is built for, such as ``13.0``; None: for the CPU alone."""
+    nccl: str = ""
+    """The version of NCCL that is built in."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The one that this process has taken."""
+
+    name: str
+    free: int
+    """Bytes of memory that nobody uses."""
+    total: int
+    """Bytes of memory."""
+    shown: str
+    """CUDA_VISIBLE_DEVICES."""
+
+
+def read_driver() -> Driver | None:
+    """Ask the driver, without touching a GPU; None where there is no driver."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+        newest = ctypes.c_int(0)
+        if library.cuDriverGetVersion(ctypes.byref(newest)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    cuda = newest.value // 1000, newest.value % 1000 // 10
+    release, gpus = _from_nvml()
+    return Driver(cuda, release or _from_module() or Driver.release, gpus)
+
+
+def _from_module() -> str | None:
+    """Release of the kernel module: containers may lack NVML."""
+    try:
+        release = re.search(r"\d+\.\d+(\.\d+)?", _MODULE.read_text())
+    except OSError:
+        return None
+    return release and release[0]
+
+
+def _from_nvml() -> tuple[str | None, int | None]:
+    """Release, and the number of GPUs that the kernel lets this process open."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() != 0:
+            return None, None
+        release, count = ctypes.create_string_buffer(96), ctypes.c_uint(0)
+        nvml.nvmlSystemGetDriverVersion(release, len(release))
+        counted = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
+        handles = [
+            nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(i), ctypes.byref(ctypes.c_void_p()))
+            for i in range(count.value)
+        ]
+        nvml.nvmlShutdown()
+    except (OSError, AttributeError):
+        return None, None
+    return release.value.decode() or None, handles.count(0) if counted else None
+
+
+def read_wheel() -> Wheel:
+    """The torch that this process has imported, or imports now."""
+    import torch
+
+    version, cuda = str(torch.__version__), torch.version.cuda
+    if cuda is None:
+        return Wheel(version, None)
+    nccl = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return Wheel(version, cuda, ".".join(map(str, nccl)))
+
+
+def why_no_cuda(wheel: Wheel, driver: Driver | None) -> str | None:
+    """One line that says why torch cannot use any GPU of this machine, or None.
+
+    >>> why_no_cuda(Wheel("2.13.0", "13.0"), Driver((13, 1), "590.44.01", gpus=8)) is None
+    True
+    """
+    if wheel.cuda is None:
+        return (
+            f"torch {wheel.version} is built without CUDA: `make install` from PyPI brings the one "
+            f"with it, or {_NO_GPU}"
+        )
+    major = int(wheel.cuda.partition(".")[0])
+    needed = f"torch {wheel.version} is built for CUDA {wheel.cuda} and needs an NVIDIA driver"
+    needed += f" of {_OLDEST[major]} or newer" if major in _OLDEST else f" for CUDA {major}"
+    if driver is None:
+        return f"{needed}, and here is none (no libcuda.so.1): install one, or {_NO_GPU}"
+    if driver.cuda[0] < major:
+        return (
+            f"{needed}, and the one here is {driver.release}, for CUDA {driver.cuda[0]}."
+            f"{driver.cuda[1]} at most: have it updated, or {_NO_GPU}"
+        )
+    if driver.gpus == 0:
+        return f"the NVIDIA driver shows this process no GPU: ask the scheduler, or {_NO_GPU}"
+    return None
+
+
+def check(device: str) -> None:
+    """Refuse CUDA where torch cannot use it; on the CPU there is nothing to refuse.
+
+    Raises:
+        ConfigError: One line that says what is missing and the remedy.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    if reason := why_no_cuda(read_wheel(), read_driver()):
+        raise ConfigError(reason)
+    if torch.cuda.device_count() == 0:
+        raise ConfigError(f"{listed(os.environ)} shows no GPU: list one, or {_NO_GPU}")
+
+
+def prepare(device: str, environ: MutableMapping[str, str]) -> str:
+    """Take this rank's GPU, before anything looks for one, and see that it can be used.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+        environ: See `take_own_gpu`; of this process, as CUDA reads it.
+
+    Returns:
+        What this rank runs on, in one line.
+
+    Raises:
+        ConfigError: It cannot run on that.
+    """
+    if device == "cpu":
+        return line(read_wheel(), None, None)
+    wheel, driver = read_wheel(), read_driver()
+    if reason := why_no_cuda(wheel, driver):
+        raise ConfigError(reason)
+    take_own_gpu(environ, driver.gpus if driver else None)
+    return line(wheel, driver, read_gpu(environ["CUDA_VISIBLE_DEVICES"]))
+
+
+def read_gpu(shown: str) -> Gpu:
+    """Ask the GPU, which is in use from then on.
+
+    Raises:
+        ConfigError: It does not answer.
+    """
+    import torch
+
+    try:
+        free, total = torch.cuda.mem_get_info()
+        return Gpu(torch.cuda.get_device_name(), free, total, shown)
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={shown}: this GPU cannot be used: {first}"
+        ) from error
+
+
+def line(wheel: Wheel, driver: Driver | None, gpu: Gpu | None) -> str:
+    """What a rank runs on."""
+    import torch
+
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    place = f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}"
+    if driver is None or gpu is None:
+        return f"CPU, torch {wheel.version}, {place}"
+    return (
+        f"{gpu.name}, {gpu.total / 2**30:.1f} GiB ({gpu.free / 2**30:.1f} free), "
+        f"driver {driver.release}, torch {wheel.version} for CUDA {wheel.cuda}, NCCL {wheel.nccl}, "
+        f"CUDA_VISIBLE_DEVICES={gpu.shown}, {place}"
+    )
