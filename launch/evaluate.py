@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
+from vssl_dist.config.paths import expanded, path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.exports import read_card
 from vssl_dist.evaluation.splits import need_posterior
@@ -47,7 +48,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("target", type=Path, metavar="RUN|EXPORT")
+    parser.add_argument("target", type=path_argument, metavar="RUN|EXPORT")
     parser.add_argument(
         "--task", default="knn", metavar="TASK,...", help=f"any of {', '.join(TASKS)} (knn)"
     )
@@ -128,7 +129,8 @@ def place_of(args: argparse.Namespace) -> Place:
     """Where to run and which folders to read.
 
     Raises:
-        ConfigError: A ``--data`` is neither a pair nor a name with a folder.
+        ConfigError: A ``--data`` is neither a pair nor a name with a folder, or a variable in it
+            is not set.
     """
     pair: tuple[Path | None, Path | None] = (None, None)
     ood: dict[str, Path] = {}
@@ -136,12 +138,19 @@ def place_of(args: argparse.Namespace) -> Place:
         name, equals, folder = data.partition("=")
         train, comma, val = data.partition(",")
         if equals and folder and "/" not in name and "," not in name:
-            ood |= OodConfig(ood={name: Path(folder)}).absolute().ood
+            ood |= OodConfig(ood={name: _folder(data, folder)}).ood
         elif train and comma and val and pair == (None, None):
-            pair = Path(train).absolute(), Path(val).absolute()
+            pair = _folder(data, train), _folder(data, val)
         else:
             raise ConfigError(f"--data {data}: two folders, as TRAIN,VAL, or NAME=FOLDER")
     return Place(args.device or _device(), args.threads, *pair, ood, args.ranks)
+
+
+def _folder(data: str, text: str) -> Path:
+    try:
+        return Path(expanded(text)).absolute()
+    except ValueError as error:
+        raise ConfigError(f"--data {data}: {error}") from None
 
 
 def _device() -> Device:
