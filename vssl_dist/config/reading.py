@@ -33,11 +33,14 @@ class _Loader(yaml.SafeLoader):
     """Safe, without aliases (a bomb needs them) and without duplicate keys; plain scalars are
     left to the types of their keys."""
 
-    # No word but that of a merge has a type of its own.
-    yaml_implicit_resolvers: Any = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
     yaml_constructors: ClassVar[Any] = yaml.SafeLoader.yaml_constructors | {
         f"tag:yaml.org,2002:{kind}": _scalar for kind in ("str", "int", "float", "bool", "null")
     }
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        # No word but that of a merge has a type of its own.
+        self.yaml_implicit_resolvers = {"<": self.yaml_implicit_resolvers["<"]}
 
     def compose_node(self, parent: Any, index: int) -> Any:
         if self.check_event(yaml.events.AliasEvent):
