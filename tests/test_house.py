@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
-    {"config", "schedule", "dist", "densities", "vision", "durable", "state", "installed"},
+    {
+        "config",
+        "schedule",
+        "dist",
+        "densities",
+        "vision",
+        "durable",
+        "state",
+        "installed",
+        "environment",
+    },
     {"models"},
     {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},
     {"export"},

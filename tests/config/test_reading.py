@@ -59,6 +59,7 @@ def test_a_view_is_a_recipe_with_changes() -> None:
         ("metod.name=vje", "metod: no such key (did you mean 'method'?)"),
         ("method.dofs=3", "method.dofs: no such key (did you mean 'dof'?)"),
         ("method.name=vjee", "method.name: 'vjee' is not one of toy"),
+        ("method.name=[toy]", "method.name: ['toy'] is not one of toy"),
         ("optim.epochs=three", "optim.epochs: Input should be a valid number"),
         ("optim.accumulate=2.5", "optim.accumulate: Input should be a valid integer"),
         ("trace=1", "trace: Input should be a valid boolean"),

@@ -143,7 +143,7 @@ def _method(raw: Any, methods: Mapping[str, type[MethodConfig]], expand: bool) -
     if not isinstance(raw, dict) or "name" not in raw:
         raise ConfigError("method: must be a block with a name, such as {name: vje}")
     name = raw["name"]
-    if name not in methods:
+    if not isinstance(name, str) or name not in methods:
         raise ConfigError(f"method.name: {name!r} is not one of {', '.join(sorted(methods))}")
     try:
         return methods[name].model_validate(_typed(raw, methods[name], "method.", expand=expand))
