@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from bench.references import cases
 from vssl_dist import dist
 from vssl_dist.config import MethodConfig
+from vssl_dist.config.paths import path_argument
 from vssl_dist.durable import publish
+from vssl_dist.environment import no_job_around
 from vssl_dist.methods import METHODS, GlobalNoise, MicroStep, build_method
 from vssl_dist.methods.barlow_twins import BarlowTwinsConfig
 from vssl_dist.methods.byol import BYOLConfig
@@ -162,7 +164,7 @@ def run(world_size: int, names: Sequence[str]) -> dict[str, Seen]:
     """What ``world_size`` processes make of the same batches; one is this process."""
     if world_size == 1:
         return {name: on_this_rank(name, methods()[name]) for name in names}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, no_job_around():
         mp.spawn(  # type: ignore[attr-defined, no-untyped-call]
             _rank, (world_size, folder, names), nprocs=world_size
         )
@@ -228,7 +230,9 @@ def report(found: Sequence[Row]) -> str:
 def main() -> int:
     """Write or print the tables; 1 when a promise does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, help="Markdown file; standard output without it")
+    parser.add_argument(
+        "--out", type=path_argument, help="Markdown file; standard output without it"
+    )
     out: Path | None = parser.parse_args().out
     found = rows(list(methods()))
     text = report(found)

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vssl_dist import config
 from vssl_dist.config import RunConfig
+from vssl_dist.config.paths import expanded
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
 
 IMAGES = {
@@ -111,7 +112,11 @@ def main(argv: Sequence[str]) -> None:
     """Print the table of some recipes, or of all that name a dataset."""
     folder = Path(__file__).parents[1] / "configs"
     every = [path for path in sorted(folder.glob("*.yaml")) if path.name.split("_")[0] in IMAGES]
-    paths = [Path(word) for word in argv] or every
+    try:
+        paths = [Path(expanded(word)) for word in argv] or every
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     if foreign := [path.name for path in paths if path.name.split("_")[0] not in IMAGES]:
         print(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", file=sys.stderr)
         sys.exit(2)

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vssl_dist.config.paths import path_argument
 from vssl_dist.evaluation.knn import Features, knn_grid
 from vssl_dist.evaluation.neighbours import neighbours
 
@@ -167,7 +168,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[20, 200])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--scale", type=Path, metavar="FOLDER", help="for a bank in this folder")
+    parser.add_argument(
+        "--scale", type=path_argument, metavar="FOLDER", help="for a bank in this folder"
+    )
     parser.add_argument("--scale-bank", type=int, default=1_281_167)
     parser.add_argument("--scale-queries", type=int, nargs=2, default=[128, 640])
     args = parser.parse_args(argv)

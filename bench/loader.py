@@ -49,6 +49,7 @@ from data_prep.sources import SOURCES
 from data_prep.split import Request
 from vssl_dist import config
 from vssl_dist.config import ConfigError
+from vssl_dist.config.paths import path_argument
 from vssl_dist.data.manifest import read_manifest
 from vssl_dist.methods import CONFIGS
 
@@ -184,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    top.add_argument("--images", type=Path, help="image folder, with a folder train in it")
+    top.add_argument("--images", type=path_argument, help="image folder, with a folder train in it")
     top.add_argument("--samples", type=positive, default=1000, help="of the photographs' cuts")
     top.add_argument("--batch", type=positive, default=32)
     top.add_argument("--batches", type=positive, default=12, help="of one turn")

@@ -31,6 +31,7 @@ from bench.parity_cases import (
     standard_cases,
 )
 from vssl_dist.config import RECIPES, ConfigError, ViewRecipe
+from vssl_dist.config.paths import path_argument
 from vssl_dist.data.backend import BackendSpec
 from vssl_dist.data.backends import build_backend
 from vssl_dist.data.views import Draws, blur_window
@@ -168,8 +169,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(
         prog="parity.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    top.add_argument("--out", type=Path, help="write the tables here instead of printing them")
-    top.add_argument("--images", type=Path, help="a folder of images to compare on as well")
+    top.add_argument(
+        "--out", type=path_argument, help="write the tables here instead of printing them"
+    )
+    top.add_argument(
+        "--images", type=path_argument, help="a folder of images to compare on as well"
+    )
     top.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where DALI works")
     args = top.parse_args(argv)
     try:

@@ -24,6 +24,7 @@ from data_prep.build import mixed as mixed_order
 from data_prep.console import one_line
 from data_prep.shard import positive
 from vssl_dist.config import ConfigError
+from vssl_dist.config.paths import path_argument
 from vssl_dist.data.plan import Plan
 from vssl_dist.durable import publish
 from vssl_dist.evaluation.plots import png
@@ -192,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=positive, default=4096)
     parser.add_argument("--windows", type=positive, nargs="+", default=[1, 256, 1024, 4096, 16384])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="write a PNG")
+    parser.add_argument("--plot", type=path_argument, help="write a PNG")
     args = parser.parse_args(argv)
     with one_line(args.plot or Path()) as ending:
         if not 1 < args.batch <= args.samples // 2 or args.seed < 0:

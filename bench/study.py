@@ -34,6 +34,7 @@ from launch import evaluate, submit
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.differences import differences, named
+from vssl_dist.config.paths import literal, path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
 from vssl_dist.evaluation.plots import png
@@ -52,10 +53,9 @@ def outcome(study: Study, trial: Trial) -> Outcome:
     Raises:
         ConfigError: Its folder holds another experiment than the study file now says.
     """
-    written = trial.cfg.dir / "config.yaml"
-    if not written.exists():
+    if not (trial.cfg.dir / "config.yaml").exists():
         return Outcome(None)
-    _same(trial, written)
+    _same(trial)
     log = Log(trial).read()
     whole = not (log.get("interrupted", False) or log.get("running", False))
     cost = {"seconds": log.get("seconds", 0.0), "whole": whole}
@@ -66,8 +66,8 @@ def outcome(study: Study, trial: Trial) -> Outcome:
     return Outcome(None if results is None else study_report.figures(study, results), **about)
 
 
-def _same(trial: Trial, written: Path) -> None:
-    then = config.load(written, methods=CONFIGS)
+def _same(trial: Trial) -> None:
+    then = config.load_run(trial.cfg.dir, methods=CONFIGS)
     if changed := differences(_asked(then), _asked(trial.cfg)):
         raise ConfigError(
             f"{trial.label}: {trial.cfg.dir} was begun with another configuration, "
@@ -95,14 +95,14 @@ def run(study: Study, trial: Trial) -> None:
     interrupted = before.get("interrupted", False) or before.get("running", False)
     log.write(running=True, interrupted=interrupted, commit=commit(), place=place(study))
     start = time.monotonic()
-    given = [str(trial.config), *trial.overrides]
+    given = [literal(trial.config), *trial.overrides]
     code = submit.main(["--local", str(study.ranks), *given])
     trouble = DIVERGED if code == 1 and _diverged(trial) else ""
     if code == 0:
         words = ["--task", ",".join(study.tasks)]
         if trial.density and "ood" in study.tasks:
             words += ["--density", trial.density]
-        code = evaluate.main([str(trial.cfg.dir), *words])
+        code = evaluate.main([literal(trial.cfg.dir), *words])
     log.write(running=False, seconds=spent + time.monotonic() - start, trouble=trouble)
     if code and not trouble:
         raise Refused(code)
@@ -182,9 +182,13 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (runs)")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="of the page (docs)")
+    parser.add_argument("study", type=path_argument)
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("runs"), help="folder of runs (runs)"
+    )
+    parser.add_argument(
+        "--docs", type=path_argument, default=Path("docs"), help="of the page (docs)"
+    )
     parser.add_argument("--ranks", type=int, help="of each run, instead of the study's number")
     parser.add_argument("--dry-run", action="store_true", help="check all runs and list them")
     args = parser.parse_args(argv)
@@ -195,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
         planned = trials(study, name, args.out.absolute() / f"study_{name}")
         if args.dry_run:
             for trial in planned:
-                words = ["--local", str(study.ranks), str(trial.config), *trial.overrides]
+                words = ["--local", str(study.ranks), literal(trial.config), *trial.overrides]
                 print(f"# {trial.label}\npython launch/submit.py {shlex.join(words)}")
             return 0
         command = f"python -m bench.study {shlex.join(argv)}"

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from vssl_dist import config
 from vssl_dist.config import ConfigError, Model, OodConfig, RunConfig, load_block
 from vssl_dist.config.fields import FilePath, Positive, as_tuple
+from vssl_dist.config.paths import literal
 from vssl_dist.data.shards import Dataset
 from vssl_dist.evaluation.results import FORMAT, read_result
 from vssl_dist.jobs.evaluation import Due
@@ -204,6 +205,6 @@ def _trial(
     parts = [name, point, *([] if factor == BASE else [factor]), value, f"s{seed}"]
     run = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
     given = study.points[point]
-    own = (f"name={json.dumps(run)}", f"out={json.dumps(str(out))}", f"seed={seed}")
+    own = (f"name={json.dumps(run)}", f"out={json.dumps(literal(out))}", f"seed={seed}")
     overrides = (*study.common, *given.overrides, *more, *own)
     return Trial(point, factor, value, seed, given.config, overrides)

@@ -22,6 +22,7 @@ from data_prep.console import one_line, printable
 from data_prep.shard import positive
 from vssl_dist import config
 from vssl_dist.config import ConfigError
+from vssl_dist.config.paths import path_argument
 from vssl_dist.data.sheet import augmentation_sheet
 from vssl_dist.methods import CONFIGS
 
@@ -34,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    top.add_argument("config", type=Path)
+    top.add_argument("config", type=path_argument)
     top.add_argument("overrides", nargs="*", metavar="key=value")
-    top.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    top.add_argument("--out", type=path_argument, required=True, help="the PNG to write")
     top.add_argument(
         "--rows",
         type=positive,

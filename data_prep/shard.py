@@ -30,6 +30,7 @@ from data_prep.progress import bar
 from data_prep.sources import SOURCES
 from data_prep.split import Request, tally
 from data_prep.unpack import unpacking
+from vssl_dist.config.paths import path_argument
 from vssl_dist.data.manifest import DataError
 
 _ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
@@ -41,8 +42,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line; options without a default are those not every source takes."""
     top = argparse.ArgumentParser(prog="shard.py", description=__doc__)
     top.add_argument("source", choices=sorted(SOURCES), help="layout of the raw images")
-    top.add_argument("--root", type=Path, help="folder with the raw images (photos needs none)")
-    top.add_argument("--out", type=Path, required=True, help="folder of the dataset to write")
+    top.add_argument(
+        "--root", type=path_argument, help="folder with the raw images (photos needs none)"
+    )
+    top.add_argument(
+        "--out", type=path_argument, required=True, help="folder of the dataset to write"
+    )
     top.add_argument(
         "--split", help="write this split only, such as train or val (default: those there are)"
     )
@@ -53,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--workers", type=positive, default=cpus(), help="processes (default: one per core)"
     )
-    top.add_argument("--classes", type=Path, help="file that lists the classes to keep")
+    top.add_argument("--classes", type=path_argument, help="file that lists the classes to keep")
     top.add_argument(
         "--resize-short", type=positive, help="shrink to so many pixels on the shorter side"
     )

@@ -36,6 +36,7 @@ from data_prep.folder import refuse_foreign
 from data_prep.sources.classlist import chosen
 from data_prep.split import LABELS
 from data_prep.writer import NOTES
+from vssl_dist.config.paths import expanded, path_argument
 from vssl_dist.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -55,13 +56,15 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="subset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    top.add_argument("folder", type=Path, help="one split of a dataset, as shard.py wrote it")
+    top.add_argument(
+        "folder", type=path_argument, help="one split of a dataset, as shard.py wrote it"
+    )
     top.add_argument(
         "--classes",
         required=True,
         help="their names with commas between, or a file that lists them",
     )
-    top.add_argument("--out", type=Path, required=True, help="folder of the new split")
+    top.add_argument("--out", type=path_argument, required=True, help="folder of the new split")
     return top
 
 
@@ -91,14 +94,21 @@ def named(text: str, known: Sequence[str]) -> tuple[str, ...]:
     ('cat', 'dog')
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if not set(names) <= set(known) and Path(text).is_file():
-        names = list(chosen(Path(text), known))
+    if not set(names) <= set(known) and (file := _file(text)).is_file():
+        names = list(chosen(file, known))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
         odd = unknown[0] if unknown else "nothing"
         raise DataError(f"--classes {text}: {odd} is none of {shown}")
     return tuple(name for name in known if name in names)
+
+
+def _file(text: str) -> Path:
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise DataError(f"--classes {error}") from None
 
 
 def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:

@@ -21,12 +21,13 @@ from data_prep.checks import check, datasets, stated_samples
 from data_prep.console import one_line, printable
 from data_prep.progress import bar
 from data_prep.shard import cpus, positive
+from vssl_dist.config.paths import path_argument
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="verify.py", description=__doc__)
-    top.add_argument("out", type=Path, help="folder of a dataset or of one split of it")
+    top.add_argument("out", type=path_argument, help="folder of a dataset or of one split of it")
     top.add_argument(
         "--workers", type=positive, default=cpus(), help="processes (default: one per core)"
     )

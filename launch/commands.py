@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
+
+from vssl_dist.environment import outside_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,7 +23,9 @@ def call(program: str, *words: str) -> int:
         program: Such as ``launch/submit.py``.
         words: What a user types after it.
     """
-    process = subprocess.Popen([sys.executable, str(ROOT / program), *words])
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / program), *words], env=outside_jobs(os.environ)
+    )
 
     def stay(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from launch import tables
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
+from vssl_dist.config.paths import expanded, path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.exports import read_card
 from vssl_dist.evaluation.posterior import has_embedding_density
@@ -50,7 +51,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("target", type=Path, metavar="RUN|EXPORT")
+    parser.add_argument("target", type=path_argument, metavar="RUN|EXPORT")
     parser.add_argument(
         "--task", default="knn", metavar="TASK,...", help=f"any of {', '.join(TASKS)} (knn)"
     )
@@ -150,8 +151,8 @@ def place_of(args: argparse.Namespace) -> Place:
     """Where to run and which folders to read.
 
     Raises:
-        ConfigError: A ``--data`` is neither a pair nor a name with a folder, or torch cannot use
-            the GPUs.
+        ConfigError: A ``--data`` is neither a pair nor a name with a folder, a variable in it is
+            not set, or torch cannot use the GPUs.
     """
     pair: tuple[Path | None, Path | None] = (None, None)
     ood: dict[str, Path] = {}
@@ -159,12 +160,19 @@ def place_of(args: argparse.Namespace) -> Place:
         name, equals, folder = data.partition("=")
         train, comma, val = data.partition(",")
         if equals and folder and "/" not in name and "," not in name:
-            ood |= OodConfig(ood={name: Path(folder)}).absolute().ood
+            ood |= OodConfig(ood={name: _folder(data, folder)}).ood
         elif train and comma and val and pair == (None, None):
-            pair = Path(train).absolute(), Path(val).absolute()
+            pair = _folder(data, train), _folder(data, val)
         else:
             raise ConfigError(f"--data {data}: two folders, as TRAIN,VAL, or NAME=FOLDER")
     return Place(_device(args.device), args.threads, *pair, ood, args.ranks)
+
+
+def _folder(data: str, text: str) -> Path:
+    try:
+        return Path(expanded(text)).absolute()
+    except ValueError as error:
+        raise ConfigError(f"--data {data}: {error}") from None
 
 
 def _device(wanted: Device | None) -> Device:

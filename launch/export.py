@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     require_packages()
 
 from vssl_dist.config import ConfigError
+from vssl_dist.config.paths import path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.portable import FORMATS, convert
 from vssl_dist.evaluation.task import exports
@@ -32,11 +33,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("target", type=Path, metavar="RUN|EXPORT")
+    parser.add_argument("target", type=path_argument, metavar="RUN|EXPORT")
     parser.add_argument(
         "--format", required=True, metavar="FORMAT,...", help=f"any of {', '.join(FORMATS)}"
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="beside the export otherwise")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="FOLDER", help="beside the export otherwise"
+    )
     return parser.parse_args(argv)
 
 

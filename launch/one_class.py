@@ -34,6 +34,7 @@ from data_prep.subset import named, subset
 from launch.commands import call
 from vssl_dist import config
 from vssl_dist.config import ConfigError, OodConfig, RunConfig
+from vssl_dist.config.paths import literal, path_argument
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import publish
 from vssl_dist.evaluation import one_class
@@ -80,7 +81,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--baselines", action="store_true", help="also raw pixels and the untrained network"
     )
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=path_argument)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_intermixed_args(argv)
 
@@ -138,13 +139,14 @@ def results(trial: Trial, cfg: RunConfig) -> list[Path]:
 def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
     """What makes the config that of one class; the settings of its task ood stay."""
     task = task_of(cfg)
-    changed = {"ood": {OTHERS: trial.data / OTHERS}, "every_epochs": cfg.optim.epochs}
+    changed = {"ood": {OTHERS: literal(trial.data / OTHERS)}, "every_epochs": cfg.optim.epochs}
+    scores = task.model_dump(mode="json") | changed
     values: dict[str, Any] = {
         "name": trial.run.name,
-        "data.train": str(trial.data / "train"),
-        "data.val": str(trial.data / "val"),
+        "data.train": literal(trial.data / "train"),
+        "data.val": literal(trial.data / "val"),
         "data.bank": None,
-        "evaluations": [task.model_copy(update=changed).model_dump(mode="json")],
+        "evaluations": [scores],
     }
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
@@ -152,10 +154,10 @@ def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
 def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
     """Train and evaluate one class, or what is missing of it; the first exit code that is not 0."""
     start, before = time.monotonic(), bool(results(trial, cfg))
-    given = [str(args.config), *args.overrides, *overrides(trial, cfg)]
+    given = [literal(args.config), *args.overrides, *overrides(trial, cfg)]
     code = call("launch/submit.py", f"--local={args.ranks}", *given)
     if code == 0:
-        words = [str(trial.run), "--task", "ood"] + ["--baselines"] * args.baselines
+        words = [literal(trial.run), "--task", "ood"] + ["--baselines"] * args.baselines
         if cfg.method.has_embedding_density:  # a run that is there may have been begun with another
             words += ["--density", task_of(cfg).density]
         code = call("launch/evaluate.py", *words)

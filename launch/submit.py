@@ -24,6 +24,7 @@ import torch
 
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config.paths import path_argument
 from vssl_dist.data.opening import open_watched
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
@@ -61,9 +62,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="[N]",
         help="run N ranks here, in the foreground (one per GPU, or 2 on a CPU)",
     )
-    parser.add_argument("--profile", type=Path, help="slurm/default.yaml, or slurm/local.yaml")
+    parser.add_argument(
+        "--profile", type=path_argument, help="slurm/default.yaml, or slurm/local.yaml"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check and print, start nothing")
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=path_argument)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(_with_number(argv))
     if args.nodes is not None and args.nodes < 1:

@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
-    {"config", "schedule", "dist", "densities", "vision", "durable", "state", "installed", "bars"},
+    {
+        "config",
+        "schedule",
+        "dist",
+        "densities",
+        "vision",
+        "durable",
+        "state",
+        "installed",
+        "environment",
+        "bars",
+    },
     {"models"},
     {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},
     {"export"},

@@ -5,6 +5,7 @@ Imports the standard library alone, so that a Python without the packages can sa
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ def require_packages() -> None:
 
     Commands call this before they import anything else.
     """
+    # A notebook's: matplotlib, which draws for files alone here, would not import without it.
+    os.environ.pop("MPLBACKEND", None)
     missing = [name for name in NEEDED if find_spec(name) is None]
     if not missing:
         return

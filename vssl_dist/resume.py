@@ -162,10 +162,9 @@ def check_resume(cfg: RunConfig, world_size: int) -> int:
 
 def _same_as_written(cfg: RunConfig) -> None:
     """Curves and exports come before the first checkpoint, and must not be mixed either."""
-    written = cfg.dir / "config.yaml"
-    if not written.exists() or not (cfg.dir / "spool").exists():
+    if not (cfg.dir / "config.yaml").exists() or not (cfg.dir / "spool").exists():
         return
-    before = config.frozen_part(config.load(written, methods=CONFIGS))
+    before = config.frozen_part(config.load_run(cfg.dir, methods=CONFIGS))
     if changed := differences(before, config.frozen_part(cfg)):
         raise ConfigError(_other(cfg, changed))
 

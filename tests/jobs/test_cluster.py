@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.launchers import HOSTILE, INNOCENT
 from vssl_dist.config import ConfigError
 from vssl_dist.jobs import cluster
 from vssl_dist.jobs.resources import Launch, Resources, load_profile, on_slurm
@@ -159,3 +160,53 @@ def tool(folder: Path, name: str, body: str) -> None:
     path = folder / name
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
+
+
+def submitted(tmp_path: Path, profile: Resources) -> dict[str, str]:
+    """The environment that sbatch would have handed to the job."""
+    parameters = cluster.train_parameters("a", on_slurm(profile, 1, URI))
+    assert cluster.submit(tmp_path / "slurm", parameters, print) == "4711"
+    words = (tmp_path / "environment").read_text().split("\0")
+    return dict(word.split("=", 1) for word in words if word)
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session inside every launcher at once, and an sbatch that writes down what it gets."""
+    for name, value in {**INNOCENT, **HOSTILE}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "tools").mkdir()
+    for tool in ("sbatch", "srun", "squeue"):
+        path = tmp_path / "tools" / tool
+        path.write_text(
+            f"#!/bin/sh\n/usr/bin/env -0 > {tmp_path}/environment\necho Submitted batch job 4711\n"
+        )
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/tools:/usr/bin:/bin")
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_job_inherits_nothing_of_the_session_it_is_submitted_in(tmp_path: Path) -> None:
+    seen = submitted(tmp_path, Resources(device="cpu"))
+    assert not seen.keys() & HOSTILE.keys()
+    stays = INNOCENT.keys() - {"PATH"}
+    assert {name: seen[name] for name in stays} == {name: INNOCENT[name] for name in stays}
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_users_own_defaults_hold_unless_the_profile_says_otherwise(tmp_path: Path) -> None:
+    """sbatch prefers its variables to what the script says."""
+    seen = submitted(tmp_path, Resources(device="cpu", account="them"))
+    assert ("SBATCH_ACCOUNT" in seen, seen["SBATCH_QOS"]) == (False, "long")
+
+
+@pytest.mark.usefixtures("inside")
+def test_whether_a_job_lives_is_asked_without_the_filters_of_its_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "another")
+    assert cluster.is_live("4711")
+    words = (tmp_path / "environment").read_text().split("\0")
+    names = {word.partition("=")[0] for word in words}
+    assert not names & {"SQUEUE_PARTITION", *HOSTILE}
+    assert "SLURM_CONF" in names

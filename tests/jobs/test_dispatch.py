@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.launchers import HOSTILE, INNOCENT, of_process
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.jobs import cluster, dispatch
@@ -175,3 +176,27 @@ def test_a_refusal_of_slurm_is_tried_again_by_the_next_process_and_a_live_job_is
         while (one := desk.next()) is not None:
             desk.attempt(one)
         assert asked[asked_before:] == expected
+
+
+@pytest.mark.parametrize("job", [None, "77"])
+def test_an_evaluator_belongs_to_no_job_and_knows_whether_it_is_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str | None
+) -> None:
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", INNOCENT["NCCL_SOCKET_IFNAME"])
+    monkeypatch.delenv("VSSL_SLURM_JOB")
+    if job:
+        monkeypatch.setenv("VSSL_SLURM_JOB", job)
+    evaluator = Evaluator(tmp_path, "local")
+    evaluator.start()
+    (process,) = evaluator.started
+    try:
+        environment = of_process(process.pid)
+        assert isinstance(process.args, list)
+        assert process.args[3:] == [str(tmp_path), *(["--in-a-job"] if job else [])]
+    finally:
+        process.kill()
+        process.wait()
+    assert not environment.keys() & HOSTILE.keys()
+    assert environment["NCCL_SOCKET_IFNAME"] == "ib0"

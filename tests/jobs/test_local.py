@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.launchers import HOSTILE, of_process
+
 RANK = """
 import os, sys, time
 from vssl_dist.jobs.rank import die_with_the_launcher
@@ -141,6 +143,53 @@ def test_what_a_rank_refuses_is_one_line_and_exit_code_2(
     )
     _, err = launcher.communicate(timeout=30)
     assert (launcher.returncode, err) == (2, f"{line}\n")
+
+
+def test_a_refusal_that_its_rank_could_not_write_down_is_taken_from_its_log(
+    launch: Launch, tmp_path: Path
+) -> None:
+    (tmp_path / "rank-1.log").write_text("error: of yesterday\n")
+    launcher = launch(
+        "if rank == '1':\n"
+        "    print('error: the disk is full', file=sys.stderr, flush=True)\n"
+        "    sys.exit(2)\n"
+        "time.sleep(60)"
+    )
+    _, err = launcher.communicate(timeout=30)
+    assert (launcher.returncode, err) == (2, "error: the disk is full\n")
+
+
+def test_ranks_are_told_by_their_launcher_alone_who_they_are(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variables of a rank are the same inside every other launcher and outside of all."""
+    for name in HOSTILE:
+        monkeypatch.delenv(name, raising=False)
+
+    def ranks() -> list[dict[str, str]]:
+        launcher = launch("while not stop(): time.sleep(0.02)\nsys.exit(STOPPED)")
+        started = ranks_of(launcher, tmp_path)
+        seen = [of_process(rank.pid) for rank in started]
+        for rank in started:
+            rank.send_signal(signal.SIGUSR2)
+        launcher.communicate(timeout=10)
+        (tmp_path / "rank-0.log").unlink()
+        (tmp_path / "rank-1.log").unlink()
+        own = {"MASTER_PORT", "VSSL_LAUNCHER", "VSSL_LISTENER"}
+        assert own - {"VSSL_LISTENER"} <= seen[1].keys()
+        return [{k: v for k, v in one.items() if k not in own} for one in seen]
+
+    outside = ranks()
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    assert ranks() == outside
+    assert [(one["RANK"], one["WORLD_SIZE"], one["MASTER_ADDR"]) for one in outside] == [
+        ("0", "2", "127.0.0.1"),
+        ("1", "2", "127.0.0.1"),
+    ]
+    assert {name for name in HOSTILE if name in outside[0]} == {
+        "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
+    }  # fmt: skip
 
 
 def test_a_stop_from_elsewhere_is_no_failure(launch: Launch, tmp_path: Path) -> None:

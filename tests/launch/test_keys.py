@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from launch.keys import BLOCKS, main, markdown, rows
-from vssl_dist.config.recipes import SHORTHANDS
+from vssl_dist.config import ViewRecipe
 
 ROOT = Path(__file__).parents[2]
 OF_SURFACE = {"": "run", "data.views": "views", "data.normalise": "normalise"}
@@ -64,7 +64,7 @@ def test_what_a_key_is_said_not_to_take_it_refuses(block: str) -> None:
         return False
 
     for key, _, takes, _ in rows(model):
-        if key in SHORTHANDS and block == "views":
+        if key in ViewRecipe.shorthands and block == "views":
             continue
         kinds = takes.split("; ")
         assert refused(key, None) == ("null" not in kinds), key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.slurm.conftest import ROOT, Cluster, wait_until
 from tests.support.photos import tiny_dataset
 from tests.support.refusals import refusal
 from vssl_dist import config
+from vssl_dist.environment import outside_jobs
 from vssl_dist.jobs import cluster as slurm
 from vssl_dist.jobs.resources import load_profile, on_slurm
 from vssl_dist.jobs.training import TrainJob
@@ -170,3 +172,31 @@ def test_a_crash_fails_the_job_and_its_traceback_is_in_the_log_that_people_follo
     said = failed(cluster, config_file, "crashed")
     assert "FileExistsError" in said
     assert "Traceback" in said
+
+
+def test_a_session_on_a_node_runs_and_submits_like_a_login_node(
+    tracked: Cluster, config_file: Path
+) -> None:
+    """In a terminal of ``srun --pty`` inside ``salloc``: neither is a job of ours."""
+    submit = f"{sys.executable} {ROOT}/launch/submit.py {config_file} optim.max_steps=2"
+    commands = (
+        f"{submit} --local 1 name=in_session && "
+        f"{submit} --nodes 1 --profile {PROFILE} name=from_session && env > variables"
+    )
+    session = f"salloc -N1 -n2 srun -n1 --pty bash -c '{commands}'"
+    typed = tracked.run("script", "-qec", session, "/dev/null", timeout_s=240)
+    assert typed.returncode == 0, typed.stdout
+    job = re.findall(r"^job +(\d+) \(1 nodes x 2 ranks\)", typed.stdout, re.M)[0]
+    wait_until(lambda: tracked.state(job) == "COMPLETED", 120, f"the end of {job}")
+    runs = tracked.folder / "runs"
+    for name in ("in_session", "from_session"):
+        result = runs / name / "export" / "knn-00000002.json"
+        wait_until(result.exists, 120, f"the evaluation of {name}")
+    assert len(trace(runs / "from_session", 1)) == len(trace(runs / "in_session", 0)) == 3
+
+    lines = (tracked.folder / "variables").read_text().splitlines()
+    inside = {name: value for name, equals, value in (line.partition("=") for line in lines)}
+    # TMPDIR is the node's, whoever works there.
+    added = inside.keys() - tracked.environment.keys() - {"_", "TMPDIR", "OLDPWD"}
+    assert {"SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_STEP_ID"} <= added
+    assert not outside_jobs(inside).keys() & added

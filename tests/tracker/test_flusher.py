@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests.support.launchers import HOSTILE, INNOCENT, of_process
 from vssl_dist.tracker import Flusher, Spool, flush_once
 from vssl_dist.tracker.spool import end_unfinished
 
@@ -304,3 +305,18 @@ def test_a_folder_that_was_never_tracked_has_nothing_to_flush(tmp_path: Path) ->
     Spool(tmp_path, "eval").metrics({"knn/top1": 0.5}, 3)
     assert flush_once(tmp_path)
     assert not (tmp_path / "spool" / "flusher.log").exists(), "no process was started"
+
+
+def test_a_flusher_belongs_to_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", INNOCENT["MLFLOW_TRACKING_TOKEN"])
+    Flusher(tmp_path, "tests", "sqlite:///x.db").start()
+    (pid,) = flusher_pids(tmp_path)
+    try:
+        environment = of_process(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert not environment.keys() & HOSTILE.keys()
+    assert environment["MLFLOW_TRACKING_TOKEN"] == "t"

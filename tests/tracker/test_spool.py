@@ -155,8 +155,13 @@ def test_tracking_that_cannot_work_is_named_with_the_remedy(
     assert "\n" not in line
 
 
-def test_tags_name_the_machines() -> None:
+def test_tags_name_the_machines_and_the_job_that_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4242")  # of a session, in which our launcher is
+    monkeypatch.delenv("VSSL_SLURM_JOB", raising=False)
     tags = run_tags(world_size=4, hosts=["a", "b"])
+    assert "vssl_dist.slurm_job" not in tags
+    monkeypatch.setenv("VSSL_SLURM_JOB", "77")
+    assert run_tags(world_size=4, hosts=["a", "b"])["vssl_dist.slurm_job"] == "77"
     assert (tags["vssl_dist.world_size"], tags["vssl_dist.hosts"]) == ("4", "a,b")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -16,13 +15,13 @@ from pydantic import (
     model_validator,
 )
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+from vssl_dist.config.scalars import as_float
 
 
 def _float(value: Any) -> Any:
-    # YAML 1.1, hence PyYAML, reads 1e-6 (no dot) as a string.
-    if isinstance(value, str) and (_NUMBER.fullmatch(value) or value == "inf"):
-        return float(value)
+    # Files hold numbers in quotes, too: other programs that write YAML 1.1 quote 1e-6.
+    if isinstance(value, str) and (number := as_float(value)) is not None:
+        return number
     return float(value) if type(value) is int else value
 
 
@@ -70,6 +69,9 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 
 class Model(BaseModel):
     """A block of the configuration: frozen, strictly typed, and no key it does not know."""
+
+    shorthands: ClassVar[Mapping[str, type]] = {}
+    """Keys that a file may have besides the block's own, and the type of each."""
 
     model_config = ConfigDict(
         frozen=True,

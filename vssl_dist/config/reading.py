@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from vssl_dist.config.fields import MethodConfig, Model
-from vssl_dist.config.recipes import SHORTHANDS, ViewRecipe
+from vssl_dist.config.paths import expanded
+from vssl_dist.config.scalars import Plain, typed
 from vssl_dist.config.schema import RunConfig
 from vssl_dist.config.tasks import TASKS
 
@@ -23,8 +24,23 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the message is one line with the key and the remedy."""
 
 
+def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    text: str = loader.construct_scalar(node)
+    return Plain(text) if node.style is None else text
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe, without aliases (a bomb needs them) and without duplicate keys."""
+    """Safe, without aliases (a bomb needs them) and without duplicate keys; plain scalars are
+    left to the types of their keys."""
+
+    yaml_constructors: ClassVar[Any] = yaml.SafeLoader.yaml_constructors | {
+        f"tag:yaml.org,2002:{kind}": _scalar for kind in ("str", "int", "float", "bool", "null")
+    }
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        # No word but that of a merge has a type of its own.
+        self.yaml_implicit_resolvers = {"<": self.yaml_implicit_resolvers["<"]}
 
     def compose_node(self, parent: Any, index: int) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -82,7 +98,7 @@ def _keys(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
         if block is None:
             return []
         model = block
-    return [*model.model_fields, *(SHORTHANDS if model is ViewRecipe else ())]
+    return [*model.model_fields, *getattr(model, "shorthands", ())]
 
 
 def _blocks(kind: Any) -> Iterator[type[BaseModel]]:
@@ -116,14 +132,21 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     return f"{where}: {message}, got {first['input']!r}"
 
 
-def _method(raw: Any, methods: Mapping[str, type[MethodConfig]]) -> MethodConfig:
+def _typed(raw: Any, model: type[BaseModel], where: str = "", *, expand: bool) -> Any:
+    try:
+        return typed(raw, model, where, path=expanded if expand else str)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _method(raw: Any, methods: Mapping[str, type[MethodConfig]], expand: bool) -> MethodConfig:
     if not isinstance(raw, dict) or "name" not in raw:
         raise ConfigError("method: must be a block with a name, such as {name: vje}")
     name = raw["name"]
-    if name not in methods:
+    if not isinstance(name, str) or name not in methods:
         raise ConfigError(f"method.name: {name!r} is not one of {', '.join(sorted(methods))}")
     try:
-        return methods[name].model_validate(raw)
+        return methods[name].model_validate(_typed(raw, methods[name], "method.", expand=expand))
     except ValidationError as error:
         raise ConfigError(_explain(error, methods[name], "method.")) from error
 
@@ -136,7 +159,19 @@ def loads(
     where: str = "config",
     name: str | None = None,
 ) -> RunConfig:
-    """Read a configuration from YAML text; see `load`."""
+    """Read a resolved configuration from YAML text; see `load`, whose paths are expanded."""
+    return _loads(text, overrides, methods, where=where, name=name, expand=False)
+
+
+def _loads(
+    text: str,
+    overrides: Sequence[str],
+    methods: Mapping[str, type[MethodConfig]],
+    *,
+    where: str,
+    name: str | None,
+    expand: bool,
+) -> RunConfig:
     if len(text) > _MAX_BYTES:
         raise ConfigError(f"{where}: larger than {_MAX_BYTES} bytes, which no config is")
     raw = _parse(text, where)
@@ -148,9 +183,9 @@ def loads(
         _override(raw, item)
     if "method" not in raw:
         raise ConfigError("method: this key is required")
-    raw["method"] = _method(raw["method"], methods)
+    raw["method"] = _method(raw["method"], methods, expand)
     try:
-        return RunConfig.model_validate(raw)
+        return RunConfig.model_validate(_typed(raw, RunConfig, expand=expand))
     except ValidationError as error:
         raise ConfigError(_explain(error, RunConfig)) from error
 
@@ -158,7 +193,10 @@ def loads(
 def load(
     path: Path, overrides: Sequence[str] = (), *, methods: Mapping[str, type[MethodConfig]]
 ) -> RunConfig:
-    """Read a YAML file and apply ``dotted.key=value`` overrides; the last one wins.
+    """Read a user's YAML file and apply ``dotted.key=value`` overrides; the last one wins.
+
+    This is the one place where ``~`` and ``$VAR`` in the paths of a run are expanded, by the
+    environment of whoever submits it.
 
     Args:
         path: The YAML file; its stem is the run's name unless the file gives one.
@@ -170,11 +208,23 @@ def load(
         ConfigError: One line that names the key and the remedy.
     """
     path = Path(path)
-    return loads(_text(path), overrides, methods=methods, where=str(path), name=path.stem)
+    where, text = str(path), _text(path)
+    return _loads(text, overrides, methods, where=where, name=path.stem, expand=True)
+
+
+def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> RunConfig:
+    """The configuration of the run in ``run_dir``, as `dump` wrote it: its paths are as they stand.
+
+    Raises:
+        ConfigError: The folder holds no run.
+    """
+    path = run_dir / "config.yaml"
+    return loads(_text(path), methods=methods, where=str(path))
 
 
 def load_block(path: Path, model: type[Block]) -> Block:
-    """Read a YAML file that holds one block, such as a machine's profile, as strictly.
+    """Read a YAML file that holds one block, such as a machine's profile, as strictly as a config;
+    its paths are expanded likewise.
 
     Raises:
         ConfigError: One line that names the file, the key and the remedy.
@@ -183,9 +233,11 @@ def load_block(path: Path, model: type[Block]) -> Block:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
     try:
-        return model.model_validate(raw)
+        return model.model_validate(typed(raw, model, path=expanded))
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error, model)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def dump(cfg: RunConfig) -> str:

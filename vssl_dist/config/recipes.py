@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -15,6 +16,9 @@ Spread = Annotated[Float, Field(ge=0, le=1)]
 
 class ViewRecipe(Model):
     """One augmented view.  The operations run in the order in which they stand here."""
+
+    shorthands: ClassVar[Mapping[str, type]] = {"recipe": str, "count": int}
+    """What an entry of ``data.views`` may say besides."""
 
     crop_scale: Range = (0.08, 1.0)
     """Share of the image's area that the random crop covers, uniform."""
@@ -111,8 +115,6 @@ RECIPES: dict[str, ViewRecipe] = {
     "stl10": ViewRecipe(crop_scale=(0.2, 1.0), saturation=0.4, grayscale=0.1, blur=0.0),
 }
 
-SHORTHANDS = ("recipe", "count")
-"""What an entry of ``data.views`` may say besides the keys of a `ViewRecipe`."""
 _MOST_VIEWS = 64
 
 

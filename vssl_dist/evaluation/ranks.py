@@ -26,6 +26,7 @@ import torch
 
 from vssl_dist.config import ConfigError
 from vssl_dist.data.shards import DataError, Dataset, Substitution
+from vssl_dist.environment import no_job_around
 from vssl_dist.evaluation.cache import Source, read_rows, store
 from vssl_dist.evaluation.features import Forward, Reading, Rows, bar, shown, stream
 from vssl_dist.evaluation.probe import CHUNK
@@ -124,7 +125,8 @@ class _Rank:
         context.set_forkserver_preload([__name__])
         self.pipe, theirs = context.Pipe(duplex=False)
         self.process = context.Process(target=_compute, args=(self.work, theirs), daemon=True)
-        self.process.start()
+        with no_job_around():
+            self.process.start()
         theirs.close()  # only the process holds it now: its death reads as end of file
 
     def listen(self) -> None:

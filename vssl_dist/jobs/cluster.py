@@ -7,14 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import submitit
 
 from vssl_dist.config import ConfigError
+from vssl_dist.environment import DEFAULTS, no_job_around, outside_jobs
 from vssl_dist.jobs.resources import Launch
 
 # submitit counts every SIGUSR2 of a job of at most 10 minutes as a time-out, and ends the run
@@ -152,7 +153,7 @@ def submit(folder: Path, parameters: Mapping[str, Any], job: Callable[[], object
     executor.update_parameters(**parameters, wckey=None)
     try:
         # submitit echoes what sbatch says, which the exception says again.
-        with _outside_any_job(), redirect_stderr(io.StringIO()):
+        with no_job_around(*_settled(parameters)), redirect_stderr(io.StringIO()):
             submitted = executor.submit(job)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         said = " ".join(str(error).split())
@@ -179,7 +180,11 @@ class _WithoutSlurm(submitit.SlurmExecutor):  # type: ignore[misc]
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    # A user's SQUEUE_PARTITION, say, would hide a job that lives.
+    environ = {k: v for k, v in outside_jobs(os.environ).items() if not k.startswith("SQUEUE_")}
+    return subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
 
 
 def _without_none(**values: Any) -> dict[str, Any]:
@@ -190,11 +195,7 @@ def _exports(variables: Mapping[str, str]) -> list[str]:
     return [f"export {name}={value}" for name, value in sorted(variables.items())]
 
 
-@contextmanager
-def _outside_any_job() -> Iterator[None]:
-    """Without the variables of the job we may be in, but for the cluster's address."""
-    conf = os.environ.get("SLURM_CONF")
-    with submitit.helpers.clean_env():
-        if conf is not None:
-            os.environ["SLURM_CONF"] = conf
-        yield
+def _settled(parameters: Mapping[str, Any]) -> list[str]:
+    """The user's defaults that the script decides otherwise: sbatch would prefer them to it."""
+    more = {**parameters, **parameters.get("additional_parameters", {})}
+    return [name for name, key in DEFAULTS.items() if key in more]

@@ -20,13 +20,13 @@ from typing import IO, Literal
 from filelock import FileLock, Timeout
 
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.environment import outside_jobs, slurm_job
 from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one, send
 from vssl_dist.jobs.resources import Launch, load_launch
 
 _TRIES = 2
 _SUBMIT_WITHIN_S = 120
-_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-_OF_THE_JOB = (*_RANK, "MASTER_ADDR", "MASTER_PORT", "VSSL_LISTENER")
+_IN_A_JOB = "--in-a-job"
 
 
 class Evaluator:
@@ -39,14 +39,15 @@ class Evaluator:
     def start(self) -> None:
         """Have everything that is due evaluated; returns at once and never raises."""
         self.started = [process for process in self.started if process.poll() is None]
+        options = [_IN_A_JOB] if slurm_job() else []
         try:
             with self._log() as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "vssl_dist.jobs.dispatch", str(self.run_dir)],
+                    [sys.executable, "-m", "vssl_dist.jobs.dispatch", str(self.run_dir), *options],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={k: v for k, v in os.environ.items() if k not in _OF_THE_JOB},
+                    env=outside_jobs(os.environ),
                     start_new_session=True,  # it outlives the trainer, and its Ctrl-C
                 )
         except OSError as error:
@@ -153,7 +154,7 @@ def open_desk(run_dir: Path) -> Desk:
     from vssl_dist.data.opening import open_watched
     from vssl_dist.methods import CONFIGS
 
-    cfg = config.load(run_dir / "config.yaml", methods=CONFIGS)
+    cfg = config.load_run(run_dir, methods=CONFIGS)
     launch = load_launch(run_dir)
     place = Here if launch.cluster == "local" else OnSlurm
     train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="evaluation")
@@ -185,11 +186,13 @@ def main() -> None:
     """``python -m vssl_dist.jobs.dispatch RUN``."""
     parser = argparse.ArgumentParser(prog="python -m vssl_dist.jobs.dispatch")
     parser.add_argument("run_dir", type=Path)
-    if "SLURM_JOB_ID" in os.environ:
+    parser.add_argument(_IN_A_JOB, action="store_true", help="started by a rank on SLURM")
+    args = parser.parse_args()
+    if args.in_a_job:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
             # The training job's signals reach every process of its nodes.
             signal.signal(number, signal.SIG_IGN)
-    work(parser.parse_args().run_dir.absolute())
+    work(args.run_dir.absolute())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from vssl_dist.environment import outside_jobs
 from vssl_dist.jobs.progress import Screen
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED
@@ -129,7 +130,7 @@ def run_here(run_dir: Path, launch: Launch) -> int:
 def rank_environment(launch: Launch) -> dict[str, str]:
     """What all ranks of a launch on this machine find in their environment."""
     return {
-        **os.environ,
+        **outside_jobs(os.environ),
         "OMP_NUM_THREADS": str(launch.cpus_per_rank),
         **launch.resources.env,
         "WORLD_SIZE": str(launch.world_size),
@@ -165,6 +166,23 @@ def supervise(ranks: Ranks, screen: Screen, failure: Path) -> int:
     return _verdict(ranks, codes, orders, failure)
 
 
+def _said(failure: Path) -> str:
+    """What the rank that failed first wrote down; empty where it could not."""
+    try:
+        return failure.read_text(encoding="utf-8", errors="replace").rstrip()
+    except OSError:
+        return ""
+
+
+def _refusal(ranks: Ranks, codes: list[int | None]) -> str:
+    """The line with which a rank ended that refused something, from its log."""
+    for rank in (rank for rank, code in enumerate(codes) if code == REFUSED):
+        lines = ranks.log(rank).read_text(errors="replace").splitlines()
+        if refusals := [line for line in lines if line.startswith(REFUSAL)]:
+            return refusals[-1]
+    return ""
+
+
 def _verdict(ranks: Ranks, codes: list[int | None], orders: Orders, failure: Path) -> int:
     if all(code == 0 for code in codes):
         return 0
@@ -174,7 +192,7 @@ def _verdict(ranks: Ranks, codes: list[int | None], orders: Orders, failure: Pat
         how = "stopped at a checkpoint" if saved else "killed"
         print(f"{how}: the same command continues the run", file=sys.stderr)
         return INTERRUPTED
-    said = failure.read_text().rstrip() if failure.exists() else ""
+    said = _said(failure) or _refusal(ranks, codes)
     # Not the exit codes: a rank that lost its peer, or torch's threads, can be faster with another.
     if said.startswith(REFUSAL):
         print(said, file=sys.stderr)

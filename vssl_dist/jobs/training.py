@@ -9,13 +9,16 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import submitit
 
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.environment import in_our_job
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag
 
@@ -35,9 +38,11 @@ class TrainJob:
     def __call__(self) -> None:
         """Run as one task of a SLURM job."""
         stop = StopFlag()  # before the slow imports: a signal may come at any time
-        submitit.helpers.TorchDistributedEnvironment().export(
-            set_cuda_visible_devices=False, overwrite=True
-        )
+        meeting = submitit.helpers.TorchDistributedEnvironment()
+        for name in os.environ.keys() - in_our_job(os.environ).keys():
+            del os.environ[name]
+        os.environ |= announcement(os.environ)
+        meeting.export(set_cuda_visible_devices=False, overwrite=True)
         code = run_rank(self, stop)
         if code == STOPPED:
             _leave_slurm(stop)
@@ -113,16 +118,31 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
 def _refuse(run_dir: Path, error: Exception) -> int:
     """Say in one line what the user has to mend."""
     note_failure(run_dir, line := f"{REFUSAL}{error} ({_this_rank()})")
-    print(line, file=sys.stderr, flush=True)
+    _say(line)
     return REFUSED
+
+
+def announcement(environ: Mapping[str, str]) -> dict[str, str]:
+    """What says, in variables of our own, that our job on SLURM has started a rank.
+
+    Args:
+        environ: Of a task of a job that submitit has started.
+
+    >>> task = {"SUBMITIT_FOLDER": "/run/slurm", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}
+    >>> announcement(task)["VSSL_ATTEMPT"]
+    '7.2'
+    """
+    job = environ["SLURM_JOB_ID"]
+    return {
+        "VSSL_SLURM_JOB": job,
+        "VSSL_ATTEMPT": f"{job}.{environ.get('SLURM_RESTART_COUNT', '0')}",
+        "VSSL_LEAD_LOG": f"{environ['SUBMITIT_FOLDER']}/{job}_0_log.out",
+    }
 
 
 def attempt() -> str:
     """Names this start of the job: a requeued one begins a new attempt."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return os.environ.get("VSSL_ATTEMPT", str(os.getpid()))
-    return f"{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return os.environ.get("VSSL_ATTEMPT") or str(os.getpid())
 
 
 def failure_file(run_dir: Path, attempt_name: str) -> Path:
@@ -131,19 +151,34 @@ def failure_file(run_dir: Path, attempt_name: str) -> Path:
 
 
 def note_failure(run_dir: Path, text: str) -> None:
-    """Leave the reason of the rank that failed first: the others only lost a peer."""
+    """Leave the reason of the rank that failed first: the others only lost a peer.
+
+    Never raises: the failure itself is what has to be heard of.
+    """
     path = failure_file(run_dir, attempt())
-    try:
+    with suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:
-            file.write(text)
-        if "SLURM_JOB_ID" in os.environ and os.environ["RANK"] != "0":
+    try:
+        _append(path, text, "x")
+    except FileExistsError:
+        return  # somebody was first
+    except (OSError, ValueError) as error:  # the disk may be the reason for the failure
+        _say(f"warning: {path} could not be written: {error}")
+    log = os.environ.get("VSSL_LEAD_LOG")
+    if log and os.environ.get("RANK", "0") != "0":
+        with suppress(OSError, ValueError):
             # Rank 0's log is the one that people follow.
-            log = submitit.JobEnvironment().paths.folder / f"{os.environ['SLURM_JOB_ID']}_0_log.out"
-            with log.open("a") as file:
-                file.write(f"{text.rstrip()}\n")
-    except OSError:
-        return  # somebody was first, or the disk is the reason for the failure
+            _append(Path(log), f"{text.rstrip()}\n", "a")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # the log may be on a full disk
+        print(line, file=sys.stderr, flush=True)
+
+
+def _append(path: Path, text: str, mode: Literal["x", "a"]) -> None:
+    with path.open(mode, encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
 
 
 def _this_rank() -> str:

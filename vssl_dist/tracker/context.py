@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import vssl_dist
+from vssl_dist.environment import slurm_job
 from vssl_dist.installed import commit
 
 _SQLITE = "sqlite:///"
@@ -68,8 +69,8 @@ def run_tags(world_size: int, hosts: Sequence[str]) -> dict[str, str]:
         "vssl_dist.world_size": str(world_size),
         "vssl_dist.hosts": ",".join(hosts),
     }
-    if "SLURM_JOB_ID" in os.environ:
-        tags["vssl_dist.slurm_job"] = os.environ["SLURM_JOB_ID"]
+    if job := slurm_job():
+        tags["vssl_dist.slurm_job"] = job
     try:
         tags["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError):

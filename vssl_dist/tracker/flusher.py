@@ -13,6 +13,7 @@ from types import TracebackType
 
 import vssl_dist
 from vssl_dist.durable import publish
+from vssl_dist.environment import outside_jobs
 from vssl_dist.tracker.cursor import flushed
 from vssl_dist.tracker.spool import run_file, spool_folder
 
@@ -75,7 +76,7 @@ class Flusher:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=_GENTLE | os.environ | {"PYTHONPATH": path},
+                env=_GENTLE | outside_jobs(os.environ) | {"PYTHONPATH": path},
                 # Signals meant for the trainer (a preemption, Ctrl-C) are not for this one.
                 start_new_session=True,
             )
