@@ -1,4 +1,4 @@
-"""The contracts of `CudaContract` against what torch itself records of its CUDA kernels."""
+"""`CudaContract` and `AutocastOfCuda` against what torch itself records of CUDA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 import torch
 import torchgen
 import yaml
+from torch import nn
 
+from tests.support.cuda_autocast import FULL, LOWER, autocast_of_cuda
 from tests.support.cuda_contract import Call
 from tests.support.cuda_kernels import CONTRACTS
 
@@ -93,3 +95,28 @@ def test_refused_dtypes_are_those_that_torchs_own_tests_know_no_cuda_kernel_for(
 def _touching(dtype: torch.dtype) -> Call:
     op = torch.ops.aten.clone.default
     return Call(op, (torch.empty(0, dtype=dtype),), {}, gpu="cpu")
+
+
+def test_autocast_lists_are_those_of_torchs_own_tests() -> None:
+    path = Path(torch.__file__).parent / "testing/_internal/autocast_test_lists.py"
+    of_cuda, _ = path.read_text().split("class AutocastCPUTestLists")
+    names: dict[str, set[str]] = {"fp16": set(), "fp32": set()}
+    for kind, block in re.findall(r"self\.\w+_(fp16|fp32) = \[(.*?)\n        \]", of_cuda, re.S):
+        names[kind] |= set(re.findall(r'\("(?:linalg_)?(\w+)"', block))
+    # Younger than those tests; and the sum of two that are there.
+    names["fp16"].add("scaled_dot_product_attention")
+    names["fp32"].add("cross_entropy")
+    assert {function.__name__.removeprefix("linalg_") for function in LOWER} <= names["fp16"]
+    assert {function.__name__ for function in FULL} <= names["fp32"]
+
+
+def test_autocast_of_cuda_leaves_layer_norm_its_digits_and_batch_norm_its_halves() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(16))
+    dtypes = []
+    for layer in net:
+        layer.register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))
+    autocast_of_cuda(net)
+    net(torch.randn(2, 3, 2, 2)).sum().backward()
+    assert dtypes == [HALF, HALF, HALF, torch.float32]
+    assert {p.grad.dtype for p in net.parameters() if p.grad is not None} == {torch.float32}
+    assert torch.randn(2, 2).matmul(torch.randn(2, 2)).dtype == torch.float32

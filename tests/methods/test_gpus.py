@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as td
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.cuda_autocast import autocast_of_cuda
 from tests.support.cuda_contract import CudaContract, Refused
 from vssl_dist import config
+from vssl_dist.config import OnlineConfig
+from vssl_dist.evaluation.online import OnlineProbe
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.methods.base import MicroStep
 from vssl_dist.models.norm import SyncBatchNorm, synchronise
+from vssl_dist.optim import build_optimizer
 from vssl_dist.teacher import Teacher
 
 WORLD = 64
@@ -162,3 +165,27 @@ def test_without_saved_moments_it_refused_each_network_with_a_flat_norm(name: st
     if done.refusal_of_old is not None:
         assert "saved moments: save_mean and save_invstd" in done.refusal_of_old
         assert "Normalization.cu" in done.refusal_of_old
+
+
+@pytest.mark.parametrize("name", ["cifar10_simsiam", "in1k_vje", "in1k_byol"])
+def test_a_gpu_takes_every_call_of_the_optimizers(name: str) -> None:
+    optim = config.load(FILES[name], methods=CONFIGS).optim
+    with torch.device("meta"):
+        student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    for parameter in student.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer = build_optimizer(optim, student, False)
+    with CudaContract(gpu="meta") as gpu:
+        optimizer.step()
+        optimizer.step()
+    assert gpu.calls
+
+
+def test_a_gpu_takes_every_call_of_the_online_probe() -> None:
+    probe = OnlineProbe(OnlineConfig(), classes=10, total_steps=2)
+    features = torch.empty(8, 16, device="meta", dtype=torch.bfloat16)
+    labels = torch.empty(8, dtype=torch.int64, device="meta")
+    with CudaContract(gpu="meta") as gpu:
+        probe.step(features, labels, 1)
+        probe.step(features, labels, 2)
+    assert gpu.calls["c10d::allgather_"] == 4

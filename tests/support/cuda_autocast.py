@@ -23,9 +23,9 @@ LOWER = frozenset(
 )  # fmt: skip
 FULL = frozenset(
     {
-        F.layer_norm, F.group_norm, F.softmax, F.log_softmax, F.softplus, F.nll_loss,
+        F.layer_norm, F.group_norm, F.rms_norm, F.softmax, F.log_softmax, F.softplus, F.nll_loss,
         F.cosine_similarity, F.kl_div, F.l1_loss, F.smooth_l1_loss, F.mse_loss, F.cross_entropy,
-        F.binary_cross_entropy_with_logits, F.interpolate, torch.logsumexp, torch.cdist,
+        F.binary_cross_entropy_with_logits, torch.logsumexp, torch.cdist,
         torch.exp, torch.log, torch.log2, torch.log10, torch.log1p, torch.expm1, torch.pow,
         torch.sum, torch.prod, torch.cumsum, torch.norm, torch.rsqrt, torch.reciprocal,
         torch.softmax, torch.log_softmax,
