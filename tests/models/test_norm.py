@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.cuda_contract import CudaContract
+from tests.support.cuda_contract import CudaContract, EagerMode
 from tests.support.ranks import run_ranks
 from vssl_dist import dist
 from vssl_dist.models.norm import SyncBatchNorm, synchronise
@@ -64,7 +63,7 @@ def _two_steps(norm: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Tensor]
     return found
 
 
-class SavedMoments(TorchDispatchMode):
+class SavedMoments(EagerMode):
     """Batch norm's backward pass by the formula of CUDA's kernel for rows and channels_last.
 
     It reads the saved moments; the CPU's kernel reads the running statistics instead.
