@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.cuda_contract import CudaContract, EagerMode
 from tests.support.ranks import run_ranks
 from vssl_dist import dist
 from vssl_dist.models.norm import SyncBatchNorm, synchronise
@@ -62,12 +63,32 @@ def _two_steps(norm: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Tensor]
     return found
 
 
+class SavedMoments(EagerMode):
+    """Batch norm's backward pass by the formula of CUDA's kernel for rows and channels_last.
+
+    It reads the saved moments; the CPU's kernel reads the running statistics instead.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten.native_batch_norm_backward.default:
+            return func(*args, **(kwargs or {}))
+        grad, x, weight, _, _, mean, invstd, *_ = args
+        across, shape = (0, *range(2, x.dim())), (1, -1, *(1 for _ in range(2, x.dim())))
+        grad_bias = grad.to(mean.dtype).sum(across)
+        grad_weight = (grad * (x - mean.view(shape))).sum(across) * invstd
+        grad_x = grad * (weight * invstd).view(shape)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+
+
 def _on_this_rank() -> bytes:
     found = {}
     for name, case in CASES.items():
         rows = slice(dist.rank() * len(case.x) // WORLD, (dist.rank() + 1) * len(case.x) // WORLD)
-        net = synchronise(nn.Sequential(copy.deepcopy(case.norm)))
-        found[name] = _two_steps(net[0], case.x[rows], case.weights[rows])
+        for kernels in (CudaContract(), SavedMoments()):
+            net = synchronise(nn.Sequential(copy.deepcopy(case.norm)))
+            with kernels:
+                steps = _two_steps(net[0], case.x[rows], case.weights[rows])
+            found[f"{name}, {type(kernels).__name__}"] = steps
     channels_last = CASES["images"].x.to(memory_format=torch.channels_last)[dist.rank() :: 2]
     layer = synchronise(nn.Sequential(nn.BatchNorm2d(5).double()))
     output = layer(channels_last)
@@ -83,11 +104,14 @@ def ranks() -> list[dict[str, dict[str, Tensor]]]:
     return [pickle.loads(found) for found in run_ranks(_on_this_rank, WORLD)]
 
 
+@pytest.mark.parametrize("kernels", [CudaContract, SavedMoments])
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_are_one_process_on_the_global_batch(name: str, ranks: list[Any]) -> None:
+def test_two_ranks_are_one_process_on_the_global_batch(
+    name: str, kernels: type, ranks: list[Any]
+) -> None:
     case = CASES[name]
     want = _two_steps(copy.deepcopy(case.norm), case.x, case.weights)
-    one, two = (rank[name] for rank in ranks)
+    one, two = (rank[f"{name}, {kernels.__name__}"] for rank in ranks)
     bound = TOLERANCE[case.x.dtype]
     assert set(one) == set(want)
     for key, value in want.items():

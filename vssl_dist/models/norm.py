@@ -89,15 +89,17 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, var, count = ctx.saved_tensors
         eps = ctx.eps
         scale = torch.ones_like(mean) if weight is None else weight
-        # As if mean and var were constants: the fused kernel of `eval` mode.
+        invstd = torch.rsqrt(var + eps)
+        # As if mean and var were constants: the fused kernel of `eval` mode.  The CPU reads them
+        # as running statistics; CUDA, for rows and channels_last, as moments that were saved.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, scale, mean, var, None, None, False, eps, [True, True, True]
+            grad, x, scale, mean, var, mean, invstd, False, eps, [True, True, True]
         )
         # What flows through mean and var: -(scale / std) * (E[grad] + xhat * E[grad * xhat]),
         # which is a batch norm of x with other coefficients.
         sums = torch.stack([grad_weight, grad_bias]).to(mean.dtype)
         td.all_reduce(sums)
-        through_var, through_mean = -sums * scale * torch.rsqrt(var + eps) / count
+        through_var, through_mean = -sums * scale * invstd / count
         grad_x += F.batch_norm(x, mean, var, through_var, through_mean, False, 0.0, eps)
         if weight is None:
             return grad_x, None, None, None

@@ -1,0 +1,52 @@
+"""What CUDA's kernels return, for operators whose meta functions do not know it or take long.
+
+Torch has no meta function of ``batch_norm_update_stats`` at all, that of a convolution ignores
+the layout, and those of batch norm run dozens of operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+
+def _channels(x: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.empty(x.shape[1], dtype=wide, device=x.device)
+
+
+def _update_stats(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _channels(x), _channels(x)
+
+
+def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), _channels(x), _channels(x)
+
+
+def _batch_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_channels = _channels(x) if weight is None else weight
+    # Not `empty_like`: whatever the input's layout was.
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return grad_x, torch.empty_like(of_channels), torch.empty_like(of_channels)
+
+
+def _convolution(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    output = torch.ops.aten.convolution.default(x, weight, *rest)
+    layouts = suggest_memory_format(x), suggest_memory_format(weight)
+    if torch.channels_last in layouts and x.dtype != torch.float64:
+        return output.contiguous(memory_format=torch.channels_last)
+    return output
+
+
+RESULTS: dict[str, Callable[..., Any]] = {
+    "aten::batch_norm_update_stats": _update_stats,
+    "aten::native_batch_norm": _batch_norm,
+    "aten::native_batch_norm_backward": _batch_norm_backward,
+    "aten::convolution": _convolution,
+}
