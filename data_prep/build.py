@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
+from data_prep.agreement import judge
 from data_prep.decisions import Decided, Policy, decide, leaks
 from data_prep.files import write_whole
 from data_prep.folder import (
@@ -194,6 +195,7 @@ def _write(job: _Job, found: Survey, decided: Decided, options: Options, bar: Ba
     recipe = job.recipe | {
         "content": hashlib.sha256(inputs).hexdigest(),
         "rejects": hashlib.sha256(rejects).hexdigest() if rejects else None,
+        **judge(rows["alone"].any()),
     }
     done = begin(folder, recipe)
     pieces = [

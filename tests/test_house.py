@@ -25,7 +25,11 @@ DOORS = {
     "deepspeed": {"vssl_dist/engine.py"},
     "submitit": {"vssl_dist/jobs"},
     "mlflow": {"vssl_dist/tracker"},
-    "nvidia": {"vssl_dist/data/dali.py", "vssl_dist/data/graph.py"},
+    "nvidia": {
+        "vssl_dist/data/dali.py",
+        "vssl_dist/data/decoder.py",
+        "vssl_dist/data/graph.py",
+    },  # fmt: skip
     "torchvision": {"vssl_dist/vision.py"},
     "webdataset": {"data_prep"},
 }
