@@ -20,6 +20,10 @@ _TRANSPARENT = {0: 2, 2: 6}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
           (0, 1, 1, 2))  # fmt: skip
 """First column and row, and steps to the next ones, of an interlaced PNG's seven passes."""
+_PACKED, _MOST_GAIN = (b"zTXt", b"iTXt", b"iCCP"), 1032
+"""Texts and profiles that a decoder inflates, and how many times a byte may become."""
+_MOST_EACH, _MOST_INFLATED = 8_000_000, 256_000_000
+"""Bytes that a decoder inflates of one of them, and at most for nothing: a second or two."""
 _LONGEST = 1 << 16
 """Side of a plain picture: libraries have limits of their own beyond."""
 _MOST_FRAMES = 1 << 31
@@ -48,7 +52,7 @@ def form(data: bytes) -> Form:
         if [part.kind for part in parts[-1:]] != [b"IEND"]:
             raise ValueError("its end is missing")
         header = _header(data, parts)
-        exact = _pixels(data, parts, header)
+        exact, unread = _pixels(data, parts, header)
     except (ValueError, zlib.error) as error:
         return Form(broken=str(error))
     kinds = [part.kind for part in parts]
@@ -63,12 +67,17 @@ def form(data: bytes) -> Form:
         and max(header[:2]) < _LONGEST
     )
     odd = _oddity(data, told, header)
+    if not odd and _MOST_GAIN * unread > _MOST_INFLATED:
+        odd = "PNG with more behind its pixels than decoders should have to read"
     return Form("", "", odd, plain and not odd)
 
 
 def _oddity(data: bytes, told: Sequence[Chunk], header: _Header) -> str:
     if header.depth != 8 or header.colour not in _TRANSPARENT:
         return f"PNG of {header.depth} bits and colour type {header.colour}"
+    texts = (part.end - part.start for part in told if part.kind in _PACKED)
+    if sum(min(_MOST_GAIN * size, _MOST_EACH) for size in texts) > _MOST_INFLATED:
+        return "PNG with more compressed texts than decoders should have to read"
     if _layered(data, told, header):
         return "PNG with transparency or animation"
     turn = tags.orientation(_exif(data, told))
@@ -139,27 +148,37 @@ def _layered(data: bytes, told: Iterable[Chunk], header: _Header) -> bool:
     return 0 < frames <= _MOST_FRAMES and frames + more > 1
 
 
-def _pixels(data: bytes, parts: Iterable[Chunk], header: _Header) -> bool:
-    """Whether the coded pixels are all there and nothing else is.
+def _pixels(data: bytes, parts: Iterable[Chunk], header: _Header) -> tuple[bool, int]:
+    """Look through the coded pixels.
+
+    Returns:
+        Whether they are all there and nothing else is, and how many bytes of the file a decoder
+        may go on to inflate when it has them all.
 
     Raises:
         ValueError, zlib.error: Some are missing, or they are damaged.
     """
     due = left = _due(header)
     coded = zlib.decompressobj()
-    first = more = b""
+    first, behind, unread = b"", False, 0
     for part in parts:
-        if part.kind == b"IDAT":
-            body = _body(data, part)
-            first = first or body[:1]
-            more = more or (body if coded.eof else b"")
-            left -= _inflated(coded, body, left)
+        if part.kind != b"IDAT":
+            continue
+        body = _body(data, part)
+        first = first or body[:1]
+        behind = behind or (coded.eof and body != b"")
+        if left < 0:
+            unread += len(body)
+            continue
+        left -= _inflated(coded, body, left)
+        unread = len(coded.unconsumed_tail)
     if left > 0:
         raise ValueError(f"{due - left} of {due} bytes of pixels are there")
     if left == 0 and not coded.eof:
         raise ValueError("the end of its coded pixels is missing")
     reach = 1 << (8 + (first[0] >> 4)) if first else 0
-    return left == 0 and not more and not coded.unused_data and reach >= min(due, 1 << _WIDEST)
+    exact = left == 0 and not behind and not coded.unused_data
+    return exact and reach >= min(due, 1 << _WIDEST), unread
 
 
 def _due(header: _Header) -> int:
