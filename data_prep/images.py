@@ -22,8 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from data_prep.agreement import dali, objection
 from data_prep.encode import Encoded, encode
 from data_prep.normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
-from data_prep.structure import exif, structure
-from data_prep.tags import orientation
+from data_prep.structure import orientation, structure
 from vssl_dist.data.bare import bare
 from vssl_dist.data.manifest import DataError
 
@@ -191,8 +190,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image, data: bytes) -> Image.Image:
-    taken = image.info.get("exif", b"") or exif(data, image.format)
-    return to_rgb_or_grey(image, orientation(taken))
+    return to_rgb_or_grey(image, orientation(image, data))
 
 
 def _too_large(size: str, rules: Rules) -> Finding:

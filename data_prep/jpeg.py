@@ -27,6 +27,7 @@ _PLAIN = frozenset((0xC0, 0xC2, 0xC4, SCAN, 0xDB, 0xDD, *APPLICATION, COMMENT))
 """Baseline and progressive frames, tables, scans, and what decoders pass over."""
 _SAMPLED = frozenset(bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x12, 0x21, 0x22))
 _EXIF, _SEVERAL = (0xE1, b"Exif\0\0", 6), (0xE2, b"MPF\0", 4)
+_XMP = (0xE1, b"http://ns.adobe.com/xap/1.0/\0", 29)
 _IMAGES, _ENTRIES, _ENTRY_BYTES = 0xB001, 0xB002, 16
 """Tags of the index of several pictures in one file, and what an entry of it takes."""
 _GAIN_MAP = b' hdrgm:Version="'
@@ -43,7 +44,7 @@ def form(data: bytes) -> Form:
     frames = [data[part.body + 2 : part.end] for part in parts if part.marker in _FRAMES]
     gaps = _gaps(data, parts)
     taken = _first(data, parts, _EXIF)
-    turn = tags.orientation(taken)
+    turn = tags.orientation(taken, _first(data, parts, _XMP))
     odd = f"EXIF orientation {turn}" if turn != 1 else ""
     if any(gap.strip(b"\xff") for gap in gaps):  # any number of these may come before a marker
         odd = odd or "JPEG with bytes between its segments"
@@ -60,10 +61,11 @@ def form(data: bytes) -> Form:
     return Form("", broken, "MPO file" if _several(data, parts) else odd, plain)
 
 
-def exif(data: bytes) -> bytes:
-    """The first segment of EXIF ahead of the picture, b"" if there is none."""
+def orientation(data: bytes) -> int:
+    """How the picture has to be turned, by EXIF or XMP ahead of it."""
     walk = takewhile(lambda part: part.marker != SCAN, segments(data))
-    return _first(data, islice(walk, _MOST_SEGMENTS), _EXIF)
+    parts = list(islice(walk, _MOST_SEGMENTS))
+    return tags.orientation(_first(data, parts, _EXIF), _first(data, parts, _XMP))
 
 
 def _gaps(data: bytes, parts: Sequence[Segment]) -> list[bytes]:

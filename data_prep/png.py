@@ -24,6 +24,7 @@ _PACKED, _MOST_GAIN = (b"zTXt", b"iTXt", b"iCCP"), 1032
 """Texts and profiles that a decoder inflates, and how many times a byte may become."""
 _MOST_EACH, _MOST_INFLATED = 8_000_000, 256_000_000
 """Bytes that a decoder inflates of one of them, and at most for nothing: a second or two."""
+_XMP = b"XML:com.adobe.xmp\0\0"
 _LONGEST = 1 << 16
 """Side of a plain picture: libraries have limits of their own beyond."""
 _MOST_FRAMES = 1 << 31
@@ -80,18 +81,21 @@ def _oddity(data: bytes, told: Sequence[Chunk], header: _Header) -> str:
         return "PNG with more compressed texts than decoders should have to read"
     if _layered(data, told, header):
         return "PNG with transparency or animation"
-    turn = tags.orientation(_exif(data, told))
+    turn = _turn(data, told)
     return f"EXIF orientation {turn}" if turn != 1 else ""
 
 
-def exif(data: bytes) -> bytes:
-    """The first chunk of EXIF whose checksum is right, b"" if there is none."""
+def orientation(data: bytes) -> int:
+    """How the picture has to be turned, by EXIF or XMP that is not compressed."""
     walk = islice(chunks(data), _MOST_CHUNKS)
-    return _exif(data, (part for part in walk if part.kind == b"eXIf" and _right(data, part)))
+    return _turn(data, [p for p in walk if p.kind in (b"eXIf", b"iTXt") and _right(data, p)])
 
 
-def _exif(data: bytes, told: Iterable[Chunk]) -> bytes:
-    return next((_body(data, part) for part in told if part.kind == b"eXIf"), b"")
+def _turn(data: bytes, told: Sequence[Chunk]) -> int:
+    exif = (_body(data, part) for part in told if part.kind == b"eXIf")
+    texts = (_body(data, part) for part in told if part.kind == b"iTXt")
+    xmp = (text for text in texts if text.startswith(_XMP))
+    return tags.orientation(next(exif, b""), next(xmp, b""))
 
 
 def _body(data: bytes, part: Chunk) -> bytes:

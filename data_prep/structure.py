@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from data_prep import jpeg, png
+from PIL import Image
+
+from data_prep import jpeg, png, tags
 from data_prep.form import Form
 
 
@@ -18,8 +20,15 @@ def structure(data: bytes, kind: str | None) -> Form:
     return png.form(data) if kind == "PNG" else Form()
 
 
-def exif(data: bytes, kind: str | None) -> bytes:
-    """What a JPEG or PNG says of how it was taken, b"" if it says nothing."""
-    if kind == "JPEG":
-        return jpeg.exif(data)
-    return png.exif(data) if kind == "PNG" else b""
+def orientation(image: Image.Image, data: bytes) -> int:
+    """How a picture has to be turned, 1 (not at all) to 8; Pillow turns TIFFs itself.
+
+    Args:
+        image: Opened.
+        data: Its file.
+    """
+    if image.format == "JPEG":
+        return jpeg.orientation(data)
+    if image.format == "PNG":
+        return png.orientation(data)
+    return tags.orientation(image.info.get("exif", b""), image.info.get("xmp", b""))

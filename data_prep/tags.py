@@ -1,4 +1,4 @@
-"""Single entries of the directories in which EXIF, and files of several pictures, keep theirs.
+"""Single entries of the directories that EXIF, and files of several pictures, are kept in.
 
 Only the entry asked for is looked up: a library reads all of a directory first, and a hostile
 one names the same bytes a thousand times over.
@@ -6,6 +6,7 @@ one names the same bytes a thousand times over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,6 +14,7 @@ ORIENTATION = 0x0112
 _ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _NUMBERS = {3: 2, 4: 4}
 """Bytes of a value, by the code of its type: whole numbers of 16 and 32 bits."""
+_TEXT = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _BYTES = 7
 """The type of bytes that mean nothing to a reader of tags."""
 
@@ -40,15 +42,21 @@ def size(directory: bytes, tag: int) -> int:
     return 0
 
 
-def orientation(exif: bytes) -> int:
-    """How the picture has to be turned, 1 (not at all) to 8; what states nothing sensible is 1.
+def orientation(exif: bytes, xmp: bytes = b"") -> int:
+    """How the picture has to be turned, 1 (not at all) to 8; what says nothing sensible is 1.
+
+    Args:
+        exif: A directory, with or without its name in front.
+        xmp: Text that is asked where the directory has no such entry.
 
     >>> orientation(b"MM\\0*\\0\\0\\0\\x08\\0\\1\\1\\x12\\0\\3\\0\\0\\0\\1\\0\\6\\0\\0")
     6
-    >>> orientation(b"garbage")
-    1
+    >>> orientation(b"garbage", b'<x tiff:Orientation="8"/>')
+    8
     """
     stated = number(exif.removeprefix(b"Exif\0\0"), ORIENTATION)
+    if stated is None and (match := _TEXT.search(xmp)):
+        stated = int(match[1])
     return stated if stated is not None and 1 <= stated <= 8 else 1
 
 

@@ -119,7 +119,8 @@ def test_a_window_that_the_stream_outgrows_costs_a_png_its_form_only() -> None:
 
 def test_what_inflates_to_gigabytes_is_not_inflated() -> None:
     packer = zlib.compressobj()
-    pixels = b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
+    pixels = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    pixels += 300 * (packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH))
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8_000_000)))
     directory = b"MM\0*\0\0\0\x08\xff\xff" + 65_535 * struct.pack(">HHII", 9, 7, 700_000, 8)
     bombs = {

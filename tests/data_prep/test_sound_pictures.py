@@ -27,6 +27,8 @@ LEVELS = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 TURNED = {
     "png turned": Image.Transpose.ROTATE_270,
     "png turned, told behind": Image.Transpose.ROTATE_90,
+    "png turned by xmp": Image.Transpose.ROTATE_180,
+    "jpeg turned by xmp": Image.Transpose.ROTATE_270,
     "jpeg turned": Image.Transpose.ROTATE_270,
     "jpeg own turned": Image.Transpose.ROTATE_180,
     "webp turned": Image.Transpose.TRANSPOSE,

@@ -279,6 +279,10 @@ REMAKE: dict[str, Make] = {
     "png remark between its pixels": lambda p: png(p, idats=parted(chunk(b"tEXt", b"a\0b"))),
     "jpeg turned": pillow("JPEG", exif=b"Exif\0\0" + exif(6), quality=95),
     "jpeg own turned": ahead(segment(0xE1, b"Exif\0\0" + exif(3))),
+    "jpeg turned by xmp": within(xmp(b'<x:xmpmeta tiff:Orientation="6"/>')),
+    "png turned by xmp": before(
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<tiff:Orientation>3</tiff:Orientation>")
+    ),
     "jpeg cmyk": pillow("JPEG", "CMYK", quality=95),
     "jpeg ycck": changed(
         pillow("JPEG", "CMYK", quality=95), lambda d: d.replace(adobe(0), adobe(2), 1)
