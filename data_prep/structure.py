@@ -31,4 +31,6 @@ def orientation(image: Image.Image, data: bytes) -> int:
         return jpeg.orientation(data)
     if image.format == "PNG":
         return png.orientation(data)
+    if image.format == "TIFF":
+        return 1
     return tags.orientation(image.info.get("exif", b""), image.info.get("xmp", b""))

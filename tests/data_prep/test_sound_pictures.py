@@ -31,6 +31,8 @@ TURNED = {
     "jpeg turned by xmp": Image.Transpose.ROTATE_270,
     "jpeg turned": Image.Transpose.ROTATE_270,
     "jpeg own turned": Image.Transpose.ROTATE_180,
+    "tiff turned": Image.Transpose.ROTATE_270,
+    "tiff turned by xmp": Image.Transpose.ROTATE_180,
     "webp turned": Image.Transpose.TRANSPOSE,
 }
 PICTURES = [crop(number, 16, (24, 40)) for number in range(EACH)]

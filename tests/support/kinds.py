@@ -292,6 +292,8 @@ REMAKE: dict[str, Make] = {
     "gif": pillow("GIF"),
     "bmp": pillow("BMP"),
     "tiff": pillow("TIFF"),
+    "tiff turned": pillow("TIFF", tiffinfo={274: 6}),
+    "tiff turned by xmp": pillow("TIFF", tiffinfo={700: b'<x tiff:Orientation="3"/>'}),
     "webp with exif of garbage": pillow("WEBP", exif=b"Exif\0\0zzzz", quality=95),
     "webp turned": pillow("WEBP", exif=b"Exif\0\0" + exif(5), quality=95),
 }
