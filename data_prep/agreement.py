@@ -41,15 +41,16 @@ def judge(alone: bool) -> dict[str, str]:
 
 @cache
 def dali() -> Decode | None:
-    """DALI's decoder on the CPU, None where it cannot be imported.
+    """DALI's decoder on the CPU, None where it cannot be imported or does not start.
 
     Imported by the process that meets the first file that needs it: most datasets have none.
     """
     try:
         from vssl_dist.data.decoder import Decoder
-    except ImportError:
+
+        return Decoder()
+    except (ImportError, RuntimeError):
         return None
-    return Decoder()
 
 
 def objection(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:
@@ -78,7 +79,12 @@ def objection(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:
 @contextmanager
 def _hushed() -> Iterator[None]:
     """Without what C libraries print of each file, past Python, to where errors are told."""
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        before = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
     try:

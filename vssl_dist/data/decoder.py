@@ -28,7 +28,7 @@ class Decoder:
     """Decodes one image after the other, on the CPU, as a training's pipeline does."""
 
     def __init__(self) -> None:
-        self._pipeline: Any = None
+        self._pipeline = _single()
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         """The image, ``(H, W, 3)`` uint8; it is overwritten by the next one.
@@ -36,13 +36,11 @@ class Decoder:
         Raises:
             ValueError: DALI does not decode it.
         """
-        if self._pipeline is None:
-            self._pipeline = _single()
         try:
             self._pipeline.feed_input("bytes", [np.frombuffer(data, np.uint8)])
             (images,) = self._pipeline.run()
         except (RuntimeError, ValueError, IndexError) as error:
-            self._pipeline = None  # DALI declares it invalid after any error
+            self._pipeline = _single()  # DALI declares one invalid after any error
             raise ValueError("DALI does not decode it") from error
         image: NDArray[np.uint8] = images.at(0)
         return image
