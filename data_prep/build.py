@@ -195,7 +195,7 @@ def _write(job: _Job, found: Survey, decided: Decided, options: Options, bar: Ba
     recipe = job.recipe | {
         "content": hashlib.sha256(inputs).hexdigest(),
         "rejects": hashlib.sha256(rejects).hexdigest() if rejects else None,
-        **judge(rows["alone"].any()),
+        **judge(bool(rows["alone"].any())),
     }
     done = begin(folder, recipe)
     pieces = [
