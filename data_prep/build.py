@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
+from data_prep.agreement import judge
 from data_prep.decisions import Decided, Digests, Policy, decide
 from data_prep.files import write_whole
 from data_prep.folder import (
@@ -246,5 +247,6 @@ def _planned(
     recipe = job.recipe | {
         "content": hashlib.sha256(contents[INPUTS]).hexdigest(),
         "rejects": digest_of(contents[REJECTS]),
+        **judge(bool(rows["alone"].any())),
     }
     return order, recipe, contents

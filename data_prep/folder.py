@@ -13,6 +13,7 @@ from typing import Any
 import filelock
 import numpy as np
 
+from data_prep.agreement import JUDGE
 from data_prep.decisions import Decided, Digests, judged_alone
 from data_prep.files import sweep, write_whole
 from data_prep.writer import NOTES, shard_name
@@ -221,12 +222,12 @@ def _entry(note: Path) -> ShardEntry | None:
 
 def _refuse_another(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
     keys = {*recipe, *before} - (set() if set(FOUND) <= set(recipe) else set(FOUND))
-    for key in sorted(keys):
+    for key in sorted(keys - {JUDGE}):
         if recipe.get(key) != before.get(key):
             if key in FOUND:
                 raise DataError(
-                    f"{folder}: an input image was replaced since this was begun: delete it or "
-                    "choose another --out"
+                    f"{folder}: an input image was replaced since this was begun, or is judged "
+                    "otherwise by this version: delete it or choose another --out"
                 )
             raise DataError(
                 f"{folder}: was begun with another {key} ({before.get(key)!r}, now "

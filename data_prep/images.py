@@ -1,16 +1,16 @@
 """One image file in, bytes that every decoder of the project reads alike out.
 
-A plain 8-bit RGB or greyscale JPEG or PNG that decodes to its last row is kept byte for byte.
-Everything that decoders treat differently (CMYK, palettes, transparency, 16 bits, EXIF
-rotation, other formats) is turned into plain RGB or grey once, here.
+An 8-bit RGB or greyscale JPEG or PNG that decodes to its last row is kept byte for byte: a
+plain one when Pillow decodes it, any other when Pillow and DALI, which trainings use, show the
+same picture.  What stands around the picture is skipped, not judged.  Everything that decoders
+treat differently (CMYK, palettes, transparency, 16 bits, EXIF rotation, other formats) is
+turned into plain RGB or grey once, here.
 """
 
 from __future__ import annotations
 
 import io
 import re
-import struct
-import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -19,15 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from data_prep.agreement import dali, objection
+from data_prep.encode import Encoded, encode
 from data_prep.normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
-from data_prep.structure import structure
+from data_prep.structure import orientation, structure
+from vssl_dist.data.bare import bare
 from vssl_dist.data.manifest import DataError
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused from their header: they are bombs, or need shrinking first."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-_LOSSY = ("JPEG", "MPO", "WEBP")
+_LOSSY = ("JPEG", "WEBP")
 _WORTH = 0.5
 """Share of its rows that must be left of a damaged image."""
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
@@ -69,17 +72,9 @@ class Finding:
     """Of a file to keep: ``"jpg"`` or ``"png"``."""
     height: int = 0
     width: int = 0
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A plain JPEG or PNG and the size of the picture in it."""
-
-    data: bytes
-    suffix: str
-    """``"jpg"`` or ``"png"``."""
-    height: int
-    width: int
+    """As the file has it, like the height: neither turned nor shrunk."""
+    alone: bool = False
+    """Whether Pillow decided alone what DALI should have been asked about, and is not there."""
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> Encoded:
@@ -91,7 +86,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> Encoded:
     >>> encode_png(np.zeros((2, 5, 3), np.uint8)).width
     5
     """
-    return _encode(Image.fromarray(pixels), None)
+    return encode(Image.fromarray(pixels), None)
 
 
 def plain(data: bytes, name: str | Path, rules: Rules = DEFAULT) -> Encoded:
@@ -121,7 +116,7 @@ def examine(data: bytes, rules: Rules) -> Finding:
         return Finding(Verdict.REJECT, "not a readable image (empty file)")
     try:
         with quietly():
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = _opened(data)
     except Image.DecompressionBombError:
         return _too_large("its", rules)
     # Pillow's parsers raise nearly anything on a damaged file, and all of it means the same.
@@ -130,28 +125,44 @@ def examine(data: bytes, rules: Rules) -> Finding:
     height, width, kind = image.height, image.width, image.format
     if height * width > rules.max_pixels:
         return _too_large(f"{width}x{height}", rules)
-    built = structure(data, kind)
-    if built.endless:
-        return Finding(Verdict.REJECT, f"not a readable image ({built.endless})")
+    form = structure(data, kind)
+    if form.endless:
+        return Finding(Verdict.REJECT, f"not a readable image ({form.endless})")
     try:
         with quietly():
-            if built.broken:
-                raise ValueError(built.broken)
-            if odd := oddity(image, data) or built.untidy:
-                to_rgb_or_grey(image)
-                return Finding(Verdict.REMAKE, odd)
-            if kind == "JPEG":
-                # At an eighth of the size all of the file is still parsed and its entropy code
-                # decoded, which is where damage shows; only the arithmetic is left out.
-                image.draft("L", (1, 1))
-            image.load()
+            if form.broken:
+                raise ValueError(form.broken)
+            odd, alone = oddity(image) or form.odd, False
+            if odd:
+                _upright(image, data)
+            elif form.plain:
+                _decode_plain(image)
+            else:
+                odd, alone = _second_opinion(data, image)
     except Exception as error:
         return (
             _rescue(data, error) if rules.salvage else Finding(Verdict.REJECT, _unreadable(error))
         )
-    if rules.resize_short is not None and min(height, width) > rules.resize_short:
-        return Finding(Verdict.REMAKE)
-    return Finding(Verdict.KEEP, "", "jpg" if kind == "JPEG" else "png", height, width)
+    shrinks = rules.resize_short is not None and min(height, width) > rules.resize_short
+    verdict = Verdict.REMAKE if odd or shrinks else Verdict.KEEP
+    return Finding(verdict, odd, "jpg" if kind == "JPEG" else "png", height, width, alone)
+
+
+def _decode_plain(image: Image.Image) -> None:
+    if image.format == "JPEG":
+        # At an eighth of the size all of the file is still parsed and its entropy code
+        # decoded, which is where damage shows; only the arithmetic is left out.
+        image.draft("L", (1, 1))
+    image.load()
+
+
+def _second_opinion(data: bytes, image: Image.Image) -> tuple[str, bool]:
+    """What DALI objects to, and whether it could not be asked."""
+    image.load()
+    decode = dali()
+    if decode is None:
+        return "", True
+    return objection(data, np.asarray(image), decode), False
 
 
 def make(data: bytes, finding: Finding, rules: Rules) -> Encoded:
@@ -165,12 +176,21 @@ def make(data: bytes, finding: Finding, rules: Rules) -> Encoded:
     if finding.verdict is Verdict.KEEP:
         return Encoded(data, finding.suffix, finding.height, finding.width)
     with quietly(), lenient(finding.verdict is Verdict.SALVAGE):
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = _opened(data)
         lossy = image.format in _LOSSY
-        upright = shrunk(to_rgb_or_grey(image), rules.resize_short)
+        upright = shrunk(_upright(image, data), rules.resize_short)
     # A new image: the old one's metadata (EXIF, colour profile) would be saved along.
     clean = Image.frombytes(upright.mode, upright.size, upright.tobytes())
-    return _encode(clean, rules.quality if lossy else None)
+    return encode(clean, rules.quality if lossy else None)
+
+
+def _opened(data: bytes) -> Image.Image:
+    """By Pillow, which is shown the picture alone."""
+    return Image.open(io.BytesIO(bare(data)), formats=_FORMATS)
+
+
+def _upright(image: Image.Image, data: bytes) -> Image.Image:
+    return to_rgb_or_grey(image, orientation(image, data))
 
 
 def _too_large(size: str, rules: Rules) -> Finding:
@@ -190,36 +210,10 @@ def _rescue(data: bytes, error: Exception) -> Finding:
     """Whether enough of a damaged image can be decoded."""
     try:
         with quietly(), lenient(True):
-            image = to_rgb_or_grey(Image.open(io.BytesIO(data), formats=_FORMATS))
+            image = _upright(_opened(data), data)
     except Exception:
         return Finding(Verdict.REJECT, _unreadable(error))
     rows = np.asarray(image).reshape(image.height, image.width, -1)
     # What was not decoded is rows of one colour.
     decoded = (rows != rows[:, :1]).any(axis=(1, 2)).mean()
     return Finding(Verdict.SALVAGE if decoded >= _WORTH else Verdict.REJECT, _unreadable(error))
-
-
-def _encode(image: Image.Image, quality: int | None) -> Encoded:
-    """As a JPEG of some quality, or as a PNG."""
-    if quality is None:
-        return Encoded(_png(image), "png", image.height, image.width)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality, subsampling=0)
-    return Encoded(stream.getvalue(), "jpg", image.height, image.width)
-
-
-def _png(image: Image.Image) -> bytes:
-    """A PNG of an RGB or grey image, by Pillow's encoder.
-
-    Around it Pillow's own writer of files takes as long again as a small image does.
-    """
-    colour = {"L": 0, "RGB": 2}[image.mode]
-    head = struct.pack(">IIBBBBB", image.width, image.height, 8, colour, 0, 0, 0)
-    body = image.tobytes("zip", image.mode, False, -1, -1, b"")
-    chunks = ((b"IHDR", head), (b"IDAT", body), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    crc32 = zlib.crc32(data, zlib.crc32(kind))
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32)

@@ -7,34 +7,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
-_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation; Pillow turns TIFFs itself."""
 
 
-def oddity(image: Image.Image, data: bytes) -> str:
-    """What decoders could disagree on in an image whose header was read ("" = nothing).
-
-    Args:
-        image: Opened, not yet decoded.
-        data: The file it was opened from.
-    """
+def oddity(image: Image.Image) -> str:
+    """What decoders could disagree on in an image whose header was read ("" = nothing)."""
     if image.format not in ("JPEG", "PNG"):
         return f"{image.format} file"
-    if image.mode not in ("RGB", "L"):
-        return f"{image.format} of mode {image.mode}"
-    if image.format == "PNG":
-        depth, colour = data[24], data[25]
-        if depth != 8 or colour not in (0, 2):
-            return f"PNG of {depth} bits and colour type {colour}"
-        if "transparency" in image.info or getattr(image, "is_animated", False):
-            return "PNG with transparency or animation"
-    rotation = image.getexif().get(_ORIENTATION, 1)
-    return "" if rotation == 1 else f"EXIF orientation {rotation}"
+    return "" if image.mode in ("RGB", "L") else f"{image.format} of mode {image.mode}"
 
 
-def to_rgb_or_grey(image: Image.Image) -> Image.Image:
+def to_rgb_or_grey(image: Image.Image, orientation: int) -> Image.Image:
     """The picture upright and of mode RGB or L.
+
+    Args:
+        image: Opened.
+        orientation: By EXIF, 1 to 8.
 
     Raises:
         ValueError: Its pixels have more than 16 bits, or are no whole numbers.
@@ -48,7 +47,7 @@ def to_rgb_or_grey(image: Image.Image) -> Image.Image:
         if levels.min() < 0 or levels.max() > 255:
             raise ValueError("more than 16 bits per pixel")
         image = Image.fromarray(levels.astype(np.uint8))
-    upright = ImageOps.exif_transpose(image)
+    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
     if upright.mode == "L":
         return upright
     if upright.mode == "P":

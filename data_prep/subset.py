@@ -30,6 +30,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 import filelock
 import numpy as np
 
+from data_prep.agreement import JUDGE
 from data_prep.console import one_line, printable
 from data_prep.files import write_whole
 from data_prep.folder import refuse_foreign
@@ -134,7 +135,7 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
     before = whole.manifest.source
     original = before.get(LABELS, range(len(whole.classes)))
     source = {"subset_of": whole.fingerprint, LABELS: [original[label] for label in kept]}
-    source |= {key: before[key] for key in ("max_pixels",) if key in before}
+    source |= {key: before[key] for key in ("max_pixels", JUDGE) if key in before}
     if made := _finished(out, source):
         return made
     with _claimed(out) as partial:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
+from data_prep.agreement import installed
 from data_prep.files import write_whole
 from data_prep.images import Finding, Rules, Verdict, examine
 from data_prep.pictures import undecodable
@@ -29,8 +30,11 @@ SURVEY_DTYPE = np.dtype(
         ("png", "u1"),
         ("height", "<u4"),
         ("width", "<u4"),
+        ("alone", "u1"),
     ]
 )
+_RULES = 2
+"""Counts the changes of what `examine` decides."""
 _CHUNK = 256
 _REPORT_EVERY = 64
 
@@ -124,7 +128,8 @@ def _look(chunk: _Chunk) -> Generator[int, None, tuple[Path, Survey]]:
         seen = _judge(raw, chunk.rules)
         asked_again |= raw.asked_again
         sha256 = np.frombuffer(digest(raw), np.uint8)
-        rows[row] = (sha256, seen.verdict, seen.suffix == "png", seen.height, seen.width)
+        kind = seen.suffix == "png"
+        rows[row] = (sha256, seen.verdict, kind, seen.height, seen.width, seen.alone)
         if seen.reason:
             reasons[number] = seen.reason
         if (row + 1) % _REPORT_EVERY == 0:
@@ -149,7 +154,9 @@ def _judge(raw: Raw, rules: Rules) -> Finding:
 
 def _key(split: Split, which: NDArray[np.int64], rules: Rules) -> str:
     """What a note must have been written for to be believed."""
-    text = json.dumps([asdict(rules), split.stamp(which), dict(split.facts)], sort_keys=True)
+    judge = [_RULES, installed()]
+    facts = [asdict(rules), split.stamp(which), dict(split.facts), judge]
+    text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode() + which.tobytes()).hexdigest()
 
 

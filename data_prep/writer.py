@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.encode import Encoded
 from data_prep.files import whole_file, write_whole
-from data_prep.images import DEFAULT, Encoded, Rules, encode_png, make
+from data_prep.images import DEFAULT, Rules, encode_png, make
 from data_prep.split import Raw
 from data_prep.survey import digest, finding
 from vssl_dist.data.manifest import INDEX_DTYPE, DataError, ShardEntry

@@ -37,7 +37,7 @@ DOORS = {
     "deepspeed": {"vssl_dist/engine.py"},
     "submitit": {"vssl_dist/jobs"},
     "mlflow": {"vssl_dist/tracker"},
-    "nvidia": {"vssl_dist/data/dali.py", "vssl_dist/data/graph.py"},
+    "nvidia": {f"vssl_dist/data/{name}.py" for name in ("dali", "decoder", "graph")},
     "torchvision": {"vssl_dist/vision.py"},
     "webdataset": {"data_prep"},
 }

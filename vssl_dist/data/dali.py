@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import pipeline_def
 from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
 from vssl_dist.data.backend import BackendSpec, Placement, UndecodableError
+from vssl_dist.data.decoder import Node, decoded
 from vssl_dist.data.fault import DeviceError, brief, device_failed, sound_image
-from vssl_dist.data.graph import Node, framed, only_decoded, views
+from vssl_dist.data.graph import framed, only_decoded, views
 from vssl_dist.data.operands import Feed, feed_of
 from vssl_dist.data.shards import Samples
 from vssl_dist.data.views import Draws
@@ -94,16 +95,7 @@ class Runner:
             enable_conditionals=True,
         )
         def assembled() -> tuple[Node, ...]:
-            image = fn.decoders.image(
-                fn.external_source(name="bytes"),
-                device="mixed" if on_gpu else "cpu",
-                output_type=types.RGB,
-                adjust_orientation=False,
-                # The GPU's JPEG engine and its kernels round differently, and a share of each
-                # batch goes to the engine: an image's pixels would depend on its place.
-                hw_decoder_load=0.0,
-            )
-            return tuple(graph(image, spec))
+            return tuple(graph(decoded(on_gpu), spec))
 
         return assembled()
 

@@ -13,15 +13,14 @@ operation costs nothing for the samples that it was not drawn for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from nvidia.dali import fn, math, types
 
 from vssl_dist.config import Normalisation, ViewRecipe
 from vssl_dist.data.backend import BackendSpec
+from vssl_dist.data.decoder import Node
 from vssl_dist.data.operands import PLANES, jitters, source_name
 
-Node = Any  # DALI's DataNode: a symbolic tensor of the graph
 Given = Callable[[str], Node]
 
 _LINEAR = {"interp_type": types.INTERP_LINEAR, "antialias": True}

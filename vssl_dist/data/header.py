@@ -13,13 +13,10 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8"
+from vssl_dist.data.bare import ALONE, JPEG, PNG, SCAN
+
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG's frame header; the three stand for tables among them."""
-_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
-"""Markers without a segment."""
-_SCAN = 0xDA
 _MOST_STEPS = 100_000
 """Of one byte or one segment: no photograph takes a hundredth, and noise must not take long."""
 
@@ -58,10 +55,10 @@ def _stated(data: NDArray[np.uint8]) -> tuple[int, int, int] | None:
         IndexError, struct.error: The file ends before it says so.
     """
     start = data[:26].tobytes()
-    if start.startswith(_PNG):
+    if start.startswith(PNG):
         width, height, depth = struct.unpack_from(">IIB", start, 16)
         return depth, height, width
-    return _frame(data.data) if start.startswith(_JPEG) else None
+    return _frame(data.data) if start.startswith(JPEG) else None
 
 
 def _frame(data: memoryview) -> tuple[int, int, int] | None:
@@ -75,11 +72,11 @@ def _frame(data: memoryview) -> tuple[int, int, int] | None:
         if kind in _FRAMES:
             depth, height, width = struct.unpack_from(">BHH", data, at + 4)
             return depth, height, width
-        if kind == _SCAN:
+        if kind == SCAN:
             break
         if kind is None or kind == 0xFF:
             at += 1
-        elif kind in _ALONE:
+        elif kind in ALONE or kind == 0:
             at += 2
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vssl_dist.data.backend import BackendSpec, Placement, UndecodableError
+from vssl_dist.data.bare import bare
 from vssl_dist.data.fault import DeviceError, brief, device_failed
 from vssl_dist.data.shards import Samples
 from vssl_dist.data.views import Draws, blur_window
@@ -32,14 +33,14 @@ Box = tuple[float, float, float, float]
 
 
 def decode(data: NDArray[np.uint8]) -> Image.Image:
-    """The image as stored, in RGB.
+    """The image as stored, in RGB, whatever else its file tells.
 
     Raises:
         ValueError: The bytes are no whole image.
         DeviceError: There is no memory left.
     """
     try:
-        with Image.open(io.BytesIO(data.data)) as image:
+        with Image.open(io.BytesIO(bare(data.tobytes()))) as image:
             return image.convert("RGB")
     except UnidentifiedImageError as error:  # its message names an address in memory
         raise ValueError("no format that Pillow knows") from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vssl_dist.data.backend import UndecodableError
+from vssl_dist.data.bare import bare
 from vssl_dist.data.header import flaw
 from vssl_dist.data.shards import Dataset, Samples, Substitution
 
@@ -78,7 +79,7 @@ def _plain(data: NDArray[np.uint8], told: str) -> str:
     DALI has a number for it, and where not, lines of its own source.
     """
     try:
-        with Image.open(io.BytesIO(data.data)) as image:
+        with Image.open(io.BytesIO(bare(data.tobytes()))) as image:
             image.load()
     except UnidentifiedImageError:
         return "no format that Pillow knows"
