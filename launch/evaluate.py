@@ -38,6 +38,7 @@ from vssl_dist.evaluation.tasks import TASKS as MEASURES
 from vssl_dist.jobs.dispatch import lock_of
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send
 from vssl_dist.jobs.resources import Device
+from vssl_dist.tracker import default_tracking_uri
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -198,7 +199,9 @@ def main(argv: Sequence[str]) -> int:
         return 130
     for name, shown in made.items():
         Console().print(table(name, shown))
-    send(found[-1].parent.parent)  # also what an evaluation left when MLflow was out of reach
+    send(
+        found[-1].parent.parent, default_tracking_uri()
+    )  # also what an evaluation left when MLflow was out of reach
     return 0
 
 

@@ -86,7 +86,7 @@ class Here:
         one.note(Attempts(one.attempts().count + 1))
         small, threads = self.launch.resources.evaluation, self.launch.cpus_per_rank
         evaluate_one(self.run_dir, one, small.device or self.launch.device, threads, small.ranks)
-        send(self.run_dir)
+        send(self.run_dir, self.launch.tracking_uri)
 
 
 class OnSlurm:

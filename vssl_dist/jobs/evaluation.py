@@ -10,7 +10,7 @@ from typing import Any
 
 from vssl_dist.config import RunConfig, TaskConfig, read_task
 from vssl_dist.durable import publish
-from vssl_dist.jobs.resources import Device
+from vssl_dist.jobs.resources import Device, load_launch
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class EvalJob:
         task = read_task(self.task_json)
         one = Due(self.export, self.step, task)
         evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
-        send(self.run_dir)
+        send(self.run_dir, load_launch(self.run_dir).tracking_uri)
 
 
 def evaluate_one(
@@ -137,13 +137,16 @@ def evaluate_one(
     return result
 
 
-def send(run_dir: Path) -> None:
-    """Bring what a run's processes have noted to MLflow, or say what will."""
-    from vssl_dist.tracker import flush_once
+def send(run_dir: Path, tracking_uri: str) -> None:
+    """Bring what a run's processes have noted to MLflow, or say why not and what will.
 
-    if not flush_once(run_dir):
-        print(
-            f"{run_dir}: MLflow is out of reach; its figures wait in {run_dir / 'spool'}: "
-            f"python launch/evaluate.py {run_dir} sends them",
-            flush=True,
-        )
+    Args:
+        run_dir: The run's folder; nothing is sent of one that no tracker was ever asked for.
+        tracking_uri: Where curves go now.
+    """
+    from vssl_dist.tracker import NOWHERE, check_tracking, flush_once, shortfall
+
+    if problem := check_tracking(tracking_uri, hosts=1):
+        print(f"warning: {run_dir} is not sent: {problem}", flush=True)
+    elif tracking_uri != NOWHERE and not flush_once(run_dir, tracking_uri=tracking_uri):
+        print(f"warning: {shortfall(run_dir, tracking_uri)}", flush=True)

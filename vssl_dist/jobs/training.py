@@ -99,7 +99,8 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     except Preempted:
         stop.final = dist.broadcast(stop.only_terminated)
         torch.distributed.destroy_process_group()
-        observer.close("KILLED", timeout_s=3)  # the scheduler is waiting
+        # A scheduler is waiting; a user can end it with another Ctrl-C.
+        observer.close("KILLED", timeout_s=3 if job.launch.cluster == "slurm" else 30)
         return STOPPED
     except (ConfigError, DataError, CheckpointError) as error:
         note_failure(cfg.dir, line := f"{REFUSAL}{error} ({_this_rank()})")

@@ -2,78 +2,80 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
+from vssl_dist.tracker.batch import Batch, clean_key
 from vssl_dist.tracker.cursor import Cursor, Progress
-from vssl_dist.tracker.remote import connect, find_or_create
-from vssl_dist.tracker.spool import read, run_file, spool_folder
+from vssl_dist.tracker.identity import Identity, readable
+from vssl_dist.tracker.look import look
+from vssl_dist.tracker.record import Record
+from vssl_dist.tracker.refusals import Refused, is_ambiguous, may_pass, one_line
+from vssl_dist.tracker.remote import UUID_TAG, connect, find_or_create, own_tags
+from vssl_dist.tracker.spool import read, spool_folder
 
-_METRICS, _PARAMS = 1000, 100
-_KEY, _PARAM, _TAG = 250, 6000, 5000
+_PARAM, _TAG = 6000, 5000
 _log = logging.getLogger(__name__)
 
 
-def clean_key(key: str) -> str:
-    """A key as MLflow takes it: no strange characters, no path tricks, at most 250 long.
-
-    >>> clean_key("knn/top1_k20_t0.07"), clean_key("../a//b?")
-    ('knn/top1_k20_t0.07', 'a/b_')
-    """
-    parts = re.sub(r"[^\w\-. /]", "_", key).split("/")
-    return "/".join(p for p in parts if p not in ("", ".", ".."))[:_KEY].rstrip("/") or "_"
-
-
-class _Batch(NamedTuple):
-    """What one request carries."""
-
-    metrics: Sequence[Metric] = ()
-    params: Sequence[Param] = ()
-    tags: Sequence[RunTag] = ()
-
-    def within_limits(self) -> Iterator[_Batch]:
-        """The same in requests of at most 1000 metrics, 100 parameters and 100 tags."""
-        for start in range(0, max(len(self.params), len(self.tags)), _PARAMS):
-            stretch = slice(start, start + _PARAMS)
-            yield _Batch((), self.params[stretch], self.tags[stretch])
-        for start in range(0, len(self.metrics), _METRICS):
-            yield _Batch(self.metrics[start : start + _METRICS])
-
-    def singles(self) -> Iterator[_Batch]:
-        """The same, one thing at a time."""
-        yield from (_Batch(metrics=[m]) for m in self.metrics)
-        yield from (_Batch(params=[p]) for p in self.params)
-        yield from (_Batch(tags=[t]) for t in self.tags)
-
-
 class Replayer:
-    """Brings one run's spool into its MLflow run.  Only the holder of the lease has one."""
+    """Brings one run's spool into its MLflow run.  Only the holder of the lease has one.
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        facts = json.loads(run_file(run_dir).read_text())
-        self._client = connect(facts["tracking_uri"])
-        self.run_id = find_or_create(self._client, run_dir, facts)
-        self._cursor = Cursor.load(run_dir, self.run_id)
+    Args:
+        run_dir: The run's folder.
+        identity: Which run that is.
+        record: Where its curves go, and the MLflow runs that it has.
+        afresh: Try once more what was set aside.
+    """
+
+    def __init__(
+        self, run_dir: Path, identity: Identity, record: Record, *, afresh: bool = False
+    ) -> None:
+        uri = record.tracking_uri
+        # MLflow itself tries for minutes to open what can be seen to be closed.
+        if problem := look(uri, run_dir, record.experiment).problem:
+            raise Refused(problem)
+        self.run_dir, self._identity = run_dir, identity
+        self._client = connect(uri)
+        self.run_id = find_or_create(self._client, run_dir, identity, record)
+        self._cursor = Cursor.load(run_dir, uri, self.run_id)
+        if afresh and self._cursor.refused:
+            self._cursor.restart()
+        run = self._run()
         # MLflow refuses another value for a parameter that it has: the first one stays.
-        self._params = set(self._run().data.params)
+        self._params = set(run.data.params)
+        self._introduce(run, own_tags(run_dir, identity, uri))
+
+    def _introduce(self, run: Any, tags: dict[str, str]) -> None:
+        """Say where the run is now; of a copy also what it is called, before its history does."""
+        new = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        params = {}
+        if self._identity.parent is not None:
+            params = {"name": self.run_dir.name, "out": str(self.run_dir.parent)}
+        own = [Param(k, readable(v)) for k, v in params.items() if k not in self._params]
+        self._send(Batch((), own, new))
+        self._params |= params.keys()
 
     def flush(self) -> None:
         """Send what is new; raises whatever MLflow raises, and may then simply be called again."""
         for path in sorted(spool_folder(self.run_dir).glob("*.jsonl")):
             while self._flush_some(path):
                 pass
+        outage: Exception | None = None
         for place in list(self._cursor.artifacts):
-            self._upload(place)
+            try:
+                self._upload(place)
+            except Exception as error:  # the next one may lie in another store
+                outage = error
+                continue
             self._cursor.artifacts.remove(place)
             self._cursor.save()
+        if outage is not None:
+            raise outage
 
     def _flush_some(self, path: Path) -> bool:
         """Send one stretch of a file, then move the cursor; a crash between sends it twice."""
@@ -100,7 +102,7 @@ class Replayer:
                 status = record
         new = {k: v for k, v in params.items() if k not in self._params}
         self._send(
-            _Batch(
+            Batch(
                 metrics,
                 [Param(k, v[:_PARAM]) for k, v in new.items()],
                 [RunTag(k, v[:_TAG]) for k, v in tags.items()],
@@ -113,35 +115,51 @@ class Replayer:
         self._cursor.save()
         return True
 
-    def _send(self, batch: _Batch) -> None:
+    def _send(self, batch: Batch) -> None:
         for part in batch.within_limits():
-            try:
-                self._log_batch(part)
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                self._send_singly(part)
+            self._send_part(part)
 
-    def _send_singly(self, batch: _Batch) -> None:
+    def _send_part(self, batch: Batch) -> None:
         """One value that MLflow will never take must not hold up all others for ever."""
-        self._run()
-        for single in batch.singles():
-            try:
-                self._log_batch(single)
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                _log.warning("MLflow refuses %s: %s", single, error)
+        if len(batch) == 0:
+            return
+        error = self._try(lambda: self._log_batch(batch))
+        if error is None:
+            return
+        if len(batch) == 1:
+            self._set_aside(batch.name(), error)
+            return
+        for half in batch.halves():
+            self._send_part(half)
 
-    def _log_batch(self, batch: _Batch) -> None:
+    def _try(self, action: Callable[[], None]) -> Exception | None:
+        """Why MLflow does not take this, although it takes other things; ``None`` if it does."""
+        for _ in range(2):
+            try:
+                action()
+            except Exception as error:
+                if may_pass(error) and not is_ambiguous(error):
+                    raise
+                self._client.set_tag(self._run().info.run_id, UUID_TAG, self._identity.uuid)
+                reason = error
+            else:
+                return None
+        return reason
+
+    def _set_aside(self, what: str, error: Exception) -> None:
+        if what not in self._cursor.refused:
+            _log.warning("MLflow does not take %s: %s", readable(what), one_line(error))
+        self._cursor.refused[what] = one_line(error)
+
+    def _log_batch(self, batch: Batch) -> None:
         self._client.log_batch(self.run_id, batch.metrics, batch.params, batch.tags)
 
     def _upload(self, place: str) -> None:
         path = self.run_dir / place
-        if path.is_file():
-            self._client.log_artifact(self.run_id, str(path))
-        else:
-            _log.warning("artifact %s is not there: skipped", path)
+        missing = None if path.is_file() else FileNotFoundError("is not there")
+        error = missing or self._try(lambda: self._client.log_artifact(self.run_id, str(path)))
+        if error is not None:
+            self._set_aside(f"artifact {place}", error)
 
     def _set_status(self, record: dict[str, Any]) -> None:
         if record["value"] == "RUNNING":
@@ -152,7 +170,10 @@ class Replayer:
     def _run(self) -> Any:
         run = self._client.get_run(self.run_id)
         if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-            raise RuntimeError(f"run {self.run_id} was deleted in MLflow: restore it there")
+            raise Refused(
+                f"run {self.run_id} was deleted in MLflow: restore it there (mlflow runs restore "
+                f"--run-id {self.run_id})"
+            )
         return run
 
 
