@@ -191,10 +191,10 @@ def test_what_a_server_that_is_away_did_not_get_waits_and_the_user_is_told(
         flusher.close(0)
         Spool(run, "eval-knn-00000003").metrics({"knn/top1": 0.5}, 3)
         start = time.monotonic()
-        send(run)
+        send(run, remote.url)
         assert time.monotonic() - start < 200, "a server that is away is given up in the end"
-        assert f"python launch/evaluate.py {run} sends them" in capsys.readouterr().out
+        assert f"python launch/track.py {run} sends them" in capsys.readouterr().out
         remote.start()
-        send(run)
+        send(run, remote.url)
         assert capsys.readouterr().out == ""
         assert remote.curve(run_id_of(run), "knn/top1") == [(3, 0.5)]

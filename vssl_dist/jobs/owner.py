@@ -77,10 +77,9 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     Raises:
         ConfigError: A live job owns it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    identity = settle(run_dir)
     try:
         with FileLock(run_dir / ".owner.lock", timeout=30):
-            identity = settle(run_dir)
             check_free(run_dir, job_lives)
             _write(run_dir, replace(Owner.this_process(), run=identity.uuid))
     except Timeout:

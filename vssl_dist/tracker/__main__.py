@@ -93,6 +93,7 @@ class _Server:
         self._lease = lease(self._run_dir)
         self._sampler = None if args.system is None else _sampler(self._run_dir, args.system)
         self._replayer: Replayer | None = None
+        self._elsewhere = False
         self._failing_since: float | None = None
         self._refused = False
         self._problem: str | None = None
@@ -128,16 +129,19 @@ class _Server:
 
     def _flushed(self) -> bool:
         """Where another process has the lease, curves go where that one sends them."""
-        return flushed(self._run_dir, self._uri if self._lease.is_locked else None)
+        if self._lease.is_locked:
+            return flushed(self._run_dir, self._uri)
+        return self._elsewhere and flushed(self._run_dir)
 
     def _try(self) -> None:
         try:
             if not self._lease.is_locked:
                 self._lease.acquire(timeout=0)
+                self._elsewhere = False
             self._replay()
             self._report(None)
         except Timeout:
-            return
+            self._elsewhere = True
         except Exception as error:
             # Whatever it is (server away, disk full, database locked), it may pass.
             self._replayer = None

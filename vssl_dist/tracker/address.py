@@ -62,7 +62,9 @@ def database(uri: str) -> Path | None:
     '/data/50%/mlflow.db'
     """
     parts = _split(uri)
-    if parts is None or parts.scheme.partition("+")[0] != "sqlite" or parts.netloc:
+    if parts is None or parts.scheme.partition("+")[0] != "sqlite":
+        return None
+    if not uri.partition(":")[2].startswith("///"):
         return None
     name = unquote(parts.path[1:])
     if _is_uri(parts) and name.startswith("file:"):
@@ -127,7 +129,7 @@ def _names_a_user(uri: str, parts: SplitResult | None) -> bool:
 
 def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:
     file = database(uri)
-    if file is None or not uri.partition(":")[2].startswith("///"):
+    if file is None:
         return f"MLFLOW_TRACKING_URI={uri} names no file: use sqlite:////absolute/path/mlflow.db"
     if hosts > 1:
         return (

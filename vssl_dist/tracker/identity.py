@@ -68,7 +68,10 @@ def settle(run_dir: Path) -> Identity:
     if identity_file(run_dir).exists() and stored is not None and _is_at(stored.path, run_dir):
         return stored
     run_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(run_dir / ".run.lock", timeout=60):
+    lock = run_dir / ".run.lock"
+    if lock.is_symlink():  # of a copy that is made of links
+        lock.unlink(missing_ok=True)
+    with FileLock(lock, timeout=60):
         stored = _stored(run_dir)
         if stored is None:
             settled = Identity(uuid.uuid4().hex, str(run_dir))

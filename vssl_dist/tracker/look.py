@@ -41,17 +41,19 @@ class Question:
         """The experiment was deleted, which MLflow can undo."""
         return Answer(
             f"MLflow's experiment {self.experiment} at {self.uri} is in the bin and takes no runs: "
-            f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow experiments restore "
-            f"--experiment-id {experiment_id}"
+            f"{self._command('experiments', f'--experiment-id {experiment_id}')} brings it back"
         )
 
     def run_in_bin(self, run_id: object) -> Answer:
         """The run was deleted, which MLflow can undo."""
         return Answer(
-            f"the MLflow run of {readable(str(self.run_dir))} at {self.uri} is in the bin and takes no curves: "
-            f"restore it (MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow runs restore "
-            f"--run-id {run_id}), or give this run another name"
+            f"the MLflow run of {readable(str(self.run_dir))} at {self.uri} is in the bin and "
+            f"takes no curves: {self._command('runs', f'--run-id {run_id}')} brings it back; or "
+            "give this run another name"
         )
+
+    def _command(self, what: str, which: str) -> str:
+        return f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow {what} restore {which}"
 
     def away(self, reason: object) -> Answer:
         """It cannot be reached now."""

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vssl_dist.durable import publish
-from vssl_dist.tracker.address import EXPERIMENT, NOWHERE
+from vssl_dist.tracker.address import EXPERIMENT
 from vssl_dist.tracker.identity import Identity, run_file
 from vssl_dist.tracker.spool import spool_folder
 
@@ -26,7 +26,7 @@ class Record:
 
     uuid: str
     experiment: str = EXPERIMENT
-    tracking_uri: str = NOWHERE
+    tracking_uri: str = ""
     runs: dict[str, str] = field(default_factory=dict)
     """Run ids by address."""
 
@@ -41,7 +41,7 @@ class Record:
             record = cls(facts["uuid"], facts["experiment"], uri, facts.get("runs", {}) | last)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(uuid)
-        return record if uuid == record.uuid else cls(uuid, record.experiment)
+        return record if uuid == record.uuid else cls(uuid, record.experiment, uri)
 
     @property
     def run_id(self) -> str | None:

@@ -25,6 +25,7 @@ _RIGHTS = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of "
     "somebody who may write there"
 )
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _LONGEST = 1 << 20
 
 
@@ -57,10 +58,10 @@ def _ask(session: requests.Session, question: Question, timeout_s: float) -> Ans
             facts = _json(reply, body)
         if obstacle := _obstacle(question, status, facts, body):
             return obstacle
-        experiment = facts.get("experiment", {})
+        experiment = _inside(facts, "experiment")
         if experiment.get("lifecycle_stage") == "deleted":
             return question.experiment_in_bin(experiment.get("experiment_id"))
-        if facts.get("run", {}).get("info", {}).get("lifecycle_stage") == "deleted":
+        if _inside(_inside(facts, "run"), "info").get("lifecycle_stage") == "deleted":
             return question.run_in_bin(question.run_id)
     return Answer()
 
@@ -75,11 +76,8 @@ def _obstacle(question: Question, status: int, facts: dict[str, Any], body: byte
         said = " ".join(body[:200].decode(errors="replace").split())
         remedy = "start it with --allowed-hosts" if "ebinding" in said else _RIGHTS
         return Answer(f"MLflow at {question.uri} lets nobody in (HTTP {status}: {said}): {remedy}")
-    takes = {"experiment", "run"} & facts.keys() or facts.get("error_code") in (
-        "RESOURCE_DOES_NOT_EXIST",
-        "INVALID_PARAMETER_VALUE",
-    )
-    if not takes:
+    asked = _inside(facts, "experiment") or _inside(facts, "run")
+    if not asked and facts.get("error_code") not in _NOT_THERE:
         return Answer(
             f"what answers at {question.uri} is no MLflow server (HTTP {status}): set "
             "MLFLOW_TRACKING_URI=http://HOST:PORT of one, as its log says"
@@ -126,6 +124,12 @@ def _json(reply: requests.Response, body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def _inside(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    """What lies under a key, nothing if it is no object."""
+    inner = facts.get(key)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _reason(error: Exception) -> str:
