@@ -10,7 +10,19 @@ from sqlalchemy import make_url
 from vssl_dist.tracker import check_tracking, default_tracking_uri, normal
 from vssl_dist.tracker.address import database, database_uri
 
-NAMES = ["plain", "two words", "50%", "50%25", "what?", "a#b", "a&b=c", "a+b", "größe", "a@b:c", "'"]
+NAMES = [
+    "plain",
+    "two words",
+    "50%",
+    "50%25",
+    "what?",
+    "a#b",
+    "a&b=c",
+    "a+b",
+    "größe",
+    "a@b:c",
+    "'",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,9 +29,10 @@ from vssl_dist.tracker.look import schema_history
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of MLflow's with our experiment and the run ``run_id`` in it."""
-    folder = tmp_path_factory.mktemp("template")
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copy(database, folder)
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     experiment = client.create_experiment("vssl-dist", artifact_location=str(folder))
     run = client.create_run(experiment, tags={"vssl_dist.run": "u" * 32})
@@ -188,9 +189,7 @@ def refused_by_rights(file: Path) -> list[str]:
     return results
 
 
-def test_a_file_system_without_locks_is_named(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_locks_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 

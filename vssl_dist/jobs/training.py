@@ -99,8 +99,7 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     except Preempted:
         stop.final = dist.broadcast(stop.only_terminated)
         torch.distributed.destroy_process_group()
-        # A scheduler is waiting; a user can end it with another Ctrl-C.
-        observer.close("KILLED", timeout_s=3 if job.launch.cluster == "slurm" else 30)
+        observer.close("KILLED", timeout_s=stopping_s(job.launch))
         return STOPPED
     except (ConfigError, DataError, CheckpointError) as error:
         note_failure(cfg.dir, line := f"{REFUSAL}{error} ({_this_rank()})")
@@ -114,6 +113,12 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     torch.distributed.destroy_process_group()
     observer.close("FINISHED", timeout_s=60)
     return 0
+
+
+def stopping_s(launch: Launch) -> float:
+    """What the last curves of a stopped run are given: on SLURM the scheduler is waiting, here a
+    user, who can end it by another Ctrl-C."""
+    return 3 if launch.cluster == "slurm" else 30
 
 
 def attempt() -> str:

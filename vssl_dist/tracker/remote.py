@@ -7,14 +7,14 @@ import os
 import shlex
 import time
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, ViewType
 from mlflow.exceptions import MlflowException
 
-from vssl_dist.tracker.address import database
+from vssl_dist.tracker.address import database, database_uri
 from vssl_dist.tracker.identity import Identity, readable
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused
@@ -25,22 +25,27 @@ _FOLDER_TAG = "vssl_dist.run_dir"
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client; a database that is not there yet is made, by one process at a time.
-
-    This process then works in the database's folder: MLflow makes the folders of an absolute
-    address without reading its ``%XX``.
-    """
+    """A client; a database that is not there yet is made, by one process at a time."""
     file = database(uri)
-    parts = urlsplit(uri, allow_fragments=False)
-    if file is None or "uri=" in parts.query:
+    if file is None:
         return MlflowClient(tracking_uri=uri)
     file.parent.mkdir(parents=True, exist_ok=True)
-    os.chdir(file.parent)
     if not file.exists():
         with FileLock(f"{file}.lock", timeout=300):
             _create_database(file)
-    query = f"?{parts.query}" if parts.query else ""
-    return MlflowClient(tracking_uri=f"{parts.scheme}:///{quote(file.name)}{query}")
+    return MlflowClient(tracking_uri=_without_escapes(uri, file))
+
+
+def _without_escapes(uri: str, file: Path) -> str:
+    """The same address for this process: MLflow makes the folders of one without reading ``%XX``.
+
+    The folder stays open as long as the process lives: MLflow keeps its connections for as long.
+    """
+    if "%" not in uri.partition("?")[0]:
+        return uri
+    number = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    query = uri.partition("?")[2]
+    return database_uri(Path(f"/proc/self/fd/{number}", file.name), query)
 
 
 def _create_database(file: Path) -> None:
@@ -51,7 +56,8 @@ def _create_database(file: Path) -> None:
     """
     partial = file.with_name(f"{file.name}.new")
     partial.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{quote(partial.name)}").search_experiments(max_results=1)
+    uri = _without_escapes(database_uri(partial), partial)
+    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     try:
         # `mlflow ui` may have made one meanwhile; it does not know our lock.
         with contextlib.suppress(FileExistsError):
