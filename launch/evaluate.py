@@ -19,9 +19,10 @@ from typing import Any
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from vssl_dist.installed import require_packages
+    from vssl_dist.installed import print_any_path, require_packages
 
     require_packages()
+    print_any_path()
 
 from filelock import Timeout
 from pydantic import ValidationError

@@ -17,9 +17,10 @@ from pathlib import Path
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from vssl_dist.installed import require_packages
+    from vssl_dist.installed import print_any_path, require_packages
 
     require_packages()
+    print_any_path()
 
 import torch
 

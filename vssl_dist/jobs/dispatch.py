@@ -20,6 +20,7 @@ from typing import IO, Literal
 from filelock import FileLock, Timeout
 
 from vssl_dist.config import RunConfig
+from vssl_dist.installed import print_any_path
 from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one, send
 from vssl_dist.jobs.resources import Launch, load_launch
 
@@ -186,6 +187,7 @@ def main() -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
             # The training job's signals reach every process of its nodes.
             signal.signal(number, signal.SIG_IGN)
+    print_any_path()
     work(parser.parse_args().run_dir.absolute())
 
 
