@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -244,3 +245,18 @@ def test_outages_are_raised_and_set_nothing_aside(
 )
 def test_what_may_pass(error: Exception, passes: bool) -> None:
     assert may_pass(error) == passes
+
+
+@pytest.mark.slow
+def test_a_database_is_made_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hardlink_to(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
+
+    monkeypatch.setattr(Path, "hardlink_to", hardlink_to)
+    a_run(tmp_path / "run", 2)
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    replay(tmp_path / "run", uri)
+    assert len(curve(tmp_path / "run", uri)) == 2
+    assert not list((tmp_path / "new").glob("*.new"))

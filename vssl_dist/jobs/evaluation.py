@@ -144,9 +144,16 @@ def send(run_dir: Path, tracking_uri: str) -> None:
         run_dir: The run's folder; nothing is sent of one that no tracker was ever asked for.
         tracking_uri: Where curves go now.
     """
-    from vssl_dist.tracker import NOWHERE, check_tracking, flush_once, shortfall
+    from vssl_dist.tracker import NOWHERE, Record, check_tracking, flush_once, peek, shortfall
 
+    before = Record.load(run_dir, peek(run_dir)).tracking_uri
+    if not before or tracking_uri == NOWHERE:
+        return
     if problem := check_tracking(tracking_uri, hosts=1):
         print(f"warning: {run_dir} is not sent: {problem}", flush=True)
-    elif tracking_uri != NOWHERE and not flush_once(run_dir, tracking_uri=tracking_uri):
-        print(f"warning: {shortfall(run_dir, tracking_uri)}", flush=True)
+        return
+    flush_once(run_dir, tracking_uri=tracking_uri)
+    if line := shortfall(run_dir, tracking_uri):
+        print(f"warning: {line}", flush=True)
+    elif before != tracking_uri:
+        print(f"curves      {tracking_uri} (before: {before})", flush=True)

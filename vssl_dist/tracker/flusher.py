@@ -66,7 +66,12 @@ class Flusher:
 
     def start(self) -> None:
         """Spawn the process; returns in milliseconds."""
+        identity = settle(self.run_dir)
         spool_folder(self.run_dir).mkdir(parents=True, exist_ok=True)
+        if not run_file(self.run_dir).exists():
+            # So that it counts as tracked, however soon this is killed; later addresses are
+            # written down by who has the lease.
+            Record(identity.uuid, self.experiment, self.tracking_uri).save(self.run_dir)
         code = str(Path(vssl_dist.__file__).parents[1])
         path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
         arguments = [str(self.run_dir), "--to", self.tracking_uri, "--experiment", self.experiment]
