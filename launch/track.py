@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     try:
         uri = normal(args.to) if args.to else default_tracking_uri()
-        runs = [run.absolute() for run in args.runs]
+        runs = [run.resolve() for run in args.runs]
         if doubt := check(runs, uri):
             print(f"error: {doubt}", file=sys.stderr)
             return 1

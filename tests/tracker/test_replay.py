@@ -90,6 +90,30 @@ def test_values_that_are_never_taken_are_named_and_hold_nothing_up(
     line.encode()
 
 
+def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -> None:
+    run = tmp_path / "run"
+    a_run(run, 2)
+    lines = [
+        '{"kind": "metrics", "t": 1}',
+        '{"kind": "metrics", "t": 1, "step": 3, "values": {"loss": "low"}}',
+        '{"kind": "metrics", "t": "now", "step": 3, "values": {"other": 1}}',
+        '{"kind": "params", "t": 1, "values": [1]}',
+        '{"kind": "params", "t": 1, "values": {"number": 3}}',
+        '{"kind": "news", "t": 1}',
+        '{"kind": "status", "t": 1, "value": "ENDED"}',
+    ]
+    with (run / "spool" / "train.jsonl").open("a") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    Spool(run, "train").metrics({"loss": 1 / 4}, 4)
+    replay(run, uri)
+    assert curve(run, uri) == [(1, 1.0), (2, 1 / 2), (4, 1 / 4)]
+    assert mlflow_run(run, uri).data.params["number"] == "3"
+    assert flushed(run, uri)
+    line = str(shortfall(run, uri))
+    assert "a line of train.jsonl" in line
+    assert "status ENDED" in line
+
+
 def test_what_was_set_aside_is_tried_again_when_somebody_asks(tmp_path: Path, uri: str) -> None:
     run = tmp_path / "run"
     spool = a_run(run, 3)

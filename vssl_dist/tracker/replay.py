@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,35 +84,28 @@ class Replayer:
         records, offset = read(path, done.offset)
         if offset == done.offset:
             return False
-        after = Progress(offset, dict(done.last))
-        metrics: list[Metric] = []
-        params: dict[str, str] = {}
-        tags: dict[str, str] = {}
-        artifacts, status = list(self._cursor.artifacts), None
+        stretch = _Stretch(dict(done.last), artifacts=list(self._cursor.artifacts))
         for record in records:
-            kind = record["kind"]
-            if kind == "metrics":
-                metrics += _forward(record, after.last)
-            elif kind == "params":
-                params = {clean_key(k): v for k, v in record["values"].items()} | params
-            elif kind == "tags":
-                tags |= {clean_key(k): v for k, v in record["values"].items()}
-            elif kind == "artifact":
-                artifacts += [p for p in [record["path"]] if p not in artifacts]
-            elif kind == "status":
-                status = record
-        new = {k: v for k, v in params.items() if k not in self._params}
+            try:
+                stretch.add(record)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                # Of another version, or damaged: no reason to keep back all that follows.
+                self._set_aside(f"a line of {path.name}", error)
+        new = {k: v for k, v in stretch.params.items() if k not in self._params}
         self._send(
             Batch(
-                metrics,
+                stretch.metrics,
                 [Param(k, v[:_PARAM]) for k, v in new.items()],
-                [RunTag(k, v[:_TAG]) for k, v in tags.items()],
+                [RunTag(k, v[:_TAG]) for k, v in stretch.tags.items()],
             )
         )
         self._params |= new.keys()
-        if status is not None:
-            self._set_status(status)
-        self._cursor.files[path.name], self._cursor.artifacts = after, artifacts
+        if (status := stretch.status) is not None:
+            error = self._try(lambda: self._set_status(status))
+            if error is not None:
+                self._set_aside(f"status {status['value']}", error)
+        self._cursor.files[path.name] = Progress(offset, stretch.last)
+        self._cursor.artifacts = stretch.artifacts
         self._cursor.save()
         return True
 
@@ -177,11 +171,35 @@ class Replayer:
         return run
 
 
-def _forward(record: dict[str, Any], last: dict[str, int]) -> Iterator[Metric]:
-    """The metrics of a record that move their curve forward."""
-    step = record["step"]
-    for raw, value in record["values"].items():
-        key = clean_key(raw)
-        if step > last.get(key, -1):
-            last[key] = step
-            yield Metric(key, float(value), record["t"], step)
+@dataclass
+class _Stretch:
+    """What some records of a spool file come to."""
+
+    last: dict[str, int]
+    """The last step, by metric: curves only move forward."""
+    metrics: list[Metric] = field(default_factory=list)
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)
+    status: dict[str, Any] | None = None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take one record in; raises whatever a record that is none leads to."""
+        kind = record["kind"]
+        if kind == "metrics":
+            self._add_metrics(record["values"], record["step"], record["t"])
+        elif kind == "params":
+            self.params = {clean_key(k): str(v) for k, v in record["values"].items()} | self.params
+        elif kind == "tags":
+            self.tags |= {clean_key(k): str(v) for k, v in record["values"].items()}
+        elif kind == "artifact":
+            self.artifacts += [p for p in [str(record["path"])] if p not in self.artifacts]
+        elif kind == "status":
+            self.status = {"value": str(record["value"]), "t": record["t"]}
+
+    def _add_metrics(self, values: dict[str, float | str], step: int, t: int) -> None:
+        for raw, value in values.items():
+            key, number = clean_key(raw), float(value)
+            if step > self.last.get(key, -1):
+                self.last[key] = step
+                self.metrics.append(Metric(key, number, t, step))
