@@ -109,9 +109,7 @@ def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -
     assert curve(run, uri) == [(1, 1.0), (2, 1 / 2), (4, 1 / 4)]
     assert mlflow_run(run, uri).data.params["number"] == "3"
     assert flushed(run, uri)
-    line = str(shortfall(run, uri))
-    assert "a line of train.jsonl" in line
-    assert "status ENDED" in line
+    assert "a line of train.jsonl" in str(shortfall(run, uri))
 
 
 def test_what_was_set_aside_is_tried_again_when_somebody_asks(tmp_path: Path, uri: str) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 
@@ -17,7 +17,7 @@ from vssl_dist.tracker.look import look
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused, is_ambiguous, may_pass, one_line
 from vssl_dist.tracker.remote import UUID_TAG, connect, find_or_create, own_tags
-from vssl_dist.tracker.spool import read, spool_folder
+from vssl_dist.tracker.spool import Status, read, spool_folder
 
 _PARAM, _TAG = 6000, 5000
 _log = logging.getLogger(__name__)
@@ -100,10 +100,8 @@ class Replayer:
             )
         )
         self._params |= new.keys()
-        if (status := stretch.status) is not None:
-            error = self._try(lambda: self._set_status(status))
-            if error is not None:
-                self._set_aside(f"status {status['value']}", error)
+        if stretch.status is not None:
+            self._set_status(stretch.status)
         self._cursor.files[path.name] = Progress(offset, stretch.last)
         self._cursor.artifacts = stretch.artifacts
         self._cursor.save()
@@ -195,7 +193,9 @@ class _Stretch:
         elif kind == "artifact":
             self.artifacts += [p for p in [str(record["path"])] if p not in self.artifacts]
         elif kind == "status":
-            self.status = {"value": str(record["value"]), "t": record["t"]}
+            if record["value"] not in get_args(Status):
+                raise ValueError(f"status {record['value']}")
+            self.status = {"value": record["value"], "t": int(record["t"])}
 
     def _add_metrics(self, values: dict[str, float | str], step: int, t: int) -> None:
         for raw, value in values.items():
