@@ -43,7 +43,7 @@ from vssl_dist.jobs.training import TrainJob
 from vssl_dist.linter import known, lint
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
-from vssl_dist.tracker import NOWHERE, default_tracking_uri, in_shell, shortfall
+from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
 
 PROFILES = Path(__file__).resolve().parents[1] / "slurm"
 
@@ -139,7 +139,7 @@ def start(cfg: RunConfig, launch: Launch) -> int:
             code = local.run_here(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch)
-            elif line := shortfall(cfg.dir, launch.tracking_uri):
+            elif line := shortfall(cfg.dir, launch.tracking_uri, TRAINER):
                 print(f"warning: {line}", file=sys.stderr)
             return code
         job = cluster.submit(
@@ -176,7 +176,9 @@ def say_finished(cfg: RunConfig, launch: Launch) -> None:
         Evaluator(cfg.dir, launch.cluster).start()
         print(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
     print(f"results     python launch/evaluate.py {cfg.dir}\ncurves      {_curves(cfg, launch)}")
-    if launch.tracking_uri != NOWHERE and (line := shortfall(cfg.dir, launch.tracking_uri)):
+    if launch.tracking_uri != NOWHERE and (
+        line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
+    ):
         print(f"warning: {line}")
 
 

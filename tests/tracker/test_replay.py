@@ -15,9 +15,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from vssl_dist.tracker import Record, Spool, flushed, settle, shortfall
+from vssl_dist.tracker import TRAINER, Record, Spool, flushed, settle, shortfall
 from vssl_dist.tracker.address import database_uri
 from vssl_dist.tracker.cursor import cursor_at
+from vssl_dist.tracker.record import Sender, lease
 from vssl_dist.tracker.refusals import Refused, may_pass
 from vssl_dist.tracker.replay import Replayer
 
@@ -110,6 +111,25 @@ def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -
     assert mlflow_run(run, uri).data.params["number"] == "3"
     assert flushed(run, uri)
     assert "a line of train.jsonl" in str(shortfall(run, uri))
+
+
+def test_a_run_lacks_nothing_while_only_an_evaluation_is_still_on_its_way(
+    tmp_path: Path, uri: str
+) -> None:
+    run = tmp_path / "run"
+    spool = a_run(run, 2)
+    replay(run, uri)
+    Spool(run, "eval-knn-00000002").metrics({"knn/top1": 0.5}, 2)
+    assert shortfall(run, uri, TRAINER) is None
+    assert "not all curves" in str(shortfall(run, uri))
+    spool.metrics({"loss": 0.0}, 3)
+    with lease(run):
+        Sender(uri).save(run)
+        assert shortfall(run, uri, TRAINER) is None, "somebody is at it"
+        assert f"process {os.getpid()}" in str(shortfall(run, uri))
+        Sender(uri, problem="no room").save(run)
+        assert "(no room)" in str(shortfall(run, uri, TRAINER))
+    assert "not all curves" in str(shortfall(run, uri, TRAINER))
 
 
 def test_what_was_set_aside_is_tried_again_when_somebody_asks(tmp_path: Path, uri: str) -> None:

@@ -18,6 +18,7 @@ from vssl_dist.jobs.resources import Launch
 from vssl_dist.tracker import (
     EXPERIMENT,
     NOWHERE,
+    TRAINER,
     Flusher,
     Spool,
     Status,
@@ -93,10 +94,10 @@ class Observer:
         self.spool.close()
         self.evaluator.close(timeout_s)
         run_dir, uri = self.flusher.run_dir, self.flusher.tracking_uri
-        if not flushed(run_dir, uri):
+        if not flushed(run_dir, uri, TRAINER):
             print(f"up to {timeout_s:g} s for the last curves to reach MLflow", flush=True)
         self.flusher.close(timeout_s)
-        if uri != NOWHERE and (line := shortfall(run_dir, uri)) is not None:
+        if uri != NOWHERE and (line := shortfall(run_dir, uri, TRAINER)) is not None:
             print(f"warning: {line}", flush=True)
 
     def _sheet(self, cfg: RunConfig) -> None:

@@ -21,11 +21,12 @@ from vssl_dist.tracker.flusher import Flusher, flush_once, shortfall
 from vssl_dist.tracker.identity import Identity, in_shell, peek, settle
 from vssl_dist.tracker.look import Answer, look
 from vssl_dist.tracker.record import Record, holder
-from vssl_dist.tracker.spool import Spool, Status, flatten, spool_folder
+from vssl_dist.tracker.spool import TRAINER, Spool, Status, flatten, spool_folder
 
 __all__ = [
     "EXPERIMENT",
     "NOWHERE",
+    "TRAINER",
     "Answer",
     "Flusher",
     "Identity",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,20 @@ def cursor_at(run_dir: Path, tracking_uri: str | None) -> Cursor:
     return Cursor.load(run_dir, uri, record.runs.get(uri, ""))
 
 
-def flushed(run_dir: Path, tracking_uri: str | None = None) -> bool:
-    """Whether everything in the spool has been sent there, by this process or another."""
+def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[str] = ()) -> bool:
+    """Whether everything in the spool has been sent there, by this process or another.
+
+    Args:
+        run_dir: The run's folder.
+        tracking_uri: By default where curves go now.
+        writers: Ask for what these have written only; by default for everybody's.
+    """
     cursor = cursor_at(run_dir, tracking_uri)
     if cursor.tracking_uri == NOWHERE:
         return True
     for path in spool_folder(run_dir).glob("*.jsonl"):
+        if writers and path.stem not in writers:
+            continue
         offset = cursor.files.get(path.name, Progress()).offset
         if read(path, offset)[1] != offset:
             return False

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -157,15 +158,19 @@ def flush_once(run_dir: Path, timeout_s: float = 600.0, tracking_uri: str | None
     return flusher.close(timeout_s)
 
 
-def shortfall(run_dir: Path, tracking_uri: str) -> str | None:
+def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -> str | None:
     """What of a run MLflow does not have, why, and what to do, in one line; ``None`` if nothing.
 
-    Asked once nobody sends any more: who still does is named.
+    Args:
+        run_dir: The run's folder.
+        tracking_uri: Where curves go now.
+        writers: Ask for what these have written only; that somebody is sending it is as good as
+            sent then.  By default everybody's, and who is sending is named.
     """
     command = f"python launch/track.py {in_shell(run_dir)}"
     if tracking_uri == NOWHERE:
         return f"curves are in the spool only (MLFLOW_TRACKING_URI={NOWHERE}): {command} --to URI"
-    if flushed(run_dir, tracking_uri):
+    if flushed(run_dir, tracking_uri, writers):
         refused = cursor_at(run_dir, tracking_uri).refused
         if not refused:
             return None
@@ -176,7 +181,12 @@ def shortfall(run_dir: Path, tracking_uri: str) -> str | None:
             "tries again"
         )
     sender = Sender.load(run_dir)
-    if (working := holder(run_dir)) is not None:
+    working = holder(run_dir)
+    if working is not None and working.tracking_uri == tracking_uri and writers:
+        if working.problem is None:
+            return None
+        reason = working.problem
+    elif working is not None:
         reason = f"{working} is sending to {working.tracking_uri}"
     elif sender is None or sender.tracking_uri != tracking_uri:
         reason = "nobody has sent them there"

@@ -22,6 +22,8 @@ from typing import Any, Literal
 from vssl_dist.tracker.identity import settle
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+TRAINER = ("train", "system")
+"""Who writes while a run trains; evaluations come and go."""
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _log = logging.getLogger(__name__)
 
