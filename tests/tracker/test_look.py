@@ -136,7 +136,7 @@ def test_what_is_no_database_or_cannot_hold_one_is_refused(file: Path, tmp_path:
     text = tmp_path / "text.db"
     text.write_text("not a database, but longer than a header of one\n" * 9)
     assert "no sqlite database" in said(answer(text))
-    assert "is no file" in said(answer(tmp_path))
+    assert "is no file" in said(answer(file.parent))
     assert "no folder" in said(look(database_uri(text / "mlflow.db"), tmp_path))
     file.write_bytes(file.read_bytes()[:100] + bytes(4096))
     assert "malformed" in said(answer(file))
