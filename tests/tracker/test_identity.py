@@ -69,6 +69,9 @@ def test_a_copy_is_a_run_of_its_own_and_leaves_the_original_alone(how: str, tmp_
     assert Record.load(branch, own).runs == {}
     assert not flushed(branch, URI), "all of the history is still to be sent"
     assert (branch / "spool" / "train.jsonl").read_text().count("\n") == 2
+    assert not any(path.is_symlink() for path in branch.rglob("*"))
+    weights = Path("checkpoints", "weights")
+    assert (branch / weights).samefile(original / weights) == (how == "cp -al")
     for lock in original.rglob("*.lock"):
         twin = branch / lock.relative_to(original)
         assert not twin.exists() or not twin.samefile(lock), "else one keeps the other waiting"

@@ -179,17 +179,20 @@ def _answers(original: Path, run_dir: Path) -> bool:
 
 
 def _part(run_dir: Path, original: Path) -> None:
-    """Give a copy (``cp -al``, ``cp -as``) its own of every file that anybody appends to or locks.
+    """Give a copy (``cp -al``, ``cp -as``) files of its own, in place of links to the original's.
 
-    Weights are never changed where they lie.
+    Hard links to weights stay: those are never changed where they lie.
     """
     theirs = original.resolve()
-    for folder, folders, names in os.walk(run_dir):
-        if Path(folder) == run_dir and "checkpoints" in folders:
-            folders.remove("checkpoints")
-        for path in (Path(folder, name) for name in names if not name.endswith(".safetensors")):
-            linked = path.is_symlink() and path.resolve().is_relative_to(theirs)
-            if path.is_file() and (linked or (not path.is_symlink() and path.stat().st_nlink > 1)):
+    for folder, _, names in os.walk(run_dir):
+        for path in (Path(folder, name) for name in names):
+            if path.is_symlink():
+                shared = path.is_file() and path.resolve().is_relative_to(theirs)
+            else:
+                inside = path.relative_to(run_dir)
+                weights = path.suffix == ".safetensors" or inside.parts[0] == "checkpoints"
+                shared = not weights and path.is_file() and path.stat().st_nlink > 1
+            if shared:
                 own = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")
                 shutil.copy2(path, own)
                 own.replace(path)
