@@ -20,9 +20,10 @@ from typing import Any
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from vssl_dist.installed import require_packages
+    from vssl_dist.installed import print_any_path, require_packages
 
     require_packages()
+    print_any_path()
 
 from filelock import Timeout
 from pydantic import ValidationError
@@ -42,6 +43,7 @@ from vssl_dist.jobs import machine
 from vssl_dist.jobs.dispatch import lock_of
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send
 from vssl_dist.jobs.resources import Device
+from vssl_dist.tracker import default_tracking_uri
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -202,6 +204,7 @@ def main(argv: Sequence[str]) -> int:
             for export in found:
                 need_posterior(read_card(export), task)
             Images.open(read_card(found[-1]), task, place)
+        address = default_tracking_uri()
         with _alone(args.target):
             made = lines(tasks, place, found, args.baselines)
     except (ConfigError, DataError) as error:
@@ -220,7 +223,8 @@ def main(argv: Sequence[str]) -> int:
         return 130
     for name, results in made.items():
         tables.show(*cells(name, results))
-    send(found[-1].parent.parent)  # also what an evaluation left when MLflow was out of reach
+    # Also what an evaluation left when MLflow was out of reach.
+    send(found[-1].parent.parent, address)
     return 0
 
 

@@ -10,15 +10,17 @@ The same command continues a run that was stopped.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from vssl_dist.installed import require_packages
+    from vssl_dist.installed import print_any_path, require_packages
 
     require_packages()
+    print_any_path()
 
 import torch
 
@@ -42,7 +44,7 @@ from vssl_dist.jobs.training import TrainJob
 from vssl_dist.linter import known, lint
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
-from vssl_dist.tracker import default_tracking_uri
+from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
 
 PROFILES = Path(__file__).resolve().parents[1] / "slurm"
 
@@ -140,6 +142,8 @@ def start(cfg: RunConfig, launch: Launch) -> int:
             code = local.run_here(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch)
+            elif line := shortfall(cfg.dir, launch.tracking_uri, TRAINER):
+                print(f"warning: {line}", file=sys.stderr)
             return code
         job = cluster.submit(
             cfg.dir / "slurm",
@@ -154,14 +158,16 @@ def start(cfg: RunConfig, launch: Launch) -> int:
         f"run folder  {cfg.dir}\n"
         f"follow      tail -F {cfg.dir}/slurm/{job}_0_log.out\n"
         f"            squeue -j {job}\n"
-        f"curves      {_curves(launch)}"
+        f"curves      {_curves(cfg, launch)}"
     )
     return 0
 
 
-def _curves(launch: Launch) -> str:
+def _curves(cfg: RunConfig, launch: Launch) -> str:
     uri = launch.tracking_uri
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    if uri == NOWHERE:
+        return f"python launch/track.py {in_shell(cfg.dir)} --to URI, then mlflow ui"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def say_finished(cfg: RunConfig, launch: Launch) -> None:
@@ -172,7 +178,11 @@ def say_finished(cfg: RunConfig, launch: Launch) -> None:
     if missing:
         Evaluator(cfg.dir, launch.cluster).start()
         print(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
-    print(f"results     python launch/evaluate.py {cfg.dir}\ncurves      {_curves(launch)}")
+    print(f"results     python launch/evaluate.py {cfg.dir}\ncurves      {_curves(cfg, launch)}")
+    if launch.tracking_uri != NOWHERE and (
+        line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
+    ):
+        print(f"warning: {line}")
 
 
 def _samples(cfg: RunConfig) -> int:
@@ -194,9 +204,13 @@ def main(argv: Sequence[str]) -> int:
         if not args.dry_run and (first := next(found, "")):
             raise ConfigError(first)
         problems = list(found)
+        tracking = preflight.look_at_tracking(cfg, launch)
+        if tracking.problem and not args.dry_run:
+            raise ConfigError(tracking.problem)
         findings = lint(cfg, known(cfg, launch.world_size))
         done = 0 if problems else check_resume(cfg, launch.world_size)
-        warnings = [*problems, *(finding.line() for finding in findings)]
+        warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt))]
+        warnings += [finding.line() for finding in findings]
         if args.dry_run:
             warn(warnings)
             show(cfg, launch)

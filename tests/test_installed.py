@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 import venv
 from importlib.metadata import packages_distributions
@@ -71,3 +73,18 @@ def test_what_is_needed_is_what_pyproject_asks_for() -> None:
     brought = [{plain(package) for package in installed[name]} & asked_for for name in NEEDED]
     assert all(brought)
     assert set.union(*brought) == asked_for
+
+
+def test_a_name_that_is_no_utf_8_can_be_printed_in_every_locale() -> None:
+    code = (
+        "import os; from vssl_dist.installed import print_any_path; print_any_path();"
+        r"print(os.fsdecode(b'caf\xe9'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == rb"caf\udce9" + b"\n"

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 NEEDED = (
@@ -51,3 +52,12 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def print_any_path() -> None:
+    """Have what this process prints show names that are no UTF-8 as ``\\xXX``, not fail on them.
+
+    Trees of older systems have such names, and a line about a path is no reason to lose a run.
+    """
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")

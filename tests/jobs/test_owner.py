@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -88,3 +89,22 @@ def test_what_was_released_is_free(tmp_path: Path) -> None:
     owner.claim(tmp_path, dead)
     owner.release(tmp_path)
     assert not (tmp_path / "owner.json").exists()
+
+
+def test_a_copy_of_a_run_that_is_being_written_is_free_and_the_original_is_not(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "a"
+    owner.claim(run, dead)
+    owner.hand_over(run, "4711")
+    branch = tmp_path / "b"
+    shutil.copytree(run, branch)
+    before = sorted(path.name for path in branch.iterdir())
+    owner.check_free(branch, alive)
+    assert sorted(path.name for path in branch.iterdir()) == before
+    owner.claim(branch, alive)
+    owner.hand_over(branch, "4712")
+    moved = run.rename(tmp_path / "c")
+    for folder, job in ((moved, "4711"), (branch, "4712")):
+        with pytest.raises(ConfigError, match=f"SLURM job {job}"):
+            owner.check_free(folder, alive)

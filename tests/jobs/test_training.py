@@ -10,8 +10,15 @@ import cloudpickle
 import pytest
 
 from vssl_dist.config import KnnConfig
-from vssl_dist.jobs.resources import Resources, on_slurm
-from vssl_dist.jobs.training import TrainJob, announcement, attempt, failure_file, note_failure
+from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
+from vssl_dist.jobs.training import (
+    TrainJob,
+    announcement,
+    attempt,
+    failure_file,
+    note_failure,
+    stopping_s,
+)
 
 
 def test_a_job_travels_as_text_and_a_reference_to_its_class() -> None:
@@ -20,6 +27,12 @@ def test_a_job_travels_as_text_and_a_reference_to_its_class() -> None:
     assert pickle.loads(pickled) == job
     assert len(pickled) < 10_000
     assert job.checkpoint().function == job
+
+
+def test_a_local_stop_leaves_curves_the_time_that_a_scheduler_does_not() -> None:
+    profile = Resources(device="cpu")
+    assert stopping_s(on_this_machine(profile, 1, 0, "http://tracker:5000")) == 30
+    assert stopping_s(on_slurm(profile, 1, "http://tracker:5000")) <= 5
 
 
 def test_the_first_failure_is_the_headline_and_later_ones_do_not_replace_it(

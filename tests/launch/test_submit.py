@@ -282,6 +282,49 @@ def test_a_password_in_the_tracking_address_is_refused_and_not_repeated(
     assert "hunter2" not in line
 
 
+def test_what_mlflow_will_not_take_is_refused_before_anything_is_written(
+    here: Path,
+    yaml_file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (here / "notes.db").write_text("no database, though it is called one\n" * 9)
+    for uri, reason in (
+        ("sqlite:///notes.db", "is no sqlite database"),
+        ("sqlite:///notes.db/mlflow.db", "is no folder"),
+        ("htp://tracker:5000", "did you mean http?"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert reason in refusal(capsys, "--local", "2", yaml_file)
+        assert submit.main(["--local", "2", yaml_file, "--dry-run"]) == 0
+        assert reason in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["notes.db"]
+
+
+def test_a_server_that_is_away_is_a_warning_with_the_command_for_later(
+    here: Path,
+    yaml_file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert submit.main(["--local", "2", yaml_file, "--dry-run"]) == 0
+    err = capsys.readouterr().err
+    assert "warning: MLflow at http://127.0.0.1:9 does not answer" in err
+    assert f"python launch/track.py {here}/runs/tiny" in err
+
+
+def test_on_many_nodes_a_run_needs_no_server_if_its_curves_may_wait(
+    slurm: Path,
+    yaml_file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+    assert submit.main(["--nodes", "2", "--profile", PROFILE, yaml_file]) == 0
+    assert f"python launch/track.py {slurm}/runs/tiny --to URI" in capsys.readouterr().out
+
+
 def test_a_login_node_needs_none_of_the_heavy_imports_and_sees_no_traceback(here: Path) -> None:
     program = (
         "import sys; from launch import submit; code = submit.main(sys.argv[1:]);"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.support.launchers import HOSTILE, INNOCENT, of_process
-from vssl_dist.tracker import Flusher, Spool, flush_once
+from vssl_dist.tracker import Flusher, Spool, flush_once, shortfall
 from vssl_dist.tracker.spool import end_unfinished
 
 TRAIN_AND_DIE = """
@@ -35,8 +36,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+def uri(database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{shutil.copy(database, tmp_path_factory.mktemp('tracking'))}"
 
 
 class Tracked:
@@ -240,6 +241,43 @@ def test_a_trainer_that_has_taken_the_run_up_again_speaks_for_itself(tmp_path: P
         for line in (tmp_path / "spool" / "train.jsonl").read_text().splitlines()
     ]
     assert words == ["RUNNING", "FAILED"]
+
+
+def test_a_flusher_says_why_it_is_refused_and_leaves_at_once(
+    tmp_path: Path, database: Path
+) -> None:
+    shutil.copy(database, tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri)
+    client.delete_experiment(client.create_experiment("tests"))
+    run = Tracked(tmp_path / "run", uri)
+    Spool(run.folder, "train").metrics({"loss": 1.0}, 0)
+    flusher = run.flusher()
+    flusher.start()
+    start = time.monotonic()
+    assert not flusher.close(60)
+    assert time.monotonic() - start < 25, "an outage is given half a minute"
+    line = shortfall(run.folder, uri)
+    assert line is not None
+    assert "in the bin" in line
+    assert "experiments restore" in line
+    assert f"python launch/track.py {run.folder} sends them" in line
+    client.restore_experiment(client.get_experiment_by_name("tests").experiment_id)
+    assert flush_once(run.folder)
+    assert shortfall(run.folder, uri) is None
+    assert "nobody has sent them there" in str(shortfall(run.folder, "http://elsewhere:5000"))
+
+
+def test_nowhere_takes_everything_and_sends_nothing(tmp_path: Path) -> None:
+    Spool(tmp_path, "train").metrics({"loss": 1.0}, 0)
+    flusher = Flusher(tmp_path, "tests", "none", system_every_s=0.1)
+    flusher.start()
+    wait_for(lambda: Spool(tmp_path, "system").last_step() >= 1)
+    assert flusher.close(30)
+    assert flush_once(tmp_path)
+    line = shortfall(tmp_path, "none")
+    assert line is not None
+    assert f"python launch/track.py {tmp_path} --to URI" in line
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from vssl_dist.jobs.evaluation import send
-from vssl_dist.tracker import Flusher, Spool, default_tracking_uri, flush_once
+from vssl_dist.tracker import Answer, Flusher, Spool, default_tracking_uri, flush_once, look
 
 
 class Server:
@@ -131,6 +131,9 @@ def test_mlflow_ui_shows_the_run_its_curve_and_its_image(
         assert ui.curve(run_id, "loss") == [(s, 1 / (1 + s)) for s in range(20)]
         image = ui.get(f"/get-artifact?path=augmentations.png&run_uuid={run_id}")
         assert image == sheet.read_bytes()
+        assert look(ui.url, run) == Answer()
+        ui.post("experiments/delete", {"experiment_id": ids[0]})
+        assert "mlflow experiments restore" in str(look(ui.url, run).problem)
 
 
 @pytest.mark.slow
@@ -191,10 +194,10 @@ def test_what_a_server_that_is_away_did_not_get_waits_and_the_user_is_told(
         flusher.close(0)
         Spool(run, "eval-knn-00000003").metrics({"knn/top1": 0.5}, 3)
         start = time.monotonic()
-        send(run)
+        send(run, remote.url)
         assert time.monotonic() - start < 200, "a server that is away is given up in the end"
-        assert f"python launch/evaluate.py {run} sends them" in capsys.readouterr().out
+        assert f"python launch/track.py {run} sends them" in capsys.readouterr().out
         remote.start()
-        send(run)
+        send(run, remote.url)
         assert capsys.readouterr().out == ""
         assert remote.curve(run_id_of(run), "knn/top1") == [(3, 0.5)]

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.environment import outside_jobs, slurm_job
+from vssl_dist.installed import print_any_path
 from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one, send
 from vssl_dist.jobs.resources import Launch, load_launch
 
@@ -87,7 +88,7 @@ class Here:
         one.note(Attempts(one.attempts().count + 1))
         small, threads = self.launch.resources.evaluation, self.launch.cpus_per_rank
         evaluate_one(self.run_dir, one, small.device or self.launch.device, threads, small.ranks)
-        send(self.run_dir)
+        send(self.run_dir, self.launch.tracking_uri)
 
 
 class OnSlurm:
@@ -192,6 +193,7 @@ def main() -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
             # The training job's signals reach every process of its nodes.
             signal.signal(number, signal.SIG_IGN)
+    print_any_path()
     work(args.run_dir.absolute())
 
 

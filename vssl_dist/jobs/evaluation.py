@@ -13,7 +13,7 @@ from vssl_dist.config import ConfigError, OodConfig, RunConfig, TaskConfig, read
 from vssl_dist.durable import publish
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.jobs import machine
-from vssl_dist.jobs.resources import Device
+from vssl_dist.jobs.resources import Device, load_launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED
 
 
@@ -117,7 +117,7 @@ class EvalJob:
         except ConfigError as error:
             print(f"{REFUSAL}{error}", file=sys.stderr, flush=True)
             sys.exit(REFUSED)
-        send(self.run_dir)
+        send(self.run_dir, load_launch(self.run_dir).tracking_uri)
 
 
 def evaluate_one(
@@ -151,13 +151,23 @@ def evaluate_one(
     return result
 
 
-def send(run_dir: Path) -> None:
-    """Bring what a run's processes have noted to MLflow, or say what will."""
-    from vssl_dist.tracker import flush_once
+def send(run_dir: Path, tracking_uri: str) -> None:
+    """Bring what a run's processes have noted to MLflow, or say why not and what will.
 
-    if not flush_once(run_dir):
-        print(
-            f"{run_dir}: MLflow is out of reach; its figures wait in {run_dir / 'spool'}: "
-            f"python launch/evaluate.py {run_dir} sends them",
-            flush=True,
-        )
+    Args:
+        run_dir: The run's folder; nothing is sent of one that no tracker was ever asked for.
+        tracking_uri: Where curves go now.
+    """
+    from vssl_dist.tracker import NOWHERE, Record, check_tracking, flush_once, peek, shortfall
+
+    before = Record.load(run_dir, peek(run_dir)).tracking_uri
+    if not before or tracking_uri == NOWHERE:
+        return
+    if problem := check_tracking(tracking_uri, hosts=1):
+        print(f"warning: {run_dir} is not sent: {problem}", flush=True)
+        return
+    flush_once(run_dir, tracking_uri=tracking_uri)
+    if line := shortfall(run_dir, tracking_uri):
+        print(f"warning: {line}", flush=True)
+    elif before != tracking_uri:
+        print(f"curves      {tracking_uri} (before: {before})", flush=True)

@@ -154,7 +154,9 @@ def supervise(ranks: Ranks, screen: Screen, failure: Path) -> int:
                     break
                 if orders.count > passed_on:
                     passed_on = orders.count
-                    screen.say("stopping after a checkpoint; Ctrl-C again kills without one")
+                    screen.say(
+                        "stopping after a checkpoint and the last curves; Ctrl-C again ends at once"
+                    )
                     ranks.signal(signal.SIGUSR2)
                 time.sleep(_POLL_S)
             ranks.kill()

@@ -15,9 +15,18 @@ from vssl_dist.data.opening import open_watched
 from vssl_dist.jobs.dispatch import Evaluator
 from vssl_dist.jobs.progress import Reporter
 from vssl_dist.jobs.resources import Launch
-from vssl_dist.tracker import Flusher, Spool, Status, run_tags
+from vssl_dist.tracker import (
+    EXPERIMENT,
+    NOWHERE,
+    TRAINER,
+    Flusher,
+    Spool,
+    Status,
+    flushed,
+    run_tags,
+    shortfall,
+)
 
-EXPERIMENT = "vssl-dist"
 _SYSTEM_EVERY_S = 10.0
 _RANK = "rank 0"
 
@@ -82,10 +91,14 @@ class Observer:
         if status == "KILLED":
             print("told to stop: the same command goes on from the last checkpoint", flush=True)
         self.spool.status(status)
-        self.evaluator.close(timeout_s)
-        if not self.flusher.close(timeout_s):
-            print("warning: not all curves have reached MLflow; they are in the spool", flush=True)
         self.spool.close()
+        self.evaluator.close(timeout_s)
+        run_dir, uri = self.flusher.run_dir, self.flusher.tracking_uri
+        if not flushed(run_dir, uri, TRAINER):
+            print(f"up to {timeout_s:g} s for the last curves to reach MLflow", flush=True)
+        self.flusher.close(timeout_s)
+        if uri != NOWHERE and (line := shortfall(run_dir, uri, TRAINER)) is not None:
+            print(f"warning: {line}", flush=True)
 
     def _sheet(self, cfg: RunConfig) -> None:
         path = cfg.dir / "augmentations.png"

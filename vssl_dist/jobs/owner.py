@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from vssl_dist.config import ConfigError
 from vssl_dist.durable import publish
+from vssl_dist.tracker import peek, settle
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Owner:
     pid: int
     started: float = field(compare=False)
     """When the process began: ids of processes are used again."""
+    run: str = field(default="", compare=False)
+    """Uuid of the run: a copied folder brings the original's owner along."""
 
     @classmethod
     def this_process(cls) -> Owner:
@@ -56,7 +59,9 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     Raises:
         ConfigError: One line that names the owner.
     """
-    owner = _read(run_dir)
+    owner, identity = _read(run_dir), peek(run_dir)
+    if owner is not None and owner.run and (identity is None or identity.uuid != owner.run):
+        return  # the original's
     if owner is not None and owner != Owner.this_process() and owner.lives(job_lives):
         remedy = (
             f"wait for it or stop it (scancel {owner.job})"
@@ -72,19 +77,18 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     Raises:
         ConfigError: A live job owns it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    identity = settle(run_dir)
     try:
         with FileLock(run_dir / ".owner.lock", timeout=30):
             check_free(run_dir, job_lives)
-            _write(run_dir, Owner.this_process())
+            _write(run_dir, replace(Owner.this_process(), run=identity.uuid))
     except Timeout:
         raise ConfigError(f"{run_dir} is being claimed by another process: try again") from None
 
 
 def hand_over(run_dir: Path, job: str) -> None:
     """Make a SLURM job the owner, once it is submitted."""
-    mine = Owner.this_process()
-    _write(run_dir, Owner(job, mine.host, mine.pid, mine.started))
+    _write(run_dir, replace(Owner.this_process(), job=job, run=settle(run_dir).uuid))
 
 
 def release(run_dir: Path) -> None:

@@ -16,7 +16,7 @@ from vssl_dist.jobs import cluster, machine
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides
-from vssl_dist.tracker import check_tracking
+from vssl_dist.tracker import Answer, check_tracking, look, why_no_locks
 
 
 def check_network(cfg: RunConfig) -> None:
@@ -91,12 +91,16 @@ def _folders(cfg: RunConfig) -> dict[str, Path]:
 
 
 def _tracking(cfg: RunConfig, launch: Launch) -> Iterator[str]:
-    if "@" in launch.tracking_uri.partition("://")[2].partition("/")[0]:
-        yield (
-            "MLFLOW_TRACKING_URI names a user, and would be written into the run folder: use "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
     # Evaluations are jobs of their own, on a node of their own.
     hosts = launch.nodes + (1 if cfg.evaluations else 0) if launch.cluster == "slurm" else 1
     if reason := check_tracking(launch.tracking_uri, hosts):
         yield reason
+    if reason := why_no_locks(cfg.dir):
+        yield f"out: {reason}, which keep two jobs out of one run: use another folder"
+
+
+def look_at_tracking(cfg: RunConfig, launch: Launch) -> Answer:
+    """Whether MLflow will take the curves; nothing is written, and it takes seconds at most."""
+    if check_tracking(launch.tracking_uri, hosts=1):
+        return Answer()  # which `problems` has said
+    return look(launch.tracking_uri, cfg.dir)

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from vssl_dist.installed import print_any_path
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -21,6 +23,7 @@ def die_with_the_launcher() -> None:
 def main() -> int:
     """Train; the exit code is `jobs.stop.STOPPED` when the run was told to stop and has saved."""
     die_with_the_launcher()
+    print_any_path()
     from vssl_dist.jobs.stop import StopFlag
 
     stop = StopFlag()

@@ -100,7 +100,7 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
     except Preempted:
         stop.final = dist.broadcast(stop.only_terminated)
         torch.distributed.destroy_process_group()
-        observer.close("KILLED", timeout_s=3)  # the scheduler is waiting
+        observer.close("KILLED", timeout_s=stopping_s(launch))
         return STOPPED
     except (ConfigError, DataError, CheckpointError) as error:
         code = _refuse(cfg.dir, error)
@@ -138,6 +138,12 @@ def announcement(environ: Mapping[str, str]) -> dict[str, str]:
         "VSSL_ATTEMPT": f"{job}.{environ.get('SLURM_RESTART_COUNT', '0')}",
         "VSSL_LEAD_LOG": f"{environ['SUBMITIT_FOLDER']}/{job}_0_log.out",
     }
+
+
+def stopping_s(launch: Launch) -> float:
+    """What the last curves of a stopped run are given: on SLURM the scheduler is waiting, here a
+    user, who can end it by another Ctrl-C."""
+    return 3 if launch.cluster == "slurm" else 30
 
 
 def attempt() -> str:

@@ -7,17 +7,45 @@ behind its interpreter lock.  Nothing here imports mlflow except ``replay`` and 
 run in that process only.
 """
 
-from vssl_dist.tracker.context import check_tracking, default_tracking_uri, run_tags
-from vssl_dist.tracker.flusher import Flusher, flush_once
-from vssl_dist.tracker.spool import Spool, Status, flatten
+from vssl_dist.tracker.address import (
+    EXPERIMENT,
+    NOWHERE,
+    check_tracking,
+    default_tracking_uri,
+    normal,
+)
+from vssl_dist.tracker.context import run_tags
+from vssl_dist.tracker.cursor import flushed
+from vssl_dist.tracker.files import why_no_locks
+from vssl_dist.tracker.flusher import Flusher, flush_once, shortfall
+from vssl_dist.tracker.identity import Identity, in_shell, peek, settle
+from vssl_dist.tracker.look import Answer, look
+from vssl_dist.tracker.record import Record, holder
+from vssl_dist.tracker.spool import TRAINER, Spool, Status, flatten, spool_folder
 
 __all__ = [
+    "EXPERIMENT",
+    "NOWHERE",
+    "TRAINER",
+    "Answer",
     "Flusher",
+    "Identity",
+    "Record",
     "Spool",
     "Status",
     "check_tracking",
     "default_tracking_uri",
     "flatten",
     "flush_once",
+    "flushed",
+    "holder",
+    "in_shell",
+    "look",
+    "normal",
+    "peek",
     "run_tags",
+    "settle",
+    "shortfall",
+    "spool_folder",
+    "why_no_locks",
 ]

@@ -13,13 +13,18 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.cursor import flushed
-from vssl_dist.tracker.spool import end_unfinished, spool_folder
+from vssl_dist.tracker.identity import settle
+from vssl_dist.tracker.record import Record, Sender, lease
+from vssl_dist.tracker.refusals import may_pass, one_line
+from vssl_dist.tracker.spool import end_unfinished
 
 if TYPE_CHECKING:
     from vssl_dist.tracker.replay import Replayer
@@ -82,20 +87,26 @@ def _sampler(run_dir: Path, every_s: float) -> Sampler:
 class _Server:
     """The loop: replay whenever there is something, as long as this process has the lease."""
 
-    def __init__(self, run_dir: Path, system_every_s: float | None) -> None:
-        self._run_dir = run_dir
-        self._lease = FileLock(spool_folder(run_dir) / "flusher.lock")
-        self._sampler = None if system_every_s is None else _sampler(run_dir, system_every_s)
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._run_dir: Path = args.run_dir
+        self._uri, self._experiment, self._afresh = args.to, args.experiment, args.afresh
+        self._job: str | None = args.job
+        self._lease = lease(self._run_dir)
+        self._sampler = None if args.system is None else _sampler(self._run_dir, args.system)
         self._replayer: Replayer | None = None
+        self._elsewhere = False
         self._failing_since: float | None = None
+        self._refused = False
+        self._problem: str | None = None
         self._began = time.time()
 
     def serve(self, orders: _Orders) -> bool:
         """Work until told to close and everything is sent, or until the time for it is over.
 
-        Once it is to close it also leaves when nothing could be sent for half a minute.
+        Once it is to close it also leaves when nothing could be sent for half a minute, and at
+        once when MLflow says no.
         """
-        pause = 0.0
+        pause, tried = 0.0, False
         while not orders.expired:
             orders.wait(pause)
             if orders.deadline is not None:
@@ -104,46 +115,73 @@ class _Server:
                 if orders.orphaned:
                     end_unfinished(self._run_dir, self._began)
                     orders.orphaned = False
-                if flushed(self._run_dir):
+                if self._flushed():
                     return True
+                if tried and self._refused:
+                    return False
                 if min(self._outage(), orders.closing_s) > _OUTAGE_S:
                     return False
             self._try()
+            tried = orders.deadline is not None
             pause = min(2 * max(pause, 1.0), _SLOWEST_S) if self._outage() else _EVERY_S
             if orders.deadline is not None:
                 pause = min(pause, _CLOSING_S)
         return False
 
+    def _flushed(self) -> bool:
+        """Where another process has the lease, curves go where that one sends them."""
+        if self._lease.is_locked:
+            return flushed(self._run_dir, self._uri)
+        return self._elsewhere and flushed(self._run_dir)
+
     def _try(self) -> None:
         try:
             if not self._lease.is_locked:
                 self._lease.acquire(timeout=0)
+                self._elsewhere = False
             self._replay()
             self._report(None)
         except Timeout:
-            return
+            self._elsewhere = True
         except Exception as error:
             # Whatever it is (server away, disk full, database locked), it may pass.
             self._replayer = None
             self._report(error)
 
     def _replay(self) -> None:
-        # mlflow takes seconds to import: not before signals are out of the way, and not at all
-        # when another flusher has the lease.
-        from vssl_dist.tracker.replay import Replayer
+        if self._replayer is None:
+            identity = settle(self._run_dir)
+            record = Record.load(self._run_dir, identity)
+            record.tracking_uri, record.experiment = self._uri, self._experiment
+            record.save(self._run_dir)
+            if self._failing_since is None:
+                Sender(self._uri, job=self._job).save(self._run_dir)
+            if self._uri == NOWHERE:
+                return
+            # mlflow takes seconds to import: not before signals are out of the way, and not at
+            # all when another flusher has the lease.
+            from vssl_dist.tracker.replay import Replayer
 
-        self._replayer = self._replayer or Replayer(self._run_dir)
+            self._replayer = Replayer(self._run_dir, identity, record, afresh=self._afresh)
+            self._afresh = False
         self._replayer.flush()
 
     def _report(self, error: Exception | None) -> None:
         """Say when it begins to fail and when it works again, not every time between."""
-        if error is not None and self._failing_since is None:
-            what = " ".join(str(error).split())[:500]
-            _log.warning("cannot send (will retry): %s: %s", type(error).__name__, what)
-            self._failing_since = time.monotonic()
-        if error is None and self._failing_since is not None:
+        refused = error is not None and not may_pass(error)
+        if error is not None and (self._failing_since is None or refused > self._refused):
+            how = "MLflow refuses" if refused else "cannot send"
+            _log.warning("%s (will retry): %s", how, one_line(error))
+            self._failing_since = self._failing_since or time.monotonic()
+        elif error is None and self._failing_since is not None:
             _log.warning("sending again")
             self._failing_since = None
+        self._refused = refused
+        problem = None if error is None else one_line(error)
+        if problem != self._problem:
+            self._problem = problem
+            with suppress(OSError):  # the disk may be what fails
+                Sender(self._uri, job=self._job, problem=problem).save(self._run_dir)
 
     def _outage(self) -> float:
         """Seconds since it began to fail; 0 while it works."""
@@ -155,6 +193,10 @@ def main() -> int:
     """0 when everything in the spool has been sent, else 1."""
     parser = argparse.ArgumentParser(prog="python -m vssl_dist.tracker", description=__doc__)
     parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--to", required=True, metavar="URI")
+    parser.add_argument("--experiment", required=True)
+    parser.add_argument("--afresh", action="store_true")
+    parser.add_argument("--job", help="of SLURM, that this process is part of")
     parser.add_argument("--system", type=float, metavar="SECONDS")
     args = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -165,7 +207,7 @@ def main() -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     # It would report every retry of every outage.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    return 0 if _Server(args.run_dir, args.system).serve(_Orders()) else 1
+    return 0 if _Server(args).serve(_Orders()) else 1
 
 
 if __name__ == "__main__":

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vssl_dist.durable import publish
-from vssl_dist.tracker.spool import read, run_file, spool_folder
+from vssl_dist.tracker.address import NOWHERE
+from vssl_dist.tracker.identity import peek
+from vssl_dist.tracker.record import Record
+from vssl_dist.tracker.spool import read, spool_folder
 
 
 @dataclass
@@ -21,42 +26,78 @@ class Progress:
 
 @dataclass
 class Cursor:
-    """What has been sent, in ``spool/cursor.json``; it belongs to one MLflow run only."""
+    """What one MLflow run has been sent, in ``spool/cursor.json``."""
 
     path: Path
+    tracking_uri: str
     run_id: str
     files: dict[str, Progress] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
     """Asked for and not uploaded yet: a store that is out of reach does not hold up metrics."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """What MLflow does not take, and why: it is set aside, so that all else arrives."""
+    others: dict[str, Any] = field(default_factory=dict)
+    """The cursors of other addresses, as they were written."""
 
     @classmethod
-    def load(cls, run_dir: Path, run_id: str) -> Cursor:
-        """The stored cursor, or a fresh one if there is none, or none for this MLflow run."""
+    def load(cls, run_dir: Path, tracking_uri: str, run_id: str) -> Cursor:
+        """The stored cursor, or a fresh one if there is none for this MLflow run."""
         path = spool_folder(run_dir) / "cursor.json"
         try:
             raw = json.loads(path.read_text())
-            files = {name: Progress(**progress) for name, progress in raw["files"].items()}
-            stored = cls(path, raw["run_id"], files, raw["artifacts"])
-        except (OSError, ValueError, KeyError, TypeError):
+            others = raw.pop("others", {}) | {raw.get("tracking_uri", tracking_uri): raw}
+            own = others.pop(tracking_uri, {})
+        except (OSError, ValueError, AttributeError, TypeError):
             # Sending everything once more does no harm.
-            stored = cls(path, "")
-        return stored if run_id == stored.run_id else cls(path, run_id)
+            return cls(path, tracking_uri, run_id)
+        fresh = cls(path, tracking_uri, run_id, others=others)
+        try:
+            files = {name: Progress(**progress) for name, progress in own["files"].items()}
+            if own["run_id"] != run_id:
+                return fresh
+            refused = own.get("refused", {})
+            return cls(path, tracking_uri, run_id, files, own["artifacts"], refused, others)
+        except (AttributeError, KeyError, TypeError):
+            return fresh
+
+    def restart(self) -> None:
+        """Send everything once more, also what was set aside."""
+        self.files, self.artifacts, self.refused = {}, [], {}
 
     def save(self) -> None:
         """Store it, in one piece."""
-        files = {name: vars(progress) for name, progress in self.files.items()}
-        facts = {"run_id": self.run_id, "files": files, "artifacts": self.artifacts}
+        facts: Mapping[str, object] = {
+            "tracking_uri": self.tracking_uri,
+            "run_id": self.run_id,
+            "files": {name: vars(progress) for name, progress in self.files.items()},
+            "artifacts": self.artifacts,
+            "refused": self.refused,
+            "others": self.others,
+        }
         publish(self.path, json.dumps(facts).encode())
 
 
-def flushed(run_dir: Path) -> bool:
-    """Whether everything in the spool has been sent, by this process or another."""
-    try:
-        run_id = json.loads(run_file(run_dir).read_text()).get("run_id", "")
-    except (OSError, ValueError):
-        run_id = ""
-    cursor = Cursor.load(run_dir, run_id)
+def cursor_at(run_dir: Path, tracking_uri: str | None) -> Cursor:
+    """How much has been sent to an address, by default to the one where curves go now."""
+    record = Record.load(run_dir, peek(run_dir))
+    uri = tracking_uri or record.tracking_uri
+    return Cursor.load(run_dir, uri, record.runs.get(uri, ""))
+
+
+def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[str] = ()) -> bool:
+    """Whether everything in the spool has been sent there, by this process or another.
+
+    Args:
+        run_dir: The run's folder.
+        tracking_uri: By default where curves go now.
+        writers: Ask for what these have written only; by default for everybody's.
+    """
+    cursor = cursor_at(run_dir, tracking_uri)
+    if cursor.tracking_uri == NOWHERE:
+        return True
     for path in spool_folder(run_dir).glob("*.jsonl"):
+        if writers and path.stem not in writers:
+            continue
         offset = cursor.files.get(path.name, Progress()).offset
         if read(path, offset)[1] != offset:
             return False

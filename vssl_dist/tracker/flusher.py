@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
-import uuid
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
 import vssl_dist
-from vssl_dist.durable import publish
-from vssl_dist.environment import outside_jobs
-from vssl_dist.tracker.cursor import flushed
-from vssl_dist.tracker.spool import run_file, spool_folder
+from vssl_dist.environment import outside_jobs, slurm_job
+from vssl_dist.tracker.address import NOWHERE
+from vssl_dist.tracker.cursor import cursor_at, flushed
+from vssl_dist.tracker.identity import in_shell, readable, run_file, settle
+from vssl_dist.tracker.record import Record, Sender, holder
+from vssl_dist.tracker.spool import spool_folder
 
 _GENTLE = {
     # mlflow's own defaults block a call to a dead server for minutes.
@@ -28,6 +29,7 @@ _GENTLE = {
     "OMP_NUM_THREADS": "1",
 }
 _DRAIN_S = 10.0
+_NAMED = 8
 
 
 class Flusher:
@@ -43,6 +45,7 @@ class Flusher:
         run_dir: The run's folder.
         experiment: MLflow's name for the group of runs; created if need be.
         tracking_uri: See `default_tracking_uri`.
+        afresh: Try once more what MLflow did not take before.
         system_every_s: Seconds between samples of processor, memory, disk, network and GPUs of
             this machine, written to the spool as ``system/...``; ``None`` for none.
     """
@@ -53,21 +56,30 @@ class Flusher:
         experiment: str,
         tracking_uri: str,
         *,
+        afresh: bool = False,
         system_every_s: float | None = None,
     ) -> None:
         self.run_dir = run_dir.absolute()
         self.experiment = experiment
         self.tracking_uri = tracking_uri
+        self.afresh = afresh
         self.system_every_s = system_every_s
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Spawn the process; returns in milliseconds."""
+        identity = settle(self.run_dir)
         spool_folder(self.run_dir).mkdir(parents=True, exist_ok=True)
-        self._remember()
+        if not run_file(self.run_dir).exists():
+            # So that it counts as tracked, however soon this is killed; later addresses are
+            # written down by who has the lease.
+            Record(identity.uuid, self.experiment, self.tracking_uri).save(self.run_dir)
         code = str(Path(vssl_dist.__file__).parents[1])
         path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
-        arguments = [str(self.run_dir)]
+        arguments = [str(self.run_dir), "--to", self.tracking_uri, "--experiment", self.experiment]
+        arguments += ["--afresh"] * self.afresh
+        if job := slurm_job():
+            arguments += ["--job", job]
         if self.system_every_s is not None:
             arguments += ["--system", str(self.system_every_s)]
         with (spool_folder(self.run_dir) / "flusher.log").open("ab") as log:
@@ -122,31 +134,68 @@ class Flusher:
     ) -> None:
         self.close(_DRAIN_S)
 
-    def _remember(self) -> None:
-        """Write down which MLflow run this is before there is one, so that it is made once."""
-        path = run_file(self.run_dir)
-        facts = json.loads(path.read_text()) if path.exists() else {"uuid": uuid.uuid4().hex}
-        wanted = {"experiment": self.experiment, "tracking_uri": self.tracking_uri}
-        if facts | wanted == facts:
-            return
-        # At another address the run is looked for by its uuid, and made if it is not there.
-        facts.pop("run_id", None)
-        publish(path, json.dumps(facts | wanted).encode())
 
-
-def flush_once(run_dir: Path, timeout_s: float = 600.0) -> bool:
+def flush_once(run_dir: Path, timeout_s: float = 600.0, tracking_uri: str | None = None) -> bool:
     """Bring a run's spool to MLflow: what an evaluation that ends after the trainer calls.
 
-    If another flusher holds the lease this waits until that one has sent everything.  A machine
-    that is merely busy has all of the time; a server that is away is given up after half a minute.
+    If another flusher holds the lease this waits until that one has sent everything where it
+    sends.  A machine that is merely busy has all of the time; a server that is away is given up
+    after half a minute, one that says no at once.
+
+    Args:
+        run_dir: The run's folder.
+        timeout_s: Wait no longer.
+        tracking_uri: Where curves go now; by default where they went last.
 
     Returns:
         Whether nothing is left to send; true also of a run that never had a tracker.
     """
-    path = run_file(run_dir)
-    if not path.exists() or flushed(run_dir):
+    if not run_file(run_dir).exists():
         return True
-    facts = json.loads(path.read_text())
-    flusher = Flusher(run_dir, facts["experiment"], facts["tracking_uri"])
+    record = Record.load(run_dir, settle(run_dir))
+    uri = tracking_uri or record.tracking_uri
+    if uri == NOWHERE or flushed(run_dir, uri):
+        return True
+    flusher = Flusher(run_dir, record.experiment, uri)
     flusher.start()
     return flusher.close(timeout_s)
+
+
+def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -> str | None:
+    """What of a run MLflow does not have, why, and what to do, in one line; ``None`` if nothing.
+
+    Args:
+        run_dir: The run's folder.
+        tracking_uri: Where curves go now.
+        writers: Ask for what these have written only; that somebody is sending it is as good as
+            sent then.  By default everybody's, and who is sending is named.
+    """
+    command = f"python launch/track.py {in_shell(run_dir)}"
+    if tracking_uri == NOWHERE:
+        return f"curves are in the spool only (MLFLOW_TRACKING_URI={NOWHERE}): {command} --to URI"
+    if flushed(run_dir, tracking_uri, writers):
+        refused = cursor_at(run_dir, tracking_uri).refused
+        if not refused:
+            return None
+        names = [*refused][:_NAMED] + [f"{len(refused) - _NAMED} more"] * (len(refused) > _NAMED)
+        return (
+            f"MLflow does not take {readable(', '.join(names))} "
+            f"({readable(next(iter(refused.values())))}); all else has arrived, and {command} "
+            "tries again"
+        )
+    sender = Sender.load(run_dir)
+    working = holder(run_dir)
+    if working is not None and working.tracking_uri == tracking_uri and writers:
+        if working.problem is None:
+            return None
+        reason = working.problem
+    elif working is not None:
+        reason = f"{working} is sending to {working.tracking_uri}"
+    elif sender is None or sender.tracking_uri != tracking_uri:
+        reason = "nobody has sent them there"
+    else:
+        reason = sender.problem or "there was not enough time"
+    return (
+        f"not all curves have reached MLflow at {tracking_uri} ({reason}); they are in "
+        f"{readable(str(spool_folder(run_dir)))}: {command} sends them"
+    )

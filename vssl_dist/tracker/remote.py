@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
+import shlex
 import time
 from pathlib import Path
 from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import ViewType
+from mlflow.entities import Experiment, LifecycleStage, ViewType
 from mlflow.exceptions import MlflowException
 
-from vssl_dist.durable import publish
-from vssl_dist.tracker.context import database
-from vssl_dist.tracker.spool import read, run_file, spool_folder
+from vssl_dist.tracker.address import database, database_uri
+from vssl_dist.tracker.identity import Identity, readable
+from vssl_dist.tracker.record import Record
+from vssl_dist.tracker.refusals import Refused
+from vssl_dist.tracker.spool import read, spool_folder
 
-_UUID_TAG = "vssl_dist.run"
+UUID_TAG = "vssl_dist.run"
+_FOLDER_TAG = "vssl_dist.run_dir"
 
 
 def connect(uri: str) -> MlflowClient:
     """A client; a database that is not there yet is made, by one process at a time."""
     file = database(uri)
-    if file is not None and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
+    if file is None:
+        return MlflowClient(tracking_uri=uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
         with FileLock(f"{file}.lock", timeout=300):
             _create_database(file)
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=_without_escapes(uri, file))
+
+
+def _without_escapes(uri: str, file: Path) -> str:
+    """The same address for this process: MLflow makes the folders of one without reading ``%XX``.
+
+    The folder stays open as long as the process lives: MLflow keeps its connections for as long.
+    """
+    if "%" not in uri.partition("?")[0]:
+        return uri
+    number = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    query = uri.partition("?")[2]
+    return database_uri(Path(f"/proc/self/fd/{number}", file.name), query)
 
 
 def _create_database(file: Path) -> None:
@@ -38,44 +56,61 @@ def _create_database(file: Path) -> None:
     """
     partial = file.with_name(f"{file.name}.new")
     partial.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
-    # `mlflow ui` may have made one meanwhile; it does not know our lock.
-    with contextlib.suppress(FileExistsError):
-        file.hardlink_to(partial)
-    partial.unlink()
+    uri = _without_escapes(database_uri(partial), partial)
+    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    try:
+        # `mlflow ui` may have made one meanwhile; it does not know our lock.
+        with contextlib.suppress(FileExistsError):
+            file.hardlink_to(partial)
+    except OSError:  # a file system without hard links
+        if not file.exists():
+            partial.rename(file)
+    partial.unlink(missing_ok=True)
 
 
-def find_or_create(client: MlflowClient, run_dir: Path, facts: dict[str, str]) -> str:
+def find_or_create(client: MlflowClient, run_dir: Path, identity: Identity, record: Record) -> str:
     """The id of the MLflow run of this folder, written down in its ``mlflow_run.json``.
 
     The run is looked for by its tag before it is made: a kill between making it and writing its
     id down does not make a second one.
 
     Args:
-        client: Connected to ``facts["tracking_uri"]``.
+        client: Connected to ``record.tracking_uri``.
         run_dir: The run's folder.
-        facts: What ``mlflow_run.json`` says.
+        identity: Which run that is.
+        record: What has been written down of its MLflow runs.
     """
-    stored = facts.get("run_id")
-    if stored is not None and _exists(client, stored):
-        return stored
-    experiment = _experiment(client, facts["experiment"], facts["tracking_uri"])
+    if record.run_id is not None and _exists(client, record.run_id):
+        return record.run_id
+    experiment = _experiment(client, record.experiment, record.tracking_uri)
     found = client.search_runs(
         [experiment],
-        f"tags.`{_UUID_TAG}` = '{facts['uuid']}'",
+        f"tags.`{UUID_TAG}` = '{identity.uuid}'",
         run_view_type=ViewType.ALL,
         max_results=1,
     )
     if found:
         run_id: str = found[0].info.run_id
     else:
-        tags = {_UUID_TAG: facts["uuid"], "vssl_dist.run_dir": str(run_dir)}
         run = client.create_run(
-            experiment, start_time=_began(run_dir), run_name=run_dir.name, tags=tags
+            experiment,
+            start_time=_began(run_dir),
+            run_name=readable(run_dir.name),
+            tags={UUID_TAG: identity.uuid} | own_tags(run_dir, identity, record.tracking_uri),
         )
         run_id = run.info.run_id
-    publish(run_file(run_dir), json.dumps(facts | {"run_id": run_id}).encode())
+    record.runs[record.tracking_uri] = run_id
+    record.save(run_dir)
     return run_id
+
+
+def own_tags(run_dir: Path, identity: Identity, uri: str) -> dict[str, str]:
+    """Where a run is, and what it is a copy of."""
+    tags = {_FOLDER_TAG: readable(str(run_dir))}
+    if (parent := identity.parent) is not None:
+        tags["vssl_dist.parent"] = readable(parent.name)
+        tags["vssl_dist.parent_run"] = parent.runs.get(uri, parent.uuid)
+    return tags
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:
@@ -104,7 +139,16 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
         else:
             return created
     assert found is not None
-    experiment_id: str = found.experiment_id
+    return _active(found, uri)
+
+
+def _active(experiment: Experiment, uri: str) -> str:
+    experiment_id: str = experiment.experiment_id
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise Refused(
+            f"MLflow's experiment {experiment.name} at {uri} is in the bin: MLFLOW_TRACKING_URI="
+            f"{shlex.quote(uri)} mlflow experiments restore --experiment-id {experiment_id}"
+        )
     return experiment_id
 
 

@@ -2,78 +2,81 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
+from vssl_dist.tracker.batch import Batch, clean_key
 from vssl_dist.tracker.cursor import Cursor, Progress
-from vssl_dist.tracker.remote import connect, find_or_create
-from vssl_dist.tracker.spool import read, run_file, spool_folder
+from vssl_dist.tracker.identity import Identity, readable
+from vssl_dist.tracker.look import look
+from vssl_dist.tracker.record import Record
+from vssl_dist.tracker.refusals import Refused, is_ambiguous, may_pass, one_line
+from vssl_dist.tracker.remote import UUID_TAG, connect, find_or_create, own_tags
+from vssl_dist.tracker.spool import Status, read, spool_folder
 
-_METRICS, _PARAMS = 1000, 100
-_KEY, _PARAM, _TAG = 250, 6000, 5000
+_PARAM, _TAG = 6000, 5000
 _log = logging.getLogger(__name__)
 
 
-def clean_key(key: str) -> str:
-    """A key as MLflow takes it: no strange characters, no path tricks, at most 250 long.
-
-    >>> clean_key("knn/top1_k20_t0.07"), clean_key("../a//b?")
-    ('knn/top1_k20_t0.07', 'a/b_')
-    """
-    parts = re.sub(r"[^\w\-. /]", "_", key).split("/")
-    return "/".join(p for p in parts if p not in ("", ".", ".."))[:_KEY].rstrip("/") or "_"
-
-
-class _Batch(NamedTuple):
-    """What one request carries."""
-
-    metrics: Sequence[Metric] = ()
-    params: Sequence[Param] = ()
-    tags: Sequence[RunTag] = ()
-
-    def within_limits(self) -> Iterator[_Batch]:
-        """The same in requests of at most 1000 metrics, 100 parameters and 100 tags."""
-        for start in range(0, max(len(self.params), len(self.tags)), _PARAMS):
-            stretch = slice(start, start + _PARAMS)
-            yield _Batch((), self.params[stretch], self.tags[stretch])
-        for start in range(0, len(self.metrics), _METRICS):
-            yield _Batch(self.metrics[start : start + _METRICS])
-
-    def singles(self) -> Iterator[_Batch]:
-        """The same, one thing at a time."""
-        yield from (_Batch(metrics=[m]) for m in self.metrics)
-        yield from (_Batch(params=[p]) for p in self.params)
-        yield from (_Batch(tags=[t]) for t in self.tags)
-
-
 class Replayer:
-    """Brings one run's spool into its MLflow run.  Only the holder of the lease has one."""
+    """Brings one run's spool into its MLflow run.  Only the holder of the lease has one.
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        facts = json.loads(run_file(run_dir).read_text())
-        self._client = connect(facts["tracking_uri"])
-        self.run_id = find_or_create(self._client, run_dir, facts)
-        self._cursor = Cursor.load(run_dir, self.run_id)
+    Args:
+        run_dir: The run's folder.
+        identity: Which run that is.
+        record: Where its curves go, and the MLflow runs that it has.
+        afresh: Try once more what was set aside.
+    """
+
+    def __init__(
+        self, run_dir: Path, identity: Identity, record: Record, *, afresh: bool = False
+    ) -> None:
+        uri = record.tracking_uri
+        # MLflow itself tries for minutes to open what can be seen to be closed.
+        if problem := look(uri, run_dir, record.experiment).problem:
+            raise Refused(problem)
+        self.run_dir, self._identity = run_dir, identity
+        self._client = connect(uri)
+        self.run_id = find_or_create(self._client, run_dir, identity, record)
+        self._cursor = Cursor.load(run_dir, uri, self.run_id)
+        if afresh and self._cursor.refused:
+            self._cursor.restart()
+        run = self._run()
         # MLflow refuses another value for a parameter that it has: the first one stays.
-        self._params = set(self._run().data.params)
+        self._params = set(run.data.params)
+        self._introduce(run, own_tags(run_dir, identity, uri))
+
+    def _introduce(self, run: Any, tags: dict[str, str]) -> None:
+        """Say where the run is now; of a copy also what it is called, before its history does."""
+        new = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        params = {}
+        if self._identity.parent is not None:
+            params = {"name": self.run_dir.name, "out": str(self.run_dir.parent)}
+        own = [Param(k, readable(v)) for k, v in params.items() if k not in self._params]
+        self._send(Batch((), own, new))
+        self._params |= params.keys()
 
     def flush(self) -> None:
         """Send what is new; raises whatever MLflow raises, and may then simply be called again."""
         for path in sorted(spool_folder(self.run_dir).glob("*.jsonl")):
             while self._flush_some(path):
                 pass
+        outage: Exception | None = None
         for place in list(self._cursor.artifacts):
-            self._upload(place)
+            try:
+                self._upload(place)
+            except Exception as error:  # the next one may lie in another store
+                outage = error
+                continue
             self._cursor.artifacts.remove(place)
             self._cursor.save()
+        if outage is not None:
+            raise outage
 
     def _flush_some(self, path: Path) -> bool:
         """Send one stretch of a file, then move the cursor; a crash between sends it twice."""
@@ -81,67 +84,74 @@ class Replayer:
         records, offset = read(path, done.offset)
         if offset == done.offset:
             return False
-        after = Progress(offset, dict(done.last))
-        metrics: list[Metric] = []
-        params: dict[str, str] = {}
-        tags: dict[str, str] = {}
-        artifacts, status = list(self._cursor.artifacts), None
+        stretch = _Stretch(dict(done.last), artifacts=list(self._cursor.artifacts))
         for record in records:
-            kind = record["kind"]
-            if kind == "metrics":
-                metrics += _forward(record, after.last)
-            elif kind == "params":
-                params = {clean_key(k): v for k, v in record["values"].items()} | params
-            elif kind == "tags":
-                tags |= {clean_key(k): v for k, v in record["values"].items()}
-            elif kind == "artifact":
-                artifacts += [p for p in [record["path"]] if p not in artifacts]
-            elif kind == "status":
-                status = record
-        new = {k: v for k, v in params.items() if k not in self._params}
+            try:
+                stretch.add(record)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                # Of another version, or damaged: no reason to keep back all that follows.
+                self._set_aside(f"a line of {path.name}", error)
+        new = {k: v for k, v in stretch.params.items() if k not in self._params}
         self._send(
-            _Batch(
-                metrics,
+            Batch(
+                stretch.metrics,
                 [Param(k, v[:_PARAM]) for k, v in new.items()],
-                [RunTag(k, v[:_TAG]) for k, v in tags.items()],
+                [RunTag(k, v[:_TAG]) for k, v in stretch.tags.items()],
             )
         )
         self._params |= new.keys()
-        if status is not None:
-            self._set_status(status)
-        self._cursor.files[path.name], self._cursor.artifacts = after, artifacts
+        if stretch.status is not None:
+            self._set_status(stretch.status)
+        self._cursor.files[path.name] = Progress(offset, stretch.last)
+        self._cursor.artifacts = stretch.artifacts
         self._cursor.save()
         return True
 
-    def _send(self, batch: _Batch) -> None:
+    def _send(self, batch: Batch) -> None:
         for part in batch.within_limits():
-            try:
-                self._log_batch(part)
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                self._send_singly(part)
+            self._send_part(part)
 
-    def _send_singly(self, batch: _Batch) -> None:
+    def _send_part(self, batch: Batch) -> None:
         """One value that MLflow will never take must not hold up all others for ever."""
-        self._run()
-        for single in batch.singles():
-            try:
-                self._log_batch(single)
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                _log.warning("MLflow refuses %s: %s", single, error)
+        if len(batch) == 0:
+            return
+        error = self._try(lambda: self._log_batch(batch))
+        if error is None:
+            return
+        if len(batch) == 1:
+            self._set_aside(batch.name(), error)
+            return
+        for half in batch.halves():
+            self._send_part(half)
 
-    def _log_batch(self, batch: _Batch) -> None:
+    def _try(self, action: Callable[[], None]) -> Exception | None:
+        """Why MLflow does not take this, although it takes other things; ``None`` if it does."""
+        for _ in range(2):
+            try:
+                action()
+            except Exception as error:
+                if may_pass(error) and not is_ambiguous(error):
+                    raise
+                self._client.set_tag(self._run().info.run_id, UUID_TAG, self._identity.uuid)
+                reason = error
+            else:
+                return None
+        return reason
+
+    def _set_aside(self, what: str, error: Exception) -> None:
+        if what not in self._cursor.refused:
+            _log.warning("MLflow does not take %s: %s", readable(what), one_line(error))
+        self._cursor.refused[what] = one_line(error)
+
+    def _log_batch(self, batch: Batch) -> None:
         self._client.log_batch(self.run_id, batch.metrics, batch.params, batch.tags)
 
     def _upload(self, place: str) -> None:
         path = self.run_dir / place
-        if path.is_file():
-            self._client.log_artifact(self.run_id, str(path))
-        else:
-            _log.warning("artifact %s is not there: skipped", path)
+        missing = None if path.is_file() else FileNotFoundError("is not there")
+        error = missing or self._try(lambda: self._client.log_artifact(self.run_id, str(path)))
+        if error is not None:
+            self._set_aside(f"artifact {place}", error)
 
     def _set_status(self, record: dict[str, Any]) -> None:
         if record["value"] == "RUNNING":
@@ -152,15 +162,44 @@ class Replayer:
     def _run(self) -> Any:
         run = self._client.get_run(self.run_id)
         if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-            raise RuntimeError(f"run {self.run_id} was deleted in MLflow: restore it there")
+            raise Refused(
+                f"run {self.run_id} was deleted in MLflow: restore it there (mlflow runs restore "
+                f"--run-id {self.run_id})"
+            )
         return run
 
 
-def _forward(record: dict[str, Any], last: dict[str, int]) -> Iterator[Metric]:
-    """The metrics of a record that move their curve forward."""
-    step = record["step"]
-    for raw, value in record["values"].items():
-        key = clean_key(raw)
-        if step > last.get(key, -1):
-            last[key] = step
-            yield Metric(key, float(value), record["t"], step)
+@dataclass
+class _Stretch:
+    """What some records of a spool file come to."""
+
+    last: dict[str, int]
+    """The last step, by metric: curves only move forward."""
+    metrics: list[Metric] = field(default_factory=list)
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)
+    status: dict[str, Any] | None = None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take one record in; raises whatever a record that is none leads to."""
+        kind = record["kind"]
+        if kind == "metrics":
+            self._add_metrics(record["values"], record["step"], record["t"])
+        elif kind == "params":
+            self.params = {clean_key(k): str(v) for k, v in record["values"].items()} | self.params
+        elif kind == "tags":
+            self.tags |= {clean_key(k): str(v) for k, v in record["values"].items()}
+        elif kind == "artifact":
+            self.artifacts += [p for p in [str(record["path"])] if p not in self.artifacts]
+        elif kind == "status":
+            if record["value"] not in get_args(Status):
+                raise ValueError(f"status {record['value']}")
+            self.status = {"value": record["value"], "t": int(record["t"])}
+
+    def _add_metrics(self, values: dict[str, float | str], step: int, t: int) -> None:
+        for raw, value in values.items():
+            key, number = clean_key(raw), float(value)
+            if step > self.last.get(key, -1):
+                self.last[key] = step
+                self.metrics.append(Metric(key, number, t, step))

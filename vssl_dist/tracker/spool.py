@@ -19,7 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from vssl_dist.tracker.identity import settle
+
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+TRAINER = ("train", "system")
+"""Who writes while a run trains; evaluations come and go."""
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _log = logging.getLogger(__name__)
 
@@ -27,12 +31,6 @@ _log = logging.getLogger(__name__)
 def spool_folder(run_dir: Path) -> Path:
     """Where the spool of a run lies."""
     return run_dir / "spool"
-
-
-def run_file(run_dir: Path) -> Path:
-    """Which MLflow run belongs to a run folder: ``uuid``, ``experiment``, ``tracking_uri`` and,
-    once there is one at that address, ``run_id``."""
-    return run_dir / "mlflow_run.json"
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
@@ -83,6 +81,7 @@ class Spool:
             raise ValueError(f"spool writer {writer!r}: use letters, digits, '.', '_' and '-'")
         self.run_dir = run_dir.absolute()
         self.path = spool_folder(self.run_dir) / f"{writer}.jsonl"
+        settle(self.run_dir)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._file = self.path.open("a+b", buffering=0)

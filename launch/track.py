@@ -1,0 +1,125 @@
+"""Send the curves of runs to where tracking points now, whoever was to take them before.
+
+    python launch/track.py runs/cifar10_vje
+    python launch/track.py runs/* --to http://login1:5000
+    MLFLOW_TRACKING_URI=sqlite:////scratch/me/mlflow.db python launch/track.py runs/*
+
+Without --to that is MLFLOW_TRACKING_URI, or mlflow.db in this folder.  A server that has not seen a
+run gets all of its history; nothing arrives twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # before what a bare Python cannot import
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from vssl_dist.installed import print_any_path, require_packages
+
+    require_packages()
+    print_any_path()
+
+from vssl_dist.config import ConfigError
+from vssl_dist.config.paths import path_argument
+from vssl_dist.tracker import (
+    NOWHERE,
+    Flusher,
+    Record,
+    check_tracking,
+    default_tracking_uri,
+    holder,
+    look,
+    normal,
+    settle,
+    shortfall,
+    spool_folder,
+)
+
+_WAIT_S = 5.0
+_WITHIN_S = 3600.0
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What the user typed; argparse itself exits with 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", type=path_argument, nargs="+", metavar="RUN")
+    parser.add_argument("--to", metavar="URI", help="http://HOST:PORT or sqlite:////path/mlflow.db")
+    return parser.parse_args(argv)
+
+
+def check(runs: Sequence[Path], uri: str) -> str | None:
+    """See that there is something to send and somebody who will take it.
+
+    Returns:
+        Why nobody takes it at the moment, if that is so.
+
+    Raises:
+        ConfigError: One line that names what is wrong, and the remedy.
+    """
+    for run in runs:
+        if not spool_folder(run).is_dir():
+            raise ConfigError(f"{run}: has no spool, so it is no run's folder")
+    if uri == NOWHERE:
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI={NOWHERE} is no place to send to: --to URI names one"
+        )
+    if problem := check_tracking(uri, hosts=1):
+        raise ConfigError(problem)
+    for run in runs:
+        answer = look(uri, run)
+        if answer.problem:
+            raise ConfigError(answer.problem)
+        if answer.doubt:
+            return answer.doubt
+    return None
+
+
+def send(run: Path, uri: str) -> bool:
+    """Send one run and say in a line how that went."""
+    sender = holder(run, _WAIT_S)
+    if sender is None:
+        record = Record.load(run, settle(run))
+        flusher = Flusher(run, record.experiment, uri, afresh=True)
+        flusher.start()
+        flusher.close(_WITHIN_S)
+    elif sender.tracking_uri != uri:
+        print(
+            f"{run}: {sender} is sending it to {sender.tracking_uri}: wait for its end, or stop it"
+        )
+        return False
+    line = shortfall(run, uri)
+    print(f"{run}: {line or f'all of it is at {uri}'}", flush=True)
+    return line is None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0 (all is there), 1 (not all), 2 (refused), or 130 after Ctrl-C."""
+    args = arguments(argv)
+    try:
+        uri = normal(args.to) if args.to else default_tracking_uri()
+        runs = [run.resolve() for run in args.runs]
+        if doubt := check(runs, uri):
+            print(f"error: {doubt}", file=sys.stderr)
+            return 1
+        sent = [send(run, uri) for run in runs]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command sends what is missing", file=sys.stderr)
+        return 130
+    return 0 if all(sent) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,304 @@
+"""What MLflow will never take is set aside and named; all else arrives, wherever it is sent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
+from vssl_dist.tracker import TRAINER, Record, Spool, flushed, settle, shortfall
+from vssl_dist.tracker.address import database_uri
+from vssl_dist.tracker.cursor import cursor_at
+from vssl_dist.tracker.record import Sender, lease
+from vssl_dist.tracker.refusals import Refused, may_pass
+from vssl_dist.tracker.replay import Replayer
+
+
+@pytest.fixture
+def uri(database: Path, tmp_path: Path) -> str:
+    """An empty database of MLflow's in a folder with an awkward name."""
+    folder = tmp_path / "50%25 ä?#"
+    folder.mkdir()
+    return database_uri(Path(shutil.copy(database, folder)))
+
+
+def replay(run: Path, uri: str, *, afresh: bool = False) -> None:
+    """What the flusher's process does."""
+    identity = settle(run)
+    record = Record.load(run, identity)
+    record.tracking_uri = uri
+    Replayer(run, identity, record, afresh=afresh).flush()
+
+
+def mlflow_run(run: Path, uri: str) -> Run:
+    return MlflowClient(tracking_uri=uri).get_run(Record.load(run, settle(run)).runs[uri])
+
+
+def curve(run: Path, uri: str, key: str = "loss") -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri=uri)
+    history = client.get_metric_history(mlflow_run(run, uri).info.run_id, key)
+    return [(metric.step, metric.value) for metric in history]
+
+
+def a_run(folder: Path, steps: int = 20) -> Spool:
+    spool = Spool(folder, "train")
+    spool.status("RUNNING")
+    spool.params({"name": folder.name, "out": str(folder.parent), "optim": {"lr": 0.1}})
+    for step in range(1, steps + 1):
+        spool.metrics({"loss": 1 / step}, step)
+    return spool
+
+
+def test_values_that_are_never_taken_are_named_and_hold_nothing_up(
+    tmp_path: Path, uri: str
+) -> None:
+    run = tmp_path / os.fsdecode(b"caf\xe9")
+    spool = a_run(run)
+    spool.params({f"many.{i}": i for i in range(150)} | {"data.train": "/data/caf\udce9"})
+    spool.tags({"fine": 1, "folder": "caf\udce9"})
+    spool.metrics({"huge": 1.0, "loss": 0.0}, 2**70)
+    spool.artifact(run / "never-written.png")
+    (run / "config.yaml").write_text("seed: 0\n")
+    spool.artifact(run / "config.yaml")
+    spool.status("FINISHED")
+    replay(run, uri)
+    assert len(list(tmp_path.iterdir())) == 2, "no folder named as the address escapes it"
+    there = mlflow_run(run, uri)
+    assert curve(run, uri) == [(s, 1 / s) for s in range(1, 21)]
+    assert len(there.data.params) == 152, "out, optim.lr and the many; neither name nor data.train"
+    assert (there.data.tags["fine"], there.info.status) == ("1", "FINISHED")
+    assert there.info.run_name == r"caf\xe9"
+    client = MlflowClient(tracking_uri=uri)
+    assert [a.path for a in client.list_artifacts(there.info.run_id)] == ["config.yaml"]
+    assert flushed(run, uri)
+    assert cursor_at(run, uri).refused.keys() == {
+        "parameter name", "parameter data.train", "tag folder", "metric huge", "metric loss",
+        "artifact never-written.png",
+    }  # fmt: skip
+    line = shortfall(run, uri)
+    assert line is not None
+    assert all(name in line for name in ("data.train", "tag folder", "never-written.png"))
+    assert r"launch/track.py $'" in line
+    line.encode()
+
+
+def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -> None:
+    run = tmp_path / "run"
+    a_run(run, 2)
+    lines = [
+        '{"kind": "metrics", "t": 1}',
+        '{"kind": "metrics", "t": 1, "step": 3, "values": {"loss": "low"}}',
+        '{"kind": "metrics", "t": "now", "step": 3, "values": {"other": 1}}',
+        '{"kind": "params", "t": 1, "values": [1]}',
+        '{"kind": "params", "t": 1, "values": {"number": 3}}',
+        '{"kind": "news", "t": 1}',
+        '{"kind": "status", "t": 1, "value": "ENDED"}',
+    ]
+    with (run / "spool" / "train.jsonl").open("a") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    Spool(run, "train").metrics({"loss": 1 / 4}, 4)
+    replay(run, uri)
+    assert curve(run, uri) == [(1, 1.0), (2, 1 / 2), (4, 1 / 4)]
+    assert mlflow_run(run, uri).data.params["number"] == "3"
+    assert flushed(run, uri)
+    assert "a line of train.jsonl" in str(shortfall(run, uri))
+
+
+def test_a_run_lacks_nothing_while_only_an_evaluation_is_still_on_its_way(
+    tmp_path: Path, uri: str
+) -> None:
+    run = tmp_path / "run"
+    spool = a_run(run, 2)
+    replay(run, uri)
+    Spool(run, "eval-knn-00000002").metrics({"knn/top1": 0.5}, 2)
+    assert shortfall(run, uri, TRAINER) is None
+    assert "not all curves" in str(shortfall(run, uri))
+    spool.metrics({"loss": 0.0}, 3)
+    with lease(run):
+        Sender(uri).save(run)
+        assert shortfall(run, uri, TRAINER) is None, "somebody is at it"
+        assert f"process {os.getpid()}" in str(shortfall(run, uri))
+        Sender(uri, problem="no room").save(run)
+        assert "(no room)" in str(shortfall(run, uri, TRAINER))
+    assert "not all curves" in str(shortfall(run, uri, TRAINER))
+
+
+def test_what_was_set_aside_is_tried_again_when_somebody_asks(tmp_path: Path, uri: str) -> None:
+    run = tmp_path / "run"
+    spool = a_run(run, 3)
+    spool.artifact(run / "late.txt")
+    replay(run, uri)
+    assert "late.txt" in str(shortfall(run, uri))
+    (run / "late.txt").write_text("here now")
+    replay(run, uri)
+    assert "late.txt" in str(shortfall(run, uri)), "not at every start"
+    replay(run, uri, afresh=True)
+    assert shortfall(run, uri) is None
+    assert curve(run, uri) == [(s, 1 / s) for s in (1, 2, 3)], "nothing twice"
+
+
+def test_an_artifact_store_that_nobody_may_write_holds_up_nothing(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "file").touch()
+    client = MlflowClient(tracking_uri=uri)
+    client.create_experiment("vssl-dist", artifact_location=f"{tmp_path}/file/below")
+    run = tmp_path / "run"
+    spool = a_run(run, 3)
+    for name in ("a.txt", "b.txt"):
+        (run / name).touch()
+        spool.artifact(run / name)
+    replay(run, uri)
+    assert cursor_at(run, uri).refused.keys() == {"artifact a.txt", "artifact b.txt"}
+    assert len(curve(run, uri)) == 3
+
+
+def test_between_two_servers_a_run_goes_back_and_forth_without_loss_or_double(
+    tmp_path: Path, uri: str, database: Path
+) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "other").mkdir()
+    other = database_uri(Path(shutil.copy(database, tmp_path / "other")))
+    spool = a_run(run, 5)
+    replay(run, uri)
+    first = mlflow_run(run, uri).info.run_id
+    spool.metrics({"loss": 1 / 6}, 6)
+    assert not flushed(run, other)
+    replay(run, other)
+    second = mlflow_run(run, other).info.run_id
+    assert second != first
+    assert len(curve(run, uri)) == 5
+    assert not flushed(run, uri)
+    sent = cursor_at(run, uri).files["train.jsonl"].offset
+    assert sent > 0, "what it has is not forgotten"
+    for address in (uri, other, uri):
+        replay(run, address)
+        assert flushed(run, address)
+        assert curve(run, address) == [(s, 1 / s) for s in range(1, 7)]
+    assert [mlflow_run(run, a).info.run_id for a in (uri, other)] == [first, second]
+    for address in (uri, other):
+        client = MlflowClient(tracking_uri=address)
+        experiment = client.get_experiment_by_name("vssl-dist").experiment_id
+        assert len(client.search_runs([experiment])) == 1
+
+
+def test_a_copy_is_shown_as_a_run_of_its_own_with_the_history_and_its_parent(
+    tmp_path: Path, uri: str
+) -> None:
+    run = tmp_path / "a"
+    spool = a_run(run, 5)
+    spool.status("FINISHED")
+    replay(run, uri)
+    shutil.copytree(run, branch := tmp_path / "b")
+    more = Spool(branch, "train")
+    more.params({"name": "b", "out": str(tmp_path)})
+    more.metrics({"loss": 9.0}, 6)
+    replay(branch, uri)
+    own, parent = mlflow_run(branch, uri), mlflow_run(run, uri)
+    assert own.info.run_id != parent.info.run_id
+    assert own.info.run_name == own.data.params["name"] == "b"
+    assert own.data.params["optim.lr"] == "0.1"
+    tags = own.data.tags
+    assert tags["vssl_dist.run_dir"] == str(branch)
+    assert (tags["vssl_dist.parent"], tags["vssl_dist.parent_run"]) == ("a", parent.info.run_id)
+    assert curve(branch, uri) == [*curve(run, uri), (6, 9.0)]
+    assert parent.data.params["name"] == "a"
+    assert parent.data.tags["vssl_dist.run_dir"] == str(run)
+    assert "vssl_dist.parent" not in parent.data.tags
+    assert len(curve(run, uri)) == 5
+    moved = run.rename(tmp_path / "renamed")
+    replay(moved, uri)
+    again = mlflow_run(moved, uri)
+    assert again.info.run_id == parent.info.run_id
+    assert again.data.tags["vssl_dist.run_dir"] == str(moved)
+
+
+def test_bins_are_said_with_what_empties_them_again(tmp_path: Path, uri: str) -> None:
+    run = tmp_path / "run"
+    a_run(run, 2)
+    replay(run, uri)
+    client = MlflowClient(tracking_uri=uri)
+    run_id = mlflow_run(run, uri).info.run_id
+    replayer = Replayer(run, settle(run), Record.load(run, settle(run)))
+    client.delete_run(run_id)
+    Spool(run, "train").metrics({"loss": 0.0}, 3)
+    with pytest.raises(Refused, match=f"restore --run-id {run_id}"):
+        replayer.flush()  # which was connected before
+    with pytest.raises(Refused, match=f"restore --run-id {run_id}"):
+        replay(run, uri)
+    client.restore_run(run_id)
+    client.delete_experiment(mlflow_run(run, uri).info.experiment_id)
+    with pytest.raises(Refused, match="experiments restore --experiment-id"):
+        replay(run, uri)
+
+
+def test_outages_are_raised_and_set_nothing_aside(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    a_run(run, 2)
+    sent: list[int] = []
+
+    def failing(error: Exception) -> Callable[..., None]:
+        def raise_it(*_: Any, **__: Any) -> None:
+            sent.append(1)
+            raise error
+
+        return raise_it
+
+    replay(run, uri)
+    a_run(run, 4)
+    away = MlflowException("failed with exception refused")  # as MLflow words a dead server
+    for call, error in (
+        ("log_batch", MlflowException("locked", error_code=TEMPORARILY_UNAVAILABLE)),
+        ("log_batch", ConnectionResetError("gone")),
+        ("set_tag", away),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, call, failing(error))
+            if call == "set_tag":
+                patch.setattr(MlflowClient, "log_batch", failing(away))
+            with pytest.raises(type(error)):
+                replay(run, uri)
+    assert len(sent) <= 4, "one request each, not one per value"
+    assert cursor_at(run, uri).refused == {}
+    replay(run, uri)
+    assert flushed(run, uri)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (MlflowException("x", error_code=1), True),
+        (MlflowException("x", error_code=1000), False),
+        (PermissionError(13, "no"), False),
+        (OSError(28, "no space"), True),
+        (TimeoutError("slow"), True),
+        (ImportError("no psycopg2"), False),
+        (Refused("bin"), False),
+    ],
+)
+def test_what_may_pass(error: Exception, passes: bool) -> None:
+    assert may_pass(error) == passes
+
+
+@pytest.mark.slow
+def test_a_database_is_made_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hardlink_to(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
+
+    monkeypatch.setattr(Path, "hardlink_to", hardlink_to)
+    a_run(tmp_path / "run", 2)
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    replay(tmp_path / "run", uri)
+    assert len(curve(tmp_path / "run", uri)) == 2
+    assert not list((tmp_path / "new").glob("*.new"))

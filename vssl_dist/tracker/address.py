@@ -1,0 +1,169 @@
+"""Where curves go: addresses, taken apart and put together as SQLAlchemy and MLflow read them."""
+
+from __future__ import annotations
+
+import os
+import re
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
+
+from vssl_dist.config import ConfigError
+from vssl_dist.config.paths import expanded
+
+NOWHERE = "none"
+"""``MLFLOW_TRACKING_URI=none``: the spool keeps everything until ``launch/track.py`` sends it."""
+EXPERIMENT = "vssl-dist"
+"""MLflow's name for the group of all runs."""
+
+_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+_SECRETS = {"user", "username", "password", "passwd", "pwd", "token"}
+_ANOTHER = "use http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
+
+
+def default_tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or a database in the current folder, where ``mlflow ui`` looks.
+
+    Raises:
+        ConfigError: A variable in it is not set.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    return normal(uri) if uri else database_uri(Path("mlflow.db"))
+
+
+def normal(uri: str) -> str:
+    """The address that a user typed as every job reads it, in whatever folder it starts.
+
+    The path of a database may begin with ``~`` and name variables, as all paths may.
+
+    >>> normal("http://login1:5000/#/experiments/1"), normal("sqlite:////data/m.db?timeout=60")
+    ('http://login1:5000', 'sqlite:////data/m.db?timeout=60')
+    """
+    uri = uri.strip()
+    if uri.lower() == NOWHERE:
+        return NOWHERE
+    parts = _split(uri)
+    file = database(uri)
+    if parts is not None and file is not None and not _is_uri(parts):
+        return database_uri(_expanded(parts), parts.query, parts.scheme)
+    if parts is not None and parts.scheme in ("http", "https"):
+        return parts._replace(path=parts.path.rstrip("/"), fragment="").geturl()
+    return uri
+
+
+def _expanded(parts: SplitResult) -> Path:
+    try:
+        return Path(unquote(expanded(parts.path[1:])))
+    except ValueError as error:
+        raise ConfigError(f"MLFLOW_TRACKING_URI: {error}") from None
+
+
+def database_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
+    """The address of a database: what would end or change the path is written as ``%XX``.
+
+    >>> database_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
+    'sqlite:////data/50 %25/really%3F/mlflow.db?timeout=60'
+    """
+    path = re.sub(r"[%?#$\x00-\x1f]", lambda match: quote(match[0]), str(file.absolute()))
+    return f"{scheme}:///{path}" + (f"?{query}" if query else "")
+
+
+def database(uri: str) -> Path | None:
+    """The absolute path of the sqlite file behind ``uri``, ``None`` for anything else.
+
+    >>> database("http://127.0.0.1:5000") is None
+    True
+    >>> str(database("sqlite:////data/50%25/mlflow.db?timeout=60"))
+    '/data/50%/mlflow.db'
+    """
+    parts = _split(uri)
+    if parts is None or parts.scheme.partition("+")[0] != "sqlite":
+        return None
+    if not uri.partition(":")[2].startswith("///"):
+        return None
+    name = unquote(parts.path[1:])
+    if _is_uri(parts) and name.startswith("file:"):
+        name = unquote(urlsplit(name).path)
+    return Path(name).absolute() if name not in ("", ":memory:") else None
+
+
+def _is_uri(parts: SplitResult) -> bool:
+    """Whether the path of a database is itself a URI, which SQLAlchemy hands on as it is."""
+    return "uri" in parse_qs(parts.query)
+
+
+def _split(uri: str) -> SplitResult | None:
+    """The parts, or ``None`` where it is no URI; only a server's has a fragment."""
+    try:
+        parts = urlsplit(uri, allow_fragments=uri.lower().startswith("http"))
+        _ = parts.port  # a number, or it raises
+    except ValueError:
+        return None
+    return parts
+
+
+def check_tracking(uri: str, hosts: int) -> str | None:
+    """One line that says why ``uri`` cannot serve jobs on ``hosts`` machines, or ``None``.
+
+    It is known from the text alone and repeats no password; `look` asks who is there.
+
+    >>> check_tracking("sqlite:////home/me/mlflow.db", hosts=1) is None
+    True
+    >>> check_tracking("http://login1:5000", hosts=8) is None
+    True
+    """
+    if uri == NOWHERE:
+        return None
+    parts = _split(uri)
+    if _names_a_user(uri, parts):
+        return (
+            "MLFLOW_TRACKING_URI names a user, and would be written into the run folder: use "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    if parts is None:
+        return f"MLFLOW_TRACKING_URI={uri} is no address: {_ANOTHER}"
+    kind = parts.scheme.partition("+")[0]
+    if kind == "sqlite":
+        return _check_sqlite(uri, parts, hosts)
+    if (kind == "" and uri != "databricks") or kind == "file":
+        return f"MLFLOW_TRACKING_URI={uri}: MLflow no longer writes to plain folders; {_ANOTHER}"
+    if kind in ("http", "https") and (not parts.hostname or parts.query):
+        return f"MLFLOW_TRACKING_URI={uri} is not of the form {kind}://HOST:PORT"
+    if kind in _SCHEMES or uri == "databricks" or kind in _plugins():
+        return None
+    near = get_close_matches(kind, _SCHEMES, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"MLFLOW_TRACKING_URI={uri}: MLflow knows no scheme {parts.scheme}:{meant}; {_ANOTHER}"
+
+
+def _names_a_user(uri: str, parts: SplitResult | None) -> bool:
+    if parts is None:
+        return "@" in uri
+    return "@" in parts.netloc or bool(_SECRETS & {key.lower() for key in parse_qs(parts.query)})
+
+
+def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:
+    file = database(uri)
+    if file is None:
+        return f"MLFLOW_TRACKING_URI={uri} names no file: use sqlite:////absolute/path/mlflow.db"
+    if hosts > 1:
+        return (
+            f"tracking to {uri} with jobs on {hosts} hosts: sqlite takes writers of one machine "
+            "only; start `mlflow server` and set MLFLOW_TRACKING_URI=http://HOST:PORT, or set "
+            f"MLFLOW_TRACKING_URI={NOWHERE} and have `python launch/track.py RUN --to {uri}` "
+            "send the curves later"
+        )
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return (
+            f"tracking to {os.fsencode(file)!r}: MLflow takes no path that is not UTF-8; set "
+            "MLFLOW_TRACKING_URI=sqlite:////another/folder/mlflow.db"
+        )
+    return None
+
+
+def _plugins() -> set[str]:
+    """Schemes that installed packages add to MLflow."""
+    return {point.name for point in entry_points(group="mlflow.tracking_store")}

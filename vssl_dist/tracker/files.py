@@ -1,0 +1,115 @@
+"""A look at an sqlite database and the folders around it; nothing is written, not even a lock."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from vssl_dist.tracker.look import Answer, Question, nearest_folder, schema_history
+
+_MAGIC = b"SQLite format 3\0"
+_ANOTHER = "set MLFLOW_TRACKING_URI to another address"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def why_no_locks(folder: Path) -> str | None:
+    """Why files below a folder, which need not exist, cannot be locked, or ``None``."""
+    nearest = folder if folder.is_dir() else nearest_folder(folder)
+    try:
+        descriptor = os.open(nearest, os.O_RDONLY)
+    except OSError:
+        return None  # whoever wants to write there says more
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return f"the file system of {nearest} has no locks ({error.strerror})"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def look_at_database(file: Path, question: Question, timeout_s: float) -> Answer:
+    """What keeps an sqlite database from taking the run."""
+    try:
+        return next(_obstacles(file, question, timeout_s), Answer())
+    except sqlite3.OperationalError as error:
+        # Locked, or busy with a rollback: both pass.
+        return question.away(error)
+    except (OSError, sqlite3.Error) as error:
+        return Answer(f"tracking to {file}: {error}: {_ANOTHER}")
+
+
+def _obstacles(file: Path, question: Question, timeout_s: float) -> Iterator[Answer]:
+    folder = nearest_folder(file)
+    if not folder.is_dir():
+        yield Answer(f"tracking to {file}: {folder} is no folder: {_ANOTHER}")
+    # sqlite keeps its journal beside the database.
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        yield Answer(f"tracking to {file}: no right to write in {folder}: {_ANOTHER}")
+    if reason := why_no_locks(folder):
+        yield Answer(f"tracking to {file}: {reason}, which sqlite needs: {_ANOTHER}")
+    if not os.path.lexists(file):
+        return
+    if not file.is_file():
+        yield Answer(f"tracking to {file}: is no file: {_ANOTHER}")
+    if not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
+        yield Answer(f"tracking to {file}: no right to write into it: {_ANOTHER}")
+    if file.stat().st_size:
+        yield from _read(file, question, timeout_s)
+
+
+def _read(file: Path, question: Question, timeout_s: float) -> Iterator[Answer]:
+    with file.open("rb") as opened:
+        head = opened.read(20)
+    if not head.startswith(_MAGIC):
+        yield Answer(f"tracking to {file}: is no sqlite database: {_ANOTHER}")
+        return
+    place = f"file:{quote(os.fsencode(file.absolute()))}?mode=ro"
+    if head[18] == 2:  # a write-ahead log, which readers would open for writing, too
+        log = file.with_name(f"{file.name}-wal")
+        place += "&readonly_shm=1" if log.exists() and log.stat().st_size else "&immutable=1"
+    with closing(sqlite3.connect(place, uri=True, timeout=timeout_s / 2)) as base:
+        yield from _inside(base, question)
+
+
+def _inside(base: sqlite3.Connection, question: Question) -> Iterator[Answer]:
+    tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
+    if "experiments" not in tables:
+        return  # MLflow makes its tables beside those of others
+    version = ""
+    if "alembic_version" in tables:
+        version = next((v for (v,) in base.execute("SELECT version_num FROM alembic_version")), "")
+    newest, earlier = schema_history()
+    if newest and version != newest:
+        is_older = not version or version in earlier
+        yield Answer(
+            _of_another_version(question.uri, version or "of no version", newest, is_older)
+        )
+        return
+    binned = base.execute(
+        "SELECT experiment_id FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'",
+        (question.experiment,),
+    )
+    for (experiment_id,) in binned:
+        yield question.experiment_in_bin(experiment_id)
+    deleted = base.execute(
+        "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted' AND (run_uuid = ? OR run_uuid"
+        " IN (SELECT run_uuid FROM tags WHERE key = 'vssl_dist.run' AND value = ?))",
+        (question.run_id, question.uuid),
+    )
+    for (run_id,) in deleted:
+        yield question.run_in_bin(run_id)
+
+
+def _of_another_version(uri: str, version: str, newest: str, is_older: bool) -> str:
+    facts = f"the database {uri} has schema {version}, the installed MLflow wants {newest}: "
+    if is_older:
+        return f"{facts}copy the file, then `mlflow db upgrade '{uri}'`, or {_ANOTHER}"
+    return f"{facts}it is of a newer MLflow, install that, or {_ANOTHER}"

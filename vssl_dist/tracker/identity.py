@@ -1,0 +1,198 @@
+"""Which run a folder is: it may be moved, mounted elsewhere, or copied.
+
+``run.json`` holds the run's uuid and the folder's path.  A folder whose recorded path is another
+folder with the same uuid is a copy of that one, and becomes a run of its own; any other folder
+is the run that it says, under whatever name it is found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from vssl_dist.durable import publish
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that a copy was made of."""
+
+    name: str
+    uuid: str
+    runs: dict[str, str] = field(default_factory=dict)
+    """Its MLflow runs by their server's address."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What ``run.json`` says."""
+
+    uuid: str
+    path: str
+    parent: Parent | None = None
+
+
+def identity_file(run_dir: Path) -> Path:
+    """Where a run folder says which run it is."""
+    return run_dir / "run.json"
+
+
+def run_file(run_dir: Path) -> Path:
+    """Which MLflow runs belong to a run folder; see `record.Record`."""
+    return run_dir / "mlflow_run.json"
+
+
+def peek(run_dir: Path) -> Identity | None:
+    """Which run a folder is, without writing anything; ``None`` for a new one and a new copy."""
+    stored = _stored(run_dir)
+    return None if stored is None or _original(stored, run_dir) is not None else stored
+
+
+def settle(run_dir: Path) -> Identity:
+    """Which run a folder is from now on, written down.
+
+    Whoever is to write into a run folder calls this first: a copy gets files of its own in place
+    of links to the original's.
+    """
+    run_dir = run_dir.absolute()
+    stored = _stored(run_dir)
+    if identity_file(run_dir).exists() and stored is not None and _is_at(stored.path, run_dir):
+        return stored
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = run_dir / ".run.lock"
+    if lock.is_symlink():  # of a copy that is made of links
+        lock.unlink(missing_ok=True)
+    with FileLock(lock, timeout=60):
+        stored = _stored(run_dir)
+        if stored is None:
+            settled = Identity(uuid.uuid4().hex, str(run_dir))
+        elif (original := _original(stored, run_dir)) is None or _answers(original, run_dir):
+            settled = Identity(stored.uuid, str(run_dir), stored.parent)
+        else:
+            _part(run_dir, original)
+            parent = Parent(original.name, stored.uuid, _runs(run_dir, stored.uuid))
+            settled = Identity(uuid.uuid4().hex, str(run_dir), parent)
+        if settled != stored or not identity_file(run_dir).exists():
+            publish(identity_file(run_dir), json.dumps(asdict(settled)).encode())
+        return settled
+
+
+def readable(text: str) -> str:
+    r"""Text of which MLflow takes every character: what is not UTF-8 in a path as ``\xXX``.
+
+    >>> print(readable("caf\udce9"))
+    caf\xe9
+    """
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
+def in_shell(path: Path) -> str:
+    r"""A path as one word of a shell command, in characters that every terminal can show.
+
+    >>> print(in_shell(Path("/data/caf\udce9")), in_shell(Path("/my data")))
+    $'/data/caf\xe9' '/my data'
+    """
+    text = readable(str(path))
+    return shlex.quote(text) if text == str(path) else f"${shlex.quote(text)}"
+
+
+def _stored(run_dir: Path) -> Identity | None:
+    """What the folder says; of a run from before ``run.json`` what its other files say."""
+    facts = _read(identity_file(run_dir))
+    try:
+        parent = facts.get("parent")
+        return Identity(facts["uuid"], facts["path"], Parent(**parent) if parent else None)
+    except (KeyError, TypeError):
+        pass
+    older = _read(run_file(run_dir)).get("uuid")
+    return Identity(older, _configured(run_dir)) if isinstance(older, str) else None
+
+
+def _configured(run_dir: Path) -> str:
+    """Where the last submission that wrote this folder's config saw it."""
+    try:
+        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        return str(Path(config["out"], config["name"]))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return str(run_dir.absolute())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _runs(run_dir: Path, owner: str) -> dict[str, str]:
+    """The MLflow runs that the copied ``mlflow_run.json`` knows."""
+    facts = _read(run_file(run_dir))
+    if facts.get("uuid") != owner:
+        return {}
+    last = {facts["tracking_uri"]: facts["run_id"]} if "run_id" in facts else {}
+    return {**facts.get("runs", {}), **last}
+
+
+def _original(stored: Identity, run_dir: Path) -> Path | None:
+    """The folder that ``run_dir`` is a copy of, ``None`` if it is the run itself."""
+    place = Path(stored.path)
+    try:
+        if _is_at(stored.path, run_dir) or not place.is_dir():
+            return None
+        there = _read(identity_file(place)) or _read(run_file(place))
+        # What its owner lets nobody read is not this folder, wherever that was.
+        readable = os.access(place, os.R_OK | os.X_OK)
+    except PermissionError:
+        return place
+    return place if there.get("uuid") == stored.uuid or not readable else None
+
+
+def _is_at(path: str, run_dir: Path) -> bool:
+    """Whether a path leads here.  Folders have no hard links, their files may."""
+    try:
+        return Path(path).samefile(run_dir)
+    except OSError:
+        return False
+
+
+def _answers(original: Path, run_dir: Path) -> bool:
+    """Whether two paths are one folder under two mounts, which may number files differently."""
+    probe = f".probe-{uuid.uuid4().hex}"
+    mark = run_dir / probe
+    mark.touch()
+    try:
+        return (original / probe).exists()
+    except OSError:
+        return False
+    finally:
+        mark.unlink()
+
+
+def _part(run_dir: Path, original: Path) -> None:
+    """Give a copy (``cp -al``, ``cp -as``) files of its own, in place of links to the original's.
+
+    Hard links to weights stay: those are never changed where they lie.
+    """
+    theirs = original.resolve()
+    for folder, _, names in os.walk(run_dir):
+        for path in (Path(folder, name) for name in names):
+            if path.is_symlink():
+                shared = path.is_file() and path.resolve().is_relative_to(theirs)
+            else:
+                inside = path.relative_to(run_dir)
+                weights = path.suffix == ".safetensors" or inside.parts[0] == "checkpoints"
+                shared = not weights and path.is_file() and path.stat().st_nlink > 1
+            if shared:
+                own = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")
+                shutil.copy2(path, own)
+                own.replace(path)

@@ -1,0 +1,141 @@
+"""A look at a tracking server, as MLflow's own client would ask it."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import requests
+from requests.exceptions import (
+    ConnectionError,
+    InvalidProxyURL,
+    InvalidSchema,
+    InvalidURL,
+    RequestException,
+    SSLError,
+)
+
+from vssl_dist.tracker.look import Answer, Question
+
+_PASSING = (408, 425, 429)
+_RIGHTS = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of "
+    "somebody who may write there"
+)
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_LONGEST = 1 << 20
+
+
+def look_at_server(question: Question, timeout_s: float) -> Answer:
+    """What keeps a server from taking the run."""
+    try:
+        with _session() as session:
+            return _ask(session, question, timeout_s)
+    except SSLError as error:
+        return Answer(
+            f"MLflow at {question.uri}: no secure connection ({_reason(error)}): http:// if it has "
+            "none, MLFLOW_TRACKING_SERVER_CERT_PATH if its certificate is your own"
+        )
+    except (InvalidURL, InvalidSchema, InvalidProxyURL) as error:
+        return Answer(f"MLFLOW_TRACKING_URI={question.uri} is no address: {_reason(error)}")
+    except (RequestException, OSError) as error:
+        return question.away(_reason(error))
+
+
+def _ask(session: requests.Session, question: Question, timeout_s: float) -> Answer:
+    asked: list[tuple[str, dict[str, str]]] = [
+        ("experiments/get-by-name", {"experiment_name": question.experiment})
+    ]
+    if question.run_id is not None:
+        asked.append(("runs/get", {"run_id": question.run_id}))
+    for what, parameters in asked:
+        url = f"{question.uri}/api/2.0/mlflow/{what}"
+        with session.get(url, params=parameters, timeout=0.9 * timeout_s, stream=True) as reply:
+            status, body = reply.status_code, reply.raw.read(_LONGEST, decode_content=True)
+            facts = _json(reply, body)
+        if obstacle := _obstacle(question, status, facts, body):
+            return obstacle
+        experiment = _inside(facts, "experiment")
+        if experiment.get("lifecycle_stage") == "deleted":
+            return question.experiment_in_bin(experiment.get("experiment_id"))
+        if _inside(_inside(facts, "run"), "info").get("lifecycle_stage") == "deleted":
+            return question.run_in_bin(question.run_id)
+    return Answer()
+
+
+def _obstacle(question: Question, status: int, facts: dict[str, Any], body: bytes) -> Answer | None:
+    """What the answer itself says, whatever was asked."""
+    if status >= 500 or status in _PASSING:
+        return question.away(f"HTTP {status}")
+    if status in (401, 403):
+        if _own_way_in():
+            return question.away(f"HTTP {status}; how MLflow signs its requests is not tried here")
+        said = " ".join(body[:200].decode(errors="replace").split())
+        remedy = "start it with --allowed-hosts" if "ebinding" in said else _RIGHTS
+        return Answer(f"MLflow at {question.uri} lets nobody in (HTTP {status}: {said}): {remedy}")
+    asked = _inside(facts, "experiment") or _inside(facts, "run")
+    if not asked and facts.get("error_code") not in _NOT_THERE:
+        return Answer(
+            f"what answers at {question.uri} is no MLflow server (HTTP {status}): set "
+            "MLFLOW_TRACKING_URI=http://HOST:PORT of one, as its log says"
+        )
+    return None
+
+
+def _session() -> requests.Session:
+    """Signed as MLflow signs: user and password, or a token, from the environment or its file."""
+    session = requests.Session()
+    mlflow = _stored_login()
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or mlflow.get("mlflow_tracking_username")
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or mlflow.get("mlflow_tracking_password")
+    if user and password:
+        session.auth = (user.encode(), password.encode())
+    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        session.headers["Authorization"] = f"Bearer {token}"
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        session.verify = False
+    elif authority := os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        session.verify = authority
+    session.cert = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+    return session
+
+
+def _stored_login() -> dict[str, str]:
+    """What ``mlflow login`` has left."""
+    reader = configparser.ConfigParser(interpolation=None)
+    try:
+        reader.read(Path.home() / ".mlflow" / "credentials")
+        return dict(reader["mlflow"])
+    except (OSError, RuntimeError, KeyError, configparser.Error, UnicodeDecodeError):
+        return {}
+
+
+def _own_way_in() -> bool:
+    """Whether MLflow signs requests in a way that only MLflow and its plugins know."""
+    return any(os.environ.get(f"MLFLOW_TRACKING_{way}") for way in ("AUTH", "AWS_SIGV4"))
+
+
+def _json(reply: requests.Response, body: bytes) -> dict[str, Any]:
+    try:
+        facts = json.loads(body)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _inside(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    """What lies under a key, nothing if it is no object."""
+    inner = facts.get(key)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause, which says more than what it is wrapped in."""
+    while isinstance(inner := error.__context__, Exception):
+        error = inner
+    if isinstance(error, ConnectionError) and not str(error):
+        return "no connection"
+    return str(error) or type(error).__name__
