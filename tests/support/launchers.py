@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import time
 from pathlib import Path
 
 SALLOC = {
@@ -69,5 +70,9 @@ INNOCENT = {
 
 def of_process(pid: int) -> dict[str, str]:
     """The environment with which a process was started, as the kernel has it."""
-    words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    file, deadline = Path(f"/proc/{pid}/environ"), time.monotonic() + 10
+    # A process that has just been made its program's has none for an instant.
+    while not (blob := file.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    words = blob.decode().split("\0")
     return dict(word.split("=", 1) for word in words if word)
