@@ -84,6 +84,8 @@ class LeftOut:
     reason: str
     kind: str
     """What it is counted as, such as ``".txt"``."""
+    count: int = 1
+    """So many of them are told as one."""
 
     @classmethod
     def file(cls, name: str, reason: str = "no picture") -> LeftOut:
@@ -109,9 +111,10 @@ def tally(left_out: Sequence[LeftOut]) -> str:
     >>> tally([LeftOut.file("a.txt"), LeftOut.file("b"), LeftOut.file("c.txt")])
     '2 .txt, 1 without suffix'
     """
-    counts = sorted(
-        Counter(one.kind for one in left_out).items(), key=lambda one: (-one[1], one[0])
-    )
+    of_kind: Counter[str] = Counter()
+    for one in left_out:
+        of_kind[one.kind] += one.count
+    counts = sorted(of_kind.items(), key=lambda one: (-one[1], one[0]))
     shown = [
         f"{count} {kind}s" if kind == "folder" and count > 1 else f"{count} {kind}"
         for kind, count in counts[:_MOST_KINDS]
