@@ -15,6 +15,7 @@ from data_prep.sources.classlist import chosen
 from data_prep.sources.splits import (
     beside,
     is_folder,
+    lone,
     names_in,
     split_folders,
     split_of,
@@ -71,8 +72,8 @@ def imagefolder(request: Request) -> list[Split]:
     known = subfolders(places["train"])
     if not request.explicit:
         for name in [name for name in places if _is_no_split(name, places[name], known)]:
-            folder = places.pop(name).name
-            besides.append(LeftOut.folder(f"../{folder}", "has no folders of known classes"))
+            folder = places.pop(name)
+            besides.append(lone(folder, f"../{folder.name}", "has no folders of known classes"))
     wanted = wanted_splits(request.splits, request.explicit, places)
     if not wanted:
         raise DataError(f"{root}: no folder val or test beside train in it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Container
 from pathlib import Path
 
@@ -93,7 +94,15 @@ def lone(path: Path, name: str, reason: str) -> LeftOut:
         return LeftOut.file(name, f"cannot be read ({error.strerror})")
     if not is_folder(path):
         return LeftOut.file(name, reason)
-    return LeftOut.folder(name, "a hidden folder" if path.name.startswith(".") else reason)
+    told = "a hidden folder" if path.name.startswith(".") else reason
+    return LeftOut.folder(name, told, files_in(path))
+
+
+def files_in(folder: Path) -> int:
+    """How many files there are in a folder and those below; none in one that is only linked."""
+    if folder.is_symlink():
+        return 0
+    return sum(len(names) for _, _, names in os.walk(folder))
 
 
 def unreachable(path: Path) -> OSError | None:

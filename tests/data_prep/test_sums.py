@@ -41,13 +41,19 @@ def records(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / "rejects.jsonl").read_text("ascii").splitlines()]
 
 
-def told(line: str) -> tuple[int, int, int]:
-    """Of a closing line: samples, rejects and what is left out."""
+def told(line: str) -> tuple[int, int, int, int]:
+    """Of a closing line: samples, rejects, what is left out, and files in folders of these."""
     samples = int(re.search(r": ([0-9]+) samples", line)[1])  # type: ignore[index]
     rejected = re.search(r"([0-9]+) rejected", line)
     left_out = re.search(r"; left out: ([^;]*)", line)
     counts = re.findall(r"([0-9]+) [^,]+", left_out[1]) if left_out else []
-    return samples, int(rejected[1]) if rejected else 0, sum(map(int, counts))
+    within = re.search(r" \(([0-9]+) files? in folders\)", line)
+    return (
+        samples,
+        int(rejected[1]) if rejected else 0,
+        sum(map(int, counts)),
+        int(within[1]) if within else 0,
+    )
 
 
 def below(folder: Path) -> int:
@@ -75,6 +81,8 @@ FOLDERS = ("", "deep/", "deep/er/", ".hidden/", "__MACOSX/", "a b./", f"{LATIN}/
 
 def grow(top: Path, dice: random.Random, classes: tuple[str, ...], first: int) -> None:
     """Files of every kind, in and beside classes that have a picture at least."""
+    (top / ".cache" / "deep").mkdir(parents=True)
+    (top / ".cache" / "deep" / "x.jpg").write_bytes(b"")
     for number in range(first, first + 40):
         place = top / dice.choice(("", *classes)) / dice.choice(FOLDERS)
         place.mkdir(parents=True, exist_ok=True)
@@ -97,18 +105,22 @@ def test_every_file_of_a_tree_is_a_sample_a_reject_or_left_out(
     for at, name in enumerate(places.values()):
         grow(tmp_path / "raw" / name, dice, classes, 1000 * seed + 100 * at)
     (tmp_path / "raw" / "notes.md").write_text("")
+    (tmp_path / "raw" / "more" / "below").mkdir(parents=True)
+    for name in ("1.jpg", "below/2.txt"):
+        (tmp_path / "raw" / "more" / name).write_bytes(jpeg(5))
     lines = run(capsys, "imagefolder", tmp_path / "raw", tmp_path / "o")
     for line, split in zip(lines, ("train", "val"), strict=True):
         folder, top = tmp_path / "o" / split, tmp_path / "raw" / places[split]
-        samples, rejected, left_out = told(line)
+        samples, rejected, left_out, within = told(line)
         lines_of = records(folder)
         assert samples == read_manifest(folder).samples
         assert rejected == sum(one["decision"] == "rejected" for one in lines_of)
         others = [one["file"] for one in lines_of if one["decision"] == "left out"]
         assert left_out == len(others) == len(set(others))
-        within = sum(below(top / name) - 1 for name in others if name.endswith("/"))
-        there = below(top) + (split == "train")  # and what lies beside the splits
-        assert samples + rejected + left_out + within == there
+        folders = [name for name in others if name.endswith("/")]
+        assert within == sum(below(top / name) for name in folders) > 0
+        there = below(top) + (split == "train") * 3  # and what lies beside the splits
+        assert samples + rejected + left_out - len(folders) + within == there
 
 
 def link(name: str, kind: bytes) -> tuple[tarfile.TarInfo, bytes]:
@@ -156,7 +168,7 @@ def test_every_member_of_archives_is_part_of_a_sample_a_reject_or_left_out(
             blobs = [gzip.compress(blob) for blob in blobs]
         (root / name).write_bytes(b"".join(blobs))
     (line,) = run(capsys, "webdataset", root, tmp_path / "o")
-    samples, rejected, left_out = told(line)
+    samples, rejected, left_out, _ = told(line)
     assert samples == read_manifest(tmp_path / "o" / "train").samples
     assert 2 * (samples + rejected) + left_out == there
     lines_of = records(tmp_path / "o" / "train")
