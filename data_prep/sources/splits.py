@@ -79,8 +79,14 @@ def wanted_splits(
 
 
 def beside(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOut]:
-    """What lies in a root besides its splits."""
+    """What lies in a root besides its splits, by whatever name they are linked."""
     taken = {path.name for path in splits.values()}
+    there = [path for path in splits.values() if not unreachable(path)]
+    taken |= {
+        name
+        for name in names_in(root)
+        if not unreachable(root / name) and any(path.samefile(root / name) for path in there)
+    }
     return [
         lone(root / name, f"{base}/{name}" if base else name, "lies beside the splits")
         for name in names_in(root)

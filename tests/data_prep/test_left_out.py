@@ -387,12 +387,16 @@ def test_two_folders_of_one_split_are_both_named(
     assert not (tmp_path / "o").exists()
 
 
-def test_a_link_from_one_name_of_a_split_to_another_is_no_second_one(tmp_path: Path) -> None:
+def test_a_link_from_one_name_of_a_split_to_another_is_no_second_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write(tmp_path / "raw", photos("train", 4) | photos("validation", 2, 100))
     for name in ("val", "test"):
         (root / name).symlink_to("validation")
+    (root / "Train").symlink_to("train")
     assert run(root, tmp_path / "o") == 0
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["train", "val"]
+    assert "left out" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flat", ["test/1.jpg", "test/images/1.jpg"])
