@@ -276,6 +276,8 @@ def test_a_pattern_with_braces_means_all_of_its_tars(
     assert refusal(capsys).startswith(f"{tmp_path}/x-007.tar: no such file (and 1 more), of 5 that")
     assert run(f"{tmp_path}/x-{{9..1}}.tar", tmp_path / "q") == 2
     assert "{9..1}: not a range of numbers, the smaller one first" in refusal(capsys)
+    assert run(f"{tmp_path}/{{0..99999}}-{{0..99999}}.tar", tmp_path / "q") == 2
+    assert ".tar: means more than 1000000 files" in refusal(capsys)
     assert expanded("x-{0..2}") == ["x-0", "x-1", "x-2"]
     assert expanded("x-{0..10}")[-1] == "x-10"
     assert expanded("{a,b}-{01..02}") == ["a-01", "a-02", "b-01", "b-02"]
