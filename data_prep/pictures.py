@@ -19,6 +19,9 @@ SUFFIXES = (
 )  # fmt: skip
 """What a file that is called a picture ends with."""
 
+_GAP = rb"(?:\s|\#[^\n]*\n)*"
+_SIDES = rb"\s" + _GAP + rb"[0-9]+\s" + _GAP + rb"[0-9]+\s"
+"""Of a PNM: text between them may be a remark."""
 _DECODED = re.compile(
     rb"\xff\xd8\xff"
     rb"|\x89PNG\r\n\x1a\n"
@@ -27,12 +30,15 @@ _DECODED = re.compile(
     rb"|II\*\0|MM\0\*|II\+\0|MM\0\+|II\0\*|MM\*\0"
     # Two letters are no proof: what a header must state follows.
     rb"|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"
-    rb"|P[1-6f]\s(?:\s|\#[^\n]*\n)*[0-9]+\s(?:\s|\#[^\n]*\n)*[0-9]+\s",
+    rb"|P4%(sides)b|P1%(sides)b[01\s\#]"
+    rb"|P[2356]%(sides)b%(gap)b[0-9]{1,5}\s|Pf%(sides)b%(gap)b-?[0-9.]"
+    % {b"sides": _SIDES, b"gap": _GAP},
     re.DOTALL,
 )
 _OTHERS = {
-    "AVIF": rb"....ftyp(?:avif|avis)|....ftypmi[af][f1]....(?:....){0,16}?avi[fs]",
-    "HEIF": rb"....ftyp(?:hei[cxms]|hev[cxms]|mi[af][f1]|mif2|msf1)",
+    "AVIF": rb"....ftyp(?:avi[fso]|MA1[AB])|....ftypm[is][afs][f1]....(?:....){0,16}?avi[fs]",
+    "HEIF": rb"....ftyp(?:hei[cxms]|hev[cxms]|mi[af][f1]|mif[23]|msf1|avc[is]|jpe?gs?|j2[ki][is]"
+    rb"|vvi[cs]|evb[is]|unif)",
     "Canon raw": rb"....ftypcrx |II.\0\0\0HEAPCCDR",
     "JPEG 2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     "JPEG XL": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
@@ -50,6 +56,14 @@ _OTHERS = {
     "QOI": rb"qoif........[\x03\x04][\x00\x01]",
     "FLIF": rb"FLIF[1-9A-Z]",
     "BPG": rb"BPG\xfb",
+    "portable float map": rb"PF%b%b-?[0-9.]" % (_SIDES, _GAP),
+    "MNG": rb"[\x8a\x8b][MJ]NG\r\n\x1a\n",
+    "JBIG2": rb"\x97JB2\r\n\x1a\n",
+    "FITS": rb"SIMPLE  =",
+    "farbfeld": rb"farbfeld",
+    "IFF": rb"FORM....(?:ILBM|PBM )",
+    "texture": rb"\xabKTX [12][01]\xbb|\x13\xab\xa1\x5c",
+    "Windows metafile": rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF",
     "PAM": rb"P7\nWIDTH|P7\n\#|P7\nHEIGHT|P7\nDEPTH",
     "icon": rb"\0\0[\x01\x02]\0[^\0]\0...\0.{8}[\x06-\xff].\0\0|icns",
     "SGI": rb"\x01\xda[\x00\x01][\x01\x02]\0[\x01-\x03]",
@@ -59,7 +73,9 @@ _OTHERS = {
     "DICOM": rb".{128}DICM",
     "XPM": rb"/\* XPM \*/",
     "Encapsulated PostScript": rb"%!PS-Adobe-[0-9.]+ EPSF|\xc5\xd0\xd3\xc6",
-    "SVG": rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE svg[^>]*>|\s)*<svg[\s>]",
+    # What has once been passed is not tried in another way: there are too many.
+    "SVG": rb"(?:\xef\xbb\xbf)?"
+    rb"(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE svg[^>\[]*(?:\[[^\]]*\]\s*)?>|\s)*+<svg[\s>]",
 }
 _OTHER = re.compile(b"|".join(b"(%b)" % pattern for pattern in _OTHERS.values()), re.DOTALL)
 _SHRUNK, _PARTS, _DNG = 254, 330, 50706

@@ -84,6 +84,10 @@ class LeftOut:
     reason: str
     kind: str
     """What it is counted as, such as ``".txt"``."""
+    count: int = 1
+    """So many of them are told as one."""
+    within: int = 0
+    """Files in a folder that is told as one."""
 
     @classmethod
     def file(cls, name: str, reason: str = "no picture") -> LeftOut:
@@ -98,9 +102,9 @@ class LeftOut:
         return cls(name, reason, path.suffix.lower() or "without suffix")
 
     @classmethod
-    def folder(cls, name: str, reason: str) -> LeftOut:
-        """A folder with all that is in it."""
-        return cls(f"{name}/", reason, "folder")
+    def folder(cls, name: str, reason: str, within: int = 0) -> LeftOut:
+        """A folder with all files that are in it."""
+        return cls(f"{name}/", reason, "folder", within=within)
 
 
 def tally(left_out: Sequence[LeftOut]) -> str:
@@ -108,17 +112,21 @@ def tally(left_out: Sequence[LeftOut]) -> str:
 
     >>> tally([LeftOut.file("a.txt"), LeftOut.file("b"), LeftOut.file("c.txt")])
     '2 .txt, 1 without suffix'
+    >>> tally([LeftOut.folder("a", "", 3), LeftOut.folder("b", "", 4)])
+    '2 folders (7 files in folders)'
     """
-    counts = sorted(
-        Counter(one.kind for one in left_out).items(), key=lambda one: (-one[1], one[0])
-    )
+    of_kind: Counter[str] = Counter()
+    for one in left_out:
+        of_kind[one.kind] += one.count
+    counts = sorted(of_kind.items(), key=lambda one: (-one[1], one[0]))
     shown = [
         f"{count} {kind}s" if kind == "folder" and count > 1 else f"{count} {kind}"
         for kind, count in counts[:_MOST_KINDS]
     ]
     if rest := sum(count for _, count in counts[_MOST_KINDS:]):
         shown.append(f"{rest} others")
-    return ", ".join(shown)
+    within = sum(one.within for one in left_out)
+    return ", ".join(shown) + (f" ({within} file{'s'[: within > 1]} in folders)" if within else "")
 
 
 def _unstamped(which: NDArray[np.int64]) -> str:

@@ -15,12 +15,13 @@ from data_prep.sources.classlist import chosen
 from data_prep.sources.splits import (
     beside,
     is_folder,
+    lone,
     names_in,
     split_folders,
     split_of,
     wanted_splits,
 )
-from data_prep.sources.walk import Facts, classless, subfolders, walked
+from data_prep.sources.walk import Facts, classless, holds_a_class, subfolders, walked
 from data_prep.split import LeftOut, Raw, Request, Split
 from data_prep.tars import MAX_BYTES
 from vssl_dist.data.manifest import DataError
@@ -61,19 +62,18 @@ def imagefolder(request: Request) -> list[Split]:
         DataError: A folder is missing, unreadable, or without images.
     """
     root = request.existing_root()
-    places = split_folders(root, _may_be_split) if root.is_dir() else {}
-    besides: list[LeftOut] = []
-    if "train" in places:
+    places, besides = {"train": root}, list[LeftOut]()
+    if _has_training(root):
+        places = split_folders(root, _may_be_split, request.skips)
         besides = beside(root, places)
     else:
         _refuse_splits(root)
-        places = {"train": root}
     # Labels are numbers of training classes in all splits, so train is listed in any case.
     known = subfolders(places["train"])
     if not request.explicit:
         for name in [name for name in places if _is_no_split(name, places[name], known)]:
-            folder = places.pop(name).name
-            besides.append(LeftOut.folder(f"../{folder}", "has no folders of known classes"))
+            folder = places.pop(name)
+            besides.append(lone(folder, f"../{folder.name}", "has no folders of known classes"))
     wanted = wanted_splits(request.splits, request.explicit, places)
     if not wanted:
         raise DataError(f"{root}: no folder val or test beside train in it")
@@ -84,11 +84,20 @@ def imagefolder(request: Request) -> list[Split]:
     return [made[0].besides(besides), *made[1:]]
 
 
+def _has_training(root: Path) -> bool:
+    """Whether a root holds splits: without one to train on, they are classes of such names."""
+    names = [name for name in names_in(root) if split_of(name) == "train"]
+    return any(is_folder(root / name) and _may_be_split(root / name) for name in names)
+
+
 def _may_be_split(folder: Path) -> bool:
     """Whether a folder is a split by more than its name: ``training`` may be a class, too."""
     if split_of(folder.name) != "train" or folder.name == "train":
         return True
-    return any(is_folder(folder / name) for name in names_in(folder))
+    others = [name for name in names_in(folder.parent) if split_of(name) not in ("", "train")]
+    return any(is_folder(folder.parent / name) for name in others) or any(
+        is_folder(folder / name) for name in names_in(folder)
+    )
 
 
 def _is_no_split(name: str, folder: Path, known: Sequence[str]) -> bool:
@@ -101,6 +110,10 @@ def _is_no_split(name: str, folder: Path, known: Sequence[str]) -> bool:
 def _refuse_splits(root: Path) -> None:
     """See that what lies in a root without ``train`` are classes, and not splits."""
     names = subfolders(root)
+    inner = root / names[0]
+    if len(names) == 1 and _has_training(inner) and _holds_classes(split_folders(inner)["train"]):
+        told = f"its only folder {names[0]} holds the splits"
+        raise DataError(f"{root}: {told}: give {inner} as --root")
     if not all(split_of(name) for name in names):
         return
     # A class may be called so as well, but then it has its images right in it.
@@ -149,7 +162,7 @@ def folder_split(
     left_out = classless(folder, skips)
     digest = hashlib.sha256()
     for label, class_name in enumerate(classes):
-        if name != "train" and not (folder / class_name).is_dir():
+        if name != "train" and not holds_a_class(folder / class_name):
             continue
         walk = walked(folder, class_name, skips)
         if not walk.images:

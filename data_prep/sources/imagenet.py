@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from data_prep.sources.devkit import FOLDER as DEVKIT_FOLDER
 from data_prep.sources.devkit import Devkit, read_devkit
 from data_prep.sources.imagefolder import folder_split, refuse_unknown
 from data_prep.sources.splits import beside, split_folders, split_of
+from data_prep.sources.tarlist import is_tar
 from data_prep.sources.walk import subfolders
 from data_prep.spans import Spans
 from data_prep.split import LeftOut, Request, Split
@@ -44,7 +45,7 @@ def imagenet(request: Request) -> list[Split]:
         DataError: A split or the devkit is missing, or an archive is damaged or another one.
     """
     root = request.existing_root()
-    places = _places(root)
+    places = _places(root, request.skips)
     wanted = [name for name in request.splits if name in places]
     if not places or (request.explicit and wanted != list(request.splits)):
         missing = " or ".join(name for name in request.splits if name not in places)
@@ -53,7 +54,7 @@ def imagenet(request: Request) -> list[Split]:
             f"that name"
         )
     devkit = read_devkit(root) if "val" in wanted and not places["val"].is_dir() else None
-    archives = list(_class_archives(places["train"])) if _archived(places, "train") else []
+    archives, others = _class_archives(places["train"]) if _archived(places, "train") else ([], [])
     known = _known(places, archives, devkit)
     classes = chosen(request.classes, known)
     made: list[Split] = []
@@ -62,17 +63,17 @@ def imagenet(request: Request) -> list[Split]:
             refuse_unknown(places[name], known)
             made.append(folder_split(DATASET, name, places[name], classes, request.skips))
         elif name == "train":
-            made.append(_train(places["train"], archives, classes))
+            made.append(_train(places["train"], archives, classes).besides(others))
         else:
             made.append(_val(places["val"], _labels(devkit, places["val"], known), classes))
     return [made[0].besides(_besides(root, places)), *made[1:]]
 
 
-def _places(root: Path) -> dict[str, Path]:
+def _places(root: Path, skips: bool) -> dict[str, Path]:
     """Where the splits are, by name."""
     if root.is_file():
         return {"val" if root.name == VAL else "train": root}
-    folders = split_folders(root)
+    folders = split_folders(root, skips=skips)
     found: dict[str, Path] = {}
     for name, archive in (("train", TRAIN), ("val", VAL)):
         if (root / archive).is_file():
@@ -106,18 +107,25 @@ def _known(
     return devkit.classes if devkit else subfolders(places["val"])
 
 
-def _class_archives(archive: Path) -> Iterable[tuple[str, Member]]:
-    """The synset and the place of every archive within the training archive."""
-    seen: set[str] = set()
+def _class_archives(archive: Path) -> tuple[list[tuple[str, Member]], list[LeftOut]]:
+    """The synset and the place of every archive within the training archive, and what is none."""
+    found: dict[str, Member] = {}
+    left_out: list[LeftOut] = []
     for member in members(archive):
         match = _SYNSET.fullmatch(member.name)
-        if match is None or member.flaw or match[1] in seen:
+        if match is None and not is_tar(member.name) and not holds_picture(archive, member):
+            left_out.append(LeftOut.file(member.name))
+            continue
+        if match is None or member.flaw or match[1] in found:
             reason = member.flaw or ("is in it twice" if match else "is no archive of a synset")
             raise DataError(f"{archive}: {member.name}: {reason}: fetch the official {TRAIN}")
-        seen.add(match[1])
-        yield match[1], member
-    if not seen:
-        raise DataError(f"{archive}: an empty archive: fetch the official {TRAIN}")
+        found[match[1]] = member
+    if not found:
+        reason = (
+            f"{left_out[0].name}: is no archive of a synset" if left_out else "an empty archive"
+        )
+        raise DataError(f"{archive}: {reason}: fetch the official {TRAIN}")
+    return list(found.items()), left_out
 
 
 def _train(archive: Path, archives: Sequence[tuple[str, Member]], classes: Sequence[str]) -> Split:
@@ -141,8 +149,12 @@ def _train(archive: Path, archives: Sequence[tuple[str, Member]], classes: Seque
 
 def _val(archive: Path, labels: Sequence[str], classes: Sequence[str]) -> Split:
     found: list[tuple[int, Member]] = []
+    left_out: list[LeftOut] = []
     for member in members(archive):
         match = _VALIDATION.fullmatch(member.name)
+        if match is None and not holds_picture(archive, member):
+            left_out.append(LeftOut.file(member.name))
+            continue
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(labels):
             raise DataError(
@@ -151,7 +163,9 @@ def _val(archive: Path, labels: Sequence[str], classes: Sequence[str]) -> Split:
         synset = labels[number - 1]
         if synset in classes:
             found.append((classes.index(synset), _renamed(member, synset)))
-    return _split("val", archive, found, classes)
+    if not found and left_out:
+        raise DataError(f"{archive}: {left_out[0].name}: no image in it: fetch the official {VAL}")
+    return _split("val", archive, found, classes).besides(left_out)
 
 
 def _labels(devkit: Devkit | None, archive: Path, known: Sequence[str]) -> Sequence[str]:

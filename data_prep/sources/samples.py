@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -63,6 +64,8 @@ class Reader:
         """Those of samples with an image."""
         self._images: dict[str, None] = {}
         """Those of them that are the image."""
+        self._unused: Counter[str] = Counter()
+        """How many members of a field are neither image nor label."""
         self._damage = ""
         """Why a tar cannot be read to its end, and what there is of it is taken."""
 
@@ -153,6 +156,7 @@ class Reader:
             flaw = f"{lacks}: its fields are {listed(parts)} (--image-field names another)"
             return Sample(path, number, Member(key, 0, 0, flaw), None, frozenset(parts))
         image = parts[field]
+        self._unused.update(parts.keys() - {field, self._label_field(parts)})
         if not image.flaw:
             self._fields |= dict.fromkeys(parts)
             self._images[field] = None
@@ -188,17 +192,28 @@ class Reader:
             )
         return fields[0] if fields else None
 
+    def _label_field(self, parts: Parts) -> str | None:
+        """The field of the label; None if there is none."""
+        asked = (self._request.label_field or "").partition(":")[0].lower()
+        return next((field for field in ((asked,) if asked else _LABELS) if field in parts), None)
+
     def _label(self, path: Path, parts: Parts) -> Label:
         asked, _, key = (self._request.label_field or "").partition(":")
-        if asked and asked.lower() not in parts:
+        field = self._label_field(parts)
+        if field is not None:
+            return read_label(field, key, _bytes(path, parts[field]))
+        if asked:
             raise ValueError(f"it has no field {asked}, only {listed(parts)} (--label-field)")
-        for field in (asked.lower(),) if asked else _LABELS:
-            if field in parts:
-                return read_label(field, key, _bytes(path, parts[field]))
         return None
 
     def _sort_out(self) -> None:
         """Tell samples that lack their image from what never belonged to one."""
+        self.left_out += [
+            LeftOut(
+                f"*.{field}", f"{count} in samples, neither image nor label", f".{field}", count
+            )
+            for field, count in sorted(self._unused.items())
+        ]
         if not self._fields:
             return
         kept: list[Sample] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Container
 from pathlib import Path
 
@@ -33,19 +34,24 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def split_folders(root: Path, holds: Callable[[Path], bool] = is_folder) -> dict[str, Path]:
+def split_folders(
+    root: Path, holds: Callable[[Path], bool] = is_folder, skips: bool = False
+) -> dict[str, Path]:
     """The folders of a root that are splits; a test split alone serves as ``val``.
 
     Args:
         root: A folder.
         holds: Whether a folder holds what is looked for.
+        skips: Whether one that cannot be reached is left out.
 
     Raises:
-        DataError: Two are the same split, or the root cannot be listed.
+        DataError: Two are the same split, one cannot be reached, or the root cannot be listed.
     """
     places: dict[str, Path] = {}
     for name in names_in(root):
         split = split_of(name)
+        if split and not skips and (error := unreachable(root / name)):
+            raise unread(root / name, error)
         if not split or not is_folder(root / name) or not holds(root / name):
             continue
         if split in places and places[split].samefile(root / name):
@@ -73,8 +79,14 @@ def wanted_splits(
 
 
 def beside(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOut]:
-    """What lies in a root besides its splits."""
+    """What lies in a root besides its splits, by whatever name they are linked."""
     taken = {path.name for path in splits.values()}
+    there = [path for path in splits.values() if not unreachable(path)]
+    taken |= {
+        name
+        for name in names_in(root)
+        if not unreachable(root / name) and any(path.samefile(root / name) for path in there)
+    }
     return [
         lone(root / name, f"{base}/{name}" if base else name, "lies beside the splits")
         for name in names_in(root)
@@ -84,9 +96,34 @@ def beside(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOu
 
 def lone(path: Path, name: str, reason: str) -> LeftOut:
     """A file or folder as one thing that is left out."""
+    if error := unreachable(path):
+        return LeftOut.file(name, f"cannot be read ({error.strerror})")
     if not is_folder(path):
         return LeftOut.file(name, reason)
-    return LeftOut.folder(name, "a hidden folder" if path.name.startswith(".") else reason)
+    told = "a hidden folder" if path.name.startswith(".") else reason
+    return LeftOut.folder(name, told, files_in(path))
+
+
+def files_in(folder: Path) -> int:
+    """How many files there are in a folder and those below; none in one that is only linked."""
+    if folder.is_symlink():
+        return 0
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def unreachable(path: Path) -> OSError | None:
+    """What keeps a path from being followed, such as a link to nothing."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error
+    return None
+
+
+def unread(path: Path, error: OSError) -> DataError:
+    """The refusal of what cannot be read."""
+    remedy = "repair or remove it, or give --on-bad skip"
+    return DataError(f"{path}: cannot be read ({error.strerror}): {remedy}")
 
 
 def names_in(folder: Path) -> list[str]:

@@ -97,4 +97,6 @@ def expanded(text: str) -> list[str]:
     else:
         parts = match[1].split(",")
     head, tail = text[: match.start()], expanded(text[match.end() :])
+    if len(parts) * len(tail) > _MOST:
+        raise DataError(f"{text}: means more than {_MOST} files")
     return [f"{head}{part}{rest}" for part in parts for rest in tail]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.files import first_bytes
 from data_prep.pictures import HEAD, called_picture, is_picture
-from data_prep.sources.splits import is_folder, lone, names_in
+from data_prep.sources.splits import is_folder, lone, names_in, unreachable, unread
 from data_prep.split import LeftOut
 from vssl_dist.data.manifest import DataError
 
@@ -112,14 +112,14 @@ def subfolders(folder: Path) -> tuple[str, ...]:
     Raises:
         DataError: It cannot be listed, or has none.
     """
-    names = [name for name in names_in(folder) if _holds_a_class(folder / name)]
+    names = [name for name in names_in(folder) if holds_a_class(folder / name)]
     if not names:
         raise DataError(f"{folder}: no class folders in it (one folder per class is expected)")
     return tuple(names)
 
 
 def classless(folder: Path, skips: bool) -> list[LeftOut]:
-    """What lies beside the class folders.
+    """What lies beside the class folders, and in folders without a picture.
 
     Raises:
         DataError: A link to nothing, which may be a class, is not to be skipped.
@@ -127,24 +127,29 @@ def classless(folder: Path, skips: bool) -> list[LeftOut]:
     left_out: list[LeftOut] = []
     for name in names_in(folder):
         path = folder / name
-        if _holds_a_class(path):
+        if holds_a_class(path):
             continue
-        try:
-            path.stat()
-        except OSError as error:
-            if not skips:
-                raise unread(path, error) from error
-            left_out.append(LeftOut.file(name, f"cannot be read ({error.strerror})"))
+        if not skips and (error := unreachable(path)):
+            raise unread(path, error)
+        if is_folder(path) and not name.startswith("."):
+            left_out += walked(folder, name, skips=True).left_out
         else:
             left_out.append(lone(path, name, "lies in no class folder"))
     return left_out
 
 
-def unread(path: Path, error: OSError) -> DataError:
-    """The refusal of what cannot be read."""
-    remedy = "repair or remove it, or give --on-bad skip"
-    return DataError(f"{path}: cannot be read ({error.strerror}): {remedy}")
+def holds_a_class(path: Path) -> bool:
+    """Whether there is a folder that is not hidden, and not one of other files than pictures.
 
-
-def _holds_a_class(path: Path) -> bool:
-    return is_folder(path) and not path.name.startswith(".")
+    An empty one is a class: its pictures may be missing.
+    """
+    if not is_folder(path) or path.name.startswith("."):
+        return False
+    try:
+        with os.scandir(path) as entries:
+            if any(called_picture(one.name) and not one.name.startswith(".") for one in entries):
+                return True
+    except OSError:
+        return True
+    walk = walked(path.parent, path.name, skips=True)
+    return bool(walk.images) or all(one.kind == "folder" for one in walk.left_out)

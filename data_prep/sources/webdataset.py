@@ -65,10 +65,14 @@ def _places(root: Path, request: Request) -> tuple[dict[str, list[Path]], list[L
         # What a lone folder holds is what the user says it is; a test split alone is the val.
         name = request.splits[0]
         return {"val" if name == "test" else name: tars}, []
-    folders = split_folders(root, lambda path: bool(tars_of(path))) if root.is_dir() else {}
+    folders = split_folders(root, _holds_tars, request.skips) if root.is_dir() else {}
     if not folders:
         raise DataError(f"{root}: no .tar in it, nor in a folder train or val of it (--root)")
     return {name: tars_of(folder) for name, folder in folders.items()}, beside(root, folders)
+
+
+def _holds_tars(folder: Path) -> bool:
+    return bool(tars_of(folder))
 
 
 def _check_one_kind(samples: Sequence[Sample]) -> None:

@@ -276,6 +276,8 @@ def test_a_pattern_with_braces_means_all_of_its_tars(
     assert refusal(capsys).startswith(f"{tmp_path}/x-007.tar: no such file (and 1 more), of 5 that")
     assert run(f"{tmp_path}/x-{{9..1}}.tar", tmp_path / "q") == 2
     assert "{9..1}: not a range of numbers, the smaller one first" in refusal(capsys)
+    assert run(f"{tmp_path}/{{0..99999}}-{{0..99999}}.tar", tmp_path / "q") == 2
+    assert ".tar: means more than 1000000 files" in refusal(capsys)
     assert expanded("x-{0..2}") == ["x-0", "x-1", "x-2"]
     assert expanded("x-{0..10}")[-1] == "x-10"
     assert expanded("{a,b}-{01..02}") == ["a-01", "a-02", "b-01", "b-02"]
@@ -333,3 +335,34 @@ def test_links_and_the_like_are_rejects_where_a_picture_could_be(tmp_path: Path)
         "a.tar/hard.png": "rejected",
         "a.tar/other": "left out",
     }
+
+
+def test_members_of_samples_that_are_not_used_are_counted_by_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Captions, masks, other labels: one line for a field, however many there are."""
+    rest = [(".txt", b"a cat"), (".seg.png", jpeg(9)), (".json", b'{"label": 77}'), (".png", b"")]
+    files = [(f"{n:04d}{field}", data) for n in range(4) for field, data in rest]
+    write(tmp_path / "raw" / "a.tar", sorted([*samples("jpg", "cls"), *files[:-1]]))
+    options = ("--image-field", "jpg", "--label-field", "cls")
+    assert run(tmp_path / "raw", tmp_path / "o", *options) == 0
+    said = capsys.readouterr().out
+    assert "; left out: 4 .json, 4 .seg.png, 4 .txt, 3 .png" in said
+    assert contents(tmp_path / "o" / "train") == want()
+    reason = "in samples, neither image nor label"
+    assert told(tmp_path / "o" / "train") == {
+        f"*{field}": ("left out", f"{3 if field == '.png' else 4} {reason}") for field, _ in rest
+    }
+    assert run(tmp_path / "raw", tmp_path / "o", *options) == 0
+    assert "complete already); left out: 4 .json" in capsys.readouterr().out
+
+
+def test_a_split_of_tars_that_cannot_be_reached_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "raw" / "train" / "a.tar", samples("jpg", "cls"))
+    (tmp_path / "raw" / "valid").symlink_to("nowhere")
+    assert run(tmp_path / "raw", tmp_path / "o") == 2
+    assert "raw/valid: cannot be read (No such file or directory): repair" in refusal(capsys)
+    assert run(tmp_path / "raw", tmp_path / "o", "--on-bad", "skip") == 0
+    assert told(tmp_path / "o" / "train")["../valid"][0] == "left out"

@@ -316,6 +316,28 @@ def test_a_bad_image_within_the_archives_is_named_with_its_place(
     assert Dataset.open(tmp_path / "o" / "train").samples == 3 * 3 + 1
 
 
+def test_what_is_no_picture_in_an_archive_is_left_out_and_listed(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the leaves of another system."""
+    assert run(root, tmp_path / "plain") == 0
+    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
+        others = packed([("README.txt", b"words"), (f"._{name}", b"\0\5\x16\7")])
+        (root / name).write_bytes(others + (root / name).read_bytes())
+    capsys.readouterr()
+    assert run(root, tmp_path / "o") == 0
+    assert capsys.readouterr().out.count("left out: 1 .txt, 1 hidden") == 2
+    for split in ("train", "val"):
+        shards = [
+            folder / split / "shard-000000.tar" for folder in (tmp_path / "plain", tmp_path / "o")
+        ]
+        assert shards[0].read_bytes() == shards[1].read_bytes()
+    with (root / "ILSVRC2012_img_val.tar").open("ab") as file:
+        file.write(packed([("odd", val_files(1).popitem()[1][1])]))
+    assert run(root, tmp_path / "p") == 2
+    assert "odd: none of the 8 images that ILSVRC2012_devkit" in refusal(capsys)
+
+
 def test_an_empty_root_says_what_it_should_hold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

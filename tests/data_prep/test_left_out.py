@@ -387,12 +387,16 @@ def test_two_folders_of_one_split_are_both_named(
     assert not (tmp_path / "o").exists()
 
 
-def test_a_link_from_one_name_of_a_split_to_another_is_no_second_one(tmp_path: Path) -> None:
+def test_a_link_from_one_name_of_a_split_to_another_is_no_second_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write(tmp_path / "raw", photos("train", 4) | photos("validation", 2, 100))
     for name in ("val", "test"):
         (root / name).symlink_to("validation")
+    (root / "Train").symlink_to("train")
     assert run(root, tmp_path / "o") == 0
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["train", "val"]
+    assert "left out" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flat", ["test/1.jpg", "test/images/1.jpg"])
@@ -440,3 +444,72 @@ def test_an_image_in_train_and_test_is_a_leak(
     assert run(root, tmp_path / "q", "--split", "train") == 0
     assert run(root, tmp_path / "q", "--split", "test") == 2
     assert "is in test and in a training split" in refusal(capsys)
+
+
+@pytest.mark.parametrize("name", ["val", "Validation", "testing"])
+def test_a_split_that_cannot_be_reached_is_refused_or_skipped_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """As where the disk that a link leads to is not mounted."""
+    root = write(tmp_path / "raw", photos("train", 4))
+    (root / name).symlink_to("nowhere")
+    assert run(root, tmp_path / "o") == 2
+    assert f"raw/{name}: cannot be read (No such file or directory): repair" in refusal(capsys)
+    assert run(root, tmp_path / "o", "--on-bad", "skip") == 0
+    gone = ("left out", "cannot be read (No such file or directory)")
+    assert told(tmp_path / "o" / "train") == {f"../{name}": gone}
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["train"]
+
+
+def test_without_a_split_to_train_on_classes_may_be_called_like_several_of_one(
+    tmp_path: Path,
+) -> None:
+    names = ("cat", "dev", "eval", "test", "testing", "val")
+    root = write(tmp_path / "raw", {f"{name}/{name}.jpg": jpeg(n) for n, name in enumerate(names)})
+    assert run(root, tmp_path / "o") == 0
+    assert Dataset.open(tmp_path / "o" / "train").classes == names
+    (root / "cat" / "cat.jpg").unlink()
+    (root / "cat").rmdir()
+    assert run(root, tmp_path / "p") == 0
+    assert Dataset.open(tmp_path / "p" / "train").classes == names[1:]
+
+
+def test_splits_without_class_folders_are_not_taken_for_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path / "raw", {"Training/1.jpg": jpeg(1), "Validation/2.jpg": jpeg(2)})
+    assert run(root, tmp_path / "o") == 2
+    assert "raw/Training: no class folders in it" in refusal(capsys)
+
+
+def test_splits_that_lie_one_folder_deeper_are_not_taken_for_one_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "raw", photos("Images/Train", 4) | photos("Images/Val", 2, 50))
+    assert run(tmp_path / "raw", tmp_path / "o") == 2
+    said = refusal(capsys)
+    assert f"its only folder Images holds the splits: give {tmp_path}/raw/Images as --root" in said
+    assert run(tmp_path / "raw" / "Images", tmp_path / "o") == 0
+
+
+def test_a_folder_of_other_files_is_no_class_and_its_files_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = photos("train", 4) | photos("val", 2, 50)
+    for top in ("train", "val"):
+        names = ("boxes/1.xml", "boxes/deep/2.xml", "__MACOSX/a/._0.jpg", "__MACOSX/._a")
+        files |= {f"{top}/{name}": b"\0\5\16\7" for name in names}
+    root = write(tmp_path / "raw", files | {"val/b/1.jpg": b"words"})
+    (root / "val" / "b" / "1.jpg").rename(root / "val" / "b" / "1.txt")
+    assert run(root, tmp_path / "o") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("left out: 2 .xml, 2 hidden")
+    assert said[1].endswith("left out: 2 .xml, 2 hidden, 1 .txt")
+    assert Dataset.open(tmp_path / "o" / "train").classes == ("a", "b")
+    assert stored(tmp_path / "o" / "val") == [jpeg(50)]
+    records = told(tmp_path / "o" / "train")
+    assert records["boxes/deep/2.xml"] == ("left out", "no picture")
+    assert records["__MACOSX/a/._0.jpg"] == ("left out", "a hidden file")
+    write(root, {"train/boxes/1.jpg": b""})
+    assert run(root, tmp_path / "p") == 2
+    assert "boxes/1.jpg: not a readable image (empty file)" in refusal(capsys)
