@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     if foreign := [path.name for path in paths if path.name.split("_")[0] not in IMAGES]:
         print(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", file=sys.stderr)
         sys.exit(2)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     with WholeProgress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
         each = progress.track(paths, description="counting")
         costs = [cost(config.load(path, methods=CONFIGS)) for path in each]

@@ -34,7 +34,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     On anything but a terminal only the last state is printed.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),

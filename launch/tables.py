@@ -89,4 +89,4 @@ def show(title: str, lines: Sequence[Line], console: Console | None = None) -> N
     for name, row in lines:
         said += [name, *(f"  {figure}: {value}" for figure, value in row.items())]
     # Not broken: a line that is too long is the terminal's own affair, and whole in a log.
-    screen.print("\n".join(said), soft_wrap=True, markup=False, highlight=False)
+    screen.print(Text("\n".join(said)), soft_wrap=True)

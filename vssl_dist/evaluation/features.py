@@ -189,5 +189,5 @@ def _allocate(samples: int, width: int) -> Tensor:
 
 def bar() -> Progress:
     """A progress bar, drawn only on a terminal."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     return WholeProgress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty())
