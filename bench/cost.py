@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vssl_dist import config
-from vssl_dist.bars import WholeProgress
+from vssl_dist.bars import WholeProgress, screen
 from vssl_dist.config import RunConfig
 from vssl_dist.config.paths import expanded
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
@@ -122,7 +122,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", file=sys.stderr)
         sys.exit(2)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-    with WholeProgress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
+    console = screen(stderr=True)
+    with WholeProgress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         each = progress.track(paths, description="counting")
         costs = [cost(config.load(path, methods=CONFIGS)) for path in each]
     per_second = rate(folder)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vssl_dist import bars
+
 Line = tuple[str, Mapping[str, str]]
 """What a line is about, and its figures by their names."""
 _WIDEST = 9
@@ -79,7 +81,7 @@ def tables(title: str, lines: Sequence[Line], width: int) -> list[Table]:
 
 def show(title: str, lines: Sequence[Line], console: Console | None = None) -> None:
     """Print `tables`, or a plain line per figure where the screen is too narrow for them."""
-    screen = console or Console()
+    screen = console or bars.screen()
     fitting = tables(title, lines, screen.width)
     for table in fitting:
         screen.print(table)

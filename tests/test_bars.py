@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from vssl_dist.bars import WholeProgress
+from vssl_dist.bars import WholeProgress, screen
+from vssl_dist.evaluation.features import bar
 
 TITLE, COUNT = "features of a folder with a long name", "640000/1281167"
 
@@ -38,3 +40,16 @@ def test_the_bar_goes_before_a_figure_does(width: int) -> None:
     else:
         assert f"{TITLE} ━" in text
         assert COUNT in text
+
+
+def test_what_is_shown_while_features_are_computed_stays_out_of_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "0")
+    with bar() as progress:
+        progress.advance(progress.add_task(TITLE, total=2))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "1/2" in said.err
+    assert screen().width == 80

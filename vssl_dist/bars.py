@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task
 from rich.table import Column, Table
 from rich.text import Text
 
 SHORTEST = 10
 """Cells of a bar that still says something."""
+_USUAL = 80
+
+
+def screen(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """A console that shows something also where ``COLUMNS`` is 0, as some launchers leave it."""
+    console = Console(stderr=stderr, soft_wrap=soft_wrap)
+    if not console.width:
+        console.width = _USUAL
+    return console
 
 
 class WholeProgress(Progress):

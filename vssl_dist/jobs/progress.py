@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from vssl_dist.bars import SHORTEST, WholeProgress
+from vssl_dist.bars import SHORTEST, WholeProgress, screen
 
 _LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
 
@@ -82,7 +81,7 @@ class Screen:
     """Shows the lines of a log: on a terminal reports move a bar, elsewhere all stay lines."""
 
     def __init__(self) -> None:
-        self.console = Console(soft_wrap=True)
+        self.console = screen(soft_wrap=True)
         self.bar: Progress | None = None
         self.half = ""
 
