@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vssl_dist import config
+from vssl_dist.bars import WholeProgress, screen
 from vssl_dist.config import RunConfig
 from vssl_dist.config.paths import expanded
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
@@ -120,10 +121,13 @@ def main(argv: Sequence[str]) -> None:
     if foreign := [path.name for path in paths if path.name.split("_")[0] not in IMAGES]:
         print(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", file=sys.stderr)
         sys.exit(2)
-    costs = [
-        cost(config.load(path, methods=CONFIGS))
-        for path in track(paths, "counting", transient=True, disable=not sys.stderr.isatty())
-    ]
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+    console = screen(stderr=True)
+    with WholeProgress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        each = progress.track(paths, description="counting")
+        costs = [cost(config.load(path, methods=CONFIGS)) for path in each]
     per_second = rate(folder)
     print(f"{per_second / 1e12:.1f} TFLOP/s: {SUPERVISED_RATE:,.0f} images/s of ResNet-50\n")
     print("\n".join(table(costs, per_second)))

@@ -168,12 +168,12 @@ def compare(study: Study, first: Trial) -> None:
     Raises:
         Refused: They cannot be evaluated; the line that says why was printed.
     """
-    files = [study_report.baselines(first.export.parent, task) for task in study.tasks]
-    if outcome(study, first).figures is None or all(file.exists() for file in files):
+    found = [study_report.baselines(first.export.parent, task) for task in study.tasks]
+    if outcome(study, first).figures is None or None not in found:
         return
     with claimed(Log(first).path.with_name("baselines.lock")) as mine:
         words = ["--task", ",".join(study.tasks), "--baselines"]
-        if mine and (code := evaluate.main([str(first.cfg.dir), *words])):
+        if mine and (code := evaluate.main([literal(first.cfg.dir), *words])):
             raise Refused(code)
 
 

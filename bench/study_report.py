@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.study_plan import BASE, Study
 from vssl_dist.config import ConfigError
-from vssl_dist.evaluation.results import LIKELIHOODS
+from vssl_dist.evaluation.results import FORMAT, LIKELIHOODS
 
 Figures = dict[str, float]
 """A run's figures by their columns."""
@@ -59,9 +59,17 @@ def figure(name: str, path: Sequence[str], results: Mapping[str, Any]) -> float:
     return 100 * found if "%" in name else float(found)
 
 
-def baselines(export: Path, task: str) -> Path:
-    """Where a task's figures of raw pixels and the random network lie, in a run's export folder."""
-    return export / f"{task}-baselines.json"
+def baselines(export: Path, task: str) -> dict[str, Any] | None:
+    """A task's figures of raw pixels and the random network, in a run's export folder.
+
+    None: there are none, or what an earlier version found.
+    """
+    try:
+        found = json.loads((export / f"{task}-baselines.json").read_text())
+    except (OSError, ValueError):
+        return None
+    results: dict[str, Any] | None = found["results"] if found.get("format") == FORMAT else None
+    return results
 
 
 def others(study: Study, first: Path) -> dict[str, Figures]:
@@ -73,9 +81,7 @@ def others(study: Study, first: Path) -> dict[str, Figures]:
     """
     found: dict[str, Figures] = {}
     for column, path in study.columns.items():
-        file = baselines(first, path[0])
-        results = json.loads(file.read_text())["results"] if file.exists() else {}
-        for kind, result in results.items():
+        for kind, result in (baselines(first, path[0]) or {}).items():
             with suppress(ConfigError):  # such as that of a probe that learns beside a training
                 row = found.setdefault(kind.replace("_", " "), {})
                 row[column] = figure(column, path[1:], result)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from vssl_dist.bars import WholeProgress
+from vssl_dist.bars import WholeProgress, screen
 
 
 class _Rate(ProgressColumn):
@@ -34,13 +33,13 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     On anything but a terminal only the last state is printed.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
-    with WholeProgress(*columns, console=Console(stderr=True)) as progress:
+    with WholeProgress(*columns, console=screen(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda samples: progress.advance(task, samples)

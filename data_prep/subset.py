@@ -52,6 +52,10 @@ from vssl_dist.data.shards import Dataset
 from vssl_dist.durable import sync
 
 
+class Occupied(DataError):
+    """Where a split is to be made lies another dataset."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
@@ -127,8 +131,9 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
         The manifest of ``out``.
 
     Raises:
-        DataError: The split is damaged, has no image of these classes, or ``out`` holds something
-            else.
+        Occupied: ``out`` holds another dataset.
+        DataError: The split is damaged, has no image of these classes, or ``out`` is no folder for
+            one.
     """
     whole = Dataset.open(folder)
     kept = [label for label, name in enumerate(whole.classes) if name in set(classes)]
@@ -157,7 +162,7 @@ def _finished(out: Path, source: dict[str, Any]) -> Manifest | None:
     if (out / MANIFEST).exists():
         made = read_manifest(out)
         if made.source != source:
-            raise DataError(f"{out}: holds another dataset: delete it or choose another --out")
+            raise Occupied(f"{out}: holds another dataset: delete it or choose another --out")
         if not any(ill_sized(out, made)):
             return made
     if out.is_symlink() or (out.exists() and not out.is_dir()):

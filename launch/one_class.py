@@ -30,7 +30,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     require_packages()
 
-from data_prep.subset import named, subset
+from data_prep.subset import Occupied, named, subset
 from launch.commands import call
 from vssl_dist import config
 from vssl_dist.config import ConfigError, OodConfig, RunConfig
@@ -115,14 +115,21 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
     """Make the three splits of a class, or see that they are there.
 
     Raises:
+        ConfigError: They are there, of other data.
         DataError: A split has no image of the class.
     """
     train, val = cfg.data.train, cfg.data.val
     assert val is not None
     others = [name for name in Dataset.open(val).classes if name != trial.name]
-    subset(train, [trial.name], trial.data / "train")
-    subset(val, [trial.name], trial.data / "val")
-    subset(val, others, trial.data / OTHERS)
+    try:
+        subset(train, [trial.name], trial.data / "train")
+        subset(val, [trial.name], trial.data / "val")
+        subset(val, others, trial.data / OTHERS)
+    except Occupied:
+        raise ConfigError(
+            f"{trial.data} is of other data ({train}, {val}): give this run another name, "
+            "with name=..."
+        ) from None
 
 
 def task_of(cfg: RunConfig) -> OodConfig:

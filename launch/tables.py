@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vssl_dist import bars
+
 Line = tuple[str, Mapping[str, str]]
 """What a line is about, and its figures by their names."""
 _WIDEST = 9
@@ -79,7 +81,7 @@ def tables(title: str, lines: Sequence[Line], width: int) -> list[Table]:
 
 def show(title: str, lines: Sequence[Line], console: Console | None = None) -> None:
     """Print `tables`, or a plain line per figure where the screen is too narrow for them."""
-    screen = console or Console()
+    screen = console or bars.screen()
     fitting = tables(title, lines, screen.width)
     for table in fitting:
         screen.print(table)
@@ -89,4 +91,4 @@ def show(title: str, lines: Sequence[Line], console: Console | None = None) -> N
     for name, row in lines:
         said += [name, *(f"  {figure}: {value}" for figure, value in row.items())]
     # Not broken: a line that is too long is the terminal's own affair, and whole in a log.
-    screen.print("\n".join(said), soft_wrap=True, markup=False, highlight=False)
+    screen.print(Text("\n".join(said)), soft_wrap=True)

@@ -38,6 +38,10 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _channels_last_3d(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -166,10 +170,6 @@ BROKEN_AND_SOUND: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: _meta(INT_MAX + 1).dot(_meta(INT_MAX + 1)),
         lambda: _meta(INT_MAX).dot(_meta(INT_MAX)),
     ),
-    "largest mirrored image": (
-        lambda: F.pad(_meta(2**15, 1, 2**8, 2**8), (1, 1, 1, 1), mode="reflect"),
-        lambda: F.pad(_meta(2**14, 1, 2**8, 2**8), (1, 1, 1, 1), mode="reflect"),
-    ),
     "types of classes": (
         lambda: F.cross_entropy(_meta(4, 3), _meta(4, dtype=torch.int32)),
         lambda: F.cross_entropy(_meta(4, 3), _meta(4, dtype=torch.int64)),
@@ -241,7 +241,7 @@ def test_what_a_gpu_refuses_runs_here_and_is_caught_by_its_contract_alone(contra
     [
         (True, lambda: _norm(_channels_last(torch.randn(4, 3, 2, 2)), None)),
         (True, lambda: _norm(torch.randn(4, 3, 1, 1), None)),
-        (True, lambda: _norm(_meta(4, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d), None)),
+        (True, lambda: _norm(_channels_last_3d(_meta(4, 3, 2, 2, 2)), None)),
         (True, lambda: _norm(_meta(2**12, 3, 2**9, 2**9), None)),
         (False, lambda: _norm(torch.randn(4, 3), torch.float32)),
         (False, lambda: _norm(torch.randn(4, 3, 2, 2).flip(1).transpose(2, 3), None)),
@@ -286,6 +286,12 @@ def test_the_line_between_what_is_refused_and_what_is_taken(
         (True, lambda: _meta(3).normal_(generator=torch.Generator())),
         (True, lambda: td.broadcast(torch.ones(2), 0)),
         (True, lambda: td.all_gather_single(_meta(4, 3), _meta(3, 2).T)),
+        (False, lambda: td.broadcast(_meta(2, dtype=torch.float8_e4m3fn), 0)),
+        (False, lambda: td.broadcast(_channels_last_3d(_meta(2, 3, 4, 4, 4)), 0)),
+        (
+            False,
+            lambda: torch._foreach_addcmul_([_meta(3)], [_meta(3)], [_meta(3)], torch.ones(1)),
+        ),
     ],
 )
 def test_only_numbers_copies_and_indices_come_from_the_host(

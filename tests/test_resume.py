@@ -136,6 +136,14 @@ def test_of_many_keys_some_are_named_and_the_others_counted(tmp_path: Path) -> N
     assert len(line) < 700
 
 
+def test_long_values_are_told_apart_where_they_part() -> None:
+    folder = "/storage/projects/vision/people/datasets/natural_images/version_3/sharded/"
+    (said,) = differences({"ood": {"x": f"{folder}val"}}, {"ood": {"x": f"{folder}validation"}})
+    assert said == "ood.x (...ersion_3/sharded/val then, ...ersion_3/sharded/validation now)"
+    (said,) = differences({"x": "a"}, {"x": "b" * 99})
+    assert said == f"x (a then, {'b' * 60}... now)"
+
+
 def test_a_recipe_that_an_older_schema_kept_by_name_is_told_by_its_names(tmp_path: Path) -> None:
     then = config.frozen_part(read(tmp_path))
     then["data"]["views"] = ["moco", "cifar"]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task
 from rich.table import Column, Table
+from rich.text import Text
 
 SHORTEST = 10
 """Cells of a bar that still says something."""
+_USUAL = 80
+
+
+def screen(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """A console that shows something also where ``COLUMNS`` is 0, as some launchers leave it."""
+    console = Console(stderr=stderr, soft_wrap=soft_wrap)
+    if not console.width:
+        console.width = _USUAL
+    return console
 
 
 class WholeProgress(Progress):
@@ -29,10 +40,19 @@ class WholeProgress(Progress):
             for bar, *cells in zip(bars, *rows, strict=True)
             if not bar
         ]
-        whole = sum(taken) + len(taken) + SHORTEST <= self.console.width
-        heads = [Column(no_wrap=whole and not bar, overflow="fold") for bar in bars]
-        shown = [number for number, bar in enumerate(bars) if whole or not bar]
-        table = Table.grid(*(heads[number] for number in shown), padding=(0, 1), expand=self.expand)
+        if sum(taken) + len(taken) + SHORTEST > self.console.width:
+            return self._as_words(bars, rows)
+        heads = [Column(no_wrap=not bar) for bar in bars]
+        table = Table.grid(*heads, padding=(0, 1), expand=self.expand)
         for row in rows:
-            table.add_row(*(row[number] for number in shown))
+            table.add_row(*row)
+        return table
+
+    def _as_words(self, bars: Sequence[bool], rows: Sequence[Sequence[RenderableType]]) -> Table:
+        """Each row as a sentence without its bar, broken between its words."""
+        table = Table.grid(Column(overflow="fold"), expand=self.expand)
+        for row in rows:
+            words = (cell for bar, cell in zip(bars, row, strict=True) if not bar)
+            texts = (word if isinstance(word, Text) else Text(str(word)) for word in words)
+            table.add_row(Text(" ").join(text for text in texts if text))
         return table

@@ -22,6 +22,7 @@ from bench.study_plan import BASE, Study, Trial, read_study, trials
 from bench.study_report import (
     Outcome,
     base_table,
+    baselines,
     document,
     figures,
     others,
@@ -181,9 +182,9 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
     tmp_path: Path,
 ) -> None:
     (tmp_path / "one.json").write_text(json.dumps({"mean": {"p": 0.75, "pixels": 0.5}}))
-    (tmp_path / "a-baselines.json").write_text(
-        json.dumps({"results": {"raw_pixels": {"x": 0.1}, "random_network": {"x": 0.2, "y": 3}}})
-    )
+    compared = {"raw_pixels": {"x": 0.1}, "random_network": {"x": 0.2, "y": 3}}
+    beside = tmp_path / "a-baselines.json"
+    beside.write_text(json.dumps({"results": compared, "format": FORMAT}))
     file = str(tmp_path / "one.json")
     rows = {
         "p": (file, "mean", "p"), "raw pixels": (file, "mean", "pixels"),
@@ -211,6 +212,9 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
         "| q | not yet |  |  |  |",
     ]
     assert "z %: `make z`" in document(study, outcomes, found, facts)
+    beside.write_text(json.dumps({"results": compared, "format": FORMAT - 1}))
+    assert others(study, tmp_path) == {"p": {"z %": 75.0}, "raw pixels": {"z %": 50.0}}
+    assert baselines(tmp_path, "a") is None, "it is compared again, with all scores of today"
     (axes,) = picture(study, outcomes, found).axes
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == ["raw pixels", "random network", "p", "q"]

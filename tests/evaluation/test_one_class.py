@@ -44,6 +44,11 @@ def test_the_table_has_a_row_per_class_and_the_mean() -> None:
     assert lines[-1] == "where from"
 
 
+def test_a_class_of_any_name_is_one_row() -> None:
+    table = markdown("vje", [trained("a|b\nc", knn=0.5)], "")
+    assert "| a\\|b c | 50.0 |" in table.splitlines()
+
+
 def test_baselines_come_first_and_only_where_every_class_has_them() -> None:
     both = {"raw_pixels": found(knn=0.6), "random_network": found(knn=0.7)}
     classes = [trained("cat", both, knn=0.8), trained("dog", both, knn=1.0)]

@@ -66,6 +66,16 @@ def test_on_a_terminal_reports_move_a_bar_and_other_lines_stay(
     assert "loss 0.5" in shown
 
 
+def test_a_terminal_shows_the_characters_of_the_log() -> None:
+    screen, file = Screen(), io.StringIO()
+    screen.console = Console(file=file, force_terminal=True, width=80, soft_wrap=True, _environ={})
+    line = "warning: [red]/data/x.py:100: 12 MiB/s, b:warning: at 1:1234: node[01:04]" + 90 * "."
+    screen.show(f"{line}\nstep 1/9  loss 1.0\n{line}\n")
+    screen.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert shown.splitlines().count(line) == 2, "before the bar and above it"
+
+
 @pytest.mark.parametrize("width", [20, 45, 60, 80, 200])
 def test_a_report_is_whole_on_a_screen_of_any_width(width: int) -> None:
     screen, file = Screen(), io.StringIO()

@@ -22,7 +22,7 @@ from tests.support.exports import NORMALISE, by_hand
 from tests.support.photos import tiny_dataset
 from tests.support.shards import edit_manifest
 from vssl_dist import config
-from vssl_dist.config import OodConfig
+from vssl_dist.config import ConfigError, OodConfig
 from vssl_dist.evaluation.exports import load_export
 from vssl_dist.evaluation.results import FORMAT
 from vssl_dist.methods import CONFIGS
@@ -100,6 +100,21 @@ def test_a_class_gets_the_config_with_its_own_data_and_the_settings_of_task_ood(
             assert task.ood == {"others": trial.data / "others"}
             assert own.method == cfg.method
             assert own.optim == cfg.optim
+
+
+def test_other_data_under_the_same_name_are_refused_and_nobody_is_sent_to_delete(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(folder)
+    before, now = (
+        config.load(Path("tiny.yaml"), [f"out={tmp_path}", *changed], methods=CONFIGS)
+        for changed in ([], ["data.val=train"])
+    )
+    (trial, _) = one_class.trials(before, None)
+    one_class.prepare(trial, before)
+    one_class.prepare(trial, before)
+    with pytest.raises(ConfigError, match=r"is of other data .*: give this run another name"):
+        one_class.prepare(trial, now)
 
 
 def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(

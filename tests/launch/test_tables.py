@@ -53,6 +53,15 @@ def test_no_name_and_no_figure_is_cut_at_any_width(case: str, terminal: bool) ->
             assert tables("AUROC %", CASES[case], width)
 
 
+def test_a_table_is_shown_where_a_launcher_leaves_no_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    show("AUROC %", CASES["one line of many long figures"])
+    said = capsys.readouterr().out
+    assert [text for pair in FIGURES.items() for text in pair if text not in said] == []
+
+
 def cells(table: Table) -> dict[tuple[str, str], str]:
     """Each value by the head of its column and the name of its row."""
     names, *columns = table.columns

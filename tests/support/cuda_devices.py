@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch._prims_common import suggest_memory_format
 
 from tests.support.cuda_contract import Call, Contract
 
@@ -13,8 +14,9 @@ BETWEEN_DEVICES = {
         "copy_", "copy", "_to_copy", "_foreach_copy_", "_foreach_copy",
         # Indices of their own device:
         "index", "index_put", "index_put_", "_index_put_impl_",
-        # Lengths and places that must lie in the host's memory:
-        "tensor_split", "_ctc_loss", "_pack_padded_sequence",
+        # Lengths, places and factors that must lie in the host's memory:
+        "tensor_split", "_ctc_loss", "_pack_padded_sequence", "_foreach_addcdiv",
+        "_foreach_addcdiv_", "_foreach_addcmul", "_foreach_addcmul_",
     )
 }  # fmt: skip
 COLLECTIVES = {
@@ -24,11 +26,8 @@ COLLECTIVES = {
     "c10d::_allgather_base_": ("input_tensor", "output_tensor"),
     "c10d::_reduce_scatter_base_": ("input_tensor", "output_tensor"),
 }
-WIRE = (
-    torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool,
-    torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    torch.complex64, torch.complex128,
-)  # fmt: skip
+UNSENT = (torch.int16, torch.uint16, torch.uint32, torch.uint64)
+"""What NCCL has no type for; it takes all others, floats of 8 bits too."""
 
 
 def _one_device(call: Call) -> str | None:
@@ -78,17 +77,14 @@ def _sent_from_gpu(call: Call) -> str | None:
 
 def _sent_whole(call: Call) -> str | None:
     for tensor in call.tensors(*COLLECTIVES[call.op._schema.name]):
-        layout = torch.contiguous_format
-        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
-        if not tensor.is_contiguous(memory_format=layout):
+        if not tensor.is_contiguous(memory_format=suggest_memory_format(tensor)):
             return f"tensors must be contiguous, not of strides {tensor.stride()}"
     return None
 
 
 def _sent_types(call: Call) -> str | None:
     for tensor in call.tensors(*COLLECTIVES[call.op._schema.name]):
-        if tensor.dtype not in WIRE:
+        if tensor.dtype in UNSENT:
             return f"{tensor.dtype} is not supported"
     return None
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.support.cuda_contract import Call, Contract
 from tests.support.cuda_devices import DEVICES
-from tests.support.cuda_norms import ATEN, HALVES, INT_MAX, NORMS, fits_32_bits
+from tests.support.cuda_norms import ATEN, HALVES, INT_MAX, NORMS
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SHARED_MEMORY = 48 * 1024
@@ -80,11 +80,6 @@ def _long_dimension(call: Call) -> str | None:
 def _long_vector(call: Call) -> str | None:
     longest = max(x.numel() for x in call.tensors())
     return f"{longest} elements, {INT_MAX} at most" if longest > INT_MAX else None
-
-
-def _wide_index(call: Call) -> str | None:
-    fit = all(fits_32_bits(x) for x in call.tensors())
-    return None if fit else "input tensor must fit into 32-bit index math"
 
 
 def _driver(call: Call) -> str | None:
@@ -200,12 +195,6 @@ CONTRACTS = (
     ),
     Contract("longest sort", _aten("sort"), ATEN + "cuda/Sort.cpp", _long_dimension),
     Contract("longest dot product", _aten("dot", "vdot"), ATEN + "cuda/Blas.cpp", _long_vector),
-    Contract(
-        "largest mirrored image",
-        _aten("reflection_pad1d", "reflection_pad2d"),
-        ATEN + "cuda/ReflectionPad.cu",
-        _wide_index,
-    ),
     Contract(
         "types of classes",
         _aten("nll_loss_forward", "nll_loss2d_forward"),

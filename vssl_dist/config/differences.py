@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 _SHORT = 4
 """A list of so many plain values is one value."""
 _LONGEST = 60
+_BEFORE = 20
+"""Of what long texts have in common, so many characters are shown."""
 _NAMED = 8
 
 
@@ -37,10 +40,10 @@ def differences(then: Any, now: Any, key: str = "") -> list[str]:
         return [said for n, to in each for said in differences(old.get(n), new.get(n), to)]
     lists = all(isinstance(side, (list, tuple)) for side in (then, now))
     if lists and (_has_entries(then) or _has_entries(now)):
-        count = [] if len(then) == len(now) else [f"{key} ({_text(then)} then, {_text(now)} now)"]
+        count = [] if len(then) == len(now) else [_said(key, then, now)]
         pairs = enumerate(zip(then, now, strict=False))
         return count + [said for n, pair in pairs for said in differences(*pair, f"{key}[{n}]")]
-    return [f"{key} ({_text(then)} then, {_text(now)} now)"]
+    return [_said(key, then, now)]
 
 
 def named(changed: Sequence[str]) -> str:
@@ -60,10 +63,24 @@ def _has_entries(value: Any) -> bool:
     return len(value) > _SHORT or any(isinstance(one, (Mapping, list, tuple)) for one in value)
 
 
+def _said(key: str, then: Any, now: Any) -> str:
+    """Both values; of long ones, such as paths, the place where they part."""
+    texts = _text(then), _text(now)
+    start = 0
+    if max(map(len, texts)) > _LONGEST:
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+        start = max(same - _BEFORE, 0)
+    old, new = (
+        f"{'...' * (start > 0)}{text[start : start + _LONGEST]}"
+        f"{'...' * (len(text) > start + _LONGEST)}"
+        for text in texts
+    )
+    return f"{key} ({old} then, {new} now)"
+
+
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a block of {len(value)} keys"
     if _has_entries(value):
         return f"{len(value)} entr{'y' if len(value) == 1 else 'ies'}"
-    text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return str(value)

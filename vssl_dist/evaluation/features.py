@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from vssl_dist.bars import WholeProgress
+from vssl_dist.bars import WholeProgress, screen
 from vssl_dist.config import Normalisation
 from vssl_dist.data.loader import BackendSpec, Batch, evaluation_batches
 from vssl_dist.data.shards import DataError, Dataset
@@ -189,5 +189,10 @@ def _allocate(samples: int, width: int) -> Tensor:
 
 def bar() -> Progress:
     """A progress bar, drawn only on a terminal."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return WholeProgress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty())
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+    return WholeProgress(
+        *columns,
+        TimeRemainingColumn(),
+        console=screen(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )

@@ -114,8 +114,13 @@ def _table(title: str, rows: Mapping[str, Scores]) -> str:
     lines = [f"| {title} | {' | '.join(map(_words, columns))} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
         cells = (f"{100 * row[score]:.1f}" if score in row else "" for score in columns)
-        lines.append(f"| {_words(name)} | {' | '.join(cells)} |")
+        lines.append(f"| {_one_cell(name)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _one_cell(name: str) -> str:
+    """A name as a cell of Markdown: a class may be called anything."""
+    return " ".join(_words(name).split()).replace("|", "\\|")
 
 
 def _words(name: str) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
-from vssl_dist.bars import SHORTEST, WholeProgress
+from vssl_dist.bars import SHORTEST, WholeProgress, screen
 
 _LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
 
@@ -81,7 +81,7 @@ class Screen:
     """Shows the lines of a log: on a terminal reports move a bar, elsewhere all stay lines."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True, markup=False)
+        self.console = screen(soft_wrap=True)
         self.bar: Progress | None = None
         self.half = ""
 
@@ -98,9 +98,9 @@ class Screen:
     def say(self, line: str) -> None:
         """Print one line, above the bar if there is one."""
         if self.bar is not None:
-            self.bar.console.print(line)
+            self.bar.console.print(Text(line))  # rich takes `:100:` in plain text for an emoji
         elif self.console.is_terminal:
-            self.console.print(line)
+            self.console.print(Text(line))
         else:  # a pipe or a file: the bytes of the log, at once
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
@@ -122,7 +122,7 @@ class Screen:
     def _move(self, report: Report) -> None:
         if self.bar is None:
             self.bar = WholeProgress(
-                BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
+                BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False),
                 console=self.console,
             )  # fmt: skip
             self.bar.add_task("", total=report.total)
