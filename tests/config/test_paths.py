@@ -260,6 +260,16 @@ def test_every_path_of_a_command_line_is_expanded(
         assert "variable UNSET is not set" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_path_is_not_this_folder(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as ``--out "$SCRATCH"`` where a shell knows no SCRATCH."""
+    for words in TYPED[command]:
+        with pytest.raises(SystemExit) as ended:
+            COMMANDS[command]([word.format("") for word in words])
+        assert ended.value.code == 2
+        assert "an empty path" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_no_command_takes_a_path_that_is_not_expanded() -> None:
     """Those that other processes of ours start get their paths as they are."""
     for path in (

@@ -64,8 +64,10 @@ def path_argument(text: str) -> Path:
     """A path from a command line, for argparse.
 
     Raises:
-        argparse.ArgumentTypeError: See `expanded`.
+        argparse.ArgumentTypeError: It is empty; or see `expanded`.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path: is a variable of the shell not set?")
     try:
         return Path(expanded(text))
     except ValueError as error:
