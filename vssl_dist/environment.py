@@ -32,8 +32,11 @@ _NAMES = {
     "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE",
     # Of LSF and Grid Engine, beside what begins with their names.
     "LS_JOBPID", "PE_HOSTFILE", "NSLOTS", "NHOSTS", "NQUEUES",
+    # Where NCCL meets instead of where it is told.
+    "NCCL_COMM_ID",
     # `mlflow run` means its own run, a notebook its own pictures.
-    "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MPLBACKEND",
+    "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ACTIVE_MODEL_ID",
+    "MPLBACKEND",
     "VSSL_ATTEMPT", "VSSL_LAUNCHER", "VSSL_LISTENER", "VSSL_SLURM_JOB", "VSSL_LEAD_LOG",
 }  # fmt: skip
 DEFAULTS = {

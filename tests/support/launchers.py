@@ -55,7 +55,10 @@ NOTEBOOK = {
     "JPY_PARENT_PID": "1", "JPY_SESSION_NAME": "a.ipynb",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
 }  # fmt: skip
-MLFLOW_RUN = {"MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "7"}
+MLFLOW_RUN = {
+    "MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_ACTIVE_MODEL_ID": "m-0",
+}  # fmt: skip
+NCCL = {"NCCL_COMM_ID": "192.0.2.1:29501"}
 OURS = {
     "VSSL_ATTEMPT": "old", "VSSL_LAUNCHER": "1", "VSSL_LISTENER": "3", "VSSL_SLURM_JOB": "4242",
     "VSSL_LEAD_LOG": "/nowhere/log.out",
@@ -64,7 +67,7 @@ LAUNCHERS: Mapping[str, Mapping[str, str]] = {
     "salloc": SALLOC, "srun --pty": SRUN_PTY, "submitit": SUBMITIT, "Open MPI": OPEN_MPI,
     "MPICH": MPICH, "MVAPICH": MVAPICH, "PBS": PBS, "LSF": LSF, "Grid Engine": GRID_ENGINE,
     "Cobalt": COBALT, "OAR": OAR, "torchrun": TORCHRUN, "deepspeed": DEEPSPEED,
-    "accelerate": ACCELERATE, "notebook": NOTEBOOK, "mlflow run": MLFLOW_RUN, "ours": OURS,
+    "accelerate": ACCELERATE, "NCCL": NCCL, "notebook": NOTEBOOK, "mlflow run": MLFLOW_RUN, "ours": OURS,
 }  # fmt: skip
 HOSTILE = {name: value for theirs in LAUNCHERS.values() for name, value in theirs.items()}
 """All of them at once."""
