@@ -67,7 +67,8 @@ LAUNCHERS: Mapping[str, Mapping[str, str]] = {
     "salloc": SALLOC, "srun --pty": SRUN_PTY, "submitit": SUBMITIT, "Open MPI": OPEN_MPI,
     "MPICH": MPICH, "MVAPICH": MVAPICH, "PBS": PBS, "LSF": LSF, "Grid Engine": GRID_ENGINE,
     "Cobalt": COBALT, "OAR": OAR, "torchrun": TORCHRUN, "deepspeed": DEEPSPEED,
-    "accelerate": ACCELERATE, "NCCL": NCCL, "notebook": NOTEBOOK, "mlflow run": MLFLOW_RUN, "ours": OURS,
+    "accelerate": ACCELERATE, "NCCL": NCCL, "notebook": NOTEBOOK, "mlflow run": MLFLOW_RUN,
+    "ours": OURS,
 }  # fmt: skip
 HOSTILE = {name: value for theirs in LAUNCHERS.values() for name, value in theirs.items()}
 """All of them at once."""
