@@ -30,14 +30,14 @@ MVAPICH = {
     "MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "16", "MPIRUN_RANK": "3",
     "MPISPAWN_ID": "1",
 }  # fmt: skip
-PBS = {"PBS_JOBID": "7.server", "PBS_NODEFILE": "/nowhere/nodes", "PBS_NCPUS": "1"}
-LSF = {"LSB_JOBID": "7", "LSB_HOSTS": "a b", "LSB_DJOB_RANKFILE": "/nowhere/r", "LS_JOBPID": "7"}
+PBS = {"PBS_JOBID": "7.server", "PBS_NODEFILE": "/var/spool/nodes", "PBS_NCPUS": "1"}
+LSF = {"LSB_JOBID": "7", "LSB_HOSTS": "a b", "LSB_DJOB_RANKFILE": "/var/spool/r", "LS_JOBPID": "7"}
 GRID_ENGINE = {
-    "SGE_TASK_ID": "3", "SGE_GPU": "1", "PE_HOSTFILE": "/nowhere/hosts", "NSLOTS": "16",
+    "SGE_TASK_ID": "3", "SGE_GPU": "1", "PE_HOSTFILE": "/var/spool/hosts", "NSLOTS": "16",
     "NHOSTS": "2", "NQUEUES": "1",
 }  # fmt: skip
-COBALT = {"COBALT_JOBID": "7", "COBALT_NODEFILE": "/nowhere/nodes"}
-OAR = {"OAR_JOB_ID": "7", "OAR_NODEFILE": "/nowhere/nodes"}
+COBALT = {"COBALT_JOBID": "7", "COBALT_NODEFILE": "/var/spool/nodes"}
+OAR = {"OAR_JOB_ID": "7", "OAR_NODEFILE": "/var/spool/nodes"}
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1",
     "GROUP_WORLD_SIZE": "2", "ROLE_RANK": "3", "ROLE_NAME": "default", "ROLE_WORLD_SIZE": "16",
