@@ -17,6 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
@@ -230,9 +235,7 @@ def report(found: Sequence[Row]) -> str:
 def main() -> int:
     """Write or print the tables; 1 when a promise does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--out", type=path_argument, help="Markdown file; standard output without it"
-    )
+    parser.add_argument("--out", type=path_argument, help="Markdown file; else it is printed")
     out: Path | None = parser.parse_args().out
     found = rows(list(methods()))
     text = report(found)

@@ -13,8 +13,7 @@ With ``--device cuda`` also: decoding alone with the settings of this project's 
 steps of configs/in1k_vje.yaml on views that lie ready, and how busy the GPU is (needs
 nvidia-ml-py, and turns of several seconds: ``--batch 256 --batches 100 --cores 16``).
 
-The JPEGs are 500x375 cuts of the photographs of scikit-image, or those of ``--images``, an
-image folder.
+The JPEGs are 500x375 cuts of scikit-image's photographs, or those of the folder ``--images``.
 """
 
 from __future__ import annotations
@@ -33,6 +32,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":  # before what a bare Python cannot import
+    from vssl_dist.installed import require_packages
+
+    require_packages()
 
 import psutil
 import torch

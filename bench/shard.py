@@ -24,6 +24,11 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 import numpy as np
 import psutil
 from numpy.typing import NDArray

@@ -16,6 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray

@@ -25,6 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 from bench import study_report
 from bench.study_log import Log, claimed, commit, place
 from bench.study_picture import picture

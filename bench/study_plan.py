@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -205,6 +204,10 @@ def _trial(
     parts = [name, point, *([] if factor == BASE else [factor]), value, f"s{seed}"]
     run = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
     given = study.points[point]
-    own = (f"name={json.dumps(run)}", f"out={json.dumps(literal(out))}", f"seed={seed}")
+    own = (
+        config.override("name", run),
+        config.override("out", literal(out)),
+        config.override("seed", seed),
+    )
     overrides = (*study.common, *given.overrides, *more, *own)
     return Trial(point, factor, value, seed, given.config, overrides)

@@ -155,7 +155,7 @@ def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
         "data.bank": None,
         "evaluations": [scores],
     }
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return [config.override(key, value) for key, value in values.items()]
 
 
 def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:

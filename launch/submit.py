@@ -178,7 +178,8 @@ def say_finished(cfg: RunConfig, launch: Launch) -> None:
     if missing:
         Evaluator(cfg.dir, launch.cluster).start()
         print(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
-    print(f"results     python launch/evaluate.py {cfg.dir}\ncurves      {_curves(cfg, launch)}")
+    print(f"results     python launch/evaluate.py {in_shell(cfg.dir)}")
+    print(f"curves      {_curves(cfg, launch)}")
     if launch.tracking_uri != NOWHERE and (
         line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
     ):

@@ -7,9 +7,13 @@ import signal
 
 import pytest
 
+from vssl_dist.environment import outside_jobs
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MPLBACKEND", "Agg")
+for theirs in os.environ.keys() - outside_jobs(os.environ).keys():
+    del os.environ[theirs]  # the tests may be started inside salloc, torchrun or a notebook
+os.environ["MPLBACKEND"] = "Agg"
 
 
 def pytest_configure() -> None:

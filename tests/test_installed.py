@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -9,12 +10,13 @@ import sys
 import tomllib
 import venv
 from importlib.metadata import packages_distributions
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 from tests.support.refusals import refusal
-from vssl_dist.installed import NEEDED
+from vssl_dist.installed import NEEDED, require_packages
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
@@ -47,6 +49,33 @@ def test_the_commands_are_those_that_people_type() -> None:
     typed = {"launch/submit.py", "launch/evaluate.py", "launch/export.py", "launch/one_class.py"}
     typed |= {f"data_prep/{name}.py" for name in ("shard", "verify", "preview")}
     assert typed <= set(COMMANDS)
+
+
+def test_every_program_looks_for_them_before_it_imports_one() -> None:
+    """And drops a notebook's MPLBACKEND there, which would end the import of matplotlib."""
+    programs = [
+        path
+        for folder in ("launch", "data_prep", "bench")
+        for path in (ROOT / folder).glob("*.py")
+        if '__name__ == "__main__"' in path.read_text()
+    ]
+    assert len(programs) > len(COMMANDS)
+    for path in programs:
+        before = list(takewhile(lambda node: not isinstance(node, ast.If), parsed(path)))
+        modules = [n.module or "" for n in before if isinstance(n, ast.ImportFrom)]
+        modules += [a.name for n in before if isinstance(n, ast.Import) for a in n.names]
+        assert {name.partition(".")[0] for name in modules} <= sys.stdlib_module_names, path
+        assert "require_packages()" in ast.unparse(parsed(path)[len(before)]), path
+
+
+def parsed(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text()).body
+
+
+def test_a_notebook_s_pictures_are_no_program_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    require_packages()
+    assert "MPLBACKEND" not in os.environ
 
 
 def test_from_any_folder_and_with_one_package_missing_it_is_that_package(

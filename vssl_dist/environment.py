@@ -17,9 +17,10 @@ _FAMILIES = (
     # Of SLURM and submitit: a job, its steps, and what `sbatch` and `srun` are to do next.
     "SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_", "SUBMITIT_",
     # Of other schedulers.
-    "PBS_", "LSB_", "JSM_", "FLUX_", "PALS_", "ALPS_",
+    "PBS_", "LSB_", "JSM_", "FLUX_", "PALS_", "ALPS_", "SGE_", "COBALT_", "OAR_",
     # Of MPI's launchers: no process of ours speaks MPI.
     "OMPI_", "PMI_", "PMI2_", "PMIX_", "PRTE_", "ORTE_", "HYDI_", "MV2_COMM_WORLD_", "MPI_LOCAL",
+    "MPIRUN_", "MPISPAWN_",
     # Of torchrun, accelerate and horovodrun.
     "TORCHELASTIC_", "TORCH_ELASTIC_", "PET_", "ACCELERATE_", "FSDP_", "HOROVOD_",
     # Of a notebook's kernel.
@@ -29,8 +30,13 @@ _NAMES = {
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR",
     "MASTER_PORT", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE",
     "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE",
+    # Of LSF and Grid Engine, beside what begins with their names.
+    "LS_JOBPID", "PE_HOSTFILE", "NSLOTS", "NHOSTS", "NQUEUES",
+    # Where NCCL meets instead of where it is told.
+    "NCCL_COMM_ID",
     # `mlflow run` means its own run, a notebook its own pictures.
-    "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MPLBACKEND",
+    "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ACTIVE_MODEL_ID",
+    "MPLBACKEND",
     "VSSL_ATTEMPT", "VSSL_LAUNCHER", "VSSL_LISTENER", "VSSL_SLURM_JOB", "VSSL_LEAD_LOG",
 }  # fmt: skip
 DEFAULTS = {

@@ -30,6 +30,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     monkeypatch.setenv("TWICE", "$SCRATCH")
     monkeypatch.setenv("EMPTY", "")
+    monkeypatch.setenv("LINES_END", "/scratch/me\r")  # from a file of Windows
     monkeypatch.delenv("UNSET", raising=False)
 
 
@@ -67,6 +68,16 @@ def test_a_path_means_what_a_shell_would_make_of_it(typed: str, meant: str) -> N
         ("$(pwd)/x", "written $$"),
         ("${SCRATCH/x", "written $$"),
         ("$1", "written $$"),
+        ("$UNSET/x", "written $$"),
+        ("${UNSET:-x}/y", "${UNSET:-x} is neither $NAME nor ${NAME}"),
+        ("${SCRATCH:?}/y", "${SCRATCH:?} is neither $NAME nor ${NAME}"),
+        ("${!SCRATCH}", "${!SCRATCH} is neither"),
+        ("$(pwd)/x", "$(pwd) is neither"),
+        ("a/$-/x", "$- is neither"),
+        ("~+/x", "no home of ~+"),
+        ("$LINES_END/x", "control character '\\r'"),
+        ("a\n", "control character '\\n'"),
+        ("a\0b", "control character"),
     ],
 )
 def test_what_is_not_defined_is_refused_by_name(typed: str, named: str) -> None:
@@ -75,6 +86,18 @@ def test_what_is_not_defined_is_refused_by_name(typed: str, named: str) -> None:
     assert named in str(refused.value)
     with pytest.raises(argparse.ArgumentTypeError):
         path_argument(typed)
+
+
+@pytest.mark.parametrize("home", ["", "me", "./"])
+def test_without_a_home_there_is_no_tilde(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    for typed in ("~", "~/runs"):
+        with pytest.raises(ValueError, match="HOME is empty, or no absolute path"):
+            expanded(typed)
+    assert expanded("./~/runs") == "./~/runs"
+    assert expanded(f"~{ME.pw_name}/x") == f"{ME.pw_dir}/x"
+    monkeypatch.delenv("HOME")
+    assert expanded("~/runs") == f"{ME.pw_dir}/runs"
 
 
 @pytest.mark.parametrize("path", ["/a/$x", "~", "~me/$$", "$HOME", "a/b", "/~"])
@@ -115,6 +138,45 @@ def value_at(cfg: RunConfig, key: str) -> Any:
     for part in key.split("."):
         value = value[int(part)] if part.isdigit() else value[part]
     return value
+
+
+@pytest.mark.parametrize("value", ["[a, b]", "[~/a]", "{a: b}", "", "''"])
+def test_a_path_is_one_path(tmp_path: Path, value: str) -> None:
+    for key in ("out", "data.train"):
+        with pytest.raises(ConfigError, match=f"^{key}: .*: write one path$"):
+            read(tmp_path, f"{key}={value}")
+
+
+ODD = [
+    "/d/é", "/d/😀", "/d/a b: c #d", "/d/a'b\"c", "@x", "%x", "&a b", "*x", "[x",
+    "#x", "012", "yes", "null", "2024-05-01", "- x", "!x", "a\\b", "/d/$x", "~", "a: b", "|",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_value_is_handed_to_another_command_in_the_same_characters(
+    tmp_path: Path, text: str
+) -> None:
+    words = [
+        config.override("data.train", literal(Path(text))),
+        config.override("licence", text),
+        config.override("silence", [text, text]),
+        config.override("evaluations", [{"task": "ood", "ood": {"x": literal(Path(text))}}]),
+        config.override("data.bank", None),
+        config.override("optim.base_lr", 1e-7),
+    ]
+    assert "\n" not in "".join(words)
+    cfg = read(tmp_path, *words)
+    assert (cfg.data.train, cfg.licence, cfg.silence) == (Path(text), text, (text, text))
+    assert cfg.evaluations[0].model_dump()["ood"] == {"x": Path(text)}
+    assert (cfg.data.bank, cfg.optim.base_lr) == (None, 1e-7)
+    assert config.loads(config.dump(cfg), methods=METHODS) == cfg
+
+
+def test_so_is_a_name_that_is_no_unicode(tmp_path: Path) -> None:
+    name = Path(os.fsdecode(b"/d/caf\xe9"))
+    cfg = read(tmp_path, config.override("data.train", literal(name)))
+    assert cfg.data.train == config.loads(config.dump(cfg), methods=METHODS).data.train == name
 
 
 OOD = "evaluations=[{task: ood, ood: {far: x}}]"
@@ -196,6 +258,16 @@ def test_every_path_of_a_command_line_is_expanded(
             COMMANDS[command]([word.format("$UNSET/a") for word in words])
         assert ended.value.code == 2
         assert "variable UNSET is not set" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_path_is_not_this_folder(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as ``--out "$SCRATCH"`` where a shell knows no SCRATCH."""
+    for words in TYPED[command]:
+        with pytest.raises(SystemExit) as ended:
+            COMMANDS[command]([word.format("") for word in words])
+        assert ended.value.code == 2
+        assert "an empty path" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_no_command_takes_a_path_that_is_not_expanded() -> None:

@@ -70,6 +70,60 @@ def test_only_true_and_false_are_truths(truth: str) -> None:
         assert truth in {"0", "1"} or refused(f"{key}={truth}").startswith(f"{key}: ")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *TRUTHS, "true", "1,5", "1 000", "1'000", "\uff11\uff12", "½", "∞", "50%", "1k", "nan",
+        ".nan", "1e", "0x", "--3", "e5", "None", "2024-01-01", "'012'", "'yes'", "[5]", "{a: 1}",
+        "1e400", "t",
+    ],
+)  # fmt: skip
+def test_what_is_no_number_or_truth_is_refused_with_the_remedy(text: str, tmp_path: Path) -> None:
+    number, truth = "in plain decimal digits", "write true or false"
+    for key in ("seed", "optim.max_steps", "optim.epochs", "method.dof", "evaluations.0.k.0"):
+        line = refused(f"{key}={text}")
+        assert line.startswith(f"{key}: ")
+        assert number in line
+    if text != "true":
+        line = refused(f"engine.compile={text}")
+        assert line.startswith("engine.compile: ")
+        assert truth in line
+    path = tmp_path / "profile.yaml"
+    for key, remedy in (("minutes", number), ("evaluation.cpus", number), ("exclusive", truth)):
+        block, _, leaf = key.rpartition(".")
+        path.write_text(f"{block}: {{{leaf}: {text}}}" if block else f"{leaf}: {text}")
+        if text not in {"true", "1,5"}:  # which in a flow mapping is two entries
+            with pytest.raises(ConfigError) as error:
+                load_profile(path)
+            assert str(error.value).startswith(f"{path}: {key}: ")
+            assert remedy in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["MIT # 2024", "a #b", "#b", "&a b", "&a", "a\nb", "!!str a", "@x", "`x`", "%x", "*x"]
+)
+def test_an_override_is_not_read_without_a_part_of_its_text(text: str) -> None:
+    for key in ("licence", "out", "name", "data.train", "optim.name", "silence"):
+        line = refused(f"{key}={text}")
+        assert line.startswith(f"{key}: ")
+        assert f"'{key}=\"...\"'" in line, "the remedy"
+    assert read('licence="MIT # 2024"').licence == "MIT # 2024"
+    assert read("licence= MIT ").licence == "MIT"
+
+
+def test_a_place_in_a_list_is_a_number_like_any() -> None:
+    assert read("evaluations.0.k.1=7").evaluations[0].model_dump()["k"] == (1, 7)
+    for place in ("00", "0_0", "+0", "\uff10", "0x0", "first", ""):
+        assert "no such place" in refused(f"evaluations.{place}.k=[7]")
+        assert "no such place" in refused(f"evaluations.0.k.{place}=7")
+
+
+def test_brackets_in_brackets_are_refused_in_one_line() -> None:
+    for brackets in ("[" * 1500 + "]" * 1500, "{a: " * 1500 + "}" * 1500):
+        assert refused(f"seed={brackets}").startswith("seed: ")
+        assert "not YAML" in refused(text=brackets)
+
+
 def test_what_everybody_reads_alike_is_read() -> None:
     assert [read(f"trace={word}").trace for word in ("true", "false", "True", "FALSE")] == [
         True, False, True, False,

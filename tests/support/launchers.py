@@ -27,7 +27,18 @@ OPEN_MPI = {
     "PMIX_RANK": "3", "PRTE_LAUNCHED": "1", "ORTE_JOB": "1",
 }  # fmt: skip
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "16", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "8"}
-MVAPICH = {"MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "16"}
+MVAPICH = {
+    "MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "16", "MPIRUN_RANK": "3",
+    "MPISPAWN_ID": "1",
+}  # fmt: skip
+PBS = {"PBS_JOBID": "7.server", "PBS_NODEFILE": "/var/spool/nodes", "PBS_NCPUS": "1"}
+LSF = {"LSB_JOBID": "7", "LSB_HOSTS": "a b", "LSB_DJOB_RANKFILE": "/var/spool/r", "LS_JOBPID": "7"}
+GRID_ENGINE = {
+    "SGE_TASK_ID": "3", "SGE_GPU": "1", "PE_HOSTFILE": "/var/spool/hosts", "NSLOTS": "16",
+    "NHOSTS": "2", "NQUEUES": "1",
+}  # fmt: skip
+COBALT = {"COBALT_JOBID": "7", "COBALT_NODEFILE": "/var/spool/nodes"}
+OAR = {"OAR_JOB_ID": "7", "OAR_NODEFILE": "/var/spool/nodes"}
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1",
     "GROUP_WORLD_SIZE": "2", "ROLE_RANK": "3", "ROLE_NAME": "default", "ROLE_WORLD_SIZE": "16",
@@ -45,15 +56,20 @@ NOTEBOOK = {
     "JPY_PARENT_PID": "1", "JPY_SESSION_NAME": "a.ipynb",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
 }  # fmt: skip
-MLFLOW_RUN = {"MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "7"}
+MLFLOW_RUN = {
+    "MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_ACTIVE_MODEL_ID": "m-0",
+}  # fmt: skip
+NCCL = {"NCCL_COMM_ID": "192.0.2.1:29501"}
 OURS = {
     "VSSL_ATTEMPT": "old", "VSSL_LAUNCHER": "1", "VSSL_LISTENER": "3", "VSSL_SLURM_JOB": "4242",
     "VSSL_LEAD_LOG": "/dev/null/log.out",
 }  # fmt: skip
 LAUNCHERS: Mapping[str, Mapping[str, str]] = {
     "salloc": SALLOC, "srun --pty": SRUN_PTY, "submitit": SUBMITIT, "Open MPI": OPEN_MPI,
-    "MPICH": MPICH, "MVAPICH": MVAPICH, "torchrun": TORCHRUN, "deepspeed": DEEPSPEED,
-    "accelerate": ACCELERATE, "notebook": NOTEBOOK, "mlflow run": MLFLOW_RUN, "ours": OURS,
+    "MPICH": MPICH, "MVAPICH": MVAPICH, "PBS": PBS, "LSF": LSF, "Grid Engine": GRID_ENGINE,
+    "Cobalt": COBALT, "OAR": OAR, "torchrun": TORCHRUN, "deepspeed": DEEPSPEED,
+    "accelerate": ACCELERATE, "NCCL": NCCL, "notebook": NOTEBOOK, "mlflow run": MLFLOW_RUN,
+    "ours": OURS,
 }  # fmt: skip
 HOSTILE = {name: value for theirs in LAUNCHERS.values() for name, value in theirs.items()}
 """All of them at once."""
@@ -61,7 +77,7 @@ INNOCENT = {
     "HOME": "/home/me", "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "4,6", "TMPDIR": "/tmp",
     "NCCL_SOCKET_IFNAME": "ib0", "GLOO_SOCKET_IFNAME": "ib0", "TORCH_NCCL_BLOCKING_WAIT": "1",
     "MLFLOW_TRACKING_URI": "http://tracker:5000", "MLFLOW_TRACKING_TOKEN": "t",
-    "OMP_PLACES": "cores",
+    "OMP_PLACES": "cores", "KUBERNETES_SERVICE_HOST": "10.0.0.1",
     "SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "big", "SLURM_TIME_FORMAT": "standard",
     "SBATCH_ACCOUNT": "us", "SBATCH_QOS": "long", "VSSL_TEST_DATA": "/data", "PYTHONPATH": "/code",
 }  # fmt: skip

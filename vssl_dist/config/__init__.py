@@ -2,7 +2,15 @@
 
 from vssl_dist.config.blocks import CheckpointConfig, DataConfig, EngineConfig, OptimConfig
 from vssl_dist.config.fields import MethodConfig, Model
-from vssl_dist.config.reading import ConfigError, dump, load, load_block, load_run, loads
+from vssl_dist.config.reading import (
+    ConfigError,
+    dump,
+    load,
+    load_block,
+    load_run,
+    loads,
+    override,
+)
 from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
 from vssl_dist.config.schema import RunConfig, frozen_part
 from vssl_dist.config.task import TaskConfig
@@ -47,5 +55,6 @@ __all__ = [
     "load_block",
     "load_run",
     "loads",
+    "override",
     "read_task",
 ]

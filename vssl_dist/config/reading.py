@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vssl_dist.config.complaints import explain
 from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.paths import expanded
 from vssl_dist.config.scalars import Plain, typed
 from vssl_dist.config.schema import RunConfig
-from vssl_dist.config.tasks import TASKS
 
 _MAX_BYTES = 1_000_000
+_INDEX = re.compile(r"-?(0|[1-9][0-9]*)")
 Block = TypeVar("Block", bound=Model)
 
 
@@ -65,9 +67,10 @@ def _text(path: Path) -> str:
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: such as a 13th month
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    # A ValueError: such as a 13th month; a RecursionError: brackets in brackets.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -76,60 +79,34 @@ def _override(raw: dict[str, Any], item: str) -> None:
     dotted, equals, text = item.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {item!r} is not of the form dotted.key=value")
+    value = _value(dotted, text)
     *parents, leaf = dotted.split(".")
     node: Any = raw
     try:
         for key in parents:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        node[int(leaf) if isinstance(node, list) else leaf] = _parse(text, dotted)
+            node = node[_index(key)] if isinstance(node, list) else node.setdefault(key, {})
+        node[_index(leaf) if isinstance(node, list) else leaf] = value
     except (TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"override {dotted}: there is no such place in the config") from error
 
 
-def _keys(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
-    """The keys that the block at ``loc`` knows, for "did you mean"."""
-    for part in loc:
-        if isinstance(part, int):
-            continue  # an entry of a list: its block is the list's
-        field = model.model_fields.get(str(part))
-        block = None if field is None else next(_blocks(field.annotation), None)
-        if block is None:
-            return []
-        model = block
-    return [*model.model_fields, *getattr(model, "shorthands", ())]
+def _value(dotted: str, text: str) -> Any:
+    """What an override's text is in YAML, to which ``#``, ``&`` and others mean something."""
+    remedy = f"put text with such characters into quotes of its own: '{dotted}=\"...\"'"
+    try:
+        value = _parse(text, dotted)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({remedy})") from error
+    read = "" if value is None else value  # nothing but a comment
+    if isinstance(value, Plain | None) and read != text.strip(" \t\r\n"):
+        raise ConfigError(f"{dotted}: of {text!r} YAML reads only {str(read)!r}: {remedy}")
+    return value
 
 
-def _blocks(kind: Any) -> Iterator[type[BaseModel]]:
-    """The blocks in a type such as ``Block | None`` or ``tuple[Block, ...]``."""
-    if isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel):
-        yield kind
-    for inner in get_args(kind):
-        yield from _blocks(inner)
-
-
-def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """The first complaint as one line."""
-    first = error.errors(include_url=False)[0]
-    # pydantic names the task, which no key of the file does, after its place in the list.
-    named = first["loc"][:1] == ("evaluations",) and first["loc"][2:3]
-    task = TASKS.get(str(first["loc"][2])) if named else None
-    loc = first["loc"] if task is None else first["loc"][:2] + first["loc"][3:]
-    where = (prefix + ".".join(str(part) for part in loc)).removesuffix(".")
-    if first["type"] == "extra_forbidden":
-        known = _keys(task, loc[2:-1]) if task else _keys(model, loc[:-1])
-        close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"has: {', '.join(known)}"
-        return f"{where}: no such key ({hint})"
-    if first["type"] == "missing":
-        return f"{where}: this key is required"
-    if first["type"].startswith("union_tag"):
-        return f"{where}.task: must be one of {', '.join(TASKS)}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{where}: {message}".removeprefix(": ")
-    return f"{where}: {message}, got {first['input']!r}"
+def _index(key: str) -> int:
+    if not _INDEX.fullmatch(key):
+        raise ValueError
+    return int(key)
 
 
 def _typed(raw: Any, model: type[BaseModel], where: str = "", *, expand: bool) -> Any:
@@ -148,7 +125,7 @@ def _method(raw: Any, methods: Mapping[str, type[MethodConfig]], expand: bool) -
     try:
         return methods[name].model_validate(_typed(raw, methods[name], "method.", expand=expand))
     except ValidationError as error:
-        raise ConfigError(_explain(error, methods[name], "method.")) from error
+        raise ConfigError(explain(error, methods[name], "method.")) from error
 
 
 def loads(
@@ -187,7 +164,7 @@ def _loads(
     try:
         return RunConfig.model_validate(_typed(raw, RunConfig, expand=expand))
     except ValidationError as error:
-        raise ConfigError(_explain(error, RunConfig)) from error
+        raise ConfigError(explain(error, RunConfig)) from error
 
 
 def load(
@@ -235,7 +212,7 @@ def load_block(path: Path, model: type[Block]) -> Block:
     try:
         return model.model_validate(typed(raw, model, path=expanded))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error, model)}") from error
+        raise ConfigError(f"{path}: {explain(error, model)}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -244,3 +221,13 @@ def dump(cfg: RunConfig) -> str:
     """The resolved configuration as YAML that `loads` reads back to an equal one."""
     text: str = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
     return text
+
+
+def override(dotted: str, value: Any) -> str:
+    """``dotted.key=value`` for a command that calls another, whatever characters are in it.
+
+    >>> override("name", "012"), override("optim.betas", [0.9, 1e-3]), override("out", "a #b")
+    ("name='012'", 'optim.betas=[0.9, 0.001]', "out='a #b'")
+    """
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    return f"{dotted}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"

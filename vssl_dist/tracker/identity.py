@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from vssl_dist.config.paths import literal
 from vssl_dist.durable import publish
 
 
@@ -96,13 +97,14 @@ def readable(text: str) -> str:
 
 
 def in_shell(path: Path) -> str:
-    r"""A path as one word of a shell command, in characters that every terminal can show.
+    r"""A path as one word of a shell command for ours, in characters that every terminal can show.
 
-    >>> print(in_shell(Path("/data/caf\udce9")), in_shell(Path("/my data")))
-    $'/data/caf\xe9' '/my data'
+    >>> print(in_shell(Path("/data/caf\udce9")), in_shell(Path("/my data/$x")))
+    $'/data/caf\xe9' '/my data/$$x'
     """
-    text = readable(str(path))
-    return shlex.quote(text) if text == str(path) else f"${shlex.quote(text)}"
+    typed = literal(path)
+    text = readable(typed)
+    return shlex.quote(text) if text == typed else f"${shlex.quote(text)}"
 
 
 def _stored(run_dir: Path) -> Identity | None:
