@@ -51,7 +51,7 @@ IN_THE_WAY = {
     "one without a rank": {"SLURM_JOB_ID": "4242"},
     "somebody's submitit": {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": "/x", "RANK": "1"},
     "mpirun": {"OMPI_COMM_WORLD_RANK": "1", "RANK": "no number"},
-    "a log that is not there": {"VSSL_LEAD_LOG": "/nowhere/to/be/log.out", "RANK": "1"},
+    "a log that is not there": {"VSSL_LEAD_LOG": "/dev/null/log.out", "RANK": "1"},
     "a log that is a folder": {"VSSL_LEAD_LOG": "/", "RANK": "1"},
     "a name that no file can have": {"VSSL_ATTEMPT": "a" * 300, "RANK": "1"},
 }
