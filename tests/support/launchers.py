@@ -19,7 +19,7 @@ SRUN_PTY = SALLOC | {
     "SLURM_LAUNCH_NODE_IPADDR": "10.1.2.3", "PMI_RANK": "3", "PMI_SIZE": "16", "PMI_FD": "9",
     "PMIX_RANK": "3", "PMIX_NAMESPACE": "slurm.pmix.4242.0", "PMIX_SERVER_URI41": "x;tcp4://1:2",
 }  # fmt: skip
-SUBMITIT = SALLOC | {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": "/nowhere/of/others"}
+SUBMITIT = SALLOC | {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": "/dev/null/of/others"}
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "16", "OMPI_COMM_WORLD_LOCAL_RANK": "3",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "8", "OMPI_UNIVERSE_SIZE": "16", "OMPI_MCA_ess": "env",
@@ -32,7 +32,7 @@ TORCHRUN = {
     "GROUP_WORLD_SIZE": "2", "ROLE_RANK": "3", "ROLE_NAME": "default", "ROLE_WORLD_SIZE": "16",
     "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "29500", "TORCHELASTIC_RESTART_COUNT": "0",
     "TORCHELASTIC_MAX_RESTARTS": "0", "TORCHELASTIC_RUN_ID": "none",
-    "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_ERROR_FILE": "/nowhere/error.json",
+    "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_ERROR_FILE": "/dev/null/error.json",
     "PET_NNODES": "2",
 }  # fmt: skip
 DEEPSPEED = {
@@ -47,7 +47,7 @@ NOTEBOOK = {
 MLFLOW_RUN = {"MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "7"}
 OURS = {
     "VSSL_ATTEMPT": "old", "VSSL_LAUNCHER": "1", "VSSL_LISTENER": "3", "VSSL_SLURM_JOB": "4242",
-    "VSSL_LEAD_LOG": "/nowhere/log.out",
+    "VSSL_LEAD_LOG": "/dev/null/log.out",
 }  # fmt: skip
 LAUNCHERS: Mapping[str, Mapping[str, str]] = {
     "salloc": SALLOC, "srun --pty": SRUN_PTY, "submitit": SUBMITIT, "Open MPI": OPEN_MPI,
