@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,5 +70,9 @@ INNOCENT = {
 
 def of_process(pid: int) -> dict[str, str]:
     """The environment with which a process was started, as the kernel has it."""
-    words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    place, text = Path(f"/proc/{pid}/environ"), ""
+    until = time.monotonic() + 10
+    while not text and time.monotonic() < until:  # empty while the program is being loaded
+        text = place.read_bytes().decode()
+    words = text.split("\0")
     return dict(word.split("=", 1) for word in words if word)
