@@ -11,6 +11,8 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
+from vssl_dist.data.memory import ran_out
+
 UNREAD = "Pillow decodes it and DALI does not"
 DIFFERENT = "Pillow and DALI show it differently"
 JUDGE, PILLOW = "judged_by", "Pillow alone"
@@ -60,11 +62,16 @@ def objection(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:
         data: The file, with all that stands in it.
         pixels: ``(H, W, 3)`` or ``(H, W)``, as Pillow decodes its picture.
         decode: The other decoder.
+
+    Raises:
+        MemoryError: There is none left to decode it with.
     """
     with _hushed():
         try:
             theirs = decode(data)
-        except ValueError:
+        except ValueError as error:
+            if ran_out(error, pixels.shape[0] * pixels.shape[1]):
+                raise MemoryError("DALI") from error
             return UNREAD
     ours = pixels if pixels.ndim == 3 else pixels[..., None]
     if theirs.shape[:2] != ours.shape[:2]:

@@ -96,8 +96,7 @@ def build(split: Split, out: Path, options: Options, advance: Advance) -> Built:
         split: What to write.
         out: Folder of the dataset; made if absent.
         options: How to cut it up.
-        advance: Called with numbers of samples as they are looked at, and again as they are
-            written.
+        advance: Called with numbers of samples as they are looked at, and as they are written.
     """
     return build_all([split], out, options, lambda title, total: nullcontext(advance))[0]
 
@@ -116,8 +115,7 @@ def build_all(splits: Sequence[Split], out: Path, options: Options, bar: Bar) ->
         bar: Shows progress.
 
     Raises:
-        DataError: An unusable or leaked image, a full disk, or a folder that holds something
-            else.
+        DataError: An unusable or leaked image, a full disk, or a folder of something else.
     """
     jobs = [_job(split, out, options) for split in splits]
     for job in jobs:

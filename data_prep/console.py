@@ -12,6 +12,7 @@ from vssl_dist.config import ConfigError
 from vssl_dist.data.manifest import DataError
 
 REFUSED, INTERRUPTED = 2, 130
+_MEMORY = "memory ran out (no file is to blame): start again with fewer --workers or more memory"
 
 
 @dataclass
@@ -39,6 +40,8 @@ def one_line(out: Path, interrupted: str = "interrupted") -> Iterator[Ending]:
         ending.code = _say(f"error: {error}", REFUSED)
     except OSError as error:
         ending.code = _say(f"error: {error.filename or out}: {error.strerror or error}", REFUSED)
+    except MemoryError:
+        ending.code = _say(f"error: {out}: {_MEMORY}", REFUSED)
     except KeyboardInterrupt:
         ending.code = _say(interrupted, INTERRUPTED)
 

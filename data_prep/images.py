@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -25,9 +25,13 @@ from data_prep.normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
 from data_prep.structure import orientation, structure
 from vssl_dist.data.bare import bare
 from vssl_dist.data.manifest import DataError
+from vssl_dist.data.memory import ran_out
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused from their header: they are bombs, or need shrinking first."""
+
+MAX_SIDE = 1_000_000
+"""Of what is stored: DALI decodes no PNG beyond."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _LOSSY = ("JPEG", "WEBP")
@@ -109,8 +113,11 @@ def plain(data: bytes, name: str | Path, rules: Rules = DEFAULT) -> Encoded:
 def examine(data: bytes, rules: Rules) -> Finding:
     """Find out whether a file can be kept; decodes all of it, but only after its header.
 
-    Never raises: whatever is wrong with the file becomes a finding, in words that are the same
-    on every machine.
+    Whatever is wrong with the file becomes a finding, in words that are the same on every
+    machine.
+
+    Raises:
+        MemoryError: There was none left, which says nothing about the file.
     """
     if not data:
         return Finding(Verdict.REJECT, "not a readable image (empty file)")
@@ -121,10 +128,14 @@ def examine(data: bytes, rules: Rules) -> Finding:
         return _too_large("its", rules)
     # Pillow's parsers raise nearly anything on a damaged file, and all of it means the same.
     except Exception as error:
-        return Finding(Verdict.REJECT, _unreadable(error))
+        return _rejected(error)
     height, width, kind = image.height, image.width, image.format
     if height * width > rules.max_pixels:
         return _too_large(f"{width}x{height}", rules)
+    if _side(height, width, rules) > MAX_SIDE:
+        return Finding(
+            Verdict.REJECT, f"{width}x{height} pixels: no side may have more than {MAX_SIDE}"
+        )
     form = structure(data, kind)
     if form.endless:
         return Finding(Verdict.REJECT, f"not a readable image ({form.endless})")
@@ -140,12 +151,17 @@ def examine(data: bytes, rules: Rules) -> Finding:
             else:
                 odd, alone = _second_opinion(data, image)
     except Exception as error:
-        return (
-            _rescue(data, error) if rules.salvage else Finding(Verdict.REJECT, _unreadable(error))
-        )
+        rejected = _rejected(error, height * width)
+        return _rescue(data, rejected, height * width) if rules.salvage else rejected
     shrinks = rules.resize_short is not None and min(height, width) > rules.resize_short
     verdict = Verdict.REMAKE if odd or shrinks else Verdict.KEEP
     return Finding(verdict, odd, "jpg" if kind == "JPEG" else "png", height, width, alone)
+
+
+def _side(height: int, width: int, rules: Rules) -> float:
+    """The longer side of what will be stored."""
+    short, long = sorted((height, width))
+    return long * min(1.0, (rules.resize_short or short) / max(1, short))
 
 
 def _decode_plain(image: Image.Image) -> None:
@@ -206,14 +222,26 @@ def _unreadable(error: Exception) -> str:
     return f"not a readable image ({reason})"
 
 
-def _rescue(data: bytes, error: Exception) -> Finding:
+def _rejected(error: Exception, pixels: int = 0) -> Finding:
+    """What an error says of an image.
+
+    Raises:
+        MemoryError: It says nothing: memory ran out.
+    """
+    if ran_out(error, pixels):
+        raise MemoryError(_unreadable(error)) from error
+    return Finding(Verdict.REJECT, _unreadable(error))
+
+
+def _rescue(data: bytes, rejected: Finding, pixels: int) -> Finding:
     """Whether enough of a damaged image can be decoded."""
     try:
         with quietly(), lenient(True):
             image = _upright(_opened(data), data)
-    except Exception:
-        return Finding(Verdict.REJECT, _unreadable(error))
+    except Exception as error:
+        _rejected(error, pixels)
+        return rejected
     rows = np.asarray(image).reshape(image.height, image.width, -1)
     # What was not decoded is rows of one colour.
     decoded = (rows != rows[:, :1]).any(axis=(1, 2)).mean()
-    return Finding(Verdict.SALVAGE if decoded >= _WORTH else Verdict.REJECT, _unreadable(error))
+    return replace(rejected, verdict=Verdict.SALVAGE) if decoded >= _WORTH else rejected

@@ -43,8 +43,9 @@ def form(data: bytes) -> Form:
         return Form(f"more than {_MOST_SEGMENTS} segments, which no encoder makes")
     frames = [data[part.body + 2 : part.end] for part in parts if part.marker in _FRAMES]
     gaps = _gaps(data, parts)
-    taken = _first(data, parts, _EXIF)
-    turn = tags.orientation(taken, _first(data, parts, _XMP))
+    ahead = list(takewhile(lambda part: part.marker != SCAN, parts))
+    taken = _first(data, ahead, _EXIF)
+    turn = tags.orientation(taken, _first(data, ahead, _XMP))
     odd = f"EXIF orientation {turn}" if turn != 1 else ""
     if any(gap.strip(b"\xff") for gap in gaps):  # any number of these may come before a marker
         odd = odd or "JPEG with bytes between its segments"

@@ -92,10 +92,14 @@ def orientation(data: bytes) -> int:
 
 
 def _turn(data: bytes, told: Sequence[Chunk]) -> int:
-    exif = (_body(data, part) for part in told if part.kind == b"eXIf")
-    texts = (_body(data, part) for part in told if part.kind == b"iTXt")
-    xmp = (text for text in texts if text.startswith(_XMP))
-    return tags.orientation(next(exif, b""), next(xmp, b""))
+    """By the last EXIF, or XMP, if there are several: that is the one that libraries go by."""
+    exif = xmp = b""
+    for part in told:
+        if part.kind == b"eXIf":
+            exif = _body(data, part)
+        elif part.kind == b"iTXt" and data.startswith(_XMP, part.start + 8):
+            xmp = _body(data, part)
+    return tags.orientation(exif, xmp)
 
 
 def _body(data: bytes, part: Chunk) -> bytes:

@@ -37,7 +37,7 @@ def run(
         advance: Called with the progress of each ``yield``.
 
     Raises:
-        DataError: Whatever the work raised, or a worker that died.
+        DataError, MemoryError: Whatever the work raised, or a worker that died.
     """
     if min(workers, len(tasks)) <= 1:
         for task in tasks:
@@ -142,7 +142,7 @@ def _serve(link: Connection, work: Work[Any, Any]) -> None:
                     link.send(("progress", next(steps)))
             except StopIteration as end:
                 link.send(("done", end.value))
-            except DataError as error:
+            except (DataError, MemoryError) as error:
                 link.send(("failed", error))
     except (EOFError, ConnectionError):
         return

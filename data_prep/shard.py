@@ -42,12 +42,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line; options without a default are those not every source takes."""
     top = argparse.ArgumentParser(prog="shard.py", description=__doc__)
     top.add_argument("source", choices=sorted(SOURCES), help="layout of the raw images")
-    top.add_argument(
-        "--root", type=path_argument, help="folder with the raw images (photos needs none)"
-    )
-    top.add_argument(
-        "--out", type=path_argument, required=True, help="folder of the dataset to write"
-    )
+    top.add_argument("--root", type=path_argument, help="folder of raw images (photos needs none)")
+    top.add_argument("--out", type=path_argument, required=True, help="the dataset's folder")
     top.add_argument(
         "--split", help="write this split only, such as train or val (default: those there are)"
     )

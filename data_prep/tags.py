@@ -12,8 +12,8 @@ from typing import Literal
 
 ORIENTATION = 0x0112
 _ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
-_NUMBERS = {3: 2, 4: 4}
-"""Bytes of a value, by the code of its type: whole numbers of 16 and 32 bits."""
+_NUMBERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
+"""Bytes of a value, by the code of its type: whole numbers of 8, 16 and 32 bits."""
 _TEXT = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _BYTES = 7
 """The type of bytes that mean nothing to a reader of tags."""
@@ -25,11 +25,14 @@ def well_formed(directory: bytes) -> bool:
 
 
 def number(directory: bytes, tag: int) -> int | None:
-    """The whole number under a tag, None if there is none."""
+    """The whole number under a tag, the first of several, None if there is none."""
     order = _order(directory)
     for kind, count, at in _entries(directory, tag):
-        if kind in _NUMBERS and count == 1:
-            return int.from_bytes(directory[at : at + _NUMBERS[kind]], order)
+        size = _NUMBERS.get(kind, 0)
+        if size * count > 4:  # the entry tells where they are
+            at = int.from_bytes(directory[at : at + 4], order)
+        if size and count and at + size <= len(directory):
+            return int.from_bytes(directory[at : at + size], order)
     return None
 
 

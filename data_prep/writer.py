@@ -178,6 +178,8 @@ def _encoded(raw: Raw, surveyed: np.void, task: ShardTask) -> Encoded:
         return encode_png(raw.data)
     try:
         return make(raw.data, finding(surveyed), task.rules)
+    except MemoryError:
+        raise
     # Pillow raises nearly anything, and the disk is not to blame for it.
     except Exception as error:
         raise DataError(

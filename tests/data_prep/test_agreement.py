@@ -19,8 +19,8 @@ from data_prep import shard, verify
 from data_prep.agreement import DIFFERENT, UNREAD, Decode, dali, objection
 from data_prep.images import DEFAULT, Rules, Verdict, examine
 from data_prep.structure import structure
-from tests.support.damage import alone
-from tests.support.encoders import SIGNATURE, chunk, png, rows, segment
+from tests.support.damage import alone, memory_left
+from tests.support.encoders import SIGNATURE, chunk, png, rows, segment, vast_png
 from tests.support.kinds import KEEP, KINDS, exif, within
 from tests.support.photos import crop
 from vssl_dist.data.bare import bare
@@ -107,6 +107,15 @@ def test_after_a_file_that_it_refuses_dali_decodes_the_next(decode: Decode) -> N
     for _ in range(3):
         assert objection(b"no picture", PICTURE, decode) == UNREAD
         assert objection(png(PICTURE), PICTURE, decode) == ""
+
+
+def test_a_lack_of_memory_is_no_objection(decode: Decode) -> None:
+    vast = vast_png(4000, 6000)
+    black = np.broadcast_to(np.uint8(0), (4000, 6000, 3))
+    with memory_left(100 << 20), pytest.raises(MemoryError):
+        objection(vast, black, decode)
+    assert objection(png(PICTURE), PICTURE, decode) == ""
+    assert objection(vast, black, decode) == ""
 
 
 def test_a_window_that_the_stream_outgrows_costs_a_png_its_form_only() -> None:

@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,19 @@ import psutil
 import pytest
 from PIL import Image, ImageOps
 
-from data_prep.images import DEFAULT, MAX_PIXELS, Rules, Verdict, encode_png, examine, plain
+from data_prep.agreement import dali
+from data_prep.images import (
+    DEFAULT,
+    MAX_PIXELS,
+    MAX_SIDE,
+    Rules,
+    Verdict,
+    encode_png,
+    examine,
+    plain,
+)
+from tests.support.damage import alone
+from tests.support.kinds import exif
 from tests.support.photos import crop
 from vssl_dist.data.shards import DataError
 
@@ -266,3 +279,65 @@ def test_shrinking_agrees_with_pillow_and_never_enlarges(short: int) -> None:
     golden = PHOTO.resize(side, Image.Resampling.LANCZOS) if short < 122 else PHOTO
     np.testing.assert_array_equal(pixels(made.data), np.asarray(golden))
     assert (made.data == PNG) == (short >= 122)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_no_side_is_longer_than_decoders_take(kind: str, turned: bool) -> None:
+    for side, beyond in ((MAX_SIDE, False), (MAX_SIDE + 1, True)):
+        stream = io.BytesIO()
+        Image.new("L", (1, side) if turned else (side, 1)).save(stream, kind)
+        found = examine(stream.getvalue(), DEFAULT)
+        assert (found.verdict is Verdict.REJECT) == beyond
+        assert ("no side may have more than" in found.reason) == beyond
+        if not beyond:
+            decode = dali()
+            assert decode is not None
+            made = plain(stream.getvalue(), "x")
+            assert decode(made.data).shape == (made.height, made.width, 3)
+    small = Rules(resize_short=8)
+    stream = io.BytesIO()
+    Image.new("L", (16, MAX_SIDE + 16)).save(stream, kind)
+    assert examine(stream.getvalue(), DEFAULT).verdict is Verdict.REJECT
+    assert examine(stream.getvalue(), small).verdict is Verdict.REMAKE
+
+
+def vast(kind: str, **options: Any) -> bytes:
+    """A large picture in few bytes."""
+    stream = io.BytesIO()
+    Image.new("RGB", (6000, 4000), "green").save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_a_lack_of_memory_is_no_verdict(tmp_path: Path) -> None:
+    folder, out = tmp_path / "raw" / "c", tmp_path / "o"
+    folder.mkdir(parents=True)
+    progressive = vast("JPEG", progressive=True)
+    turned = vast("JPEG", exif=b"Exif\0\0" + exif(6))
+    large = {"plain": progressive, "for both": progressive + b"!", "turned": turned}
+    for name, data in large.items():
+        (folder / f"{name}.jpg").write_bytes(data)
+    call = ["imagefolder", "--root", str(folder.parent), "--out", str(out), "--workers", "1"]
+    done = alone(
+        f"""
+import resource, sys, psutil
+from pathlib import Path
+from data_prep import shard
+from data_prep.images import DEFAULT, Rules, examine
+most = psutil.Process().memory_info().vms + (40 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+for path in Path({str(folder)!r}).iterdir():
+    for rules in (DEFAULT, Rules(salvage=True)):
+        try:
+            print(path, examine(path.read_bytes(), rules))
+        except MemoryError:
+            pass
+sys.exit(shard.main({call} + ["--on-bad", "skip"]))
+"""
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    *bars, line = (line for line in done.stderr.splitlines() if line.strip())
+    assert line.startswith(f"error: {out}: memory ran out")
+    assert not [bar for bar in bars if "rror" in bar]
+    assert not list(out.glob("*/rejects.jsonl"))
+    assert examine(progressive, DEFAULT).verdict is Verdict.KEEP

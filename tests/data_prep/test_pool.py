@@ -48,10 +48,18 @@ def test_no_tasks_no_results() -> None:
     assert list(pool.run(square, [], workers=2, advance=print)) == []
 
 
+def starve_at_three(task: int) -> Generator[int, None, int]:
+    yield 1
+    if task == 3:
+        raise MemoryError("three is large")
+    return task
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_reaches_the_caller(workers: int) -> None:
-    with pytest.raises(DataError, match="three is bad"):
-        list(pool.run(fail_at_three, range(9), workers=workers, advance=lambda done: None))
+    for work, error in ((fail_at_three, DataError), (starve_at_three, MemoryError)):
+        with pytest.raises(error, match="three is"):
+            list(pool.run(work, range(9), workers=workers, advance=lambda done: None))
 
 
 def test_a_worker_that_is_killed_is_an_error_and_not_a_hang() -> None:

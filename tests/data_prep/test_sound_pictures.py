@@ -29,6 +29,8 @@ TURNED = {
     "png turned, told behind": Image.Transpose.ROTATE_90,
     "png turned by xmp": Image.Transpose.ROTATE_180,
     "jpeg turned by xmp": Image.Transpose.ROTATE_270,
+    "png turned, told twice": Image.Transpose.ROTATE_270,
+    "jpeg turned in 32 bits": Image.Transpose.ROTATE_270,
     "jpeg turned": Image.Transpose.ROTATE_270,
     "jpeg own turned": Image.Transpose.ROTATE_180,
     "tiff turned": Image.Transpose.ROTATE_270,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +23,25 @@ def test_an_orientation_is_read_as_pillow_writes_it(stated: int, order: str) -> 
     assert number(data[6:], 0x0112) == stated
     assert number(data[6:], 0x0100) is None
     assert well_formed(data[6:])
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("kind", [(1, 1), (3, 2), (4, 4), (6, 1), (8, 2), (9, 4)])
+def test_an_orientation_counts_in_any_whole_number_and_the_first_of_several_does(
+    kind: tuple[int, int], order: Literal["little", "big"]
+) -> None:
+    code, size = kind
+    for count in (1, 2, 3, 4):
+        values = b"".join(value.to_bytes(size, order) for value in (6, 3, 1, 1)[:count])
+        place = values.ljust(4, b"\0") if len(values) <= 4 else (26).to_bytes(4, order)
+        head = {"little": b"II*\0", "big": b"MM\0*"}[order] + (8).to_bytes(4, order)
+        fields = [(1, 2), (0x0112, 2), (code, 2), (count, 4)]
+        entry = b"".join(value.to_bytes(width, order) for value, width in fields) + place
+        directory = head + entry + bytes(4) + values
+        assert orientation(directory) == 6
+        if len(values) > 4:
+            assert orientation(directory[:26]) == 1
+    assert orientation(head + entry[:6] + bytes(4) + values.ljust(4, b"\0")) == 1
 
 
 def test_what_is_no_directory_says_nothing_and_never_raises() -> None:

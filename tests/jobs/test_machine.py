@@ -34,7 +34,7 @@ OLD = Driver((12, 2), "535.129.03", gpus=8)
 CUDA = Resources(device="cuda", ranks_per_node=2)
 TEXT = """
 method: {name: simsiam}
-data: {train: unread, streams: 4, views: [cifar, cifar]}
+data: {streams: 4, views: [cifar, cifar]}
 optim: {base_lr: 0.1, global_batch: 16, epochs: 2}
 """
 
@@ -61,7 +61,9 @@ def stop() -> Iterator[StopFlag]:
 
 
 def run_in(folder: Path) -> RunConfig:
-    return config.loads(TEXT, [f"out={folder}", "name=run"], methods=CONFIGS)
+    return config.loads(
+        TEXT, [f"out={folder}", f"data.train={folder}/none", "name=run"], methods=CONFIGS
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -12,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -113,3 +117,17 @@ def alone(program: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+@contextlib.contextmanager
+def memory_left(count: int) -> Iterator[None]:
+    """Let this process have so many bytes more of memory."""
+    gc.collect()  # what is freed later would be more
+    ctypes.CDLL(None).malloc_trim(0)  # so would be what the allocator still holds
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + count
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

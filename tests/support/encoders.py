@@ -50,6 +50,14 @@ def png(
     return SIGNATURE + b"".join(parts)
 
 
+def vast_png(height: int, width: int) -> bytes:
+    """A black PNG of any size, made without the memory that its pixels take."""
+    packer = zlib.compressobj(1)
+    coded = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return png(np.zeros((1, 1, 3), np.uint8), header=header, coded=coded)
+
+
 def interlaced(pixels: np.ndarray) -> bytes:
     """Adam7, pass by pass."""
     height, width = pixels.shape[:2]

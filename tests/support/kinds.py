@@ -239,6 +239,9 @@ KEEP: dict[str, Make] = {
     "jpeg exif of garbage": within(segment(0xE1, b"Exif\0\0zzzz")),
     "jpeg exif that ends early": within(segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff\1\2")),
     "jpeg exif orientation 9": within(segment(0xE1, b"Exif\0\0" + exif(9))),
+    "jpeg turned, told behind": lambda pixels: jpeg(
+        pixels, behind=segment(0xE1, b"Exif\0\0" + exif(6))
+    ),
     "jpeg exif empty": ahead(segment(0xE1, b"Exif\0\0"), segment(0xE1, b"")),
     "jpeg xmp": within(xmp(PACKET)),
     "jpeg xmp in parts": within(xmp(b"<a/>"), *EXTENDED),
@@ -271,6 +274,7 @@ REMAKE: dict[str, Make] = {
     "png animated": animated,
     "png turned": before(chunk(b"eXIf", exif(6))),
     "png turned, told behind": after(chunk(b"eXIf", exif(8))),
+    "png turned, told twice": before(chunk(b"eXIf", b"zzzz"), chunk(b"eXIf", exif(6))),
     # DALI refuses these for what stands around a picture that is whole.
     "png private part of 9 MB": before(chunk(b"prVt", bytes(9_000_000))),
     "png texts that take a decoder seconds": before(*INFLATING),
@@ -278,6 +282,12 @@ REMAKE: dict[str, Make] = {
     "png part of a reserved name": before(chunk(b"prvt", b"hello")),
     "png remark between its pixels": lambda p: png(p, idats=parted(chunk(b"tEXt", b"a\0b"))),
     "jpeg turned": pillow("JPEG", exif=b"Exif\0\0" + exif(6), quality=95),
+    "jpeg turned in 32 bits": within(
+        segment(
+            0xE1,
+            b"Exif\0\0" + exif(6).replace(b"\x12\0\3\0\0\0\1\0\6", b"\x12\0\x09\0\0\0\1\0\0\0\6"),
+        )
+    ),
     "jpeg own turned": ahead(segment(0xE1, b"Exif\0\0" + exif(3))),
     "jpeg turned by xmp": within(xmp(b'<x:xmpmeta tiff:Orientation="6"/>')),
     "png turned by xmp": before(

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from vssl_dist.data.backend import BackendSpec, Placement, UndecodableError
 from vssl_dist.data.decoder import Node, decoded
-from vssl_dist.data.fault import DeviceError, brief, device_failed, sound_image
+from vssl_dist.data.fault import DeviceError, device_failed, sound_image
 from vssl_dist.data.graph import framed, only_decoded, views
+from vssl_dist.data.header import pixels
+from vssl_dist.data.memory import brief
 from vssl_dist.data.operands import Feed, feed_of
 from vssl_dist.data.shards import Samples
 from vssl_dist.data.views import Draws
@@ -118,15 +120,15 @@ class Runner:
                 probe.feed_input("bytes", [image])
                 probe.run()
             except _ERRORS as error:
-                self._raise_if_failed(error)
+                self._raise_if_failed(error, pixels(image))
                 if row == len(data):
                     raise DeviceError(self._device, brief(error)) from error
                 probe = None
                 reasons[row] = brief(error)
         return reasons
 
-    def _raise_if_failed(self, error: Exception) -> None:
-        if device_failed(error):
+    def _raise_if_failed(self, error: Exception, pixels: int = 0) -> None:
+        if device_failed(error, pixels):
             raise DeviceError(self._device, brief(error)) from error
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 
+from vssl_dist.data.memory import ran_out
+
 Node = Any  # DALI's DataNode: a symbolic tensor of the graph
 
 
@@ -28,19 +30,26 @@ class Decoder:
     """Decodes one image after the other, on the CPU, as a training's pipeline does."""
 
     def __init__(self) -> None:
-        self._pipeline = _single()
+        self._pipeline: Any = _single()
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         """The image, ``(H, W, 3)`` uint8; it is overwritten by the next one.
 
         Raises:
             ValueError: DALI does not decode it.
+            MemoryError: There is no memory left, or no thread.
         """
+        try:
+            self._pipeline = self._pipeline or _single()
+        except RuntimeError as error:  # it started before
+            raise MemoryError("DALI does not start again") from error
         try:
             self._pipeline.feed_input("bytes", [np.frombuffer(data, np.uint8)])
             (images,) = self._pipeline.run()
         except (RuntimeError, ValueError, IndexError) as error:
-            self._pipeline = _single()  # DALI declares one invalid after any error
+            self._pipeline = None  # DALI declares one invalid after any error
+            if ran_out(error):
+                raise MemoryError("DALI") from error
             raise ValueError("DALI does not decode it") from error
         image: NDArray[np.uint8] = images.at(0)
         return image

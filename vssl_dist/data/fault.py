@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vssl_dist.data.memory import brief, ran_out
+
 # In the words of DALI, torch, nvJPEG, nvImageCodec and C++.  What only says that decoding failed is
 # not here: damaged images cause that, too.
 _OF_THE_DEVICE = re.compile(
@@ -26,21 +28,16 @@ class DeviceError(RuntimeError):
         super().__init__(f"{device}: {reason} (the device or its memory failed, not the images)")
 
 
-def device_failed(error: Exception) -> bool:
-    """Whether an error tells of the device, not of an image."""
-    typed = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
-    return isinstance(error, typed) or bool(_OF_THE_DEVICE.search(brief(error)))
+def device_failed(error: Exception, pixels: int = 0) -> bool:
+    """Whether an error tells of the device or of memory, not of an image.
 
-
-def brief(error: Exception) -> str:
-    """In one line, what DALI's report says is wrong, without where in whose code.
-
-    >>> brief(RuntimeError("Error in\\n  dali.py, line 8\\nencountered:\\n\\nno\\nimage"))
-    'no image'
+    Args:
+        error: What decoding failed with.
+        pixels: Of the image, if it is one and its header can be read.
     """
-    _, _, cause = str(error).rpartition("encountered:")
-    cause, _, _ = cause.partition("Current pipeline object")
-    return " ".join(cause.split()) or type(error).__name__
+    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+        return True
+    return bool(_OF_THE_DEVICE.search(brief(error))) or ran_out(error, pixels)
 
 
 def sound_image() -> NDArray[np.uint8]:

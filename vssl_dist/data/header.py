@@ -48,6 +48,15 @@ def flaw(data: NDArray[np.uint8], height: int, width: int) -> str:
     return "" if found[0] <= 8 else f"has {found[0]} bits per channel where shards have 8"
 
 
+def pixels(data: NDArray[np.uint8]) -> int:
+    """How many there are by the header, 0 if it does not say."""
+    try:
+        stated = _stated(data)
+    except (IndexError, struct.error):
+        return 0
+    return stated[1] * stated[2] if stated else 0
+
+
 def _stated(data: NDArray[np.uint8]) -> tuple[int, int, int] | None:
     """Bits per channel, height and width; None for a file of another kind.
 

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from vssl_dist.data.backend import BackendSpec, Placement, UndecodableError
 from vssl_dist.data.bare import bare
-from vssl_dist.data.fault import DeviceError, brief, device_failed
+from vssl_dist.data.fault import DeviceError, device_failed
+from vssl_dist.data.header import pixels
+from vssl_dist.data.memory import brief
 from vssl_dist.data.shards import Samples
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.vision import torchvision
@@ -45,7 +47,7 @@ def decode(data: NDArray[np.uint8]) -> Image.Image:
     except UnidentifiedImageError as error:  # its message names an address in memory
         raise ValueError("no format that Pillow knows") from error
     except Exception as error:  # PIL promises no common class: OSError, SyntaxError, struct.error
-        if device_failed(error):
+        if device_failed(error, pixels(data)):
             raise DeviceError(torch.device("cpu"), brief(error)) from error
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
