@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,5 +70,7 @@ INNOCENT = {
 
 def of_process(pid: int) -> dict[str, str]:
     """The environment with which a process was started, as the kernel has it."""
-    words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    while not (text := Path(f"/proc/{pid}/environ").read_bytes()):
+        time.sleep(0.01)  # a program that has only just been loaded shows none yet
+    words = text.decode().split("\0")
     return dict(word.split("=", 1) for word in words if word)
