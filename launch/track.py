@@ -103,6 +103,8 @@ def main(argv: Sequence[str]) -> int:
     """Exit code 0 (all is there), 1 (not all), 2 (refused), or 130 after Ctrl-C."""
     args = arguments(argv)
     try:
+        if args.to is not None and not args.to.strip():
+            raise ConfigError("--to: is empty; without --to curves go to MLFLOW_TRACKING_URI")
         uri = normal(args.to) if args.to else default_tracking_uri()
         runs = [run.resolve() for run in args.runs]
         if doubt := check(runs, uri):

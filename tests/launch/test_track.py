@@ -53,6 +53,8 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_written(
     before = files(here)
     assert "no spool" in refusal(capsys, "run", "nosuch")
     assert "MLFLOW_TRACKING_PASSWORD" in refusal(capsys, "run", "--to", "http://me:secret@host")
+    for blank in ("", " "):
+        assert "--to: " in refusal(capsys, "run", "--to", blank)
     assert "did you mean http" in refusal(capsys, "run", "--to", "htp://host:5000")
     assert "is no file" in refusal(capsys, "run", "--to", f"sqlite:///{here}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.support.launchers import HOSTILE, INNOCENT, of_process
-from vssl_dist.tracker import Flusher, Spool, flush_once, shortfall
+from vssl_dist.tracker import Flusher, Spool, flush_once, flushed, shortfall
 from vssl_dist.tracker.spool import end_unfinished
 
 TRAIN_AND_DIE = """
@@ -318,13 +318,31 @@ def test_a_flusher_killed_while_it_makes_the_database_does_no_harm(tmp_path: Pat
     Spool(run.folder, "train").metrics({"loss": 1.0}, 0)
     flusher = run.flusher()
     flusher.start()
-    wait_for((tmp_path / "mlflow.db.new").exists)
+    wait_for(lambda: any(tmp_path.glob("mlflow.db.*.new")))
     time.sleep(0.3)
     (pid,) = flusher_pids(run.folder)
     os.kill(pid, signal.SIGKILL)
     assert not (tmp_path / "mlflow.db").exists(), "it was killed in the middle"
     assert flusher.close(60), "the next one does not stumble over the half-made one"
     assert len(Tracked(run.folder, run.uri).curve("loss")) == 1
+
+
+@pytest.mark.slow
+def test_a_database_that_is_removed_while_curves_are_sent_is_made_and_filled_again(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mlflow.db"
+    run = Tracked(tmp_path / "run", f"sqlite:///{file}", connect=False)
+    spool = Spool(run.folder, "train")
+    spool.metrics({"loss": 1.0}, 0)
+    flusher = run.flusher()
+    flusher.start()
+    wait_for(lambda: flushed(run.folder))
+    file.unlink()
+    spool.metrics({"loss": 2.0}, 1)
+    assert flusher.close(60)
+    curve = Tracked(run.folder, run.uri).curve("loss")
+    assert [(step, value) for step, value, _ in curve] == [(0, 1.0), (1, 2.0)]
 
 
 def test_closing_returns_within_its_bound_and_says_so(tmp_path: Path) -> None:
@@ -349,7 +367,8 @@ def test_a_flusher_belongs_to_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, value in HOSTILE.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", INNOCENT["MLFLOW_TRACKING_TOKEN"])
-    Flusher(tmp_path, "tests", "sqlite:///x.db").start()
+    Flusher(tmp_path, "tests", f"sqlite:///{tmp_path}/x.db").start()
+    wait_for(lambda: len(flusher_pids(tmp_path)) == 1)
     (pid,) = flusher_pids(tmp_path)
     try:
         environment = of_process(pid)

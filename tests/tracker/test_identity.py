@@ -167,3 +167,41 @@ def test_a_run_from_before_run_json_keeps_its_uuid_and_its_copy_gets_one(tmp_pat
     assert settle(run).uuid == uuid
     assert Record.load(run, settle(run)).runs == {URI: "a" * 32}
     assert settle(branch).parent is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{}", "[1]", "[" * 100_000, '{"uuid": 5, "path": "/x"}', '{"uuid": "a", "path": null}',
+        '{"uuid": "a", "path": "/a\\u0000b"}', '{"uuid": "it\'s", "path": "/x"}',
+    ],
+)  # fmt: skip
+def test_a_damaged_run_json_is_made_anew_from_what_else_is_known(text: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "a")
+    uuid = settle(run).uuid
+    (run / "run.json").write_text(text)
+    assert settle(run).uuid == uuid, "mlflow_run.json has it, too"
+    (run / "mlflow_run.json").write_text("{")
+    (run / "run.json").write_text(text)
+    assert settle(run).uuid not in (uuid, "a", "")
+    assert settle(run) == peek(run)
+    assert Record.load(run, settle(run)).runs == {}
+
+
+@pytest.mark.parametrize("runs", [[1], None, "x"])
+def test_a_copy_with_a_damaged_record_is_a_copy(runs: object, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "a")
+    facts = json.loads((run / "mlflow_run.json").read_text()) | {"runs": runs}
+    branch = copy(run, tmp_path / "b", "cp -a")
+    (branch / "mlflow_run.json").write_text(json.dumps(facts))
+    parent = settle(branch).parent
+    assert parent is not None
+    assert (parent.name, parent.uuid) == ("a", settle(run).uuid)
+
+
+def test_a_path_that_is_none_and_a_parent_that_is_none_leave_the_run_itself(tmp_path: Path) -> None:
+    for path in ("/" + "x" * 5000, "elsewhere/b"):
+        facts = {"uuid": "a" * 32, "path": path, "parent": {"name": 1}}
+        (tmp_path / "run.json").write_text(json.dumps(facts))
+        assert settle(tmp_path).uuid == "a" * 32
+        assert settle(tmp_path).parent is None

@@ -138,8 +138,32 @@ def test_what_is_no_database_or_cannot_hold_one_is_refused(file: Path, tmp_path:
     assert "no sqlite database" in said(answer(text))
     assert "is no file" in said(answer(file.parent))
     assert "no folder" in said(look(database_uri(text / "mlflow.db"), tmp_path))
+    for name in ("x" * 300, "%00"):
+        assert "tracking to" in said(look(f"sqlite:///{tmp_path}/{name}", tmp_path / "run"))
     file.write_bytes(file.read_bytes()[:100] + bytes(4096))
     assert "malformed" in said(answer(file))
+
+
+@pytest.mark.parametrize(
+    ("tables", "is_in_the_way"),
+    [
+        (["studies"], False),
+        (["runs", "tags"], True),
+        (["experiments"], True),
+        (["alembic_version"], False),  # which a failed attempt of MLflow's leaves
+        (["studies", "alembic_version"], True),
+    ],
+)
+def test_a_database_of_another_program_is_used_where_mlflow_can_use_it(
+    tables: list[str], is_in_the_way: bool, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs.db"
+    execute(theirs, *(f"CREATE TABLE {name} (version_num TEXT)" for name in tables))
+    if is_in_the_way:
+        execute(theirs, *(f"INSERT INTO {name} VALUES ('v3.0.0.a')" for name in tables))
+        assert "another program's" in said(answer(theirs))
+    else:
+        assert answer(theirs) == Answer()
 
 
 def test_databases_with_a_log_are_read_without_touching_it(file: Path) -> None:
@@ -273,6 +297,47 @@ def test_what_a_server_answers_is_a_problem_or_a_doubt_or_neither(
         assert expected is None or expected in str(line)
         assert "\n" not in str(line)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "doubt", "problem"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "IncompleteRead", None),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno", "decompress", None),
+        (b"no HTTP\r\n\r\n", "no HTTP", None),
+        (b"", "closed connection", None),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[no\r\n\r\n", None, "cannot be asked"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000, None, "is no MLflow server"),
+    ],
+)
+def test_half_an_answer_is_a_doubt_and_nonsense_a_problem(
+    raw: bytes, doubt: str | None, problem: str | None, tmp_path: Path
+) -> None:
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(raw)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        given = look(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path)
+        thread.join()
+    assert (doubt or "None") in str(given.doubt)
+    assert (problem or "None") in str(given.problem)
+    assert "nothing within" not in str(given.doubt), "it has not hung"
+
+
+def test_a_look_that_cannot_be_asked_for_says_why_and_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "cannot be asked" in said(look(f"http://{'x' * 99}.org", tmp_path))
+    for token in ("secr\net", "secr\u0436et"):
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+        line = said(look("http://127.0.0.1:1", tmp_path))
+        assert "password or token" in line
+        assert "secr" not in line
 
 
 def test_a_binned_run_of_a_server_is_named(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def test_values_that_are_never_taken_are_named_and_hold_nothing_up(
     spool.params({f"many.{i}": i for i in range(150)} | {"data.train": "/data/caf\udce9"})
     spool.tags({"fine": 1, "folder": "caf\udce9"})
     spool.metrics({"huge": 1.0, "loss": 0.0}, 2**70)
+    spool.params({"long": "x" * 10_000})
     spool.artifact(run / "never-written.png")
+    spool.artifact(run / ("n" * 300))
     (run / "config.yaml").write_text("seed: 0\n")
     spool.artifact(run / "config.yaml")
     spool.status("FINISHED")
@@ -74,7 +76,8 @@ def test_values_that_are_never_taken_are_named_and_hold_nothing_up(
     assert len(list(tmp_path.iterdir())) == 2, "no folder named as the address escapes it"
     there = mlflow_run(run, uri)
     assert curve(run, uri) == [(s, 1 / s) for s in range(1, 21)]
-    assert len(there.data.params) == 152, "out, optim.lr and the many; neither name nor data.train"
+    assert len(there.data.params) == 153, "out, optim.lr, the many, long; no name, no data.train"
+    assert there.data.params["long"] == "x" * 6000
     assert (there.data.tags["fine"], there.info.status) == ("1", "FINISHED")
     assert there.info.run_name == r"caf\xe9"
     client = MlflowClient(tracking_uri=uri)
@@ -82,7 +85,7 @@ def test_values_that_are_never_taken_are_named_and_hold_nothing_up(
     assert flushed(run, uri)
     assert cursor_at(run, uri).refused.keys() == {
         "parameter name", "parameter data.train", "tag folder", "metric huge", "metric loss",
-        "artifact never-written.png",
+        "parameter long", "artifact never-written.png", f"artifact {'n' * 300}",
     }  # fmt: skip
     line = shortfall(run, uri)
     assert line is not None
@@ -102,6 +105,9 @@ def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -
         '{"kind": "params", "t": 1, "values": {"number": 3}}',
         '{"kind": "news", "t": 1}',
         '{"kind": "status", "t": 1, "value": "ENDED"}',
+        '{"kind": "metrics", "t": 1, "step": 3, "values": {"p": 1, "q": null, "r": 2}}',
+        '{"kind": "status", "t": 1' + 30 * "0" + ', "value": "FINISHED"}',
+        "[" * 100_000,
     ]
     with (run / "spool" / "train.jsonl").open("a") as file:
         file.writelines(f"{line}\n" for line in lines)
@@ -110,7 +116,20 @@ def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -
     assert curve(run, uri) == [(1, 1.0), (2, 1 / 2), (4, 1 / 4)]
     assert mlflow_run(run, uri).data.params["number"] == "3"
     assert flushed(run, uri)
+    assert [curve(run, uri, key) for key in "pqr"] == [[(3, 1.0)], [], [(3, 2.0)]]
+    assert cursor_at(run, uri).refused.keys() == {
+        "a line of train.jsonl", "metric loss", "metric other", "metric q", "status FINISHED",
+    }  # fmt: skip
     assert "a line of train.jsonl" in str(shortfall(run, uri))
+
+
+def test_a_record_of_a_later_version_is_named(tmp_path: Path, uri: str) -> None:
+    run = tmp_path / "run"
+    a_run(run, 2)
+    with (run / "spool" / "train.jsonl").open("a") as file:
+        file.write('{"kind": "histogram", "t": 1}\n')
+    replay(run, uri)
+    assert "a record of kind histogram" in str(shortfall(run, uri))
 
 
 def test_a_run_lacks_nothing_while_only_an_evaluation_is_still_on_its_way(

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from vssl_dist.tracker.look import Answer, Question, nearest_folder, schema_history
 
 _MAGIC = b"SQLite format 3\0"
+_MLFLOWS = {"experiments", "runs", "metrics", "params", "tags"}
 _ANOTHER = "set MLFLOW_TRACKING_URI to another address"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -42,7 +43,7 @@ def look_at_database(file: Path, question: Question, timeout_s: float) -> Answer
     except sqlite3.OperationalError as error:
         # Locked, or busy with a rollback: both pass.
         return question.away(error)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, ValueError, sqlite3.Error) as error:
         return Answer(f"tracking to {file}: {error}: {_ANOTHER}")
 
 
@@ -55,7 +56,9 @@ def _obstacles(file: Path, question: Question, timeout_s: float) -> Iterator[Ans
         yield Answer(f"tracking to {file}: no right to write in {folder}: {_ANOTHER}")
     if reason := why_no_locks(folder):
         yield Answer(f"tracking to {file}: {reason}, which sqlite needs: {_ANOTHER}")
-    if not os.path.lexists(file):
+    try:
+        file.lstat()  # which also says that no file can have this name
+    except FileNotFoundError:
         return
     if not file.is_file():
         yield Answer(f"tracking to {file}: is no file: {_ANOTHER}")
@@ -81,11 +84,18 @@ def _read(file: Path, question: Question, timeout_s: float) -> Iterator[Answer]:
 
 def _inside(base: sqlite3.Connection, question: Question) -> Iterator[Answer]:
     tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
-    if "experiments" not in tables:
-        return  # MLflow makes its tables beside those of others
     version = ""
     if "alembic_version" in tables:
         version = next((v for (v,) in base.execute("SELECT version_num FROM alembic_version")), "")
+    if not tables >= {"experiments", "runs"}:
+        # MLflow makes its tables beside those of others, unless they are called the same.
+        in_the_way = sorted(tables & _MLFLOWS) + ["alembic_version"] * bool(version)
+        if in_the_way:
+            yield Answer(
+                f"the database {question.uri} is another program's, or MLflow was stopped while "
+                f"it made it (it has {', '.join(in_the_way)}): {_ANOTHER}"
+            )
+        return
     newest, earlier = schema_history()
     if newest and version != newest:
         is_older = not version or version in earlier

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import vssl_dist
 from vssl_dist.environment import outside_jobs, slurm_job
-from vssl_dist.tracker.address import NOWHERE
+from vssl_dist.tracker.address import NOWHERE, database
 from vssl_dist.tracker.cursor import cursor_at, flushed
 from vssl_dist.tracker.identity import in_shell, readable, run_file, settle
 from vssl_dist.tracker.record import Record, Sender, holder
@@ -82,13 +82,17 @@ class Flusher:
             arguments += ["--job", job]
         if self.system_every_s is not None:
             arguments += ["--system", str(self.system_every_s)]
+        gentle = dict(_GENTLE)
+        if database(self.tracking_uri) is not None:
+            # A connection that stays open goes on writing into a file that was removed.
+            gentle["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
         with (spool_folder(self.run_dir) / "flusher.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "vssl_dist.tracker", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=_GENTLE | outside_jobs(os.environ) | {"PYTHONPATH": path},
+                env=gentle | outside_jobs(os.environ) | {"PYTHONPATH": path},
                 # Signals meant for the trainer (a preemption, Ctrl-C) are not for this one.
                 start_new_session=True,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import uuid
@@ -109,14 +110,24 @@ def in_shell(path: Path) -> str:
 
 def _stored(run_dir: Path) -> Identity | None:
     """What the folder says; of a run from before ``run.json`` what its other files say."""
-    facts = _read(identity_file(run_dir))
-    try:
-        parent = facts.get("parent")
-        return Identity(facts["uuid"], facts["path"], Parent(**parent) if parent else None)
-    except (KeyError, TypeError):
-        pass
-    older = _read(run_file(run_dir)).get("uuid")
-    return Identity(older, _configured(run_dir)) if isinstance(older, str) else None
+    match _read(identity_file(run_dir)):
+        case {"uuid": str(own), "path": str(path), **others} if _is_uuid(own) and "\0" not in path:
+            return Identity(own, path, _parent(others.get("parent")))
+    match _read(run_file(run_dir)):
+        case {"uuid": str(older)} if _is_uuid(older):
+            return Identity(older, _configured(run_dir))
+    return None
+
+
+def _is_uuid(text: str) -> bool:
+    return re.fullmatch(r"[\w-]+", text) is not None
+
+
+def _parent(facts: object) -> Parent | None:
+    match facts:
+        case {"name": str(name), "uuid": str(theirs), "runs": dict(runs)}:
+            return Parent(name, theirs, runs)
+    return None
 
 
 def _configured(run_dir: Path) -> str:
@@ -131,18 +142,19 @@ def _configured(run_dir: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
 
 def _runs(run_dir: Path, owner: str) -> dict[str, str]:
     """The MLflow runs that the copied ``mlflow_run.json`` knows."""
-    facts = _read(run_file(run_dir))
-    if facts.get("uuid") != owner:
-        return {}
-    last = {facts["tracking_uri"]: facts["run_id"]} if "run_id" in facts else {}
-    return {**facts.get("runs", {}), **last}
+    match _read(run_file(run_dir)):
+        case {"uuid": str(theirs), "tracking_uri": str(uri), **facts} if theirs == owner:
+            last = {uri: facts["run_id"]} if "run_id" in facts else {}
+            earlier = facts.get("runs")
+            return (earlier if isinstance(earlier, dict) else {}) | last
+    return {}
 
 
 def _original(stored: Identity, run_dir: Path) -> Path | None:
@@ -156,6 +168,8 @@ def _original(stored: Identity, run_dir: Path) -> Path | None:
         readable = os.access(place, os.R_OK | os.X_OK)
     except PermissionError:
         return place
+    except OSError:  # no path at all
+        return None
     return place if there.get("uuid") == stored.uuid or not readable else None
 
 

@@ -76,16 +76,19 @@ def look(
         experiment: Its name in MLflow.
         timeout_s: Storage and servers that hang get so long.
     """
+    question = Question(uri, run_dir, experiment, "", None)
     answers: list[Answer] = []
 
     def ask() -> None:
-        answers.append(_ask(uri, run_dir, experiment, timeout_s))
+        try:
+            answers.append(_ask(uri, run_dir, experiment, timeout_s))
+        except Exception as error:  # a look that goes wrong is no reason to refuse a run
+            answers.append(question.away(f"{type(error).__name__}: {error}"))
 
     # Names are resolved and files are opened without any timeout of their own.
     thread = threading.Thread(target=ask, name="look", daemon=True)
     thread.start()
     thread.join(timeout_s)
-    question = Question(uri, run_dir, experiment, "", None)
     return answers[0] if answers else question.away(f"nothing within {timeout_s:g} s")
 
 

@@ -36,10 +36,12 @@ class Record:
         uuid = identity.uuid if identity else ""
         try:
             facts: dict[str, Any] = json.loads(run_file(run_dir).read_text())
-            uri = facts["tracking_uri"]
+            owner, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
+            if not all(isinstance(fact, str) for fact in (owner, experiment, uri)):
+                return cls(uuid)
             last = {uri: facts["run_id"]} if "run_id" in facts else {}
-            record = cls(facts["uuid"], facts["experiment"], uri, facts.get("runs", {}) | last)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            record = cls(owner, experiment, uri, facts.get("runs", {}) | last)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls(uuid)
         return record if uuid == record.uuid else cls(uuid, record.experiment, uri)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shlex
 import time
+import uuid
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,15 +27,19 @@ _FOLDER_TAG = "vssl_dist.run_dir"
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client; a database that is not there yet is made, by one process at a time."""
+    """A client; a database that is not there yet, or empty, is made, by one process at a time."""
     file = database(uri)
     if file is None:
         return MlflowClient(tracking_uri=uri)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
+    if _size(file) == 0:
         with FileLock(f"{file}.lock", timeout=300):
             _create_database(file)
     return MlflowClient(tracking_uri=_without_escapes(uri, file))
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _without_escapes(uri: str, file: Path) -> str:
@@ -54,10 +60,16 @@ def _create_database(file: Path) -> None:
     It takes MLflow seconds and hundreds of statements, and one that was killed half-way it can
     neither finish nor use.
     """
-    partial = file.with_name(f"{file.name}.new")
-    partial.unlink(missing_ok=True)
+    for leftover in file.parent.glob(f"{glob.escape(file.name)}.*.new"):
+        leftover.unlink()
+    # Another name each time: of one that MLflow has seen in this process it makes no tables again.
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.new")
     uri = _without_escapes(database_uri(partial), partial)
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    if file.exists() and _size(file) == 0:
+        # Removed while this process had it: sqlite makes an empty one.
+        partial.replace(file)
+        return
     try:
         # `mlflow ui` may have made one meanwhile; it does not know our lock.
         with contextlib.suppress(FileExistsError):

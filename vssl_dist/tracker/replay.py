@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,17 +92,23 @@ class Replayer:
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 # Of another version, or damaged: no reason to keep back all that follows.
                 self._set_aside(f"a line of {path.name}", error)
-        new = {k: v for k, v in stretch.params.items() if k not in self._params}
+        for what, reason in stretch.refused.items():
+            self._set_aside(what, reason)
+        params = {k: self._cut(f"parameter {k}", v, _PARAM) for k, v in stretch.params.items()}
+        tags = {k: self._cut(f"tag {k}", v, _TAG) for k, v in stretch.tags.items()}
+        new = {k: v for k, v in params.items() if k not in self._params}
         self._send(
             Batch(
                 stretch.metrics,
-                [Param(k, v[:_PARAM]) for k, v in new.items()],
-                [RunTag(k, v[:_TAG]) for k, v in stretch.tags.items()],
+                [Param(k, v) for k, v in new.items()],
+                [RunTag(k, v) for k, v in tags.items()],
             )
         )
         self._params |= new.keys()
         if stretch.status is not None:
-            self._set_status(stretch.status)
+            status = stretch.status
+            if (refusal := self._try(lambda: self._set_status(status))) is not None:
+                self._set_aside(f"status {status['value']}", refusal)
         self._cursor.files[path.name] = Progress(offset, stretch.last)
         self._cursor.artifacts = stretch.artifacts
         self._cursor.save()
@@ -143,15 +150,24 @@ class Replayer:
             _log.warning("MLflow does not take %s: %s", readable(what), one_line(error))
         self._cursor.refused[what] = one_line(error)
 
+    def _cut(self, what: str, value: str, most: int) -> str:
+        if len(value) > most:
+            self._set_aside(what, Refused(f"only the first {most} of {len(value)} characters"))
+        return value[:most]
+
     def _log_batch(self, batch: Batch) -> None:
         self._client.log_batch(self.run_id, batch.metrics, batch.params, batch.tags)
 
     def _upload(self, place: str) -> None:
         path = self.run_dir / place
-        missing = None if path.is_file() else FileNotFoundError("is not there")
-        error = missing or self._try(lambda: self._client.log_artifact(self.run_id, str(path)))
+        error = self._try(lambda: self._log_artifact(path))
         if error is not None:
             self._set_aside(f"artifact {place}", error)
+
+    def _log_artifact(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "is no file")
+        self._client.log_artifact(self.run_id, str(path))
 
     def _set_status(self, record: dict[str, Any]) -> None:
         if record["value"] == "RUNNING":
@@ -180,6 +196,8 @@ class _Stretch:
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
     status: dict[str, Any] | None = None
+    refused: dict[str, Exception] = field(default_factory=dict)
+    """What is no value at all."""
 
     def add(self, record: dict[str, Any]) -> None:
         """Take one record in; raises whatever a record that is none leads to."""
@@ -196,10 +214,17 @@ class _Stretch:
             if record["value"] not in get_args(Status):
                 raise ValueError(f"status {record['value']}")
             self.status = {"value": record["value"], "t": int(record["t"])}
+        else:
+            raise ValueError(f"a record of kind {kind}")
 
     def _add_metrics(self, values: dict[str, float | str], step: int, t: int) -> None:
         for raw, value in values.items():
-            key, number = clean_key(raw), float(value)
+            key = clean_key(raw)
+            try:
+                number = float(value)
+            except (TypeError, ValueError) as error:
+                self.refused[f"metric {key}"] = error
+                continue
             if step > self.last.get(key, -1):
                 self.last[key] = step
                 self.metrics.append(Metric(key, number, t, step))

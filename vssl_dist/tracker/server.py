@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from requests.exceptions import (
-    ConnectionError,
-    InvalidProxyURL,
-    InvalidSchema,
-    InvalidURL,
-    RequestException,
-    SSLError,
-)
+from requests.exceptions import ConnectionError, InvalidHeader, RequestException, SSLError
+from urllib3.exceptions import HTTPError
 
 from vssl_dist.tracker.look import Answer, Question
 
@@ -39,9 +33,14 @@ def look_at_server(question: Question, timeout_s: float) -> Answer:
             f"MLflow at {question.uri}: no secure connection ({_reason(error)}): http:// if it has "
             "none, MLFLOW_TRACKING_SERVER_CERT_PATH if its certificate is your own"
         )
-    except (InvalidURL, InvalidSchema, InvalidProxyURL) as error:
-        return Answer(f"MLFLOW_TRACKING_URI={question.uri} is no address: {_reason(error)}")
-    except (RequestException, OSError) as error:
+    except ValueError as error:  # an address or a header that is none
+        is_secret = isinstance(error, InvalidHeader | UnicodeError)
+        reason = "no server takes this user, password or token" if is_secret else _reason(error)
+        return Answer(
+            f"MLflow at {question.uri} cannot be asked ({reason}): correct MLFLOW_TRACKING_URI, or "
+            "the variables that say how to sign in"
+        )
+    except (RequestException, HTTPError, OSError) as error:
         return question.away(_reason(error))
 
 
@@ -121,7 +120,7 @@ def _own_way_in() -> bool:
 def _json(reply: requests.Response, body: bytes) -> dict[str, Any]:
     try:
         facts = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 

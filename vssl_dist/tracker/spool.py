@@ -190,7 +190,7 @@ def read(path: Path, offset: int, limit: int | None = 1 << 20) -> tuple[list[dic
             offset += len(line)
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict) and {"kind", "t"} <= record.keys():
                 records.append(record)
