@@ -54,14 +54,19 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check(runs: Sequence[Path], uri: str) -> str | None:
+class AwayError(Exception):
+    """Nobody takes curves at the moment: one line with what to do."""
+
+
+def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
     """See that there is something to send and somebody who will take it.
 
     Returns:
-        Why nobody takes it at the moment, if that is so.
+        By run, why it is not taken: it may lie in the bin, and others are sent all the same.
 
     Raises:
-        ConfigError: One line that names what is wrong, and the remedy.
+        ConfigError: One line that names what is wrong with all of them, and the remedy.
+        AwayError: The server does not answer.
     """
     for run in runs:
         if not spool_folder(run).is_dir():
@@ -72,13 +77,16 @@ def check(runs: Sequence[Path], uri: str) -> str | None:
         )
     if problem := check_tracking(uri, hosts=1):
         raise ConfigError(problem)
+    problems = {}
     for run in runs:
         answer = look(uri, run)
         if answer.problem:
-            raise ConfigError(answer.problem)
+            problems[run] = answer.problem
         if answer.doubt:
-            return answer.doubt
-    return None
+            raise AwayError(answer.doubt)
+    if len(problems) == len(runs):
+        raise ConfigError(next(iter(problems.values())))
+    return problems
 
 
 def send(run: Path, uri: str) -> bool:
@@ -107,10 +115,13 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError("--to: is empty; without --to curves go to MLFLOW_TRACKING_URI")
         uri = normal(args.to) if args.to else default_tracking_uri()
         runs = [run.resolve() for run in args.runs]
-        if doubt := check(runs, uri):
-            print(f"error: {doubt}", file=sys.stderr)
-            return 1
-        sent = [send(run, uri) for run in runs]
+        problems = check(runs, uri)
+        for run, problem in problems.items():
+            print(f"error: {run}: {problem}", file=sys.stderr)
+        sent = [run not in problems and send(run, uri) for run in runs]
+    except AwayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

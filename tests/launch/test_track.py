@@ -115,3 +115,15 @@ def test_runs_that_never_had_a_server_or_had_another_are_sent_with_all_their_his
     assert len(client.search_runs([experiment])) == 3
     facts = json.loads((never / "mlflow_run.json").read_text())
     assert facts["run_id"] == runs["never"].info.run_id
+    client.delete_run(facts["run_id"])  # in the bin: the others are sent all the same
+    later = Spool(moved, "later")
+    later.metrics({"loss": 3.0}, 3)
+    later.close()
+    capsys.readouterr()
+    assert track.main([*words, "--to", "sqlite:///mlflow.db"]) == 1
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: {never}: ")
+    assert "is in the bin" in err
+    assert [line.partition(":")[0] for line in out.splitlines()] == [str(moved), str(copy)]
+    assert len(client.get_metric_history(runs["moved"].info.run_id, "loss")) == 4
