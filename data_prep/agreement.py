@@ -43,16 +43,18 @@ def judge(alone: bool) -> dict[str, str]:
 
 @cache
 def dali() -> Decode | None:
-    """DALI's decoder on the CPU, None where it cannot be imported or does not start.
+    """DALI's decoder on the CPU, None where it cannot be imported.
 
     Imported by the process that meets the first file that needs it: most datasets have none.
     """
     try:
         from vssl_dist.data.decoder import Decoder
-
-        return Decoder()
-    except (ImportError, RuntimeError):
+    except ImportError:
         return None
+    try:
+        return Decoder()
+    except RuntimeError as error:  # for lack of threads or memory
+        raise MemoryError("DALI is installed and does not start") from error
 
 
 def objection(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:

@@ -54,13 +54,8 @@ def first_bytes(path: str | Path, size: int) -> bytes:
     Raises:
         OSError: It is no regular file, or cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.read(descriptor, size)
-    finally:
-        os.close(descriptor)
+    with open_regular(Path(path)) as file:
+        return os.read(file.fileno(), size)
 
 
 @contextmanager

@@ -107,6 +107,7 @@ def _sampling(frame: bytes) -> str:
     """Whether each channel has a whole fraction of the pixels of the finest one."""
     factors = [(byte >> 4, byte & 15) for byte in frame[7::3]]
     for own in zip(*factors, strict=True):
-        if any(factor == 0 or max(own) % factor for factor in own):
+        finest = max(own)
+        if any(factor == 0 or finest % factor for factor in own):
             return "channels sampled in steps that decoders refuse"
     return ""

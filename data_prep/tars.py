@@ -28,7 +28,7 @@ MAX_BYTES = 1 << 28
 
 _DAMAGE = (
     tarfile.TarError, zlib.error, OSError, EOFError, ValueError, ArithmeticError, LookupError,
-    RecursionError, MemoryError,
+    RecursionError,
 )  # fmt: skip
 """As which a damaged archive surfaces: its reader trusts what it reads."""
 
@@ -209,5 +209,7 @@ def damage_named(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno:  # storage's; gzip's own has no number
+            raise ArchiveError.of(path, f"cannot be read ({error.strerror})") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ArchiveError.of(path, f"damaged archive ({reason})", "fetch it again") from error

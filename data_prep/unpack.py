@@ -54,7 +54,7 @@ class Unpacked:
         facts = f"{path.absolute()}\0{stamp(path)}".encode("utf-8", "surrogateescape")
         target = self._folder / f"{hashlib.sha256(facts).hexdigest()[:32]}.tar"
         if not target.exists():
-            with whole_file(target, flush=False) as file:
+            with whole_file(target) as file:
                 for piece in _inflated(path):
                     file.write(piece)
         return target

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
-
-from vssl_dist.environment import outside_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,9 +20,7 @@ def call(program: str, *words: str) -> int:
         program: Such as ``launch/submit.py``.
         words: What a user types after it.
     """
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / program), *words], env=outside_jobs(os.environ)
-    )
+    process = subprocess.Popen([sys.executable, str(ROOT / program), *words])
 
     def stay(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:

@@ -20,10 +20,9 @@ from typing import Any
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from vssl_dist.installed import print_any_path, require_packages
+    from vssl_dist.installed import require_packages
 
     require_packages()
-    print_any_path()
 
 from filelock import Timeout
 from pydantic import ValidationError
@@ -207,6 +206,10 @@ def main(argv: Sequence[str]) -> int:
         address = default_tracking_uri()
         with _alone(args.target):
             made = lines(tasks, place, found, args.baselines)
+        for name, results in made.items():
+            tables.show(*cells(name, results))
+        # Also what an evaluation left when MLflow was out of reach.
+        send(found[-1].parent.parent, address)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -221,10 +224,6 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command does what is missing", file=sys.stderr)
         return 130
-    for name, results in made.items():
-        tables.show(*cells(name, results))
-    # Also what an evaluation left when MLflow was out of reach.
-    send(found[-1].parent.parent, address)
     return 0
 
 

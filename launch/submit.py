@@ -17,10 +17,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from vssl_dist.installed import print_any_path, require_packages
+    from vssl_dist.installed import require_packages
 
     require_packages()
-    print_any_path()
 
 import torch
 
@@ -132,6 +131,15 @@ def write(cfg: RunConfig, launch: Launch) -> None:
     publish(cfg.dir / "launch.yaml", dump_launch(launch).encode())
 
 
+def refresh(cfg: RunConfig, launch: Launch) -> None:
+    """Let evaluations that are still to come be those that are asked for now."""
+    owner.claim(cfg.dir, cluster.is_live)
+    try:
+        write(cfg, launch)
+    finally:
+        owner.release(cfg.dir)
+
+
 def start(cfg: RunConfig, launch: Launch) -> int:
     """Claim the run folder and start; see `jobs.local.run_here` for the exit codes."""
     owner.claim(cfg.dir, cluster.is_live)
@@ -218,6 +226,8 @@ def main(argv: Sequence[str]) -> int:
             return 0
         owner.check_free(cfg.dir, cluster.is_live)
         if done and done >= cfg.total_steps(_samples(cfg)):
+            if any(due(cfg, _samples(cfg))):
+                refresh(cfg, launch)
             say_finished(cfg, launch)
             return 0
         warn(warnings)

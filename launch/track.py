@@ -17,10 +17,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from vssl_dist.installed import print_any_path, require_packages
+    from vssl_dist.installed import require_packages
 
     require_packages()
-    print_any_path()
 
 from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import path_argument
@@ -62,15 +61,15 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
     """See that there is something to send and somebody who will take it.
 
     Returns:
-        By run, why it is not taken: it may lie in the bin, and others are sent all the same.
+        By folder, why it is not taken: it lies in the bin, or is no run's; others are sent.
 
     Raises:
         ConfigError: One line that names what is wrong with all of them, and the remedy.
         AwayError: The server does not answer.
     """
     for run in runs:
-        if not spool_folder(run).is_dir():
-            raise ConfigError(f"{run}: has no spool, so it is no run's folder")
+        if not run.exists():
+            raise ConfigError(f"{run}: no such folder")
     if uri == NOWHERE:
         raise ConfigError(
             f"MLFLOW_TRACKING_URI={NOWHERE} is no place to send to: --to URI names one"
@@ -79,22 +78,27 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
         raise ConfigError(problem)
     problems = {}
     for run in runs:
+        if not spool_folder(run).is_dir():
+            problems[run] = "has no spool, so it is no run's folder"
+            continue
         answer = look(uri, run)
         if answer.problem:
             problems[run] = answer.problem
         if answer.doubt:
             raise AwayError(answer.doubt)
     if len(problems) == len(runs):
-        raise ConfigError(next(iter(problems.values())))
+        run, problem = next(iter(problems.items()))
+        raise ConfigError(f"{run}: {problem}")
     return problems
 
 
 def send(run: Path, uri: str) -> bool:
     """Send one run and say in a line how that went."""
+    identity = settle(run)  # first: a copy's lease may be the original's
     sender = holder(run, _WAIT_S)
     if sender is None:
-        record = Record.load(run, settle(run))
-        flusher = Flusher(run, record.experiment, uri, afresh=True)
+        record = Record.load(run, identity)
+        flusher = Flusher(run, record.experiment, uri, afresh=True, only_sends=True)
         flusher.start()
         flusher.close(_WITHIN_S)
     elif sender.tracking_uri != uri:

@@ -23,8 +23,10 @@ NEEDED = (
 def require_packages() -> None:
     """End the program with one line and exit code 2 where packages are missing.
 
-    Commands call this before they import anything else.
+    Commands call this before they import anything else.  It also settles what imports and names
+    of files would fail on: see `print_any_path`.
     """
+    print_any_path()
     # A notebook's: matplotlib, which draws for files alone here, would not import without it.
     os.environ.pop("MPLBACKEND", None)
     missing = [name for name in NEEDED if find_spec(name) is None]

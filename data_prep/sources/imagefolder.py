@@ -17,8 +17,10 @@ from data_prep.sources.splits import (
     is_folder,
     lone,
     names_in,
+    sought,
     split_folders,
     split_of,
+    unread,
     wanted_splits,
 )
 from data_prep.sources.walk import Facts, classless, holds_a_class, subfolders, walked
@@ -45,13 +47,15 @@ class Files:
             try:
                 raw = Raw(read_regular(path, MAX_BYTES), str(path))
             except OSError as error:
-                told = f"cannot be read ({error.strerror})"
-                if error.errno in _FLAWS:
+                if error.errno == errno.ENXIO:  # what opening a socket gives
+                    raw = Raw(b"", flaw="not a regular file")
+                elif error.errno in _FLAWS:
                     raw = Raw(b"", flaw=error.strerror or "unusable")
                 elif self.skips:
-                    raw = Raw(b"", str(path), told, asked_again=True)
+                    flaw = f"cannot be read ({error.strerror})"
+                    raw = Raw(b"", str(path), flaw, asked_again=True)
                 else:
-                    raise DataError(f"{path}: {told}") from error
+                    raise unread(path, error) from error
             yield raw
 
 
@@ -74,9 +78,10 @@ def imagefolder(request: Request) -> list[Split]:
         for name in [name for name in places if _is_no_split(name, places[name], known)]:
             folder = places.pop(name)
             besides.append(lone(folder, f"../{folder.name}", "has no folders of known classes"))
-    wanted = wanted_splits(request.splits, request.explicit, places)
+    test_serves = "val" in places and split_of(places["val"].name) == "test"
+    wanted = wanted_splits(request.splits, request.explicit, places, test_serves)
     if not wanted:
-        raise DataError(f"{root}: no folder val or test beside train in it")
+        raise DataError(f"{root}: no folder {sought(request.splits)} beside train in it")
     classes = chosen(request.classes, known)
     for name in wanted:
         refuse_unknown(places[name], known)

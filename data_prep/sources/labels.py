@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 JSON_KEYS = ("label", "cls", "class")
 """What the label may be called in a JSON member that is not asked for a key."""
-_NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0)?")
+_NUMBER = re.compile(r"(-?)(?:0(?=[0-9]))*+([0-9]+?)(?:\.0)?")
 _MOST_DIGITS = 9
 """Of a number: longer ones are names."""
 _MARK = "\ufeff"
@@ -31,7 +31,7 @@ def label_of(text: str) -> int | str:
         raise ValueError("it is empty")
     match = _NUMBER.fullmatch(stripped)
     if match and len(match[2]) > _MOST_DIGITS:
-        return stripped
+        return match[1] + match[2]
     if match and not (match[1] and (match[2] == "0" or stripped[1] == "0")):
         return int(match[1] + match[2])
     if match or _is_number(stripped):

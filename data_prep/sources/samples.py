@@ -80,7 +80,6 @@ class Reader:
             self._damage = ""
             with self._damage_noted():
                 self.read_at[number] = self._unpacked(path)
-            if not self._damage:
                 self._read(number)
             if self._damage:
                 self._cut(number, self._damage)
@@ -246,5 +245,8 @@ class Reader:
 def _bytes(path: Path, member: Member) -> bytes:
     if member.flaw or member.size > _MAX_LABEL_BYTES:
         raise ValueError(member.flaw or f"{member.size} bytes")
-    with path.open("rb") as file:
-        return os.pread(file.fileno(), member.size, member.offset)
+    try:
+        with path.open("rb") as file:
+            return os.pread(file.fileno(), member.size, member.offset)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error

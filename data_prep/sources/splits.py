@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from data_prep.split import LeftOut
@@ -69,13 +69,24 @@ def split_folders(
 
 
 def wanted_splits(
-    asked: tuple[str, ...], explicit: bool, places: Container[str]
+    asked: tuple[str, ...], explicit: bool, places: Container[str], test_serves: bool
 ) -> tuple[str, ...]:
-    """Those of the splits asked for that are there; () if one that was named is not."""
-    # What is called test is the val of those who have no other.
-    named = ["val" if name == "test" and name not in places else name for name in asked]
+    """Those of the splits asked for that are there; () if one that was named is not.
+
+    Args:
+        asked: Their names.
+        explicit: Whether a user named them.
+        places: Where each is that is there.
+        test_serves: Whether the val is what somebody calls test, for lack of another.
+    """
+    named = ["val" if name == "test" and test_serves else name for name in asked]
     wanted = tuple(name for name in dict.fromkeys(named) if name in places)
     return () if explicit and len(wanted) < len(named) else wanted
+
+
+def sought(asked: Sequence[str]) -> str:
+    """The folders that would do for splits, in words; a test is the val of who has no other."""
+    return " or ".join("val or test" if name == "val" else name for name in asked)
 
 
 def beside(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOut]:

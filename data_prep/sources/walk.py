@@ -152,4 +152,6 @@ def holds_a_class(path: Path) -> bool:
     except OSError:
         return True
     walk = walked(path.parent, path.name, skips=True)
-    return bool(walk.images) or all(one.kind == "folder" for one in walk.left_out)
+    return bool(walk.images) or all(
+        one.kind == "folder" and not one.within for one in walk.left_out
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.sources.samples import Reader, Sample
-from data_prep.sources.splits import beside, split_folders, wanted_splits
+from data_prep.sources.splits import beside, sought, split_folders, split_of, wanted_splits
 from data_prep.sources.tarlist import tars_of
 from data_prep.spans import Spans
 from data_prep.split import UNLABELED, LeftOut, Request, Split
@@ -40,9 +40,13 @@ def webdataset(request: Request) -> list[Split]:
     if request.root is None:
         raise DataError("--root is required: a folder of tars, a tar, or a pattern in quotes")
     places, besides = _places(request.root, request)
-    wanted = wanted_splits(request.splits, request.explicit, places)
+    lone = bool(tars_of(request.root))
+    test_serves = "val" in places and (lone or split_of(places["val"][0].parent.name) == "test")
+    wanted = wanted_splits(request.splits, request.explicit, places, test_serves)
     if not wanted:
-        raise DataError(f"{request.root}: no folder val or test with tars beside train in it")
+        raise DataError(
+            f"{request.root}: no folder {sought(request.splits)} with tars beside train in it"
+        )
     readers = {name: Reader(tars, request) for name, tars in places.items()}
     for reader in readers.values():
         reader.read()

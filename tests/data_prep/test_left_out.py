@@ -361,6 +361,9 @@ def test_the_second_split_goes_by_many_names(
 @pytest.mark.parametrize("name", ["test", "Testing"])
 def test_a_third_split_is_test_and_a_second_one_serves_as_val(tmp_path: Path, name: str) -> None:
     root = write(tmp_path / "raw", photos("train", 4) | photos(name, 2, 100))
+    other = write(tmp_path / "other", photos("train", 4) | photos("val", 2, 100))
+    assert run(other, tmp_path / "none", "--split", "test") == 2  # a val is no test
+    assert not (tmp_path / "none" / "val").exists()
     assert run(root, tmp_path / "two", "--split", "test") == 0
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["val"]
     write(root, photos("dev", 2, 200))

@@ -137,6 +137,10 @@ def test_a_file_that_ends_in_erased_flash_is_walked_over_in_no_time() -> None:
     start = time.process_time()
     assert structure(erased, "JPEG") == ("", "", "", False)
     assert time.process_time() - start < 5  # and not as many hours
+    frame = b"\xff\xc0\xff\xff\x08\0\x01\0\x01\xff" + 21_842 * b"\1\x11\0" + b"\0"
+    start = time.process_time()
+    structure(JPEG[:2] + frame + JPEG[2:], "JPEG")  # as many channels as a segment can state
+    assert time.process_time() - start < 5
 
 
 def test_channels_of_a_fraction_that_no_decoder_takes_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from data_prep import tars
 from data_prep.spans import Spans
-from data_prep.tars import MAX_BYTES, gzipped, members, stamp
+from data_prep.tars import MAX_BYTES, ArchiveError, damage_named, gzipped, members, stamp
 from tests.support.archives import jpeg, packed
 from vssl_dist.data.manifest import DataError
 
@@ -351,6 +352,17 @@ def test_a_hole_behind_the_end_takes_no_time(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(1 << 42)
     assert len(list(members(path))) == 2
+
+
+def test_storage_that_fails_and_a_lack_of_memory_are_no_damage_of_an_archive(
+    tmp_path: Path,
+) -> None:
+    archive = tmp_path / "a.tar"
+    with pytest.raises(ArchiveError) as caught, damage_named(archive):
+        raise OSError(errno.EIO, "Input/output error")
+    assert str(caught.value) == f"{archive}: cannot be read (Input/output error)"
+    with pytest.raises(MemoryError), damage_named(archive):
+        raise MemoryError
 
 
 def test_a_pipe_is_no_archive(tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "launch" / "submit.py"), "--local", "2", "tiny.yaml"]
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    submit = str(ROOT / "launch" / "submit.py")
+    command = [sys.executable, submit, "--local", "2", "tiny.yaml", *overrides]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         command,
@@ -119,9 +120,11 @@ def test_a_run_survives_ctrl_c_a_hanging_evaluation_and_its_death(folder: Path) 
     results = [run / "export" / f"knn-{step:08d}.json" for step in (12, 24, 36)]
     wait_until(lambda: all(path.exists() for path in results), "an evaluation of every export")
 
-    third = start(folder)
+    third = start(folder, "evaluations=[{task: knn}, {task: collapse}]")
     out, _ = third.communicate(timeout=60)
     assert (third.returncode, "is finished" in out) == (0, True)
+    late = run / "export" / f"collapse-{STEPS:08d}.json"
+    wait_until(late.exists, "an evaluation that was asked for when the run was finished")
 
 
 def test_by_hand_an_evaluation_reads_what_is_there_and_says_what_is_not(folder: Path) -> None:

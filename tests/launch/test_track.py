@@ -51,7 +51,9 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_written(
 ) -> None:
     a_run(here / "run")
     before = files(here)
-    assert "no spool" in refusal(capsys, "run", "nosuch")
+    assert "nosuch: no such folder" in refusal(capsys, "run", "nosuch")
+    (here / "data").mkdir()
+    assert "no spool" in refusal(capsys, "data")
     assert "MLFLOW_TRACKING_PASSWORD" in refusal(capsys, "run", "--to", "http://me:secret@host")
     for blank in ("", " "):
         assert "--to: " in refusal(capsys, "run", "--to", blank)
@@ -119,11 +121,14 @@ def test_runs_that_never_had_a_server_or_had_another_are_sent_with_all_their_his
     later = Spool(moved, "later")
     later.metrics({"loss": 3.0}, 3)
     later.close()
+    table = here / "runs" / "table.md"  # what lies there, too, where `runs/*` is typed
+    table.touch()
     capsys.readouterr()
-    assert track.main([*words, "--to", "sqlite:///mlflow.db"]) == 1
+    assert track.main([*words, str(table), "--to", "sqlite:///mlflow.db"]) == 1
     out, err = capsys.readouterr()
-    assert err.count("\n") == 1
-    assert err.startswith(f"error: {never}: ")
-    assert "is in the bin" in err
+    other, binned = sorted(err.splitlines(), key=lambda line: "bin" in line)
+    assert binned.startswith(f"error: {never}: ")
+    assert "is in the bin" in binned
+    assert other.startswith(f"error: {table}: has no spool")
     assert [line.partition(":")[0] for line in out.splitlines()] == [str(moved), str(copy)]
     assert len(client.get_metric_history(runs["moved"].info.run_id, "loss")) == 4

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.support.launchers import HOSTILE, INNOCENT, of_process
-from vssl_dist.tracker import Flusher, Spool, flush_once, flushed, shortfall
+from vssl_dist.tracker import Flusher, Spool, flush_once, flushed, holder, shortfall
 from vssl_dist.tracker.spool import end_unfinished
 
 TRAIN_AND_DIE = """
@@ -361,6 +361,22 @@ def test_a_folder_that_was_never_tracked_has_nothing_to_flush(tmp_path: Path) ->
     Spool(tmp_path, "eval").metrics({"knn/top1": 0.5}, 3)
     assert flush_once(tmp_path)
     assert not (tmp_path / "spool" / "flusher.log").exists(), "no process was started"
+
+
+@pytest.mark.parametrize("only_sends", [False, True])
+def test_who_tracks_nowhere_leaves_sending_to_others_and_only_a_trainers_death_ends_a_run(
+    tmp_path: Path, only_sends: bool
+) -> None:
+    Spool(tmp_path, "train").status("RUNNING")
+    flusher = Flusher(tmp_path, "tests", "none", only_sends=only_sends)
+    flusher.start()
+    wait_for(lambda: (tmp_path / "spool" / "flusher.json").exists() and not holder(tmp_path))
+    process = flusher._process
+    assert process is not None
+    assert process.poll() is None, "it is there, and has not the lease"
+    process.communicate(timeout=20)  # as the death of who started it: its input ends
+    spool = (tmp_path / "spool" / "train.jsonl").read_text()
+    assert ("FAILED" in spool) is not only_sends
 
 
 def test_a_flusher_belongs_to_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from vssl_dist.config import ConfigError, OodConfig, RunConfig, TaskConfig, read_task
 from vssl_dist.durable import publish
 from vssl_dist.evaluation.results import read_result
+from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.resources import Device, load_launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED
@@ -110,6 +111,7 @@ class EvalJob:
 
     def __call__(self) -> None:
         """Evaluate and leave; the numbers are in MLflow, or in the spool if it is away."""
+        print_any_path()
         task = read_task(self.task_json)
         one = Due(self.export, self.step, task)
         try:

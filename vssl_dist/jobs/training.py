@@ -19,6 +19,7 @@ import submitit
 
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.environment import in_our_job
+from vssl_dist.installed import print_any_path
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag
 
@@ -38,6 +39,7 @@ class TrainJob:
     def __call__(self) -> None:
         """Run as one task of a SLURM job."""
         stop = StopFlag()  # before the slow imports: a signal may come at any time
+        print_any_path()
         meeting = submitit.helpers.TorchDistributedEnvironment()
         for name in os.environ.keys() - in_our_job(os.environ).keys():
             del os.environ[name]

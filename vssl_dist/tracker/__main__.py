@@ -91,6 +91,8 @@ class _Server:
         self._run_dir: Path = args.run_dir
         self._uri, self._experiment, self._afresh = args.to, args.experiment, args.afresh
         self._job: str | None = args.job
+        self._only_sends: bool = args.only_sends
+        self._is_settled = False
         self._lease = lease(self._run_dir)
         self._sampler = None if args.system is None else _sampler(self._run_dir, args.system)
         self._replayer: Replayer | None = None
@@ -113,7 +115,8 @@ class _Server:
                 if self._sampler is not None:
                     self._sampler.stop()
                 if orders.orphaned:
-                    end_unfinished(self._run_dir, self._began)
+                    if not self._only_sends:
+                        end_unfinished(self._run_dir, self._began)
                     orders.orphaned = False
                 if self._flushed():
                     return True
@@ -130,17 +133,25 @@ class _Server:
 
     def _flushed(self) -> bool:
         """Where another process has the lease, curves go where that one sends them."""
+        if self._uri == NOWHERE:
+            return True
         if self._lease.is_locked:
             return flushed(self._run_dir, self._uri)
         return self._elsewhere and flushed(self._run_dir)
 
     def _try(self) -> None:
+        if self._is_settled:
+            return
         try:
             if not self._lease.is_locked:
                 self._lease.acquire(timeout=0)
                 self._elsewhere = False
             self._replay()
             self._report(None)
+            if self._uri == NOWHERE:
+                # There is nothing to send: whoever wants to send it elsewhere may.
+                self._lease.release()
+                self._is_settled = True
         except Timeout:
             self._elsewhere = True
         except Exception as error:
@@ -196,6 +207,7 @@ def main() -> int:
     parser.add_argument("--to", required=True, metavar="URI")
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--afresh", action="store_true")
+    parser.add_argument("--only-sends", action="store_true", help="for others than the trainer")
     parser.add_argument("--job", help="of SLURM, that this process is part of")
     parser.add_argument("--system", type=float, metavar="SECONDS")
     args = parser.parse_args()

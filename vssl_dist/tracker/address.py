@@ -18,6 +18,7 @@ EXPERIMENT = "vssl-dist"
 """MLflow's name for the group of all runs."""
 
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+_DATABASES = ("postgresql", "mysql", "mssql")
 _SECRETS = {"user", "username", "password", "passwd", "pwd", "token"}
 _ANOTHER = "use http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
 
@@ -117,9 +118,15 @@ def check_tracking(uri: str, hosts: int) -> str | None:
         return None
     parts = _split(uri)
     if _names_a_user(uri, parts):
+        remedy = "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        if parts is not None and parts.scheme.partition("+")[0] in _DATABASES:
+            remedy = (
+                "have `mlflow server` use that database and set "
+                "MLFLOW_TRACKING_URI=http://HOST:PORT, or leave them to the database's driver "
+                "(PGUSER and ~/.pgpass, say)"
+            )
         return (
-            "MLFLOW_TRACKING_URI names a user, and would be written into the run folder: use "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            f"MLFLOW_TRACKING_URI names a user, and would be written into the run folder: {remedy}"
         )
     if parts is None:
         return f"MLFLOW_TRACKING_URI={uri} is no address: {_ANOTHER}"

@@ -20,10 +20,16 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def why_no_locks(folder: Path) -> str | None:
-    """Why files below a folder, which need not exist, cannot be locked, or ``None``."""
+    """Why files below a folder, which need not exist, cannot be locked, or ``None``.
+
+    A folder's own locks are the kernel's, so one of its files is asked.  Where there is none yet
+    nothing can be known without writing.
+    """
     nearest = folder if folder.is_dir() else nearest_folder(folder)
     try:
-        descriptor = os.open(nearest, os.O_RDONLY)
+        with os.scandir(nearest) as entries:
+            files = (entry.path for entry in entries if entry.is_file(follow_symlinks=False))
+            descriptor = os.open(next(files, nearest), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None  # whoever wants to write there says more
     try:

@@ -46,6 +46,7 @@ class Flusher:
         experiment: MLflow's name for the group of runs; created if need be.
         tracking_uri: See `default_tracking_uri`.
         afresh: Try once more what MLflow did not take before.
+        only_sends: The caller is not the trainer, whose death would be the end of the run.
         system_every_s: Seconds between samples of processor, memory, disk, network and GPUs of
             this machine, written to the spool as ``system/...``; ``None`` for none.
     """
@@ -57,12 +58,14 @@ class Flusher:
         tracking_uri: str,
         *,
         afresh: bool = False,
+        only_sends: bool = False,
         system_every_s: float | None = None,
     ) -> None:
         self.run_dir = run_dir.absolute()
         self.experiment = experiment
         self.tracking_uri = tracking_uri
         self.afresh = afresh
+        self.only_sends = only_sends
         self.system_every_s = system_every_s
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -77,7 +80,7 @@ class Flusher:
         code = str(Path(vssl_dist.__file__).parents[1])
         path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
         arguments = [str(self.run_dir), "--to", self.tracking_uri, "--experiment", self.experiment]
-        arguments += ["--afresh"] * self.afresh
+        arguments += ["--afresh"] * self.afresh + ["--only-sends"] * self.only_sends
         if job := slurm_job():
             arguments += ["--job", job]
         if self.system_every_s is not None:
@@ -160,7 +163,7 @@ def flush_once(run_dir: Path, timeout_s: float = 600.0, tracking_uri: str | None
     uri = tracking_uri or record.tracking_uri
     if uri == NOWHERE or flushed(run_dir, uri):
         return True
-    flusher = Flusher(run_dir, record.experiment, uri)
+    flusher = Flusher(run_dir, record.experiment, uri, only_sends=True)
     flusher.start()
     return flusher.close(timeout_s)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import os
 import shlex
@@ -49,9 +50,15 @@ def _without_escapes(uri: str, file: Path) -> str:
     """
     if "%" not in uri.partition("?")[0]:
         return uri
-    number = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    number = _opened(file.parent)
     query = uri.partition("?")[2]
     return database_uri(Path(f"/proc/self/fd/{number}", file.name), query)
+
+
+@functools.cache
+def _opened(folder: Path) -> int:
+    """Once for each folder: MLflow keeps a store for each address that it has seen."""
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _create_database(file: Path) -> None:

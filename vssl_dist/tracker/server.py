@@ -52,7 +52,14 @@ def _ask(session: requests.Session, question: Question, timeout_s: float) -> Ans
         asked.append(("runs/get", {"run_id": question.run_id}))
     for what, parameters in asked:
         url = f"{question.uri}/api/2.0/mlflow/{what}"
-        with session.get(url, params=parameters, timeout=0.9 * timeout_s, stream=True) as reply:
+        # Named once more, as MLflow does: REQUESTS_CA_BUNDLE would go before the session's.
+        with session.get(
+            url,
+            params=parameters,
+            timeout=0.9 * timeout_s,
+            stream=True,
+            verify=session.verify,
+        ) as reply:
             status, body = reply.status_code, reply.raw.read(_LONGEST, decode_content=True)
             facts = _json(reply, body)
         if obstacle := _obstacle(question, status, facts, body):
@@ -77,6 +84,8 @@ def _obstacle(question: Question, status: int, facts: dict[str, Any], body: byte
         return Answer(f"MLflow at {question.uri} lets nobody in (HTTP {status}: {said}): {remedy}")
     asked = _inside(facts, "experiment") or _inside(facts, "run")
     if not asked and facts.get("error_code") not in _NOT_THERE:
+        if _own_way_in():
+            return question.away(f"HTTP {status}; how MLflow signs its requests is not tried here")
         return Answer(
             f"what answers at {question.uri} is no MLflow server (HTTP {status}): set "
             "MLFLOW_TRACKING_URI=http://HOST:PORT of one, as its log says"
