@@ -24,7 +24,7 @@ def main() -> int:
     """Train; the exit code is `jobs.stop.STOPPED` when the run was told to stop and has saved."""
     die_with_the_launcher()
     print_any_path()
-    from vssl_dist.jobs.stop import StopFlag
+    from vssl_dist.jobs.stop import REFUSED, StopFlag, leave
 
     stop = StopFlag()
     from vssl_dist.jobs.resources import load_launch
@@ -32,7 +32,10 @@ def main() -> int:
 
     run_dir = Path(sys.argv[1])
     job = TrainJob((run_dir / "config.yaml").read_text(), load_launch(run_dir))
-    return run_rank(job, stop)
+    code = run_rank(job, stop)
+    if code == REFUSED:  # its process group still stands
+        leave(code)
+    return code
 
 
 if __name__ == "__main__":

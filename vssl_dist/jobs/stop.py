@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
+from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 STOPPED = 75
 """Exit code of a rank that saved and left because it was told to (sysexits: try again)."""
@@ -13,6 +16,18 @@ REFUSED = 2
 """Exit code of a rank that met something its user has to mend: it said so in one line."""
 REFUSAL = "error: "
 """How that line begins, and so the failure file of a run whose first failure is a refusal."""
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code that nothing can change any more.
+
+    The interpreter's own ending is not waited for: while it takes modules apart, threads of a
+    process group that still stands abort it now and then.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk; a closed stream
+            stream.flush()
+    os._exit(code)
 
 
 class StopFlag:

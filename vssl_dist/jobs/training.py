@@ -21,7 +21,7 @@ from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.environment import in_our_job
 from vssl_dist.installed import print_any_path
 from vssl_dist.jobs.resources import Launch
-from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag
+from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag, leave
 
 if TYPE_CHECKING:
     from vssl_dist.jobs.observer import Observer, Silent
@@ -49,7 +49,7 @@ class TrainJob:
         if code == STOPPED:
             _leave_slurm(stop)
         if code:
-            sys.exit(code)
+            leave(code)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """The job after a requeue: the same; what it has done is in the run's checkpoints."""
