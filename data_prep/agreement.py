@@ -43,9 +43,12 @@ def judge(alone: bool) -> dict[str, str]:
 
 @cache
 def dali() -> Decode | None:
-    """DALI's decoder on the CPU, None where it cannot be imported.
+    """DALI's decoder on the CPU, None where it cannot be imported or does not start.
 
     Imported by the process that meets the first file that needs it: most datasets have none.
+
+    Raises:
+        MemoryError: It does not start for lack of memory, which another call may have.
     """
     try:
         from vssl_dist.data.decoder import Decoder
@@ -53,8 +56,10 @@ def dali() -> Decode | None:
         return None
     try:
         return Decoder()
-    except RuntimeError as error:  # for lack of threads or memory
-        raise MemoryError("DALI is installed and does not start") from error
+    except RuntimeError as error:
+        if ran_out(error):
+            raise MemoryError("DALI") from error
+        return None
 
 
 def objection(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:
