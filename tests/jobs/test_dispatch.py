@@ -135,6 +135,22 @@ def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
     assert place.taken == [8, 16]
 
 
+def test_evaluations_that_are_asked_for_while_others_are_at_work_are_not_lost(
+    cfg: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, asked = Recorder(fails=set()), []
+
+    def open_desk(run_dir: Path) -> Desk:
+        config_file = run_dir / "config.yaml"
+        asked.append(config_file.read_text() if config_file.exists() else "")
+        config_file.write_text("more")  # by a submission that finds this process at work
+        return Desk(cfg, SAMPLES, place)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dispatch, "open_desk", open_desk)
+    dispatch.work(cfg.dir)
+    assert asked == ["", "more"]
+
+
 def test_a_trainer_does_not_notice_that_no_evaluation_can_be_started(
     cfg: RunConfig,
     tmp_path: Path,

@@ -171,16 +171,25 @@ def work(run_dir: Path) -> None:
     """Take care of everything that is due in a run, unless another process is at it."""
     lock = lock_of(run_dir)
     desk: Desk | None = None
+    orders = b""
     while True:
         try:
             with lock.acquire(timeout=0):
-                desk = desk or open_desk(run_dir)
+                if desk is None or orders != _orders(run_dir):
+                    orders = _orders(run_dir)
+                    desk = open_desk(run_dir)
                 while (one := desk.next()) is not None:
                     desk.attempt(one)
         except Timeout:
             return  # its holder looks again after it has let go
-        if desk.next() is None:
+        if desk.next() is None and orders == _orders(run_dir):
             return
+
+
+def _orders(run_dir: Path) -> bytes:
+    """What a run asks for now: somebody who found this process at work may have added to it."""
+    files = (run_dir / name for name in ("config.yaml", "launch.yaml"))
+    return b"".join(file.read_bytes() for file in files if file.exists())
 
 
 def main() -> None:
