@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vssl_dist.config import ConfigError
 from vssl_dist.data.manifest import DataError
+from vssl_dist.text import printable
 
 REFUSED, INTERRUPTED = 2, 130
 _MEMORY = "memory ran out (no file is to blame): start again with fewer --workers or more memory"
@@ -44,16 +45,6 @@ def one_line(out: Path, interrupted: str = "interrupted") -> Iterator[Ending]:
         ending.code = _say(f"error: {out}: {_MEMORY}", REFUSED)
     except KeyboardInterrupt:
         ending.code = _say(interrupted, INTERRUPTED)
-
-
-def printable(text: str) -> str:
-    """One line that any terminal shows: names of files may hold line ends, commands to terminals
-    and bytes of no character.
-
-    >>> printable("caf\\u00e9\\n\\x1b[31m\\udcff")
-    'café\\\\n\\\\x1b[31m\\\\udcff'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _say(line: str, code: int) -> int:

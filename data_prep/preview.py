@@ -18,13 +18,14 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     require_packages()
 
-from data_prep.console import one_line, printable
+from data_prep.console import one_line
 from data_prep.shard import positive
 from vssl_dist import config
 from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import path_argument
 from vssl_dist.data.sheet import augmentation_sheet
 from vssl_dist.methods import CONFIGS
+from vssl_dist.text import printable
 
 
 def parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     require_packages()
 
 from data_prep.build import Built, Options, build_all
-from data_prep.console import one_line, printable
+from data_prep.console import one_line
 from data_prep.decisions import Policy
 from data_prep.folder import REJECTS
 from data_prep.images import MAX_PIXELS, Rules
@@ -32,6 +32,7 @@ from data_prep.split import Request, tally
 from data_prep.unpack import unpacking
 from vssl_dist.config.paths import path_argument
 from vssl_dist.data.manifest import DataError
+from vssl_dist.text import printable
 
 _ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
 _DECODER_LIMIT = 178_956_970

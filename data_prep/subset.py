@@ -31,7 +31,7 @@ import filelock
 import numpy as np
 
 from data_prep.agreement import JUDGE
-from data_prep.console import one_line, printable
+from data_prep.console import one_line
 from data_prep.files import write_whole
 from data_prep.folder import refuse_foreign
 from data_prep.sources.classlist import chosen
@@ -50,6 +50,7 @@ from vssl_dist.data.manifest import (
 )
 from vssl_dist.data.shards import Dataset
 from vssl_dist.durable import sync
+from vssl_dist.text import printable
 
 
 class Occupied(DataError):

@@ -18,10 +18,11 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     require_packages()
 
 from data_prep.checks import check, datasets, stated_samples
-from data_prep.console import one_line, printable
+from data_prep.console import one_line
 from data_prep.progress import bar
 from data_prep.shard import cpus, positive
 from vssl_dist.config.paths import path_argument
+from vssl_dist.text import printable
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vssl_dist.durable import publish
+from tests.support.others import link_of_nobody, needs_root
+from vssl_dist.durable import open_append, publish
 
 
 def test_a_file_is_replaced_as_a_whole_and_its_folder_is_made(tmp_path: Path) -> None:
@@ -56,3 +57,37 @@ def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
             publish(path, b"x")
         assert caught.value.filename == str(path)
         assert caught.value.strerror
+
+
+@needs_root
+def test_only_links_that_this_user_made_are_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "rc").write_bytes(b"mine")
+    for name, target in (("file.json", victim / "rc"), ("folder", victim)):
+        link = tmp_path / name
+        link_of_nobody(link, target)
+        path = link if target.is_file() else link / "rc"
+        for write in (lambda p: publish(p, b"x"), open_append):
+            with pytest.raises(PermissionError, match=r"is a link that .+ made: remove it"):
+                write(path)
+    own = tmp_path / "own.json"
+    own.symlink_to("file.json")
+    with pytest.raises(PermissionError, match=r"file\.json is a link that"):
+        publish(own, b"x")
+    assert (victim / "rc").read_bytes() == b"mine"
+    assert list(victim.iterdir()) == [victim / "rc"]
+
+
+def test_adding_goes_on_at_the_end_of_a_regular_file_alone(tmp_path: Path) -> None:
+    path, link = tmp_path / "new" / "log", tmp_path / "link"
+    link.symlink_to(path)
+    for piece, name in ((b"one", path), (b"two", link)):
+        with open_append(name) as file:
+            file.write(piece)
+    assert path.read_bytes() == b"onetwo"
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", tmp_path / "new"):
+        with pytest.raises(OSError, match=r".") as caught:
+            open_append(other)
+        assert caught.value.filename is not None

@@ -23,6 +23,8 @@ FLOORS = [
         "installed",
         "environment",
         "bars",
+        "locks",
+        "text",
     },
     {"models"},
     {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},

@@ -1,0 +1,55 @@
+"""A lock is its user's alone, and whoever holds it is named."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from filelock import Timeout
+
+from tests.support.others import done_as_nobody, locked_by_nobody, needs_root, shared_folder
+from vssl_dist.locks import holder, private_lock
+
+
+def test_the_process_that_holds_a_lock_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with private_lock(path):
+        assert f"process {os.getpid()} of " in holder(path)
+        with pytest.raises(Timeout):
+            private_lock(path).acquire(timeout=0)
+    assert holder(path) == "a process on another machine"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@needs_root
+def test_who_may_only_read_can_neither_take_nor_keep_a_lock() -> None:
+    with shared_folder() as folder:
+        path = folder / "lock"
+        with private_lock(path):
+            assert not done_as_nobody(path.read_bytes)
+        assert not done_as_nobody(path.read_bytes)
+
+
+@needs_root
+def test_a_lock_of_before_is_closed_to_others_and_who_still_holds_it_is_named() -> None:
+    with shared_folder() as folder:
+        path = folder / "lock"
+        path.touch(mode=0o644)
+        with locked_by_nobody(path) as pid:
+            with pytest.raises(Timeout):
+                private_lock(path).acquire(timeout=0.1)
+            assert holder(path).startswith(f"process {pid} of ")
+        with private_lock(path).acquire(timeout=5):
+            assert not done_as_nobody(path.read_bytes)
+
+
+def test_a_lock_is_no_way_through_a_link(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"mine")
+    (tmp_path / "lock").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic"):
+        private_lock(tmp_path / "lock").acquire(timeout=1)
+    assert target.read_bytes() == b"mine"
+    assert stat.S_IMODE(target.stat().st_mode) != 0o600
