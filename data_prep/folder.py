@@ -144,7 +144,7 @@ def amend(folder: Path, recipe: Recipe, decided: Decided, keep: int) -> None:
     """
     # Notes first: a shard without one is none.
     for path in (*(folder / NOTES).glob("shard-*.json"), *folder.glob("shard-*")):
-        if path.name >= shard_name(keep):
+        if path.name.partition(".")[0] >= Path(shard_name(keep)).stem:
             path.unlink()
     write_whole(folder / NOTES / _RECIPE, json.dumps(_noted(recipe, decided)).encode())
 

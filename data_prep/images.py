@@ -13,7 +13,6 @@ import io
 import re
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,6 @@ from data_prep.encode import Encoded, encode
 from data_prep.normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
 from data_prep.structure import orientation, structure
 from vssl_dist.data.bare import bare
-from vssl_dist.data.manifest import DataError
 from vssl_dist.data.memory import ran_out
 
 MAX_PIXELS = 64_000_000
@@ -91,23 +89,6 @@ def encode_png(pixels: NDArray[np.uint8]) -> Encoded:
     5
     """
     return encode(Image.fromarray(pixels), None)
-
-
-def plain(data: bytes, name: str | Path, rules: Rules = DEFAULT) -> Encoded:
-    """Check an image file by decoding all of it, and make it plain if it is not.
-
-    Args:
-        data: The file's bytes.
-        name: What to call it in the error.
-        rules: Limits, and how to encode what cannot be kept.
-
-    Raises:
-        DataError: It is not an image, is damaged, or has more than ``rules.max_pixels``.
-    """
-    finding = examine(data, rules)
-    if finding.verdict is Verdict.REJECT:
-        raise DataError(f"{name}: {finding.reason}: repair or remove it")
-    return make(data, finding, rules)
 
 
 def examine(data: bytes, rules: Rules) -> Finding:

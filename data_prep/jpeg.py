@@ -13,6 +13,7 @@ from vssl_dist.data.bare import (
     APPLICATION,
     COMMENT,
     END,
+    FRAMES,
     SCAN,
     Segment,
     segments,
@@ -22,7 +23,6 @@ from vssl_dist.data.bare import (
 _MOST_SCANS = 100
 """Each is a pass over the whole picture, and encoders make some ten."""
 _MOST_SEGMENTS = 100_000
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PLAIN = frozenset((0xC0, 0xC2, 0xC4, SCAN, 0xDB, 0xDD, *APPLICATION, COMMENT))
 """Baseline and progressive frames, tables, scans, and what decoders pass over."""
 _SAMPLED = frozenset(bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x12, 0x21, 0x22))
@@ -41,7 +41,7 @@ def form(data: bytes) -> Form:
         return Form(f"more than {_MOST_SCANS} scans, which no encoder makes")
     if len(parts) > _MOST_SEGMENTS:
         return Form(f"more than {_MOST_SEGMENTS} segments, which no encoder makes")
-    frames = [data[part.body + 2 : part.end] for part in parts if part.marker in _FRAMES]
+    frames = [data[part.body + 2 : part.end] for part in parts if part.marker in FRAMES]
     gaps = _gaps(data, parts)
     ahead = list(takewhile(lambda part: part.marker != SCAN, parts))
     taken = _first(data, ahead, _EXIF)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from data_prep import build, shard, verify
 from tests.support.archives import jpeg
+from tests.support.sharding import refusal, sharded
 from vssl_dist.data.shards import Dataset
 
 
@@ -34,15 +36,7 @@ def root(tmp_path: Path) -> Path:
     return write(tmp_path / "raw", plain_files())
 
 
-def run(root: Path, out: Path, *options: object) -> int:
-    arguments = ["imagefolder", "--root", root, "--out", out, "--workers", 1, *options]
-    return shard.main([str(a) for a in arguments])
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0].removeprefix("error: ")
+run = partial(sharded, "imagefolder")
 
 
 def told(folder: Path) -> dict[str, tuple[str, str]]:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,13 @@ from PIL import Image
 from data_prep import shard, verify
 from data_prep.sources.tarlist import expanded
 from tests.support.archives import jpeg, packed
+from tests.support.sharding import refusal, sharded
 from vssl_dist.data.shards import Dataset
 
 Files = list[tuple[str, bytes]]
 
 
-def run(root: Path | str, out: Path, *options: object) -> int:
-    arguments = ["webdataset", "--root", root, "--out", out, "--workers", 1, *options]
-    return shard.main([str(a) for a in arguments])
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0].removeprefix("error: ")
+run = partial(sharded, "webdataset")
 
 
 def write(path: Path, files: Files) -> Path:

@@ -7,16 +7,18 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import build, shard
+from data_prep import build
 from data_prep.build import mixed
 from data_prep.writer import ShardTask
 from tests.support.photos import crop
+from tests.support.sharding import refusal, sharded
 from vssl_dist.data.shards import Dataset
 
 
@@ -35,16 +37,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def run(root: Path, out: Path, *options: object) -> int:
-    arguments = ["imagefolder", "--root", root, "--out", out, "--workers", 1, *options]
-    return shard.main([str(a) for a in arguments])
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr besides the progress bar."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0].removeprefix("error: ")
+run = partial(sharded, "imagefolder")
 
 
 def test_plain_files_arrive_byte_for_byte_with_their_class_and_size(

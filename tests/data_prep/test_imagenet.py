@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import gzip
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tests.support.archives import (
     write_imagenet,
     write_unpacked,
 )
+from tests.support.sharding import refusal, sharded
 from vssl_dist.data.shards import Dataset
 
 CLASSES = Path(shard.__file__).parent / "sources" / "imagenet100.txt"
@@ -33,16 +35,7 @@ def root(tmp_path: Path) -> Path:
     return write_imagenet(tmp_path / "raw")
 
 
-def run(root: Path, out: Path, *options: object) -> int:
-    arguments = ["imagenet", "--root", root, "--out", out, "--workers", 1, *options]
-    return shard.main([str(a) for a in arguments])
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr besides the progress bars."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0].removeprefix("error: ")
+run = partial(sharded, "imagenet")
 
 
 def contents(folder: Path) -> list[tuple[str, bytes]]:

@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ import pytest
 from PIL import Image
 
 from data_prep import build, shard, verify
+from data_prep.decisions import Decided
+from data_prep.folder import amend
 from data_prep.sources.walk import walked
-from data_prep.writer import ShardTask, UnreadError
+from data_prep.writer import NOTES, ShardTask, UnreadError
 from tests.support.archives import jpeg, packed
+from tests.support.sharding import refusal, sharded
 from vssl_dist.data.manifest import read_manifest
 from vssl_dist.data.shards import Dataset
 
@@ -41,15 +45,7 @@ def root(tmp_path: Path) -> Path:
     return write(tmp_path / "raw", photos(".", 6))
 
 
-def run(root: Path, out: Path, *options: object) -> int:
-    arguments = ["imagefolder", "--root", root, "--out", out, "--workers", 1, *options]
-    return shard.main([str(a) for a in arguments])
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0].removeprefix("error: ")
+run = partial(sharded, "imagefolder")
 
 
 def told(folder: Path) -> dict[str, tuple[str, str]]:
@@ -271,6 +267,20 @@ def test_a_file_that_vanishes_at_any_time_is_skipped_and_leaves_a_whole_dataset(
     gone = ("rejected", "cannot be read (No such file or directory)")
     assert told(tmp_path / "o" / "train") == {f"{'ab'[number % 2]}/{number}.jpg": gone}
     assert verify.main([str(tmp_path / "o"), "--workers", "1"]) == 0
+
+
+def test_what_is_made_anew_leaves_both_files_of_each_shard_before_it_and_no_other(
+    tmp_path: Path,
+) -> None:
+    notes = tmp_path / NOTES
+    notes.mkdir()
+    for number in range(4):
+        for suffix in ("tar", "idx.npy"):
+            (tmp_path / f"shard-{number:06d}.{suffix}").touch()
+        (notes / f"shard-{number:06d}.json").touch()
+    amend(tmp_path, {}, Decided(np.arange(0), {}), 2)
+    names = sorted(path.name for path in tmp_path.glob("**/shard-*"))
+    assert names == [f"shard-00000{n}.{s}" for n in range(2) for s in ("idx.npy", "json", "tar")]
 
 
 def test_a_tar_that_vanishes_takes_all_of_its_images_along_and_no_other(

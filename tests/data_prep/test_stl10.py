@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import shard, verify
+from data_prep import verify
 from tests.support.archives import STL10_COUNTS as COUNTS
 from tests.support.archives import STL10_NAMES as NAMES
 from tests.support.archives import stl10_pixels as pixels
 from tests.support.archives import write_stl10
+from tests.support.sharding import refusal, sharded
 from vssl_dist.data.shards import Dataset
 
 
@@ -24,15 +26,7 @@ def root(tmp_path: Path) -> Path:
     return write_stl10(tmp_path / "raw")
 
 
-def run(root: Path, out: Path, *options: object) -> int:
-    arguments = ["stl10", "--root", root, "--out", out, "--workers", 1, *options]
-    return shard.main([str(a) for a in arguments])
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0].removeprefix("error: ")
+run = partial(sharded, "stl10")
 
 
 def load(folder: Path) -> tuple[np.ndarray, list[int]]:

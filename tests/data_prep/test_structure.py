@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.images import DEFAULT, Rules, Verdict, examine, plain
+from data_prep.images import DEFAULT, Rules, Verdict, examine
 from data_prep.structure import structure
 from tests.support.photos import crop
+from tests.support.sharding import stored
 
 PHOTO = Image.fromarray(crop(0, 16, (90, 140)))
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -64,7 +65,7 @@ def test_an_interlaced_png_has_all_its_pixels_or_is_refused(size: tuple[int, int
     image = np.asarray(PHOTO.resize(size))
     data = interlaced(image)
     assert (np.asarray(Image.open(io.BytesIO(data))) == image).all()
-    assert plain(data, "x").data == data
+    assert stored(data).data == data
     whole = zlib.decompress(data[data.index(b"IDAT") + 4 :])
     head = data[16:29]
     assert "bytes of pixels are there" in examine(png(whole[:-1], head), DEFAULT).reason
@@ -98,7 +99,7 @@ def test_a_png_that_is_damaged_but_decodes_is_refused_or_salvaged() -> None:
         assert found.verdict is Verdict.REJECT
         assert reason in found.reason
         assert examine(data, Rules(salvage=True)).verdict is Verdict.SALVAGE
-    assert plain(png(rows, head, chunk(b"abCd", b"whatever")), "x").suffix == "png"
+    assert stored(png(rows, head, chunk(b"abCd", b"whatever"))).suffix == "png"
 
 
 def test_bytes_between_a_jpegs_segments_cost_it_its_form_and_not_its_picture() -> None:
@@ -109,10 +110,10 @@ def test_bytes_between_a_jpegs_segments_cost_it_its_form_and_not_its_picture() -
         Verdict.REMAKE,
         "JPEG with bytes between its segments",
     )
-    made = np.asarray(Image.open(io.BytesIO(plain(stray, "x").data))).astype(int)
+    made = np.asarray(Image.open(io.BytesIO(stored(stray).data))).astype(int)
     assert np.abs(made - np.asarray(Image.open(io.BytesIO(JPEG)))).mean() < 2
     padded = JPEG[:at] + b"\xff\xff" + JPEG[at:] + b"trailing"
-    assert plain(padded, "x").data == padded
+    assert stored(padded).data == padded
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 1}, {}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,10 @@ from PIL import Image
 from data_prep import shard, verify
 from tests.support.archives import jpeg, packed
 from tests.support.photos import tiny_dataset
+from tests.support.sharding import refusal, sharded
 from vssl_dist.data.shards import Dataset
 
-
-def run(root: Path | str, out: Path, *options: object) -> int:
-    arguments = ["webdataset", "--root", root, "--out", out, "--workers", 1, *options]
-    return shard.main([str(a) for a in arguments])
-
-
-def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0].removeprefix("error: ")
+run = partial(sharded, "webdataset")
 
 
 def contents(folder: Path) -> list[tuple[bytes, int]]:

@@ -17,12 +17,14 @@ JPEG = b"\xff\xd8"
 SCAN, END = 0xDA, 0xD9
 ALONE = frozenset((0x01, *range(0xD0, 0xDA)))
 """Markers without a segment."""
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a frame header; the three that are missing stand for tables among them."""
 APPLICATION, COMMENT = range(0xE0, 0xF0), 0xFE
 JFIF, ADOBE = (0xE0, b"JFIF\0", 14), (0xEE, b"Adobe", 12)
 """Marker, beginning and least length of the two that tell what the channels are."""
 
 _CHANNELS = (JFIF, ADOBE)
-_TOLD = frozenset((*APPLICATION, COMMENT))
+_REMARKS = frozenset((*APPLICATION, COMMENT))
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 """What ends the coded data of a scan: restarts, and bytes of 255 in it, do not."""
 _MOST_PARTS = 100_000
@@ -87,20 +89,22 @@ def bare(data: bytes) -> bytes:
         data: A file of any kind; what is neither JPEG nor PNG is returned as it is.
     """
     if data.startswith(PNG):
-        return _without(data, _told_in_png(data))
-    return _without(data, _told_in_jpeg(data)) if data.startswith(JPEG) else data
+        return _without(data, _remarks_of_png(data))
+    return _without(data, _remarks_of_jpeg(data)) if data.startswith(JPEG) else data
 
 
-def _told_in_png(data: bytes) -> Iterator[Chunk]:
+def _remarks_of_png(data: bytes) -> Iterator[Chunk]:
     walk = islice(chunks(data), _MOST_PARTS)
     return (chunk for chunk in walk if not chunk.kind[:1].isupper())
 
 
-def _told_in_jpeg(data: bytes) -> Iterator[Segment]:
+def _remarks_of_jpeg(data: bytes) -> Iterator[Segment]:
     """All ahead of the picture but what tells the meaning of its channels."""
     walk = takewhile(lambda segment: segment.marker != SCAN, islice(segments(data), _MOST_PARTS))
     for segment in walk:
-        if segment.marker in _TOLD and not any(states(data, segment, sort) for sort in _CHANNELS):
+        if segment.marker in _REMARKS and not any(
+            states(data, segment, sort) for sort in _CHANNELS
+        ):
             yield segment
 
 

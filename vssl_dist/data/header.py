@@ -13,10 +13,8 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.bare import ALONE, JPEG, PNG, SCAN
+from vssl_dist.data.bare import ALONE, FRAMES, JPEG, PNG, SCAN
 
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of a JPEG's frame header; the three stand for tables among them."""
 _MOST_STEPS = 100_000
 """Of one byte or one segment: no photograph takes a hundredth, and noise must not take long."""
 
@@ -78,7 +76,7 @@ def _frame(data: memoryview) -> tuple[int, int, int] | None:
     at = 2
     for _ in range(_MOST_STEPS):
         kind = data[at + 1] if data[at] == 0xFF else None
-        if kind in _FRAMES:
+        if kind in FRAMES:
             depth, height, width = struct.unpack_from(">BHH", data, at + 4)
             return depth, height, width
         if kind == SCAN:
