@@ -32,7 +32,7 @@ from data_prep.folder import (
 from data_prep.images import DEFAULT, Rules
 from data_prep.sealing import seal_split
 from data_prep.split import Split
-from data_prep.survey import Survey, survey, without
+from data_prep.survey import IMPORTS, Survey, survey, without
 from data_prep.writer import ShardTask, UnreadError, shard_name, write_shard
 from vssl_dist.data.manifest import MANIFEST, DataError, Manifest, read_manifest
 
@@ -226,7 +226,9 @@ def _write(job: _Job, found: Survey, decided: Decided, options: Options, bar: Ba
     missing = sum(len(task.labels) for task in tasks)
     with bar(f"write {split.dataset} {split.name}", len(order)) as advance:
         advance(len(order) - missing)
-        for entry in pool.run(write_shard, tasks, workers=options.workers, advance=advance):
+        for entry in pool.run(
+            write_shard, tasks, workers=options.workers, advance=advance, imports=IMPORTS
+        ):
             done[entry.name] = entry
     seal_split(split, folder, [done[name] for name in sorted(done)], recipe, contents)
     return Built(folder, read_manifest(folder), missing, decided.counts(), split)

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from data_prep import pool
 from data_prep.agreement import DIFFERENT
-from data_prep.encode import Encoded
 from data_prep.files import open_regular, read_regular
 from data_prep.folder import FOUND, INPUTS, REJECTS
 from data_prep.images import DEFAULT, Rules, Verdict, examine
 from data_prep.split import LABELS, UNLABELED
-from data_prep.writer import NOTES, sample_record
+from data_prep.writer import NOTES, sample_key
 from vssl_dist.data.manifest import (
     INDEX_DTYPE,
     INDEX_HEADER,
@@ -118,7 +117,7 @@ def check(
         CheckTask(folder, entry, first, len(manifest.classes), rules, labels)
         for entry, first in zip(manifest.shards, starts, strict=False)
     ]
-    found = dict(pool.run(check_shard, tasks, workers=workers, advance=advance))
+    found = dict(pool.run(check_shard, tasks, workers=workers, advance=advance, imports=[__name__]))
     return manifest, problems + [line for entry in manifest.shards for line in found[entry.name]]
 
 
@@ -225,8 +224,19 @@ def _sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTask) -> 
     if task.labels is not None:
         sample, label = _key(file), task.labels[label]
         file.seek(offset - tarfile.BLOCKSIZE)
-    record = sample_record(sample, Encoded(data, finding.suffix, height, width), label)
+    record = b"".join(
+        _member(f"{sample_key(sample)}.{suffix}", content)
+        for suffix, content in ((finding.suffix, data), ("cls", str(label).encode()))
+    )
     return "" if file.read(len(record)) == record else "tar and index disagree"
+
+
+def _member(name: str, content: bytes) -> bytes:
+    """What a file in a shard takes of it."""
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    padding = bytes(-len(content) % tarfile.BLOCKSIZE)
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + padding
 
 
 def _key(file: BinaryIO) -> int:

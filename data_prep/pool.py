@@ -27,6 +27,7 @@ def run(
     *,
     workers: int,
     advance: Callable[[int], None],
+    imports: Sequence[str] = (),
 ) -> Iterator[Result]:
     """Do all tasks, in this process or in ``workers`` others; results come in any order.
 
@@ -35,6 +36,8 @@ def run(
         tasks: Picklable.
         workers: Processes; with 1, or a single task, none is started.
         advance: Called with the progress of each ``yield``.
+        imports: Modules that the work needs; those of the first call of a program count, as
+            workers are forked from one server.
 
     Raises:
         DataError, MemoryError: Whatever the work raised, or a worker that died.
@@ -45,7 +48,7 @@ def run(
         return
     context = multiprocessing.get_context("forkserver")
     # Imported once, in the server that workers are forked from, not once in each of them.
-    context.set_forkserver_preload(["data_prep.writer", "data_prep.checks"])
+    context.set_forkserver_preload(list(imports))
     team: dict[Connection, BaseProcess] = {}
     try:
         with _sheltered():

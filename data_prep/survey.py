@@ -33,6 +33,8 @@ SURVEY_DTYPE = np.dtype(
         ("alone", "u1"),
     ]
 )
+IMPORTS = ("data_prep.writer", "webdataset")
+"""What workers look with, and write shards with afterwards."""
 _RULES = 2
 """Counts the changes of what `examine` decides."""
 _CHUNK = 256
@@ -90,7 +92,7 @@ def survey(
     found = {chunk.note: known for chunk in chunks if (known := _recall(chunk))}
     advance(sum(len(known.numbers) for known in found.values()))
     missing = [chunk for chunk in chunks if chunk.note not in found]
-    found |= dict(pool.run(_look, missing, workers=workers, advance=advance))
+    found |= dict(pool.run(_look, missing, workers=workers, advance=advance, imports=IMPORTS))
     reasons: dict[int, str] = {}
     for chunk in chunks:
         reasons |= found[chunk.note].reasons

@@ -9,8 +9,8 @@ import tarfile
 import zlib
 from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,6 @@ NOTES = ".sharding"
 """Folder, inside the dataset's, of what an unfinished run needs to continue."""
 
 _REPORT_EVERY = 64
-_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
-"""Where a tar header has these fields."""
 
 
 @dataclass(frozen=True)
@@ -61,48 +59,29 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-@lru_cache(16)
-def _blank_header() -> bytes:
-    blank = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
-    return blank[:148] + b" " * 8 + blank[156:]
+class _Sink:
+    """A file that is only added to: what it holds is hashed and counted on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        """Add to the file; returns how many bytes."""
+        self._file.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
 
 
-def member_header(name: str, size: int) -> bytes:
-    """A tar header, byte for byte `tarfile`'s for a member of which only these are known.
+def sample_key(sample: int) -> str:
+    """What stands before the dot of a member's name; by it WebDataset groups a sample's files.
 
-    `tarfile` itself takes longer over it than over everything else that is done to a small
-    image that is kept.
-
-    Args:
-        name: ASCII, at most 100 characters.
-        size: Bytes, less than 8 GiB.
-
-    >>> made = tarfile.TarInfo("000000000007.cls")
-    >>> made.size = 12
-    >>> member_header("000000000007.cls", 12) == made.tobuf(tarfile.USTAR_FORMAT)
-    True
+    >>> sample_key(7)
+    '000000000007'
     """
-    header = bytearray(_blank_header())
-    header[_NAME] = name.encode("ascii").ljust(100, b"\0")
-    header[_SIZE] = b"%011o\0" % size
-    header[_CHECKSUM] = b"%06o\0 " % sum(header)
-    return bytes(header)
-
-
-def sample_record(sample: int, image: Encoded, label: int) -> bytes:
-    """The part of a tar that one sample occupies: the image, then its label as decimal text.
-
-    Nothing in it depends on when, where or by whom it is written.  What stands before the dot
-    of a member's name is the global id of the sample; by it WebDataset groups the two files.
-
-    >>> len(sample_record(0, Encoded(b"...", "png", 1, 1), label=7)) // tarfile.BLOCKSIZE
-    4
-    """
-    parts: list[bytes] = []
-    for suffix, data in ((image.suffix, image.data), ("cls", str(label).encode())):
-        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
-        parts += [member_header(f"{sample:012d}.{suffix}", len(data)), data, padding]
-    return b"".join(parts)
+    return f"{sample:012d}"
 
 
 def note_path(folder: Path, number: int) -> Path:
@@ -122,35 +101,37 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     Raises:
         DataError: An image is another one than was surveyed, or the disk refuses.
     """
+    from webdataset import TarWriter  # which imports torch
+
     rows = np.empty(len(task.labels), INDEX_DTYPE)
-    path, sha256, size = task.folder / shard_name(task.number), hashlib.sha256(), 0
+    path = task.folder / shard_name(task.number)
     with whole_file(path) as file:
+        sink = _Sink(file)
+        # Nothing in a shard depends on when, where or by whom it is written.
+        writer = TarWriter(sink, user="", group="", mode=0o644, mtime=0, encoder=False)
         samples = zip(task.images, task.survey, task.labels.tolist(), strict=True)
         for row, (raw, surveyed, label) in enumerate(samples):
             if raw.asked_again:
                 raise _unread(raw, samples, task.first + row)
             image = _encoded(raw, surveyed, task)
-            record = sample_record(task.first + row, image, label)
-            file.write(record)
-            sha256.update(record)
-            crc32, offset = zlib.crc32(image.data), size + tarfile.BLOCKSIZE
+            offset = writer.tarstream.offset + tarfile.BLOCKSIZE
+            crc32 = zlib.crc32(image.data)
             rows[row] = (offset, len(image.data), image.height, image.width, label, crc32)
-            size += len(record)
+            # Two writes, as one would sort the label before the image.
+            key = sample_key(task.first + row)
+            writer.write({"__key__": key, image.suffix: image.data})
+            writer.write({"__key__": key, "cls": str(label).encode()})
             if (row + 1) % _REPORT_EVERY == 0:
                 yield _REPORT_EVERY
-        # Two empty blocks end an archive; tar programs expect whole records besides.
-        end = bytes(2 * tarfile.BLOCKSIZE)
-        end += bytes(-(size + len(end)) % tarfile.RECORDSIZE)
-        file.write(end)
-        sha256.update(end)
+        writer.close()
     yield len(rows) % _REPORT_EVERY
     index = io.BytesIO()
     np.save(index, rows, allow_pickle=False)
     entry = ShardEntry(
         name=path.name,
-        bytes=size + len(end),
+        bytes=sink.size,
         samples=len(rows),
-        sha256=sha256.hexdigest(),
+        sha256=sink.sha256.hexdigest(),
         index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
     )
     write_whole(task.folder / entry.index_name, index.getvalue())

@@ -87,7 +87,8 @@ if __name__ == "__main__":
     before = dict(os.environ)
     with one_line(Path("out")) as ending:
         for path, preloaded, folder in pool.run(
-            job.told, range(4), workers=2, advance=lambda done: None
+            job.told, range(4), workers=2, advance=lambda done: None,
+            imports=["data_prep.checks"]
         ):
             assert set(path) == set(sys.path) and os.getcwd() not in path, path
             assert preloaded
