@@ -26,7 +26,6 @@ import torch
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.paths import path_argument
-from vssl_dist.data.opening import open_watched
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
 from vssl_dist.jobs import cluster, local, owner, preflight
@@ -40,7 +39,7 @@ from vssl_dist.jobs.resources import (
     on_this_machine,
 )
 from vssl_dist.jobs.training import TrainJob
-from vssl_dist.linter import known, lint
+from vssl_dist.linter import lint
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
 from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
@@ -140,8 +139,14 @@ def refresh(cfg: RunConfig, launch: Launch) -> None:
         owner.release(cfg.dir)
 
 
-def start(cfg: RunConfig, launch: Launch) -> int:
-    """Claim the run folder and start; see `jobs.local.run_here` for the exit codes."""
+def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
+    """Claim the run folder and start; see `jobs.local.run_here` for the exit codes.
+
+    Args:
+        cfg: The run.
+        launch: Where.
+        samples: Training images.
+    """
     owner.claim(cfg.dir, cluster.is_live)
     try:
         write(cfg, launch)
@@ -149,7 +154,7 @@ def start(cfg: RunConfig, launch: Launch) -> int:
             print(f"run folder  {cfg.dir}\nlogs        {cfg.dir}/logs", flush=True)
             code = local.run_here(cfg.dir, launch)
             if code == 0:
-                say_finished(cfg, launch)
+                say_finished(cfg, launch, samples)
             elif line := shortfall(cfg.dir, launch.tracking_uri, TRAINER):
                 print(f"warning: {line}", file=sys.stderr)
             return code
@@ -178,9 +183,9 @@ def _curves(cfg: RunConfig, launch: Launch) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
-def say_finished(cfg: RunConfig, launch: Launch) -> None:
+def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     """Say where everything is; evaluations that were lost are started again."""
-    missing = list(due(cfg, _samples(cfg)))
+    missing = list(due(cfg, samples))
     print(f"{cfg.name} is finished; another name=... starts a new run")
     print(f"exports     {cfg.dir}/export")
     if missing:
@@ -194,10 +199,6 @@ def say_finished(cfg: RunConfig, launch: Launch) -> None:
         print(f"warning: {line}")
 
 
-def _samples(cfg: RunConfig) -> int:
-    return open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="submit.py").samples
-
-
 def warn(lines: Sequence[str]) -> None:
     """Say what may be wrong and is no reason to refuse."""
     for line in lines:
@@ -209,15 +210,16 @@ def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     try:
         cfg, launch = resolve(args)
-        found = preflight.problems(cfg, launch)
-        if not args.dry_run and (first := next(found, "")):
+        checks = preflight.Preflight(cfg, launch)
+        complaints = checks.problems()
+        if not args.dry_run and (first := next(complaints, "")):
             raise ConfigError(first)
-        problems = list(found)
+        problems = list(complaints)
         tracking = preflight.look_at_tracking(cfg, launch)
         if tracking.problem and not args.dry_run:
             raise ConfigError(tracking.problem)
-        findings = lint(cfg, known(cfg, launch.world_size))
-        done = 0 if problems else check_resume(cfg, launch.world_size)
+        findings = lint(cfg, checks.facts())
+        done = 0 if problems else check_resume(cfg, launch.world_size, checks.train)
         warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt))]
         warnings += [finding.line() for finding in findings]
         if args.dry_run:
@@ -225,13 +227,14 @@ def main(argv: Sequence[str]) -> int:
             show(cfg, launch)
             return 0
         owner.check_free(cfg.dir, cluster.is_live)
-        if done and done >= cfg.total_steps(_samples(cfg)):
-            if any(due(cfg, _samples(cfg))):
+        samples = checks.train.samples
+        if done and done >= cfg.total_steps(samples):
+            if any(due(cfg, samples)):
                 refresh(cfg, launch)
-            say_finished(cfg, launch)
+            say_finished(cfg, launch, samples)
             return 0
         warn(warnings)
-        return start(cfg, launch)
+        return start(cfg, launch, samples)
     except (ConfigError, DataError, cluster.SubmissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

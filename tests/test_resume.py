@@ -35,13 +35,17 @@ def begun(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def photos(folder: Path) -> Dataset:
+    return Dataset.open(folder / "photos" / "train")
+
+
 def test_before_the_first_checkpoint_the_same_experiment_starts_again(begun: Path) -> None:
-    assert check_resume(read(begun, "log_every=1", "data.threads=2"), world_size=2) == 0
+    assert check_resume(read(begun, "log_every=1", "data.threads=2"), 2, photos(begun)) == 0
 
 
 def test_before_the_first_checkpoint_another_experiment_is_refused(begun: Path) -> None:
     with pytest.raises(ConfigError, match=r"other optim\.base_lr \(0\.004 then, 0\.5 now\)"):
-        check_resume(read(begun, "optim.base_lr=0.5"), world_size=2)
+        check_resume(read(begun, "optim.base_lr=0.5"), 2, photos(begun))
 
 
 def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(tmp_path: Path) -> None:
@@ -59,7 +63,7 @@ def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(tmp_path: 
 
 
 def test_a_new_name_starts_a_new_run(begun: Path) -> None:
-    assert check_resume(read(begun, "name=other", "optim.base_lr=0.5"), world_size=2) == 0
+    assert check_resume(read(begun, "name=other", "optim.base_lr=0.5"), 2, photos(begun)) == 0
 
 
 def test_a_run_does_not_go_on_with_data_that_changed(tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_no_refusal_of_a_run_advises_to_remove_it(begun: Path) -> None:
             same_experiment(read(begun, *overrides), facts, world_size, fingerprint)
         refusals.append(str(refused.value))
     with pytest.raises(ConfigError) as refused:
-        check_resume(read(begun, "seed=1"), world_size=2)
+        check_resume(read(begun, "seed=1"), 2, photos(begun))
     refusals.append(str(refused.value))
     for line in refusals:
         assert "name=..." in line

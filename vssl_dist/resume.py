@@ -18,7 +18,7 @@ from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.differences import differences, named
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
 from vssl_dist.data.loader import Loader
-from vssl_dist.data.opening import open_watched
+from vssl_dist.data.shards import Dataset
 from vssl_dist.engine import Engine
 from vssl_dist.evaluation.online import NoProbe, OnlineProbe
 from vssl_dist.installed import commit
@@ -140,22 +140,25 @@ def same_experiment(
         )
 
 
-def check_resume(cfg: RunConfig, world_size: int) -> int:
+def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
     """What a login node can know of a run before it is started again.
+
+    Args:
+        cfg: What was asked for now.
+        world_size: Ranks now.
+        train: The training data now.
 
     Returns:
         The step from which the run will continue; 0 for a new one.
 
     Raises:
         ConfigError: The run folder holds another experiment.
-        DataError: The training data cannot be opened, or storage does not answer.
     """
     manifests = checkpoint.manifests(checkpoints_of(cfg))
     if not manifests:
         _same_as_written(cfg)
         return 0
     facts = manifests[-1]["facts"]
-    train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="submit.py")
     same_experiment(cfg, facts, world_size, train.fingerprint)
     return int(manifests[-1]["step"])
 

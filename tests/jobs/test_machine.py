@@ -22,7 +22,7 @@ from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.evaluation import EvalJob
 from vssl_dist.jobs.machine import Driver, Gpu, Wheel, line, prepare, why_no_cuda
-from vssl_dist.jobs.preflight import problems
+from vssl_dist.jobs.preflight import Preflight
 from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
 from vssl_dist.jobs.stop import REFUSED, StopFlag
 from vssl_dist.jobs.training import TrainJob, failure_file, run_rank
@@ -211,11 +211,11 @@ def test_a_local_run_is_refused_before_it_is_written_and_a_login_node_needs_no_g
 ) -> None:
     on(PYPI, OLD)
     cfg = run_in(Path("runs"))
-    (first, *others) = problems(cfg, on_this_machine(CUDA, 2, 2, ""))
+    (first, *others) = Preflight(cfg, on_this_machine(CUDA, 2, 2, "")).problems()
     assert "needs an NVIDIA driver of 580 or newer" in first
     assert "data.train" in others[0]
     for launch in (on_this_machine(Resources(device="cpu"), 2, 0, ""), on_slurm(CUDA, 1, "")):
-        assert not any("driver" in problem for problem in problems(cfg, launch))
+        assert not any("driver" in problem for problem in Preflight(cfg, launch).problems())
 
 
 def test_an_evaluation_on_such_a_machine_is_one_line_and_exit_code_2(

@@ -371,7 +371,12 @@ def test_the_shards_say_what_the_path_does_not(
     here: Path, yaml_file: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "other").symlink_to(data / "train")
-    assert submit.main(["--local", "2", "--dry-run", yaml_file, "data.val=other"]) == 0
+    words = ["--local", "2", yaml_file, "data.val=other"]
+    assert submit.main([*words, "--dry-run"]) == 0
+    assert "is bank and query: every image would find itself" in capsys.readouterr().err
+    assert "is bank and query: every image would find itself" in refusal(capsys, *words)
+    assert not (here / "runs").exists()
+    assert submit.main([*words, "--dry-run", "evaluations=[{task: collapse}]"]) == 0
     assert "warning: held_out: " in capsys.readouterr().err
 
 

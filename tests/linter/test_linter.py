@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.linter import RULES, Facts, lint
 from vssl_dist.linter.__main__ import table
-from vssl_dist.methods import CONFIGS
+from vssl_dist.linter.rule import is_vit
+from vssl_dist.methods import CONFIGS, build_method
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SAMPLES = {
@@ -22,6 +24,8 @@ SAMPLES = {
     "in1k": 1_281_167,
     "quickstart": 6_400,
 }
+MORE = {"supervised": {"classes": 10}}
+"""What a method's block cannot do without."""
 BY_NAME = {rule.name: rule for rule in RULES}
 
 
@@ -116,10 +120,11 @@ MISTAKES = [
             "{recipe: dino_global_1, size: 96, count: 8}]"
         ],
     ),
-    ("held_out", "cifar10_vje", ["data.val=data/cifar10/train"]),
-    ("held_out", "stl10_vje", ["data.bank=data/stl10/val"]),
-    ("strangers", "cifar10_vje", ["evaluations=[{task: ood, ood: {x: data/cifar10/val}}]"]),
-    ("unlabelled_bank", "stl10_vje", ["data.bank=null"]),
+    (
+        "held_out",
+        "cifar10_vje",
+        ["data.val=data/cifar10/train", "evaluations=[{task: collapse}]"],
+    ),
     ("knn_vote", "cifar10_vje", ["evaluations.0.temperature=[0.07]"]),
     ("knn_vote", "cifar10_vje", ["evaluations.0.temperature=[inf]"]),
     ("no_evaluations", "cifar10_vje", ["evaluations=[]"]),
@@ -152,7 +157,42 @@ def test_streams_that_only_one_number_of_ranks_can_share_are_told() -> None:
 
 def test_the_same_shards_under_two_paths_are_told() -> None:
     facts = facts_of("cifar10")._replace(held_out_is_train=True)
-    assert fired(read("cifar10_vje"), facts) == ["held_out"]
+    assert fired(read("cifar10_vje", "evaluations=[{task: collapse}]"), facts) == ["held_out"]
+
+
+def test_accuracies_of_a_single_class_are_told_and_what_can_tell_something_is_not() -> None:
+    facts = facts_of("cifar10")._replace(classes=1)
+    assert fired(read("cifar10_vje"), facts) == ["one_class"]
+    assert fired(read("cifar10_vje", "evaluations=[{task: collapse}]"), facts) == []
+    assert fired(read("cifar10_vje"), facts._replace(classes=2)) == []
+
+
+def test_what_became_a_refusal_may_still_be_silenced_by_older_configs() -> None:
+    cfg = read("cifar10_vje", "silence=[strangers, unlabelled_bank]")
+    assert fired(cfg, facts_of("cifar10")) == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_method_has_a_teacher_if_its_config_says_so(name: str) -> None:
+    targets = ("symmetric", "ema") if name == "vje" else (None,)
+    for target in targets:
+        cfg = CONFIGS[name].model_validate({"backbone": "resnet10_c16"} | MORE.get(name, {}))
+        if target:
+            cfg = cfg.model_copy(update={"target": target})
+        with torch.device("meta"):
+            method = build_method(cfg, 32)
+        assert (method.teacher is not None) == cfg.has_teacher
+
+
+@pytest.mark.parametrize(
+    ("backbone", "wanted"),
+    [("deit_tiny_patch16_224", True), ("beit_base_patch16_224", True), ("mobilevit_s", False),
+     ("eva02_tiny_patch14_224", True), ("maxvit_tiny_tf_224", False), ("resnet50", False),
+     ("vit_small_r26_s32_224", True), ("timm:resnet50", False), ("swin_tiny_patch4_window7_224",
+     False)],
+)  # fmt: skip
+def test_a_vision_transformer_is_known_by_what_it_is_made_of(backbone: str, wanted: bool) -> None:
+    assert is_vit(read("in1k_vje", f"method.backbone={backbone}")) == wanted
 
 
 def test_the_shards_own_name_counts_more_than_that_of_their_folder() -> None:
@@ -166,7 +206,7 @@ def test_the_shards_own_name_counts_more_than_that_of_their_folder() -> None:
 
 
 def test_every_rule_has_a_mistake_here() -> None:
-    assert {rule for rule, _, _ in MISTAKES} | {"streams"} == set(BY_NAME)
+    assert {rule for rule, _, _ in MISTAKES} | {"streams", "one_class"} == set(BY_NAME)
     assert len(BY_NAME) == len(RULES)
 
 

@@ -112,6 +112,11 @@ class MethodConfig(Model):
         return {**meant, **raw} if meant else raw
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether there is a moving average of the student, which ``engine.ema_decay`` steers."""
+        return False
+
+    @property
     def views_wanted(self) -> int:
         """How many views of each image the method compares."""
         return 2

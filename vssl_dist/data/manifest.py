@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ INDEX_DTYPE = np.dtype(
 )
 _SHARD_NAME = re.compile(r"shard-\d{6,18}\.tar")
 # A million shards take 300 MB; beyond this the file is not a manifest.
+_LOOKED_AT = 100
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _MAX_MANIFEST = 2**30
 # numpy's header of an index, which it pads, takes a few hundred bytes.
 INDEX_HEADER = 4096
@@ -163,7 +166,23 @@ def _absent(folder: Path) -> str:
         return f"{folder}: holds splits, name one of them: {choices}"
     if _is_link(folder / MANIFEST):
         return f"{folder / MANIFEST}: links to what is missing (is its file system mounted?)"
+    if picture := _picture(folder):
+        return (
+            f"{folder}: holds pictures such as {picture}, no shards: python data_prep/shard.py "
+            f"imagefolder --root {folder} --out FOLDER, then give FOLDER/train"
+        )
     return f"{folder}: no {MANIFEST}, so sharding did not finish (run data_prep/shard.py again)"
+
+
+def _picture(folder: Path) -> str:
+    """The name of a picture in a folder or in one of its first folders, if there is any."""
+    try:
+        entries = list(islice(folder.iterdir(), _LOOKED_AT))
+        below = [islice(entry.iterdir(), _LOOKED_AT) for entry in entries[:3] if entry.is_dir()]
+        paths = [path for path in chain(entries, *below) if path.suffix.lower() in _PICTURES]
+    except OSError:
+        return ""
+    return str(min(paths).relative_to(folder)) if paths else ""
 
 
 def ill_sized(

@@ -37,9 +37,18 @@ def filled(folder: Path, task: TaskConfig, timeout_s: float) -> Dataset:
         DataError: It does not, cannot be opened, or storage does not answer for ``timeout_s``.
     """
     dataset = open_watched(folder, timeout_s=timeout_s, who=_WHO)
-    if not dataset.samples:
-        raise DataError(f"{folder}: holds no samples, {task.task} needs some")
+    check_filled(dataset, task)
     return dataset
+
+
+def check_filled(dataset: Dataset, task: TaskConfig) -> None:
+    """Refuse a dataset without a sample.
+
+    Raises:
+        DataError: One line that names the folder and the task.
+    """
+    if not dataset.samples:
+        raise DataError(f"{dataset.folder}: holds no samples, {task.task} needs some")
 
 
 def check_pair(parts: Mapping[str, Dataset], task: TaskConfig, timeout_s: float) -> None:
@@ -91,12 +100,28 @@ def strangers(
             "ood: no dataset to tell apart: pass --data NAME=FOLDER, or name it in the config "
             "(evaluations: [{task: ood, ood: {svhn: FOLDER}}])"
         )
-    known = {dataset.fingerprint: part for part, dataset in parts.items()}
-    opened = {}
+    datasets = {}
     for name, folder in folders.items():
-        if name in parts:
-            raise DataError(f"ood: a dataset cannot be called {name}: that is the run's own")
-        opened[name] = filled(folder, task, timeout_s)
-        if part := known.get(opened[name].fingerprint):
-            raise DataError(f"{folder}: ood {name} is the {part} itself, nothing to tell apart")
-    return opened
+        datasets[name] = filled(folder, task, timeout_s)
+        check_foreign(name, datasets[name], parts)
+    return datasets
+
+
+def check_foreign(name: str, dataset: Dataset, parts: Mapping[str, Dataset]) -> None:
+    """Refuse an out-of-distribution dataset that is one of the run's own.
+
+    Args:
+        name: What the task calls it.
+        dataset: The dataset.
+        parts: The run's own splits, by the part they play.
+
+    Raises:
+        DataError: It holds the very images of one of them, or bears its name.
+    """
+    if name in parts:
+        raise DataError(f"ood: a dataset cannot be called {name}: that is the run's own")
+    for part, own in parts.items():
+        if own.fingerprint == dataset.fingerprint:
+            raise DataError(
+                f"{dataset.folder}: ood {name} is the {part} itself, nothing to tell apart"
+            )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from vssl_dist.config import OodConfig, RunConfig
-from vssl_dist.data.loader import check_classes, check_labelled
-from vssl_dist.data.opening import open_watched
+from vssl_dist.data.loader import check_classes
+from vssl_dist.data.opening import open_watched, watched
 from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.evaluation.splits import check_filled, check_foreign, check_pair
 from vssl_dist.jobs import cluster, machine
 from vssl_dist.jobs.resources import Launch
+from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides
 from vssl_dist.tracker import Answer, check_tracking, look, why_no_locks
+
+_WHO = "submit.py"
+"""Waits for storage."""
 
 
 def check_network(cfg: RunConfig) -> None:
@@ -31,15 +36,95 @@ def check_network(cfg: RunConfig) -> None:
     check_sides(method.student.get_submodule("backbone"), data.image_size, data.sides)
 
 
-def problems(cfg: RunConfig, launch: Launch) -> Iterator[str]:
-    """What this machine, the data and the tracking lack for this run, one line each.
+class Preflight:
+    """The checks of one submission.  Each dataset is opened once, for all that ask about it."""
 
-    Each is looked for when it is asked for: storage that does not answer takes its time.
-    """
-    yield from _cluster(launch)
-    yield from _machine(launch)
-    yield from _data(cfg)
-    yield from _tracking(cfg, launch)
+    def __init__(self, cfg: RunConfig, launch: Launch) -> None:
+        self._cfg, self._launch = cfg, launch
+        self._opened: dict[Path, Dataset] = {}
+        self._unopened: dict[Path, str] = {}
+
+    def problems(self) -> Iterator[str]:
+        """What this machine, the data and the tracking lack for this run, one line each.
+
+        Each is looked for when it is asked for: storage that does not answer takes its time.
+        """
+        yield from _cluster(self._launch)
+        yield from _machine(self._launch)
+        yield from self._datasets()
+        yield from _tracking(self._cfg, self._launch)
+
+    def facts(self) -> Facts:
+        """What the linter may know; less where the data is not here."""
+        data = self._cfg.data
+        val = None if data.val is None else self._open(data.val)
+        return Facts.of(self._launch.world_size, self._open(data.train), val)
+
+    @property
+    def train(self) -> Dataset:
+        """The training set.
+
+        Raises:
+            DataError: It cannot be opened.
+        """
+        dataset = self._open(self._cfg.data.train)
+        if dataset is None:
+            raise DataError(self._unopened[self._cfg.data.train])
+        return dataset
+
+    def _datasets(self) -> Iterator[str]:
+        """Each folder of shards is there and sound, and good for what is to be done with it."""
+        for key, folder in _folders(self._cfg).items():
+            if self._open(folder) is None:
+                yield f"{key}: {self._unopened[folder]}"
+        if train := self._open(self._cfg.data.train):
+            yield from self._training(train)
+        yield from dict.fromkeys(self._evaluations())
+
+    def _training(self, train: Dataset) -> Iterator[str]:
+        optim = self._cfg.optim
+        try:
+            self._watched(train, partial(check_classes, self._cfg, train))
+        except DataError as error:
+            yield f"data.train: {error}"
+        if train.samples < optim.global_batch and optim.max_steps is None:
+            yield (
+                f"optim.global_batch={optim.global_batch} is more than the {train.samples} images "
+                f"of {train.folder}: an image would be in a batch twice; make it smaller, or give "
+                "optim.max_steps if that is meant"
+            )
+
+    def _evaluations(self) -> Iterator[str]:
+        """What each evaluation would refuse, hours later, of the datasets that could be opened."""
+        data = self._cfg.data
+        folders = {"bank": data.bank or data.train, "queries": data.val}
+        for task in self._cfg.evaluations:
+            own = {part: self._open(folders[part] or data.train) for part in task.limits}
+            parts = {part: dataset for part, dataset in own.items() if dataset is not None}
+            try:
+                for dataset in parts.values():
+                    check_filled(dataset, task)
+                if len(parts) == len(own):
+                    check_pair(parts, task, data.timeout_s)
+                for name, folder in task.ood.items() if isinstance(task, OodConfig) else ():
+                    if (foreign := self._open(folder)) is not None:
+                        check_filled(foreign, task)
+                        check_foreign(name, foreign, parts)
+            except DataError as error:
+                yield f"evaluations: {error}"
+
+    def _open(self, folder: Path) -> Dataset | None:
+        if folder not in self._opened and folder not in self._unopened:
+            try:
+                self._opened[folder] = open_watched(
+                    folder, timeout_s=self._cfg.data.timeout_s, who=_WHO, share=slice(None)
+                )
+            except DataError as error:
+                self._unopened[folder] = str(error)
+        return self._opened.get(folder)
+
+    def _watched(self, dataset: Dataset, check: Callable[[], None]) -> None:
+        watched(dataset.watch, check, timeout_s=self._cfg.data.timeout_s, who=_WHO)
 
 
 def _cluster(launch: Launch) -> Iterator[str]:
@@ -52,33 +137,6 @@ def _machine(launch: Launch) -> Iterator[str]:
     if launch.cluster == "local" and launch.device == "cuda":
         reason = machine.why_no_cuda(machine.read_wheel(), machine.read_driver())
         yield from [reason] if reason else []
-
-
-def _data(cfg: RunConfig) -> Iterator[str]:
-    """Every folder of shards that the run reads is there, sound, and labelled where it must be."""
-    compared = {"data.bank" if cfg.data.bank else "data.train", "data.val"}
-    told = (f"task {t.task} compares labels" for t in cfg.evaluations if "bank" in t.limits)
-    labels = next(told, "")
-    for key, folder in _folders(cfg).items():
-        purpose = f"{labels} (data.bank, data.val)" if labels and key in compared else ""
-        try:
-            open_watched(
-                folder,
-                timeout_s=cfg.data.timeout_s,
-                who="submit.py",
-                share=slice(None),
-                check=partial(_check_labels, cfg, key, purpose),
-            )
-        except DataError as error:
-            yield f"{key}: {error}"
-
-
-def _check_labels(cfg: RunConfig, key: str, purpose: str, dataset: Dataset) -> None:
-    """See that there are the labels that the method or an evaluation learns from."""
-    if key == "data.train":
-        check_classes(cfg, dataset)
-    if purpose:
-        check_labelled(dataset, purpose)
 
 
 def _folders(cfg: RunConfig) -> dict[str, Path]:

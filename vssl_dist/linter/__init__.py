@@ -10,10 +10,9 @@ import difflib
 
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.linter import methods, optimisation, running, views
-from vssl_dist.linter.known import known
 from vssl_dist.linter.rule import Facts, Finding, Rule
 
-__all__ = ["RULES", "Facts", "Finding", "Rule", "known", "lint"]
+__all__ = ["RULES", "Facts", "Finding", "Rule", "lint"]
 
 RULES: tuple[Rule, ...] = (
     *optimisation.RULES,
@@ -22,6 +21,8 @@ RULES: tuple[Rule, ...] = (
     *running.RULES,
 )
 """All rules, in the order in which they are reported."""
+_BECAME_REFUSALS = ("strangers", "unlabelled_bank")
+"""Rules of earlier versions that a config may still silence, to no effect."""
 
 
 def lint(cfg: RunConfig, facts: Facts) -> list[Finding]:
@@ -36,7 +37,7 @@ def lint(cfg: RunConfig, facts: Facts) -> list[Finding]:
     """
     names = [rule.name for rule in RULES]
     for name in cfg.silence:
-        if name not in names:
+        if name not in (*names, *_BECAME_REFUSALS):
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"has: {', '.join(names)}"
             raise ConfigError(f"silence: no such warning as {name!r} ({hint})")

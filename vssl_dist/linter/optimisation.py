@@ -6,7 +6,7 @@ import math
 
 from vssl_dist import schedule
 from vssl_dist.config import EngineConfig, OptimConfig, RunConfig
-from vssl_dist.linter.rule import Facts, Rule, has_teacher, is_vit
+from vssl_dist.linter.rule import Facts, Rule, is_vit
 
 _RATES = {"sgd": (0.002, 1.0), "adamw": (1e-5, 1e-2), "lars": (0.02, 3.0)}
 """Rates per 256 images between which every recipe lies that we know of."""
@@ -133,7 +133,7 @@ def accumulate(cfg: RunConfig, facts: Facts) -> str | None:
 def teacher_start(cfg: RunConfig, facts: Facts) -> str | None:
     """A teacher too slow for the length of the run, which keeps its random start."""
     steps = facts.steps(cfg)
-    if steps is None or not has_teacher(cfg):
+    if steps is None or not cfg.method.has_teacher:
         return None
     first, last = cfg.engine.ema_decay
     left = _left(steps, first, last)
@@ -158,7 +158,7 @@ def _left(steps: int, first: float, last: float) -> float:
 def teacher_too_fast(cfg: RunConfig, facts: Facts) -> str | None:
     """A teacher that is hardly another network than the student."""
     first, _ = cfg.engine.ema_decay
-    if not has_teacher(cfg) or first >= 0.9:
+    if not cfg.method.has_teacher or first >= 0.9:
         return None
     return (
         f"engine.ema_decay starts at {first:g}: the teacher is nearly the student, which invites "
@@ -169,7 +169,7 @@ def teacher_too_fast(cfg: RunConfig, facts: Facts) -> str | None:
 def teacher_falls(cfg: RunConfig, facts: Facts) -> str | None:
     """First and last decay in the wrong order."""
     first, last = cfg.engine.ema_decay
-    if not has_teacher(cfg) or first <= last:
+    if not cfg.method.has_teacher or first <= last:
         return None
     return (
         f"engine.ema_decay=[{first:g}, {last:g}] falls, so the teacher becomes less steady towards "
@@ -184,7 +184,7 @@ def unused_key(cfg: RunConfig, facts: Facts) -> str | None:
     for key, names in (readers | {"trust_clip": {"lars"}}).items():
         if getattr(optim, key) != getattr(default, key) and optim.name not in names:
             return f"optim.{key} is changed, but {optim.name} does not read it: remove it"
-    if cfg.engine.ema_decay != EngineConfig().ema_decay and not has_teacher(cfg):
+    if cfg.engine.ema_decay != EngineConfig().ema_decay and not cfg.method.has_teacher:
         return f"engine.ema_decay is changed, but {cfg.method.name} has no teacher: remove it"
     return None
 

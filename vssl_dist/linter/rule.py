@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vssl_dist.config import RunConfig
+from vssl_dist.data.shards import Dataset
+from vssl_dist.models import backbones
 
 
 class Facts(NamedTuple):
@@ -16,8 +18,18 @@ class Facts(NamedTuple):
     """Images of ``data.train``."""
     dataset: str | None = None
     """The name that the training shards give themselves, such as ``cifar10``."""
+    classes: int | None = None
+    """Classes of ``data.train``."""
     held_out_is_train: bool = False
     """Whether ``data.val`` holds the very shards of ``data.train``."""
+
+    @classmethod
+    def of(cls, ranks: int, train: Dataset | None, val: Dataset | None) -> Facts:
+        """What the datasets of a run say of themselves; None: not there, or not wanted."""
+        if train is None:
+            return cls(ranks)
+        same = val is not None and val.fingerprint == train.fingerprint
+        return cls(ranks, train.samples, train.manifest.name, len(train.classes), same)
 
     def steps(self, cfg: RunConfig) -> int | None:
         """Optimizer steps of the run."""
@@ -52,12 +64,6 @@ def self_supervised(cfg: RunConfig) -> bool:
     return cfg.method.classes_wanted is None
 
 
-def has_teacher(cfg: RunConfig) -> bool:
-    """Whether ``engine.ema_decay`` means anything to the run's method."""
-    always = cfg.method.name in {"byol", "dino", "moco_v3", "vssl"}
-    return always or getattr(cfg.method, "target", None) == "ema"
-
-
 def is_vit(cfg: RunConfig) -> bool:
     """Whether the backbone is a vision transformer."""
-    return "vit" in cfg.method.backbone
+    return backbones.is_vit(cfg.method.backbone, cfg.data.image_size)

@@ -40,6 +40,11 @@ class BYOLConfig(MethodConfig):
     evaluated: Literal["student", "teacher"] = "student"
     """Whose backbone is exported and judged; the paper keeps the student's."""
 
+    @property
+    def has_teacher(self) -> bool:
+        """Always."""
+        return True
+
 
 class BYOL:
     """Student and teacher, and the loss on two views."""

@@ -88,6 +88,11 @@ class DINOConfig(MethodConfig):
                 return f"{kind} crops of {found} pixels: give all {kind} crops one size"
         return None
 
+    @property
+    def has_teacher(self) -> bool:
+        """Always."""
+        return True
+
 
 class DINO:
     """Student and teacher, and the loss on global and local crops."""

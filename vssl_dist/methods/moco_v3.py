@@ -54,6 +54,11 @@ class MoCoV3Config(MethodConfig):
     evaluated: Literal["student", "teacher"] = "student"
     """Whose backbone is exported and judged."""
 
+    @property
+    def has_teacher(self) -> bool:
+        """Always."""
+        return True
+
 
 class MoCoV3:
     """Student and teacher, and the loss on two views."""

@@ -103,6 +103,11 @@ class VJEConfig(MethodConfig):
             raise ValueError(f"logvar_range=[{low}, {high}] must ascend")
         return self
 
+    @property
+    def has_teacher(self) -> bool:
+        """With targets of a moving average."""
+        return self.target == "ema"
+
 
 class VJE:
     """Student, teacher where the target is one, and the loss on two views."""

@@ -99,6 +99,11 @@ class VSSLConfig(MethodConfig):
             raise ValueError(f"radius={self.radius} is of cosine=C1, not of cosine={self.cosine}")
         return self
 
+    @property
+    def has_teacher(self) -> bool:
+        """Always."""
+        return True
+
 
 class VSSL:
     """Student and teacher, and the loss on two views."""

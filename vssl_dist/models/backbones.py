@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vssl_dist.config import ConfigError
 from vssl_dist.vision import torchvision
@@ -139,45 +139,104 @@ def _any_size(name: str, size: Mapping[str, Any]) -> Any:
         return _plain(name, size)
 
 
+def is_vit(name: str, image_size: int) -> bool:
+    """Whether a backbone is a vision transformer: patches, and blocks of one width over them.
+
+    Args:
+        name: As for `build_backbone`.
+        image_size: Likewise.
+
+    Raises:
+        ConfigError: Nobody knows ``name``.
+
+    >>> is_vit("deit_tiny_patch16_224", 224), is_vit("resnet50", 224), is_vit("mobilevit_s", 224)
+    (True, False, False)
+    """
+    if name in NARROW or is_torchvision(name):
+        return False
+    with torch.device("meta"):
+        net: Any = build_backbone(name, image_size, any_size=True)[0]
+    one_width = getattr(net, "embed_dim", None) == getattr(net, "num_features", 0)
+    return hasattr(net, "patch_embed") and hasattr(net, "blocks") and one_width
+
+
 def check_sides(backbone: nn.Module, image_size: int, sides: Sequence[int]) -> None:
-    """Refuse views that a backbone cannot take.
+    """Refuse views that a backbone cannot take, or of which it leaves out a part.
 
     Args:
         backbone: On the meta device, where a pass costs neither memory nor arithmetic; it is left
-            in eval mode.
+            in eval mode, and of no use afterwards.
         image_size: Side of the images that it was built for.
         sides: Of the views, in pixels.
 
     Raises:
         ConfigError: One line that names the side.
 
-    >>> with torch.device("meta"):
-    ...     net, _ = build_backbone("vit_tiny_patch16_224", 32, any_size=True)
-    >>> check_sides(net, 32, [32, 16])
-    >>> check_sides(net, 32, [32, 20])
+    >>> def vit() -> nn.Module:
+    ...     with torch.device("meta"):
+    ...         return build_backbone("vit_tiny_patch16_224", 32, any_size=True)[0]
+    >>> check_sides(vit(), 32, [32, 16])
+    >>> check_sides(vit(), 32, [32, 20])
     Traceback (most recent call last):
     vssl_dist.config.reading.ConfigError: data.views: ... views of 20 pixels ...
     """
-    at_home = _complaint(backbone.eval(), image_size)
-    for side in sorted(set(sides)):
-        complaint = _complaint(backbone, side)
-        # What fails at every size may be the meta device's fault, but never an assertion.
-        if complaint and (at_home is None or isinstance(complaint, AssertionError)):
-            fits = "" if at_home else f" (data.image_size={image_size} fits)"
+    device, home = "meta", f" (data.image_size={image_size} fits)"
+    if _complaint(backbone.eval(), image_size, device):
+        # Which may be the meta device's fault: it has no values to look at.
+        device, home = "cpu", ""
+        backbone.to_empty(device=device)
+    if complaint := _complaint(backbone, image_size, device):
+        raise ConfigError(
+            f"method.backbone cannot take images of {image_size} pixels ({_line(complaint)}): "
+            "give data.image_size another value, or choose another backbone"
+        )
+    for side in sorted({image_size, *sides}):
+        if complaint := _complaint(backbone, side, device):
             raise ConfigError(
                 f"data.views: method.backbone cannot take views of {side} pixels "
-                f"({_line(complaint)}); give them another size{fits}, or choose another backbone"
+                f"({_line(complaint)}); give them another size{home}, or choose another backbone"
+            )
+        if patch := _unfitting_patch(backbone, side, device):
+            key = "data.image_size" if side == image_size else "data.views"
+            seen = (side - side % patch) ** 2 / side**2
+            raise ConfigError(
+                f"{key}: method.backbone cuts images of {side} pixels into patches of {patch} and "
+                f"sees {seen:.0%} of them: give a multiple of {patch}, such as "
+                f"{-(-side // patch) * patch}, or choose a backbone with another patch"
             )
 
 
-@torch.no_grad()
-def _complaint(backbone: nn.Module, side: int) -> Exception | None:
+def _unfitting_patch(backbone: nn.Module, side: int, device: str) -> int | None:
+    """The side of the patches that images are cut into, if some pixels are in none of them."""
+    sides: list[int] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        conv: Any = module
+        whole = conv.kernel_size == conv.stride and conv.padding in (0, (0, 0))
+        if whole and tuple(inputs[0].shape[1:]) == (3, side, side) and side % conv.stride[0]:
+            sides.append(conv.stride[0])
+
+    hooks = [
+        module.register_forward_pre_hook(look)
+        for module in backbone.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
     try:
-        backbone(torch.empty(2, 3, side, side, device="meta"))
+        _complaint(backbone, side, device)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sides, default=None)
+
+
+@torch.no_grad()
+def _complaint(backbone: nn.Module, side: int, device: str) -> Exception | None:
+    try:
+        backbone(torch.empty(2, 3, side, side, device=device))
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         return error
     return None
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+    return " ".join(str(error).split()).rstrip(".") or f"{type(error).__name__} in its forward pass"
