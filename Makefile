@@ -16,7 +16,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@start=$$(date +%s); \
 	$(PYTHON) -m venv $(VENV) && \
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
-	  --constraint constraints.txt torch==2.13.0 torchvision==0.28.0 --editable '.[dev]' && \
+	  --constraint constraints.txt --editable '.[dev,cuda13]' && \
 	echo $$(( $$(date +%s) - start )) > $@ && echo "installed in $$(cat $@) s"
 
 install: $(STAMP)

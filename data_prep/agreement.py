@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vssl_dist.data.memory import ran_out
+from vssl_dist.installed import has_dali
 
 UNREAD = "Pillow decodes it and DALI does not"
 DIFFERENT = "Pillow and DALI show it differently"
@@ -24,21 +24,13 @@ _STRIP = 256
 Decode = Callable[[bytes], NDArray[np.uint8]]
 
 
-def installed() -> bool:
-    """Whether there is a DALI, without the time that importing it takes."""
-    try:
-        return find_spec("nvidia.dali") is not None
-    except (ImportError, ValueError):
-        return False
-
-
 def judge(alone: bool) -> dict[str, str]:
     """What a manifest has to state of its source: nothing where DALI had its say.
 
     Args:
         alone: Whether it could not be asked about some image.
     """
-    return {JUDGE: PILLOW} if alone or not installed() else {}
+    return {JUDGE: PILLOW} if alone or not has_dali() else {}
 
 
 @cache

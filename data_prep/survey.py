@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import pool
-from data_prep.agreement import installed
 from data_prep.files import write_whole
 from data_prep.images import Finding, Rules, Verdict, examine
 from data_prep.pictures import undecodable
 from data_prep.split import Raw, Split
+from vssl_dist.installed import has_dali
 
 SURVEY_DTYPE = np.dtype(
     [
@@ -156,7 +156,7 @@ def _judge(raw: Raw, rules: Rules) -> Finding:
 
 def _key(split: Split, which: NDArray[np.int64], rules: Rules) -> str:
     """What a note must have been written for to be believed."""
-    judge = [_RULES, installed()]
+    judge = [_RULES, has_dali()]
     facts = [asdict(rules), split.stamp(which), dict(split.facts), judge]
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode() + which.tobytes()).hexdigest()

@@ -91,7 +91,9 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
         ConfigError: One line that names the key and the remedy.
     """
     here = args.local is not None
-    cfg = config.load(args.config, args.overrides, methods=CONFIGS).absolute()
+    cfg = preflight.with_backend(
+        config.load(args.config, args.overrides, methods=CONFIGS)
+    ).absolute()
     profile = load_profile(args.profile or PROFILES / ("local.yaml" if here else "default.yaml"))
     uri = default_tracking_uri()
     if here:

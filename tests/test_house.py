@@ -118,7 +118,7 @@ def test_the_top_level_is_the_agreed_one() -> None:
     agreed = {
         "pyproject.toml", "README.md", "launch", "vssl_dist", "data_prep", "configs", "tests",
         "slurm", "Makefile", "constraints.txt", "CHANGELOG.md", ".gitignore", ".ci", "bench",
-        "docs",
+        "docs", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", ".pre-commit-config.yaml",
     }  # fmt: skip
     needed = agreed - {"bench", "docs"}
     present = {path.name for path in ROOT.iterdir()}

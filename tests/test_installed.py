@@ -117,3 +117,18 @@ def test_a_name_that_is_no_utf_8_can_be_printed_in_every_locale() -> None:
         check=True,
     )
     assert done.stdout == rb"caf\udce9" + b"\n"
+
+
+def test_pins_are_exact_and_stand_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    assert not [line for line in asked if "==" in line.partition(";")[0]]
+    assert "==" not in (ROOT / "Makefile").read_text()
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+", line) for line in pins)
+    pinned = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in pins}
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[=><;\s]", line)[0]).lower() for line in asked}
+    assert names <= pinned
+    both = [set(extras[name]) for name in ("cuda12", "cuda13")]
+    assert all(len(lines) == 1 for lines in both), "one DALI each"

@@ -41,6 +41,14 @@ def require_packages() -> None:
     raise SystemExit(2)
 
 
+def has_dali() -> bool:
+    """Whether there is a DALI, without the time that importing it takes."""
+    try:
+        return find_spec("nvidia.dali") is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def commit() -> str | None:
     """The commit of the code that runs, with ``-dirty`` when files differ from it.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.data.shards import Dataset
 from vssl_dist.data.watch import ReadWatch
-from vssl_dist.jobs.preflight import Preflight, check_network
+from vssl_dist.jobs.preflight import Preflight, check_network, with_backend
 from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
 from vssl_dist.linter import Facts
 from vssl_dist.methods import CONFIGS
@@ -181,3 +182,19 @@ def test_each_dataset_is_opened_once(splits: Path, monkeypatch: pytest.MonkeyPat
     assert checks.facts() == Facts(1, 32, "tiny", len(checks.train.classes), False)
     assert check_resume(cfg, 1, checks.train) == 0
     assert sorted(opened) == [splits / "train", splits / "val"]
+
+
+def test_without_dali_the_reference_decodes_in_its_place_unless_dali_was_asked_for(
+    splits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    assert with_backend(read()).data.backend == "reference"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("data.backend=reference: DALI is not installed")
+    assert with_backend(read("data.backend=dali")).data.backend == "dali"
+    assert capsys.readouterr().err == ""
+    (line,) = refusals(splits, "data.backend=dali")
+    assert line.startswith("data.backend=dali: DALI is not installed: pip install '.[cuda13]'")
+    assert refusals(splits, "data.backend=reference") == []
+    monkeypatch.undo()
+    assert with_backend(read()).data.backend == "dali"

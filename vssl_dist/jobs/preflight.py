@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from vssl_dist.data.loader import check_classes
 from vssl_dist.data.opening import open_watched, watched
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.splits import check_filled, check_foreign, check_pair
+from vssl_dist.installed import has_dali
 from vssl_dist.jobs import cluster, machine
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
@@ -22,6 +24,22 @@ from vssl_dist.tracker import Answer, check_tracking, look, why_no_locks
 
 _WHO = "submit.py"
 """Waits for storage."""
+
+
+def with_backend(cfg: RunConfig) -> RunConfig:
+    """The run with the data backend that this installation has, and a line where that is another.
+
+    A backend that the user named stays: `Preflight` says if it is missing.
+    """
+    if cfg.data.backend != "dali" or "backend" in cfg.data.model_fields_set or has_dali():
+        return cfg
+    print(
+        "data.backend=reference: DALI is not installed, so images are decoded by Pillow on the CPU "
+        "(pip install '.[cuda13]', or cuda12, brings it)",
+        file=sys.stderr,
+    )
+    data = cfg.data.model_copy(update={"backend": "reference"})
+    return cfg.model_copy(update={"data": data})
 
 
 def check_network(cfg: RunConfig) -> None:
@@ -51,6 +69,7 @@ class Preflight:
         """
         yield from _cluster(self._launch)
         yield from _machine(self._launch)
+        yield from _backend(self._cfg)
         yield from self._datasets()
         yield from _tracking(self._cfg, self._launch)
 
@@ -137,6 +156,14 @@ def _machine(launch: Launch) -> Iterator[str]:
     if launch.cluster == "local" and launch.device == "cuda":
         reason = machine.why_no_cuda(machine.read_wheel(), machine.read_driver())
         yield from [reason] if reason else []
+
+
+def _backend(cfg: RunConfig) -> Iterator[str]:
+    if cfg.data.backend == "dali" and not has_dali():
+        yield (
+            "data.backend=dali: DALI is not installed: pip install '.[cuda13]' (or cuda12), or use "
+            "data.backend=reference"
+        )
 
 
 def _folders(cfg: RunConfig) -> dict[str, Path]:
