@@ -20,7 +20,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from vssl_dist.evaluation.one_class import OTHERS, Trained
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import CommandLine, printable, say
+from vssl_dist.text import CommandLine, say
 
 BASELINES = "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
@@ -196,9 +196,7 @@ def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int
         f"{steps[-1]} steps each, tested on {tested} images; {max(seconds):.0f} s at most and "
         f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
     )
-    # A class may be called what no text file and no picture can show.
-    shown = [replace(one, name=printable(one.name)) for one in trained]
-    table = one_class.markdown(method, shown, footnote)
+    table = one_class.markdown(method, trained, footnote)
     facts = {
         "name": cfg.name,
         "command": command,
@@ -212,7 +210,7 @@ def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int
     }
     place = cfg.out / cfg.name / "one_class"
     publish(place.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-    publish(place.with_suffix(".png"), png(one_class.bars(method, shown)))
+    publish(place.with_suffix(".png"), png(one_class.bars(method, trained)))
     publish(place.with_suffix(".md"), table.encode())
     return table
 

@@ -67,6 +67,7 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -
     facts = f"{data.train}, seed {cfg.seed}, first micro-step, backend {data.backend}"
     stream = io.BytesIO()
     page((cfg.name, facts), heads, tiles).save(stream, format="PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, stream.getvalue())
     return path
 
