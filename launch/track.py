@@ -1,7 +1,7 @@
 """Send the curves of runs to where tracking points now, whoever was to take them before.
 
     python launch/track.py runs/cifar10_vje
-    python launch/track.py runs/* --to http://login1:5000
+    python launch/track.py runs/* --to http://mlflow1:5000
     MLFLOW_TRACKING_URI=sqlite:////scratch/me/mlflow.db python launch/track.py runs/*
 
 Without --to that is MLFLOW_TRACKING_URI, or mlflow.db in this folder.  A server that has not seen a
