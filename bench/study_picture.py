@@ -28,7 +28,7 @@ def picture(
     down = -(-len(panels) // across)
     size = (3.4 * across, 3.0 * down) if len(panels) > 1 else (6.8, 4.4)
     page = Figure(figsize=size, layout="constrained")
-    page.suptitle(study.title, wrap=True, parse_math=False)
+    page.suptitle(study.title, wrap=True)
     shared: Axes | None = None
     for number, (factor, point) in enumerate(panels):
         # One scale for all: else a point of difference looks like ten.
@@ -36,8 +36,7 @@ def picture(
         shown = rows(study, outcomes, factor, point)
         beside = others if factor == BASE else {}
         _draw(axes, study, shown, beside)
-        title = f"{point}: {factor}" if point else factor
-        axes.set_title(title, fontsize="medium", parse_math=False)
+        axes.set_title(f"{point}: {factor}" if point else factor, fontsize="medium")
         if number == 0:
             labels = axes.get_legend_handles_labels()
             page.legend(*labels, loc="outside lower center", ncols=3, frameon=False)

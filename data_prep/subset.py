@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,8 +49,14 @@ from vssl_dist.data.manifest import (
     seal,
 )
 from vssl_dist.data.shards import Dataset
-from vssl_dist.durable import sync
+from vssl_dist.durable import is_partial, sync
 from vssl_dist.text import CommandLine, say
+
+_OURS = re.compile(
+    rf"{re.escape(MANIFEST)}|shard-\d+\.(tar|idx\.npy)|\.(shard-\d+|manifest)[\w.]*\.tmp-\d+",
+    re.ASCII,
+)
+"""Files of a split, also of earlier versions' half-written ones."""
 
 
 class Occupied(DataError):
@@ -150,7 +155,7 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
         if made := _finished(out, source):
             return made
         _write(whole, kept, partial, source)
-        shutil.rmtree(out, ignore_errors=True)
+        _discard(out)
         partial.rename(out)
         sync(partial.parent)
     return read_manifest(out)
@@ -167,17 +172,35 @@ def _finished(out: Path, source: dict[str, Any]) -> Manifest | None:
             raise Occupied(f"{out}: holds another dataset: delete it or choose another --out")
         if not any(ill_sized(out, made)):
             return made
-        _refuse_more(out, made)
+        if more := _foreign(out):
+            raise DataError(
+                f"{out}: is damaged, and holds {more}, too: move that, or delete the rest"
+            )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise DataError(f"{out}: is a link or a file and no folder: choose another --out")
     return None
 
 
-def _refuse_more(out: Path, made: Manifest) -> None:
-    """Leave a damaged split alone that somebody has put files of his own into."""
-    ours = {MANIFEST, *(name for entry in made.shards for name in (entry.name, entry.index_name))}
-    if more := min((path.name for path in out.iterdir() if path.name not in ours), default=""):
-        raise DataError(f"{out}: is damaged, and holds {more}, too: move that, or delete the rest")
+def _foreign(folder: Path) -> str | None:
+    """Something in a split that is none of its files; None if there is nothing."""
+    names = (
+        path.name
+        for path in folder.iterdir()
+        if not (_OURS.fullmatch(path.name) or is_partial(path.name)) or _is_folder(path)
+    )
+    return min(names, default=None)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a split that is to be made anew, or begun; one with anything else in it stays."""
+    if _is_folder(folder) and _foreign(folder) is None:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 @contextmanager
@@ -196,13 +219,13 @@ def _claimed(out: Path) -> Iterator[Path]:
             place = out.parent.resolve()
             for left in place.glob(".*"):
                 if _unfinished(left, out.name):
-                    shutil.rmtree(left, ignore_errors=True)
+                    _discard(left)
             partial = place / f".{out.name}.tmp-{uuid4().hex[:12]}"
             partial.mkdir()
             try:
                 yield partial
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                _discard(partial)
                 lock.unlink(missing_ok=True)
         except OSError as error:
             raise DataError(f"{out}: cannot be made ({error.strerror or error})") from error
@@ -211,7 +234,7 @@ def _claimed(out: Path) -> Iterator[Path]:
 def _unfinished(path: Path, name: str) -> bool:
     """Whether a folder is what a call that was killed left of a split, also of earlier versions."""
     pattern = rf"\.{re.escape(name)}\.tmp-(\d+|[0-9a-f]{{12}})"
-    return re.fullmatch(pattern, path.name, re.ASCII) is not None and not path.is_symlink()
+    return re.fullmatch(pattern, path.name, re.ASCII) is not None
 
 
 def _write(whole: Dataset, kept: list[int], folder: Path, source: dict[str, Any]) -> None:

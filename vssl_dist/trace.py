@@ -42,6 +42,7 @@ class Trace:
     def __init__(self, folder: Path, restored_step: int) -> None:
         """Open the file, dropping the lines after ``restored_step``: they are done again."""
         self.path = folder / f"trace.rank{dist.rank()}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step(line) <= restored_step]
         durable.publish(self.path, "".join(f"{line}\n" for line in kept).encode())

@@ -193,14 +193,18 @@ def test_only_remains_of_calls_for_this_split_are_removed(whole: Path, tmp_path:
     """Not what a name that reads as a pattern matches, nor what others call likewise."""
     others = [".a.tmp-1", ".b.tmp-mine", ".[ab].tmp-thesis", ".[ab].tmp-12 copy"]
     ours = [".[ab].tmp-77", ".[ab].tmp-0123456789ab"]
-    for name in (*others, *ours):
+    kept = ".[ab].tmp-78"  # somebody has put a file of his own into it
+    for name in (*others, *ours, kept):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "file").touch()
+        (tmp_path / name / "shard-000000.tar").touch()
+        (tmp_path / name / ".tmp-0123456789ab").touch()
+    (tmp_path / kept / "thesis.tex").touch()
     (tmp_path / ".[ab].tmp-5").symlink_to(".a.tmp-1")
     assert run(whole, Dataset.open(whole).classes[0], tmp_path / "[ab]") == 0
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == sorted([*others, ".[ab].tmp-5", "[ab]"])
-    assert (tmp_path / ".a.tmp-1" / "file").exists()
+    assert left == sorted([*others, kept, ".[ab].tmp-5", "[ab]"])
+    assert len(list((tmp_path / ".a.tmp-1").iterdir())) == 2
+    assert len(list((tmp_path / kept).iterdir())) == 3
 
 
 def test_a_damaged_split_with_files_of_the_users_own_is_named_and_left_alone(
