@@ -30,6 +30,7 @@ from vssl_dist.bars import WholeProgress, screen
 from vssl_dist.config import RunConfig
 from vssl_dist.config.paths import expanded
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
+from vssl_dist.text import say
 
 IMAGES = {
     "cifar10": 50_000,
@@ -121,10 +122,10 @@ def main(argv: Sequence[str]) -> None:
     try:
         paths = [Path(expanded(word)) for word in argv] or every
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         sys.exit(2)
     if foreign := [path.name for path in paths if path.name.split("_")[0] not in IMAGES]:
-        print(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", file=sys.stderr)
+        say(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", error=True)
         sys.exit(2)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     console = screen(stderr=True)

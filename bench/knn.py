@@ -17,6 +17,7 @@ import argparse
 import math
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -197,13 +198,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _scale(args: argparse.Namespace) -> None:
-    path = args.scale / "bank.npy"
     size = Size(args.scale_bank, args.scale_queries[1], max(args.width))
-    try:
-        bank = bank_file(path, size)
+    with tempfile.TemporaryDirectory(dir=args.scale) as folder:
+        bank = bank_file(Path(folder, "bank.npy"), size)
         found = scale(bank, (args.scale_queries[0], args.scale_queries[1]))
-    finally:
-        path.unlink(missing_ok=True)
     print(
         f"{size.bank:,} x {size.width:,} float16 ({size.bank * size.width * 2 / 2**30:.2f} GiB), "
         f"{len(_KS)} k x {len(_TEMPERATURES)} temperatures, threads: {args.threads}\n"

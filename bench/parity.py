@@ -41,6 +41,7 @@ from vssl_dist.data.backend import BackendSpec
 from vssl_dist.data.backends import build_backend
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.durable import publish
+from vssl_dist.text import say
 
 PROMISED = 2.0
 """The mean difference that no operation and no recipe may exceed."""
@@ -191,12 +192,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         words += ["--device cuda"] if args.device == "cuda" else []
         text = document(cases, args.device, " ".join(words))
         if args.out is None:
-            print(text, end="")
+            say(*text.splitlines())
         else:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             publish(args.out, text.encode())
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     return 0
 

@@ -44,6 +44,7 @@ from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
 from vssl_dist.evaluation.plots import png
 from vssl_dist.methods import CONFIGS
+from vssl_dist.text import say
 
 DIVERGED = "diverged"
 
@@ -146,7 +147,7 @@ def carry_out(study: Study, planned: Sequence[Trial], command: str, page: Path) 
         compare(study, planned[0])
         report(study, planned, command, page)
     others = f", {elsewhere} of them with another process of this study" * bool(elsewhere)
-    print(f"{page}: {len(planned)} runs{others}")
+    say(f"{page}: {len(planned)} runs{others}")
 
 
 def begin(study: Study, trial: Trial, number: int, among: int) -> None:
@@ -159,7 +160,7 @@ def begin(study: Study, trial: Trial, number: int, among: int) -> None:
     seen = outcome(study, trial)
     if seen.figures is not None or seen.trouble:
         return
-    print(f"== run {number + 1} of {among}: {trial.label}", flush=True)
+    say(f"== run {number + 1} of {among}: {trial.label}")
     run(study, trial)
     if outcome(study, trial).figures is None and not Log(trial).read().get("trouble"):
         raise DataError(f"{trial.cfg.dir}/export: no whole result after the evaluation")
@@ -205,18 +206,18 @@ def main(argv: Sequence[str]) -> int:
         if args.dry_run:
             for trial in planned:
                 words = ["--local", str(study.ranks), literal(trial.config), *trial.overrides]
-                print(f"# {trial.label}\npython launch/submit.py {shlex.join(words)}")
+                say(f"# {trial.label}", f"python launch/submit.py {shlex.join(words)}")
             return 0
         command = f"python -m bench.study {shlex.join(argv)}"
         carry_out(study, planned, command, args.docs / f"study_{name}.md")
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except Refused as error:
-        print("the same command goes on", file=sys.stderr)
+        say("the same command goes on", error=True)
         return int(error.args[0])
     except KeyboardInterrupt:
-        print("stopped: the same command goes on", file=sys.stderr)
+        say("stopped: the same command goes on", error=True)
         return 130
     return 0
 

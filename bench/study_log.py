@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from bench.study_plan import Study, Trial
 from vssl_dist.durable import publish
+from vssl_dist.locks import private_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +43,7 @@ class Log:
 def claimed(lock: Path) -> Iterator[bool]:
     """Whether this process, and no other one of the study, does what is inside."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    mine = FileLock(lock)
+    mine = private_lock(lock)
     try:
         mine.acquire(timeout=0)
     except Timeout:

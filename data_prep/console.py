@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from vssl_dist.config import ConfigError
 from vssl_dist.data.manifest import DataError
-from vssl_dist.text import printable
+from vssl_dist.text import say
 
 REFUSED, INTERRUPTED = 2, 130
 _MEMORY = "memory ran out (no file is to blame): start again with fewer --workers or more memory"
@@ -48,5 +47,5 @@ def one_line(out: Path, interrupted: str = "interrupted") -> Iterator[Ending]:
 
 
 def _say(line: str, code: int) -> int:
-    print(printable(line), file=sys.stderr)
+    say(line, error=True)
     return code

@@ -5,15 +5,25 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from vssl_dist.data.manifest import DataError
+from filelock import Timeout
 
-_UNFINISHED = ".*.tmp-*"
+from vssl_dist import durable
+from vssl_dist.data.manifest import DataError
+from vssl_dist.locks import holder, private_lock
+
+_EARLIER = re.compile(
+    r"\.(shard-\d+[\w.]*|survey-\d+|[0-9a-f]{32}\.tar|(manifest|recipe)\.json|inputs\.npy|rejects\.jsonl)"
+    r"\.tmp-\d+",
+    re.ASCII,
+)
+"""``.NAME.tmp-PID``, as earlier versions called what was not yet whole."""
 
 
 def open_regular(path: Path) -> io.BufferedReader:
@@ -60,9 +70,7 @@ def first_bytes(path: str | Path, size: int) -> bytes:
 
 @contextmanager
 def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
-    """Write a file whose name appears with its last byte already on disk.
-
-    The name itself survives a power cut only after `vssl_dist.durable.sync` of its folder.
+    """Write a `durable.whole_file`.
 
     Args:
         path: The file.
@@ -71,19 +79,11 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
     Raises:
         DataError: The disk is full, the folder read-only, or the like.
     """
-    # The process id keeps an orphan of a killed run and the run that continues it apart.
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with partial.open("wb") as file:
+        with durable.whole_file(path, flush=flush) as file:
             yield file
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.rename(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, blob: bytes, *, flush: bool = True) -> None:
@@ -92,7 +92,42 @@ def write_whole(path: Path, blob: bytes, *, flush: bool = True) -> None:
         file.write(blob)
 
 
+@contextmanager
+def held(lock: Path, folder: Path, busy: str) -> Iterator[None]:
+    """Hold a lock while the block runs, in a folder that is made if needed.
+
+    Args:
+        lock: The lock's file.
+        folder: What it guards, for the line that says why not.
+        busy: What another process is doing there.
+
+    Raises:
+        DataError: Another process has it, or the file system refuses something.
+    """
+    try:
+        for path in (lock.parent, lock):
+            durable.followed(path)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        mine = private_lock(lock)
+        mine.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"{folder}: another {busy}: wait for it ({holder(lock)})") from None
+    except PermissionError as error:
+        reason = error.strerror
+        if lock.exists():  # also of a colleague whose call was killed
+            reason = f"{lock} belongs to {durable.user_name(lock.lstat().st_uid)}: remove it"
+        raise DataError(f"{folder}: cannot be made ({reason})") from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        mine.release()
+
+
 def sweep(folder: Path) -> None:
-    """Remove what interrupted writers left behind."""
-    for leftover in folder.glob(_UNFINISHED):
-        leftover.unlink(missing_ok=True)
+    """Remove what interrupted writers left behind, also those of earlier versions."""
+    for path in folder.glob(".*"):
+        ours = durable.is_partial(path.name) or _EARLIER.fullmatch(path.name)
+        if ours and stat.S_ISREG(path.lstat().st_mode):
+            path.unlink(missing_ok=True)

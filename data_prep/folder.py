@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from data_prep.agreement import JUDGE
 from data_prep.decisions import Decided, Digests, judged_alone
-from data_prep.files import sweep, write_whole
+from data_prep.files import held, sweep, write_whole
 from data_prep.writer import NOTES, shard_name
 from vssl_dist.data.manifest import (
     MANIFEST,
@@ -63,22 +62,14 @@ def claimed(folder: Path) -> Iterator[Path]:
         DataError: Another process holds it, or it cannot be made.
     """
     notes = folder / NOTES
-    try:
-        notes.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(notes / "lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise DataError(f"{folder}: another process is sharding into it: wait for it") from None
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be made ({error.strerror or error})") from error
-    try:
-        sweep(folder)
-        sweep(notes)
-        yield notes
-    finally:
-        sweep(folder)
-        sweep(notes)
-        lock.release()
+    with held(notes / "lock", folder, "process is sharding into it"):
+        try:
+            sweep(folder)
+            sweep(notes)
+            yield notes
+        finally:
+            sweep(folder)
+            sweep(notes)
 
 
 def finished(folder: Path, recipe: Recipe) -> bool:

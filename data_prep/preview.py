@@ -25,12 +25,12 @@ from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import path_argument
 from vssl_dist.data.sheet import augmentation_sheet
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import printable
+from vssl_dist.text import CommandLine, say
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = CommandLine(
         prog="preview.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--out {args.out}: is a folder; name a file, such as sheet.png")
         cfg = config.load(args.config, args.overrides, methods=CONFIGS)
         sheet = augmentation_sheet(cfg, args.out, args.rows, who="preview.py")
-        print(printable(str(sheet)))
+        say(str(sheet))
     return ending.code
 
 

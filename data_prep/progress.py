@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.text import Text
 
 from vssl_dist.bars import WholeProgress, screen
+from vssl_dist.text import printable
 
 
 class _Rate(ProgressColumn):
@@ -41,5 +42,5 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     with WholeProgress(*columns, console=screen(stderr=True)) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(printable(title), total=total)
         yield lambda samples: progress.advance(task, samples)

@@ -32,16 +32,16 @@ from data_prep.split import Request, tally
 from data_prep.unpack import unpacking
 from vssl_dist.config.paths import path_argument
 from vssl_dist.data.manifest import DataError
-from vssl_dist.text import printable
+from vssl_dist.text import CommandLine, say
 
 _ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
 _DECODER_LIMIT = 178_956_970
 """Pixels beyond which Pillow refuses an image, also later, when it is trained on."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line; options without a default are those not every source takes."""
-    top = argparse.ArgumentParser(prog="shard.py", description=__doc__)
+    top = CommandLine(prog="shard.py", description=__doc__)
     top.add_argument("source", choices=sorted(SOURCES), help="layout of the raw images")
     top.add_argument("--root", type=path_argument, help="folder of raw images (photos needs none)")
     top.add_argument("--out", type=path_argument, required=True, help="the dataset's folder")
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with unpacking(args.out) as unpack:
             splits = SOURCES[args.source].read(replace(request, unpack=unpack))
             for built in build_all(splits, args.out, options, bar):
-                print(printable(_summary(built, time.monotonic() - start)))
+                say(_summary(built, time.monotonic() - start))
     return ending.code
 
 

@@ -13,13 +13,14 @@ import argparse
 import hashlib
 import io
 import os
-import shutil
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -27,12 +28,11 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     require_packages()
 
-import filelock
 import numpy as np
 
 from data_prep.agreement import JUDGE
 from data_prep.console import one_line
-from data_prep.files import write_whole
+from data_prep.files import held, write_whole
 from data_prep.folder import refuse_foreign
 from data_prep.sources.classlist import chosen
 from data_prep.split import LABELS
@@ -49,17 +49,23 @@ from vssl_dist.data.manifest import (
     seal,
 )
 from vssl_dist.data.shards import Dataset
-from vssl_dist.durable import sync
-from vssl_dist.text import printable
+from vssl_dist.durable import is_partial, sync
+from vssl_dist.text import CommandLine, say
+
+_OURS = re.compile(
+    rf"{re.escape(MANIFEST)}|shard-\d+\.(tar|idx\.npy)|\.(shard-\d+|manifest)[\w.]*\.tmp-\d+",
+    re.ASCII,
+)
+"""Files of a split, also of earlier versions' half-written ones."""
 
 
 class Occupied(DataError):
     """Where a split is to be made lies another dataset."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = CommandLine(
         prog="subset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument(
@@ -79,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     with one_line(args.out) as ending:
         made = subset(args.folder, named(args.classes, Dataset.open(args.folder).classes), args.out)
-        print(
-            f"{printable(str(args.out))}: {made.samples} samples, {len(made.classes)} classes, in "
-            f"links to {len(made.shards)} shards of {printable(str(args.folder))}"
+        say(
+            f"{args.out}: {made.samples} samples, {len(made.classes)} classes, in links to "
+            f"{len(made.shards)} shards of {args.folder}"
         )
     return ending.code
 
@@ -149,7 +155,7 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
         if made := _finished(out, source):
             return made
         _write(whole, kept, partial, source)
-        shutil.rmtree(out, ignore_errors=True)
+        _discard(out)
         partial.rename(out)
         sync(partial.parent)
     return read_manifest(out)
@@ -166,9 +172,35 @@ def _finished(out: Path, source: dict[str, Any]) -> Manifest | None:
             raise Occupied(f"{out}: holds another dataset: delete it or choose another --out")
         if not any(ill_sized(out, made)):
             return made
+        if more := _foreign(out):
+            raise DataError(
+                f"{out}: is damaged, and holds {more}, too: move that, or delete the rest"
+            )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise DataError(f"{out}: is a link or a file and no folder: choose another --out")
     return None
+
+
+def _foreign(folder: Path) -> str | None:
+    """Something in a split that is none of its files; None if there is nothing."""
+    names = (
+        path.name
+        for path in folder.iterdir()
+        if not (_OURS.fullmatch(path.name) or is_partial(path.name)) or _is_folder(path)
+    )
+    return min(names, default=None)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a split that is to be made anew, or begun; one with anything else in it stays."""
+    if _is_folder(folder) and _foreign(folder) is None:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 @contextmanager
@@ -181,23 +213,28 @@ def _claimed(out: Path) -> Iterator[Path]:
     Raises:
         DataError: Another call holds it, or the file system refuses something.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        place = out.parent.resolve()
-        partial = place / f".{out.name}.tmp-{os.getpid()}"
-        with filelock.FileLock(place / f".{out.name}.lock", timeout=0) as lock:
-            for left in place.glob(f".{out.name}.tmp-*"):
-                shutil.rmtree(left, ignore_errors=True)
+    lock = out.parent / f".{out.name}.lock"
+    with held(lock, out, "call is making it"):
+        try:
+            place = out.parent.resolve()
+            for left in place.glob(".*"):
+                if _unfinished(left, out.name):
+                    _discard(left)
+            partial = place / f".{out.name}.tmp-{uuid4().hex[:12]}"
             partial.mkdir()
             try:
                 yield partial
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
-                Path(lock.lock_file).unlink(missing_ok=True)
-    except filelock.Timeout:
-        raise DataError(f"{out}: another call is making it: wait for it") from None
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made ({error.strerror or error})") from error
+                _discard(partial)
+                lock.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{out}: cannot be made ({error.strerror or error})") from error
+
+
+def _unfinished(path: Path, name: str) -> bool:
+    """Whether a folder is what a call that was killed left of a split, also of earlier versions."""
+    pattern = rf"\.{re.escape(name)}\.tmp-(\d+|[0-9a-f]{{12}})"
+    return re.fullmatch(pattern, path.name, re.ASCII) is not None
 
 
 def _write(whole: Dataset, kept: list[int], folder: Path, source: dict[str, Any]) -> None:

@@ -13,11 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import filelock
-
-from data_prep.files import first_bytes, sweep, whole_file
+from data_prep.files import first_bytes, held, sweep, whole_file
 from data_prep.tars import damage_named, stamp
-from vssl_dist.data.manifest import DataError
 
 FOLDER = ".unpacked"
 _GZIP = b"\x1f\x8b"
@@ -62,16 +59,8 @@ class Unpacked:
     def _claim(self) -> None:
         """Hold the folder until the end, and let it go then with whatever is in it."""
         lone = not self._folder.parent.exists()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._ending.enter_context(filelock.FileLock(self._folder / "lock", timeout=0))
-        except filelock.Timeout:
-            raise DataError(
-                f"{self._folder}: another process is unpacking into it: wait for it"
-            ) from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise DataError(f"{self._folder}: cannot be made ({reason})") from error
+        lock = self._folder / "lock"
+        self._ending.enter_context(held(lock, self._folder, "process is unpacking into it"))
         self._claimed = True
         if lone:
             self._ending.callback(_remove_empty, self._folder.parent)

@@ -6,7 +6,6 @@ is 0 if nothing is, 1 if something is, 2 if there is no dataset to check.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +21,12 @@ from data_prep.console import one_line
 from data_prep.progress import bar
 from data_prep.shard import cpus, positive
 from vssl_dist.config.paths import path_argument
-from vssl_dist.text import printable
+from vssl_dist.text import CommandLine, say
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    top = argparse.ArgumentParser(prog="verify.py", description=__doc__)
+    top = CommandLine(prog="verify.py", description=__doc__)
     top.add_argument("out", type=path_argument, help="folder of a dataset or of one split of it")
     top.add_argument(
         "--workers", type=positive, default=cpus(), help="processes (default: one per core)"
@@ -45,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if problems:
                 ending.code = 1
             for line in problems:
-                print(printable(f"wrong: {line}"))
+                say(f"wrong: {line}")
             if manifest is not None and not problems:
-                print(
-                    f"{printable(str(folder))}: {manifest.samples} samples in "
+                say(
+                    f"{folder}: {manifest.samples} samples in "
                     f"{len(manifest.shards)} shards are intact (fingerprint "
                     f"{manifest.fingerprint[:12]})"
                 )

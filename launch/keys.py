@@ -37,6 +37,7 @@ from vssl_dist.config import (
 )
 from vssl_dist.jobs.resources import EvaluationResources, Resources
 from vssl_dist.methods import CONFIGS
+from vssl_dist.text import CommandLine, say
 
 BLOCKS: dict[str, tuple[str, type[Model]]] = {
     "run": ("the config itself", RunConfig),
@@ -122,7 +123,7 @@ def _yaml(value: Any) -> str:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """What the user typed; argparse itself exits with 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -138,9 +139,9 @@ def main(argv: Sequence[str]) -> int:
         if name not in BLOCKS:
             close = difflib.get_close_matches(name, BLOCKS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BLOCKS)}"
-            print(f"error: no block {name!r}: {hint}", file=sys.stderr)
+            say(f"error: no block {name!r}: {hint}", error=True)
             return 2
-    print("\n".join(markdown(name) for name in wanted or BLOCKS), end="")
+    say(*"\n".join(markdown(name) for name in wanted or BLOCKS).splitlines())
     return 0
 
 

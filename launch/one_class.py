@@ -42,6 +42,7 @@ from vssl_dist.evaluation.one_class import OTHERS, Trained
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.methods import CONFIGS
+from vssl_dist.text import CommandLine, say
 
 BASELINES = "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
@@ -71,7 +72,7 @@ class Trial:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """What the user typed; argparse itself exits with 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -223,13 +224,13 @@ def run(args: argparse.Namespace, command: str) -> int:
     trained: list[Trained] = []
     table = ""
     for number, trial in enumerate(planned):
-        print(f"== class {number + 1} of {len(planned)}: {trial.name}", flush=True)
+        say(f"== class {number + 1} of {len(planned)}: {trial.name}")
         if code := finish(trial, cfg, args):
-            print(f"{trial.name} is not finished: the same command goes on", file=sys.stderr)
+            say(f"{trial.name} is not finished: the same command goes on", error=True)
             return code
         trained.append(collect(trial, cfg, args.baselines))
         table = report(cfg, trained, command, len(planned))
-    print(f"\n{table}\n{cfg.out / cfg.name}/one_class.md, .json and .png")
+    say("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
     return 0
 
 
@@ -239,10 +240,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         return run(args, f"python launch/one_class.py {shlex.join(argv)}")
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        say(f"error: {error.filename or 'disk'}: {error.strerror or error}", error=True)
         return 2
 
 

@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 from launch import tables
 from launch.commands import ROOT, call
+from vssl_dist.text import say
 
 RUN = Path("runs/quickstart")
 LEAST_GAIN = 15.0
@@ -37,7 +38,7 @@ class Stopwatch:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Announce and time what runs inside."""
-        print(f"== {name}", flush=True)
+        say(f"== {name}")
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
@@ -67,18 +68,18 @@ def summarise(seconds: dict[str, float]) -> int:
     stamp = ROOT / ".venv" / "installed"
     install = {"install (once)": stamp.read_text().strip()} if stamp.exists() else {}
     spent = install | {name: f"{value:.0f}" for name, value in seconds.items()}
-    print()
+    say("")
     tables.show("phase", [(name, {"seconds": value}) for name, value in spent.items()])
 
     found = accuracies()
-    print("\nk-NN top-1 on patches that training never saw")
+    say("", "k-NN top-1 on patches that training never saw")
     tables.show("features", [(name, {"%": f"{value:.1f}"}) for name, value in found.items()])
 
     gain = list(found.values())[-1] - found["random network"]
-    print(f"VJE ends {gain:.1f} points above the random network")
-    print(f"run folder  {RUN}\nnext        .venv/bin/mlflow ui")
+    say(f"VJE ends {gain:.1f} points above the random network")
+    say(f"run folder  {RUN}", "next        .venv/bin/mlflow ui")
     if gain < LEAST_GAIN:
-        print(f"error: at least {LEAST_GAIN:g} points were expected", file=sys.stderr)
+        say(f"error: at least {LEAST_GAIN:g} points were expected", error=True)
         return 1
     return 0
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vssl_dist import bars
+from vssl_dist.text import printable
 
 Line = tuple[str, Mapping[str, str]]
 """What a line is about, and its figures by their names."""
@@ -61,6 +62,8 @@ class _Grid(NamedTuple):
 def tables(title: str, lines: Sequence[Line], width: int) -> list[Table]:
     """A row per line and a column per figure, or the other way round where that fits better.
 
+    Whatever bytes a name has, it is one line that any terminal shows.
+
     Several tables where one would be too wide, none where not even one figure fits beside its
     name.
 
@@ -69,6 +72,7 @@ def tables(title: str, lines: Sequence[Line], width: int) -> list[Table]:
         lines: What to show; a figure that a line lacks is a dash.
         width: Of the screen.
     """
+    title, lines = _harmless(title, lines)
     figures = list(dict.fromkeys(figure for _, row in lines for figure in row))
     names = [name for name, _ in lines]
     cells = [[row.get(figure, "-") for figure in figures] for _, row in lines]
@@ -79,6 +83,14 @@ def tables(title: str, lines: Sequence[Line], width: int) -> list[Table]:
     return [part.table() for part in min(found, key=len, default=[])]
 
 
+def _harmless(title: str, lines: Sequence[Line]) -> tuple[str, list[Line]]:
+    words = [
+        (printable(name), {printable(figure): printable(value) for figure, value in row.items()})
+        for name, row in lines
+    ]
+    return printable(title), [(name, row) for name, row in words]
+
+
 def show(title: str, lines: Sequence[Line], console: Console | None = None) -> None:
     """Print `tables`, or a plain line per figure where the screen is too narrow for them."""
     screen = console or bars.screen()
@@ -87,6 +99,7 @@ def show(title: str, lines: Sequence[Line], console: Console | None = None) -> N
         screen.print(table)
     if fitting:
         return
+    title, lines = _harmless(title, lines)
     said = [title]
     for name, row in lines:
         said += [name, *(f"  {figure}: {value}" for figure, value in row.items())]

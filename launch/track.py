@@ -1,7 +1,7 @@
 """Send the curves of runs to where tracking points now, whoever was to take them before.
 
     python launch/track.py runs/cifar10_vje
-    python launch/track.py runs/* --to http://login1:5000
+    python launch/track.py runs/* --to http://mlflow1:5000
     MLFLOW_TRACKING_URI=sqlite:////scratch/me/mlflow.db python launch/track.py runs/*
 
 Without --to that is MLFLOW_TRACKING_URI, or mlflow.db in this folder.  A server that has not seen a
@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import path_argument
+from vssl_dist.text import CommandLine, say
 from vssl_dist.tracker import (
     NOWHERE,
     Flusher,
@@ -43,7 +44,7 @@ _WITHIN_S = 3600.0
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """What the user typed; argparse itself exits with 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -102,12 +103,10 @@ def send(run: Path, uri: str) -> bool:
         flusher.start()
         flusher.close(_WITHIN_S)
     elif sender.tracking_uri != uri:
-        print(
-            f"{run}: {sender} is sending it to {sender.tracking_uri}: wait for its end, or stop it"
-        )
+        say(f"{run}: {sender} is sending it to {sender.tracking_uri}: wait for its end, or stop it")
         return False
     line = shortfall(run, uri)
-    print(f"{run}: {line or f'all of it is at {uri}'}", flush=True)
+    say(f"{run}: {line or f'all of it is at {uri}'}")
     return line is None
 
 
@@ -121,19 +120,19 @@ def main(argv: Sequence[str]) -> int:
         runs = [run.resolve() for run in args.runs]
         problems = check(runs, uri)
         for run, problem in problems.items():
-            print(f"error: {run}: {problem}", file=sys.stderr)
+            say(f"error: {run}: {problem}", error=True)
         sent = [run not in problems and send(run, uri) for run in runs]
     except AwayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 1
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        say(f"error: {error.filename or 'disk'}: {error.strerror or error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the same command sends what is missing", file=sys.stderr)
+        say("stopped: the same command sends what is missing", error=True)
         return 130
     return 0 if all(sent) else 1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.others import link_of_nobody, needs_root
-from vssl_dist.durable import open_append, publish
+from vssl_dist.durable import append, is_partial, open_append, publish, whole_file
 
 
 def test_a_file_is_replaced_as_a_whole_and_its_folder_is_made(tmp_path: Path) -> None:
@@ -91,3 +91,41 @@ def test_adding_goes_on_at_the_end_of_a_regular_file_alone(tmp_path: Path) -> No
         with pytest.raises(OSError, match=r".") as caught:
             open_append(other)
         assert caught.value.filename is not None
+
+
+def test_a_file_written_piece_by_piece_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError), whole_file(path) as file:
+        file.write(b"half" + file.write(b"half"))  # type: ignore[operator]
+    assert path.read_bytes() == b"old"
+    with whole_file(path, flush=False) as file:
+        file.write(b"new")
+        (partial,) = set(tmp_path.iterdir()) - {path}
+        assert is_partial(partial.name)
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_added_is_added_in_full_or_is_an_error(tmp_path: Path) -> None:
+    append(tmp_path / "new" / "list", b"one")
+    append(tmp_path / "new" / "list", b"two" * 100_000)
+    assert (tmp_path / "new" / "list").read_bytes() == b"one" + b"two" * 100_000
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="no regular file"):
+        append(tmp_path / "full", b"x")
+
+
+@needs_root
+def test_no_file_is_written_into_a_folder_that_is_a_link_of_another_user(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    link_of_nobody(tmp_path / "folder", tmp_path / "victim")
+    (tmp_path / "circle").symlink_to("circle")
+    for folder, reason in (("folder", "is a link that .+ made"), ("circle", "symbolic links")):
+        with (
+            pytest.raises(OSError, match=reason),
+            whole_file(tmp_path / folder / "file") as file,
+        ):
+            file.write(b"x")
+    assert list((tmp_path / "victim").iterdir()) == []

@@ -11,10 +11,15 @@ import hashlib
 import os
 import pwd
 import stat
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from string import hexdigits
 from typing import BinaryIO
 from uuid import uuid4
+
+_PARTIAL, _DIGITS = ".tmp-", 12
+_MOST_LINKS = 40  # as Linux does
 
 
 def publish(path: Path, data: bytes) -> None:
@@ -27,22 +32,67 @@ def publish(path: Path, data: bytes) -> None:
             device or a pipe, which renaming would replace, or a link of another user.
     """
     target = followed(path)
-    partial = target.with_name(f".tmp-{uuid4().hex[:12]}")
     try:
         if target.exists() and not target.is_file():
             raise OSError(errno.EINVAL, "is there already and no regular file")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as file:
+        with whole_file(target) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
         sync(target.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
+    """Write a file piece by piece whose name appears with its last byte, already on disk.
+
+    What bore the name is replaced, a link too, and not what it points to.  The new name itself
+    survives a power cut only after `sync` of its folder.
+
+    Args:
+        path: The file, in a folder that is there.
+        flush: Wait for the disk; not needed for what a power cut may take.
+
+    Raises:
+        OSError: The disk is full, the folder is a link of another user, or the like; nothing is
+            left behind.
+    """
+    _refuse_others(path, _links(path.parent))
+    # Nobody can have put anything there: no other process writes it, and no link awaits it.
+    partial = path.with_name(f"{_PARTIAL}{uuid4().hex[:_DIGITS]}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
     finally:
         with suppress(OSError):  # there is none, or the folder is a file
             partial.unlink()
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file was to become another one by `whole_file`, or by `publish`.
+
+    >>> is_partial(".tmp-0123456789ab"), is_partial(".tmp-notes")
+    (True, False)
+    """
+    digits = name.removeprefix(_PARTIAL)
+    return digits != name and len(digits) == _DIGITS and set(digits) <= set(hexdigits.lower())
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add ``data`` to the end of a file; it and its folder are made if needed.
+
+    Raises:
+        OSError: The disk is full, or as `open_append` says.
+    """
+    with open_append(path) as file:
+        rest = memoryview(data)
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[file.write(rest) :]
 
 
 def open_append(path: Path) -> BinaryIO:
@@ -73,11 +123,7 @@ def followed(path: Path) -> Path:
         target = path.resolve()
     except RuntimeError as error:  # which is what Python says of links in a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
-    for link in _links(path.parent) + _links(path):
-        owner = link.lstat().st_uid
-        if owner not in (os.geteuid(), 0):
-            reason = f"{link} is a link that {user_name(owner)} made: remove it"
-            raise OSError(errno.EPERM, reason, str(path))
+    _refuse_others(path, _links(path.parent) + _links(path))
     return target
 
 
@@ -93,10 +139,20 @@ def user_name(uid: int) -> str:
         return f"user {uid}"
 
 
+def _refuse_others(path: Path, links: Sequence[Path]) -> None:
+    for link in links:
+        owner = link.lstat().st_uid
+        if owner not in (os.geteuid(), 0):
+            reason = f"{link} is a link that {user_name(owner)} made: remove it"
+            raise OSError(errno.EPERM, reason, str(path))
+
+
 def _links(path: Path) -> list[Path]:
     """The links that a name stands for, each pointing to the next; none if it is no link."""
-    links = []
+    links: list[Path] = []
     while path.is_symlink():
+        if len(links) == _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         links.append(path)
         path = path.parent / path.readlink()
     return links

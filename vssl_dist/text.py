@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+from typing import NoReturn
+
 
 def printable(text: str) -> str:
     """One line that any terminal shows: names of files may hold line ends, commands to terminals
@@ -11,3 +15,22 @@ def printable(text: str) -> str:
     'café\\\\n\\\\x1b[31m\\\\udcff'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(*lines: str, error: bool = False) -> None:
+    """Print lines, each made harmless, so that a program that waits has said them.
+
+    Args:
+        lines: Without their ends.
+        error: On stderr.
+    """
+    stream = sys.stderr if error else sys.stdout
+    print(*map(printable, lines), sep="\n", file=stream, flush=True)
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser whose errors are harmless, too: a shell's ``*`` types names of files."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and ``message``, and exit with 2."""
+        super().error(printable(message))

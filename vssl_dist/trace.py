@@ -69,8 +69,7 @@ class Trace:
         self._append({"final": dict(digests)})
 
     def _append(self, record: Mapping[str, object]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        durable.append(self.path, (json.dumps(record) + "\n").encode())
 
 
 def _step(line: str) -> float:

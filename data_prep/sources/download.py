@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vssl_dist.data.manifest import DataError
+from vssl_dist.durable import followed
 
 _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
 _TIMEOUT_S = 30.0
@@ -28,6 +29,7 @@ def fetch(dataset: str, root: Path) -> None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)
     try:
+        followed(root / layout.filename)  # torchvision writes through any link
         root.mkdir(parents=True, exist_ok=True)
         download(layout.url, str(root), filename=layout.filename, md5=layout.tgz_md5)
     except (OSError, RuntimeError) as error:

@@ -2,6 +2,8 @@
 # Write the cluster's configuration into $DIR.  Called by up.sh, which exports the variables.
 set -euo pipefail
 : "${DIR:?}" "${NODES:?}" "${GPUS:?}" "${PAPER:?}" "${ACCOUNTING:?}" "${CONTROLLER:?}"
+. "$(dirname "$0")/state.sh"
+trusted "$DIR"
 
 head -c 1024 /dev/urandom >"$DIR/munge/munge.key"
 chmod 600 "$DIR/munge/munge.key"
@@ -121,8 +123,3 @@ CONF
 else
   echo "AccountingStorageType=accounting_storage/none" >>"$DIR/slurm.conf"
 fi
-
-cat >"$DIR/env.sh" <<ENV
-export SLURM_CONF=$DIR/slurm.conf VSSL_DEVCLUSTER=$DIR VSSL_DEVCLUSTER_NODES=$NODES
-export VSSL_DEVCLUSTER_ADDRESS=$CONTROLLER
-ENV

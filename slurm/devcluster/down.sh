@@ -3,10 +3,14 @@
 #
 #   down.sh [-d DIR] [-k]     -k keeps the state folder, with its logs
 set -uo pipefail
-DIR=${VSSL_DEVCLUSTER:-/tmp/vssl-devcluster} KEEP=0
+. "$(dirname "$0")/state.sh"
+DIR=${VSSL_DEVCLUSTER:-$STATE} KEEP=0
 while getopts d:k option; do case $option in d) DIR=$OPTARG ;; k) KEEP=1 ;; *) exit 2 ;; esac; done
-[ -e "$DIR/env.sh" ] || { echo "down.sh: no cluster in $DIR"; exit 0; }
-. "$DIR/env.sh"
+DIR=${DIR%/}
+trusted "$DIR"
+NODES=$(nodes_up "$DIR")
+[ "$NODES" != 0 ] || { echo "down.sh: no cluster in $DIR"; exit 0; }
+export SLURM_CONF=$DIR/slurm.conf
 
 # end PID_FILE NAME [SIGNAL]: a process id may have been given to somebody else since.
 end() {
@@ -14,6 +18,7 @@ end() {
   local pid
   pid=$(cat "$1")
   rm -f "$1"
+  [[ $pid =~ ^[1-9][0-9]*$ ]] || return 0
   grep -qs "$2" "/proc/$pid/cmdline" || return 0
   kill -"${3:-TERM}" "$pid" 2>/dev/null
   for _ in $(seq 100); do
@@ -37,7 +42,7 @@ done
 end "$DIR/run/slurmdbd.pid" slurmdbd
 end "$DIR/run/mariadbd.pid" mariadbd
 end "$DIR/run/munged.pid" munged
-for i in $(seq 1 "$VSSL_DEVCLUSTER_NODES"); do ip netns del "vsl-n$i" 2>/dev/null; done
+for i in $(seq 1 "$NODES"); do ip netns del "vsl-n$i" 2>/dev/null; done
 ip link del vslbr0 2>/dev/null
-if [ $KEEP = 1 ]; then rm -f "$DIR/env.sh"; else rm -rf "$DIR"; fi
+if [ $KEEP = 1 ]; then echo 0 >"$DIR/nodes"; else rm -rf "$DIR"; fi
 exit 0

@@ -10,7 +10,9 @@ set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
 command=$1 node=$2
 shift 2
-DIR=${VSSL_DEVCLUSTER:-${DIR:-/tmp/vssl-devcluster}}
+. "$(dirname "$0")/state.sh"
+DIR=${VSSL_DEVCLUSTER:-$STATE}
+trusted "$DIR"
 [[ $node =~ ^n[0-9]+$ ]] || { echo "node.sh: $node is not a node (n1, n2, ...)" >&2; exit 2; }
 pid_file=$DIR/run/node-$node.pid
 

@@ -6,19 +6,22 @@
 #   up.sh [-n NODES] [-g GPUS_PER_NODE] [-d DIR] [-p PAPER_NODES] [-A] [-i]
 #     -n  virtual nodes (4), each with its own host name, address, processes and mounts
 #     -g  fake GPUs per node (8): SLURM counts and hands them out; no CUDA program can use them
-#     -d  state folder (/tmp/vssl-devcluster); munge insists that everybody may enter its parents
+#     -d  state folder (/var/lib/vssl-devcluster): absent, empty or of an earlier cluster; only root
+#         may be able to change it, and munge insists that everybody may enter its parents
 #     -p  nodes of the partition `paper` (0), known to the scheduler only: for sbatch --test-only
 #     -A  without accounting: quicker, but sacct fails and submitit cannot see a job that died
 #     -i  only install the packages
 #
-# Afterwards: . DIR/env.sh   then sbatch, srun, squeue, sacct and launch/submit.py work.
+# Afterwards, with the line that it prints (export SLURM_CONF=...), sbatch, srun, squeue, sacct and
+# launch/submit.py work.
 set -euo pipefail
-NODES=4 GPUS=8 PAPER=0 ACCOUNTING=1 INSTALL_ONLY=0 DIR=${VSSL_DEVCLUSTER:-/tmp/vssl-devcluster}
+HERE=$(cd "$(dirname "$0")" && pwd)
+. "$HERE/state.sh"
+NODES=4 GPUS=8 PAPER=0 ACCOUNTING=1 INSTALL_ONLY=0 DIR=${VSSL_DEVCLUSTER:-$STATE}
 while getopts n:g:d:p:Ai option; do case $option in
   n) NODES=$OPTARG ;; g) GPUS=$OPTARG ;; d) DIR=$OPTARG ;; p) PAPER=$OPTARG ;; A) ACCOUNTING=0 ;;
   i) INSTALL_ONLY=1 ;;
   *) exit 2 ;; esac; done
-HERE=$(cd "$(dirname "$0")" && pwd)
 START=$(date +%s.%N)
 
 say() { printf '[%6.2f s] %s\n' "$(echo "$(date +%s.%N) $START" | awk '{print $1 - $2}')" "$*"; }
@@ -36,9 +39,15 @@ wait_for() { # wait_for SECONDS WHAT COMMAND...
   done
 }
 
-[ "$(id -u)" = 0 ] || { echo "up.sh: only root can make network namespaces" >&2; exit 2; }
-[[ $NODES =~ ^[1-9][0-9]?$ && $GPUS =~ ^[0-9]+$ && $PAPER =~ ^[0-9]+$ && $DIR == /* ]] ||
-  { echo "up.sh: -n is 1 to 99, -g and -p are numbers, -d is an absolute path" >&2; exit 2; }
+[ "$(id -u)" = 0 ] || refuse "only root can make network namespaces"
+[[ $NODES =~ ^[1-9][0-9]?$ && $GPUS =~ ^[0-9]+$ && $PAPER =~ ^[0-9]+$ ]] ||
+  refuse "-n is 1 to 99, -g and -p are numbers"
+DIR=${DIR%/}
+trusted "$DIR"
+[[ -d $(dirname "$DIR") ]] || refuse "$(dirname "$DIR"): no such folder, -d makes only the last one"
+# Taking the cluster down deletes the folder.
+[[ ! -e $DIR || -e $DIR/nodes || -z $(ls -A "$DIR") ]] ||
+  refuse "$DIR holds files of something else: choose another folder with -d"
 
 # ---- packages --------------------------------------------------------------------------------
 packages="slurmctld slurmd slurm-client munge iproute2 procps"
@@ -50,7 +59,7 @@ for package in $packages; do
 done
 if [ -n "$missing" ]; then
   say "installing$missing"
-  mkdir -p "$DIR/log"
+  log=$(mktemp)
   export DEBIAN_FRONTEND=noninteractive
   # Where no policy forbids it, the packages would start daemons of their own.
   policy=/usr/sbin/policy-rc.d ours=""
@@ -58,19 +67,23 @@ if [ -n "$missing" ]; then
   # shellcheck disable=SC2086  # a list of words
   { apt-get -o DPkg::Lock::Timeout=300 update &&
     apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $missing; } \
-    >"$DIR/log/apt.log" 2>&1 || die "apt-get (see $DIR/log/apt.log)"
+    >"$log" 2>&1 || die "apt-get (see $log)"
+  rm -f "$log"
   [ -z "$ours" ] || rm -f $policy
 fi
 [ $INSTALL_ONLY = 0 ] || exit 0
 say "packages ready: $(slurmd -V)"
 
 # ---- a clean state folder --------------------------------------------------------------------
-[ ! -e "$DIR/env.sh" ] || "$HERE/down.sh" -d "$DIR"
+[ ! -e "$DIR/nodes" ] || "$HERE/down.sh" -d "$DIR"
 [ ! -e /sys/class/net/vslbr0 ] || die "bridge vslbr0 exists: another cluster is up; down.sh -d ITS_DIR"
-mkdir -p "$DIR"/{munge,ctld,spool,log,dev,run,mysql}
+umask 022
+[ -d "$DIR" ] || mkdir "$DIR" # not -p: nobody can have put another one there meanwhile
 chmod 755 "$DIR"
+echo "$NODES" >"$DIR/nodes"
+mkdir -p "$DIR"/{munge,ctld,spool,log,dev,run,mysql}
 chmod 700 "$DIR/munge"
-export DIR NODES GPUS PAPER ACCOUNTING CONTROLLER=10.77.0.254
+export VSSL_DEVCLUSTER=$DIR DIR NODES GPUS PAPER ACCOUNTING CONTROLLER=10.77.0.254
 "$HERE/configure.sh"
 export SLURM_CONF=$DIR/slurm.conf
 
@@ -125,4 +138,5 @@ for i in $(seq 1 "$NODES"); do "$HERE/node.sh" start "n$i"; done
 all_idle() { [ "$(sinfo -h -p train -t idle -o %D)" = "$NODES" ]; }
 wait_for 60 "all nodes to be idle" all_idle
 srun -N"$NODES" hostname >/dev/null || die srun
-say "$NODES nodes of $GPUS fake GPUs are up:  . $DIR/env.sh"
+say "$NODES nodes of $GPUS fake GPUs are up:"
+echo "export SLURM_CONF=$DIR/slurm.conf$([ "$DIR" = "$STATE" ] || echo " VSSL_DEVCLUSTER=$DIR")"

@@ -38,9 +38,10 @@ def test_the_bank_is_read_once_for_up_to_8192_queries() -> None:
 def test_the_large_bank_works_small_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "bank.npy").write_bytes(b"mine")
     small = ["--scale-bank", "9000", "--width", "16", "--scale-queries", "3", "12"]
     knn.main(["--scale", str(tmp_path), *small])
     said = capsys.readouterr().out
     assert "9,000 x 16 float16" in said
     assert "extrapolated from 3 and 12 queries" in said
-    assert not list(tmp_path.iterdir())
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]

@@ -187,3 +187,37 @@ def test_damage_is_found_behind_the_links(
     capsys.readouterr()
     assert verify.main([str(tmp_path / "some"), "--workers", "1"]) == 1
     assert "sample 3: crc32 differs" in capsys.readouterr().out
+
+
+def test_only_remains_of_calls_for_this_split_are_removed(whole: Path, tmp_path: Path) -> None:
+    """Not what a name that reads as a pattern matches, nor what others call likewise."""
+    others = [".a.tmp-1", ".b.tmp-mine", ".[ab].tmp-thesis", ".[ab].tmp-12 copy"]
+    ours = [".[ab].tmp-77", ".[ab].tmp-0123456789ab"]
+    kept = ".[ab].tmp-78"  # somebody has put a file of his own into it
+    for name in (*others, *ours, kept):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shard-000000.tar").touch()
+        (tmp_path / name / ".tmp-0123456789ab").touch()
+    (tmp_path / kept / "thesis.tex").touch()
+    (tmp_path / ".[ab].tmp-5").symlink_to(".a.tmp-1")
+    assert run(whole, Dataset.open(whole).classes[0], tmp_path / "[ab]") == 0
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([*others, kept, ".[ab].tmp-5", "[ab]"])
+    assert len(list((tmp_path / ".a.tmp-1").iterdir())) == 2
+    assert len(list((tmp_path / kept).iterdir())) == 3
+
+
+def test_a_damaged_split_with_files_of_the_users_own_is_named_and_left_alone(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, out = Dataset.open(whole).classes[0], tmp_path / "out"
+    assert run(whole, name, out) == 0
+    min(out.glob("*.tar")).unlink()
+    (out / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert run(whole, name, out) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"error: {out}: is damaged, and holds notes.txt, too: move that, or delete the rest\n"
+    )
+    assert (out / "notes.txt").read_text() == "mine"

@@ -11,6 +11,7 @@ from typing import Any
 from vssl_dist import dist, durable
 from vssl_dist.data.manifest import DataError
 from vssl_dist.data.shards import Substitution
+from vssl_dist.text import say
 
 _ALWAYS = 10  # in a small dataset a share would be less than one image
 _NUMBERS = ("position", "planned")
@@ -70,11 +71,10 @@ class Ledger:
             return
         self._new += [s.planned for s in substitutions]
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.writelines(json.dumps(asdict(s)) + "\n" for s in substitutions)
+            lines = "".join(json.dumps(asdict(s)) + "\n" for s in substitutions)
+            durable.append(self._path, lines.encode())
         except OSError as error:  # a full disk costs the list, not the run
-            print(f"warning: {len(substitutions)} bad images are not listed: {error}", flush=True)
+            say(f"warning: {len(substitutions)} bad images are not listed: {error}")
 
     def totals(self) -> dict[str, float]:
         """Over all ranks and the whole run; called by all ranks together.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vssl_dist.linter import RULES
+from vssl_dist.text import say
 
 
 def table() -> str:
@@ -15,4 +16,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    say(*table().splitlines())
