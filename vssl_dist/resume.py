@@ -50,7 +50,7 @@ class Saver:
             self.engine.load(path)
             checkpoint.agreed(path, lambda: self.probe.load(path, device))
             position = found.step * self.cfg.optim.global_batch
-            if (self.engine.step, found.facts["position"]) != (found.step, position):
+            if (self.engine.step, found.facts.get("position")) != (found.step, position):
                 raise checkpoint.CheckpointError(
                     f"{path} is not of one piece, its parts are of other steps: {checkpoint.REMEDY}"
                 )
@@ -138,7 +138,7 @@ def same_experiment(
     try:
         then = _completed(facts["experiment"], cfg)
         changed = differences(then, config.frozen_part(cfg))
-        state.counts(facts, ["world_size", "position"])
+        state.counts(facts, ["world_size"])
         fingerprint_then = facts["fingerprint"]
     # Whole as it is, its writer may be anybody.
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
