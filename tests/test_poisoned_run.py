@@ -19,7 +19,7 @@ from tests.support.refusals import refusal
 from tests.test_train import ROOT, Run
 from vssl_dist.engine import TAG
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`torch.jit.script`")]
 MODEL = f"{TAG}/mp_rank_00_model_states.pt"
 SHARD = f"{TAG}/zero_pp_rank_1_mp_rank_00_optim_states.pt"
 
@@ -71,17 +71,10 @@ def linked(path: Path, touched: Path) -> None:
     path.symlink_to(touched.with_name("copy"))
 
 
-def no_probe(path: Path, touched: Path) -> None:
-    del touched
-    path.write_bytes(b"\0" * 8)
-
-
 CASES: list[Any] = [
-    ("poisoned model", MODEL, in_state, "would run posix.system"),
     ("poisoned shard", SHARD, in_state, "would run posix.system"),
     ("TorchScript", MODEL, as_program, "is not what DeepSpeed writes"),
     ("link", MODEL, linked, "is a link"),
-    ("no probe", "online.safetensors", no_probe, "does not fit this run"),
     pytest.param("of another", SHARD, given_away, "belongs to nobody", marks=needs_root),
 ]
 
@@ -108,7 +101,7 @@ def test_c12_what_a_changed_checkpoint_holds_is_never_executed(
     assert not touched.exists()
 
 
-def test_c12_with_the_original_back_in_its_place_the_run_comes_to_the_same_end(
+def test_c12_a_poisoned_model_is_refused_and_the_original_comes_to_the_same_end(
     finished: tuple[Run, list[str]], tmp_path: Path
 ) -> None:
     run, straight = finished
@@ -116,7 +109,8 @@ def test_c12_with_the_original_back_in_its_place_the_run_comes_to_the_same_end(
     with changed(folder):
         in_state(folder / MODEL, tmp_path / "touched")
         reseal(folder)
-        refused(run)
+        line = refused(run)
+    assert f"{MODEL} would run posix.system, which no checkpoint of this program does" in line
     run.finish()
     assert run.traces() == straight
     assert not list(run.dir.rglob("zero_to_*.py"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tests.support.others import NOBODY, link_of_nobody, needs_root
 from tests.support.poison import reseal
-from tests.test_checkpoint import save
+from tests.test_checkpoint import save, writer
 from vssl_dist import sealed
 from vssl_dist.checkpoint import CheckpointError, manifests, newest, retain
 
@@ -225,3 +226,25 @@ def test_retention_leaves_links_and_what_they_point_to_alone(tmp_path: Path) -> 
     retain(root, keep_last=1, keep_every=None)
     assert names(root) == ["step-00000001", "step-00000004"]
     assert mine.is_dir()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o755), (0o022, 0o755), (0o027, 0o750)])
+def test_no_group_may_write_into_a_checkpoint_whatever_the_umask(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    root = tmp_path / "checkpoints"
+    seen = []
+
+    def write(folder: Path) -> None:
+        writer(1)(folder)
+        seen.append(stat.S_IMODE(folder.stat().st_mode))
+
+    before = os.umask(umask)
+    try:
+        path = save(root, 1, write)
+    finally:
+        os.umask(before)
+    assert seen == [0o700]  # nobody looks in while it is written
+    modes = {p: stat.S_IMODE(p.stat().st_mode) for p in [root, path, *path.rglob("*")]}
+    assert {found for p, found in modes.items() if p.is_dir()} == {mode}
+    assert {found for p, found in modes.items() if p.is_file()} == {mode & 0o644}

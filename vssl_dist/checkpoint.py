@@ -22,10 +22,10 @@ from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 from vssl_dist import dist, durable, sealed
-from vssl_dist.sealed import FORMAT, MANIFEST, Problem
+from vssl_dist.sealed import FORMAT, MANIFEST, REMEDY, Problem
 from vssl_dist.text import printable
 
-REMEDY = "restore this checkpoint, or remove it to continue from the one before"
+_NOT_BY_OTHERS = 0o7755  # what is left of a mode
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def commit(root: Path, *, step: int, write: Callable[[Path], None], facts: dict[
     if dist.broadcast(final.is_dir() and not final.is_symlink()):
         return final
     try:
-        all_or_none(lambda: partial.mkdir(parents=True), only_on=0)
+        all_or_none(lambda: _begin(partial), only_on=0)
         all_or_none(lambda: write(partial))
         body = {"format": FORMAT, "step": step, "facts": facts, "files": _seal(partial)}
         all_or_none(lambda: _publish(partial, final, body), only_on=0)
@@ -88,9 +88,8 @@ def newest(root: Path) -> Committed | None:
             what rank 0 sees.
     """
     all_or_none(lambda: _sweep(root), only_on=0)
-    names, set_aside = dist.broadcast(
-        (sealed.committed(root)[::-1], list(root.glob("step-*.corrupt*")))
-    )
+    names = dist.broadcast(sealed.committed(root)[::-1])
+    set_aside = dist.broadcast(any(root.glob("step-*.corrupt*")))
     for path in (root / name for name in names):
         read = sealed.read(path, sealed.step_of(path.name)) if dist.rank() == 0 else ({}, None)
         manifest, problem = dist.broadcast(read)
@@ -114,14 +113,14 @@ def manifests(root: Path) -> list[dict[str, Any]]:
     No file is verified and nothing is changed.
 
     Raises:
-        CheckpointError: Something in a checkpoint is not this user's own: see `newest`.
+        CheckpointError: Something in the newest is not this user's own: see `newest`.
     """
     if reason := sealed.foreign_root(root):
         raise CheckpointError(reason)
     read = [sealed.read(root / name, sealed.step_of(name)) for name in sealed.committed(root)]
-    for _, problem in reversed(read):
-        if problem and problem.stops:
-            raise CheckpointError(problem.reason)
+    last = next((problem for _, problem in reversed(read) if not problem or problem.stops), None)
+    if last:
+        raise CheckpointError(last.reason)
     return [manifest for manifest, problem in read if problem is None]
 
 
@@ -200,11 +199,20 @@ def _seal(partial: Path) -> dict[str, dict[str, Any]]:
     return {name: entry for part in parts if part for name, entry in part.items()}
 
 
+def _begin(partial: Path) -> None:
+    """Make the folder to write into, where no group may write either, whatever the umask."""
+    partial.parent.mkdir(0o755, parents=True, exist_ok=True)
+    partial.mkdir(0o700)
+
+
 def _publish(partial: Path, final: Path, body: dict[str, Any]) -> None:
     manifest = {"checksum": sealed.checksum(body), **body}
     durable.publish(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-    for folder in [path for path in partial.rglob("*") if path.is_dir()]:
-        durable.sync(folder)
+    for path in partial.rglob("*"):
+        path.chmod(path.stat().st_mode & _NOT_BY_OTHERS)
+        if path.is_dir():
+            durable.sync(path)
+    partial.chmod(final.parent.stat().st_mode & _NOT_BY_OTHERS)  # read by whom the others are
     partial.rename(final)
     for folder in (final.parent, final.parent.parent):  # the first commit also makes the root
         durable.sync(folder)

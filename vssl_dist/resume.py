@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import yaml
 
-from vssl_dist import __version__, checkpoint, config, dist, state
+from vssl_dist import __version__, checkpoint, config, dist, sealed, state
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.differences import differences, named
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
@@ -52,7 +52,7 @@ class Saver:
             position = found.step * self.cfg.optim.global_batch
             if (self.engine.step, found.facts.get("position")) != (found.step, position):
                 raise checkpoint.CheckpointError(
-                    f"{path} is not of one piece, its parts are of other steps: {checkpoint.REMEDY}"
+                    f"{path} is not of one piece, its parts are of other steps: {sealed.REMEDY}"
                 )
             self.loader.position = position
         self.ledger.restore(self.loader.position)
@@ -144,7 +144,7 @@ def same_experiment(
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"what the newest checkpoint of run {cfg.name} says of its experiment cannot be read: "
-            f"{checkpoint.REMEDY}"
+            f"{sealed.REMEDY}"
         ) from error
     if changed:
         raise ConfigError(_other(cfg, changed))

@@ -21,6 +21,7 @@ from vssl_dist.text import printable
 
 FORMAT = "vssl-dist/checkpoint-1"
 MANIFEST = "manifest.json"
+REMEDY = "restore this checkpoint, or remove it to continue from the one before"
 _STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})", re.ASCII)
 _REMAINS = re.compile(
     rf"\.tmp-\d{{8,}}-[0-9a-f]{{12}}|\.trash-[0-9a-f]{{12}}-{_STEP.pattern}", re.A
@@ -139,10 +140,7 @@ def _read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
         reason = f"{folder} has format {_short(manifest['format'])}, not {FORMAT}"
         return {}, Problem(reason, stops=True)
     if wrong := _wrong(manifest):
-        reason = (
-            f"{folder / MANIFEST}: {wrong}, though its checksum is right: restore {folder.name}, "
-            "or remove it to continue from the one before"
-        )
+        reason = f"{folder / MANIFEST}: {wrong}, though its checksum is right: {REMEDY}"
         return {}, Problem(reason, stops=True)
     return manifest, None
 

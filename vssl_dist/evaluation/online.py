@@ -110,7 +110,7 @@ class OnlineProbe:
         """
         state = load_file(folder / _FILE, device=device)
         if state:  # it is empty before the first step
-            wanted = self._start(state["mean"].float(), state["var"].float())
+            wanted = self._start(*[state["mean"].float()] * 2)
             kinds = [{k: (t.shape, t.dtype) for k, t in each.items()} for each in (state, wanted)]
             if kinds[0] != kinds[1] or state["mean"].ndim != 1:
                 raise ValueError(f"{_FILE} holds other tensors than a probe's")
