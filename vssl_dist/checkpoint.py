@@ -3,10 +3,9 @@
 All ranks write into ``.tmp-STEP-UUID/``; the files are dealt to the ranks, hashed and synced to
 disk; rank 0 adds ``manifest.json``, renames the directory and syncs its parent.  Whatever dies
 at whatever moment, the last committed directory stays as it is.  Nothing in a directory is
-opened before all of it is known to be this user's own, and its sizes and checksums agree with its
-manifest.  What disks do is damage: the directory is set aside, and the one before it is taken.
-What only people do, such as a link or another owner, stops the run, and nothing is renamed: going
-on from an older checkpoint would hide it.
+opened before all of it is known to be this user's own and agrees with its manifest.  What disks
+do is damage: the directory is set aside, and the one before it is taken.  What only people do,
+such as a link or another owner, stops the run: going on from an older one would hide it.
 """
 
 from __future__ import annotations
