@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.ranks import run_ranks
-from vssl_dist import checkpoint, dist, durable
+from vssl_dist import checkpoint, dist, durable, sealed
 from vssl_dist.checkpoint import CheckpointError, commit, manifests, newest, retain
 
 
@@ -188,7 +188,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "removed": Path.unlink,
     "other": lambda path: path.write_bytes(b"[1, 2]"),
 }
-FILES = [*content(2), checkpoint.MANIFEST]
+FILES = [*content(2), sealed.MANIFEST]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -214,7 +214,7 @@ def test_any_damage_to_any_file_is_found_and_the_one_before_is_taken(
 
 
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
-    path = save(tmp_path, 1) / checkpoint.MANIFEST
+    path = save(tmp_path, 1) / sealed.MANIFEST
     whole = path.read_bytes()
     for place in random.Random(0).sample(range(len(whole)), 60):
         bit = bytes([whole[place] ^ 1])
@@ -260,7 +260,7 @@ def test_foreign_files_are_ignored_and_remains_are_swept(tmp_path: Path) -> None
     (tmp_path / "latest").write_text("../elsewhere")
     (tmp_path / "step-best").mkdir()
     (tmp_path / "step-00000009").write_text("a file")
-    for left in (".tmp-00000004-abc", ".trash-def-step-00000001"):
+    for left in (".tmp-00000004-0123456789ab", ".trash-ba9876543210-step-00000001"):
         shutil.copytree(path, tmp_path / left)
     found = newest(tmp_path)
     assert found is not None

@@ -26,9 +26,9 @@ FLOORS = [
         "locks",
         "text",
     },
-    {"models"},
+    {"models", "sealed"},
     {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},
-    {"export"},
+    {"export", "pickles"},
     {"engine", "evaluation", "trace", "linter"},
     {"resume"},
     {"train"},
@@ -36,7 +36,7 @@ FLOORS = [
 ]
 CONTRACTS = {"vssl_dist.methods.base", "vssl_dist.data.loader", "vssl_dist.data.shards"}
 DOORS = {
-    "deepspeed": {"vssl_dist/engine.py"},
+    "deepspeed": {"vssl_dist/engine.py", "vssl_dist/zero.py"},
     "submitit": {"vssl_dist/jobs"},
     "mlflow": {"vssl_dist/tracker"},
     "nvidia": {f"vssl_dist/data/{name}.py" for name in ("dali", "decoder", "graph")},

@@ -11,6 +11,7 @@ import pytest
 from tests.support.photos import tiny_dataset
 from tests.support.shards import rewritten, stored
 from vssl_dist import config
+from vssl_dist.checkpoint import commit
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.differences import differences
 from vssl_dist.data.shards import Dataset
@@ -171,3 +172,45 @@ def test_no_refusal_of_a_run_advises_to_remove_it(begun: Path) -> None:
     for line in refusals:
         assert "name=..." in line
         assert not any(word in line for word in ("remove", "delete", str(begun / "runs")))
+
+
+def nested(depth: int) -> dict[str, Any]:
+    block: dict[str, Any] = {}
+    for _ in range(depth):
+        block = {"data": block}
+    return block
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"experiment": None},
+        {"experiment": []},
+        {"experiment": {}},
+        {"experiment": {"data": "x"}},
+        {"experiment": nested(900)},
+        {"experiment": {"data": {"train": "x"}, "method": [[[]]], "optim": 3, "engine": {"x": {}}}},
+        {"world_size": "2"},
+        {"world_size": -1},
+        {"fingerprint": ["\x1b"]},
+        {"experiment": {"data": {}, "\x1b[31m\n": 3}},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_whatever_a_checkpoint_says_of_its_experiment_is_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    cfg = read(tmp_path)
+    facts = {"experiment": config.frozen_part(cfg), "fingerprint": "f", "world_size": 2} | changes
+    with pytest.raises(ConfigError) as error:
+        same_experiment(cfg, facts, 2, "f")
+    assert str(error.value).isprintable()
+
+
+def test_checkpoints_of_others_are_refused_on_the_login_node(tmp_path: Path) -> None:
+    cfg = read(tmp_path)
+    path = commit(cfg.dir / "checkpoints", step=1, write=lambda folder: None, facts={})
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    with pytest.raises(ConfigError, match="is a link"):
+        check_resume(cfg, world_size=2)

@@ -3,27 +3,28 @@
 All ranks write into ``.tmp-STEP-UUID/``; the files are dealt to the ranks, hashed and synced to
 disk; rank 0 adds ``manifest.json``, renames the directory and syncs its parent.  Whatever dies
 at whatever moment, the last committed directory stays as it is.  Nothing in a directory is
-opened before its sizes and checksums agree with its manifest.
+opened before all of it is known to be this user's own and agrees with its manifest.  What disks
+do is damage: the directory is set aside, and the one before it is taken.  What only people do,
+such as a link or another owner, stops the run: going on from an older one would hide it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial as bind
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
-from vssl_dist import dist, durable
+from vssl_dist import dist, durable, sealed
+from vssl_dist.sealed import FORMAT, MANIFEST, REMEDY, Problem
+from vssl_dist.text import printable
 
-FORMAT = "vssl-dist/checkpoint-1"
-MANIFEST = "manifest.json"
-_STEP = re.compile(r"step-(\d{8,})")
+_NOT_BY_OTHERS = 0o7755  # what is left of a mode
 
 T = TypeVar("T")
 
@@ -61,10 +62,10 @@ def commit(root: Path, *, step: int, write: Callable[[Path], None], facts: dict[
     """
     step, token = dist.broadcast((step, uuid4().hex[:12]))
     final, partial = root / f"step-{step:08d}", root / f".tmp-{step:08d}-{token}"
-    if dist.broadcast(final.is_dir()):
+    if dist.broadcast(final.is_dir() and not final.is_symlink()):
         return final
     try:
-        all_or_none(lambda: partial.mkdir(parents=True), only_on=0)
+        all_or_none(lambda: _begin(partial), only_on=0)
         all_or_none(lambda: write(partial))
         body = {"format": FORMAT, "step": step, "facts": facts, "files": _seal(partial)}
         all_or_none(lambda: _publish(partial, final, body), only_on=0)
@@ -82,17 +83,21 @@ def newest(root: Path) -> Committed | None:
 
     Raises:
         CheckpointError: There are checkpoints, but none is whole (a run never silently starts
-            again from step 0), or a rank does not see what rank 0 sees.
+            again from step 0); something in the newest is not this user's; or a rank does not see
+            what rank 0 sees.
     """
     all_or_none(lambda: _sweep(root), only_on=0)
-    names, set_aside = dist.broadcast((_committed(root)[::-1], list(root.glob("step-*.corrupt*"))))
+    names = dist.broadcast(sealed.committed(root)[::-1])
+    set_aside = dist.broadcast(any(root.glob("step-*.corrupt*")))
     for path in (root / name for name in names):
-        manifest, problem = dist.broadcast(_read_manifest(path) if dist.rank() == 0 else ({}, None))
-        if problem is None:
-            problem = _problem(path, manifest)
+        read = sealed.read(path, sealed.step_of(path.name)) if dist.rank() == 0 else ({}, None)
+        manifest, problem = dist.broadcast(read)
+        problem = problem or _problem(path, manifest)
         if problem is None:
             return Committed(path, manifest["step"], manifest["facts"])
-        all_or_none(bind(_set_aside, path, problem), only_on=0)
+        if problem.stops:
+            raise CheckpointError(problem.reason)
+        all_or_none(bind(_set_aside, path, problem.reason), only_on=0)
     if names or set_aside:
         raise CheckpointError(
             f"every checkpoint in {root} is damaged (see *.corrupt there): restore one, or give "
@@ -105,8 +110,16 @@ def manifests(root: Path) -> list[dict[str, Any]]:
     """Readable manifests below ``root``, oldest first: for one process to look from outside.
 
     No file is verified and nothing is changed.
+
+    Raises:
+        CheckpointError: Something in the newest is not this user's own: see `newest`.
     """
-    read = (_read_manifest(root / name) for name in _committed(root))
+    if reason := sealed.foreign_root(root):
+        raise CheckpointError(reason)
+    read = [sealed.read(root / name, sealed.step_of(name)) for name in sealed.committed(root)]
+    last = next((problem for _, problem in reversed(read) if not problem or problem.stops), None)
+    if last:
+        raise CheckpointError(last.reason)
     return [manifest for manifest, problem in read if problem is None]
 
 
@@ -118,8 +131,8 @@ def retain(root: Path, keep_last: int, keep_every: int | None) -> None:
     """
     if dist.rank() != 0:
         return
-    for name in _committed(root)[:-keep_last]:
-        if keep_every and _step_of(name) % keep_every == 0:
+    for name in sealed.committed(root)[:-keep_last]:
+        if (keep_every and sealed.step_of(name) % keep_every == 0) or (root / name).is_symlink():
             continue
         trash = root / f".trash-{uuid4().hex[:12]}-{name}"
         try:
@@ -143,12 +156,31 @@ def all_or_none(work: Callable[[], T], only_on: int | None = None) -> T | None:
         if only_on is None or dist.rank() == only_on:
             result = work()
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        problem = f"rank {dist.rank()}: {type(error).__name__}: {reason}"
-    for told in dist.gather(problem):
-        if told:
-            raise CheckpointError(told)
+        reason = printable((str(error).splitlines() or [""])[0])
+        told = isinstance(error, CheckpointError)
+        problem = reason if told else f"rank {dist.rank()}: {type(error).__name__}: {reason}"
+    first = next(filter(None, dist.gather(problem)), None)
+    if first:
+        raise CheckpointError(first)
     return result
+
+
+def agreed(place: Path, work: Callable[[], T]) -> T:
+    """Every rank's own result of ``work``, which reads ``place``, or the same refusal on all.
+
+    Raises:
+        CheckpointError: One line that names ``place``: it is whole, and not what was written here.
+    """
+
+    def named() -> T:
+        try:
+            return work()
+        except Exception as error:  # what fits a file's checksum may hold anything
+            reason = printable((str(error).splitlines() or [""])[0][:200])
+            why = f"{type(error).__name__}: {reason}"
+            raise CheckpointError(f"{place} does not fit this run ({why}): {REMEDY}") from error
+
+    return cast(T, all_or_none(named))
 
 
 def _seal(partial: Path) -> dict[str, dict[str, Any]]:
@@ -160,91 +192,59 @@ def _seal(partial: Path) -> dict[str, dict[str, Any]]:
     def fingerprints() -> dict[str, dict[str, Any]]:
         for name in _share(names):
             durable.sync(partial / name)
-        return {name: _fingerprint(partial / name) for name in _share(names)}
+        return {name: sealed.fingerprint(partial / name) for name in _share(names)}
 
     parts = dist.gather(all_or_none(fingerprints))
     return {name: entry for part in parts if part for name, entry in part.items()}
 
 
+def _begin(partial: Path) -> None:
+    """Make the folder to write into, where no group may write either, whatever the umask."""
+    partial.parent.mkdir(0o755, parents=True, exist_ok=True)
+    partial.mkdir(0o700)
+
+
 def _publish(partial: Path, final: Path, body: dict[str, Any]) -> None:
-    manifest = {"checksum": _checksum(body), **body}
+    manifest = {"checksum": sealed.checksum(body), **body}
     durable.publish(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-    for folder in [path for path in partial.rglob("*") if path.is_dir()]:
-        durable.sync(folder)
+    for path in partial.rglob("*"):
+        path.chmod(path.stat().st_mode & _NOT_BY_OTHERS)
+        if path.is_dir():
+            durable.sync(path)
+    partial.chmod(final.parent.stat().st_mode & _NOT_BY_OTHERS)  # read by whom the others are
     partial.rename(final)
     for folder in (final.parent, final.parent.parent):  # the first commit also makes the root
         durable.sync(folder)
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The manifest of a directory, or what is wrong with it."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        body = {key: value for key, value in manifest.items() if key != "checksum"}
-        if manifest["checksum"] != _checksum(body):
-            return {}, f"the checksum of {MANIFEST} is wrong"
-        if manifest["step"] != _step_of(path.name):
-            return {}, f"{MANIFEST} is of step {manifest['step']}"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return {}, f"{MANIFEST} cannot be read: {type(error).__name__}"
-    return manifest, None
-
-
-def _problem(path: Path, manifest: dict[str, Any]) -> str | None:
+def _problem(path: Path, manifest: dict[str, Any]) -> Problem | None:
     """What is wrong with a directory, the same answer on all ranks, each looking at its share."""
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest['format']}, not {FORMAT}")
     seen = dist.gather(path.is_dir())
     if not all(seen):
-        raise CheckpointError(
+        reason = (
             f"rank {seen.index(False)} cannot see {path}: all nodes must share that file system"
         )
+        return Problem(reason, stops=True)
     files = manifest["files"]
-    mine = [_damage(path / name, files[name]) for name in _share(sorted(files))]
-    return next((why for whys in dist.gather(mine) for why in whys if why), None)
+    mine = [sealed.damage(path / name, files[name]) for name in _share(sorted(files))]
+    damage = next((why for whys in dist.gather(mine) for why in whys if why), None)
+    return Problem(damage) if damage else None
 
 
-def _damage(path: Path, entry: dict[str, Any]) -> str | None:
-    try:
-        if path.stat().st_size != entry["size"]:
-            return f"{path.name} has {path.stat().st_size} bytes instead of {entry['size']}"
-        if _fingerprint(path) != entry:
-            return f"the checksum of {path.name} is wrong"
-    except OSError as error:
-        return f"{path.name}: {error.strerror}"
-    return None
+def _sweep(root: Path) -> None:
+    if reason := sealed.foreign_root(root):
+        raise CheckpointError(reason)
+    for path in sealed.remains(root):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _set_aside(path: Path, problem: str) -> None:
     aside = path.with_name(f"{path.name}.corrupt")
-    while aside.exists():
+    while os.path.lexists(aside):
         aside = aside.with_name(f"{path.name}.corrupt-{uuid4().hex[:4]}")
     path.rename(aside)
     print(f"warning: checkpoint {path} is damaged ({problem}); now {aside.name}", flush=True)
 
 
-def _sweep(root: Path) -> None:
-    for path in [*root.glob(".tmp-*"), *root.glob(".trash-*")]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _committed(root: Path) -> list[str]:
-    """Names of committed directories, by ascending step."""
-    names = (p.name for p in root.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())
-    return sorted(names, key=_step_of)
-
-
-def _step_of(name: str) -> int:
-    return int(name.removeprefix("step-"))
-
-
 def _share(names: list[str]) -> list[str]:
     return names[dist.rank() :: dist.world_size()]
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": durable.sha256(path)}
-
-
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Student under DeepSpeed, teacher beside it, one training step: the only door to DeepSpeed.
+"""Student under DeepSpeed, teacher beside it, one training step.
 
 Rounding apart, a step is that of one process on the whole global batch, at every ZeRO stage:
 batch norm and noise see all ranks' images, and gradients are averaged in float32.
@@ -7,25 +7,23 @@ batch norm and noise see all ranks' images, and gradients are averaged in float3
 from __future__ import annotations
 
 import json
-import logging
-import os
-import warnings
 from collections.abc import Sequence
+from functools import partial as bind
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vssl_dist import dist, schedule, state
-from vssl_dist.checkpoint import CheckpointError, all_or_none
+from vssl_dist import dist, pickles, schedule, state
+from vssl_dist.checkpoint import CheckpointError, agreed, all_or_none
 from vssl_dist.config import RunConfig
 from vssl_dist.export import Parts, write_export
 from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
 from vssl_dist.optim import build_optimizer, norms_by_part, steer
 from vssl_dist.teacher import Teacher
-from vssl_dist.zero import ds_config
+from vssl_dist.zero import under_deepspeed
 
 if TYPE_CHECKING:
     from vssl_dist.data.loader import Batch
@@ -67,7 +65,8 @@ class Engine:
         self.step, self.skipped, self.skipped_on_end = 0, 0, 0
         self.student = synchronise(method.student).train().to(device)
         self.optimizer = build_optimizer(cfg.optim, self.student, cfg.engine.zero_stage > 0)
-        self.ds = _under_deepspeed(cfg, self.student, self.optimizer, device)
+        self.ds = under_deepspeed(cfg, self.student, self.optimizer, device)
+        self.ds.checkpoint_engine.load = bind(pickles.load, pickles.known_files(**self._layout()))
         method.student = self.ds
         self.teacher: Teacher | None = None
         self._buffers = list(self.student.buffers())
@@ -180,6 +179,8 @@ class Engine:
         own = folder / f"generators-{dist.rank():05d}.json"
         own.write_text(json.dumps(state.generators()))
         if dist.rank() == 0:
+            for program in folder.glob("*.py"):  # DeepSpeed's, to be run by whoever finds them
+                program.unlink()
             facts = {"step": self.step, "skipped": self.skipped} | self._layout()
             (folder / "engine.json").write_text(json.dumps(facts))
             if self.teacher:
@@ -188,21 +189,29 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Continue as if :meth:`save` had just returned; every rank calls this.
 
-        The files count as whole and our own: ``checkpoint.newest`` has verified them.
+        The files count as whole and our own: ``checkpoint.newest`` has verified them.  That says
+        nothing of who wrote them first, so nothing that they name is called: see `pickles`.
 
         Raises:
-            CheckpointError: They were written by another number of ranks or ZeRO stage.
+            CheckpointError: One line, on all ranks: they were written by another number of ranks
+                or ZeRO stage, could run code, or do not fit this network.
         """
-        facts = json.loads((folder / "engine.json").read_text())
+        place, names = folder / "engine.json", ("step", "skipped", *self._layout())
+        facts = agreed(place, lambda: state.counts(json.loads(place.read_text()), names))
         for key, now in self._layout().items():
             if facts[key] != now:
                 raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {now}")
+        files = pickles.known_files(**self._layout())
+        all_or_none(lambda: pickles.look_through(folder / TAG, files))
+        agreed(folder, lambda: self._restore(folder))
+        self.step, self.skipped, self.skipped_on_end = facts["step"], facts["skipped"], 0
+
+    def _restore(self, folder: Path) -> None:
         self.ds.load_checkpoint(str(folder), tag=TAG)
         if self.teacher:
             self.teacher.load(folder / "teacher.safetensors")
         own = folder / f"generators-{dist.rank():05d}.json"
         state.restore_generators(json.loads(own.read_text()))
-        self.step, self.skipped, self.skipped_on_end = facts["step"], facts["skipped"], 0
 
     def _layout(self) -> dict[str, int]:
         return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
@@ -229,22 +238,3 @@ class Engine:
         }
         found = {name: dist.gather(state.digest(part)) for name, part in parts.items()}
         return {k: v[0] if len(set(v)) == 1 else state.digest(v) for k, v in found.items()}
-
-
-def _under_deepspeed(
-    cfg: RunConfig, student: nn.Module, optimizer: torch.optim.Optimizer, device: str
-) -> Any:
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read on import
-    import deepspeed  # here, because a login node has no use for it
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # It calls, at every step, what torch has since given another name.
-    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
-    # On a CPU it would compile an all-reduce for inference, which nothing here calls.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = ds_config(cfg, dist.world_size(), size=sum(p.numel() for p in student.parameters()))
-    engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=config)
-    if cfg.engine.compile:
-        engine.compile()
-    return engine

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import yaml
 
-from vssl_dist import __version__, checkpoint, config, dist
+from vssl_dist import __version__, checkpoint, config, dist, sealed, state
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.differences import differences, named
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
@@ -23,6 +23,7 @@ from vssl_dist.engine import Engine
 from vssl_dist.evaluation.online import NoProbe, OnlineProbe
 from vssl_dist.installed import commit
 from vssl_dist.methods import CONFIGS
+from vssl_dist.text import printable
 
 _REMEDY = "give this run another name, with name=..."
 
@@ -44,10 +45,16 @@ class Saver:
         """Continue from the newest whole checkpoint, or start at step 0 if there is none."""
         found = checkpoint.newest(self.root)
         if found is not None:
+            path, device = found.path, self.engine.device
             same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
-            self.engine.load(found.path)
-            self.probe.load(found.path, self.engine.device)
-            self.loader.position = found.facts["position"]
+            self.engine.load(path)
+            checkpoint.agreed(path, lambda: self.probe.load(path, device))
+            position = found.step * self.cfg.optim.global_batch
+            if (self.engine.step, found.facts.get("position")) != (found.step, position):
+                raise checkpoint.CheckpointError(
+                    f"{path} is not of one piece, its parts are of other steps: {sealed.REMEDY}"
+                )
+            self.loader.position = position
         self.ledger.restore(self.loader.position)
 
     def origin(self) -> dict[str, Any]:
@@ -128,10 +135,20 @@ def same_experiment(
     Raises:
         ConfigError: One line with what differs.
     """
-    then = _completed(facts["experiment"], cfg)
-    if changed := differences(then, config.frozen_part(cfg)):
+    try:
+        then = _completed(facts["experiment"], cfg)
+        changed = differences(then, config.frozen_part(cfg))
+        state.counts(facts, ["world_size"])
+        fingerprint_then = facts["fingerprint"]
+    # Whole as it is, its writer may be anybody.
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"what the newest checkpoint of run {cfg.name} says of its experiment cannot be read: "
+            f"{sealed.REMEDY}"
+        ) from error
+    if changed:
         raise ConfigError(_other(cfg, changed))
-    if facts["fingerprint"] != fingerprint:
+    if fingerprint_then != fingerprint:
         raise ConfigError(f"run {cfg.name} was started on other data ({cfg.data.train}): {_REMEDY}")
     if facts["world_size"] != world_size:
         raise ConfigError(
@@ -152,9 +169,13 @@ def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
         The step from which the run will continue; 0 for a new one.
 
     Raises:
-        ConfigError: The run folder holds another experiment.
+        ConfigError: The run folder holds another experiment, or checkpoints that others may have
+            written.
     """
-    manifests = checkpoint.manifests(checkpoints_of(cfg))
+    try:
+        manifests = checkpoint.manifests(checkpoints_of(cfg))
+    except checkpoint.CheckpointError as error:
+        raise ConfigError(str(error)) from error
     if not manifests:
         _same_as_written(cfg)
         return 0
@@ -183,4 +204,4 @@ def _completed(experiment: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
 
 
 def _other(cfg: RunConfig, changed: list[str]) -> str:
-    return f"run {cfg.name} was started with other {named(changed)}: {_REMEDY}"
+    return f"run {cfg.name} was started with other {printable(named(changed))}: {_REMEDY}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_WORDS = 624
+"""Of a Mersenne Twister."""
 
 
 def plain(module: nn.Module) -> dict[str, Tensor]:
@@ -53,6 +56,21 @@ def _pieces(part: Any) -> Iterator[bytes]:
         yield f"{part!r};".encode()
 
 
+def counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """Those of ``values`` that are counts, from JSON that may hold anything.
+
+    Raises:
+        ValueError: One is none, or is missing.
+
+    >>> counts({"step": 3, "loss": 0.5}, ["step"])
+    {'step': 3}
+    """
+    for name in names:
+        if type(values.get(name)) is not int or values[name] < 0:
+            raise ValueError(f"{name} is no count")
+    return {name: values[name] for name in names}
+
+
 def generators() -> dict[str, Any]:
     """Python's, NumPy's and torch's global generators, the current GPU's included, as JSON.
 
@@ -76,8 +94,15 @@ def generators() -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any]) -> None:
-    """Put the generators where :func:`generators` found them; ``state`` may come from JSON."""
+    """Put the generators where :func:`generators` found them; ``state`` may come from JSON.
+
+    Raises:
+        Exception: Nearly any: it is no such state.
+    """
     version, words, gauss = state["python"]
+    key, place = state["numpy"]["state"]["key"], state["numpy"]["state"]["pos"]
+    if len(key) != _WORDS or not 0 <= place <= _WORDS:  # NumPy would read beyond the key
+        raise ValueError("the state of NumPy's generator is none")
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(_bytes(state["torch"]))

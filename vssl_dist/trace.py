@@ -43,7 +43,8 @@ class Trace:
         """Open the file, dropping the lines after ``restored_step``: they are done again."""
         self.path = folder / f"trace.rank{dist.rank()}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        known = self.path.is_file()
+        lines = self.path.read_text(errors="replace").splitlines() if known else []
         kept = [line for line in lines if _step(line) <= restored_step]
         durable.publish(self.path, "".join(f"{line}\n" for line in kept).encode())
 
@@ -76,5 +77,5 @@ def _step(line: str) -> float:
     """The step of a trace line; the final line and a torn one come after every step."""
     try:
         return float(json.loads(line).get("step", "inf"))
-    except ValueError:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return float("inf")

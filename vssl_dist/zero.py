@@ -1,9 +1,16 @@
-"""What DeepSpeed is told: its whole configuration, derived from ours."""
+"""What DeepSpeed is told: its whole configuration, derived from ours, and how it is started."""
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
 from typing import Any
 
+import torch
+from torch import nn
+
+from vssl_dist import dist
 from vssl_dist.config import RunConfig
 
 
@@ -40,3 +47,30 @@ def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def under_deepspeed(
+    cfg: RunConfig, student: nn.Module, optimizer: torch.optim.Optimizer, device: str
+) -> Any:
+    """The student as a DeepSpeed engine, which is called alike.
+
+    Args:
+        cfg: The run.
+        student: On ``device``.
+        optimizer: Of its parameters.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read on import
+    import deepspeed  # here, because a login node has no use for it
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # It calls, at every step, what torch has since given another name.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
+    # On a CPU it would compile an all-reduce for inference, which nothing here calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config = ds_config(cfg, dist.world_size(), size=sum(p.numel() for p in student.parameters()))
+    engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=config)
+    if cfg.engine.compile:
+        engine.compile()
+    return engine

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.damage import one_line
+from tests.support.others import link_of_nobody, needs_root
 from tests.support.ranks import run_ranks
 from vssl_dist import dist
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
@@ -101,3 +103,21 @@ def test_a_full_disk_costs_the_list_and_not_the_run(
     ledger.note([entry(16, 3)])
     assert ledger.totals()["bad_images"] == 1
     assert "warning: 1 bad images are not listed" in capsys.readouterr().out
+
+
+def test_a_list_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "substitutions.rank1.jsonl")
+    with pytest.raises(DataError, match="is no file: remove it"):
+        Ledger(tmp_path, 10).restore(0)
+
+
+@needs_root
+def test_a_list_that_is_another_users_link_is_refused_and_what_it_points_to_stays(
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    link_of_nobody(tmp_path / "substitutions.rank0.jsonl", mine)
+    with pytest.raises(DataError, match="a link that nobody made"):
+        Ledger(tmp_path, 10).restore(0)
+    assert mine.read_text() == "mine"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.exports import by_hand
@@ -111,6 +111,36 @@ def test_images_without_a_class_and_features_that_are_not_finite_teach_nothing()
     marked.step(more, labels.index_fill(0, torch.arange(16), CLASSES), 3)
     assert marked._state["seen"] == 16
     assert marked._state["table"].isfinite().all()
+
+
+def of_a_probe(**changes: Tensor) -> dict[str, Tensor]:
+    table, moments = torch.zeros(WIDTH + 1, CLASSES), torch.zeros(WIDTH)
+    count = torch.zeros((), dtype=torch.int64)
+    state = {"table": table, "velocity": table.clone(), "mean": moments, "var": moments.clone()}
+    return state | {"right": count, "seen": count.clone()} | changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"table": torch.zeros(WIDTH + 1, CLASSES + 1)},
+        {"velocity": torch.zeros(WIDTH, CLASSES)},
+        {"mean": torch.zeros(WIDTH + 1)},
+        {"mean": torch.zeros(WIDTH, 1)},
+        {"var": torch.zeros(())},
+        {"seen": torch.zeros(())},
+        {"more": torch.zeros(1)},
+    ],
+    ids=str,
+)
+def test_the_state_of_another_probe_is_refused(tmp_path: Path, changes: dict[str, Tensor]) -> None:
+    probe = OnlineProbe(OnlineConfig(lr=0.1), CLASSES, STEPS)
+    save_file(of_a_probe(), tmp_path / "online.safetensors")
+    probe.load(tmp_path, "cpu")
+    save_file(of_a_probe(**changes), tmp_path / "online.safetensors")
+    with pytest.raises(Exception, match=r"."):
+        probe.load(tmp_path, "cpu")
+    assert probe.tensors()["online"]["weight"].shape == (WIDTH, CLASSES)
 
 
 def test_a_dataset_without_classes_is_refused() -> None:

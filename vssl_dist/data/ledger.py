@@ -11,7 +11,7 @@ from typing import Any
 from vssl_dist import dist, durable
 from vssl_dist.data.manifest import DataError
 from vssl_dist.data.shards import Substitution
-from vssl_dist.text import say
+from vssl_dist.text import printable, say
 
 _ALWAYS = 10  # in a small dataset a share would be less than one image
 _NUMBERS = ("position", "planned")
@@ -52,7 +52,11 @@ class Ledger:
         self._new: list[int] = []
 
     def restore(self, position: int) -> None:
-        """Forget what was written down after ``position``; called by all ranks together."""
+        """Forget what was written down after ``position``; called by all ranks together.
+
+        Raises:
+            DataError: On all ranks: one of the lists is no file, or a link of another user.
+        """
         files = self._files()
         for path in files[dist.rank() :: dist.world_size()]:
             kept = [line for line in _entries(path) if line["position"] <= position]
@@ -103,7 +107,14 @@ class Ledger:
             )
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("substitutions.rank*.jsonl"))
+        files = sorted(self._folder.glob("substitutions.rank*.jsonl"))
+        for path in files:  # a pipe would be waited for
+            try:
+                if not durable.followed(path).is_file():
+                    raise DataError(f"{printable(str(path))} is no file: remove it")
+            except OSError as error:
+                raise DataError(f"{printable(str(path))}: {error.strerror}") from error
+        return files
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

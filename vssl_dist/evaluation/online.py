@@ -103,8 +103,18 @@ class OnlineProbe:
             save_file({k: v.contiguous() for k, v in self._state.items()}, folder / _FILE)
 
     def load(self, folder: Path, device: str) -> None:
-        """Continue as if :meth:`save` had just returned."""
-        self._state = load_file(folder / _FILE, device=device)
+        """Continue as if :meth:`save` had just returned.
+
+        Raises:
+            Exception: The file is no such state, or that of a probe of other features.
+        """
+        state = load_file(folder / _FILE, device=device)
+        if state:  # it is empty before the first step
+            wanted = self._start(*[state["mean"].float()] * 2)
+            kinds = [{k: (t.shape, t.dtype) for k, t in each.items()} for each in (state, wanted)]
+            if kinds[0] != kinds[1] or state["mean"].ndim != 1:
+                raise ValueError(f"{_FILE} holds other tensors than a probe's")
+        self._state = state
 
     def _start(self, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
         """Zeros: the objective is convex, and no generator is touched."""
