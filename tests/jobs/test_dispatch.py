@@ -210,7 +210,7 @@ def test_an_evaluator_belongs_to_no_job_and_knows_whether_it_is_in_one(
     try:
         environment = of_process(process.pid)
         assert isinstance(process.args, list)
-        assert process.args[3:] == [str(tmp_path), *(["--in-a-job"] if job else [])]
+        assert process.args[4:] == [str(tmp_path), *(["--in-a-job"] if job else [])]
     finally:
         process.kill()
         process.wait()

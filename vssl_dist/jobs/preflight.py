@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from vssl_dist.config import OodConfig, RunConfig
+from vssl_dist.config import ConfigError, OodConfig, RunConfig
 from vssl_dist.data.loader import check_classes, check_labelled
 from vssl_dist.data.opening import open_watched
 from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.jobs import cluster, machine
+from vssl_dist.jobs import cluster, machine, private
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides
@@ -36,10 +36,19 @@ def problems(cfg: RunConfig, launch: Launch) -> Iterator[str]:
 
     Each is looked for when it is asked for: storage that does not answer takes its time.
     """
+    yield from _folder(cfg)
     yield from _cluster(launch)
     yield from _machine(launch)
     yield from _data(cfg)
     yield from _tracking(cfg, launch)
+
+
+def _folder(cfg: RunConfig) -> Iterator[str]:
+    """A run that is there already is this user's."""
+    try:
+        private.survey(cfg.dir)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _cluster(launch: Launch) -> Iterator[str]:
