@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
             raise ConfigError("YAML aliases (*name) are not used in configs: write the value out")
         self.depth += 1
         if self.depth > _MAX_DEPTH:
-            raise ConfigError(f"more than {_MAX_DEPTH} levels deep, which no config is")
+            raise ConfigError(f"not YAML of a config: more than {_MAX_DEPTH} levels deep")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
