@@ -167,6 +167,26 @@ def test_a_run_folder_behind_the_user_s_own_link_goes_on(older: Path) -> None:
     assert mode(older) & 0o022 == 0
 
 
+def test_checkpoints_behind_the_user_s_own_link_are_closed_too(older: Path) -> None:
+    elsewhere = older.parent.parent / "scratch"
+    (older / "checkpoints").rename(elsewhere)
+    (older / "checkpoints").symlink_to(elsewhere)
+    (older / "data").symlink_to(older.parent.parent)
+    owner.claim(older, dead)
+    assert {mode(path) & 0o022 for path in everything(elsewhere)} == {0}
+    assert mode(older.parent.parent) & 0o020, "no folder of the run"
+
+
+@needs_root
+def test_checkpoints_that_lie_in_a_folder_of_another_user_are_refused(older: Path) -> None:
+    elsewhere = older.parent.parent / "scratch"
+    (older / "checkpoints").rename(elsewhere)
+    os.chown(elsewhere, NOBODY, NOBODY)
+    (older / "checkpoints").symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match=f"{elsewhere} belongs to nobody"):
+        owner.claim(older, dead)
+
+
 def test_what_a_folder_s_acl_gives_to_new_files_is_taken_too(lab: Path) -> None:
     entries = [(0x01, 7, -1), (0x04, 7, -1), (0x08, 7, GROUP), (0x10, 7, -1), (0x20, 5, -1)]
     acl = struct.pack("<I", 2) + b"".join(

@@ -11,23 +11,21 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vssl_dist.config import ConfigError
 from vssl_dist.durable import followed, keep_others_from_writing, user_name
+from vssl_dist.jobs.permissions import close, is_loose
 from vssl_dist.text import printable
 
 _TEXT = ("export", "logs", "spool")
 """Whose contents are no code: colleagues may have evaluated a run whose folder they could write."""
-_WRITE_OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-_DEFAULT_ACL = "system.posix_acl_default"
-_ACL_ENTRY = struct.Struct("<HHI")
-_ACL_OWNER, _ACL_WRITE = 0x01, 0x02
+_FOLDERS = ("checkpoints", "slurm", *_TEXT)
+"""What a run makes; a user's link to a folder elsewhere counts as that folder."""
 
 
 @dataclass
@@ -36,8 +34,8 @@ class Survey:
 
     loose: list[Path] = field(default_factory=list)
     """This user's, and others can write it: a folder before what is in it."""
-    theirs: list[Path] = field(default_factory=list)
-    """Files and folders of others among results, curves and logs."""
+    theirs: list[tuple[Path, int]] = field(default_factory=list)
+    """Files and folders of others among results, curves and logs, and whose they are."""
 
     def lines(self, run_dir: Path) -> Iterator[str]:
         """What there is to say of it."""
@@ -48,9 +46,9 @@ class Survey:
                 "go-w), not reading; what they changed before stays"
             )
         if self.theirs:
-            owner = user_name(self.theirs[0].lstat().st_uid)
+            path, owner = self.theirs[0]
             yield (
-                f"{self.theirs[0]} belongs to {owner}, who can still change it "
+                f"{path} belongs to {user_name(owner)}, who can still change it "
                 f"({_number(self.theirs)} of others): remove what you did not ask for"
             )
 
@@ -82,9 +80,9 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
             f"{run_dir} belongs to {user_name(top.st_uid)}, and a run folder is code that runs as "
             "you: choose another name= or out="
         )
-    if _is_loose(target, top):
+    if is_loose(target, top):
         seen.loose.append(target)
-    _enter(target, target, seen, whole=whole)
+    _enter(target, seen, top=True, code=True, whole=whole)
     return seen
 
 
@@ -103,7 +101,7 @@ def secure(run_dir: Path, *, whole: bool = False) -> None:
     if seen.loose:
         seen = survey(run_dir)
         for path in seen.loose:
-            _close(path)
+            close(path)
         for line in seen.lines(run_dir):
             _warn(line)
         # What came in between, and a file system that knows no permissions.
@@ -127,7 +125,7 @@ def make(run_dir: Path) -> None:
     keep_others_from_writing()
     with suppress(FileExistsError):
         run_dir.mkdir()
-        _close(run_dir)  # of what a default ACL of the folder above gives
+        close(run_dir)  # of what a default ACL of the folder above gives
     secure(run_dir, whole=True)
 
 
@@ -143,7 +141,7 @@ def make_hidden(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.is_symlink():
             state = folder.stat()
-            closed = state.st_uid == os.geteuid() and not _is_loose(folder.resolve(), state)
+            closed = state.st_uid == os.geteuid() and not is_loose(folder.resolve(), state)
             if not closed:
                 raise ConfigError(
                     f"{folder} leads to a folder in which others can write, and nodes run what "
@@ -183,75 +181,60 @@ def read(path: Path, limit: int) -> str:
     return data.decode()
 
 
-def _enter(folder: Path, run_dir: Path, seen: Survey, *, whole: bool) -> None:
-    """Look at what is in a folder of the run."""
+def _enter(folder: Path, seen: Survey, *, top: bool, code: bool, whole: bool) -> None:
+    """Look at what is in a folder of the run.
+
+    Args:
+        folder: The run's own (``top``) or one below.
+        seen: What is found is added to it.
+        top: See ``folder``.
+        code: Whether what is in it may be run, and so must not be of others.
+        whole: Look into its folders, too.
+    """
     try:
         entries = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # others are at work in a run; and what cannot be read cannot be run
     except OSError as error:
         raise _unreadable(folder, error) from error
     for path in entries:
         try:
             state = path.lstat()
-        except FileNotFoundError:  # others are at work in a run
+        except FileNotFoundError:
             continue
-        link, directory = stat.S_ISLNK(state.st_mode), stat.S_ISDIR(state.st_mode)
+        inside = code and not (top and path.name in _TEXT)
+        if stat.S_ISLNK(state.st_mode):
+            _refuse_link(path, state)
+            if not (top and path.name in _FOLDERS and path.is_dir()):
+                continue
+            path = path.resolve()
+            state = path.stat()
         if state.st_uid not in (os.geteuid(), 0):
-            owner = user_name(state.st_uid)
-            if link:
-                raise ConfigError(f"{path} is a link that {owner} made: remove it")
-            if folder == run_dir or path.relative_to(run_dir).parts[0] not in _TEXT:
+            if code:
                 raise ConfigError(
-                    f"{path} belongs to {owner}, and a run folder is code that runs as you: "
-                    "remove it, or choose another name="
+                    f"{path} belongs to {user_name(state.st_uid)}, and a run folder is code that "
+                    "runs as you: remove it, or choose another name="
                 )
-            seen.theirs.append(path)
+            seen.theirs.append((path, state.st_uid))
             continue
-        if not link and state.st_uid == os.geteuid() and _is_loose(path, state):
+        if state.st_uid == os.geteuid() and is_loose(path, state):
             seen.loose.append(path)
-        if directory and whole:
-            _enter(path, run_dir, seen, whole=True)
+        if stat.S_ISDIR(state.st_mode) and whole:
+            _enter(path, seen, top=False, code=inside, whole=True)
 
 
-def _is_loose(path: Path, state: os.stat_result) -> bool:
-    """Whether others may write it, or what will be made in it."""
-    if state.st_mode & _WRITE_OF_OTHERS:
-        return True
-    return stat.S_ISDIR(state.st_mode) and _closed(acl := _default_acl(path)) != acl
-
-
-def _close(path: Path) -> None:
-    """Take from others that they can write; what cannot be taken is found by looking again."""
-    with suppress(OSError):
-        mode = path.lstat().st_mode
-        path.chmod(stat.S_IMODE(mode) & ~_WRITE_OF_OTHERS)
-        acl = _default_acl(path) if stat.S_ISDIR(mode) else b""
-        if (closed := _closed(acl)) != acl:
-            os.setxattr(path, _DEFAULT_ACL, closed)
-
-
-def _default_acl(folder: Path) -> bytes:
-    """What a folder gives to all that is made in it, beyond the umask; mostly nothing."""
-    try:
-        return os.getxattr(folder, _DEFAULT_ACL)
-    except OSError:
-        return b""
-
-
-def _closed(acl: bytes) -> bytes:
-    """An ACL (a version, then tag, permissions and id of each) in which its owner alone writes."""
-    head, entries = acl[:4], acl[4 : 4 + len(acl[4:]) // _ACL_ENTRY.size * _ACL_ENTRY.size]
-    return head + b"".join(
-        _ACL_ENTRY.pack(tag, bits if tag == _ACL_OWNER else bits & ~_ACL_WRITE, who)
-        for tag, bits, who in _ACL_ENTRY.iter_unpack(entries)
-    )
+def _refuse_link(link: Path, state: os.stat_result) -> None:
+    if state.st_uid not in (os.geteuid(), 0):
+        raise ConfigError(f"{link} is a link that {user_name(state.st_uid)} made: remove it")
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"{error.filename or path}: {error.strerror or error}")
 
 
-def _number(paths: list[Path]) -> str:
-    return f"{len(paths)} file{'s' * (len(paths) > 1)} or folder{'s' * (len(paths) > 1)}"
+def _number(found: Sequence[object]) -> str:
+    several = "s" * (len(found) > 1)
+    return f"{len(found)} file{several} or folder{several}"
 
 
 def _warn(line: str) -> None:
