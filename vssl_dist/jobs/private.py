@@ -65,7 +65,9 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     """
     seen = Survey()
     try:
-        target = followed(run_dir / "owner.json").parent if run_dir.is_symlink() else run_dir
+        if run_dir.is_symlink():
+            followed(run_dir / "owner.json")  # who made the links on the way
+        target = run_dir.resolve() if run_dir.is_symlink() else run_dir
         top = target.lstat()
     except (FileNotFoundError, NotADirectoryError):
         if run_dir.is_symlink():
