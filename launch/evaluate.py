@@ -31,6 +31,7 @@ from launch import tables
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.config.paths import expanded, path_argument
 from vssl_dist.data.shards import DataError
+from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.evaluation.exports import read_card
 from vssl_dist.evaluation.posterior import has_embedding_density
 from vssl_dist.evaluation.results import shown
@@ -194,6 +195,7 @@ def cells(task: str, lines: Sequence[Line]) -> tuple[str, list[tables.Line]]:
 def main(argv: Sequence[str]) -> int:
     """Exit code 0, 2 with one line that says what is missing, or 130 after Ctrl-C."""
     args = arguments(argv)
+    keep_others_from_writing()
     try:
         found = exports(args.target)
         tasks, place = tasks_of(read_card(found[-1]), args.task, args.density), place_of(args)

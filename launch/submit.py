@@ -28,7 +28,7 @@ from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.paths import path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
-from vssl_dist.jobs import cluster, local, owner, preflight
+from vssl_dist.jobs import cluster, local, owner, preflight, private
 from vssl_dist.jobs.dispatch import Evaluator
 from vssl_dist.jobs.evaluation import due
 from vssl_dist.jobs.resources import (
@@ -42,6 +42,7 @@ from vssl_dist.jobs.training import TrainJob
 from vssl_dist.linter import lint
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
+from vssl_dist.text import printable
 from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
 
 PROFILES = Path(__file__).resolve().parents[1] / "slurm"
@@ -117,7 +118,7 @@ def _gpus(streams: int) -> int:
 
 def show(cfg: RunConfig, launch: Launch) -> None:
     """Print what would be run."""
-    print(f"# {cfg.dir}/config.yaml\n{config.dump(cfg)}")
+    print(f"# {printable(str(cfg.dir))}/config.yaml\n{config.dump(cfg)}")
     if launch.cluster == "slurm":
         parameters = cluster.train_parameters(cfg.name, launch)
         print(cluster.script(cfg.dir / "slurm", parameters), end="")
@@ -153,12 +154,13 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
     try:
         write(cfg, launch)
         if launch.cluster == "local":
-            print(f"run folder  {cfg.dir}\nlogs        {cfg.dir}/logs", flush=True)
+            folder = printable(str(cfg.dir))
+            print(f"run folder  {folder}\nlogs        {folder}/logs", flush=True)
             code = local.run_here(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, samples)
             elif line := shortfall(cfg.dir, launch.tracking_uri, TRAINER):
-                print(f"warning: {line}", file=sys.stderr)
+                warn([line])
             return code
         job = cluster.submit(
             cfg.dir / "slurm",
@@ -181,30 +183,31 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
 def _curves(cfg: RunConfig, launch: Launch) -> str:
     uri = launch.tracking_uri
     if uri == NOWHERE:
-        return f"python launch/track.py {in_shell(cfg.dir)} --to URI, then mlflow ui"
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        return printable(f"python launch/track.py {in_shell(cfg.dir)} --to URI, then mlflow ui")
+    ui = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    return printable(ui)
 
 
 def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     """Say where everything is; evaluations that were lost are started again."""
-    missing = list(due(cfg, samples))
+    missing, folder = list(due(cfg, samples)), printable(str(cfg.dir))
     print(f"{cfg.name} is finished; another name=... starts a new run")
-    print(f"exports     {cfg.dir}/export")
+    print(f"exports     {folder}/export")
     if missing:
         Evaluator(cfg.dir, launch.cluster).start()
-        print(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
-    print(f"results     python launch/evaluate.py {in_shell(cfg.dir)}")
+        print(f"evaluations {len(missing)} still to come, see {folder}/logs/evaluations.log")
+    print(f"results     python launch/evaluate.py {printable(in_shell(cfg.dir))}")
     print(f"curves      {_curves(cfg, launch)}")
     if launch.tracking_uri != NOWHERE and (
         line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
     ):
-        print(f"warning: {line}")
+        print(f"warning: {printable(line)}")
 
 
 def warn(lines: Sequence[str]) -> None:
     """Say what may be wrong and is no reason to refuse."""
     for line in lines:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {printable(line)}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -225,6 +228,8 @@ def main(argv: Sequence[str]) -> int:
         warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt))]
         warnings += [finding.line() for finding in findings]
         if args.dry_run:
+            if not problems:
+                warnings += private.survey(cfg.dir).lines(cfg.dir)
             warn(warnings)
             show(cfg, launch)
             return 0
@@ -238,10 +243,11 @@ def main(argv: Sequence[str]) -> int:
         warn(warnings)
         return start(cfg, launch, samples)
     except (ConfigError, DataError, cluster.SubmissionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        line = f"{error.filename or 'disk'}: {error.strerror or error}"
+        print(f"error: {printable(line)}", file=sys.stderr)
         return 2
 
 

@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import path_argument
+from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.text import CommandLine, say
 from vssl_dist.tracker import (
     NOWHERE,
@@ -113,6 +114,7 @@ def send(run: Path, uri: str) -> bool:
 def main(argv: Sequence[str]) -> int:
     """Exit code 0 (all is there), 1 (not all), 2 (refused), or 130 after Ctrl-C."""
     args = arguments(argv)
+    keep_others_from_writing()
     try:
         if args.to is not None and not args.to.strip():
             raise ConfigError("--to: is empty; without --to curves go to MLFLOW_TRACKING_URI")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.refusals import refusal
-from vssl_dist.installed import NEEDED, require_packages
+from vssl_dist.installed import NEEDED, own_code_only, require_packages
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
@@ -74,6 +74,8 @@ def parsed(path: Path) -> list[ast.stmt]:
 
 def test_a_notebook_s_pictures_are_no_program_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    for name in own_code_only({}):
+        monkeypatch.setenv(name, "")  # as they are, they come back
     require_packages()
     assert "MPLBACKEND" not in os.environ
 
@@ -89,6 +91,26 @@ def test_from_any_folder_and_with_one_package_missing_it_is_that_package(
     )  # fmt: skip
     assert done.returncode == 2
     assert f"lacks {NEEDED[-1]}: " in refusal(done.stderr)
+
+
+@pytest.mark.parametrize("path", [None, "", ":", ":{}", "{}:"])
+def test_a_python_that_we_start_imports_this_code_and_nothing_of_its_folder(
+    bare: Path, tmp_path: Path, path: str | None
+) -> None:
+    """Nor does one that a library starts there, and the package need not be installed."""
+    (tmp_path / "more").mkdir()
+    for name in ("yaml", "selectors", "vssl_dist"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')")
+    before = {} if path is None else {"PYTHONPATH": path.format(tmp_path / "more")}
+    inner = "import selectors, vssl_dist, sys; print(vssl_dist.__file__)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    for words in (["-c", inner], ["-c", code], ["-m", "vssl_dist.installed"]):
+        done = subprocess.run(
+            [bare, *words],
+            cwd=tmp_path, env=before | own_code_only(before), capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.strip() in ("", str(ROOT / "vssl_dist" / "__init__.py"))
 
 
 def test_what_is_needed_is_what_pyproject_asks_for() -> None:

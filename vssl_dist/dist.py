@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as td
 from torch import Tensor
@@ -17,7 +19,9 @@ T = TypeVar("T")
 def init(device: str, timeout_s: float = 300.0) -> None:
     """Join the process group that ``RANK``, ``WORLD_SIZE`` and ``MASTER_ADDR`` describe.
 
-    Where ``VSSL_LISTENER`` is set, rank 0 has inherited the socket that listens at the port.
+    Where ``VSSL_LISTENER`` is set, rank 0 has inherited the socket that listens at the port.  Ranks
+    that meet on the loopback also talk there, unless ``GLOO_SOCKET_IFNAME`` or
+    ``NCCL_SOCKET_IFNAME`` says otherwise: gloo would listen at the address of the host's name.
 
     Args:
         device: ``"cuda"`` (NCCL; this process takes the GPU of its local rank) or ``"cpu"``
@@ -27,17 +31,32 @@ def init(device: str, timeout_s: float = 300.0) -> None:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    listener, timeout = os.environ.get("VSSL_LISTENER"), timedelta(seconds=timeout_s)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    inherited, timeout = os.environ.get("VSSL_LISTENER"), timedelta(seconds=timeout_s)
+    listener = None if inherited is None else int(inherited)
+    if address == "localhost" or address.startswith("127."):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, loopback())
+        if rank == 0 and listener is None:  # torch would listen at every address
+            listener = socket.create_server((address, port), backlog=size).detach()
     store = td.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        address,
+        port,
         size,
         is_master=rank == 0,
         timeout=timeout,
-        master_listen_fd=None if listener is None else int(listener),
+        master_listen_fd=listener,
     )
     backend = "nccl" if device == "cuda" else "gloo"
     td.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def loopback() -> str:
+    """The network interface that no other machine reaches."""
+    addresses = psutil.net_if_addrs().items()
+    return next(
+        (str(name) for name, of in addresses if any(a.address == "127.0.0.1" for a in of)), "lo"
+    )
 
 
 def rank() -> int:

@@ -127,6 +127,12 @@ def followed(path: Path) -> Path:
     return target
 
 
+def keep_others_from_writing() -> None:
+    """Have all that this process and its children make be writable by no other user; who may read
+    it stays as the user's umask says."""
+    os.umask(os.umask(0o077) | stat.S_IWGRP | stat.S_IWOTH)
+
+
 def user_name(uid: int) -> str:
     """What a user is called on this machine.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Mapping
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
@@ -24,9 +26,11 @@ def require_packages() -> None:
     """End the program with one line and exit code 2 where packages are missing.
 
     Commands call this before they import anything else.  It also settles what imports and names
-    of files would fail on: see `print_any_path`.
+    of files would fail on (see `print_any_path`), and that whatever Python is started from here,
+    also by a library, imports nothing of the current folder.
     """
     print_any_path()
+    os.environ.update(own_code_only(os.environ))
     # A notebook's: matplotlib, which draws for files alone here, would not import without it.
     os.environ.pop("MPLBACKEND", None)
     missing = [name for name in NEEDED if find_spec(name) is None]
@@ -62,6 +66,24 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def own_code_only(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables with which a Python, and any that it starts, imports this code, wherever it lies,
+    and nothing of the folder that it happens to be started in.
+
+    To ``python -m`` and ``python -c`` that folder comes before all others, and so it does where
+    ``PYTHONPATH`` has an empty entry, as ``PYTHONPATH=$PYTHONPATH:/code`` easily makes one.
+
+    >>> own_code_only({"PYTHONPATH": ":/more"})["PYTHONPATH"].split(":")[1:]
+    ['/more']
+    """
+    before = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    code = str(Path(__file__).parents[1])
+    # Where all packages lie they would come before Python's own modules.
+    beside_others = code in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    paths = before if beside_others else [code, *(path for path in before if path != code)]
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def print_any_path() -> None:

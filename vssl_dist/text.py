@@ -17,6 +17,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Several such lines, in which tabs stay what they are.
+
+    >>> printable_lines("a\\tb\\n\\x1b[2J")
+    'a\\tb\\n\\\\x1b[2J'
+    """
+    lines = ("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+    return "\n".join(lines)
+
+
 def say(*lines: str, error: bool = False) -> None:
     """Print lines, each made harmless, so that a program that waits has said them.
 

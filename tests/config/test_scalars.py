@@ -122,6 +122,8 @@ def test_brackets_in_brackets_are_refused_in_one_line() -> None:
     for brackets in ("[" * 1500 + "]" * 1500, "{a: " * 1500 + "}" * 1500):
         assert refused(f"seed={brackets}").startswith("seed: ")
         assert "not YAML" in refused(text=brackets)
+    for dotted in (f"{'a.' * 20_000}b=1", f"method.{'a.' * 400}b=1"):
+        assert "no such place" in refused(dotted)
 
 
 def test_what_everybody_reads_alike_is_read() -> None:

@@ -63,6 +63,27 @@ def test_threads_and_variables_are_exported_before_the_ranks_start() -> None:
     assert "export A" not in after
 
 
+def test_ranks_import_this_code_wherever_the_job_is_submitted(script: str) -> None:
+    """Where submitit is started, all that the current folder holds would come first."""
+    before, _, _ = script.partition("\nsrun ")
+    assert "\nexport PYTHONSAFEPATH=1\n" in before
+    assert f"\nexport PYTHONPATH={DEFAULT.parents[1]}${{PYTHONPATH:+:$PYTHONPATH}}\n" in before
+
+
+def test_ranks_use_the_interface_that_a_profile_names_unless_it_says_otherwise() -> None:
+    def exports(**keys: object) -> set[str]:
+        profile = Resources.model_validate({"device": "cpu", **keys})
+        wanted = cluster.train_parameters("a", on_slurm(profile, 2, URI))
+        return {line for line in wanted["setup"] if "SOCKET" in line}
+
+    assert exports() == set()
+    both = {"export GLOO_SOCKET_IFNAME=ib0", "export NCCL_SOCKET_IFNAME==ib0"}
+    assert exports(interface="ib0") == both
+    assert "export NCCL_SOCKET_IFNAME=ib" in exports(
+        interface="ib0", env={"NCCL_SOCKET_IFNAME": "ib"}
+    )
+
+
 def test_an_evaluation_asks_for_one_process_and_inherits_what_it_does_not_say() -> None:
     profile = Resources.model_validate(
         {"partition": "big", "account": "us", "evaluation": {"partition": "small", "cpus": 3}}

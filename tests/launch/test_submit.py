@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from launch import submit
+from tests.support.others import NOBODY, link_of_nobody, needs_root
 from tests.support.photos import tiny_dataset
 from vssl_dist import config
 from vssl_dist.jobs import machine
@@ -386,3 +388,63 @@ def test_a_warning_that_does_not_exist_cannot_be_silenced(
     line = refusal(capsys, "--local", "2", yaml_file, "silence=[vje_bet]")
     assert "(did you mean 'vje_beta'?)" in line
     assert list(here.iterdir()) == []
+
+
+@needs_root
+@pytest.mark.parametrize("where", [["--local", "2"], ["--nodes", "2", "--profile", PROFILE]])
+def test_a_run_folder_of_another_user_is_refused_and_a_dry_run_says_so(
+    slurm: Path,
+    yaml_file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    where: list[str],
+) -> None:
+    runs = slurm / "runs"
+    (runs / "theirs").mkdir(parents=True)
+    os.chown(runs / "theirs", NOBODY, NOBODY)
+    (runs / "mine").mkdir()
+    link_of_nobody(runs / "link", runs / "mine")
+    link_of_nobody(runs / "mine" / "launch.yaml", slurm / "elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+    for name in ("theirs", "link", "mine"):
+        line = refusal(capsys, *where, yaml_file, f"name={name}")
+        assert f"{runs / name}" in line
+        assert "nobody" in line
+        assert submit.main([*where, yaml_file, f"name={name}", "--dry-run"]) == 0
+        assert line.replace("error", "warning") in capsys.readouterr().err
+    assert [path.name for path in (runs / "mine").iterdir()] == ["launch.yaml"]
+    assert not list((runs / "theirs").iterdir())
+    assert not (slurm / "submitted.sh").exists()
+
+
+def test_a_submission_closes_its_folder_to_the_group_and_a_dry_run_says_that_it_will(
+    slurm: Path, yaml_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = slurm / "runs" / "tiny"
+    (run / "logs").mkdir(parents=True)
+    run.chmod(0o2775)
+    command = ["--nodes", "2", "--profile", PROFILE, yaml_file]
+    said = f"warning: others could write in {run} (1 file or folder, first {run})"
+    assert submit.main([*command, "--dry-run"]) == 0
+    assert said in capsys.readouterr().err
+    assert run.stat().st_mode & 0o7777 == 0o2775
+    assert submit.main(command) == 0
+    assert said in capsys.readouterr().err
+    assert run.stat().st_mode & 0o7777 == 0o2755
+
+
+def test_no_name_of_a_folder_is_a_command_to_the_terminal(
+    here: Path,
+    yaml_file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad = here / "\x1b]0;x\x07\u202e"
+    bad.mkdir()
+    monkeypatch.chdir(bad)
+    absent = "data.train=absent"
+    for words in (["--dry-run"], ["--dry-run", absent], [absent]):
+        submit.main(["--local", "2", yaml_file, *words])
+        out, err = capsys.readouterr()
+        assert not {"\x1b", "\x07", "\u202e"} & {*out, *err}
+        assert "\\x1b" in out + err

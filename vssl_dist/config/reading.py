@@ -18,6 +18,7 @@ from vssl_dist.config.scalars import Plain, typed
 from vssl_dist.config.schema import RunConfig
 
 _MAX_BYTES = 1_000_000
+_MAX_DEPTH = 32
 _INDEX = re.compile(r"-?(0|[1-9][0-9]*)")
 Block = TypeVar("Block", bound=Model)
 
@@ -41,36 +42,47 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
+        self.depth = 0
         # No word but that of a merge has a type of its own.
         self.yaml_implicit_resolvers = {"<": self.yaml_implicit_resolvers["<"]}
 
     def compose_node(self, parent: Any, index: int) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise ConfigError("YAML aliases (*name) are not used in configs: write the value out")
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise ConfigError(f"not YAML of a config: more than {_MAX_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set()
+        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
+            if not isinstance(key, str):
+                raise ConfigError(f"a key is no word (line {node.start_mark.line + 1} on)")
+            if key in seen:
                 raise ConfigError(f"{key!r} stands twice (line {node.start_mark.line + 1} on)")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        with path.open() as file:
+            return file.read(_MAX_BYTES + 1)  # which `_parse` refuses
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
 
 
 def _parse(text: str, where: str) -> Any:
+    if len(text) > _MAX_BYTES:
+        raise ConfigError(f"{where}: larger than {_MAX_BYTES} bytes, which no config is")
     try:
         return yaml.load(text, _Loader)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    # A ValueError: such as a 13th month; a RecursionError: brackets in brackets.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: such as a 13th month
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -81,6 +93,8 @@ def _override(raw: dict[str, Any], item: str) -> None:
         raise ConfigError(f"override {item!r} is not of the form dotted.key=value")
     value = _value(dotted, text)
     *parents, leaf = dotted.split(".")
+    if len(parents) > _MAX_DEPTH:
+        raise ConfigError(f"override {dotted[:40]}...: there is no such place in the config")
     node: Any = raw
     try:
         for key in parents:
@@ -149,8 +163,6 @@ def _loads(
     name: str | None,
     expand: bool,
 ) -> RunConfig:
-    if len(text) > _MAX_BYTES:
-        raise ConfigError(f"{where}: larger than {_MAX_BYTES} bytes, which no config is")
     raw = _parse(text, where)
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: must be a mapping of keys to values")

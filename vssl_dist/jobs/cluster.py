@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -16,7 +17,10 @@ import submitit
 
 from vssl_dist.config import ConfigError
 from vssl_dist.environment import DEFAULTS, no_job_around, outside_jobs
-from vssl_dist.jobs.resources import Launch
+from vssl_dist.installed import own_code_only
+from vssl_dist.jobs import private
+from vssl_dist.jobs.resources import Launch, meeting_place
+from vssl_dist.text import printable
 
 # submitit counts every SIGUSR2 of a job of at most 10 minutes as a time-out, and ends the run
 # when it has counted this many.
@@ -81,7 +85,7 @@ def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
         mem=None if profile.mem_gb is None else f"{profile.mem_gb}GB",
         time=profile.minutes,
         signal_delay_s=profile.signal_delay_s,
-        setup=[*profile.setup, *_exports(threads | profile.env)],
+        setup=[*profile.setup, *_exports(threads | meeting_place(profile.interface) | profile.env)],
         # One dead rank ends the job instead of leaving the others in a collective; since 22.05
         # srun does not take the number of cores from sbatch.  Rank 0 ends last: it submits the
         # last evaluations and sends the last curves, however short the site's WaitTime is.
@@ -125,7 +129,7 @@ def script(folder: Path, parameters: Mapping[str, Any]) -> str:
     Works where SLURM is not installed, so that a dry run can be read anywhere.
     """
     executor = _WithoutSlurm(folder, max_num_timeout=_MAX_TIMEOUTS)
-    executor.update_parameters(**parameters, wckey=None)
+    executor.update_parameters(**_guarded(folder, parameters))
     # The pinned submitit has no public name for the text that it submits.
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
     return text
@@ -143,20 +147,18 @@ def submit(folder: Path, parameters: Mapping[str, Any], job: Callable[[], object
         The job's id.
 
     Raises:
+        ConfigError: The folder is not this user's.
         SubmissionError: SLURM refused it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    # Whoever can write here can run code as this user: the nodes unpickle what they find.
-    folder.chmod(0o700)
+    private.make_hidden(folder)
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS)
-    # submitit's default, a wckey of its own name, is unknown to clusters that check them.
-    executor.update_parameters(**parameters, wckey=None)
+    executor.update_parameters(**_guarded(folder, parameters))
     try:
         # submitit echoes what sbatch says, which the exception says again.
         with no_job_around(*_settled(parameters)), redirect_stderr(io.StringIO()):
             submitted = executor.submit(job)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        said = " ".join(str(error).split())
+        said = printable(" ".join(str(error).split()))
         raise SubmissionError(f"sbatch refused the job: {said[:300]}") from error
     return str(submitted.job_id)
 
@@ -171,6 +173,26 @@ def check_path(path: Path) -> None:
         raise ConfigError(
             f"out: {str(path)!r} cannot stand in a batch script: use letters, digits and ._/=,+@-"
         )
+
+
+def _guarded(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a job whose nodes unpickle what lies in ``folder`` and nobody else's.
+
+    Who may write in the folder above the run can put another in its place while a job waits: he
+    cannot make one that belongs to this user.
+    """
+    places = [shlex.quote(str(place)) for place in (folder.parent, folder)]
+    code = own_code_only({})["PYTHONPATH"]
+    lines = ["export PYTHONSAFEPATH=1"]
+    if code:
+        lines.append(f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}")
+    refusal = "is not yours, and nodes run what they find there"
+    lines.append(
+        f'for place in {" ".join(places)}; do [ -O "$place" ] || '
+        f'{{ echo "error: $place {refusal}" >&2; exit 2; }}; done'
+    )
+    # submitit's default, a wckey of its own name, is unknown to clusters that check them.
+    return {**parameters, "setup": [*parameters.get("setup", ()), *lines], "wckey": None}
 
 
 class _WithoutSlurm(submitit.SlurmExecutor):  # type: ignore[misc]

@@ -15,15 +15,20 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import IO, Literal
+from typing import BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.durable import open_append
 from vssl_dist.environment import outside_jobs, slurm_job
-from vssl_dist.installed import print_any_path
+from vssl_dist.installed import own_code_only, print_any_path
+from vssl_dist.jobs import private
 from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one, send
 from vssl_dist.jobs.resources import Launch, load_launch
+from vssl_dist.jobs.stop import REFUSAL, REFUSED
+from vssl_dist.locks import private_lock
+from vssl_dist.text import printable
 
 _TRIES = 2
 _SUBMIT_WITHIN_S = 120
@@ -40,15 +45,16 @@ class Evaluator:
     def start(self) -> None:
         """Have everything that is due evaluated; returns at once and never raises."""
         self.started = [process for process in self.started if process.poll() is None]
+        module = [sys.executable, "-P", "-m", "vssl_dist.jobs.dispatch"]
         options = [_IN_A_JOB] if slurm_job() else []
         try:
             with self._log() as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "vssl_dist.jobs.dispatch", str(self.run_dir), *options],
+                    [*module, str(self.run_dir), *options],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=outside_jobs(os.environ),
+                    env=outside_jobs(os.environ) | own_code_only(os.environ),
                     start_new_session=True,  # it outlives the trainer, and its Ctrl-C
                 )
         except OSError as error:
@@ -66,10 +72,8 @@ class Evaluator:
             except subprocess.TimeoutExpired:
                 print("warning: an evaluation could not be submitted in time", flush=True)
 
-    def _log(self) -> IO[bytes]:
-        path = self.run_dir / "logs" / "evaluations.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("ab")
+    def _log(self) -> BinaryIO:
+        return open_append(self.run_dir / "logs" / "evaluations.log")
 
 
 class Here:
@@ -141,7 +145,8 @@ class Desk:
             self.place.take(one)
         except ConfigError as error:
             self.failed.add(one.record)
-            print(f"evaluation of {one.export.name} ({one.task.task}) refused: {error}", flush=True)
+            said = printable(str(error))
+            print(f"evaluation of {one.export.name} ({one.task.task}) refused: {said}", flush=True)
         except Exception:
             self.failed.add(one.record)
             print(f"evaluation of {one.export.name} ({one.task.task}) failed:", flush=True)
@@ -164,7 +169,7 @@ def open_desk(run_dir: Path) -> Desk:
 
 def lock_of(run_dir: Path) -> FileLock:
     """Held by the one process that evaluates, or submits the evaluations of, a run."""
-    return FileLock(run_dir / "export" / ".evaluating.lock")
+    return private_lock(run_dir / "export" / ".evaluating.lock")
 
 
 def work(run_dir: Path) -> None:
@@ -192,8 +197,8 @@ def _orders(run_dir: Path) -> bytes:
     return b"".join(file.read_bytes() for file in files if file.exists())
 
 
-def main() -> None:
-    """``python -m vssl_dist.jobs.dispatch RUN``."""
+def main() -> int:
+    """``python -m vssl_dist.jobs.dispatch RUN``; exit code 2 after one line that refuses."""
     parser = argparse.ArgumentParser(prog="python -m vssl_dist.jobs.dispatch")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument(_IN_A_JOB, action="store_true", help="started by a rank on SLURM")
@@ -203,8 +208,14 @@ def main() -> None:
             # The training job's signals reach every process of its nodes.
             signal.signal(number, signal.SIG_IGN)
     print_any_path()
-    work(args.run_dir.absolute())
+    try:
+        private.secure(args.run_dir)
+        work(args.run_dir.absolute())
+    except ConfigError as error:
+        print(f"{REFUSAL}{printable(str(error))}", flush=True)
+        return REFUSED
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from vssl_dist.config import ConfigError, OodConfig, RunConfig, TaskConfig, read_task
 from vssl_dist.durable import publish
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.installed import print_any_path
-from vssl_dist.jobs import machine
+from vssl_dist.jobs import machine, private
+from vssl_dist.jobs.owner import JobId
 from vssl_dist.jobs.resources import Device, load_launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED
+from vssl_dist.text import printable
+
+_EXPORT = re.compile(r"backbone-([0-9]{1,12})\.safetensors")
+_MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -52,19 +60,21 @@ class Due:
 
     def _found(self) -> dict[str, Any] | None:
         try:
-            result, card = read_result(self.result), json.loads(self.card.read_text())
+            result = read_result(self.result)
+            card = json.loads(private.read(self.card, _MAX_BYTES))
             same = bool(result["export_sha256"] == card["sha256"])
             if isinstance(self.task, OodConfig):
                 same &= result.get("density", self.task.density) == self.task.density
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return result if same else None
 
     def attempts(self) -> Attempts:
         """What has been tried."""
         try:
-            return Attempts(**json.loads(self.record.read_text()))
-        except (OSError, ValueError, TypeError):
+            tried = private.read(self.record, _MAX_BYTES)
+            return TypeAdapter(Attempts).validate_json(tried)
+        except (OSError, ValueError):
             return Attempts()
 
     def note(self, attempts: Attempts) -> None:
@@ -76,8 +86,10 @@ class Due:
 class Attempts:
     """How often an evaluation was tried, and by which SLURM job last."""
 
-    count: int = 0
-    job: str | None = None
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+    count: Annotated[int, Field(ge=0)] = 0
+    job: JobId | None = None
 
 
 def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
@@ -89,7 +101,10 @@ def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
     """
     exports = sorted((cfg.dir / "export").glob("backbone-*.safetensors"), reverse=True)
     for export in exports:
-        step = int(export.stem.rpartition("-")[2])
+        number = _EXPORT.fullmatch(export.name)
+        if number is None:  # somebody's own file
+            continue
+        step = int(number[1])
         for task in cfg.evaluations_at(step, samples):
             candidate = Due(export, step, task)
             # The card comes last, and whoever writes it asks again.
@@ -115,11 +130,13 @@ class EvalJob:
         task = read_task(self.task_json)
         one = Due(self.export, self.step, task)
         try:
+            private.secure(self.run_dir)
+            tracking_uri = load_launch(self.run_dir).tracking_uri
             evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
         except ConfigError as error:
-            print(f"{REFUSAL}{error}", file=sys.stderr, flush=True)
+            print(f"{REFUSAL}{printable(str(error))}", file=sys.stderr, flush=True)
             sys.exit(REFUSED)
-        send(self.run_dir, load_launch(self.run_dir).tracking_uri)
+        send(self.run_dir, tracking_uri)
 
 
 def evaluate_one(

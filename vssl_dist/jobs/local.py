@@ -13,15 +13,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from vssl_dist.durable import open_append
 from vssl_dist.environment import outside_jobs
+from vssl_dist.installed import own_code_only
 from vssl_dist.jobs.progress import Screen
-from vssl_dist.jobs.resources import Launch
+from vssl_dist.jobs.resources import Launch, meeting_place
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED
+from vssl_dist.text import printable, printable_lines
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by Ctrl-C, as shells expect it."""
 _POLL_S = 0.05
 _TAIL_LINES = 15
+_TAIL_BYTES = 100_000
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Ranks:
     def _start(
         self, rank: int, environment: dict[str, str], fds: tuple[int, ...]
     ) -> subprocess.Popen[bytes]:
-        with self.log(rank).open("ab") as log:
+        with open_append(self.log(rank)) as log:
             return subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -119,7 +123,7 @@ def run_here(run_dir: Path, launch: Launch) -> int:
     """
     attempt = f"{os.getpid()}-{int(time.time())}"
     ranks = Ranks(
-        [sys.executable, "-u", "-m", "vssl_dist.jobs.rank", str(run_dir)],
+        [sys.executable, "-P", "-u", "-m", "vssl_dist.jobs.rank", str(run_dir)],
         run_dir / "logs",
         launch.world_size,
         rank_environment(launch) | {"VSSL_ATTEMPT": attempt},
@@ -132,7 +136,9 @@ def rank_environment(launch: Launch) -> dict[str, str]:
     return {
         **outside_jobs(os.environ),
         "OMP_NUM_THREADS": str(launch.cpus_per_rank),
-        **launch.resources.env,
+        **meeting_place(launch.resources.interface),
+        **(settings := launch.resources.env),
+        **own_code_only(os.environ | settings),
         "WORLD_SIZE": str(launch.world_size),
         "LOCAL_WORLD_SIZE": str(launch.world_size),
         "VSSL_LAUNCHER": str(os.getpid()),
@@ -168,18 +174,22 @@ def supervise(ranks: Ranks, screen: Screen, failure: Path) -> int:
     return _verdict(ranks, codes, orders, failure)
 
 
-def _said(failure: Path) -> str:
-    """What the rank that failed first wrote down; empty where it could not."""
+def _end_of(path: Path) -> str:
+    """How a file of a rank ends, in lines that any terminal shows; empty where there is none."""
     try:
-        return failure.read_text(encoding="utf-8", errors="replace").rstrip()
+        with path.open("rb") as file:
+            start = max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0)
+            file.seek(start)
+            text = file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""
+    return printable_lines(text.partition("\n")[2] if start else text).rstrip()
 
 
 def _refusal(ranks: Ranks, codes: list[int | None]) -> str:
     """The line with which a rank ended that refused something, from its log."""
     for rank in (rank for rank, code in enumerate(codes) if code == REFUSED):
-        lines = ranks.log(rank).read_text(errors="replace").splitlines()
+        lines = _end_of(ranks.log(rank)).split("\n")
         if refusals := [line for line in lines if line.startswith(REFUSAL)]:
             return refusals[-1]
     return ""
@@ -194,7 +204,7 @@ def _verdict(ranks: Ranks, codes: list[int | None], orders: Orders, failure: Pat
         how = "stopped at a checkpoint" if saved else "killed"
         print(f"{how}: the same command continues the run", file=sys.stderr)
         return INTERRUPTED
-    said = _said(failure) or _refusal(ranks, codes)
+    said = _end_of(failure) or _refusal(ranks, codes)
     # Not the exit codes: a rank that lost its peer, or torch's threads, can be faster with another.
     if said.startswith(REFUSAL):
         print(said, file=sys.stderr)
@@ -203,11 +213,12 @@ def _verdict(ranks: Ranks, codes: list[int | None], orders: Orders, failure: Pat
     if said:
         print(said, file=sys.stderr)
     else:
-        lines = ranks.log(rank).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        lines = _end_of(ranks.log(rank)).split("\n")[-_TAIL_LINES:]
         print("\n".join(lines), file=sys.stderr)
     cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     print(
-        f"error: rank {rank} ended with {cause} and the others were ended (logs: {ranks.logs}); "
+        f"error: rank {rank} ended with {cause} and the others were ended (logs: "
+        f"{printable(str(ranks.logs))}); "
         "the same command continues from the last checkpoint",
         file=sys.stderr,
     )

@@ -8,25 +8,39 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from vssl_dist.config import ConfigError
 from vssl_dist.durable import publish
+from vssl_dist.jobs import private
+from vssl_dist.locks import holder, private_lock
+from vssl_dist.text import printable
 from vssl_dist.tracker import peek, settle
+
+_CLAIM_WITHIN_S = 30
+_MAX_BYTES = 10_000
+JobId = Annotated[str, Field(pattern=r"^[0-9]{1,20}([_+][0-9]{1,10})?$")]
+"""SLURM's id of a job: a number, of an array ``12_3``, of several kinds of nodes ``12+1``."""
 
 
 @dataclass(frozen=True)
 class Owner:
     """A SLURM job (``job``), or else a process of a host."""
 
-    job: str | None
-    host: str
-    pid: int
-    started: float = field(compare=False)
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+    job: JobId | None
+    host: Annotated[str, Field(pattern=r"^[\w.:-]+$", max_length=255)]
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    started: Annotated[float, Field(allow_inf_nan=False)] = field(compare=False)
     """When the process began: ids of processes are used again."""
-    run: str = field(default="", compare=False)
+    run: Annotated[str, Field(pattern=r"^[\w-]*$", max_length=100)] = field(
+        default="", compare=False
+    )
     """Uuid of the run: a copied folder brings the original's owner along."""
 
     @classmethod
@@ -72,18 +86,23 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
 
 
 def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
-    """Make this process the owner of ``run_dir``, which is created.
+    """Make this process the owner of ``run_dir``, which is created; from then on only this user
+    can write in it.
 
     Raises:
-        ConfigError: A live job owns it.
+        ConfigError: A live job owns it, or it is not this user's.
     """
+    private.make(run_dir)
     identity = settle(run_dir)
+    lock = run_dir / ".owner.lock"
     try:
-        with FileLock(run_dir / ".owner.lock", timeout=30):
+        with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
             check_free(run_dir, job_lives)
             _write(run_dir, replace(Owner.this_process(), run=identity.uuid))
     except Timeout:
-        raise ConfigError(f"{run_dir} is being claimed by another process: try again") from None
+        raise ConfigError(
+            f"{run_dir} is being claimed by {holder(lock)}: wait for it or stop it, then try again"
+        ) from None
 
 
 def hand_over(run_dir: Path, job: str) -> None:
@@ -102,12 +121,17 @@ def _file(run_dir: Path) -> Path:
 
 
 def _read(run_dir: Path) -> Owner | None:
+    path = _file(run_dir)
     try:
-        return Owner(**json.loads(_file(run_dir).read_text()))
+        return TypeAdapter(Owner).validate_json(private.read(path, _MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{_file(run_dir)} cannot be read ({error}): remove it") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise ConfigError(f"{path} cannot be read ({printable(reason)[:200]}): remove it")
 
 
 def _write(run_dir: Path, owner: Owner) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from vssl_dist.config import OodConfig, RunConfig
+from vssl_dist.config import ConfigError, OodConfig, RunConfig
 from vssl_dist.data.loader import check_classes
 from vssl_dist.data.opening import open_watched, watched
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.splits import check_filled, check_foreign, check_pair
 from vssl_dist.installed import has_dali
-from vssl_dist.jobs import cluster, machine
+from vssl_dist.jobs import cluster, machine, private
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
@@ -67,6 +67,7 @@ class Preflight:
 
         Each is looked for when it is asked for: storage that does not answer takes its time.
         """
+        yield from _folder(self._cfg)
         yield from _cluster(self._launch)
         yield from _machine(self._launch)
         yield from _backend(self._cfg)
@@ -144,6 +145,14 @@ class Preflight:
 
     def _watched(self, dataset: Dataset, check: Callable[[], None]) -> None:
         watched(dataset.watch, check, timeout_s=self._cfg.data.timeout_s, who=_WHO)
+
+
+def _folder(cfg: RunConfig) -> Iterator[str]:
+    """A run that is there already is this user's."""
+    try:
+        private.survey(cfg.dir)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _cluster(launch: Launch) -> Iterator[str]:

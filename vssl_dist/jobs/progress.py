@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from vssl_dist.bars import SHORTEST, WholeProgress, screen
+from vssl_dist.text import printable, printable_lines
 
 _LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
 
@@ -96,12 +97,13 @@ class Screen:
                 self.say(line)
 
     def say(self, line: str) -> None:
-        """Print one line, above the bar if there is one."""
+        """Print one line, above the bar if there is one; names in it may hold anything."""
+        line = printable_lines(line)
         if self.bar is not None:
             self.bar.console.print(Text(line))  # rich takes `:100:` in plain text for an emoji
         elif self.console.is_terminal:
             self.console.print(Text(line))
-        else:  # a pipe or a file: the bytes of the log, at once
+        else:  # a pipe or a file: the line of the log, at once
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
 
@@ -128,5 +130,5 @@ class Screen:
             self.bar.add_task("", total=report.total)
             self.bar.start()
         self.bar.update(
-            self.bar.task_ids[0], completed=report.step, description=report.text.strip()
+            self.bar.task_ids[0], completed=report.step, description=printable(report.text.strip())
         )

@@ -24,14 +24,22 @@ def main() -> int:
     """Train; the exit code is `jobs.stop.STOPPED` when the run was told to stop and has saved."""
     die_with_the_launcher()
     print_any_path()
-    from vssl_dist.jobs.stop import REFUSED, StopFlag, leave
+    from vssl_dist.jobs.stop import REFUSAL, REFUSED, StopFlag, leave
 
     stop = StopFlag()
+    from vssl_dist.config import ConfigError
+    from vssl_dist.jobs import private
     from vssl_dist.jobs.resources import load_launch
     from vssl_dist.jobs.training import TrainJob, run_rank
+    from vssl_dist.text import printable
 
     run_dir = Path(sys.argv[1])
-    job = TrainJob((run_dir / "config.yaml").read_text(), load_launch(run_dir))
+    try:
+        private.secure(run_dir)
+        job = TrainJob((run_dir / "config.yaml").read_text(), load_launch(run_dir))
+    except ConfigError as error:
+        print(f"{REFUSAL}{printable(str(error))}", file=sys.stderr, flush=True)
+        return REFUSED
     code = run_rank(job, stop)
     if code == REFUSED:  # its process group still stands
         leave(code)

@@ -26,6 +26,8 @@ Lines = Annotated[
     tuple[Line, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+Interface = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$")]
+"""A network interface, such as ``ib0``."""
 Positive = Annotated[int, Field(gt=0)]
 Device = Literal["cuda", "cpu"]
 
@@ -84,6 +86,9 @@ class Resources(Model):
     """Time limit of one job; SLURM's end of it is survived by a checkpoint and a requeue."""
     signal_delay_s: Positive = 300
     """SLURM's warning before it ends the job: longer than one vote and one checkpoint take."""
+    interface: Interface | None = None
+    """Network interface by which ranks talk, such as ``ib0``; null: what gloo and NCCL choose, and
+    on a single machine the loopback, which no other machine reaches."""
     setup: Lines = ()
     """Commands that the batch script runs first; longer ones go into a file to ``source``."""
     env: dict[Name, Word] = Field(default={})
@@ -134,6 +139,18 @@ class Launch(Model):
     def world_size(self) -> int:
         """Ranks of the whole job."""
         return self.nodes * self.ranks_per_node
+
+
+def meeting_place(interface: str | None) -> dict[str, str]:
+    """Variables that have gloo and NCCL use one network interface and no other.
+
+    >>> meeting_place("ib0")
+    {'GLOO_SOCKET_IFNAME': 'ib0', 'NCCL_SOCKET_IFNAME': '=ib0'}
+    """
+    if interface is None:
+        return {}
+    # NCCL takes a bare name for the beginning of several.
+    return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"}
 
 
 def load_profile(path: Path) -> Resources:

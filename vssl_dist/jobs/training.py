@@ -13,15 +13,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import submitit
 
 from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.durable import open_append
 from vssl_dist.environment import in_our_job
 from vssl_dist.installed import print_any_path
+from vssl_dist.jobs import private
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag, leave
+from vssl_dist.text import printable
 
 if TYPE_CHECKING:
     from vssl_dist.jobs.observer import Observer, Silent
@@ -45,6 +48,8 @@ class TrainJob:
             del os.environ[name]
         os.environ |= announcement(os.environ)
         meeting.export(set_cuda_visible_devices=False, overwrite=True)
+        if self.launch.nodes == 1:
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # which no other machine reaches
         code = run_rank(self, stop)
         if code == STOPPED:
             _leave_slurm(stop)
@@ -76,6 +81,11 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
 
     cfg = config.loads(job.config_yaml, methods=CONFIGS)
     torch.set_num_threads(job.launch.cpus_per_rank)
+    try:
+        private.secure(cfg.dir)
+    except ConfigError as error:  # nothing is written into a folder of others
+        _say(_refusal(error))
+        return REFUSED
     try:
         print(f"{_this_rank()}: {machine.prepare(device, os.environ)}", flush=True)
     except ConfigError as error:
@@ -119,9 +129,13 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
 
 def _refuse(run_dir: Path, error: Exception) -> int:
     """Say in one line what the user has to mend."""
-    note_failure(run_dir, line := f"{REFUSAL}{error} ({_this_rank()})")
+    note_failure(run_dir, line := _refusal(error))
     _say(line)
     return REFUSED
+
+
+def _refusal(error: Exception) -> str:
+    return f"{REFUSAL}{printable(str(error))} ({_this_rank()})"
 
 
 def announcement(environ: Mapping[str, str]) -> dict[str, str]:
@@ -167,26 +181,22 @@ def note_failure(run_dir: Path, text: str) -> None:
     with suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _append(path, text, "x")
+        with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
     except FileExistsError:
         return  # somebody was first
     except (OSError, ValueError) as error:  # the disk may be the reason for the failure
         _say(f"warning: {path} could not be written: {error}")
     log = os.environ.get("VSSL_LEAD_LOG")
     if log and os.environ.get("RANK", "0") != "0":
-        with suppress(OSError, ValueError):
-            # Rank 0's log is the one that people follow.
-            _append(Path(log), f"{text.rstrip()}\n", "a")
+        # Rank 0's log is the one that people follow.
+        with suppress(OSError, ValueError), open_append(Path(log)) as file:
+            file.write(f"{text.rstrip()}\n".encode(errors="backslashreplace"))
 
 
 def _say(line: str) -> None:
     with suppress(OSError):  # the log may be on a full disk
         print(line, file=sys.stderr, flush=True)
-
-
-def _append(path: Path, text: str, mode: Literal["x", "a"]) -> None:
-    with path.open(mode, encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
 
 
 def _this_rank() -> str:

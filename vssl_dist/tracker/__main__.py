@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
+from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.cursor import flushed
 from vssl_dist.tracker.identity import settle
@@ -214,6 +215,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         # Schedulers signal every process of a job; this one leaves when its trainer does.
         signal.signal(number, signal.SIG_IGN)
+    keep_others_from_writing()
     # Training comes first on a machine with few cores.
     os.nice(5)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
-import vssl_dist
 from vssl_dist.environment import outside_jobs, slurm_job
+from vssl_dist.installed import own_code_only
 from vssl_dist.tracker.address import NOWHERE, database
 from vssl_dist.tracker.cursor import cursor_at, flushed
 from vssl_dist.tracker.identity import in_shell, readable, run_file, settle
@@ -77,8 +77,6 @@ class Flusher:
             # So that it counts as tracked, however soon this is killed; later addresses are
             # written down by who has the lease.
             Record(identity.uuid, self.experiment, self.tracking_uri).save(self.run_dir)
-        code = str(Path(vssl_dist.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
         arguments = [str(self.run_dir), "--to", self.tracking_uri, "--experiment", self.experiment]
         arguments += ["--afresh"] * self.afresh + ["--only-sends"] * self.only_sends
         if job := slurm_job():
@@ -91,11 +89,11 @@ class Flusher:
             gentle["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
         with (spool_folder(self.run_dir) / "flusher.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vssl_dist.tracker", *arguments],
+                [sys.executable, "-P", "-m", "vssl_dist.tracker", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=gentle | outside_jobs(os.environ) | {"PYTHONPATH": path},
+                env=gentle | outside_jobs(os.environ) | own_code_only(os.environ),
                 # Signals meant for the trainer (a preemption, Ctrl-C) are not for this one.
                 start_new_session=True,
             )
