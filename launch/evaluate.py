@@ -12,6 +12,7 @@ Results lie beside the exports and are not computed twice.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,6 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     require_packages()
 
-from filelock import Timeout
 from pydantic import ValidationError
 
 from launch import tables
@@ -32,6 +32,7 @@ from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_tas
 from vssl_dist.config.paths import expanded, path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.exports import read_card
+from vssl_dist.evaluation.jsonfile import first_complaint
 from vssl_dist.evaluation.posterior import has_embedding_density
 from vssl_dist.evaluation.results import shown
 from vssl_dist.evaluation.splits import need_posterior
@@ -39,9 +40,11 @@ from vssl_dist.evaluation.subject import Images
 from vssl_dist.evaluation.task import Place, baselines, evaluate, exports
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
 from vssl_dist.jobs import machine
-from vssl_dist.jobs.dispatch import lock_of
+from vssl_dist.jobs.dispatch import lock_path
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send
 from vssl_dist.jobs.resources import Device
+from vssl_dist.locks import held
+from vssl_dist.text import printable
 from vssl_dist.tracker import default_tracking_uri
 
 
@@ -112,7 +115,10 @@ def tasks_of(card: dict[str, Any], names: str, density: str | None = None) -> li
     settings = {name: own.get(name, {"task": name}) for name in wanted}
     if density:
         settings["ood"] = settings["ood"] | {"density": density}
-    tasks = [read_task(raw) for raw in settings.values()]
+    try:
+        tasks = [read_task(raw) for raw in settings.values()]
+    except ValidationError as error:
+        raise ConfigError(f"config.evaluations of the card: {first_complaint(error)}") from error
     return [task.asked_of(embedding_density=likelihoods) for task in tasks]
 
 
@@ -141,7 +147,8 @@ def lines(
 def _evaluated(one: Due, place: Place) -> dict[str, Any]:
     run = one.export.parent.parent
     own = place.train is None and place.val is None and not place.ood
-    if (run / "config.yaml").exists() and own and not one.final():
+    kept = os.access(run, os.W_OK | os.X_OK)
+    if kept and (run / "config.yaml").exists() and own and not one.final():
         device: Device = "cpu" if place.device == "cpu" else "cuda"
         # Onto the run's curve, too.
         return evaluate_one(run, one, device, place.threads, place.ranks)
@@ -185,10 +192,24 @@ def _device(wanted: Device | None) -> Device:
     return device
 
 
-def cells(task: str, lines: Sequence[Line]) -> tuple[str, list[tables.Line]]:
-    """What a task's table is called, and its figures as text."""
+def cells(task: str, results: Sequence[Line]) -> tuple[str, list[tables.Line]]:
+    """What a task's table is called, and its figures as text.
+
+    Raises:
+        ConfigError: They are not those of such a task: somebody else wrote the file.
+    """
     kind = MEASURES[task]
-    return kind.title, [(name, kind.columns(results)) for name, results in lines]
+    try:
+        cells = [(name, kind.columns(found)) for name, found in results]
+        return kind.title, [
+            (printable(name), {printable(key): printable(cell) for key, cell in row.items()})
+            for name, row in cells
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the results of task {task} are not such as it writes ({error!r}): remove "
+            f"{task}-*.json beside the exports, and evaluate again"
+        ) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -211,15 +232,14 @@ def main(argv: Sequence[str]) -> int:
         # Also what an evaluation left when MLflow was out of reach.
         send(found[-1].parent.parent, address)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        print(f"error: {where}: {first['msg']}, got {first['input']!r}", file=sys.stderr)
+        print(f"error: {first_complaint(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        said = f"{error.filename or 'disk'}: {error.strerror or error}"
+        print(f"error: {printable(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: the same command does what is missing", file=sys.stderr)
@@ -229,16 +249,15 @@ def main(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Let the evaluations in the background finish: their results are then there already."""
-    if target.suffix == ".safetensors":
+    """Let the evaluations in the background finish: their results are then there already.
+
+    In another user's run nothing is locked: he could not open the lock.
+    """
+    export = target / "export"
+    if target.suffix == ".safetensors" or export.stat().st_uid != os.geteuid():
         yield
         return
-    lock = lock_of(target)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("waiting for the evaluation in the background", flush=True)
-    with lock:
+    with held(lock_path(target)):
         yield
 
 

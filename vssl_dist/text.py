@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import re
+
+_MARKS = re.compile(r"[\\\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]|(?<=^\d)[.)]")
+_LINKS = re.compile(r"(?<=:)//|(?<=www)\.", re.I)
+
 
 def printable(text: str) -> str:
     """One line that any terminal shows: names of files may hold line ends, commands to terminals
@@ -11,3 +17,16 @@ def printable(text: str) -> str:
     'café\\\\n\\\\x1b[31m\\\\udcff'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(text: str) -> str:
+    """One line of Markdown that reads as ``text``: no heading, link, formula, tag or cell.
+
+    >>> markdown("a_b *c* | <b>")
+    'a_b \\\\*c\\\\* \\\\| &lt;b&gt;'
+    >>> print(markdown("# x\\n[y](http://z)"))
+    \\# x\\\\n\\[y\\](http:&#47;/z)
+    """
+    marked = _MARKS.sub(lambda mark: f"\\{mark[0]}", printable(text))
+    escaped = html.escape(marked, quote=False)
+    return _LINKS.sub(lambda link: f"&#{ord(link[0][0])};{link[0][1:]}", escaped)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vssl_dist.text import printable
+
 TILE = 192
 """Side of a picture: a multiple of 16, 32, 64 and 96."""
 MARGIN, GAP, FRAME = 28, 16, 3
 TITLE, HEAD, LINE = 64, 46, 15
+_LONGEST = 500
 _INK, _FADED, _PAPER, _MOUNT = "#1b1f24", "#6b7280", "#ffffff", "#f0f1f3"
 # Okabe and Ito's colours, which the colour-blind tell apart, without the black.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
@@ -118,6 +121,7 @@ def _text(
 ) -> None:
     """A line of (size, bold), cut off where the room ends."""
     font = _font(*style)
+    text = printable(text[:_LONGEST])
     short = text
     while short and pen.textlength(short if short == text else f"{short}…", font) > room:
         short = short[:-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from vssl_dist.config import ConfigError, OodConfig, RunConfig, TaskConfig, read_task
-from vssl_dist.durable import publish
+from vssl_dist.durable import publish_inside
+from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.resources import Device, load_launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED
+
+_JOB = re.compile(r"[0-9][0-9A-Za-z_+.-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Due:
 
     def _found(self) -> dict[str, Any] | None:
         try:
-            result, card = read_result(self.result), json.loads(self.card.read_text())
+            result, card = read_result(self.result), read_json(self.card)
             same = bool(result["export_sha256"] == card["sha256"])
             if isinstance(self.task, OodConfig):
                 same &= result.get("density", self.task.density) == self.task.density
@@ -63,13 +67,13 @@ class Due:
     def attempts(self) -> Attempts:
         """What has been tried."""
         try:
-            return Attempts(**json.loads(self.record.read_text()))
+            return Attempts.of(read_json(self.record))
         except (OSError, ValueError, TypeError):
             return Attempts()
 
     def note(self, attempts: Attempts) -> None:
         """Write down what has been tried, before it is, so that a kill counts too."""
-        publish(self.record, json.dumps(asdict(attempts)).encode())
+        publish_inside(self.record, json.dumps(asdict(attempts)).encode())
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,20 @@ class Attempts:
 
     count: int = 0
     job: str | None = None
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> Attempts:
+        """What `Due.note` wrote.
+
+        Raises:
+            TypeError, ValueError: It did not write this.
+        """
+        noted = cls(**raw)
+        if type(noted.count) is not int or noted.count < 0:
+            raise ValueError("count is no number of attempts")
+        if noted.job is not None and not _JOB.fullmatch(noted.job):
+            raise ValueError("job is no job's number")
+        return noted
 
 
 def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
