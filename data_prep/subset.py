@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import io
 import os
-import shutil
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +51,9 @@ from vssl_dist.data.manifest import (
 from vssl_dist.data.shards import Dataset
 from vssl_dist.durable import sync
 from vssl_dist.text import printable
+
+_OURS = re.compile(rf"{re.escape(MANIFEST)}|shard-[0-9]+\.(tar|idx\.npy)|\..*\.tmp-[0-9]+")
+"""Names of the files of a split, also of half-written ones."""
 
 
 class Occupied(DataError):
@@ -149,7 +152,7 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
         if made := _finished(out, source):
             return made
         _write(whole, kept, partial, source)
-        shutil.rmtree(out, ignore_errors=True)
+        _discard(out)
         partial.rename(out)
         sync(partial.parent)
     return read_manifest(out)
@@ -186,18 +189,31 @@ def _claimed(out: Path) -> Iterator[Path]:
         place = out.parent.resolve()
         partial = place / f".{out.name}.tmp-{os.getpid()}"
         with filelock.FileLock(place / f".{out.name}.lock", timeout=0) as lock:
-            for left in place.glob(f".{out.name}.tmp-*"):
-                shutil.rmtree(left, ignore_errors=True)
+            killed = re.compile(rf"\.{re.escape(out.name)}\.tmp-[0-9]+")
+            for left in place.iterdir():
+                if killed.fullmatch(left.name):
+                    _discard(left)
             partial.mkdir()
             try:
                 yield partial
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                _discard(partial)
                 Path(lock.lock_file).unlink(missing_ok=True)
     except filelock.Timeout:
         raise DataError(f"{out}: another call is making it: wait for it") from None
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror or error})") from error
+
+
+def _discard(folder: Path) -> None:
+    """Delete a split that is to be made anew; one with anything else in it stays."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    files = list(folder.iterdir())
+    if all(_OURS.fullmatch(file.name) and not file.is_dir() for file in files):
+        for file in files:
+            file.unlink()
+        folder.rmdir()
 
 
 def _write(whole: Dataset, kept: list[int], folder: Path, source: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 from pydantic import ValidationError
 
+import vssl_dist
 from launch import tables
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.config.paths import expanded, path_argument
@@ -89,16 +91,20 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def tasks_of(card: dict[str, Any], names: str, density: str | None = None) -> list[TaskConfig]:
+def tasks_of(
+    card: dict[str, Any], names: str, density: str | None = None, where: str = "the card"
+) -> list[TaskConfig]:
     """The run's own settings of the named tasks, or the tasks' defaults.
 
     Args:
         card: Of the export.
         names: With commas between.
         density: Of the likelihoods in task ood, instead of the run's own.
+        where: The card lies, for the message.
 
     Raises:
-        ConfigError: A name is none of a task, or stands twice; or no likelihood has a density.
+        ConfigError: A name is none of a task, or stands twice; no likelihood has a density; or the
+            run's settings are none.
     """
     own = {s.get("task"): s for s in card.get("config", {}).get("evaluations", ())}
     wanted = [name.strip() for name in names.split(",")]
@@ -118,7 +124,7 @@ def tasks_of(card: dict[str, Any], names: str, density: str | None = None) -> li
     try:
         tasks = [read_task(raw) for raw in settings.values()]
     except ValidationError as error:
-        raise ConfigError(f"config.evaluations of the card: {first_complaint(error)}") from error
+        raise ConfigError(f"{where}: config.evaluations: {first_complaint(error)}") from error
     return [task.asked_of(embedding_density=likelihoods) for task in tasks]
 
 
@@ -217,13 +223,14 @@ def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     try:
         found = exports(args.target)
-        tasks, place = tasks_of(read_card(found[-1]), args.task, args.density), place_of(args)
+        card, where = read_card(found[-1]), str(found[-1].with_suffix(".json"))
+        tasks, place = tasks_of(card, args.task, args.density, where), place_of(args)
         if place.ood and not any(isinstance(task, OodConfig) for task in tasks):
             raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
         for task in tasks:  # all that is missing is said before the first of them runs
             for export in found:
                 need_posterior(read_card(export), task)
-            Images.open(read_card(found[-1]), task, place)
+            Images.open(card, task, place)
         address = default_tracking_uri()
         with _alone(args.target):
             made = lines(tasks, place, found, args.baselines)
@@ -261,5 +268,13 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
+def _one_line(message: Warning | str, _: object, file: str, *place: object) -> str:
+    """A warning of this program, for people; others say where they come from."""
+    if str(Path(vssl_dist.__file__).parent) in file:
+        return f"warning: {printable(str(message))}\n"
+    return f"{file}: {message}\n"
+
+
 if __name__ == "__main__":
+    warnings.formatwarning = _one_line
     sys.exit(main(sys.argv[1:]))

@@ -67,6 +67,8 @@ def held(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
         OSError: Naming ``path``: it is a stranger's, still somebody's after ``within_s``, or
             cannot be opened.
     """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a link and no lock: remove it", str(path))
     lock = private_lock(path)
     deadline, said = time.monotonic() + within_s, ""
     while True:

@@ -55,6 +55,9 @@ class _Data(_Facts):
     bank: Folder | None = None
     backend: Literal["dali", "reference"] = "dali"
     timeout_s: Annotated[Finite, Field(gt=0)] = 1.0
+    views: Annotated[
+        tuple[dict[str, Any], ...], BeforeValidator(as_tuple), Field(max_length=64)
+    ] = ()
 
 
 class _Task(_Facts):

@@ -33,10 +33,13 @@ def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     card = read_card(path)
     try:
+        same = sha256(path) == card["sha256"]
         weights = load_file(path)
-    except (OSError, safetensors.SafetensorError, KeyError) as error:  # a key: an unknown dtype
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (safetensors.SafetensorError, KeyError) as error:  # a key: of an unknown type
         raise ExportError(f"{path}: damaged, or not safetensors ({error})") from error
-    if sha256(path) != card["sha256"]:
+    if not same:
         raise ExportError(f"{path}: its bytes are not those its card was written for; export again")
     try:
         backbone, _ = build_backbone(card["backbone"], card["image_size"])
@@ -116,8 +119,6 @@ def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
         raise ExportError(
             f"{place}: its bytes are not those its card was written for; export again"
         )
-    if not all(tensor.is_floating_point() for tensor in tensors.values()):
-        raise ExportError(f"{place}: holds other numbers than a training writes; export again")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ExportError(f"{place}: is damaged, not all of it is finite; use an earlier export")
     return tensors

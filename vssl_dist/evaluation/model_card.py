@@ -37,7 +37,8 @@ def evaluations(export: Path, card: Mapping[str, Any]) -> dict[str, dict[str, fl
         try:
             result = read_result(path)
         except (OSError, ValueError) as error:
-            raise ExportError(f"{path}: {error}; remove it, or evaluate again") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ExportError(f"{path}: {reason}; remove it, or evaluate again") from error
         if result.get("export_sha256") == card["sha256"]:
             found[path.stem.replace(step, "")] = result.get("metrics", {})
     return found

@@ -173,8 +173,11 @@ def load_online(path: Path) -> Probe | None:
     if tensors is None:
         return None
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    floats = all(tensor.is_floating_point() for tensor in tensors.values())
     match shapes:
-        case {"weight": (_, classes), "bias": (same,)} if len(shapes) == 2 and classes == same:
+        case {"weight": (_, classes), "bias": (same,)} if (
+            floats and classes == same and len(shapes) == 2
+        ):
             return Probe(**tensors)
     raise ExportError(f"{beside(path, ONLINE)}: holds no probe but {_listed(shapes)}")
 

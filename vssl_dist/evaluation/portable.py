@@ -15,6 +15,7 @@ hub's model card.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -79,6 +80,8 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
     path = (folder or export.parent) / f"{export.stem}{suffix}"
     _check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ExportError(f"{path.parent}: cannot be written to: name another folder, with --out")
     partial = path.with_name(f".tmp-{uuid4().hex[:12]}{suffix}")
     try:
         again = write(backbone, card, partial)

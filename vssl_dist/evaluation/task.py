@@ -6,6 +6,7 @@ happen on any machine, at any time, and more than once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -151,10 +152,10 @@ def _substitutions(images: Images) -> dict[str, Any]:
 
 
 def _kept(path: Path) -> bool:
-    """Whether results can be kept beside an export; links lead nowhere else.
+    """Whether results can be kept beside an export.
 
     Raises:
-        OSError: One that another user made, or that leads out of the folder, stands in the way.
+        OSError: What stands in the way: a link of another user or out of the folder, or no file.
     """
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return False
@@ -162,6 +163,8 @@ def _kept(path: Path) -> bool:
     pictures = re.compile(rf"{re.escape(path.stem)}-.*\.png")
     for file in [path, *(f for f in path.parent.iterdir() if pictures.fullmatch(f.name))]:
         refuse_way_out(file)
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "is there already and no regular file", str(file))
     return True
 
 
@@ -184,12 +187,15 @@ def _once(
     """
     facts = facts | {"format": FORMAT}
     kept = _kept(path)
+    stored: Any
     try:
         stored = read_json(path)
     except (OSError, ValueError):
         stored = None
     wanted = facts | {"substituted_images": 0}
-    if problem_of(stored) is None and all(stored.get(k) == v for k, v in wanted.items()):
+    needed = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
+    whole = problem_of(stored) is None and stored.keys() >= needed
+    if whole and all(stored.get(k) == v for k, v in wanted.items()):
         return dict(stored)
     if not kept:
         folder = printable(str(path.parent))

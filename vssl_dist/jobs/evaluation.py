@@ -18,7 +18,9 @@ from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.resources import Device, load_launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED
+from vssl_dist.text import printable
 
+_EXPORT = re.compile(r"backbone-([0-9]{8,10})")
 _JOB = re.compile(r"[0-9][0-9A-Za-z_+.-]{0,63}")
 
 
@@ -107,7 +109,10 @@ def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
     """
     exports = sorted((cfg.dir / "export").glob("backbone-*.safetensors"), reverse=True)
     for export in exports:
-        step = int(export.stem.rpartition("-")[2])
+        name = _EXPORT.fullmatch(export.stem)
+        if name is None:  # somebody's own copy
+            continue
+        step = int(name[1])
         for task in cfg.evaluations_at(step, samples):
             candidate = Due(export, step, task)
             # The card comes last, and whoever writes it asks again.
@@ -165,8 +170,8 @@ def evaluate_one(
     for plot in result.get("plots", ()):
         spool.artifact(one.export.with_name(plot))
     spool.close()
-    name, value = next(iter(result["metrics"].items()))
-    print(f"{one.export.name}: {name} {value:.4g}", flush=True)
+    for name, value in [*result["metrics"].items()][:1]:
+        print(f"{one.export.name}: {printable(name)} {value:.4g}", flush=True)
     one.record.unlink(missing_ok=True)
     return result
 
