@@ -268,11 +268,17 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
-def _one_line(message: Warning | str, _: object, file: str, *place: object) -> str:
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
     """A warning of this program, for people; others say where they come from."""
-    if str(Path(vssl_dist.__file__).parent) in file:
+    if str(Path(vssl_dist.__file__).parent) in filename:
         return f"warning: {printable(str(message))}\n"
-    return f"{file}: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 if __name__ == "__main__":

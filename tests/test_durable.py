@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.others import link_of_nobody, needs_root
-from vssl_dist.durable import open_append, publish
+from vssl_dist.durable import open_append, publish, publish_inside
 
 
 def test_a_file_is_replaced_as_a_whole_and_its_folder_is_made(tmp_path: Path) -> None:
@@ -91,3 +91,19 @@ def test_adding_goes_on_at_the_end_of_a_regular_file_alone(tmp_path: Path) -> No
         with pytest.raises(OSError, match=r".") as caught:
             open_append(other)
         assert caught.value.filename is not None
+
+
+def test_inside_is_inside_whoever_made_the_links(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "home" / "export"
+    folder.mkdir(parents=True)
+    (tmp_path / "via").symlink_to(folder)
+    (folder / "inner").symlink_to("facts.json")
+    publish_inside(tmp_path / "via" / "inner", b"new")
+    assert (folder / "facts.json").read_bytes() == b"new"
+    for number, target in enumerate(("../.bashrc", str(home / ".bashrc"), "../export2/x", "..")):
+        link = folder / f"{number}.json"
+        link.symlink_to(target)
+        with pytest.raises(OSError, match="leads out of its folder: remove it") as caught:
+            publish_inside(link, b"new")
+        assert caught.value.filename == str(link)
+    assert [path.name for path in home.iterdir()] == ["export"]

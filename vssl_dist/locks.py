@@ -73,7 +73,8 @@ def held(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
     deadline, said = time.monotonic() + within_s, ""
     while True:
         try:
-            lock.acquire(timeout=_LOOK_EVERY_S if said else 0)
+            left_s = max(0.0, deadline - time.monotonic())
+            lock.acquire(timeout=min(_LOOK_EVERY_S, left_s) if said else 0)
             break
         except Timeout:
             who = holder(path)
