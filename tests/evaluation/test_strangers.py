@@ -30,6 +30,7 @@ from tests.support.photos import tiny_dataset
 from vssl_dist.config import KnnConfig
 from vssl_dist.durable import sha256
 from vssl_dist.evaluation.cache import FeatureCache, features_of
+from vssl_dist.evaluation.features import Rows
 from vssl_dist.jobs import dispatch
 from vssl_dist.jobs.evaluation import Attempts, Due
 
@@ -58,6 +59,11 @@ def run(data: Path) -> Iterator[Path]:
         path.chmod(0o644)
         change(path, config=CONFIG)
         yield folder / "run"
+
+
+def never(scratch: Path) -> Rows:
+    raise AssertionError
+    yield
 
 
 def asked(run: Path, *words: str) -> int:
@@ -167,6 +173,7 @@ def test_figures_of_a_run_that_can_only_be_read_are_shown(run: Path, with_config
     before = tree(run)
 
     def look() -> None:
+        torch.set_num_threads(1)  # more do not outlive a fork
         with pytest.warns(UserWarning, match="cannot be written to: figures are shown") as caught:
             assert asked(run) == 0
         said = [str(one.message) for one in caught if one.category is UserWarning]
@@ -189,7 +196,7 @@ def test_features_in_a_run_that_can_only_be_read_are_not_computed_again(run: Pat
     def look() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert features_of(source, network, images, lambda scratch: iter(())) is not None
+            assert features_of(source, network, images, never) is not None
 
     assert done_as_nobody(look)
     assert tree(run) == kept
