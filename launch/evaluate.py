@@ -206,10 +206,10 @@ def cells(task: str, results: Sequence[Line]) -> tuple[str, list[tables.Line]]:
     """
     kind = MEASURES[task]
     try:
-        cells = [(name, kind.columns(found)) for name, found in results]
+        rows = [(name, kind.columns(found)) for name, found in results]
         return kind.title, [
             (printable(name), {printable(key): printable(cell) for key, cell in row.items()})
-            for name, row in cells
+            for name, row in rows
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(

@@ -195,8 +195,6 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
         trained = Trained(trial.name, result, baselines, trial.seconds())
         for scores in (trained.scores(), *map(trained.scores, baselines)):
             one_class.means([scores])
-        sizes = result["step"], result["bank"]["samples"], result["queries"]["samples"]
-        sum([*sizes, result["ood"][OTHERS]["samples"]])
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
