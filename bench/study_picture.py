@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from bench.study_plan import BASE, Study
 from bench.study_report import Figures, Key, Outcome, rows
+from vssl_dist.evaluation.plots import literal
 
 
 def picture(
@@ -28,7 +29,7 @@ def picture(
     down = -(-len(panels) // across)
     size = (3.4 * across, 3.0 * down) if len(panels) > 1 else (6.8, 4.4)
     page = Figure(figsize=size, layout="constrained")
-    page.suptitle(study.title, wrap=True)
+    page.suptitle(literal(study.title), wrap=True)
     shared: Axes | None = None
     for number, (factor, point) in enumerate(panels):
         # One scale for all: else a point of difference looks like ten.
@@ -36,7 +37,8 @@ def picture(
         shown = rows(study, outcomes, factor, point)
         beside = others if factor == BASE else {}
         _draw(axes, study, shown, beside)
-        axes.set_title(f"{point}: {factor}" if point else factor, fontsize="medium")
+        title = literal(f"{point}: {factor}" if point else factor)
+        axes.set_title(title, fontsize="medium")
         if number == 0:
             labels = axes.get_legend_handles_labels()
             page.legend(*labels, loc="outside lower center", ncols=3, frameon=False)
@@ -59,7 +61,7 @@ def _draw(
             found = [*found, others.get(name, {})]
             spots += [(place, figures[column]) for figures in found if column in figures]
         if spots:
-            axes.plot(*zip(*spots, strict=True), "o", ms=4, label=column)
-    words = [name.replace("**", "").replace(" (base)", "*") for name in names]
+            axes.plot(*zip(*spots, strict=True), "o", ms=4, label=literal(column))
+    words = [literal(name.replace("**", "").replace(" (base)", "*")) for name in names]
     axes.set_xticks(range(len(words)), words, rotation=30, ha="right", fontsize="small")
     axes.set_xlim(-0.5, len(words) - 0.5)

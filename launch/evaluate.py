@@ -12,7 +12,9 @@ Results lie beside the exports and are not computed twice.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +26,16 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     require_packages()
 
-from filelock import Timeout
 from pydantic import ValidationError
 
+import vssl_dist
 from launch import tables
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.config.paths import expanded, path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.evaluation.exports import read_card
+from vssl_dist.evaluation.jsonfile import first_complaint
 from vssl_dist.evaluation.posterior import has_embedding_density
 from vssl_dist.evaluation.results import shown
 from vssl_dist.evaluation.splits import need_posterior
@@ -40,9 +43,11 @@ from vssl_dist.evaluation.subject import Images
 from vssl_dist.evaluation.task import Place, baselines, evaluate, exports
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
 from vssl_dist.jobs import machine
-from vssl_dist.jobs.dispatch import lock_of
+from vssl_dist.jobs.dispatch import lock_path
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send
 from vssl_dist.jobs.resources import Device
+from vssl_dist.locks import held
+from vssl_dist.text import printable
 from vssl_dist.tracker import default_tracking_uri
 
 
@@ -87,16 +92,20 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def tasks_of(card: dict[str, Any], names: str, density: str | None = None) -> list[TaskConfig]:
+def tasks_of(
+    card: dict[str, Any], names: str, density: str | None = None, where: str = "the card"
+) -> list[TaskConfig]:
     """The run's own settings of the named tasks, or the tasks' defaults.
 
     Args:
         card: Of the export.
         names: With commas between.
         density: Of the likelihoods in task ood, instead of the run's own.
+        where: The card lies, for the message.
 
     Raises:
-        ConfigError: A name is none of a task, or stands twice; or no likelihood has a density.
+        ConfigError: A name is none of a task, or stands twice; no likelihood has a density; or the
+            run's settings are none.
     """
     own = {s.get("task"): s for s in card.get("config", {}).get("evaluations", ())}
     wanted = [name.strip() for name in names.split(",")]
@@ -113,7 +122,10 @@ def tasks_of(card: dict[str, Any], names: str, density: str | None = None) -> li
     settings = {name: own.get(name, {"task": name}) for name in wanted}
     if density:
         settings["ood"] = settings["ood"] | {"density": density}
-    tasks = [read_task(raw) for raw in settings.values()]
+    try:
+        tasks = [read_task(raw) for raw in settings.values()]
+    except ValidationError as error:
+        raise ConfigError(f"{where}: config.evaluations: {first_complaint(error)}") from error
     return [task.asked_of(embedding_density=likelihoods) for task in tasks]
 
 
@@ -142,7 +154,8 @@ def lines(
 def _evaluated(one: Due, place: Place) -> dict[str, Any]:
     run = one.export.parent.parent
     own = place.train is None and place.val is None and not place.ood
-    if (run / "config.yaml").exists() and own and not one.final():
+    kept = os.access(run, os.W_OK | os.X_OK)
+    if kept and (run / "config.yaml").exists() and own and not one.final():
         device: Device = "cpu" if place.device == "cpu" else "cuda"
         # Onto the run's curve, too.
         return evaluate_one(run, one, device, place.threads, place.ranks)
@@ -186,10 +199,24 @@ def _device(wanted: Device | None) -> Device:
     return device
 
 
-def cells(task: str, lines: Sequence[Line]) -> tuple[str, list[tables.Line]]:
-    """What a task's table is called, and its figures as text."""
+def cells(task: str, results: Sequence[Line]) -> tuple[str, list[tables.Line]]:
+    """What a task's table is called, and its figures as text.
+
+    Raises:
+        ConfigError: They are not those of such a task: somebody else wrote the file.
+    """
     kind = MEASURES[task]
-    return kind.title, [(name, kind.columns(results)) for name, results in lines]
+    try:
+        rows = [(name, kind.columns(found)) for name, found in results]
+        return kind.title, [
+            (printable(name), {printable(key): printable(cell) for key, cell in row.items()})
+            for name, row in rows
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the results of task {task} are not such as it writes ({error!r}): remove "
+            f"{task}-*.json beside the exports, and evaluate again"
+        ) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -198,13 +225,14 @@ def main(argv: Sequence[str]) -> int:
     keep_others_from_writing()
     try:
         found = exports(args.target)
-        tasks, place = tasks_of(read_card(found[-1]), args.task, args.density), place_of(args)
+        card, where = read_card(found[-1]), str(found[-1].with_suffix(".json"))
+        tasks, place = tasks_of(card, args.task, args.density, where), place_of(args)
         if place.ood and not any(isinstance(task, OodConfig) for task in tasks):
             raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
         for task in tasks:  # all that is missing is said before the first of them runs
             for export in found:
                 need_posterior(read_card(export), task)
-            Images.open(read_card(found[-1]), task, place)
+            Images.open(card, task, place)
         address = default_tracking_uri()
         with _alone(args.target):
             made = lines(tasks, place, found, args.baselines)
@@ -213,15 +241,14 @@ def main(argv: Sequence[str]) -> int:
         # Also what an evaluation left when MLflow was out of reach.
         send(found[-1].parent.parent, address)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        print(f"error: {where}: {first['msg']}, got {first['input']!r}", file=sys.stderr)
+        print(f"error: {first_complaint(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        said = f"{error.filename or 'disk'}: {error.strerror or error}"
+        print(f"error: {printable(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: the same command does what is missing", file=sys.stderr)
@@ -231,18 +258,31 @@ def main(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Let the evaluations in the background finish: their results are then there already."""
-    if target.suffix == ".safetensors":
+    """Let the evaluations in the background finish: their results are then there already.
+
+    In another user's run nothing is locked: he could not open the lock.
+    """
+    export = target / "export"
+    if target.suffix == ".safetensors" or export.stat().st_uid != os.geteuid():
         yield
         return
-    lock = lock_of(target)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("waiting for the evaluation in the background", flush=True)
-    with lock:
+    with held(lock_path(target)):
         yield
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of this program, for people; others say where they come from."""
+    if str(Path(vssl_dist.__file__).parent) in filename:
+        return f"warning: {printable(str(message))}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = _one_line
     sys.exit(main(sys.argv[1:]))

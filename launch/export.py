@@ -24,6 +24,7 @@ from vssl_dist.config.paths import path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.portable import FORMATS, convert
 from vssl_dist.evaluation.task import exports
+from vssl_dist.text import printable
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -53,12 +54,13 @@ def main(argv: Sequence[str]) -> int:
                 raise ConfigError(f"--format {kind}: not one of {', '.join(FORMATS)}")
         export = exports(args.target)[-1]
         for kind in kinds:
-            print(convert(export, kind, args.out))
+            print(printable(str(convert(export, kind, args.out))))
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        said = f"{error.filename or 'disk'}: {error.strerror or error}"
+        print(f"error: {printable(said)}", file=sys.stderr)
         return 2
     return 0
 

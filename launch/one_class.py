@@ -36,8 +36,9 @@ from vssl_dist import config
 from vssl_dist.config import ConfigError, OodConfig, RunConfig
 from vssl_dist.config.paths import literal, path_argument
 from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.durable import publish
+from vssl_dist.durable import publish_inside
 from vssl_dist.evaluation import one_class
+from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.one_class import OTHERS, Trained
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.results import read_result
@@ -67,7 +68,12 @@ class Trial:
 
     def seconds(self) -> float:
         """What it has cost so far, in all calls that were not killed."""
-        return float(json.loads(self.clock.read_text())) if self.clock.exists() else 0.0
+        if not self.clock.exists():
+            return 0.0
+        try:
+            return float(read_json(self.clock))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{self.clock}: holds no seconds ({error}): remove it") from error
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -171,17 +177,30 @@ def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
         code = call("launch/evaluate.py", *words)
     if not before:
         spent = trial.seconds() + time.monotonic() - start
-        publish(trial.clock, json.dumps(round(spent, 1)).encode())
+        publish_inside(trial.clock, json.dumps(round(spent, 1)).encode())
     return code
 
 
 def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
-    """The results of a finished class."""
-    result = read_result(results(trial, cfg)[-1])
-    baselines = {}
-    if with_baselines:
-        baselines = json.loads((trial.run / BASELINES).read_text())["results"]
-    return Trained(trial.name, result, baselines, trial.seconds())
+    """The results of a finished class.
+
+    Raises:
+        ConfigError: One line: one of them is damaged.
+    """
+    place, baselines = results(trial, cfg)[-1], {}
+    try:
+        result = read_result(place)
+        if with_baselines:
+            place = trial.run / BASELINES
+            baselines = read_json(place)["results"]
+        trained = Trained(trial.name, result, baselines, trial.seconds())
+        for scores in (trained.scores(), *map(trained.scores, baselines)):
+            one_class.means([scores])
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{place}: is no result of task ood ({error!r}): remove it") from error
+    return trained
 
 
 def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int) -> str:
@@ -209,9 +228,9 @@ def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int
         },
     }
     place = cfg.out / cfg.name / "one_class"
-    publish(place.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-    publish(place.with_suffix(".png"), png(one_class.bars(method, trained)))
-    publish(place.with_suffix(".md"), table.encode())
+    publish_inside(place.with_suffix(".json"), json.dumps(facts, indent=1).encode())
+    publish_inside(place.with_suffix(".png"), png(one_class.bars(method, trained)))
+    publish_inside(place.with_suffix(".md"), table.encode())
     return table
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.others import link_of_nobody, needs_root
-from vssl_dist.durable import append, is_partial, open_append, publish, whole_file
+from vssl_dist.durable import append, is_partial, open_append, publish, publish_inside, whole_file
 
 
 def test_a_file_is_replaced_as_a_whole_and_its_folder_is_made(tmp_path: Path) -> None:
@@ -129,3 +129,19 @@ def test_no_file_is_written_into_a_folder_that_is_a_link_of_another_user(tmp_pat
         ):
             file.write(b"x")
     assert list((tmp_path / "victim").iterdir()) == []
+
+
+def test_inside_is_inside_whoever_made_the_links(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "home" / "export"
+    folder.mkdir(parents=True)
+    (tmp_path / "via").symlink_to(folder)
+    (folder / "inner").symlink_to("facts.json")
+    publish_inside(tmp_path / "via" / "inner", b"new")
+    assert (folder / "facts.json").read_bytes() == b"new"
+    for number, target in enumerate(("../.bashrc", str(home / ".bashrc"), "../export2/x", "..")):
+        link = folder / f"{number}.json"
+        link.symlink_to(target)
+        with pytest.raises(OSError, match="leads out of its folder: remove it") as caught:
+            publish_inside(link, b"new")
+        assert caught.value.filename == str(link)
+    assert [path.name for path in home.iterdir()] == ["export"]

@@ -10,7 +10,7 @@ import pytest
 from filelock import Timeout
 
 from tests.support.others import done_as_nobody, locked_by_nobody, needs_root, shared_folder
-from vssl_dist.locks import holder, private_lock
+from vssl_dist.locks import held, held_by_stranger, holder, private_lock
 
 
 def test_the_process_that_holds_a_lock_is_named(tmp_path: Path) -> None:
@@ -53,3 +53,43 @@ def test_a_lock_is_no_way_through_a_link(tmp_path: Path) -> None:
         private_lock(tmp_path / "lock").acquire(timeout=1)
     assert target.read_bytes() == b"mine"
     assert stat.S_IMODE(target.stat().st_mode) != 0o600
+
+
+def test_whoever_waits_is_told_for_whom_and_how_long_and_not_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lock"
+    with private_lock(path):
+        assert not held_by_stranger(path)
+        match = f"still held by process {os.getpid()} of "
+        with pytest.raises(OSError, match=match) as error, held(path, within_s=0.1):
+            pass
+        assert error.value.filename == str(path)
+    said = capsys.readouterr().out
+    assert said.startswith("waiting, 2.77778e-05 h at most, for process ")
+    assert said.endswith(f", which has {path}\n")
+    with held(path), pytest.raises(Timeout):
+        private_lock(path).acquire(timeout=0)
+
+
+@needs_root
+def test_nobody_waits_for_a_stranger() -> None:
+    with shared_folder() as folder:
+        path = folder / "lock"
+        path.touch(mode=0o644)
+        with locked_by_nobody(path) as pid:
+            assert held_by_stranger(path)
+            match = f"is held by process {pid} of "
+            with pytest.raises(OSError, match=match) as error, held(path):
+                pass
+            assert error.value.filename == str(path)
+        with held(path):
+            pass
+
+
+def test_a_link_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "target")
+    match = "is a link and no lock: remove it"
+    with pytest.raises(OSError, match=match), held(tmp_path / "lock"):
+        pass
+    assert not (tmp_path / "target").exists()

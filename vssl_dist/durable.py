@@ -95,6 +95,26 @@ def append(path: Path, data: bytes) -> None:
             rest = rest[file.write(rest) :]
 
 
+def publish_inside(path: Path, data: bytes) -> None:
+    """`publish` to a folder that somebody may have handed over, and to nowhere else.
+
+    Raises:
+        OSError: As of `publish`, or ``path`` is a link out of its folder.
+    """
+    refuse_way_out(path)
+    publish(path, data)
+
+
+def refuse_way_out(path: Path) -> None:
+    """Refuse a link out of its folder, whoever made it: an archive's belong to who unpacked it.
+
+    Raises:
+        OSError: Naming ``path`` and the remedy.
+    """
+    if path.is_symlink() and not followed(path).is_relative_to(followed(path.parent)):
+        raise OSError(errno.EPERM, "is a link that leads out of its folder: remove it", str(path))
+
+
 def open_append(path: Path) -> BinaryIO:
     """Open a file to add to, unbuffered; it and its folder are made if needed.
 

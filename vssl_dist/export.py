@@ -68,7 +68,9 @@ def write_export(
     digests["sha256"] = hashlib.sha256(parts[path]).hexdigest()
     place = path.with_suffix(".json")
     facts = json.dumps(card | digests, indent=1).encode()
-    if place.exists() and place.read_bytes() != facts:
+    for file in (*parts, place):
+        durable.refuse_way_out(file)
+    if place.is_file() and place.read_bytes() != facts:
         place.unlink()
         durable.sync(place.parent)
     for file, packed in parts.items():

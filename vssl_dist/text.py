@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import html
+import re
 import sys
 from typing import NoReturn
+
+_MARKS = re.compile(r"[\\\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]|(?<=^\d)[.)]")
+_LINKS = re.compile(r"(?<=:)//|(?<=www)\.", re.I)
 
 
 def printable(text: str) -> str:
@@ -44,3 +49,16 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print usage and ``message``, and exit with 2."""
         super().error(printable(message))
+
+
+def markdown(text: str) -> str:
+    """One line of Markdown that reads as ``text``: no heading, link, formula, tag or cell.
+
+    >>> markdown("a_b *c* | <b>")
+    'a_b \\\\*c\\\\* \\\\| &lt;b&gt;'
+    >>> print(markdown("# x\\n[y](http://z)"))
+    \\# x\\\\n\\[y\\](http:&#47;/z)
+    """
+    marked = _MARKS.sub(lambda mark: f"\\{mark[0]}", printable(text))
+    escaped = html.escape(marked, quote=False)
+    return _LINKS.sub(lambda link: f"&#{ord(link[0][0])};{link[0][1:]}", escaped)

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.others import link_of_nobody, needs_root, shared_folder
+from vssl_dist.durable import sha256
 from vssl_dist.evaluation.cache import KEPT_NETWORKS, FeatureCache, features_of
 from vssl_dist.evaluation.features import Rows
 
@@ -179,8 +181,9 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_one(tmp_path: Path) ->
 
 
 def test_features_of_old_exports_and_of_killed_writers_go(tmp_path: Path) -> None:
-    killed = tmp_path / ".tmp-x-y"
-    killed.mkdir()
+    killed = tmp_path / f".tmp-{'0' * 16}-{'1' * 16}-{'2' * 12}"
+    (killed / "parts" / "0.partial").mkdir(parents=True)
+    (killed / "parts" / "0.partial" / "features.npy").touch()
     os.utime(killed, (0, 0))
     cache, source = FeatureCache(tmp_path), Source()
     for number in range(KEPT_NETWORKS + 2):
@@ -192,3 +195,132 @@ def test_features_of_old_exports_and_of_killed_writers_go(tmp_path: Path) -> Non
     newest = cache.get({"export_sha256": str(KEPT_NETWORKS + 1)}, IMAGES, source)
     assert source.asked == KEPT_NETWORKS + 2
     assert torch.equal(newest.features, held.features)
+
+
+def fill(folder: Path, count: int = KEPT_NETWORKS + 2) -> None:
+    """Have features of more networks asked for than are kept."""
+    for number in range(count):
+        FeatureCache(folder).get({"export_sha256": str(number)}, IMAGES, Source())
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+HEX = "0123456789abcdef"
+KEY = HEX[:12]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my-thesis", "old-data", "a-b", "*-x", "[a-f]-x", "[..]-x", f"{HEX}-{HEX}", f"{HEX}-x",
+        f".tmp-{HEX}-{HEX}-{KEY}", ".tmp-mine", f"{HEX.upper()}-{HEX}", f"{HEX}-{HEX}-{KEY}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("content", ["thesis.tex", "features.npy", "seal.json"])
+def test_nothing_is_deleted_that_is_not_the_caches_own(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    """By the user's own link the folder is any of the user's folders."""
+    own = tmp_path / "own"
+    (own / name / "more").mkdir(parents=True)
+    (own / name / content).write_text('{"format": 2, "network": {}, "images": {}}')
+    os.utime(own / name, (0, 0))
+    (tmp_path / "features").symlink_to(own)
+    before = tree(own)
+    fill(tmp_path / "features")
+    assert before.items() <= tree(own).items()
+    assert len(list(own.glob("*/labels.npy"))) == KEPT_NETWORKS
+
+
+def test_a_folder_of_files_that_are_called_as_ours_stays_without_our_seal(tmp_path: Path) -> None:
+    theirs = tmp_path / f"{HEX}-{HEX}"
+    theirs.mkdir()
+    np.save(theirs / "features.npy", np.zeros(3))
+    fill(tmp_path)
+    assert (theirs / "features.npy").exists()
+
+
+def test_an_entry_in_which_somebody_keeps_something_is_never_deleted(tmp_path: Path) -> None:
+    FeatureCache(tmp_path).get(NETWORK, IMAGES, Source())
+    first = entry(tmp_path)
+    (first / "notes.txt").write_text("mine")
+    os.utime(first / "seal.json", (0, 0))
+    fill(tmp_path)
+    assert (first / "notes.txt").read_text() == "mine"
+    (first / "seal.json").write_text("{")
+    with pytest.warns(UserWarning, match="is no features of ours: move it away"):
+        assert features_of(FeatureCache(tmp_path), NETWORK, IMAGES, Source()) is None
+    assert (first / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_entries_of_earlier_versions_are_recognised_and_pruned(
+    tmp_path: Path, version: int
+) -> None:
+    FeatureCache(tmp_path).get(NETWORK, IMAGES, Source())
+    old = entry(tmp_path)
+    seal = json.loads((old / "seal.json").read_text())
+    (old / "seal.json").write_text(json.dumps(seal | {"format": version}))
+    os.utime(old / "seal.json", (0, 0))
+    fill(tmp_path, KEPT_NETWORKS)
+    assert not old.exists()
+
+
+def test_links_in_the_place_of_an_entry_or_its_files_lead_nowhere(tmp_path: Path) -> None:
+    FeatureCache(tmp_path / "c").get(NETWORK, IMAGES, Source())
+    place = entry(tmp_path / "c")
+    kept = place.rename(tmp_path / "kept")
+    place.symlink_to(kept)
+    before = tree(kept)
+    fill(tmp_path / "c")
+    place.unlink()
+    place.mkdir()
+    for name in before:
+        (place / name).symlink_to(kept / name)
+    with pytest.warns(UserWarning, match="move it away"):
+        assert features_of(FeatureCache(tmp_path / "c"), NETWORK, IMAGES, Source()) is None
+    fill(tmp_path / "c")
+    assert tree(kept) == before
+
+
+@needs_root
+def test_a_folder_by_another_users_link_is_refused() -> None:
+    with shared_folder() as folder:
+        (folder / "mine").mkdir()
+        link_of_nobody(folder / "features", folder / "mine")
+        with pytest.raises(OSError, match="nobody made: remove it"):
+            FeatureCache(folder / "features").get(NETWORK, IMAGES, Source())
+        assert not list((folder / "mine").iterdir())
+
+
+def misshapen(place: Path) -> None:
+    np.save(place / "features.npy", np.zeros((3, 2, 2), np.float32))
+
+
+def of_objects(place: Path) -> None:
+    np.save(place / "features.npy", np.zeros((50, 8), complex))
+
+
+def labels_of_floats(place: Path) -> None:
+    np.save(place / "labels.npy", np.zeros(50))
+
+
+@pytest.mark.parametrize("harm", [misshapen, of_objects, labels_of_floats])
+def test_an_entry_whose_seal_agrees_with_nonsense_is_computed_again(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    source = Source()
+    FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
+    place = entry(tmp_path)
+    harm(place)
+    seal = json.loads((place / "seal.json").read_text())
+    seal["sha256"] = {name: sha256(place / name) for name in seal["sha256"]}
+    (place / "seal.json").write_text(json.dumps(seal))
+    found = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
+    assert torch.equal(found.features, source.features)
+    assert source.asked == 2

@@ -12,11 +12,13 @@ from vssl_dist.config.fields import FilePath, MethodConfig, Model, Positive, as_
 from vssl_dist.config.task import TaskConfig
 from vssl_dist.config.tasks import Evaluation, OnlineConfig, OodConfig
 
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
 
 class RunConfig(Model):
     """A run: the resolved YAML, whole."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    name: RunName
     """Of the run; a file without one gives its own."""
     out: FilePath = Path("runs")
     """Folder of runs; this run lives in ``out/name``."""

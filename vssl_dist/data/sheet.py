@@ -21,7 +21,7 @@ from vssl_dist.data.reference import decode
 from vssl_dist.data.shards import Dataset, Samples
 from vssl_dist.data.substitution import read_decodable
 from vssl_dist.data.views import Draws, draw
-from vssl_dist.durable import publish
+from vssl_dist.durable import publish_inside
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -
     facts = f"{data.train}, seed {cfg.seed}, first micro-step, backend {data.backend}"
     stream = io.BytesIO()
     page((cfg.name, facts), heads, tiles).save(stream, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, stream.getvalue())
+    publish_inside(path, stream.getvalue())
     return path
 
 

@@ -3,35 +3,47 @@
 An entry is a folder that is written under another name and then renamed: it is whole or it is
 not there.  Its seal states what the features rest on and the checksum of every file; an entry
 whose seal does not hold is computed again.
+
+The folder may be anybody's other folder, too, by a link.  So only files are ever deleted that are
+called as ours, in folders that are called as ours and hold nothing else.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
-from vssl_dist.durable import sha256, sync
+from vssl_dist.durable import followed, sha256, sync
 from vssl_dist.evaluation.features import Rows, precision
+from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.knn import Features
+from vssl_dist.locks import held
+from vssl_dist.text import printable
 
 KEPT_NETWORKS = 3
 _STALE_S = 86_400.0
 _FILES = ("features.npy", "labels.npy")
 _SEAL, _PARTS = "seal.json", "parts"
 _FORMAT = 2
+_FORMATS = (1, _FORMAT)
+_ENTRY = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})")
+_PARTIAL = re.compile(r"\.tmp-[0-9a-f]{16}-[0-9a-f]{16}-[0-9a-f]{12}")
+_RANK = re.compile(r"[0-9]+(\.partial)?")
 
 Source = Callable[[Path], Rows]
 """Computes features; in a folder of the given name, which is gone at the end, it may put parts."""
@@ -73,42 +85,46 @@ class FeatureCache:
         Raises:
             OSError: They cannot be stored, or the storage fails.
         """
-        facts: dict[str, Any] = {
-            "format": _FORMAT,
-            "network": dict(network),
-            "images": dict(images),
-        }
-        entry = self.folder / f"{_digest(facts['network'])}-{_digest(facts['images'])}"
+        facts = _facts(network, images)
+        entry = self._entry(facts)
+        followed(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone(entry):
-            found = _read(entry, facts)
-            if found is None:
-                found = self._write(entry, facts, source, sound)
-        if found is None:
+        with held(self._lock(entry)):
+            kept = _read(entry, facts)
+            if kept is None:
+                kept = self._write(entry, facts, source, sound)
+        if kept is None:
             raise OSError(f"{entry}: features that were just written do not read back")
         self._prune()
-        return found
+        return kept
 
-    @contextmanager
-    def _alone(self, entry: Path) -> Iterator[None]:
+    def peek(self, network: Mapping[str, Any], images: Mapping[str, Any]) -> Features | None:
+        """The stored features, if there are any; nothing is written."""
+        facts = _facts(network, images)
+        return _read(self._entry(facts), facts)
+
+    @property
+    def writable(self) -> bool:
+        """Whether this user may store anything here."""
+        place = self.folder if self.folder.exists() else self.folder.parent
+        return os.access(place, os.W_OK | os.X_OK)
+
+    def _entry(self, facts: Mapping[str, Any]) -> Path:
+        return self.folder / f"{_digest(facts['network'])}-{_digest(facts['images'])}"
+
+    def _lock(self, entry: Path) -> Path:
         # A slot, not a file per entry: locks outlive entries.
         slot = hashlib.sha256(entry.name.encode()).hexdigest()[:2]
-        lock = FileLock(self.folder / f".lock-{slot}")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{self.folder}: waiting for features that are being computed", flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        # Nobody can open another user's locks: a guest has his own.
+        guest = self.folder.stat().st_uid != os.geteuid()
+        return self.folder / (f".lock-{slot}-{os.geteuid()}" if guest else f".lock-{slot}")
 
     def _write(
         self, entry: Path, facts: dict[str, Any], source: Source, sound: Callable[[], bool]
     ) -> Features | None:
-        for left in self.folder.glob(f".tmp-{entry.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in self._partials():
+            if left.name.startswith(f".tmp-{entry.name}-"):
+                _discard(left)
         partial = self.folder / f".tmp-{entry.name}-{uuid4().hex[:12]}"
         partial.mkdir()
         try:
@@ -116,28 +132,88 @@ class FeatureCache:
             if not sound():
                 return _mapped(partial)  # a mapping outlives the name of its file
             seal = facts | {"sha256": {name: sha256(partial / name) for name in _FILES}}
-            (partial / _SEAL).write_text(json.dumps(seal, indent=1))
+            with (partial / _SEAL).open("x") as file:
+                json.dump(seal, file, indent=1)
             for name in (*_FILES, _SEAL):
                 sync(partial / name)
             sync(partial)
-            shutil.rmtree(entry, ignore_errors=True)  # damaged, or of another format
+            if os.path.lexists(entry) and not _discard(entry):  # damaged, or of another format
+                reason = "is no features of ours: move it away"
+                raise OSError(errno.EEXIST, reason, str(entry))
             partial.rename(entry)
             sync(self.folder)
             return _read(entry, facts)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)  # made here, under a name of chance
+
+    def _partials(self) -> list[Path]:
+        """What writers of this user left unfinished, or are at."""
+        named = (path for path in self.folder.iterdir() if _PARTIAL.fullmatch(path.name))
+        return [path for path in named if path.lstat().st_uid == os.geteuid()]
 
     def _prune(self) -> None:
-        used: dict[str, float] = {}
+        for path in self._partials():
+            if _age(path) > _STALE_S:
+                _discard(path)
+        networks: dict[str, list[Path]] = {}
         for path in self.folder.iterdir():
-            if path.name.startswith(".tmp-") and _age(path) > _STALE_S:
-                shutil.rmtree(path, ignore_errors=True)
-            elif not path.name.startswith("."):
-                network = path.name.partition("-")[0]
-                used[network] = max(used.get(network, 0.0), time.time() - _age(path / _SEAL))
-        for network in sorted(used, key=lambda name: -used[name])[KEPT_NETWORKS:]:
-            for path in self.folder.glob(f"{network}-*"):
-                shutil.rmtree(path, ignore_errors=True)
+            if _sealed(path):
+                networks.setdefault(path.name.partition("-")[0], []).append(path)
+        ages = {name: min(_age(path / _SEAL) for path in each) for name, each in networks.items()}
+        for network in sorted(ages, key=lambda name: ages[name])[KEPT_NETWORKS:]:
+            for path in networks[network]:
+                _discard(path)
+
+
+def _facts(network: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": _FORMAT, "network": dict(network), "images": dict(images)}
+
+
+def _sealed(path: Path) -> bool:
+    """Whether this is an entry, also of an earlier format: its seal says what its name says."""
+    name = _ENTRY.fullmatch(path.name)
+    if name is None or path.is_symlink():
+        return False
+    try:
+        seal = read_json(path / _SEAL)
+        digests = _digest(seal["network"]), _digest(seal["images"])
+        return seal["format"] in _FORMATS and digests == name.groups()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _discard(folder: Path) -> bool:
+    """Delete an entry, whole or not; whether it is gone.  One with anything else in it stays."""
+    ours = {*_FILES, _SEAL}
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        parts = [path for path in folder.iterdir() if path.name == _PARTS]
+        ranks = [path for part in parts for path in _listed(part)]
+        files = [path for path in folder.iterdir() if path.name != _PARTS]
+        files += [file for rank in ranks for file in _listed(rank)]
+        if not all(_RANK.fullmatch(rank.name) for rank in ranks) or not all(
+            file.name in ours and stat.S_ISREG(file.lstat().st_mode) for file in files
+        ):
+            return False
+        for file in sorted(files, key=lambda path: path.name):  # the seal last: it says what it is
+            file.unlink()
+        for empty in (*ranks, *parts, folder):
+            empty.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What a folder holds.
+
+    Raises:
+        OSError: It is none, or a link.
+    """
+    if folder.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    return list(folder.iterdir())
 
 
 def store(folder: Path, samples: int, rows: Rows) -> None:
@@ -164,7 +240,8 @@ def store(folder: Path, samples: int, rows: Rows) -> None:
             done += len(features)
     if done != samples:
         raise RuntimeError(f"{done} of {samples} features were computed")
-    np.save(folder / "labels.npy", labels)
+    with (folder / "labels.npy").open("xb") as file:
+        np.save(file, labels)
 
 
 def read_rows(folder: Path, size: int) -> Rows:
@@ -187,15 +264,24 @@ def _header(file: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
 def _read(entry: Path, facts: Mapping[str, Any]) -> Features | None:
     """The entry if all of it is what its seal says, else None."""
     try:
-        seal = json.loads((entry / _SEAL).read_text())
+        if not all(stat.S_ISREG((entry / name).lstat().st_mode) for name in _FILES):
+            return None
+        seal = read_json(entry / _SEAL)
         sums = seal.pop("sha256")
         if seal != facts or any(sha256(entry / name) != sums[name] for name in _FILES):
             return None
-        found = _mapped(entry)
-        os.utime(entry / _SEAL)
+        kept = _mapped(entry)
+        samples, kinds = facts["images"]["samples"], (torch.float32, torch.float16)
+        shapes = (kept.features.dim(), len(kept.features), tuple(kept.labels.shape))
+        if shapes != (2, samples, (samples,)) or kept.features.dtype not in kinds:
+            return None
+        if kept.labels.dtype != torch.int64:
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found
+    with suppress(OSError):  # somebody else's
+        os.utime(entry / _SEAL)
+    return kept
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
@@ -216,10 +302,16 @@ def features_of(
     source: Source,
     sound: Callable[[], bool] = lambda: True,
 ) -> Features | None:
-    """`FeatureCache.get`, or None with a warning where nothing can be stored."""
+    """`FeatureCache.get`, or None with a warning where nothing can be stored.
+
+    Where this user may not write at all there is no warning: that goes for all that is found.
+    """
+    if not cache.writable and not os.access(cache.folder.parent, os.W_OK):
+        return cache.peek(network, images)
     try:
         return cache.get(network, images, source, sound)
     except OSError as error:
-        reason = error.strerror or error
-        warnings.warn(f"{cache.folder}: features are not kept: {reason}", stacklevel=2)
+        reason = printable(str(error.strerror or error))
+        place = printable(str(error.filename or cache.folder))
+        warnings.warn(f"{place}: {reason}: features are not kept", stacklevel=2)
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,13 @@ import safetensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vssl_dist.data.shards import DataError
+from vssl_dist.config import ConfigError
 from vssl_dist.durable import sha256
+from vssl_dist.evaluation.cards import ExportError, card_at
 from vssl_dist.export import HEAD, ONLINE, beside
 from vssl_dist.models.backbones import build_backbone
 
-_CARD_KEYS = {"backbone", "image_size", "normalise", "run", "sha256", "step", "train", "val"}
-
-
-class ExportError(DataError):
-    """An export cannot be used; the message is one line with the file and the remedy."""
+__all__ = ["ExportError", "check_shapes", "load_beside", "load_export", "read_card"]
 
 
 def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -37,12 +33,18 @@ def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     card = read_card(path)
     try:
+        same = sha256(path) == card["sha256"]
         weights = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (safetensors.SafetensorError, KeyError) as error:  # a key: of an unknown type
         raise ExportError(f"{path}: damaged, or not safetensors ({error})") from error
-    if sha256(path) != card["sha256"]:
+    if not same:
         raise ExportError(f"{path}: its bytes are not those its card was written for; export again")
-    backbone, _ = build_backbone(card["backbone"], card["image_size"])
+    try:
+        backbone, _ = build_backbone(card["backbone"], card["image_size"])
+    except ConfigError as error:
+        raise ExportError(f"{path.with_suffix('.json')}: {error}") from error
     check_shapes(path, weights, backbone.state_dict(), card["backbone"])
     backbone.load_state_dict(weights)
     return backbone.eval(), card
@@ -72,22 +74,22 @@ def check_shapes(
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of an export; see `load_export`."""
+    """The card of an export, checked as a whole.
+
+    Raises:
+        ExportError: One line: there is no export or card, or it is none of ours.
+    """
     if not path.is_file():
         raise ExportError(f"{path}: there is no such export")
     if path.name.startswith((f"{HEAD}-", f"{ONLINE}-")):
         raise ExportError(f"{path}: is no backbone; name the backbone-STEP file beside it")
     place = path.with_suffix(".json")
     try:
-        card: dict[str, Any] = json.loads(place.read_text())
-    except OSError as error:
+        return card_at(place)
+    except FileNotFoundError as error:
         raise ExportError(f"{path}: its card {place.name} is missing; export again") from error
-    except ValueError as error:
-        raise ExportError(f"{place}: the card is damaged ({error}); export again") from error
-    missing = sorted(_CARD_KEYS - card.keys()) if isinstance(card, dict) else ["everything"]
-    if missing:
-        raise ExportError(f"{place}: not a card of ours, it lacks {', '.join(missing)}")
-    return card
+    except OSError as error:
+        raise ExportError(f"{place}: the card cannot be read ({error.strerror})") from error
 
 
 def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
@@ -108,8 +110,10 @@ def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
         return None
     place = beside(path, part)
     try:
+        if not place.is_file():
+            raise OSError("no such file")
         tensors = load_file(place)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError) as error:
         raise ExportError(f"{place}: missing or damaged ({error}); export again") from error
     if sha256(place) != card[f"{part}_sha256"]:
         raise ExportError(

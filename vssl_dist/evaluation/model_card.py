@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from vssl_dist.evaluation.exports import ExportError
 from vssl_dist.evaluation.results import read_result
+from vssl_dist.text import markdown
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Figures by the name of the evaluation, then by their own."""
@@ -25,13 +27,20 @@ def evaluations(export: Path, card: Mapping[str, Any]) -> dict[str, dict[str, fl
 
     Returns:
         The metrics of each result by its file's name without the step, such as ``knn``.
+
+    Raises:
+        ExportError: One line: a result is damaged.
     """
     found: dict[str, dict[str, float]] = {}
     step = f"-{card['step']:08d}"
     for path in sorted(export.parent.glob(f"[!.]*{step}*.json")):
-        result = read_result(path)
+        try:
+            result = read_result(path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ExportError(f"{path}: {reason}; remove it, or evaluate again") from error
         if result.get("export_sha256") == card["sha256"]:
-            found[path.stem.replace(step, "")] = result["metrics"]
+            found[path.stem.replace(step, "")] = result.get("metrics", {})
     return found
 
 
@@ -62,15 +71,17 @@ def model_card(card: Mapping[str, Any], usage: str, library: str) -> str:
         for key, value in told.items()
     ]
     config = yaml.safe_dump(card["config"], sort_keys=False) if "config" in card else "unknown\n"
+    # Longer than any in it, which would end it.
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", config))]))
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(card, library), sort_keys=False)}---",
-        f"# {card['run']}",
-        f"A backbone that vssl-dist has trained by {method}.",
+        f"# {markdown(card['run'])}",
+        f"A backbone that vssl-dist has trained by {markdown(method)}.",
         f"```python\n{usage}\n```",
         _table(("", ""), facts.items()),
         "## Figures",
         _table(("evaluation", "figure", "value"), figures) if figures else "None were at hand.",
-        f"## Configuration\n\n```yaml\n{config}```",
+        f"## Configuration\n\n{fence}yaml\n{config}{fence}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -90,5 +101,5 @@ def _table(titles: tuple[str, ...], rows: Any) -> str:
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         cells = (f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append(f"| {' | '.join(map(markdown, cells))} |")
     return "\n".join(lines)

@@ -14,6 +14,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from vssl_dist import text
+from vssl_dist.evaluation.plots import literal
 from vssl_dist.evaluation.results import shown
 
 OTHERS = "others"
@@ -86,11 +88,13 @@ def bars(method: str, trained: Sequence[Trained]) -> Figure:
     for number, score in enumerate(scores):
         held = [(at, row[score]) for at, row in enumerate(groups.values()) if score in row]
         places = [at + (number - (len(scores) - 1) / 2) * each for at, _ in held]
-        axes.bar(places, [100 * value for _, value in held], each, label=_words(score))
+        axes.bar(places, [100 * value for _, value in held], each, label=literal(_words(score)))
     axes.axhline(50, color="0.4", linewidth=1, linestyle=":")
     axes.axvline(len(groups) - 1.5, color="0.8", linewidth=1)
-    axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right")
-    axes.set(ylim=(0, 100), ylabel="AUROC %", title=f"{method}: one class against all others")
+    axes.set_xticks(range(len(groups)), list(map(literal, groups)), rotation=30, ha="right")
+    axes.set(
+        ylim=(0, 100), ylabel="AUROC %", title=literal(f"{method}: one class against all others")
+    )
     figure.legend(fontsize="small", ncols=4, loc="outside lower center")
     return figure
 
@@ -111,7 +115,10 @@ def _columns(rows: Any) -> list[str]:
 
 def _table(title: str, rows: Mapping[str, Scores]) -> str:
     columns = _columns(rows.values())
-    lines = [f"| {title} | {' | '.join(map(_words, columns))} |", "|---" * (len(columns) + 1) + "|"]
+    lines = [
+        f"| {title} | {' | '.join(map(_one_cell, columns))} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     for name, row in rows.items():
         cells = (f"{100 * row[score]:.1f}" if score in row else "" for score in columns)
         lines.append(f"| {_one_cell(name)} | {' | '.join(cells)} |")
@@ -120,7 +127,7 @@ def _table(title: str, rows: Mapping[str, Scores]) -> str:
 
 def _one_cell(name: str) -> str:
     """A name as a cell of Markdown: a class may be called anything."""
-    return " ".join(_words(name).split()).replace("|", "\\|")
+    return text.markdown(" ".join(_words(name).split()))
 
 
 def _words(name: str) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor
 from vssl_dist import dist, schedule
 from vssl_dist.config import OnlineConfig
 from vssl_dist.data.shards import DataError
-from vssl_dist.evaluation.exports import load_beside
+from vssl_dist.evaluation.exports import ExportError, load_beside
 from vssl_dist.evaluation.probe import Probe, Scaling
-from vssl_dist.export import ONLINE
+from vssl_dist.export import ONLINE, beside
+from vssl_dist.text import printable
 
 _FILE = f"{ONLINE}.safetensors"
 _MOMENTUM = 0.9
@@ -179,4 +180,18 @@ def load_online(path: Path) -> Probe | None:
         ExportError: One line: it is missing, damaged, or not what the card says.
     """
     tensors = load_beside(path, ONLINE)
-    return None if tensors is None else Probe(**tensors)
+    if tensors is None:
+        return None
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    floats = all(tensor.is_floating_point() for tensor in tensors.values())
+    match shapes:
+        case {"weight": (_, classes), "bias": (same,)} if (
+            floats and classes == same and len(shapes) == 2
+        ):
+            return Probe(**tensors)
+    raise ExportError(f"{beside(path, ONLINE)}: holds no probe but {_listed(shapes)}")
+
+
+def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
+    few = (f"{name[:60]} {shape}" for name, shape in sorted(shapes.items())[:3])
+    return printable(", ".join(few) or "nothing")

@@ -12,6 +12,7 @@ from vssl_dist.data.backend import UndecodableError
 from vssl_dist.data.reference import decode
 from vssl_dist.data.shards import Dataset, Samples
 from vssl_dist.data.substitution import read_decodable
+from vssl_dist.evaluation.plots import literal
 
 _SIDE, _INCHES = 160, 1.1
 
@@ -33,13 +34,14 @@ def sheet(
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     for line, (name, ids) in zip(grid, rows.items(), strict=True):
-        line[0].set_ylabel(name)
+        line[0].set_ylabel(literal(name))
         samples, images = read_decodable(dataset, np.array(ids), _thumbnails)
         for axes, number, image, label in zip(line, ids, images, samples.label, strict=False):
             axes.imshow(np.asarray(image), interpolation="nearest")
             known = 0 <= label < len(dataset.classes)
             kind = dataset.classes[label] if known else "unlabelled"
-            axes.set_title(f"{kind[:16]}\n{caption(number)}", fontsize=6)
+            title = f"{literal(kind[:16])}\n{literal(caption(number))}"
+            axes.set_title(title, fontsize=6)
     dataset.close()
     return figure
 

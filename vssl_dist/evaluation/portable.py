@@ -15,6 +15,7 @@ hub's model card.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -26,15 +27,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vssl_dist.durable import sync
+from vssl_dist.durable import refuse_way_out, sync
+from vssl_dist.evaluation.cards import card_at
 from vssl_dist.evaluation.exports import ExportError, load_export
 from vssl_dist.evaluation.model_card import evaluations, model_card
 from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM, is_torchvision
+from vssl_dist.text import printable
 from vssl_dist.vision import torchvision
 
 _TOLERANCE = 1e-4
 _BATCH = 3
 _CARD, _WEIGHTS = "card.json", "model.safetensors"
+_FILES = {_CARD, _WEIGHTS, "README.md", "config.json"}
+"""Of the folders."""
 _BY_TORCHVISION = """import torch, torchvision
 from safetensors.torch import load_file
 
@@ -64,7 +69,8 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
 
     Raises:
         ExportError: One line: the export is damaged, the format cannot hold it, something is not
-            installed, or the features differ.
+            installed, the features differ, or what is there already is not ours to replace.
+        OSError: It cannot be written.
     """
     backbone, card = load_export(export)
     with torch.inference_mode():
@@ -72,7 +78,10 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
     card |= {"width": width, "evaluations": evaluations(export, card)}
     write, suffix = FORMATS[kind]
     path = (folder or export.parent) / f"{export.stem}{suffix}"
+    _check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ExportError(f"{path.parent}: cannot be written to: name another folder, with --out")
     partial = path.with_name(f".tmp-{uuid4().hex[:12]}{suffix}")
     try:
         again = write(backbone, card, partial)
@@ -196,19 +205,49 @@ def _timm(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Te
     return loaded.eval()
 
 
+def _check_free(path: Path) -> None:
+    """See that nothing is there, or what `convert` once put there.
+
+    Raises:
+        ExportError: Something else is, or more.
+        OSError: A link out of the folder is.
+    """
+    refuse_way_out(path)
+    if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
+        raise ExportError(f"{path}: is there already and no export: move it away")
+    if not path.is_dir():
+        return
+    more = sorted(file.name for file in path.iterdir() if not _ours(file))
+    try:
+        card_at(path / _CARD)
+    except (OSError, ExportError):
+        more = more or [f"no {_CARD} of an export"]
+    if more:
+        raise ExportError(f"{path}: holds {printable(more[0])}, which would be lost: move it away")
+
+
+def _ours(file: Path) -> bool:
+    return file.name in _FILES and file.is_file() and not file.is_symlink()
+
+
 def _replace(partial: Path, path: Path) -> None:
     for file in [*partial.iterdir(), partial] if partial.is_dir() else [partial]:
         sync(file)
-    _remove(path)
+    if path.is_dir():
+        _check_free(path)
+        for file in sorted(path.iterdir(), key=lambda file: file.name == _CARD):
+            file.unlink()
+        path.rmdir()
     partial.rename(path)
     sync(path.parent)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
+def _remove(partial: Path) -> None:
+    """Delete what was written here, under a name of chance."""
+    if partial.is_dir():
+        shutil.rmtree(partial)
     else:
-        path.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 Write = Callable[[nn.Module, dict[str, Any], Path], Callable[[Tensor], Tensor]]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from vssl_dist.config import MethodConfig
 from vssl_dist.evaluation.exports import ExportError, check_shapes, load_beside, read_card
-from vssl_dist.export import HEAD, beside, head_tensors
+from vssl_dist.export import BACKBONE, HEAD, beside
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.models.heads import Gaussian, GaussianBranch
+from vssl_dist.text import printable
 
 VARIATIONAL = tuple(name for name, cfg in CONFIGS.items() if cfg.has_posterior)
 """The methods whose exports have a posterior."""
@@ -93,8 +94,11 @@ def load_posterior(path: Path) -> Posterior | None:
         return None
     card, place = read_card(path), beside(path, HEAD)
     cfg = _method(place, card)
+    with torch.device("meta"):  # a card may ask for more memory than the file's tensors need
+        shapes = _untrained(place, cfg, card).state_dict()
+    wanted = {k: v for k, v in shapes.items() if not k.startswith(f"{BACKBONE}.")}
+    check_shapes(place, tensors, wanted, cfg.name)
     branch = _untrained(place, cfg, card)
-    check_shapes(place, tensors, head_tensors(branch), cfg.name)
     branch.backbone = nn.Identity()
     branch.load_state_dict(tensors)
     return Posterior(branch.eval(), cfg)
@@ -105,15 +109,19 @@ def _method(place: Path, card: dict[str, Any]) -> MethodConfig:
         raw = card["config"]["method"]
         return CONFIGS[raw["name"]].model_validate(raw)
     except (KeyError, TypeError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
+        reason = printable(str(error).splitlines()[0][:200])
         raise ExportError(
             f"{place}: its card does not say what method it is the head of ({reason})"
         ) from error
 
 
 def _untrained(place: Path, cfg: MethodConfig, card: dict[str, Any]) -> GaussianBranch:
-    with torch.random.fork_rng(devices=[]):
-        method = build_method(cfg, card["image_size"])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            method = build_method(cfg, card["image_size"])
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        reason = printable(" ".join(str(error).split())[:200])
+        raise ExportError(f"{place}: its card describes no network ({reason})") from error
     branch = method.teacher if method.evaluated == "teacher" else method.student
     if not isinstance(branch, GaussianBranch):
         raise ExportError(

@@ -7,10 +7,13 @@ it, and a result from before it was said is ``cartesian``, which was the default
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vssl_dist.evaluation.jsonfile import Line, Step, first_complaint, read_json
 
 FORMAT = 5
 """Of the results; those of another format are found again when they are asked for."""
@@ -27,13 +30,36 @@ _RENAMED = {"effective_rank": "rankme_centred"}
 """Figures of task ``collapse``."""
 
 
+class _Task(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    task: Line
+
+
+class _Result(BaseModel):
+    """What every reader of a result relies on."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    format: int = 0
+    step: Step = 0
+    task: _Task | None = None
+    density: Literal["polar", "cartesian"] | None = None
+    metrics: dict[Line, float] = {}
+    results: dict[Line, Any] = {}
+    plots: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")]] = []
+    substituted_images: int = 0
+
+
 def read_result(path: Path) -> dict[str, Any]:
     """A result of an export, with ``density`` where its scores depend on one.
 
     Raises:
-        OSError, ValueError: It, or the card of its export, cannot be read.
+        OSError, ValueError: It, or the card of its export, cannot be read or is none.
     """
-    result: dict[str, Any] = json.loads(path.read_text())
+    result: dict[str, Any] = read_json(path)
+    if problem := problem_of(result):
+        raise ValueError(problem)
     if result.get("format", 0) >= _DENSITY_STATED or "task" not in result:
         return result
     task, metrics = result["task"], result.get("metrics", {}).items()
@@ -47,6 +73,15 @@ def read_result(path: Path) -> dict[str, Any]:
         result["metrics"] = {score_name(key, density): value for key, value in metrics}
         result["density"] = density
     return result
+
+
+def problem_of(result: object) -> str | None:
+    """Why this is no result, in one line; None: it is one."""
+    try:
+        _Result.model_validate(result)
+    except ValidationError as error:
+        return f"no result of an evaluation: {first_complaint(error)}"
+    return None
 
 
 def score_name(name: str, density: str | None) -> str:
@@ -75,7 +110,7 @@ def _method(path: Path, result: Mapping[str, Any]) -> str | None:
     """Of the export that a result is of; results did not say it."""
     card = path.with_name(str(result.get("export", ""))).with_suffix(".json")
     try:
-        method: str | None = json.loads(card.read_text()).get("method")
-    except OSError:
+        method = read_json(card)["method"]
+    except (OSError, KeyError, TypeError):
         return None
-    return method
+    return method if isinstance(method, str) else None

@@ -6,7 +6,10 @@ happen on any machine, at any time, and more than once.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from vssl_dist.config import ConfigError, OodConfig, TaskConfig
-from vssl_dist.durable import publish, sha256
+from vssl_dist.durable import followed, publish_inside, refuse_way_out, sha256
 from vssl_dist.evaluation.cache import FeatureCache
 from vssl_dist.evaluation.exports import read_card
+from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.posterior import has_embedding_density
-from vssl_dist.evaluation.results import FORMAT
+from vssl_dist.evaluation.results import FORMAT, problem_of
 from vssl_dist.evaluation.subject import Images, Network, Place, Subject
 from vssl_dist.evaluation.tasks import TASKS, Plot
+from vssl_dist.text import printable
 
 __all__ = ["Place", "baselines", "evaluate", "exports"]
 
@@ -52,6 +57,7 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     An evaluation that was done before, of the same weights on the same data, is not done again,
     unless some of its images had to be replaced.
     Features are kept in the folder ``features`` beside the export and shared by all tasks.
+    Where this user may not write, such as in a colleague's run, nothing is kept, with a warning.
 
     Args:
         export: The ``.safetensors`` file.
@@ -70,6 +76,7 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     Raises:
         ExportError: The export is missing, foreign or damaged.
         DataError: A dataset is, or they do not fit together.
+        OSError: The result cannot be written, or a link out of the folder stands where it goes.
     """
     card, place = read_card(export), place or Place()
     density = has_embedding_density(card)
@@ -135,7 +142,8 @@ def _substitutions(images: Images) -> dict[str, Any]:
     for part, dataset in images.parts.items():
         if found := images.reading.substitutes.of(dataset):
             first = images.reading.substitutes.first(dataset)
-            warnings.warn(f"{dataset.folder}: damaged images: {len(found)}; {first}", stacklevel=2)
+            said = f"{dataset.folder}: damaged images: {len(found)}; {first}"
+            warnings.warn(printable(said), stacklevel=2)
             listed[part] = [
                 {key: told for key, told in asdict(one).items() if key != "position"}
                 for one in found
@@ -143,12 +151,29 @@ def _substitutions(images: Images) -> dict[str, Any]:
     return {"substituted_images": sum(map(len, listed.values())), "substitutions": listed}
 
 
+def _kept(path: Path) -> bool:
+    """Whether results can be kept beside an export.
+
+    Raises:
+        OSError: What stands in the way: a link of another user or out of the folder, or no file.
+    """
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return False
+    followed(path.parent / _CACHE)
+    pictures = re.compile(rf"{re.escape(path.stem)}-.*\.png")
+    for file in [path, *(f for f in path.parent.iterdir() if pictures.fullmatch(f.name))]:
+        refuse_way_out(file)
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "is there already and no regular file", str(file))
+    return True
+
+
 def _draw(result: Path, plots: Mapping[str, Plot]) -> list[str]:
     """Write pictures beside where the result will be; returns the names of the files."""
     names = []
-    for name, draw in plots.items():
+    for name, draw in plots.items() if _kept(result) else ():
         path = result.with_name(f"{result.stem}-{name}.png")
-        publish(path, png(draw()))
+        publish_inside(path, png(draw()))
         names.append(path.name)
     return names
 
@@ -161,14 +186,22 @@ def _once(
     One with substitutes rests on more than its facts: on how damaged the data were.
     """
     facts = facts | {"format": FORMAT}
+    kept = _kept(path)
+    stored: Any
     try:
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
     except (OSError, ValueError):
         stored = None
     wanted = facts | {"substituted_images": 0}
-    if isinstance(stored, dict) and all(stored.get(k) == v for k, v in wanted.items()):
-        return stored
+    needed = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
+    whole = problem_of(stored) is None and stored.keys() >= needed
+    if whole and all(stored.get(k) == v for k, v in wanted.items()):
+        return dict(stored)
+    if not kept:
+        folder = printable(str(path.parent))
+        warnings.warn(f"{folder}: cannot be written to: figures are shown, not kept", stacklevel=2)
     start = time.monotonic()
     result = facts | compute() | {"seconds": round(time.monotonic() - start, 3)}
-    publish(path, json.dumps(result, indent=1).encode())
+    if kept:
+        publish_inside(path, json.dumps(result, indent=1).encode())
     return result

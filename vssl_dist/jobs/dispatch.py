@@ -27,7 +27,7 @@ from vssl_dist.jobs import private
 from vssl_dist.jobs.evaluation import Attempts, Due, EvalJob, due, evaluate_one, send
 from vssl_dist.jobs.resources import Launch, load_launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED
-from vssl_dist.locks import private_lock
+from vssl_dist.locks import held_by_stranger, holder, private_lock
 from vssl_dist.text import printable
 
 _TRIES = 2
@@ -169,7 +169,12 @@ def open_desk(run_dir: Path) -> Desk:
 
 def lock_of(run_dir: Path) -> FileLock:
     """Held by the one process that evaluates, or submits the evaluations of, a run."""
-    return private_lock(run_dir / "export" / ".evaluating.lock")
+    return private_lock(lock_path(run_dir))
+
+
+def lock_path(run_dir: Path) -> Path:
+    """The file of `lock_of`."""
+    return run_dir / "export" / ".evaluating.lock"
 
 
 def work(run_dir: Path) -> None:
@@ -186,7 +191,10 @@ def work(run_dir: Path) -> None:
                 while (one := desk.next()) is not None:
                     desk.attempt(one)
         except Timeout:
-            return  # its holder looks again after it has let go
+            path = lock_path(run_dir)
+            if held_by_stranger(path):
+                print(f"no evaluations: {path} is held by {holder(path)}: have it stopped")
+            return  # else its holder looks again after it has let go
         if desk.next() is None and orders == _orders(run_dir):
             return
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from vssl_dist.config import ConfigError, OodConfig, RunConfig, TaskConfig, read_task
-from vssl_dist.durable import publish
+from vssl_dist.durable import publish_inside
+from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine, private
@@ -60,8 +61,7 @@ class Due:
 
     def _found(self) -> dict[str, Any] | None:
         try:
-            result = read_result(self.result)
-            card = json.loads(private.read(self.card, _MAX_BYTES))
+            result, card = read_result(self.result), read_json(self.card)
             same = bool(result["export_sha256"] == card["sha256"])
             if isinstance(self.task, OodConfig):
                 same &= result.get("density", self.task.density) == self.task.density
@@ -79,7 +79,7 @@ class Due:
 
     def note(self, attempts: Attempts) -> None:
         """Write down what has been tried, before it is, so that a kill counts too."""
-        publish(self.record, json.dumps(asdict(attempts)).encode())
+        publish_inside(self.record, json.dumps(asdict(attempts)).encode())
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def evaluate_one(
     for plot in result.get("plots", ()):
         spool.artifact(one.export.with_name(plot))
     spool.close()
-    name, value = next(iter(result["metrics"].items()))
-    print(f"{one.export.name}: {name} {value:.4g}", flush=True)
+    for name, value in [*result["metrics"].items()][:1]:
+        print(f"{one.export.name}: {printable(name)} {value:.4g}", flush=True)
     one.record.unlink(missing_ok=True)
     return result
 

@@ -60,6 +60,16 @@ def build_backbone(
     return net, width
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that `build_backbone` does not know.
+
+    Raises:
+        ConfigError: One line.
+    """
+    if name not in NARROW and not is_torchvision(name):
+        _known_to_timm(name.removeprefix(TIMM))
+
+
 def is_torchvision(name: str) -> bool:
     """Whether ``name`` is a ResNet of torchvision itself."""
     return name in _resnets()
@@ -102,7 +112,7 @@ def _initialise(net: nn.Module, zero_init_residual: bool) -> None:
             nn.init.zeros_(module.bn3.weight)
 
 
-def _timm(name: str, image_size: int, any_size: bool) -> tuple[nn.Module, int]:
+def _known_to_timm(name: str) -> None:
     torchvision()  # timm imports it, and must find it open
     import timm
 
@@ -113,6 +123,12 @@ def _timm(name: str, image_size: int, any_size: bool) -> tuple[nn.Module, int]:
         raise ConfigError(
             f"method.backbone: {name!r} is neither a torchvision ResNet nor a timm name ({hint})"
         )
+
+
+def _timm(name: str, image_size: int, any_size: bool) -> tuple[nn.Module, int]:
+    _known_to_timm(name)
+    import timm
+
     pretrained = timm.get_pretrained_cfg(name)
     fixed = pretrained is not None and pretrained.fixed_input_size
     size = {"img_size": image_size} if fixed else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from vssl_dist.config import CollapseConfig
 from vssl_dist.config.recipes import Views
@@ -13,6 +13,7 @@ from vssl_dist.data.evaluation import Pairs
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation import plots
 from vssl_dist.evaluation.collapse import alignment, rank, spectrum, uniformity
+from vssl_dist.evaluation.jsonfile import first_complaint
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Task
 from vssl_dist.evaluation.variants import AugmentedPairs
@@ -50,7 +51,11 @@ def _alignment(subject: Subject, settings: CollapseConfig) -> float | None:
     recipes = subject.network.card.get("config", {}).get("data", {}).get("views")
     if not recipes or not settings.pairs:
         return None
-    first, *others = TypeAdapter(Views).validate_python(recipes)
+    try:
+        first, *others = TypeAdapter(Views).validate_python(recipes)
+    except ValidationError as error:
+        said = f"config.data.views of the card: {first_complaint(error)}"
+        raise DataError(f"collapse: {said} (set pairs to 0)") from error
     # A method that sees one view of each image is asked about two draws of it.
     pair = (first, others[0] if others else first)
     plain = [recipe.model_copy(update={"size": None}) for recipe in pair]

@@ -69,7 +69,17 @@ def linear(subject: Subject, settings: LinearConfig) -> Figures:
 
 
 def _fits(online: Probe, subject: Subject) -> bool:
-    """Whether the classes are those that it learnt: foreign data may have as many others."""
+    """Whether the classes are those that it learnt: foreign data may have as many others.
+
+    Raises:
+        DataError: It is not of this network's features.
+    """
+    width = subject.features("queries").features.shape[1]
+    if online.weight.shape[0] != width:
+        raise DataError(
+            f"the online probe is of {online.weight.shape[0]} features, the backbone has {width}: "
+            "the export is damaged, use another one"
+        )
     return not subject.images.suffix and online.weight.shape[1] == subject.classes
 
 
@@ -138,7 +148,13 @@ def _reliability(results: dict[str, Any]) -> Figure:
             axes.plot(bins["confidence"], bins["accuracy"], linewidth=1)
             axes.scatter(bins["confidence"], bins["accuracy"], sizes)
         title = f"{kind}: diverged" if bins is None else f"{kind}: ECE {100 * error:.1f} %"
-        axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1))
+        axes.set(
+            xlabel="confidence",
+            ylabel="accuracy",
+            title=plots.literal(title),
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
     return figure
 
 

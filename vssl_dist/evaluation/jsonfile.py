@@ -1,0 +1,69 @@
+"""JSON that lies beside an export, which somebody else may have written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import unicodedata
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from vssl_dist.text import printable
+
+_MAX_BYTES = 1 << 26
+_SHOWN = 60
+
+
+def _one_line(text: str) -> str:
+    if strange := next((c for c in text if unicodedata.category(c) in ("Cc", "Zl", "Zp")), None):
+        raise ValueError(f"holds the control character {strange!r}")
+    return text
+
+
+Line = Annotated[str, Field(max_length=1000), AfterValidator(_one_line)]
+"""Text that stands in one line."""
+Step = Annotated[int, Field(ge=0, lt=10**10)]
+
+
+def read_json(path: Path) -> Any:
+    """What a file says, as plain values.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+        ValueError: One line: it is not JSON, says a key twice, is nested beyond reason or huge.
+    """
+    # Opening a pipe that nobody writes to would wait.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        text = file.read(_MAX_BYTES + 1)
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"larger than {_MAX_BYTES >> 20} MiB")
+    try:
+        return json.loads(text.decode(), object_pairs_hook=_each_once)
+    except RecursionError:
+        raise ValueError("nested beyond reason") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    facts = dict(pairs)
+    if len(facts) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{printable(twice[:100])} stands twice")
+    return facts
+
+
+def first_complaint(error: ValidationError) -> str:
+    """What is wrong first, as one line with the key and what stands there."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    value = repr(first["input"])
+    value = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+    message = first["msg"].removeprefix("Value error, ")
+    return printable(f"{where[:200]}: {message}, got {value}".removeprefix(": "))
