@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
+    {"text", "confidential"},
     {
         "config",
         "schedule",
@@ -24,7 +25,6 @@ FLOORS = [
         "environment",
         "bars",
         "locks",
-        "text",
     },
     {"models"},
     {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vssl_dist.confidential import hidden, in_text
 from vssl_dist.config.complaints import explain
 from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.paths import expanded
 from vssl_dist.config.scalars import Plain, typed
 from vssl_dist.config.schema import RunConfig
+from vssl_dist.text import printable
 
 _MAX_BYTES = 1_000_000
 _INDEX = re.compile(r"-?(0|[1-9][0-9]*)")
@@ -78,7 +80,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
     """Apply one ``dotted.key=value``; the value is YAML, numbers in keys index lists."""
     dotted, equals, text = item.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"override {item!r} is not of the form dotted.key=value")
+        raise ConfigError(f"override {hidden(item)!r} is not of the form dotted.key=value")
     value = _value(dotted, text)
     *parents, leaf = dotted.split(".")
     node: Any = raw
@@ -158,6 +160,11 @@ def _loads(
         raw.setdefault("name", name)
     for item in overrides:
         _override(raw, item)
+    for place in _secret_places(raw) if expand else ():
+        raise ConfigError(
+            f"{place}: holds a password or a token, which would be written into the run folder: "
+            "leave it to the environment"
+        )
     if "method" not in raw:
         raise ConfigError("method: this key is required")
     raw["method"] = _method(raw["method"], methods, expand)
@@ -165,6 +172,17 @@ def _loads(
         return RunConfig.model_validate(_typed(raw, RunConfig, expand=expand))
     except ValidationError as error:
         raise ConfigError(explain(error, RunConfig)) from error
+
+
+def _secret_places(raw: Any, where: str = "") -> Iterator[str]:
+    """The keys under which somebody has typed a secret."""
+    pairs = raw.items() if isinstance(raw, dict) else enumerate(raw)
+    for key, value in pairs:
+        place = f"{where}{printable(hidden(str(key)))}"
+        if isinstance(value, dict | list):
+            yield from _secret_places(value, f"{place}.")
+        elif in_text(str(key)) or in_text(str(value)):
+            yield place
 
 
 def load(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from vssl_dist.confidential import hidden, in_command, in_setting, in_text
 from vssl_dist.config import ConfigError, Model, load_block
+from vssl_dist.text import printable
 
 _WORD = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"
-_SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|KEY$", re.IGNORECASE)
 
 # submitit writes these into a shell script as they are: a newline would be a command.
 Word = Annotated[str, Field(pattern=_WORD)]
@@ -98,6 +99,18 @@ class Resources(Model):
             return self.gpus_per_node
         return self.ranks_per_node if self.device == "cuda" else 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, raw: Any) -> Any:
+        """Before anything else is looked at: other complaints repeat what they are about."""
+        if isinstance(raw, dict):
+            for place in _secret_places(raw):
+                raise ValueError(
+                    f"{place} looks like a secret, which would be written into the run folder: "
+                    "export it in the shell that submits instead"
+                )
+        return raw
+
     @model_validator(mode="after")
     def _rules_between_fields(self) -> Resources:
         if self.device == "cuda" and self.gpus < self.ranks_per_node:
@@ -110,13 +123,20 @@ class Resources(Model):
                 f"signal_delay_s={self.signal_delay_s} is not less than the job's "
                 f"minutes={self.minutes}: it would be told to stop as it starts"
             )
-        for name in self.env:
-            if _SECRET.search(name):
-                raise ValueError(
-                    f"env.{name} looks like a secret, which would be written into the run folder: "
-                    "export it in the shell that submits instead"
-                )
         return self
+
+
+def _secret_places(raw: dict[Any, Any], where: str = "") -> Iterator[str]:
+    """The keys of a profile under which there is a secret."""
+    for key, value in raw.items():
+        place = f"{where}{printable(hidden(str(key)))}"
+        if in_text(str(key)) or (where == "env." and in_setting(str(key), str(value))):
+            yield place
+        elif isinstance(value, dict):
+            yield from _secret_places(value, f"{place}.")
+        else:
+            lines = value if isinstance(value, list | tuple) else [value]
+            yield from (place for line in lines if in_command(str(line)))
 
 
 class Launch(Model):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import requests
 from requests.exceptions import ConnectionError, InvalidHeader, RequestException, SSLError
 from urllib3.exceptions import HTTPError
 
+from vssl_dist.confidential import stored_login
 from vssl_dist.tracker.look import Answer, Question
 
 _PASSING = (408, 425, 429)
@@ -96,7 +95,7 @@ def _obstacle(question: Question, status: int, facts: dict[str, Any], body: byte
 def _session() -> requests.Session:
     """Signed as MLflow signs: user and password, or a token, from the environment or its file."""
     session = requests.Session()
-    mlflow = _stored_login()
+    mlflow = stored_login()
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or mlflow.get("mlflow_tracking_username")
     password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or mlflow.get("mlflow_tracking_password")
     if user and password:
@@ -109,16 +108,6 @@ def _session() -> requests.Session:
         session.verify = authority
     session.cert = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
     return session
-
-
-def _stored_login() -> dict[str, str]:
-    """What ``mlflow login`` has left."""
-    reader = configparser.ConfigParser(interpolation=None)
-    try:
-        reader.read(Path.home() / ".mlflow" / "credentials")
-        return dict(reader["mlflow"])
-    except (OSError, RuntimeError, KeyError, configparser.Error, UnicodeDecodeError):
-        return {}
 
 
 def _own_way_in() -> bool:
