@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -217,9 +217,17 @@ def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> Run
     return loads(_text(path), methods=methods, where=str(path))
 
 
-def load_block(path: Path, model: type[Block]) -> Block:
+def load_block(
+    path: Path, model: type[Block], check: Callable[[dict[Any, Any]], str | None] | None = None
+) -> Block:
     """Read a YAML file that holds one block, such as a machine's profile, as strictly as a config;
     its paths are expanded likewise.
+
+    Args:
+        path: The file.
+        model: Of the block.
+        check: Says what is wrong with the block as it stands there, before other complaints
+            repeat what they are about.
 
     Raises:
         ConfigError: One line that names the file, the key and the remedy.
@@ -227,6 +235,8 @@ def load_block(path: Path, model: type[Block]) -> Block:
     raw = _parse(_text(path), str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
+    if check is not None and (problem := check(raw)):
+        raise ConfigError(f"{path}: {problem}")
     try:
         return model.model_validate(typed(raw, model, path=expanded))
     except ValidationError as error:

@@ -166,6 +166,7 @@ def send(run_dir: Path, tracking_uri: str) -> None:
         Record,
         check_tracking,
         flush_once,
+        flushed,
         holder,
         peek,
         shortfall,
@@ -177,9 +178,11 @@ def send(run_dir: Path, tracking_uri: str) -> None:
     if problem := check_tracking(tracking_uri, hosts=1):
         print(f"warning: {printable(str(run_dir))} is not sent: {problem}", flush=True)
         return
-    if (working := holder(run_dir)) is not None:
-        print(f"waiting for the curves: {working.doing}", flush=True)
-    flush_once(run_dir, tracking_uri)
+    working = None if flushed(run_dir, tracking_uri) else holder(run_dir)
+    if working is None or working.is_known:
+        if working is not None and working.tracking_uri != tracking_uri:
+            print(f"waiting for the curves: {working.doing}", flush=True)
+        flush_once(run_dir, tracking_uri)
     own, now = before.runs.get(tracking_uri), Record.load(run_dir, peek(run_dir)).run_id
     if line := shortfall(run_dir, tracking_uri):
         print(f"warning: {line}", flush=True)
@@ -198,9 +201,11 @@ def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
         tracking_uri: The user's own address.
         whole: The user has named the run and not a single export.
     """
-    from vssl_dist.tracker import why_not_asked_for
+    from vssl_dist.tracker import check_tracking, why_not_asked_for
 
-    if line := why_not_asked_for(run_dir, tracking_uri, whole=whole):
+    if check_tracking(tracking_uri, hosts=1) is None and (
+        line := why_not_asked_for(run_dir, tracking_uri, whole=whole)
+    ):
         print(f"warning: {line}", flush=True)
     elif whole:
         send(run_dir, tracking_uri)

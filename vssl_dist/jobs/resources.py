@@ -99,18 +99,6 @@ class Resources(Model):
             return self.gpus_per_node
         return self.ranks_per_node if self.device == "cuda" else 0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_secrets(cls, raw: Any) -> Any:
-        """Before anything else is looked at: other complaints repeat what they are about."""
-        if isinstance(raw, dict):
-            for place in _secret_places(raw):
-                raise ValueError(
-                    f"{place} looks like a secret, which would be written into the run folder: "
-                    "export it in the shell that submits instead"
-                )
-        return raw
-
     @model_validator(mode="after")
     def _rules_between_fields(self) -> Resources:
         if self.device == "cuda" and self.gpus < self.ranks_per_node:
@@ -124,6 +112,17 @@ class Resources(Model):
                 f"minutes={self.minutes}: it would be told to stop as it starts"
             )
         return self
+
+
+def _why_secret(raw: dict[Any, Any]) -> str | None:
+    """What is wrong with a profile that would have a secret written into run folders."""
+    place = next(_secret_places(raw), None)
+    if place is None:
+        return None
+    return (
+        f"{place} looks like a secret, which would be written into the run folder: "
+        "export it in the shell that submits instead"
+    )
 
 
 def _secret_places(raw: dict[Any, Any], where: str = "") -> Iterator[str]:
@@ -162,7 +161,7 @@ def load_profile(path: Path) -> Resources:
     Raises:
         ConfigError: One line that names the file, the key and the remedy.
     """
-    return load_block(path, Resources)
+    return load_block(path, Resources, check=_why_secret)
 
 
 def on_slurm(profile: Resources, nodes: int, tracking_uri: str) -> Launch:

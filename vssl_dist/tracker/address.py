@@ -126,8 +126,8 @@ def check_tracking(uri: str, hosts: int) -> str | None:
                 "(PGUSER and ~/.pgpass, say)"
             )
         return (
-            "MLFLOW_TRACKING_URI holds a password, a token or a user's name, and would be written "
-            f"into the run folder: {remedy}"
+            "MLFLOW_TRACKING_URI names a user, a password or a token, and would be written into "
+            f"the run folder: {remedy}"
         )
     if parts is None:
         return f"MLFLOW_TRACKING_URI={uri} is no address: {_ANOTHER}"

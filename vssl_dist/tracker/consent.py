@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from vssl_dist.confidential import hidden
 from vssl_dist.durable import user_name
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import NOWHERE
@@ -44,7 +45,7 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
     if not reason:
         return None
     command = f"python launch/track.py {in_shell(run_dir)} --to {shlex.quote(tracking_uri)}"
-    facts = printable(f"curves of {run_dir} are not sent ({reason})")
+    facts = printable(hidden(f"curves of {run_dir} are not sent ({reason})"))
     return f"{facts}: {command} sends them"
 
 

@@ -95,6 +95,9 @@ class Sender:
         job = f", SLURM job {self.job}" if self.job else ""
         return printable(f"process {self.pid} on {self.host}{job}")
 
+    is_known = True
+    """Whether it has written down what it sends, and where."""
+
     @property
     def doing(self) -> str:
         """What it does, as the subject of a line."""
@@ -103,6 +106,8 @@ class Sender:
 
 class Stranger(Sender):
     """Somebody who holds the lease and has not written down that he sends."""
+
+    is_known = False
 
     def __init__(self, who: str, lock: Path) -> None:
         super().__init__("?")
@@ -124,16 +129,19 @@ def lease(run_dir: Path) -> FileLock:
 
 def holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     """Who has the lease, if it is not free within so long."""
+    lock = _lease_file(run_dir)
     try:
         with lease(run_dir).acquire(timeout=wait_s):
             return None
     except Timeout:
-        who = locks.holder(_lease_file(run_dir))
+        who = locks.holder(lock)
     except PermissionError:
-        who = f"{user_name(_lease_file(run_dir).lstat().st_uid)}, whose {_lease_file(run_dir)} is"
-    sender = Sender.load(run_dir)
-    is_known = f" of {user_name(os.geteuid())} (" in who or " of " not in who
-    return sender if sender is not None and is_known else Stranger(who, _lease_file(run_dir))
+        if not lock.exists():
+            raise
+        return Stranger(user_name(lock.lstat().st_uid), lock)
+    if " of " in who and f" of {user_name(os.geteuid())} (" not in who:
+        return Stranger(who, lock)
+    return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
 
 
 def _lease_file(run_dir: Path) -> Path:
