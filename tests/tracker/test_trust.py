@@ -295,6 +295,10 @@ def test_a_copy_with_a_forged_run_json_is_shown_apart_from_the_original(
     assert client.get_run(first.info.run_id).info.status == "FINISHED"
     assert replay(tmp_path / "a", uri).info.run_id == first.info.run_id
     assert replay(forged, uri).info.run_id == second.info.run_id
+    moved = (tmp_path / "a").rename(tmp_path / "c")
+    settle(moved)
+    shutil.copytree(moved, tmp_path / "a")  # a copy, where MLflow says that the run is
+    assert replay(moved, uri).info.run_id == first.info.run_id
 
 
 def test_the_spool_does_not_say_which_run_it_is(tmp_path: Path, uri: str) -> None:

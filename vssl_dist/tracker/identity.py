@@ -113,7 +113,10 @@ def is_anothers(place: str, run_dir: Path, uuid: str) -> bool:
     if not _is_path(place):
         return False
     original = _original(Identity(uuid, place), run_dir)
-    return original is not None and not _answers(original, run_dir)
+    if original is None or _answers(original, run_dir):
+        return False
+    # A copy that was put where this run used to be does not say that it is the run.
+    return peek(original) is not None or not os.access(original, os.R_OK | os.X_OK)
 
 
 def readable(text: str) -> str:
