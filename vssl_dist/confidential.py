@@ -36,6 +36,7 @@ _ISSUED = re.compile(
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}"
 )
 """Tokens that say themselves who has issued them."""
+_ASSIGNED = re.compile(r"([\w.-]+)(['\"]?\s*[:=]\s*)([^\s,;&]+)")
 _SHORTEST = 4
 
 
@@ -127,14 +128,20 @@ def in_address(address: str) -> bool:
 
 
 def hidden(text: str) -> str:
-    """Text without the secrets that this process knows, and without those in addresses.
+    """Text without the secrets that this process knows, and those that say what they are.
 
-    >>> hidden("no way to http://me:hunter2@host")
-    'no way to http://***@host'
+    >>> hidden("no way to http://me:hunter2@host with password=hunter2")
+    'no way to http://***@host with password=***'
     """
     for secret in sorted(_known(os.environ), key=len, reverse=True):
         text = text.replace(secret, "***")
+    text = _ASSIGNED.sub(_without_value, text)
     return re.sub(r"(?<=://)[^\s'\"/@]*(?::[^\s'\"@]*)?@", "***@", text)
+
+
+def _without_value(assigned: re.Match[str]) -> str:
+    name, between, value = assigned.groups()
+    return f"{name}{between}***" if is_secret(name, value) else assigned[0]
 
 
 def stored_login() -> dict[str, str]:

@@ -53,6 +53,7 @@ def test_the_default_profile_has_eight_ranks_and_eight_gpus_per_node() -> None:
         ("env: {A: Bearer hunter2}", "env.A looks like a secret"),
         ("env: {MLFLOW_TRACKING_URI: 'http://u:hun/ter2@h'}", "secret"),
         ("env: {http_proxy: 'u:hunter2@proxy:3128'}", "secret"),
+        ("env: {DB_PWD: hunter2", "not YAML"),
         ("env: [DB_PWD=hunter2]", "env looks like a secret"),
         ("env: {'http://u:hunter2@h': x}", "env.http://***@h looks like a secret"),
         ("setup: [module load x, export DB_PWD=hunter2]", "setup looks like a secret"),

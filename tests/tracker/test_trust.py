@@ -301,6 +301,18 @@ def test_a_copy_with_a_forged_run_json_is_shown_apart_from_the_original(
     assert replay(moved, uri).info.run_id == first.info.run_id
 
 
+def test_a_run_of_the_first_version_goes_on_in_its_mlflow_run(tmp_path: Path, uri: str) -> None:
+    run = a_run(tmp_path / "run")
+    (run / "run.json").unlink()  # which came later
+    client = MlflowClient(tracking_uri=uri)
+    tags = {"vssl_dist.run": "c" * 32, "vssl_dist.run_dir": str(run)}
+    there = client.create_run(client.create_experiment("vssl-dist"), tags=tags).info.run_id
+    facts = {"uuid": "c" * 32, "experiment": "vssl-dist", "tracking_uri": uri, "run_id": there}
+    (run / "mlflow_run.json").write_text(json.dumps(facts))
+    assert look(uri, run).note is None
+    assert replay(run, uri).info.run_id == there
+
+
 def test_the_spool_does_not_say_which_run_it_is(tmp_path: Path, uri: str) -> None:
     run = a_run(tmp_path / "run")
     append(run, '{"kind": "tags", "t": 1, "values": {"vssl_dist.run": "x", "fine": "y"}}')

@@ -73,7 +73,8 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
     # A ValueError: such as a 13th month; a RecursionError: brackets in brackets.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+        said = " ".join(hidden(str(error)).split())  # it quotes the line
+        raise ConfigError(f"{where}: not YAML: {said}") from error
 
 
 def _override(raw: dict[str, Any], item: str) -> None:
