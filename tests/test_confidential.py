@@ -15,7 +15,7 @@ from vssl_dist.confidential import hidden, in_address, in_command, is_secret
         "me:hunter2@host:5000", "http://hunter2@host", "http://:hunter2@host",
         "http://me:hun/ter2@host", "http://me:hun?ter2@host", "http://me:hun#ter2@host",
         "http://me%3Ahunter2%40host", "http://me%253Ahunter2%2540host",
-        "postgresql://me:hun/ter2@db/mlflow", "postgresql://me:12/34@db/mlflow",
+        "postgresql://me:hun/ter2@db/mlflow", "postgresql://me:12/34@db/mlflow", "http://me:12/34@host:5000",
         "mysql+pymysql://me:hun@ter2@db:3306/mlflow?charset=utf8", "http://host:12?hun@ter2",
         "postgresql://db/mlflow?user=me&PASSWORD=hunter2", "postgresql://db/mlflow?User=me",
         "http://host/?token=hunter2", "http://host/#access_token=hunter2", "http://host?Sig=1",

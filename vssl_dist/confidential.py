@@ -115,7 +115,8 @@ def in_address(address: str) -> bool:
     if _is_of_files(scheme):
         has_host = len(slashes) == 2
         return has_host and re.match(r"[^/]*:[^@]*@", _decoded(rest)) is not None
-    head, separator, tail = re.match(r"([^/\\?#]*)(.?)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    head = re.split(r"[/\\?#]", rest, maxsplit=1)[0]
+    tail = rest[len(head) :]
     is_server = scheme.startswith("http")
     host = _decoded(head)
     if "@" in host:
@@ -123,7 +124,8 @@ def in_address(address: str) -> bool:
     if "@" not in tail or ":" not in host or "[" in host:
         return False
     if is_server and host.rpartition(":")[2].isdigit():
-        return separator in "?#" or re.search(r"[?#].*@", tail) is not None
+        # A port and a path, unless what follows has another port.
+        return re.search(r"[?#].*@|@[^/@]*:[0-9]", tail) is not None
     return True
 
 
