@@ -97,5 +97,7 @@ def test_what_the_environment_knows_is_kept_out_of_a_message(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hun/ter2")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunt\ner2")
     monkeypatch.setenv("SHORT_PWD", "a")
+    monkeypatch.setenv("PWD", "/the/folder")
+    assert hidden("/the/folder/run") == "/the/folder/run"
     said = r"hun/ter2 hun%2Fter2 b'Bearer hunt\ner2' Basic bWU6aHVuL3RlcjI= at http://u:p/w@h a"
     assert hidden(said) == r"*** *** b'Bearer ***' Basic *** at http://***@h a"

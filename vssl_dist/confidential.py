@@ -20,6 +20,8 @@ _PLACES = {"FILE", "PATH", "DIR", "FOLDER", "SOCK", "LOCATION", "ASKPASS", "PASS
 """A name that ends so says where a secret lies, which is none."""
 _PLUGINS = {"MLFLOW_TRACKING_AUTH"}
 """The name of a plug-in that signs in."""
+_SHELLS_OWN = {"PWD", "OLDPWD"}
+"""A shell's folders."""
 _SIGNS_IN = {"USER", "USERNAME", "UID", "LOGIN"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _LINK = re.compile(r"[a-z][a-z0-9+.-]*:[/\\]+[^\s'\"<>]*", re.IGNORECASE)
@@ -161,7 +163,7 @@ def _known(environ: Mapping[str, str]) -> Iterator[str]:
     stored = stored_login()
     user = environ.get("MLFLOW_TRACKING_USERNAME") or stored.get("mlflow_tracking_username", "")
     for name, value in (*stored.items(), *environ.items()):
-        if not is_secret(name, value):
+        if name in _SHELLS_OWN or not is_secret(name, value):
             continue
         bare = value.strip()
         raw = value.encode(errors="surrogateescape")

@@ -186,7 +186,7 @@ class Replayer:
     def _upload(self, place: str) -> None:
         error = self._try(lambda: self._log_artifact(place))
         if error is not None:
-            self._set_aside(f"artifact {place}", error)
+            self._set_aside(f"artifact {place or 'without a name'}", error)
 
     def _log_artifact(self, place: str) -> None:
         if database(self._cursor.tracking_uri) and self._store.startswith(_SERVERS):

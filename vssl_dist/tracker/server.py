@@ -68,7 +68,7 @@ def _ask(session: requests.Session, question: Question, timeout_s: float) -> Ans
         if experiment.get("lifecycle_stage") == "deleted":
             return question.experiment_in_bin(experiment.get("experiment_id"))
         run = _inside(facts, "run")
-        if run and question.uuid not in _tagged(run, "vssl_dist.run"):
+        if question.run_id and run and question.uuid not in _tagged(run, "vssl_dist.run"):
             return question.run_of_another()
         if _inside(run, "info").get("lifecycle_stage") == "deleted":
             return question.run_in_bin(question.run_id)
