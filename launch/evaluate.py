@@ -44,7 +44,7 @@ from vssl_dist.evaluation.task import Place, baselines, evaluate, exports
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.dispatch import lock_path
-from vssl_dist.jobs.evaluation import Due, evaluate_one, send
+from vssl_dist.jobs.evaluation import Due, evaluate_one, send_unasked
 from vssl_dist.jobs.resources import Device
 from vssl_dist.locks import held
 from vssl_dist.text import printable
@@ -239,7 +239,7 @@ def main(argv: Sequence[str]) -> int:
         for name, results in made.items():
             tables.show(*cells(name, results))
         # Also what an evaluation left when MLflow was out of reach.
-        send(found[-1].parent.parent, address)
+        send_unasked(found[-1].parent.parent, address, whole=args.target.suffix != ".safetensors")
     except (ConfigError, DataError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2

@@ -225,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(tracking.problem)
         findings = lint(cfg, checks.facts())
         done = 0 if problems else check_resume(cfg, launch.world_size, checks.train)
-        warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt))]
+        warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt, tracking.note))]
         warnings += [finding.line() for finding in findings]
         if args.dry_run:
             if not problems:

@@ -86,6 +86,8 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
         answer = look(uri, run)
         if answer.problem:
             problems[run] = answer.problem
+        if answer.note:
+            print(f"warning: {answer.note}", file=sys.stderr)
         if answer.doubt:
             raise AwayError(answer.doubt)
     if len(problems) == len(runs):
@@ -104,7 +106,7 @@ def send(run: Path, uri: str) -> bool:
         flusher.start()
         flusher.close(_WITHIN_S)
     elif sender.tracking_uri != uri:
-        say(f"{run}: {sender} is sending it to {sender.tracking_uri}: wait for its end, or stop it")
+        say(f"{run}: {sender.doing}: wait for its end, or stop it")
         return False
     line = shortfall(run, uri)
     say(f"{run}: {line or f'all of it is at {uri}'}")

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
+    {"text", "confidential"},
     {
         "config",
         "schedule",
@@ -23,7 +24,6 @@ FLOORS = [
         "installed",
         "environment",
         "bars",
-        "text",
     },
     {"models", "sealed", "locks"},
     {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},
@@ -75,12 +75,6 @@ EXPLAINED = {
     ("bench/shard.py", "Image.fromarray(cut).save(path, 'JPEG', quality=95)"): FRESH,
 }
 """By file and call, why it need not go through vssl_dist/durable.py."""
-PENDING = (
-    "vssl_dist/evaluation", "vssl_dist/tracker", "vssl_dist/jobs", "vssl_dist/engine.py",
-    "vssl_dist/checkpoint.py", "vssl_dist/teacher.py", "vssl_dist/export.py",
-    "launch/submit.py", "launch/evaluate.py", "launch/export.py",
-)  # fmt: skip
-"""Rooms that are being changed elsewhere."""
 SPOKEN = ("launch", "data_prep", "vssl_dist/data", "vssl_dist/linter")
 """Rooms that print what files and folders are called."""
 FORBIDDEN = {"utils.py", "helpers.py", "common.py", "misc.py"}
@@ -184,10 +178,6 @@ def test_no_test_assumes_that_a_path_of_the_machine_is_absent() -> None:
                 assert not invented.search(text), f"{path}:{node.lineno}: {text}"
 
 
-def pending(place: str) -> bool:
-    return any(place == room or place.startswith(f"{room}/") for room in PENDING)
-
-
 def writes(call: ast.Call, in_memory: Collection[str] = ()) -> bool:
     """Whether a call writes a file by itself, and not into a buffer of one of these names."""
     if call.args and ast.unparse(call.args[0]) in in_memory:
@@ -224,8 +214,8 @@ def test_whatever_writes_a_file_goes_through_durable_or_says_why_not() -> None:
             ):
                 call = (place, ast.unparse(node))
                 met.add(call)
-                assert call in EXPLAINED or pending(place), f"{place}:{node.lineno}: {call[1]}"
-    gone = [call for call in EXPLAINED if call not in met and not pending(call[0])]
+                assert call in EXPLAINED, f"{place}:{node.lineno}: {call[1]}"
+    gone = [call for call in EXPLAINED if call not in met]
     assert not gone
 
 
@@ -252,7 +242,7 @@ def test_what_names_files_prints_through_one_door() -> None:
     """`vssl_dist.text.say` and `CommandLine` pass no command of a file's name to a terminal."""
     for path in sources(*SPOKEN):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and not pending(path.relative_to(ROOT).as_posix()):
+            if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 raw = name.endswith(("ArgumentParser", "stdout.write", "stderr.write"))
                 assert name != "print", f"{path}:{node.lineno}"

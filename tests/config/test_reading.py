@@ -210,3 +210,21 @@ def test_the_imagenet_configs_divide_over_64_ranks(name: str) -> None:
     from vssl_dist.methods import CONFIGS as methods
 
     assert config.load(CONFIGS / f"{name}.yaml", methods=methods).micro_batch(64) > 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.train=http://me:hunter2@host/x", "licence=Bearer hunter2", "http://me:hunter2@host",
+        "licence='see https://hunter2@host'", "seed=http://me:hunter2@host",
+    ],
+)  # fmt: skip
+def test_a_secret_in_a_config_is_refused_and_not_repeated(override: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TEXT)
+    with pytest.raises(ConfigError) as refused:
+        config.load(path, [override], methods=METHODS)
+    assert "hunter2" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    harmless = ["data.train=/data/me@site/key=1/x", "licence='see https://host/@me'"]
+    assert config.load(path, harmless, methods=METHODS).data.train.parent.name == "key=1"

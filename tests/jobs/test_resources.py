@@ -46,7 +46,19 @@ def test_the_default_profile_has_eight_ranks_and_eight_gpus_per_node() -> None:
         ("device: tpu", "device"),
         ("minutes: 5", "signal_delay_s"),
         ("gpus_per_node: 4", "every rank has a GPU"),
-        ("env: {WANDB_TOKEN: abc}", "secret"),
+        ("env: {WANDB_TOKEN: hunter2}", "secret"),
+        ("env: {DB_PWD: hunter2}", "env.DB_PWD looks like a secret"),
+        ("env: {PGPASS: [hunter2]}", "env.PGPASS looks like a secret"),
+        ("env: {AWS_ACCESS_KEY_ID: hunter2}", "secret"),
+        ("env: {A: Bearer hunter2}", "env.A looks like a secret"),
+        ("env: {MLFLOW_TRACKING_URI: 'http://u:hun/ter2@h'}", "secret"),
+        ("env: {http_proxy: 'u:hunter2@proxy:3128'}", "secret"),
+        ("env: {DB_PWD: hunter2", "not YAML"),
+        ("env: [DB_PWD=hunter2]", "env looks like a secret"),
+        ("env: {'http://u:hunter2@h': x}", "env.http://***@h looks like a secret"),
+        ("setup: [module load x, export DB_PWD=hunter2]", "setup looks like a secret"),
+        ("setup: ['curl -u u:hunter2 http://h']", "setup looks like a secret"),
+        ("evaluation: {account: 'http://u:hunter2@h'}", "evaluation.account looks like a secret"),
         ("env: {AWS_SECRET_ACCESS_KEY: abc}", "secret"),
         ("[a, b]", "mapping"),
         ("partition: [", "not YAML"),
@@ -58,6 +70,7 @@ def test_a_bad_profile_is_refused_in_one_line_that_names_it(
     with pytest.raises(ConfigError) as refused:
         profile(tmp_path, text)
     assert complaint in str(refused.value)
+    assert "hunter2" not in str(refused.value)
     assert "profile.yaml" in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -84,6 +97,15 @@ def test_setup_lines_and_variables_hold_one_plain_command_or_value(attack: str) 
             Resources.model_validate(field)
 
 
+def test_variables_that_share_a_syllable_with_a_secret_are_taken(tmp_path: Path) -> None:
+    env = {
+        "KEYBOARD": "us", "TOKENIZERS_PARALLELISM": "false", "NCCL_SOCKET_IFNAME": "ib0",
+        "MLFLOW_TRACKING_URI": "sqlite:////x@y.db", "NCCL_IB_PKEY": "1", "SSH_AUTH_SOCK": "/run/s",
+        "PGPASSFILE": "/home/me/.pgpass", "http_proxy": "http://proxy:3128",
+    }  # fmt: skip
+    assert profile(tmp_path, yaml.safe_dump({"env": env})).env == env
+
+
 def test_auto_takes_the_gpus_there_are_and_the_cpu_where_there_are_none() -> None:
     auto = Resources(device="auto")
     with_gpus = on_this_machine(auto, None, 4, URI)
@@ -105,7 +127,9 @@ def test_a_cluster_is_never_asked_for_whatever_device_there_is() -> None:
 
 
 def test_a_launch_survives_the_way_through_its_file(tmp_path: Path) -> None:
-    shared = Resources(device="cpu", ranks_per_node=2, env={"A": "b"}, setup=("module load x",))
+    # As earlier versions took it; these run on.
+    env = {"A": "b", "PGPASS": "c"}
+    shared = Resources(device="cpu", ranks_per_node=2, env=env, setup=("module load x",))
     launch = on_slurm(shared, 3, URI)
     (tmp_path / "launch.yaml").write_text(dump_launch(launch))
     assert load_launch(tmp_path) == launch

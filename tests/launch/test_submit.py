@@ -272,16 +272,40 @@ def test_sqlite_is_refused_when_jobs_run_on_several_hosts(
     assert list(slurm.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        ("http://me:hunter2@tracker:5000", "MLFLOW_TRACKING_PASSWORD"),
+        ("http://me:hunt/hunter2@tracker:5000", "MLFLOW_TRACKING_PASSWORD"),
+        ("http://tracker/?Token=hunter2", "MLFLOW_TRACKING_PASSWORD"),
+        ("postgresql://me:hunt/hunter2@db/mlflow", "PGUSER"),
+    ],
+)
 def test_a_password_in_the_tracking_address_is_refused_and_not_repeated(
     slurm: Path,
     yaml_file: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    remedy: str,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@tracker:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     line = refusal(capsys, "--profile", PROFILE, yaml_file)
-    assert "MLFLOW_TRACKING_PASSWORD" in line
+    assert remedy in line
     assert "hunter2" not in line
+    assert list(slurm.iterdir()) == []
+
+
+def test_a_password_in_a_profile_is_refused_and_not_repeated(
+    slurm: Path, yaml_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    for secret in ("env: {PGPASS: hunter2}", "setup: [export http_proxy=http://u:hunter2@p:1]"):
+        path.write_text(f"device: cpu\nranks_per_node: 2\n{secret}\n")
+        line = refusal(capsys, "--profile", str(path), yaml_file)
+        assert "looks like a secret" in line
+        assert "hunter2" not in line
+    assert list(slurm.iterdir()) == []
 
 
 def test_what_mlflow_will_not_take_is_refused_before_anything_is_written(

@@ -133,7 +133,7 @@ def test_everything_arrives_once_even_when_it_is_sent_again(tracked: Tracked) ->
     facts = json.loads((tracked.folder / "mlflow_run.json").read_text())
     run_id = facts.pop("run_id")
     (tracked.folder / "mlflow_run.json").write_text(json.dumps(facts))
-    assert flush_once(tracked.folder)
+    assert flush_once(tracked.folder, tracked.uri)
     assert tracked.run_id == run_id
     assert seen() == first
 
@@ -172,7 +172,7 @@ def test_steps_that_a_resumed_run_redoes_are_on_the_curve_once(tracked: Tracked)
     assert flusher.close(60)
     for step in (20, 10):
         Spool(tracked.folder, f"knn-{step}").metrics({"knn/top1": step / 100}, step)
-        assert flush_once(tracked.folder)
+        assert flush_once(tracked.folder, tracked.uri)
     assert {(step, value) for step, value, _ in tracked.curve("knn/top1")} == {(20, 0.2), (10, 0.1)}
     assert tracked.run.info.status == "FINISHED"
 
@@ -263,7 +263,7 @@ def test_a_flusher_says_why_it_is_refused_and_leaves_at_once(
     assert "experiments restore" in line
     assert f"python launch/track.py {run.folder} sends them" in line
     client.restore_experiment(client.get_experiment_by_name("tests").experiment_id)
-    assert flush_once(run.folder)
+    assert flush_once(run.folder, run.uri)
     assert shortfall(run.folder, uri) is None
     assert "nobody has sent them there" in str(shortfall(run.folder, "http://elsewhere:5000"))
 
@@ -274,7 +274,7 @@ def test_nowhere_takes_everything_and_sends_nothing(tmp_path: Path) -> None:
     flusher.start()
     wait_for(lambda: Spool(tmp_path, "system").last_step() >= 1)
     assert flusher.close(30)
-    assert flush_once(tmp_path)
+    assert flush_once(tmp_path, "none")
     line = shortfall(tmp_path, "none")
     assert line is not None
     assert f"python launch/track.py {tmp_path} --to URI" in line
@@ -292,7 +292,7 @@ def test_a_run_that_was_deleted_in_mlflow_waits_and_comes_back_whole(tracked: Tr
     assert not flusher.close(3)
     assert "restore" in (tracked.folder / "spool" / "flusher.log").read_text()
     tracked.client.restore_run(tracked.run_id)
-    assert flush_once(tracked.folder)
+    assert flush_once(tracked.folder, tracked.uri)
     assert [step for step, _, _ in tracked.curve("loss")] == [0, 1]
 
 
@@ -359,7 +359,7 @@ def test_closing_returns_within_its_bound_and_says_so(tmp_path: Path) -> None:
 
 def test_a_folder_that_was_never_tracked_has_nothing_to_flush(tmp_path: Path) -> None:
     Spool(tmp_path, "eval").metrics({"knn/top1": 0.5}, 3)
-    assert flush_once(tmp_path)
+    assert flush_once(tmp_path, "http://127.0.0.1:9")
     assert not (tmp_path / "spool" / "flusher.log").exists(), "no process was started"
 
 

@@ -109,7 +109,9 @@ def test_a_binned_experiment_and_a_binned_run_are_named_with_what_brings_them_ba
     run = file.parent / "run"
     Record(settle(run).uuid, tracking_uri=database_uri(file),
            runs={database_uri(file): run_id}).save(run)  # fmt: skip
-    assert remedy in said(answer(file)), "known by its id"
+    note = str(answer(file).note)
+    assert f"MLflow run {run_id}" in note
+    assert "is another run's" in note
     (run / "mlflow_run.json").unlink()
     execute(file, f"UPDATE tags SET value = '{settle(run).uuid}' WHERE key = 'vssl_dist.run'")
     assert remedy in said(answer(file)), "known by its uuid"
@@ -341,14 +343,18 @@ def test_a_look_that_cannot_be_asked_for_says_why_and_no_secret(
 
 
 def test_a_binned_run_of_a_server_is_named(tmp_path: Path) -> None:
-    deleted = json.dumps({"run": {"info": {"lifecycle_stage": "deleted"}}}).encode()
+    tags = [{"key": "vssl_dist.run", "value": "of another"}]
+    run = {"info": {"lifecycle_stage": "deleted"}, "data": {"tags": tags}}
 
     def reply(path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        return (200, deleted) if f"runs/get?run_id={'a' * 32}" in path else (404, MISSING)
+        named = f"runs/get?run_id={'a' * 32}" in path
+        return (200, json.dumps({"run": run}).encode()) if named else (404, MISSING)
 
     with answering(reply) as uri:
         assert look(uri, tmp_path) == Answer()
         Record(settle(tmp_path).uuid, tracking_uri=uri, runs={uri: "a" * 32}).save(tmp_path)
+        assert "is another run's" in str(look(uri, tmp_path).note)
+        tags[0]["value"] = settle(tmp_path).uuid
         assert f"mlflow runs restore --run-id {'a' * 32}" in said(look(uri, tmp_path))
 
 

@@ -115,11 +115,11 @@ def test_mlflow_ui_shows_the_run_its_curve_and_its_image(
     for step in range(20):
         spool.metrics({"loss": 1 / (1 + step)}, step)
     # The job itself may start in any folder: the address was made absolute before.
-    flusher = Flusher(run, "vssl-dist", default_tracking_uri())
+    flusher = Flusher(run, "vssl-dist", here := default_tracking_uri())
     monkeypatch.chdir(run)
     with flusher:
         pass
-    assert flush_once(run, 120)
+    assert flush_once(run, here, 120)
     with server(tmp_path) as ui:
         ui.start()
         experiments = ui.post("experiments/search", {"max_results": 10})["experiments"]
@@ -172,7 +172,7 @@ def test_a_server_that_is_away_or_hangs_costs_a_training_nothing(tmp_path: Path)
         remote.signal(signal.SIGCONT)
         (run / "config.yaml").write_text("seed: 0\n")
         spool.artifact(run / "config.yaml")
-        assert flush_once(run, 60)
+        assert flush_once(run, remote.url, 60)
         run_id = run_id_of(run)
         assert remote.curve(run_id, "loss") == [(s, s / 7) for s in range(len(took))]
         uploaded = remote.get(f"/get-artifact?path=config.yaml&run_uuid={run_id}")

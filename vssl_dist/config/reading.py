@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vssl_dist.confidential import hidden, in_text
 from vssl_dist.config.complaints import explain
 from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.paths import expanded
 from vssl_dist.config.scalars import Plain, typed
 from vssl_dist.config.schema import RunConfig
+from vssl_dist.text import printable
 
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 32
@@ -83,14 +85,15 @@ def _parse(text: str, where: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: such as a 13th month
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+        quoted = " ".join(hidden(str(error)).split())
+        raise ConfigError(f"{where}: not YAML: {quoted}") from error
 
 
 def _override(raw: dict[str, Any], item: str) -> None:
     """Apply one ``dotted.key=value``; the value is YAML, numbers in keys index lists."""
     dotted, equals, text = item.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"override {item!r} is not of the form dotted.key=value")
+        raise ConfigError(f"override {hidden(item)!r} is not of the form dotted.key=value")
     value = _value(dotted, text)
     *parents, leaf = dotted.split(".")
     if len(parents) > _MAX_DEPTH:
@@ -170,6 +173,11 @@ def _loads(
         raw.setdefault("name", name)
     for item in overrides:
         _override(raw, item)
+    for place in _secret_places(raw) if expand else ():
+        raise ConfigError(
+            f"{place}: holds a password or a token, which would be written into the run folder: "
+            "leave it to the environment"
+        )
     if "method" not in raw:
         raise ConfigError("method: this key is required")
     raw["method"] = _method(raw["method"], methods, expand)
@@ -177,6 +185,17 @@ def _loads(
         return RunConfig.model_validate(_typed(raw, RunConfig, expand=expand))
     except ValidationError as error:
         raise ConfigError(explain(error, RunConfig)) from error
+
+
+def _secret_places(raw: Any, where: str = "") -> Iterator[str]:
+    """The keys under which somebody has typed a secret."""
+    pairs = raw.items() if isinstance(raw, dict) else enumerate(raw)
+    for key, value in pairs:
+        place = f"{where}{printable(hidden(str(key)))}"
+        if isinstance(value, dict | list):
+            yield from _secret_places(value, f"{place}.")
+        elif in_text(str(key)) or in_text(str(value)):
+            yield place
 
 
 def load(
@@ -211,9 +230,17 @@ def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> Run
     return loads(_text(path), methods=methods, where=str(path))
 
 
-def load_block(path: Path, model: type[Block]) -> Block:
+def load_block(
+    path: Path, model: type[Block], check: Callable[[dict[Any, Any]], str | None] | None = None
+) -> Block:
     """Read a YAML file that holds one block, such as a machine's profile, as strictly as a config;
     its paths are expanded likewise.
+
+    Args:
+        path: The file.
+        model: Of the block.
+        check: Says what is wrong with the block as it stands there, before other complaints
+            repeat what they are about.
 
     Raises:
         ConfigError: One line that names the file, the key and the remedy.
@@ -221,6 +248,8 @@ def load_block(path: Path, model: type[Block]) -> Block:
     raw = _parse(_text(path), str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
+    if check is not None and (problem := check(raw)):
+        raise ConfigError(f"{path}: {problem}")
     try:
         return model.model_validate(typed(raw, model, path=expanded))
     except ValidationError as error:

@@ -175,18 +175,53 @@ def send(run_dir: Path, tracking_uri: str) -> None:
 
     Args:
         run_dir: The run's folder; nothing is sent of one that no tracker was ever asked for.
-        tracking_uri: Where curves go now.
+        tracking_uri: Where curves go now, as the user says.
     """
-    from vssl_dist.tracker import NOWHERE, Record, check_tracking, flush_once, peek, shortfall
+    from vssl_dist.tracker import (
+        NOWHERE,
+        Record,
+        check_tracking,
+        flush_once,
+        flushed,
+        holder,
+        peek,
+        shortfall,
+    )
 
-    before = Record.load(run_dir, peek(run_dir)).tracking_uri
-    if not before or tracking_uri == NOWHERE:
+    before = Record.load(run_dir, peek(run_dir))
+    if not before.tracking_uri or tracking_uri == NOWHERE:
         return
     if problem := check_tracking(tracking_uri, hosts=1):
-        print(f"warning: {run_dir} is not sent: {problem}", flush=True)
+        print(f"warning: {printable(str(run_dir))} is not sent: {problem}", flush=True)
         return
-    flush_once(run_dir, tracking_uri=tracking_uri)
+    working = None if flushed(run_dir, tracking_uri) else holder(run_dir)
+    if working is None or working.is_known:
+        if working is not None and working.tracking_uri != tracking_uri:
+            print(f"waiting for the curves: {working.doing}", flush=True)
+        flush_once(run_dir, tracking_uri)
+    own, now = before.runs.get(tracking_uri), Record.load(run_dir, peek(run_dir)).run_id
     if line := shortfall(run_dir, tracking_uri):
         print(f"warning: {line}", flush=True)
-    elif before != tracking_uri:
-        print(f"curves      {tracking_uri} (before: {before})", flush=True)
+    elif before.tracking_uri != tracking_uri:
+        place = printable(before.tracking_uri)
+        print(f"curves      {tracking_uri} (before: {place})", flush=True)
+    elif own not in (None, now):
+        print(f"curves      MLflow run {now} with all of the history ({own} is none of this run's)")
+
+
+def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
+    """The same for a command that is not about sending: it leaves alone what may be another's.
+
+    Args:
+        run_dir: See `send`.
+        tracking_uri: The user's own address.
+        whole: The user has named the run and not a single export.
+    """
+    from vssl_dist.tracker import check_tracking, why_not_asked_for
+
+    if check_tracking(tracking_uri, hosts=1) is None and (
+        line := why_not_asked_for(run_dir, tracking_uri, whole=whole)
+    ):
+        print(f"warning: {line}", flush=True)
+    elif whole:
+        send(run_dir, tracking_uri)

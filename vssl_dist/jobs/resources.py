@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from vssl_dist.confidential import hidden, in_command, in_setting, in_text
 from vssl_dist.config import ConfigError, Model, load_block
+from vssl_dist.text import printable
 
 _WORD = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"
-_SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|KEY$", re.IGNORECASE)
 
 # submitit writes these into a shell script as they are: a newline would be a command.
 Word = Annotated[str, Field(pattern=_WORD)]
@@ -115,13 +116,31 @@ class Resources(Model):
                 f"signal_delay_s={self.signal_delay_s} is not less than the job's "
                 f"minutes={self.minutes}: it would be told to stop as it starts"
             )
-        for name in self.env:
-            if _SECRET.search(name):
-                raise ValueError(
-                    f"env.{name} looks like a secret, which would be written into the run folder: "
-                    "export it in the shell that submits instead"
-                )
         return self
+
+
+def _why_secret(raw: dict[Any, Any]) -> str | None:
+    """What is wrong with a profile that would have a secret written into run folders."""
+    place = next(_secret_places(raw), None)
+    if place is None:
+        return None
+    return (
+        f"{place} looks like a secret, which would be written into the run folder: "
+        "export it in the shell that submits instead"
+    )
+
+
+def _secret_places(raw: dict[Any, Any], where: str = "") -> Iterator[str]:
+    """The keys of a profile under which there is a secret."""
+    for key, value in raw.items():
+        place = f"{where}{printable(hidden(str(key)))}"
+        if in_text(str(key)) or (where == "env." and in_setting(str(key), str(value))):
+            yield place
+        elif isinstance(value, dict):
+            yield from _secret_places(value, f"{place}.")
+        else:
+            lines = value if isinstance(value, list | tuple) else [value]
+            yield from (place for line in lines if in_command(str(line)))
 
 
 class Launch(Model):
@@ -159,7 +178,7 @@ def load_profile(path: Path) -> Resources:
     Raises:
         ConfigError: One line that names the file, the key and the remedy.
     """
-    return load_block(path, Resources)
+    return load_block(path, Resources, check=_why_secret)
 
 
 def on_slurm(profile: Resources, nodes: int, tracking_uri: str) -> Launch:

@@ -14,6 +14,7 @@ from vssl_dist.tracker.address import (
     default_tracking_uri,
     normal,
 )
+from vssl_dist.tracker.consent import why_not_asked_for
 from vssl_dist.tracker.context import run_tags
 from vssl_dist.tracker.cursor import flushed
 from vssl_dist.tracker.files import why_no_locks
@@ -48,4 +49,5 @@ __all__ = [
     "shortfall",
     "spool_folder",
     "why_no_locks",
+    "why_not_asked_for",
 ]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
+from vssl_dist.confidential import hidden
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.cursor import flushed
@@ -75,6 +76,14 @@ class _Orders:
     @property
     def expired(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
+
+
+class _Lines(logging.Formatter):
+    """Lines of the log, without what only the environment may know."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or a traceback."""
+        return hidden(super().format(record))
 
 
 def _sampler(run_dir: Path, every_s: float) -> Sampler:
@@ -218,7 +227,9 @@ def main() -> int:
     keep_others_from_writing()
     # Training comes first on a machine with few cores.
     os.nice(5)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler])
     # It would report every retry of every outage.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     return 0 if _Server(args).serve(_Orders()) else 1

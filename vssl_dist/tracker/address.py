@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
+from vssl_dist.confidential import in_address
 from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import expanded
 
@@ -19,7 +20,6 @@ EXPERIMENT = "vssl-dist"
 
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 _DATABASES = ("postgresql", "mysql", "mssql")
-_SECRETS = {"user", "username", "password", "passwd", "pwd", "token"}
 _ANOTHER = "use http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
 
 
@@ -117,16 +117,17 @@ def check_tracking(uri: str, hosts: int) -> str | None:
     if uri == NOWHERE:
         return None
     parts = _split(uri)
-    if _names_a_user(uri, parts):
+    if in_address(uri):
         remedy = "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        if parts is not None and parts.scheme.partition("+")[0] in _DATABASES:
+        if uri.partition(":")[0].partition("+")[0].lower() in _DATABASES:
             remedy = (
                 "have `mlflow server` use that database and set "
                 "MLFLOW_TRACKING_URI=http://HOST:PORT, or leave them to the database's driver "
                 "(PGUSER and ~/.pgpass, say)"
             )
         return (
-            f"MLFLOW_TRACKING_URI names a user, and would be written into the run folder: {remedy}"
+            "MLFLOW_TRACKING_URI names a user, a password or a token, and would be written into "
+            f"the run folder: {remedy}"
         )
     if parts is None:
         return f"MLFLOW_TRACKING_URI={uri} is no address: {_ANOTHER}"
@@ -142,12 +143,6 @@ def check_tracking(uri: str, hosts: int) -> str | None:
     near = get_close_matches(kind, _SCHEMES, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
     return f"MLFLOW_TRACKING_URI={uri}: MLflow knows no scheme {parts.scheme}:{meant}; {_ANOTHER}"
-
-
-def _names_a_user(uri: str, parts: SplitResult | None) -> bool:
-    if parts is None:
-        return "@" in uri
-    return "@" in parts.netloc or bool(_SECRETS & {key.lower() for key in parse_qs(parts.query)})
 
 
 def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:

@@ -11,7 +11,9 @@ from typing import Any
 from vssl_dist.durable import publish
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.identity import peek
+from vssl_dist.tracker.intake import is_whole, json_object
 from vssl_dist.tracker.record import Record
+from vssl_dist.tracker.refusals import may_pass
 from vssl_dist.tracker.spool import read, spool_folder
 
 
@@ -22,6 +24,18 @@ class Progress:
     offset: int = 0
     last: dict[str, int] = field(default_factory=dict)
     """The last step sent, by metric; a resumed run writes earlier ones again."""
+
+    @classmethod
+    def read(cls, facts: dict[str, Any]) -> Progress:
+        """What is written down.
+
+        Raises:
+            ValueError: It is not what one of our programs writes.
+        """
+        progress = cls(**facts)
+        if not all(is_whole(number) for number in (progress.offset, *progress.last.values())):
+            raise ValueError("no offset or no step")
+        return progress
 
 
 @dataclass
@@ -44,7 +58,7 @@ class Cursor:
         """The stored cursor, or a fresh one if there is none for this MLflow run."""
         path = spool_folder(run_dir) / "cursor.json"
         try:
-            raw = json.loads(path.read_text())
+            raw = json_object(path)
             others = raw.pop("others", {}) | {raw.get("tracking_uri", tracking_uri): raw}
             own = others.pop(tracking_uri, {})
         except (OSError, ValueError, AttributeError, TypeError):
@@ -52,12 +66,13 @@ class Cursor:
             return cls(path, tracking_uri, run_id)
         fresh = cls(path, tracking_uri, run_id, others=others)
         try:
-            files = {name: Progress(**progress) for name, progress in own["files"].items()}
-            if own["run_id"] != run_id:
+            files = {name: Progress.read(progress) for name, progress in own["files"].items()}
+            artifacts, refused = own["artifacts"], own.get("refused", {})
+            texts = [*artifacts, *refused.values()]
+            if own["run_id"] != run_id or not all(isinstance(text, str) for text in texts):
                 return fresh
-            refused = own.get("refused", {})
-            return cls(path, tracking_uri, run_id, files, own["artifacts"], refused, others)
-        except (AttributeError, KeyError, TypeError):
+            return cls(path, tracking_uri, run_id, files, [*artifacts], {**refused}, others)
+        except (AttributeError, KeyError, TypeError, ValueError):
             return fresh
 
     def restart(self) -> None:
@@ -99,6 +114,11 @@ def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[
         if writers and path.stem not in writers:
             continue
         offset = cursor.files.get(path.name, Progress()).offset
-        if read(path, offset)[1] != offset:
-            return False
+        try:
+            if read(path, offset)[1] != offset:
+                return False
+        except OSError as error:
+            if may_pass(error):
+                return False
+            continue  # which the replay names
     return not cursor.artifacts

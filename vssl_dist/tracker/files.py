@@ -116,12 +116,19 @@ def _inside(base: sqlite3.Connection, question: Question) -> Iterator[Answer]:
     for (experiment_id,) in binned:
         yield question.experiment_in_bin(experiment_id)
     deleted = base.execute(
-        "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted' AND (run_uuid = ? OR run_uuid"
-        " IN (SELECT run_uuid FROM tags WHERE key = 'vssl_dist.run' AND value = ?))",
-        (question.run_id, question.uuid),
+        "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted' AND run_uuid"
+        " IN (SELECT run_uuid FROM tags WHERE key = 'vssl_dist.run' AND value = ?)",
+        (question.uuid,),
     )
     for (run_id,) in deleted:
         yield question.run_in_bin(run_id)
+    of_another = base.execute(
+        "SELECT run_uuid FROM runs WHERE run_uuid = ? AND run_uuid"
+        " NOT IN (SELECT run_uuid FROM tags WHERE key = 'vssl_dist.run' AND value = ?)",
+        (question.run_id, question.uuid),
+    )
+    for _ in of_another:
+        yield question.run_of_another()
 
 
 def _of_another_version(uri: str, version: str, newest: str, is_older: bool) -> str:

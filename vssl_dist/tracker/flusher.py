@@ -10,8 +10,10 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
+from vssl_dist.durable import open_append
 from vssl_dist.environment import outside_jobs, slurm_job
 from vssl_dist.installed import own_code_only
+from vssl_dist.text import printable
 from vssl_dist.tracker.address import NOWHERE, database
 from vssl_dist.tracker.cursor import cursor_at, flushed
 from vssl_dist.tracker.identity import in_shell, readable, run_file, settle
@@ -72,7 +74,6 @@ class Flusher:
     def start(self) -> None:
         """Spawn the process; returns in milliseconds."""
         identity = settle(self.run_dir)
-        spool_folder(self.run_dir).mkdir(parents=True, exist_ok=True)
         if not run_file(self.run_dir).exists():
             # So that it counts as tracked, however soon this is killed; later addresses are
             # written down by who has the lease.
@@ -87,7 +88,7 @@ class Flusher:
         if database(self.tracking_uri) is not None:
             # A connection that stays open goes on writing into a file that was removed.
             gentle["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
-        with (spool_folder(self.run_dir) / "flusher.log").open("ab") as log:
+        with open_append(spool_folder(self.run_dir) / "flusher.log") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "vssl_dist.tracker", *arguments],
                 stdin=subprocess.PIPE,
@@ -140,7 +141,7 @@ class Flusher:
         self.close(_DRAIN_S)
 
 
-def flush_once(run_dir: Path, timeout_s: float = 600.0, tracking_uri: str | None = None) -> bool:
+def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bool:
     """Bring a run's spool to MLflow: what an evaluation that ends after the trainer calls.
 
     If another flusher holds the lease this waits until that one has sent everything where it
@@ -149,8 +150,9 @@ def flush_once(run_dir: Path, timeout_s: float = 600.0, tracking_uri: str | None
 
     Args:
         run_dir: The run's folder.
+        tracking_uri: Where curves go now, as the user says: what the folder says may be another's
+            word, and whoever sends there signs with the user's own password.
         timeout_s: Wait no longer.
-        tracking_uri: Where curves go now; by default where they went last.
 
     Returns:
         Whether nothing is left to send; true also of a run that never had a tracker.
@@ -158,10 +160,9 @@ def flush_once(run_dir: Path, timeout_s: float = 600.0, tracking_uri: str | None
     if not run_file(run_dir).exists():
         return True
     record = Record.load(run_dir, settle(run_dir))
-    uri = tracking_uri or record.tracking_uri
-    if uri == NOWHERE or flushed(run_dir, uri):
+    if tracking_uri == NOWHERE or flushed(run_dir, tracking_uri):
         return True
-    flusher = Flusher(run_dir, record.experiment, uri, only_sends=True)
+    flusher = Flusher(run_dir, record.experiment, tracking_uri, only_sends=True)
     flusher.start()
     return flusher.close(timeout_s)
 
@@ -184,8 +185,8 @@ def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -
             return None
         names = [*refused][:_NAMED] + [f"{len(refused) - _NAMED} more"] * (len(refused) > _NAMED)
         return (
-            f"MLflow does not take {readable(', '.join(names))} "
-            f"({readable(next(iter(refused.values())))}); all else has arrived, and {command} "
+            f"MLflow does not take {printable(', '.join(names))} "
+            f"({printable(next(iter(refused.values())))}); all else has arrived, and {command} "
             "tries again"
         )
     sender = Sender.load(run_dir)
@@ -193,13 +194,13 @@ def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -
     if working is not None and working.tracking_uri == tracking_uri and writers:
         if working.problem is None:
             return None
-        reason = working.problem
+        reason = printable(working.problem)
     elif working is not None:
-        reason = f"{working} is sending to {working.tracking_uri}"
+        reason = working.doing
     elif sender is None or sender.tracking_uri != tracking_uri:
         reason = "nobody has sent them there"
     else:
-        reason = sender.problem or "there was not enough time"
+        reason = printable(sender.problem or "there was not enough time")
     return (
         f"not all curves have reached MLflow at {tracking_uri} ({reason}); they are in "
         f"{readable(str(spool_folder(run_dir)))}: {command} sends them"

@@ -18,10 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
+from filelock import Timeout
 
+from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import literal
 from vssl_dist.durable import publish
+from vssl_dist.locks import holder, private_lock
+from vssl_dist.tracker.intake import is_texts, json_object, open_regular
+
+_WAIT_S = 60.0
+_LONGEST_NAME = 1000
+_LARGEST_CONFIG = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,9 @@ def settle(run_dir: Path) -> Identity:
 
     Whoever is to write into a run folder calls this first: a copy gets files of its own in place
     of links to the original's.
+
+    Raises:
+        ConfigError: Another process has been at the same for a minute.
     """
     run_dir = run_dir.absolute()
     stored = _stored(run_dir)
@@ -73,7 +83,11 @@ def settle(run_dir: Path) -> Identity:
     lock = run_dir / ".run.lock"
     if lock.is_symlink():  # of a copy that is made of links
         lock.unlink(missing_ok=True)
-    with FileLock(lock, timeout=60):
+    try:
+        held = private_lock(lock).acquire(timeout=_WAIT_S)
+    except Timeout:
+        raise ConfigError(f"{lock} is held by {holder(lock)}: wait for it, or stop it") from None
+    with held:
         stored = _stored(run_dir)
         if stored is None:
             settled = Identity(uuid.uuid4().hex, str(run_dir))
@@ -86,6 +100,23 @@ def settle(run_dir: Path) -> Identity:
         if settled != stored or not identity_file(run_dir).exists():
             publish(identity_file(run_dir), json.dumps(asdict(settled)).encode())
         return settled
+
+
+def is_anothers(place: str, run_dir: Path, uuid: str) -> bool:
+    """Whether a path is that of another folder which is the same run: this one is its copy, then.
+
+    Args:
+        place: Where MLflow says that the run is.
+        run_dir: The folder that says it is this run.
+        uuid: Of the run.
+    """
+    if not _is_path(place):
+        return False
+    original = _original(Identity(uuid, place), run_dir)
+    if original is None or _answers(original, run_dir):
+        return False
+    # A copy that was put where this run used to be does not say that it is the run.
+    return peek(original) is not None or not os.access(original, os.R_OK | os.X_OK)
 
 
 def readable(text: str) -> str:
@@ -111,40 +142,47 @@ def in_shell(path: Path) -> str:
 def _stored(run_dir: Path) -> Identity | None:
     """What the folder says; of a run from before ``run.json`` what its other files say."""
     match _read(identity_file(run_dir)):
-        case {"uuid": str(own), "path": str(path), **others} if _is_uuid(own) and "\0" not in path:
+        case {"uuid": str(own), "path": str(path), **others} if _is_uuid(own) and _is_path(path):
             return Identity(own, path, _parent(others.get("parent")))
     match _read(run_file(run_dir)):
-        case {"uuid": str(older)} if _is_uuid(older):
-            return Identity(older, _configured(run_dir))
+        case {"uuid": str(older)} if _is_uuid(older) and _is_path(path := _configured(run_dir)):
+            return Identity(older, path)
     return None
 
 
 def _is_uuid(text: str) -> bool:
-    return re.fullmatch(r"[\w-]+", text) is not None
+    return re.fullmatch(r"[\w-]{1,64}", text) is not None
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _parent(facts: object) -> Parent | None:
     match facts:
-        case {"name": str(name), "uuid": str(theirs), "runs": dict(runs)}:
-            return Parent(name, theirs, runs)
+        case {"name": str(name), "uuid": str(theirs), "runs": dict(runs)} if is_texts(runs):
+            return Parent(name[:_LONGEST_NAME], theirs[:_LONGEST_NAME], runs)
     return None
 
 
 def _configured(run_dir: Path) -> str:
     """Where the last submission that wrote this folder's config saw it."""
     try:
-        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        with open_regular(run_dir / "config.yaml") as file:
+            config = yaml.safe_load(file.read(_LARGEST_CONFIG))
         return str(Path(config["out"], config["name"]))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return str(run_dir.absolute())
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        return json_object(path)
+    except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _runs(run_dir: Path, owner: str) -> dict[str, str]:
@@ -152,8 +190,8 @@ def _runs(run_dir: Path, owner: str) -> dict[str, str]:
     match _read(run_file(run_dir)):
         case {"uuid": str(theirs), "tracking_uri": str(uri), **facts} if theirs == owner:
             last = {uri: facts["run_id"]} if "run_id" in facts else {}
-            earlier = facts.get("runs")
-            return (earlier if isinstance(earlier, dict) else {}) | last
+            runs = [earlier for earlier in (facts.get("runs"), last) if is_texts(earlier)]
+            return {address: run_id for some in runs for address, run_id in some.items()}
     return {}
 
 

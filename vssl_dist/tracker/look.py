@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT, NOWHERE, database
 from vssl_dist.tracker.identity import in_shell, peek, readable
 from vssl_dist.tracker.record import Record
@@ -25,6 +26,8 @@ class Answer:
     """Will not pass by itself."""
     doubt: str | None = None
     """May pass: until then curves wait in the spool."""
+    note: str | None = None
+    """Is as it should not be, and no reason to wait."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,14 @@ class Question:
             f"the MLflow run of {readable(str(self.run_dir))} at {self.uri} is in the bin and "
             f"takes no curves: {self._command('runs', f'--run-id {run_id}')} brings it back; or "
             "give this run another name"
+        )
+
+    def run_of_another(self) -> Answer:
+        """The MLflow run that is written down in the folder does not bear this run's mark."""
+        return Answer(
+            note=f"MLflow run {self.run_id} at {self.uri}, which "
+            f"{printable(str(self.run_dir))}/mlflow_run.json names, is another run's: this one "
+            "gets one of its own, with all of its history"
         )
 
     def _command(self, what: str, which: str) -> str:

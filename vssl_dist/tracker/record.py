@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vssl_dist.durable import publish
+from vssl_dist import locks
+from vssl_dist.durable import publish, user_name
+from vssl_dist.locks import private_lock
+from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT
 from vssl_dist.tracker.identity import Identity, run_file
+from vssl_dist.tracker.intake import is_texts, json_object
 from vssl_dist.tracker.spool import spool_folder
 
 
@@ -35,15 +39,18 @@ class Record:
         """What is written down for this run, or an empty record."""
         uuid = identity.uuid if identity else ""
         try:
-            facts: dict[str, Any] = json.loads(run_file(run_dir).read_text())
+            facts = json_object(run_file(run_dir))
             owner, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
-            if not all(isinstance(fact, str) for fact in (owner, experiment, uri)):
-                return cls(uuid)
-            last = {uri: facts["run_id"]} if "run_id" in facts else {}
-            record = cls(owner, experiment, uri, facts.get("runs", {}) | last)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError):
             return cls(uuid)
-        return record if uuid == record.uuid else cls(uuid, record.experiment, uri)
+        last = {uri: facts["run_id"]} if "run_id" in facts else {}
+        known = facts.get("runs", {})
+        if not is_texts({"": owner, " ": experiment, "  ": uri}) or not is_texts(known):
+            return cls(uuid)
+        if not re.fullmatch(r"(?!\.*$)[\w. -]{1,250}", experiment):
+            experiment = EXPERIMENT
+        runs = {k: v for k, v in (known | last).items() if isinstance(v, str) and _is_run_id(v)}
+        return cls(owner if uuid == owner else uuid, experiment, uri, runs if uuid == owner else {})
 
     @property
     def run_id(self) -> str | None:
@@ -71,9 +78,14 @@ class Sender:
     def load(cls, run_dir: Path) -> Sender | None:
         """The one that is written down, if any."""
         try:
-            return cls(**json.loads(_sender_file(run_dir).read_text()))
-        except (OSError, ValueError, TypeError):
+            facts = json_object(_sender_file(run_dir))
+        except (OSError, ValueError):
             return None
+        match facts:
+            case {"tracking_uri": str(uri), "host": str(host), "pid": int(pid)}:
+                job, problem = (facts.get(key) for key in ("job", "problem"))
+                return cls(uri, host, pid, job and str(job), problem and str(problem))
+        return None
 
     def save(self, run_dir: Path) -> None:
         """Write it down."""
@@ -81,21 +93,63 @@ class Sender:
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""
-        return f"process {self.pid} on {self.host}{job}"
+        return printable(f"process {self.pid} on {self.host}{job}")
+
+    is_known = True
+    """Whether it has written down what it sends, and where."""
+
+    @property
+    def doing(self) -> str:
+        """What it does, as the subject of a line."""
+        return printable(f"{self} is sending to {self.tracking_uri}")
+
+
+class Stranger(Sender):
+    """Somebody who holds the lease and has not written down that he sends."""
+
+    is_known = False
+
+    def __init__(self, who: str, lock: Path) -> None:
+        super().__init__("?")
+        self.who, self.lock = who, lock
+
+    def __str__(self) -> str:
+        return self.who
+
+    @property
+    def doing(self) -> str:
+        """What he does, as the subject of a line."""
+        return printable(f"{self} holds {self.lock}")
 
 
 def lease(run_dir: Path) -> FileLock:
     """Held by the one process that sends a run's spool."""
-    return FileLock(spool_folder(run_dir) / "flusher.lock")
+    return private_lock(_lease_file(run_dir))
 
 
 def holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     """Who has the lease, if it is not free within so long."""
+    lock = _lease_file(run_dir)
     try:
         with lease(run_dir).acquire(timeout=wait_s):
             return None
     except Timeout:
-        return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
+        who = locks.holder(lock)
+    except PermissionError:
+        if not lock.exists():
+            raise
+        return Stranger(user_name(lock.lstat().st_uid), lock)
+    if " of " in who and f" of {user_name(os.geteuid())} (" not in who:
+        return Stranger(who, lock)
+    return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
+
+
+def _lease_file(run_dir: Path) -> Path:
+    return spool_folder(run_dir) / "flusher.lock"
+
+
+def _is_run_id(text: str) -> bool:
+    return re.fullmatch(r"[\w-]{1,64}", text) is not None
 
 
 def _sender_file(run_dir: Path) -> Path:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 
+from vssl_dist.confidential import hidden
+from vssl_dist.text import printable
+
 _PASSING_CODES = {
     "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED",
     "CANCELLED", "ABORTED", "RESOURCE_CONFLICT", "INTERNAL_ERROR",
@@ -32,7 +35,9 @@ def may_pass(error: Exception) -> bool:
         return status >= 500 or status in _PASSING_STATUS
     if isinstance(error, OSError):
         return error.errno not in _LASTING_ERRNOS
-    return not isinstance(error, Refused | ValueError | TypeError | LookupError | ImportError)
+    return not isinstance(
+        error, Refused | ValueError | TypeError | LookupError | ImportError | RecursionError
+    )
 
 
 def is_ambiguous(error: Exception) -> bool:
@@ -48,6 +53,6 @@ def _code(error: Exception) -> str | None:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in a line of bounded length."""
-    said = " ".join(str(error).split())[:300]
+    """What an error says, in a line of bounded length that holds no password."""
+    said = printable(" ".join(hidden(str(error)).split())[:300])
     return said if isinstance(error, Refused) else f"{type(error).__name__}: {said}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import logging
 import os
 import shlex
 import time
@@ -12,19 +13,28 @@ import uuid
 from pathlib import Path
 from urllib.parse import quote
 
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LifecycleStage, ViewType
+from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
+from vssl_dist.durable import user_name
+from vssl_dist.locks import holder, private_lock
 from vssl_dist.tracker.address import database, database_uri
-from vssl_dist.tracker.identity import Identity, readable
+from vssl_dist.tracker.identity import Identity, is_anothers, readable
+from vssl_dist.tracker.intake import is_whole
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused
 from vssl_dist.tracker.spool import read, spool_folder
 
 UUID_TAG = "vssl_dist.run"
 _FOLDER_TAG = "vssl_dist.run_dir"
+_PARENT_TAGS = ("vssl_dist.parent", "vssl_dist.parent_run")
+OWN_TAGS = {UUID_TAG, _FOLDER_TAG, *_PARENT_TAGS}
+"""Which run it is: the spool, which may be anybody's, has no say in that."""
+_MAKING_S = 60.0
+_CANDIDATES = 100
+_log = logging.getLogger(__name__)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -34,9 +44,30 @@ def connect(uri: str) -> MlflowClient:
         return MlflowClient(tracking_uri=uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     if _size(file) == 0:
-        with FileLock(f"{file}.lock", timeout=300):
+        with _alone(Path(f"{file}.lock")):
             _create_database(file)
     return MlflowClient(tracking_uri=_without_escapes(uri, file))
+
+
+def _alone(lock: Path) -> AcquireReturnProxy[FileLock]:
+    """Held while a database is made.
+
+    Raises:
+        TimeoutError: Somebody else holds it for a minute.
+        Refused: It is another user's.
+    """
+    try:
+        return private_lock(lock).acquire(timeout=_MAKING_S)
+    except Timeout:
+        raise TimeoutError(f"{lock} is held by {holder(lock)}") from None
+    except PermissionError as error:
+        if not lock.exists():
+            raise
+        owner = user_name(lock.lstat().st_uid)
+        raise Refused(
+            f"{lock} belongs to {owner}, who was to make that database: have it removed, or set "
+            "MLFLOW_TRACKING_URI to another address"
+        ) from error
 
 
 def _size(file: Path) -> int:
@@ -91,7 +122,8 @@ def find_or_create(client: MlflowClient, run_dir: Path, identity: Identity, reco
     """The id of the MLflow run of this folder, written down in its ``mlflow_run.json``.
 
     The run is looked for by its tag before it is made: a kill between making it and writing its
-    id down does not make a second one.
+    id down does not make a second one.  A run that bears another folder's mark is that folder's,
+    whatever is written down here: this one gets a run of its own.
 
     Args:
         client: Connected to ``record.tracking_uri``.
@@ -99,17 +131,22 @@ def find_or_create(client: MlflowClient, run_dir: Path, identity: Identity, reco
         identity: Which run that is.
         record: What has been written down of its MLflow runs.
     """
-    if record.run_id is not None and _exists(client, record.run_id):
-        return record.run_id
+    if record.run_id is not None:
+        named = _existing(client, record.run_id)
+        if named is not None and _is_of(named, run_dir, identity):
+            return record.run_id
+        if named is not None:
+            _log.warning("MLflow run %s is another run's: this one gets its own", record.run_id)
     experiment = _experiment(client, record.experiment, record.tracking_uri)
     found = client.search_runs(
         [experiment],
         f"tags.`{UUID_TAG}` = '{identity.uuid}'",
         run_view_type=ViewType.ALL,
-        max_results=1,
+        max_results=_CANDIDATES,
     )
-    if found:
-        run_id: str = found[0].info.run_id
+    own = next((candidate for candidate in found if _is_of(candidate, run_dir, identity)), None)
+    if own is not None:
+        run_id: str = own.info.run_id
     else:
         run = client.create_run(
             experiment,
@@ -127,20 +164,26 @@ def own_tags(run_dir: Path, identity: Identity, uri: str) -> dict[str, str]:
     """Where a run is, and what it is a copy of."""
     tags = {_FOLDER_TAG: readable(str(run_dir))}
     if (parent := identity.parent) is not None:
-        tags["vssl_dist.parent"] = readable(parent.name)
-        tags["vssl_dist.parent_run"] = parent.runs.get(uri, parent.uuid)
+        values = readable(parent.name), parent.runs.get(uri, parent.uuid)
+        tags |= dict(zip(_PARENT_TAGS, values, strict=True))
     return tags
 
 
-def _exists(client: MlflowClient, run_id: str) -> bool:
+def _is_of(run: Run, run_dir: Path, identity: Identity) -> bool:
+    """Whether an MLflow run is this folder's, and not that of one which it is a copy of."""
+    tags = run.data.tags
+    is_same = tags.get(UUID_TAG) == identity.uuid
+    return is_same and not is_anothers(tags.get(_FOLDER_TAG, ""), run_dir, identity.uuid)
+
+
+def _existing(client: MlflowClient, run_id: str) -> Run | None:
     try:
-        client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         # A database that was made anew: the spool can fill that one, too.
-        return False
-    return True
+        return None
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
@@ -173,5 +216,8 @@ def _active(experiment: Experiment, uri: str) -> str:
 
 def _began(run_dir: Path) -> int:
     """When the first record was written: the run began then, not when a server was found."""
-    first = (read(p, 0)[0][:1] for p in spool_folder(run_dir).glob("*.jsonl"))
-    return min((r[0]["t"] for r in first if r), default=int(time.time() * 1000))
+    times = []
+    for path in spool_folder(run_dir).glob("*.jsonl"):
+        with contextlib.suppress(OSError):
+            times += [record["t"] for record in read(path, 0)[0][:1]]
+    return min(filter(is_whole, times), default=int(time.time() * 1000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,16 +10,25 @@ from typing import Any, get_args
 
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 
+from vssl_dist.text import printable
+from vssl_dist.tracker.address import database
+from vssl_dist.tracker.artifacts import opened
 from vssl_dist.tracker.batch import Batch, clean_key
 from vssl_dist.tracker.cursor import Cursor, Progress
 from vssl_dist.tracker.identity import Identity, readable
+from vssl_dist.tracker.intake import is_whole
 from vssl_dist.tracker.look import look
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused, is_ambiguous, may_pass, one_line
-from vssl_dist.tracker.remote import UUID_TAG, connect, find_or_create, own_tags
-from vssl_dist.tracker.spool import Status, read, spool_folder
+from vssl_dist.tracker.remote import OWN_TAGS, UUID_TAG, connect, find_or_create, own_tags
+from vssl_dist.tracker.spool import Status, spool_folder, stretch
 
 _PARAM, _TAG = 6000, 5000
+_MOST_NAMED = 500
+_SERVERS = ("http:", "https:", "mlflow-artifacts:")
+"""Stores that are signed in to: a database, which may be anybody's file, does not choose them."""
+_LONGEST_PATH = 4096
+_LONGEST_KIND = 80
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +58,7 @@ class Replayer:
         run = self._run()
         # MLflow refuses another value for a parameter that it has: the first one stays.
         self._params = set(run.data.params)
+        self._store: str = run.info.artifact_uri
         self._introduce(run, own_tags(run_dir, identity, uri))
 
     def _introduce(self, run: Any, tags: dict[str, str]) -> None:
@@ -65,8 +74,14 @@ class Replayer:
     def flush(self) -> None:
         """Send what is new; raises whatever MLflow raises, and may then simply be called again."""
         for path in sorted(spool_folder(self.run_dir).glob("*.jsonl")):
-            while self._flush_some(path):
-                pass
+            try:
+                while self._flush_some(path):
+                    pass
+            except _UnreadableError as error:
+                what = f"the file {path.name} of the spool"
+                if what not in self._cursor.refused:
+                    self._set_aside(what, error)
+                    self._cursor.save()
         outage: Exception | None = None
         for place in list(self._cursor.artifacts):
             try:
@@ -82,35 +97,42 @@ class Replayer:
     def _flush_some(self, path: Path) -> bool:
         """Send one stretch of a file, then move the cursor; a crash between sends it twice."""
         done = self._cursor.files.get(path.name, Progress())
-        records, offset = read(path, done.offset)
-        if offset == done.offset:
+        try:
+            lines = stretch(path, done.offset)
+        except OSError as error:
+            if may_pass(error):
+                raise
+            raise _UnreadableError(error.strerror or str(error)) from error
+        if lines.offset == done.offset:
             return False
-        stretch = _Stretch(dict(done.last), artifacts=list(self._cursor.artifacts))
-        for record in records:
+        news = _News(dict(done.last), artifacts=list(self._cursor.artifacts))
+        if lines.broken:
+            self._set_aside(f"a line of {path.name}", ValueError("is no record"))
+        for record in lines.records:
             try:
-                stretch.add(record)
+                news.add(record)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 # Of another version, or damaged: no reason to keep back all that follows.
                 self._set_aside(f"a line of {path.name}", error)
-        for what, reason in stretch.refused.items():
+        for what, reason in news.refused.items():
             self._set_aside(what, reason)
-        params = {k: self._cut(f"parameter {k}", v, _PARAM) for k, v in stretch.params.items()}
-        tags = {k: self._cut(f"tag {k}", v, _TAG) for k, v in stretch.tags.items()}
+        params = {k: self._cut(f"parameter {k}", v, _PARAM) for k, v in news.params.items()}
+        tags = {k: self._cut(f"tag {k}", v, _TAG) for k, v in news.tags.items()}
         new = {k: v for k, v in params.items() if k not in self._params}
         self._send(
             Batch(
-                stretch.metrics,
+                news.metrics,
                 [Param(k, v) for k, v in new.items()],
                 [RunTag(k, v) for k, v in tags.items()],
             )
         )
         self._params |= new.keys()
-        if stretch.status is not None:
-            status = stretch.status
+        if news.status is not None:
+            status = news.status
             if (refusal := self._try(lambda: self._set_status(status))) is not None:
                 self._set_aside(f"status {status['value']}", refusal)
-        self._cursor.files[path.name] = Progress(offset, stretch.last)
-        self._cursor.artifacts = stretch.artifacts
+        self._cursor.files[path.name] = Progress(lines.offset, news.last)
+        self._cursor.artifacts = news.artifacts
         self._cursor.save()
         return True
 
@@ -146,9 +168,12 @@ class Replayer:
         return reason
 
     def _set_aside(self, what: str, error: Exception) -> None:
-        if what not in self._cursor.refused:
-            _log.warning("MLflow does not take %s: %s", readable(what), one_line(error))
-        self._cursor.refused[what] = one_line(error)
+        refused = self._cursor.refused
+        if what not in refused and len(refused) >= _MOST_NAMED:
+            what = "more than can be named"
+        if what not in refused:
+            _log.warning("MLflow does not take %s: %s", printable(what), one_line(error))
+        refused[what] = one_line(error)
 
     def _cut(self, what: str, value: str, most: int) -> str:
         if len(value) > most:
@@ -159,15 +184,15 @@ class Replayer:
         self._client.log_batch(self.run_id, batch.metrics, batch.params, batch.tags)
 
     def _upload(self, place: str) -> None:
-        path = self.run_dir / place
-        error = self._try(lambda: self._log_artifact(path))
+        error = self._try(lambda: self._log_artifact(place))
         if error is not None:
-            self._set_aside(f"artifact {place}", error)
+            self._set_aside(f"artifact {place or 'without a name'}", error)
 
-    def _log_artifact(self, path: Path) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, "is no file")
-        self._client.log_artifact(self.run_id, str(path))
+    def _log_artifact(self, place: str) -> None:
+        if database(self._cursor.tracking_uri) and self._store.startswith(_SERVERS):
+            raise Refused(f"the database has it sent to {self._store}, which nobody has asked for")
+        with opened(self.run_dir, place) as path:
+            self._client.log_artifact(self.run_id, str(path))
 
     def _set_status(self, record: dict[str, Any]) -> None:
         if record["value"] == "RUNNING":
@@ -185,8 +210,12 @@ class Replayer:
         return run
 
 
+class _UnreadableError(ValueError):
+    """A file of the spool cannot be read; all others can."""
+
+
 @dataclass
-class _Stretch:
+class _News:
     """What some records of a spool file come to."""
 
     last: dict[str, int]
@@ -201,30 +230,64 @@ class _Stretch:
 
     def add(self, record: dict[str, Any]) -> None:
         """Take one record in; raises whatever a record that is none leads to."""
-        kind = record["kind"]
+        kind, t = record["kind"], record["t"]
         if kind == "metrics":
-            self._add_metrics(record["values"], record["step"], record["t"])
+            self._add_metrics(_values(record), record["step"], t)
         elif kind == "params":
-            self.params = {clean_key(k): str(v) for k, v in record["values"].items()} | self.params
+            self.params = self._texts("parameter", _values(record)) | self.params
         elif kind == "tags":
-            self.tags |= {clean_key(k): str(v) for k, v in record["values"].items()}
+            self.tags |= self._texts("tag", _values(record))
         elif kind == "artifact":
-            self.artifacts += [p for p in [str(record["path"])] if p not in self.artifacts]
+            self._add_artifact(record["path"])
         elif kind == "status":
             if record["value"] not in get_args(Status):
-                raise ValueError(f"status {record['value']}")
-            self.status = {"value": record["value"], "t": int(record["t"])}
+                raise ValueError("no status of a run")
+            if is_whole(t):
+                self.status = {"value": record["value"], "t": t}
+            else:
+                self.refused[f"status {record['value']}"] = ValueError(
+                    "its time is no whole number"
+                )
         else:
-            raise ValueError(f"a record of kind {kind}")
+            raise ValueError(f"a record of kind {kind[:_LONGEST_KIND]}")
 
-    def _add_metrics(self, values: dict[str, float | str], step: int, t: int) -> None:
+    def _add_metrics(self, values: dict[str, Any], step: object, t: object) -> None:
         for raw, value in values.items():
             key = clean_key(raw)
+            if not is_whole(step) or not is_whole(t):
+                self.refused[f"metric {key}"] = ValueError("its step or time is no whole number")
+                continue
             try:
                 number = float(value)
-            except (TypeError, ValueError) as error:
-                self.refused[f"metric {key}"] = error
+            except (TypeError, ValueError, OverflowError):
+                self.refused[f"metric {key}"] = ValueError("its value is no number")
                 continue
             if step > self.last.get(key, -1):
                 self.last[key] = step
                 self.metrics.append(Metric(key, number, t, step))
+
+    def _texts(self, kind: str, values: dict[str, Any]) -> dict[str, str]:
+        """Values that are text or become it; which run this is, is not for the spool to say."""
+        texts = {}
+        for raw, value in values.items():
+            key = clean_key(raw)
+            if kind == "tag" and key in OWN_TAGS:
+                self.refused[f"tag {key}"] = ValueError("is not for the spool to say")
+            elif isinstance(value, str | int | float | None):
+                texts[key] = str(value)
+            else:
+                self.refused[f"{kind} {key}"] = ValueError("its value is no text")
+        return texts
+
+    def _add_artifact(self, place: object) -> None:
+        if not isinstance(place, str) or len(place) > _LONGEST_PATH:
+            raise ValueError("an artifact without a path")
+        if place not in self.artifacts:
+            self.artifacts.append(place)
+
+
+def _values(record: dict[str, Any]) -> dict[str, Any]:
+    values = record["values"]
+    if not isinstance(values, dict):
+        raise ValueError("values that are none")
+    return values

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import requests
 from requests.exceptions import ConnectionError, InvalidHeader, RequestException, SSLError
 from urllib3.exceptions import HTTPError
 
+from vssl_dist.confidential import hidden, stored_login
+from vssl_dist.text import printable
 from vssl_dist.tracker.look import Answer, Question
 
 _PASSING = (408, 425, 429)
@@ -67,9 +67,19 @@ def _ask(session: requests.Session, question: Question, timeout_s: float) -> Ans
         experiment = _inside(facts, "experiment")
         if experiment.get("lifecycle_stage") == "deleted":
             return question.experiment_in_bin(experiment.get("experiment_id"))
-        if _inside(_inside(facts, "run"), "info").get("lifecycle_stage") == "deleted":
+        run = _inside(facts, "run")
+        if question.run_id and run and question.uuid not in _tagged(run, "vssl_dist.run"):
+            return question.run_of_another()
+        if _inside(run, "info").get("lifecycle_stage") == "deleted":
             return question.run_in_bin(question.run_id)
     return Answer()
+
+
+def _tagged(run: dict[str, Any], key: str) -> list[Any]:
+    """The values of a run's tag: one, or none."""
+    tags = _inside(run, "data").get("tags")
+    pairs = tags if isinstance(tags, list) else []
+    return [tag.get("value") for tag in pairs if isinstance(tag, dict) and tag.get("key") == key]
 
 
 def _obstacle(question: Question, status: int, facts: dict[str, Any], body: bytes) -> Answer | None:
@@ -79,7 +89,7 @@ def _obstacle(question: Question, status: int, facts: dict[str, Any], body: byte
     if status in (401, 403):
         if _own_way_in():
             return question.away(f"HTTP {status}; how MLflow signs its requests is not tried here")
-        said = " ".join(body[:200].decode(errors="replace").split())
+        said = printable(hidden(" ".join(body[:200].decode(errors="replace").split())))
         remedy = "start it with --allowed-hosts" if "ebinding" in said else _RIGHTS
         return Answer(f"MLflow at {question.uri} lets nobody in (HTTP {status}: {said}): {remedy}")
     asked = _inside(facts, "experiment") or _inside(facts, "run")
@@ -96,7 +106,7 @@ def _obstacle(question: Question, status: int, facts: dict[str, Any], body: byte
 def _session() -> requests.Session:
     """Signed as MLflow signs: user and password, or a token, from the environment or its file."""
     session = requests.Session()
-    mlflow = _stored_login()
+    mlflow = stored_login()
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or mlflow.get("mlflow_tracking_username")
     password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or mlflow.get("mlflow_tracking_password")
     if user and password:
@@ -109,16 +119,6 @@ def _session() -> requests.Session:
         session.verify = authority
     session.cert = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
     return session
-
-
-def _stored_login() -> dict[str, str]:
-    """What ``mlflow login`` has left."""
-    reader = configparser.ConfigParser(interpolation=None)
-    try:
-        reader.read(Path.home() / ".mlflow" / "credentials")
-        return dict(reader["mlflow"])
-    except (OSError, RuntimeError, KeyError, configparser.Error, UnicodeDecodeError):
-        return {}
 
 
 def _own_way_in() -> bool:
@@ -146,4 +146,4 @@ def _reason(error: Exception) -> str:
         error = inner
     if isinstance(error, ConnectionError) and not str(error):
         return "no connection"
-    return str(error) or type(error).__name__
+    return printable(hidden(str(error))) or type(error).__name__

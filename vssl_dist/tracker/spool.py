@@ -15,15 +15,20 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vssl_dist.durable import open_append
 from vssl_dist.tracker.identity import settle
+from vssl_dist.tracker.intake import is_whole, open_regular
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 TRAINER = ("train", "system")
 """Who writes while a run trains; evaluations come and go."""
+_LONGEST_LINE = 1 << 24
+_AT_ONCE = 1 << 20
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _log = logging.getLogger(__name__)
 
@@ -82,9 +87,8 @@ class Spool:
         self.run_dir = run_dir.absolute()
         self.path = spool_folder(self.run_dir) / f"{writer}.jsonl"
         settle(self.run_dir)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._file = self.path.open("a+b", buffering=0)
+        self._file = open_append(self.path)
         self._torn = self._ends_torn()
         self._warned = False
 
@@ -116,8 +120,8 @@ class Spool:
 
     def last_step(self) -> int:
         """The step of the last metrics in this file, -1 if there are none."""
-        records, _ = read(self.path, 0, limit=None)
-        return max((r["step"] for r in records if r["kind"] == "metrics"), default=-1)
+        steps = (r.get("step") for r in everything(self.path) if r["kind"] == "metrics")
+        return max(filter(is_whole, steps), default=-1)
 
     def close(self) -> None:
         """Close the file; nothing is pending."""
@@ -159,41 +163,82 @@ def end_unfinished(run_dir: Path, before: float) -> None:
             has taken the run up again, speaks for itself.
     """
     for path in spool_folder(run_dir).glob("*.jsonl"):
-        records, _ = read(path, 0, limit=None)
-        last = next((r for r in reversed(records) if r["kind"] == "status"), None)
-        if last is not None and last["value"] == "RUNNING" and last["t"] <= 1000 * before:
+        words = [r for r in everything(path) if r["kind"] == "status" and is_whole(r["t"])]
+        last = words[-1] if words else {}
+        if last.get("value") == "RUNNING" and last["t"] <= 1000 * before:
             spool = Spool(run_dir, path.stem)
             spool.status("FAILED")
             spool.close()
 
 
-def read(path: Path, offset: int, limit: int | None = 1 << 20) -> tuple[list[dict[str, Any]], int]:
-    """Whole records of a spool file from a byte offset on.
+@dataclass(frozen=True)
+class Stretch:
+    """Some lines of a spool file."""
+
+    records: list[dict[str, Any]]
+    offset: int
+    """Where the next one begins."""
+    broken: int = 0
+    """Lines that are no records: torn by a crash, or nothing that we have written."""
+
+
+def stretch(path: Path, offset: int, limit: int | None = _AT_ONCE) -> Stretch:
+    """Whole lines of a spool file from a byte offset on.
+
+    A line without an end is not whole yet and stays for the next call, unless it is longer than
+    any record.
 
     Args:
         path: The file.
-        offset: Where to begin: 0 or what an earlier call returned.
+        offset: Where to begin: 0 or where an earlier stretch ended.
         limit: Stop after so many bytes, at the end of a line; ``None`` reads all.
 
-    Returns:
-        The records and the offset behind them.  A line without an end is not whole yet and stays
-        for the next call; a line that is no record (torn by a crash) is skipped.
+    Raises:
+        OSError: It is no regular file, or a link of another user.
     """
-    records = []
-    with path.open("rb") as file:
+    records, broken = [], 0
+    with open_regular(path) as file:
         if offset > file.seek(0, os.SEEK_END):
             offset = 0
         start = file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
+        while line := file.readline(_LONGEST_LINE):
+            if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
                 break
             offset += len(line)
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if isinstance(record, dict) and {"kind", "t"} <= record.keys():
+            record = _record(line)
+            if record is not None:
                 records.append(record)
+            elif line.strip():
+                broken += 1
             if limit is not None and offset - start >= limit:
                 break
-    return records, offset
+    return Stretch(records, offset, broken)
+
+
+def read(path: Path, offset: int, limit: int | None = _AT_ONCE) -> tuple[list[dict[str, Any]], int]:
+    """The records of a `stretch`, and where it ends."""
+    lines = stretch(path, offset, limit)
+    return lines.records, lines.offset
+
+
+def everything(path: Path) -> Iterator[dict[str, Any]]:
+    """Every record of a spool file; none of one that cannot be read."""
+    offset = -1
+    lines = Stretch([], 0)
+    while offset != lines.offset:
+        offset = lines.offset
+        try:
+            lines = stretch(path, offset)
+        except OSError:
+            return
+        yield from lines.records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    return record if "t" in record else None

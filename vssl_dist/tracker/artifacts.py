@@ -1,0 +1,66 @@
+"""Files that are uploaded: those of the run folder, and no others."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@contextmanager
+def opened(run_dir: Path, place: str) -> Iterator[Path]:
+    """A path of the same name that leads to an artifact, whatever happens to the folder meanwhile.
+
+    The spool may be anybody's: of what it asks for only regular files inside of the folder are
+    taken, reached through no link.  A second name (a hard link) is what a copied folder may have;
+    it is no secret's as long as others may read it, too.
+
+    Raises:
+        OSError: It is no such file; the reason says why.
+    """
+    with ExitStack() as stack:
+        number = _descend(run_dir, place, stack)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vssl-")))
+        path = folder / PurePosixPath(place).name
+        path.symlink_to(f"/proc/self/fd/{number}")
+        yield path
+
+
+def _descend(run_dir: Path, place: str, stack: ExitStack) -> int:
+    """Open each folder on the way in the one before, then the file."""
+    parts = PurePosixPath(place).parts
+    if not parts or "\0" in place or ".." in parts or place.startswith("/"):
+        raise OSError(errno.EINVAL, "is no place inside of the run folder")
+    number = _opened(run_dir.resolve(), os.O_DIRECTORY, None, stack)
+    for part in parts[:-1]:
+        if not stat.S_ISDIR(_lstat(part, number).st_mode):
+            raise OSError(errno.ENOTDIR, f"{part} is a link or no folder")
+        number = _opened(part, os.O_DIRECTORY, number, stack)
+    if not stat.S_ISREG(_lstat(parts[-1], number).st_mode):  # opening a device may do something
+        raise OSError(errno.EINVAL, "is a link or no regular file")
+    number = _opened(parts[-1], 0, number, stack)
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+    if found.st_nlink > 1 and not found.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        raise OSError(errno.EPERM, "is a second name of a private file")
+    return number
+
+
+def _lstat(name: str, folder: int) -> os.stat_result:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "is no file") from error
+
+
+def _opened(name: str | Path, flags: int, folder: int | None, stack: ExitStack) -> int:
+    number = os.open(name, _FLAGS | flags, dir_fd=folder)
+    stack.callback(os.close, number)
+    return number

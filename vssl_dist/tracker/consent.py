@@ -1,0 +1,56 @@
+"""Whether a run's curves are this user's own to send without being asked to."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from vssl_dist.confidential import hidden
+from vssl_dist.durable import user_name
+from vssl_dist.text import printable
+from vssl_dist.tracker.address import NOWHERE
+from vssl_dist.tracker.cursor import flushed
+from vssl_dist.tracker.identity import identity_file, in_shell, peek, run_file
+from vssl_dist.tracker.record import Record
+from vssl_dist.tracker.spool import spool_folder
+
+
+def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -> str | None:
+    """Why a command that was not asked to send curves does not, in one line; ``None`` if it may.
+
+    A folder that somebody else has made, or that names another address than the user's own, may
+    hold anything: it reaches a server when the user says so.
+
+    Args:
+        run_dir: A run's folder, or any other; it is only read.
+        tracking_uri: The user's own address.
+        whole: The user has named the run and not a single export of it.
+    """
+    stored = Record.load(run_dir, peek(run_dir)).tracking_uri
+    if not stored or tracking_uri == NOWHERE:
+        return None
+    reason = ""
+    for path in (run_dir.resolve(), *sorted(_evidence(run_dir))):
+        with suppress(OSError):
+            if (owner := path.lstat().st_uid) not in (os.geteuid(), 0):
+                reason = f"{path} belongs to {user_name(owner)}"
+                break
+    if not reason and stored != tracking_uri:
+        reason = f"its curves went to {stored}, your address is {tracking_uri}"
+    if not reason and not whole and not flushed(run_dir, tracking_uri):
+        reason = "an export was named, and not its run"
+    if not reason:
+        return None
+    command = f"python launch/track.py {in_shell(run_dir)} --to {shlex.quote(tracking_uri)}"
+    facts = printable(hidden(f"curves of {run_dir} are not sent ({reason})"))
+    return f"{facts}: {command} sends them"
+
+
+def _evidence(run_dir: Path) -> Iterator[Path]:
+    """What says where curves go, and what they are."""
+    yield from (run_file(run_dir), identity_file(run_dir), spool_folder(run_dir))
+    with suppress(OSError):
+        yield from spool_folder(run_dir).iterdir()

@@ -1,0 +1,59 @@
+"""Files of a run folder, read as data that may be anybody's: they cost no wait and no memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
+
+from vssl_dist.durable import followed
+
+_MOST = 1 << 26
+_LARGEST = 2**63
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: There is none, it is a folder, a pipe or a device, or a link of another user.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(followed(path), flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds.
+
+    Raises:
+        OSError: See `open_regular`.
+        ValueError: It is no object, or none that one of our programs has written.
+    """
+    with open_regular(path) as file:
+        text = file.read(_MOST + 1)
+    if len(text) > _MOST:
+        raise ValueError(f"{path} is too large")
+    try:
+        facts = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} holds no object")
+    return facts
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a number of a step, a place or a time: not negative, and not of 100 digits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
+
+
+def is_texts(value: object) -> TypeGuard[dict[str, str]]:
+    """Whether it is an object that holds nothing but text."""
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
