@@ -47,13 +47,13 @@ from vssl_dist.jobs.dispatch import lock_path
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send_unasked
 from vssl_dist.jobs.resources import Device
 from vssl_dist.locks import held
-from vssl_dist.text import printable
+from vssl_dist.text import CommandLine, printable, say
 from vssl_dist.tracker import default_tracking_uri
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """What the user typed; argparse itself exits with 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -241,17 +241,16 @@ def main(argv: Sequence[str]) -> int:
         # Also what an evaluation left when MLflow was out of reach.
         send_unasked(found[-1].parent.parent, address, whole=args.target.suffix != ".safetensors")
     except (ConfigError, DataError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except ValidationError as error:
-        print(f"error: {first_complaint(error)}", file=sys.stderr)
+        say(f"error: {first_complaint(error)}", error=True)
         return 2
     except OSError as error:
-        said = f"{error.filename or 'disk'}: {error.strerror or error}"
-        print(f"error: {printable(said)}", file=sys.stderr)
+        say(f"error: {error.filename or 'disk'}: {error.strerror or error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the same command does what is missing", file=sys.stderr)
+        say("stopped: the same command does what is missing", error=True)
         return 130
     return 0
 

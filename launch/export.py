@@ -24,12 +24,12 @@ from vssl_dist.config.paths import path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.portable import FORMATS, convert
 from vssl_dist.evaluation.task import exports
-from vssl_dist.text import printable
+from vssl_dist.text import CommandLine, say
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """What the user typed; argparse itself exits with 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -54,13 +54,12 @@ def main(argv: Sequence[str]) -> int:
                 raise ConfigError(f"--format {kind}: not one of {', '.join(FORMATS)}")
         export = exports(args.target)[-1]
         for kind in kinds:
-            print(printable(str(convert(export, kind, args.out))))
+            say(str(convert(export, kind, args.out)))
     except (ConfigError, DataError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except OSError as error:
-        said = f"{error.filename or 'disk'}: {error.strerror or error}"
-        print(f"error: {printable(said)}", file=sys.stderr)
+        say(f"error: {error.filename or 'disk'}: {error.strerror or error}", error=True)
         return 2
     return 0
 

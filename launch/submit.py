@@ -42,7 +42,7 @@ from vssl_dist.jobs.training import TrainJob
 from vssl_dist.linter import lint
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
-from vssl_dist.text import printable
+from vssl_dist.text import CommandLine, say
 from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
 
 PROFILES = Path(__file__).resolve().parents[1] / "slurm"
@@ -50,7 +50,7 @@ PROFILES = Path(__file__).resolve().parents[1] / "slurm"
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """What the user typed; argparse itself exits with 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -118,13 +118,13 @@ def _gpus(streams: int) -> int:
 
 def show(cfg: RunConfig, launch: Launch) -> None:
     """Print what would be run."""
-    print(f"# {printable(str(cfg.dir))}/config.yaml\n{config.dump(cfg)}")
+    say(f"# {cfg.dir}/config.yaml", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = cluster.train_parameters(cfg.name, launch)
-        print(cluster.script(cfg.dir / "slurm", parameters), end="")
+        say(*cluster.script(cfg.dir / "slurm", parameters).splitlines())
     else:
         ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
-        print(f"# would start {ranks} on this machine ({launch.device})")
+        say(f"# would start {ranks} on this machine ({launch.device})")
 
 
 def write(cfg: RunConfig, launch: Launch) -> None:
@@ -154,8 +154,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
     try:
         write(cfg, launch)
         if launch.cluster == "local":
-            folder = printable(str(cfg.dir))
-            print(f"run folder  {folder}\nlogs        {folder}/logs", flush=True)
+            say(f"run folder  {cfg.dir}", f"logs        {cfg.dir}/logs")
             code = local.run_here(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, samples)
@@ -170,12 +169,12 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
         owner.hand_over(cfg.dir, job)
     finally:
         owner.release(cfg.dir)
-    print(
-        f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)\n"
-        f"run folder  {cfg.dir}\n"
-        f"follow      tail -F {cfg.dir}/slurm/{job}_0_log.out\n"
-        f"            squeue -j {job}\n"
-        f"curves      {_curves(cfg, launch)}"
+    say(
+        f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)",
+        f"run folder  {cfg.dir}",
+        f"follow      tail -F {cfg.dir}/slurm/{job}_0_log.out",
+        f"            squeue -j {job}",
+        f"curves      {_curves(cfg, launch)}",
     )
     return 0
 
@@ -183,31 +182,30 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
 def _curves(cfg: RunConfig, launch: Launch) -> str:
     uri = launch.tracking_uri
     if uri == NOWHERE:
-        return printable(f"python launch/track.py {in_shell(cfg.dir)} --to URI, then mlflow ui")
-    ui = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    return printable(ui)
+        return f"python launch/track.py {in_shell(cfg.dir)} --to URI, then mlflow ui"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     """Say where everything is; evaluations that were lost are started again."""
-    missing, folder = list(due(cfg, samples)), printable(str(cfg.dir))
-    print(f"{cfg.name} is finished; another name=... starts a new run")
-    print(f"exports     {folder}/export")
+    missing = list(due(cfg, samples))
+    say(f"{cfg.name} is finished; another name=... starts a new run")
+    say(f"exports     {cfg.dir}/export")
     if missing:
         Evaluator(cfg.dir, launch.cluster).start()
-        print(f"evaluations {len(missing)} still to come, see {folder}/logs/evaluations.log")
-    print(f"results     python launch/evaluate.py {printable(in_shell(cfg.dir))}")
-    print(f"curves      {_curves(cfg, launch)}")
+        say(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
+    say(f"results     python launch/evaluate.py {in_shell(cfg.dir)}")
+    say(f"curves      {_curves(cfg, launch)}")
     if launch.tracking_uri != NOWHERE and (
         line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
     ):
-        print(f"warning: {printable(line)}")
+        say(f"warning: {line}")
 
 
 def warn(lines: Sequence[str]) -> None:
     """Say what may be wrong and is no reason to refuse."""
     for line in lines:
-        print(f"warning: {printable(line)}", file=sys.stderr)
+        say(f"warning: {line}", error=True)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -243,11 +241,10 @@ def main(argv: Sequence[str]) -> int:
         warn(warnings)
         return start(cfg, launch, samples)
     except (ConfigError, DataError, cluster.SubmissionError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except OSError as error:
-        line = f"{error.filename or 'disk'}: {error.strerror or error}"
-        print(f"error: {printable(line)}", file=sys.stderr)
+        say(f"error: {error.filename or 'disk'}: {error.strerror or error}", error=True)
         return 2
 
 

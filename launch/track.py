@@ -87,7 +87,7 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
         if answer.problem:
             problems[run] = answer.problem
         if answer.note:
-            print(f"warning: {answer.note}", file=sys.stderr)
+            say(f"warning: {answer.note}", error=True)
         if answer.doubt:
             raise AwayError(answer.doubt)
     if len(problems) == len(runs):

@@ -52,7 +52,44 @@ OWNERS = {
 }  # fmt: skip
 """Writers that are called so only by these; others have methods of the same name."""
 FRESH = "into a new folder of this call, of a name that nobody can know beforehand"
+SEALED = "into the folder of a checkpoint, an export or a cache entry that is renamed when whole"
 EXPLAINED = {
+    ("vssl_dist/engine.py", "own.write_text(json.dumps(state.generators()))"): SEALED,
+    ("vssl_dist/engine.py", "(folder / 'engine.json').write_text(json.dumps(facts))"): SEALED,
+    ("vssl_dist/evaluation/cache.py", "(folder / 'features.npy').open('xb')"): SEALED,
+    ("vssl_dist/evaluation/cache.py", "(folder / 'labels.npy').open('xb')"): SEALED,
+    ("vssl_dist/evaluation/cache.py", "np.save(file, labels)"): SEALED,
+    ("vssl_dist/evaluation/cache.py", "(partial / _SEAL).open('x')"): SEALED,
+    ("vssl_dist/evaluation/cache.py", "json.dump(seal, file, indent=1)"): SEALED,
+    (
+        "vssl_dist/evaluation/online.py",
+        "save_file({k: v.contiguous() for k, v in self._state.items()}, folder / _FILE)",
+    ): SEALED,
+    (
+        "vssl_dist/evaluation/portable.py",
+        "save_file(backbone.state_dict(), path / _WEIGHTS)",
+    ): SEALED,
+    (
+        "vssl_dist/evaluation/portable.py",
+        "(path / _CARD).write_text(json.dumps(card, indent=1))",
+    ): SEALED,
+    ("vssl_dist/evaluation/portable.py", "(path / 'README.md').write_text(text)"): SEALED,
+    (
+        "vssl_dist/evaluation/portable.py",
+        "(path / 'config.json').write_text(json.dumps(settings, indent=1))",
+    ): SEALED,
+    ("vssl_dist/teacher.py", "safetensors.torch.save_file(state.plain(self.module), path)"): SEALED,
+    (
+        "vssl_dist/jobs/training.py",
+        "path.open('x', encoding='utf-8', errors='backslashreplace')",
+    ): "the first rank that fails writes it, and no other",
+    ("vssl_dist/tracker/artifacts.py", "path.symlink_to(f'/proc/self/fd/{number}')"): FRESH,
+    ("vssl_dist/tracker/identity.py", "mark.touch()"): FRESH,
+    ("vssl_dist/tracker/identity.py", "shutil.copy2(path, own)"): FRESH,
+    (
+        "vssl_dist/tracker/remote.py",
+        "file.hardlink_to(partial)",
+    ): "a name that is taken stays what it is",
     ("data_prep/agreement.py", "os.open(os.devnull, os.O_WRONLY)"): "nothing is kept",
     (
         "data_prep/subset.py",

@@ -160,11 +160,14 @@ def test_a_colleague_s_results_are_named_and_are_no_reason_to_lose_a_run(
     assert f"{theirs} belongs to nobody" in capsys.readouterr().err
 
 
-def test_a_run_folder_behind_the_user_s_own_link_goes_on(older: Path) -> None:
+def test_a_run_is_claimed_by_its_own_name_and_not_by_that_of_a_link(older: Path) -> None:
     link = older.parent / "link"
     link.symlink_to(older)
-    owner.claim(link, dead)
-    assert mode(older) & 0o022 == 0
+    before = mode(older)
+    with pytest.raises(ConfigError, match=f"is a link, .+ out={older.parent} name={older.name}"):
+        owner.claim(link, dead)
+    assert mode(older) == before
+    owner.claim(older, dead)
 
 
 def test_checkpoints_behind_the_user_s_own_link_are_closed_too(older: Path) -> None:

@@ -131,8 +131,8 @@ class EvalJob:
         one = Due(self.export, self.step, task)
         try:
             private.secure(self.run_dir)
-            tracking_uri = load_launch(self.run_dir).tracking_uri
             evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
+            tracking_uri = load_launch(self.run_dir).tracking_uri
         except ConfigError as error:
             print(f"{REFUSAL}{printable(str(error))}", file=sys.stderr, flush=True)
             sys.exit(REFUSED)

@@ -151,6 +151,7 @@ def _folder(cfg: RunConfig) -> Iterator[str]:
     """A run that is there already is this user's."""
     try:
         private.survey(cfg.dir)
+        private.refuse_link(cfg.dir)
     except ConfigError as error:
         yield str(error)
 

@@ -3,7 +3,8 @@
 Nodes unpickle what lies in ``slurm``, a run that goes on what lies in ``checkpoints``, and
 ``launch.yaml`` reaches batch scripts.  So whoever is to write into a run folder sees first that it
 is this user's, and takes from others (never from their reading) what an umask of 002 or a folder's
-ACL gave them.  A link that this user or root made counts as what it leads to.
+ACL gave them.  A run is claimed by its own name, not by that of a link; folders in it may be links
+that this user or root made.
 """
 
 from __future__ import annotations
@@ -88,6 +89,20 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     return seen
 
 
+def refuse_link(run_dir: Path) -> None:
+    """Refuse a run folder that is a link: what it leads to may be another one tomorrow.
+
+    Raises:
+        ConfigError: One line that says how to name the folder itself.
+    """
+    if run_dir.is_symlink():
+        target = run_dir.resolve()
+        raise ConfigError(
+            f"{run_dir} is a link, and a run folder is code that runs as you: name the folder "
+            f"itself, with out={target.parent} name={target.name}"
+        )
+
+
 def secure(run_dir: Path, *, whole: bool = False) -> None:
     """See that only this user can write in a run folder, from now on in all that is made in it.
 
@@ -123,6 +138,7 @@ def make(run_dir: Path) -> None:
         ConfigError: One line: it is not this user's, or something in it is not.
     """
     survey(run_dir, whole=False)
+    refuse_link(run_dir)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     keep_others_from_writing()
     with suppress(FileExistsError):

@@ -7,6 +7,7 @@ import functools
 import glob
 import logging
 import os
+import re
 import shlex
 import time
 import uuid
@@ -33,6 +34,8 @@ _PARENT_TAGS = ("vssl_dist.parent", "vssl_dist.parent_run")
 OWN_TAGS = {UUID_TAG, _FOLDER_TAG, *_PARENT_TAGS}
 """Which run it is: the spool, which may be anybody's, has no say in that."""
 _MAKING_S = 60.0
+_NEW = re.compile(r"\.[0-9a-f]{12}\.new")
+"""How the name of a database in the making ends."""
 _CANDIDATES = 100
 _log = logging.getLogger(__name__)
 
@@ -99,7 +102,8 @@ def _create_database(file: Path) -> None:
     neither finish nor use.
     """
     for leftover in file.parent.glob(f"{glob.escape(file.name)}.*.new"):
-        leftover.unlink()
+        if _NEW.fullmatch(leftover.name.removeprefix(file.name)):
+            leftover.unlink()
     # Another name each time: of one that MLflow has seen in this process it makes no tables again.
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.new")
     uri = _without_escapes(database_uri(partial), partial)
