@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from data_prep import pool
 from data_prep.agreement import DIFFERENT
-from data_prep.files import open_regular, read_regular
 from data_prep.folder import FOUND, INPUTS, REJECTS
 from data_prep.images import DEFAULT, Rules, Verdict, examine
 from data_prep.split import LABELS, UNLABELED
@@ -31,6 +30,7 @@ from vssl_dist.data.manifest import (
     ShardEntry,
     read_manifest,
 )
+from vssl_dist.durable import open_regular, read_regular
 
 _REPORT_EVERY = 64
 _SHOWN = 5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import re
 import stat
@@ -16,6 +14,7 @@ from filelock import Timeout
 
 from vssl_dist import durable
 from vssl_dist.data.manifest import DataError
+from vssl_dist.durable import open_regular
 from vssl_dist.locks import holder, private_lock
 
 _EARLIER = re.compile(
@@ -24,38 +23,6 @@ _EARLIER = re.compile(
     re.ASCII,
 )
 """``.NAME.tmp-PID``, as earlier versions called what was not yet whole."""
-
-
-def open_regular(path: Path) -> io.BufferedReader:
-    """A file that is one, opened: a pipe would be waited for, a device has no end.
-
-    Raises:
-        OSError: It is no regular file, or cannot be opened.
-    """
-    # Opening a pipe that nobody writes to would wait, too.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
-
-
-def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file.
-
-    Args:
-        path: The file.
-        limit: Most bytes that it may have.
-
-    Raises:
-        OSError: It is no regular file, is larger, or cannot be read.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            told = f"{size} bytes are more than the limit of {limit}"
-            raise OSError(errno.EFBIG, told, str(path))
-        return file.read()
 
 
 def first_bytes(path: str | Path, size: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import pwd
 import stat
@@ -130,6 +131,37 @@ def open_append(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is there already and no regular file", str(path))
     return os.fdopen(descriptor, "a+b", buffering=0)
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file for reading that is one: a pipe would be waited for, a device has no end.
+
+    Raises:
+        OSError: It is no regular file, or cannot be opened.
+    """
+    # Opening a pipe that nobody writes to would wait, too.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        path: The file.
+        limit: Most bytes that it may have.
+
+    Raises:
+        OSError: It is no regular file, is larger, or cannot be read.
+    """
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(path))
+    return data
 
 
 def followed(path: Path) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.files import read_regular
 from data_prep.sources.classlist import chosen
 from data_prep.sources.splits import (
     beside,
@@ -27,6 +26,7 @@ from data_prep.sources.walk import Facts, classless, holds_a_class, subfolders, 
 from data_prep.split import LeftOut, Raw, Request, Split
 from data_prep.tars import MAX_BYTES
 from vssl_dist.data.manifest import DataError
+from vssl_dist.durable import read_regular
 
 _FLAWS = (errno.EINVAL, errno.EFBIG)
 """Reasons to leave out one file, rather than of a file system that has failed."""

@@ -153,7 +153,7 @@ def test_an_owner_of_any_depth_and_size_is_one_line(tmp_path: Path, text: str) -
 
 def test_a_pipe_for_an_owner_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "owner.json")
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         owner.check_free(tmp_path, alive)
 
 

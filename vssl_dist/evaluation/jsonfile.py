@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import stat
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from vssl_dist.durable import read_regular
 from vssl_dist.text import printable
 
 _MAX_BYTES = 1 << 26
@@ -33,17 +31,10 @@ def read_json(path: Path) -> Any:
     """What a file says, as plain values.
 
     Raises:
-        OSError: It cannot be read, or is no regular file.
-        ValueError: One line: it is not JSON, says a key twice, is nested beyond reason or huge.
+        OSError: It cannot be read, is no regular file, or huge.
+        ValueError: One line: it is not JSON, says a key twice, or is nested beyond reason.
     """
-    # Opening a pipe that nobody writes to would wait.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
-        text = file.read(_MAX_BYTES + 1)
-    if len(text) > _MAX_BYTES:
-        raise ValueError(f"larger than {_MAX_BYTES >> 20} MiB")
+    text = read_regular(path, _MAX_BYTES)
     try:
         return json.loads(text.decode(), object_pairs_hook=_each_once)
     except RecursionError:

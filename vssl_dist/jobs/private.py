@@ -9,7 +9,6 @@ that this user or root made.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vssl_dist.config import ConfigError
-from vssl_dist.durable import followed, keep_others_from_writing, user_name
+from vssl_dist.durable import followed, keep_others_from_writing, read_regular, user_name
 from vssl_dist.jobs.permissions import close, is_loose
 from vssl_dist.text import printable
 
@@ -189,14 +188,7 @@ def read(path: Path, limit: int) -> str:
         OSError: It is not there, no regular file or larger.
         ValueError: It is no text.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(path))
-    return data.decode()
+    return read_regular(path, limit).decode()
 
 
 def _enter(folder: Path, seen: Survey, *, top: bool, code: bool, whole: bool) -> None:

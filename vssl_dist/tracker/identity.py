@@ -24,7 +24,7 @@ from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import literal
 from vssl_dist.durable import publish
 from vssl_dist.locks import holder, private_lock
-from vssl_dist.tracker.intake import is_texts, json_object, open_regular
+from vssl_dist.tracker.intake import is_texts, json_object, open_own
 
 _WAIT_S = 60.0
 _LONGEST_NAME = 1000
@@ -171,7 +171,7 @@ def _parent(facts: object) -> Parent | None:
 def _configured(run_dir: Path) -> str:
     """Where the last submission that wrote this folder's config saw it."""
     try:
-        with open_regular(run_dir / "config.yaml") as file:
+        with open_own(run_dir / "config.yaml") as file:
             config = yaml.safe_load(file.read(_LARGEST_CONFIG))
         return str(Path(config["out"], config["name"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):

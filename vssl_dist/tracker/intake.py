@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from vssl_dist.durable import followed
+from vssl_dist.durable import followed, open_regular
 
 _MOST = 1 << 26
 _LARGEST = 2**63
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_own(path: Path) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
         OSError: There is none, it is a folder, a pipe or a device, or a link of another user.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(followed(path), flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return open_regular(followed(path))
 
 
 def json_object(path: Path) -> dict[str, Any]:
     """What a file of JSON holds.
 
     Raises:
-        OSError: See `open_regular`.
+        OSError: See `open_own`.
         ValueError: It is no object, or none that one of our programs has written.
     """
-    with open_regular(path) as file:
+    with open_own(path) as file:
         text = file.read(_MOST + 1)
     if len(text) > _MOST:
         raise ValueError(f"{path} is too large")

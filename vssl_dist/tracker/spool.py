@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from vssl_dist.durable import open_append
 from vssl_dist.tracker.identity import settle
-from vssl_dist.tracker.intake import is_whole, open_regular
+from vssl_dist.tracker.intake import is_whole, open_own
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 TRAINER = ("train", "system")
@@ -197,7 +197,7 @@ def stretch(path: Path, offset: int, limit: int | None = _AT_ONCE) -> Stretch:
         OSError: It is no regular file, or a link of another user.
     """
     records, broken = [], 0
-    with open_regular(path) as file:
+    with open_own(path) as file:
         if offset > file.seek(0, os.SEEK_END):
             offset = 0
         start = file.seek(offset)
