@@ -123,7 +123,7 @@ def test_the_card_of_a_training_tells_data_code_figures_and_licence_and_goes_to_
     backbone, card = load_export(path)
     assert card["fingerprint"] == Dataset.open(data).fingerprint
     assert card["licence"] == "cc-by-4.0"
-    assert {"loss", "embedding_spread", "online/top1"} <= card["metrics"].keys()
+    assert {"loss", "embedding_spread", "online_top1"} <= card["metrics"].keys()
     assert card["metrics"].items() <= lines[3].items()
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
