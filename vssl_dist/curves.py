@@ -15,7 +15,11 @@ EPOCH = "epoch"
 """The curve that says how often the training images have been seen, the last time in part."""
 
 _TRAINING = "train/"
-_FIGURES = {"alignment": "alignment_cos", "online/top1": "online_top1"}
+_FIGURES = {
+    "alignment": "alignment_cos",
+    "online/top1": "online_top1",
+    "train_accuracy": "accuracy",
+}
 _COLLAPSE = {
     "effective_rank": "effective_rank_centred",
     "rankme_centred": "effective_rank_centred",

@@ -145,12 +145,12 @@ def views(h: Tensor, other: Tensor, teacher: Tensor | None = None) -> dict[str, 
 def alignment_cos(a: Tensor, b: Tensor) -> Tensor:
     """Mean cosine similarity of the rows of ``(B, D)`` and ``(B, D)``.
 
-    Curve ``train/alignment_cos`` is that of the two things which the method's loss compares, so
-    each method hands in others: VJE the posterior's mean of one view and the embedding of the
-    other, SimCLR the projections of both.  1 where every pair has one direction, 0 where pairs
-    have none in common.  It is not the alignment of Wang & Isola (2020), a squared distance of
-    embeddings: that is ``train/embedding_alignment``, and ``collapse/alignment`` on held-out
-    images.
+    Curve ``train/alignment_cos`` is that of the two vectors of an image which the method draws
+    together, so each method hands in others: VJE the posterior's mean of one view and the
+    embedding of the other, SimCLR the projections of both.  1 where every pair points the same
+    way, 0 where pairs have nothing in common.  It is not the alignment of Wang & Isola (2020), a
+    squared distance of embeddings: that is ``train/embedding_alignment``, and
+    ``collapse/alignment`` on held-out images.
     """
     return F.cosine_similarity(a.detach().float(), b.detach().float(), dim=-1).mean()
 
