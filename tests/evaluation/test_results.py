@@ -26,7 +26,7 @@ from vssl_dist.evaluation.model_card import evaluations
 from vssl_dist.evaluation.one_class import OTHERS, Trained, bars, markdown
 from vssl_dist.evaluation.posterior import Posterior
 from vssl_dist.evaluation.results import LIKELIHOODS, read_result, shown
-from vssl_dist.evaluation.task import evaluate
+from vssl_dist.evaluation.task import baselines, evaluate
 from vssl_dist.evaluation.tasks import TASKS
 from vssl_dist.evaluation.variational import Variational, variational_scores
 from vssl_dist.jobs.evaluation import Due
@@ -284,3 +284,11 @@ def test_the_rank_of_centred_features_has_a_name_of_its_own_also_in_old_results(
         assert (old["results"], old["metrics"]) == (found["results"], found["metrics"])
         titles = TASKS["collapse"].columns(old["results"])
         assert "effective rank centred" in titles, "as tables show it"
+    written = place.read_bytes()
+    again = evaluate(path, CollapseConfig(batch=50, pairs=0))
+    assert place.read_bytes() == written, "for a name alone nothing is computed"
+    assert (again["results"], again["metrics"]) == (found["results"], found["metrics"])
+    against = baselines(path, CollapseConfig(batch=50, pairs=0))
+    stored = path.with_name("collapse-baselines.json")
+    stored.write_text(stored.read_text().replace("effective_rank_centred", "rankme_centred"))
+    assert baselines(path, CollapseConfig(batch=50, pairs=0))["results"] == against["results"]

@@ -59,20 +59,42 @@ def read_result(path: Path) -> dict[str, Any]:
     result: dict[str, Any] = read_json(path)
     if problem := problem_of(result):
         raise ValueError(problem)
-    if "task" not in result:
+    if result.get("task") is None:
         return result
-    task, metrics = result["task"], result.get("metrics", {}).items()
-    if task["task"] == "collapse":
-        figures = result.get("results", {}).items()
-        result["results"] = {current_collapse_figure(key): value for key, value in figures}
-        result["metrics"] = {current_curve(k, of_training=False): v for k, v in metrics}
+    result = with_current_names(result)
     if result.get("format", 0) >= _DENSITY_STATED:
         return result
+    task, metrics = result["task"], result.get("metrics", {}).items()
     if task["task"] == "ood" and _method(path, result) == "vje":
         density = task.get("density", "cartesian")
         result["metrics"] = {score_name(key, density): value for key, value in metrics}
         result["density"] = density
     return result
+
+
+def with_current_names(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result, or one of baselines, whose figures have the names of today.
+
+    >>> task = {"task": "collapse"}
+    >>> with_current_names({"task": task, "results": {"rankme_centred": 2.0}})["results"]
+    {'effective_rank_centred': 2.0}
+    """
+    renamed = dict(result)
+    if renamed["task"]["task"] != "collapse":
+        return renamed
+    if "results" in renamed:
+        figures = renamed["results"].items()
+        # Those of baselines lie one level deeper, by the network.
+        named = {k: _renamed(v) if isinstance(v, dict) else v for k, v in figures}
+        renamed["results"] = _renamed(named)
+    if "metrics" in renamed:
+        metrics = renamed["metrics"].items()
+        renamed["metrics"] = {current_curve(k, of_training=False): v for k, v in metrics}
+    return renamed
+
+
+def _renamed(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {current_collapse_figure(name): value for name, value in figures.items()}
 
 
 def problem_of(result: object) -> str | None:
