@@ -96,7 +96,12 @@ def test_only_the_run_that_collapses_raises_the_alarm_and_it_goes_on(tmp_path: P
         last = found[name][-1][1]
         assert [step for step, _ in found[name]] == [40, 60], name
         assert all(metrics["collapse_alarm"] == 0 for _, metrics in found[name]), name
-        wanted = {"embedding_alignment", "embedding_uniformity", "alignment", "grad_norm_backbone"}
+        wanted = {
+            "embedding_alignment",
+            "embedding_uniformity",
+            "alignment_cos",
+            "grad_norm_backbone",
+        }
         wanted |= {"grad_norm_head", "effective_rank", "embedding_spread"}
         wanted |= {"teacher_agreement"} if name in ("vssl", "byol", "moco_v3") else set()
         wanted |= {"sigma_min", "sigma_mean", "kl_per_dim"} if name in ("vje", "vssl") else set()

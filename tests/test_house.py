@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
-    {"text", "confidential"},
+    {"text", "confidential", "curves"},
     {
         "config",
         "schedule",

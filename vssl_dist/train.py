@@ -16,6 +16,7 @@ import torch
 from vssl_dist import dist
 from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.config import RunConfig
+from vssl_dist.curves import EPOCH
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
 from vssl_dist.evaluation.online import NoProbe, OnlineProbe, build_probe
@@ -45,7 +46,8 @@ def train(
         device: ``"cpu"`` or ``"cuda"``.
         should_stop: Asked every ``vote_every`` steps; one rank's yes stops all.
         on_export: Called on rank 0 with each exported backbone and its step.
-        log: Called on every rank with metrics averaged over the ranks, and their step.
+        log: Called on every rank with metrics averaged over the ranks, and their step; what their
+            curves are called is for `vssl_dist.curves` to say.
 
     Raises:
         Preempted: Someone was told to stop; all is saved, the same call continues.
@@ -68,7 +70,8 @@ def train(
         milestone = last or bool(cfg.evaluations_at(engine.step, loader.samples))
         if told := curves.read(out, engine.step, milestone):
             told |= probe.read()
-            log(told | meter.rates(engine.step) | saver.substitutions(), engine.step)
+            epoch = {EPOCH: engine.step / engine.steps_per_epoch}
+            log(told | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
             saver.ledger.check()  # not before those it names are in the curves
         if milestone:
             export(cfg, engine, probe, saver.origin() | {"metrics": told}, on_export)

@@ -67,6 +67,13 @@ def test_an_export_of_an_older_version_is_described_as_far_as_it_goes(tmp_path: 
     assert "None were at hand." in text
 
 
+def test_figures_of_earlier_versions_have_the_names_of_today() -> None:
+    card = card_with(metrics={"loss": 0.5, "alignment": 0.25, "online/top1": 0.75})
+    text = model_card(card, "import timm", "timm")
+    for name, value in {"loss": 0.5, "alignment_cos": 0.25, "online_top1": 0.75}.items():
+        assert f"| training | {name} | {value} |" in text.replace("\\", "")
+
+
 def test_only_evaluations_of_these_very_weights_are_told(tmp_path: Path) -> None:
     path, _ = exported(tmp_path, tmp_path)
     sha = read_card(path)["sha256"]
@@ -123,7 +130,7 @@ def test_the_card_of_a_training_tells_data_code_figures_and_licence_and_goes_to_
     backbone, card = load_export(path)
     assert card["fingerprint"] == Dataset.open(data).fingerprint
     assert card["licence"] == "cc-by-4.0"
-    assert {"loss", "embedding_spread", "online/top1"} <= card["metrics"].keys()
+    assert {"loss", "embedding_spread", "online_top1"} <= card["metrics"].keys()
     assert card["metrics"].items() <= lines[3].items()
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True

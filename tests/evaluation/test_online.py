@@ -70,8 +70,8 @@ def test_it_takes_the_steps_of_torchs_sgd() -> None:
     state, told = learn(0, 1)
     torch.testing.assert_close(state["table"][:-1].T, linear.weight.data, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(state["table"][-1], linear.bias.data, rtol=1e-4, atol=1e-6)
-    assert told == {"online/top1": right / (32 * STEPS)}
-    assert told["online/top1"] > 0.5, "it learns: chance is 1/3"
+    assert told == {"online_top1": right / (32 * STEPS)}
+    assert told["online_top1"] > 0.5, "it learns: chance is 1/3"
 
 
 def test_what_is_exported_classifies_raw_features_by_running_moments() -> None:
@@ -162,7 +162,7 @@ class Log:
         self.lines: dict[int, dict[str, float]] = {}
 
     def __call__(self, metrics: Mapping[str, float], step: int) -> None:
-        self.lines[step] = {k: v for k, v in metrics.items() if k.startswith("online/")}
+        self.lines[step] = {k: v for k, v in metrics.items() if k.startswith("online_")}
 
 
 def config(data: Path, out: Path, name: str, *overrides: str) -> RunConfig:
@@ -221,7 +221,7 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
     assert "final" in json.loads(plain.splitlines()[-1])
     assert plain == probed == broken
     assert set(found["straight"]) == {2, 4, 6}
-    assert all(0 <= line["online/top1"] <= 1 for line in found["straight"].values())
+    assert all(0 <= line["online_top1"] <= 1 for line in found["straight"].values())
     assert found["resumed"] == {step: found["straight"][step] for step in (4, 6)}
     assert found["state"][0] == found["state"][1]
 

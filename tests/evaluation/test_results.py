@@ -26,7 +26,7 @@ from vssl_dist.evaluation.model_card import evaluations
 from vssl_dist.evaluation.one_class import OTHERS, Trained, bars, markdown
 from vssl_dist.evaluation.posterior import Posterior
 from vssl_dist.evaluation.results import LIKELIHOODS, read_result, shown
-from vssl_dist.evaluation.task import evaluate
+from vssl_dist.evaluation.task import baselines, evaluate
 from vssl_dist.evaluation.tasks import TASKS
 from vssl_dist.evaluation.variational import Variational, variational_scores
 from vssl_dist.jobs.evaluation import Due
@@ -268,14 +268,27 @@ def test_the_rank_of_centred_features_has_a_name_of_its_own_also_in_old_results(
     found = evaluate(path, CollapseConfig(batch=50, pairs=0))
     with torch.no_grad():
         x = load_export(path)[0](by_hand(data / "val")[0]).double().numpy()
-    for name, rows in (("rankme", x), ("rankme_centred", x - x.mean(0))):
+    for name, rows in (("rankme", x), ("effective_rank_centred", x - x.mean(0))):
         values = np.linalg.svd(rows, compute_uv=False)
         share = values / values.sum()
         entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
         assert found["results"][name] == pytest.approx(np.exp(entropy), rel=1e-3)
-    assert "effective_rank" not in json.dumps(found)
+    assert "effective_rank_centred" in found["results"]
+    assert '"effective_rank"' not in json.dumps(found)
     place = path.with_name(f"collapse-{STEP:08d}.json")
-    text = place.read_text().replace("rankme_centred", "effective_rank")
-    place.write_text(json.dumps(json.loads(text) | {"format": 4}))
-    old = read_result(place)
-    assert (old["results"], old["metrics"]) == (found["results"], found["metrics"])
+    today = place.read_text()
+    for name, number in (("effective_rank", 4), ("rankme_centred", 5)):
+        text = today.replace("effective_rank_centred", name)
+        place.write_text(json.dumps(json.loads(text) | {"format": number}))
+        old = read_result(place)
+        assert (old["results"], old["metrics"]) == (found["results"], found["metrics"])
+        titles = TASKS["collapse"].columns(old["results"])
+        assert "effective rank centred" in titles, "as tables show it"
+    written = place.read_bytes()
+    again = evaluate(path, CollapseConfig(batch=50, pairs=0))
+    assert place.read_bytes() == written, "for a name alone nothing is computed"
+    assert (again["results"], again["metrics"]) == (found["results"], found["metrics"])
+    against = baselines(path, CollapseConfig(batch=50, pairs=0))
+    stored = path.with_name("collapse-baselines.json")
+    stored.write_text(stored.read_text().replace("effective_rank_centred", "rankme_centred"))
+    assert baselines(path, CollapseConfig(batch=50, pairs=0))["results"] == against["results"]

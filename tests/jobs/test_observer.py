@@ -32,7 +32,7 @@ def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
     kinds = [record["kind"] for record in records]
     assert kinds == ["metrics", "metrics", "tags", "metrics"]
     assert records[2]["values"] == {"vssl_dist.collapsed": "step 50"}
-    assert records[3]["values"]["collapse_alarm"] == 1
+    assert records[3]["values"]["train/collapse_alarm"] == 1
 
 
 def test_storage_that_stalls_costs_the_sheet_and_one_line(

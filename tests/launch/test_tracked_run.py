@@ -87,7 +87,7 @@ def test_a_path_that_mlflow_does_not_take_a_copied_run_and_a_binned_experiment(
     runs = {found.info.run_name: found for found in client.search_runs([experiment])}
     assert runs.keys() == {"a", "b"}
     for name, found in runs.items():
-        curve = client.get_metric_history(found.info.run_id, "loss")
+        curve = client.get_metric_history(found.info.run_id, "train/loss")
         assert [metric.step for metric in curve] == [1, 2]
         assert (found.data.params["name"], found.info.status) == (name, "FINISHED")
         assert len(found.data.params) > 50

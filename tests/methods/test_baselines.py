@@ -128,7 +128,7 @@ def test_supervised_is_cross_entropy_on_one_view_and_counts_its_hits() -> None:
     want = F.cross_entropy(logits, now.labels, label_smoothing=0.1)
     torch.testing.assert_close(out.loss, want)
     hits = (logits.argmax(-1) == now.labels).float().mean()
-    assert out.metrics["train_accuracy"] == hits
+    assert out.metrics["accuracy"] == hits
     with pytest.raises(ConfigError, match="sees 1 view, not 2"):
         method.loss([view, other], at())
     assert cfg.views_wanted == 1

@@ -113,6 +113,6 @@ def test_monitors_take_what_autocast_gives() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         values = monitors.embedding(h.bfloat16())
     assert all(math.isfinite(v) for v in values.values())
-    assert monitors.alignment(h, 2 * h).item() == pytest.approx(1)
+    assert monitors.alignment_cos(h, 2 * h).item() == pytest.approx(1)
     sigma = monitors.scale(torch.tensor([[0.25, 1.0, 4.0]]).log())
     assert [round(v.item(), 4) for v in sigma.values()] == [1.1667, 0.5, 2.0]

@@ -332,7 +332,7 @@ def test_metrics_are_detached_scalars_that_add_up() -> None:
     want = -(got["directional"] + 2 * got["radial"] - 0.5 * got["kl"])
     torch.testing.assert_close(out.loss.detach(), want)
     assert all(value.dim() == 0 and not value.requires_grad for value in got.values())
-    assert {"directional", "radial", "kl_per_dim", "sigma_mean", "alignment"} <= set(got)
+    assert {"directional", "radial", "kl_per_dim", "sigma_mean", "alignment_cos"} <= set(got)
     torch.testing.assert_close(got["kl_per_dim"], got["kl"] / 128)
 
 

@@ -109,7 +109,7 @@ def in_mlflow(tracked: Cluster, run: Path) -> None:
     assert [r.info.run_name for r in found] == [run.name]
     run_id = found[0].info.run_id
     wait_until(lambda: steps("knn/top1") == MILESTONES, 60, "k-NN in MLflow")
-    assert steps("loss") == list(range(1, STEPS + 1))
+    assert steps("train/loss") == list(range(1, STEPS + 1))
     assert found[0].info.status == "FINISHED"
 
 

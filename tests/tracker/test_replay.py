@@ -116,9 +116,10 @@ def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -
     assert curve(run, uri) == [(1, 1.0), (2, 1 / 2), (4, 1 / 4)]
     assert mlflow_run(run, uri).data.params["number"] == "3"
     assert flushed(run, uri)
-    assert [curve(run, uri, key) for key in "pqr"] == [[(3, 1.0)], [], [(3, 2.0)]]
+    assert [curve(run, uri, f"train/{key}") for key in "pqr"] == [[(3, 1.0)], [], [(3, 2.0)]]
     assert cursor_at(run, uri).refused.keys() == {
-        "a line of train.jsonl", "metric loss", "metric other", "metric q", "status FINISHED",
+        "a line of train.jsonl", "metric train/loss", "metric train/other", "metric train/q",
+        "status FINISHED",
     }  # fmt: skip
     assert "a line of train.jsonl" in str(shortfall(run, uri))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from vssl_dist.curves import current_figure
 from vssl_dist.evaluation.exports import ExportError
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.text import markdown
@@ -64,7 +65,8 @@ def model_card(card: Mapping[str, Any], usage: str, library: str) -> str:
         "licence": card.get("licence", "unknown"),
         "sha256 of the export": card["sha256"],
     }
-    metrics: Metrics = {"training": card.get("metrics", {}), **card.get("evaluations", {})}
+    training = {current_figure(name): value for name, value in card.get("metrics", {}).items()}
+    metrics: Metrics = {"training": training, **card.get("evaluations", {})}
     figures = [
         (task, key.removeprefix(f"{task}/"), value)
         for task, told in metrics.items()

@@ -79,13 +79,13 @@ class OnlineProbe:
         self._state["seen"] += known.sum()
 
     def read(self) -> dict[str, float]:
-        """``online/top1`` since the last call, over all ranks; nothing if nothing was seen."""
+        """``online_top1`` since the last call, over all ranks; nothing if nothing was seen."""
         if not self._state or not self._state["seen"]:
             return {}
         right, seen = self._state["right"].item(), self._state["seen"].item()
         self._state["right"].zero_()
         self._state["seen"].zero_()
-        return {"online/top1": right / seen}
+        return {"online_top1": right / seen}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What an export holds of it: ``weight`` ``(D, C)`` and ``bias`` ``(C,)`` for raw features.

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vssl_dist.curves import current_collapse_figure, current_curve
 from vssl_dist.evaluation.jsonfile import Line, Step, first_complaint, read_json
 
 FORMAT = 5
@@ -25,9 +26,7 @@ LIKELIHOODS = (
 )
 """The scores of task ``ood`` that depend on the density, where a method has one."""
 _DENSITY_STATED = 5
-"""The format since when VJE's results say their density and centred ranks their name."""
-_RENAMED = {"effective_rank": "rankme_centred"}
-"""Figures of task ``collapse``."""
+"""The format since when VJE's results say their density."""
 
 
 class _Task(BaseModel):
@@ -60,19 +59,42 @@ def read_result(path: Path) -> dict[str, Any]:
     result: dict[str, Any] = read_json(path)
     if problem := problem_of(result):
         raise ValueError(problem)
-    if result.get("format", 0) >= _DENSITY_STATED or "task" not in result:
+    if result.get("task") is None:
+        return result
+    result = with_current_names(result)
+    if result.get("format", 0) >= _DENSITY_STATED:
         return result
     task, metrics = result["task"], result.get("metrics", {}).items()
-    if task["task"] == "collapse":
-        figures = result["results"].items()
-        result["results"] = {_RENAMED.get(key, key): value for key, value in figures}
-        named = {f"collapse/{old}": f"collapse/{new}" for old, new in _RENAMED.items()}
-        result["metrics"] = {named.get(key, key): value for key, value in metrics}
     if task["task"] == "ood" and _method(path, result) == "vje":
         density = task.get("density", "cartesian")
         result["metrics"] = {score_name(key, density): value for key, value in metrics}
         result["density"] = density
     return result
+
+
+def with_current_names(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result, or one of baselines, whose figures have the names of today.
+
+    >>> task = {"task": "collapse"}
+    >>> with_current_names({"task": task, "results": {"rankme_centred": 2.0}})["results"]
+    {'effective_rank_centred': 2.0}
+    """
+    renamed = dict(result)
+    if renamed["task"]["task"] != "collapse":
+        return renamed
+    if "results" in renamed:
+        figures = renamed["results"].items()
+        # Those of baselines lie one level deeper, by the network.
+        named = {k: _renamed(v) if isinstance(v, dict) else v for k, v in figures}
+        renamed["results"] = _renamed(named)
+    if "metrics" in renamed:
+        metrics = renamed["metrics"].items()
+        renamed["metrics"] = {current_curve(k, of_training=False): v for k, v in metrics}
+    return renamed
+
+
+def _renamed(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {current_collapse_figure(name): value for name, value in figures.items()}
 
 
 def problem_of(result: object) -> str | None:

@@ -24,7 +24,7 @@ from vssl_dist.evaluation.exports import read_card
 from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.posterior import has_embedding_density
-from vssl_dist.evaluation.results import FORMAT, problem_of
+from vssl_dist.evaluation.results import FORMAT, problem_of, with_current_names
 from vssl_dist.evaluation.subject import Images, Network, Place, Subject
 from vssl_dist.evaluation.tasks import TASKS, Plot
 from vssl_dist.text import printable
@@ -196,7 +196,7 @@ def _once(
     needed = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
     whole = problem_of(stored) is None and stored.keys() >= needed
     if whole and all(stored.get(k) == v for k, v in wanted.items()):
-        return dict(stored)
+        return with_current_names(stored)
     if not kept:
         folder = printable(str(path.parent))
         warnings.warn(f"{folder}: cannot be written to: figures are shown, not kept", stacklevel=2)

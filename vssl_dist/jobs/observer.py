@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from vssl_dist import dist
+from vssl_dist import curves, dist
 from vssl_dist.config import RunConfig, dump
 from vssl_dist.data.loader import augmentation_sheet
 from vssl_dist.data.opening import open_watched
@@ -74,8 +74,8 @@ class Observer:
         self._sheet(cfg)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Note the metrics of a step."""
-        self.spool.metrics(metrics, step)
+        """Note the metrics of a step as the training's curves."""
+        self.spool.metrics(curves.training_curves(metrics), step)
         print(self.reporter.report(metrics, step), flush=True)
         if alarm := self.reporter.alarm(metrics, step):
             print(alarm, flush=True)

@@ -74,7 +74,7 @@ class BarlowTwins:
             "on_diagonal": on.detach(),
             "off_diagonal": off.detach(),
             "projection_spread": monitors.spread(z_1),
-            "alignment": monitors.alignment(z_1, z_2),
+            "alignment_cos": monitors.alignment_cos(z_1, z_2),
         }
         metrics |= monitors.views(one.h, two.h)
         loss = self.cfg.scale_loss * (on + self.cfg.lambd * off)

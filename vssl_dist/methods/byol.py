@@ -72,7 +72,7 @@ class BYOL:
         loss = squared_distance(one.p, target_2.z) + squared_distance(two.p, target_1.z)
         metrics = {
             "projection_spread": monitors.spread(target_1.z),
-            "alignment": monitors.alignment(one.p, target_2.z),
+            "alignment_cos": monitors.alignment_cos(one.p, target_2.z),
         }
         metrics |= monitors.views(one.h, two.h, target_1.h)
         return LossOutput(loss, one.h.detach(), metrics)

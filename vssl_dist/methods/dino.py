@@ -128,7 +128,7 @@ class DINO:
         metrics = {
             "teacher_entropy": torch.special.entr(targets[0]).sum(-1).mean(),
             "teacher_temperature": loss.new_full((), temperature),
-            "alignment": monitors.alignment(seen[0].h, said[1].h),
+            "alignment_cos": monitors.alignment_cos(seen[0].h, said[1].h),
         }
         metrics |= monitors.views(seen[0].h, seen[1].h, said[0].h)
         return LossOutput(loss, seen[0].h.detach(), metrics)

@@ -103,7 +103,7 @@ class MoCoV3:
         )
         metrics = {
             "projection_spread": monitors.spread(keys[0]),
-            "alignment": monitors.alignment(q_1, keys[1]),
+            "alignment_cos": monitors.alignment_cos(q_1, keys[1]),
         }
         metrics |= monitors.views(one.h, two.h, key_1.h)
         return LossOutput(2 * temperature * (forward + back), one.h.detach(), metrics)

@@ -1,4 +1,8 @@
-"""What to watch besides the loss: collapse shows here first."""
+"""What to watch besides the loss: collapse shows here first.
+
+The curves of these figures are called ``train/...`` (`vssl_dist.curves`) and are explained in
+docs/monitors.md.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +95,8 @@ def effective_rank(h: Tensor) -> Tensor:
     """Effective rank (Roy & Vetterli, 2007) of unit embeddings ``(B, D)``.
 
     Exponential of the entropy of their singular values, as shares of the sum, on 256 evenly spaced
-    rows; from 1 to ``min(B, D, 256)``.
+    rows; from 1 to ``min(B, D, 256)``.  Its curve is ``train/effective_rank``; that of held-out
+    features less their mean is ``collapse/effective_rank_centred``.
 
     >>> round(effective_rank(torch.eye(5)).item(), 3)
     5.0
@@ -130,13 +135,23 @@ def views(h: Tensor, other: Tensor, teacher: Tensor | None = None) -> dict[str, 
             is the alignment of Wang & Isola (2020), at best 0.
         teacher: What the teacher makes of the first view; its mean cosine with ``h``.
     """
-    found = {"embedding_alignment": 2 - 2 * alignment(h, other)}
-    return found if teacher is None else found | {"teacher_agreement": alignment(h, teacher)}
+    distance = {"embedding_alignment": 2 - 2 * alignment_cos(h, other)}
+    if teacher is None:
+        return distance
+    return distance | {"teacher_agreement": alignment_cos(h, teacher)}
 
 
 @torch.no_grad()
-def alignment(a: Tensor, b: Tensor) -> Tensor:
-    """Mean cosine similarity of the rows of ``(B, D)`` and ``(B, D)``."""
+def alignment_cos(a: Tensor, b: Tensor) -> Tensor:
+    """Mean cosine similarity of the rows of ``(B, D)`` and ``(B, D)``.
+
+    Curve ``train/alignment_cos`` is that of the two vectors of an image which the method draws
+    together, so each method hands in others: VJE the posterior's mean of one view and the
+    embedding of the other, SimCLR the projections of both.  1 where every pair points the same
+    way, 0 where pairs have nothing in common.  It is not the alignment of Wang & Isola (2020), a
+    squared distance of embeddings: that is ``train/embedding_alignment``, and
+    ``collapse/alignment`` on held-out images.
+    """
     return F.cosine_similarity(a.detach().float(), b.detach().float(), dim=-1).mean()
 
 

@@ -69,7 +69,7 @@ class SimCLR:
         back = nt_xent(z_2, all_1, all_2, own, self.cfg.temperature)
         metrics = {
             "projection_spread": monitors.spread(z_1),
-            "alignment": monitors.alignment(z_1, z_2),
+            "alignment_cos": monitors.alignment_cos(z_1, z_2),
         }
         metrics |= monitors.views(one.h, two.h)
         return LossOutput(0.5 * (forward + back), one.h.detach(), metrics)

@@ -66,7 +66,7 @@ class SimSiam:
         loss = 0.5 * (negative_cosine(one.p, two.z) + negative_cosine(two.p, one.z))
         metrics = {
             "projection_spread": monitors.spread(one.z),
-            "alignment": monitors.alignment(one.z, two.z),
+            "alignment_cos": monitors.alignment_cos(one.z, two.z),
         }
         metrics |= monitors.views(one.h, two.h)
         return LossOutput(loss, one.h.detach(), metrics)

@@ -69,4 +69,4 @@ class Supervised:
         (logits,) = at_least_float32(seen.z)
         loss = F.cross_entropy(logits, now.labels, label_smoothing=self.cfg.label_smoothing)
         hits = (logits.detach().argmax(-1) == now.labels).to(logits.dtype)
-        return LossOutput(loss, seen.h.detach(), {"train_accuracy": hits.mean()})
+        return LossOutput(loss, seen.h.detach(), {"accuracy": hits.mean()})

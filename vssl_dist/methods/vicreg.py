@@ -85,7 +85,7 @@ class VICReg:
             "variance": variance.detach(),
             "covariance": covariance.detach(),
             "projection_spread": monitors.spread(z_1),
-            "alignment": monitors.alignment(z_1, z_2),
+            "alignment_cos": monitors.alignment_cos(z_1, z_2),
         }
         metrics |= monitors.views(one.h, two.h)
         return LossOutput(loss, one.h.detach(), metrics)

@@ -232,7 +232,7 @@ def _metrics(
             for name in Bound._fields
         }
         terms["kl_per_dim"] = terms["kl"] / per_kl
-        terms["alignment"] = monitors.alignment(one.mu, target)
+        terms["alignment_cos"] = monitors.alignment_cos(one.mu, target)
         if one.radial_scale is not None:
             terms["radial_scale"] = one.radial_scale.detach()
         terms |= monitors.scale(one.logvar.float().clamp(*cfg.logvar_range))

@@ -249,7 +249,7 @@ def _metrics(
             for name in Bound._fields
         }
         terms["kl_per_dim"] = terms["kl"] / one.mu.shape[-1]
-        terms["alignment"] = monitors.alignment(one.mu, prior.mu)
+        terms["alignment_cos"] = monitors.alignment_cos(one.mu, prior.mu)
         terms["projection_spread"] = monitors.spread(prior.mu)
         logvar = bounded(one.logvar.detach().float(), cfg)
     return terms | monitors.scale(logvar)

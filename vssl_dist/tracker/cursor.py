@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vssl_dist.curves import NAMES
 from vssl_dist.durable import publish
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.identity import peek
@@ -52,6 +53,8 @@ class Cursor:
     """What MLflow does not take, and why: it is set aside, so that all else arrives."""
     others: dict[str, Any] = field(default_factory=dict)
     """The cursors of other addresses, as they were written."""
+    names: int = NAMES
+    """Which names (`vssl_dist.curves`) the curves that were sent have; 1 where it is not said."""
 
     @classmethod
     def load(cls, run_dir: Path, tracking_uri: str, run_id: str) -> Cursor:
@@ -71,19 +74,22 @@ class Cursor:
             texts = [*artifacts, *refused.values()]
             if own["run_id"] != run_id or not all(isinstance(text, str) for text in texts):
                 return fresh
-            return cls(path, tracking_uri, run_id, files, [*artifacts], {**refused}, others)
+            names = NAMES if own.get("names") == NAMES else 1
+            return cls(path, tracking_uri, run_id, files, [*artifacts], {**refused}, others, names)
         except (AttributeError, KeyError, TypeError, ValueError):
             return fresh
 
     def restart(self) -> None:
         """Send everything once more, also what was set aside."""
         self.files, self.artifacts, self.refused = {}, [], {}
+        self.names = NAMES
 
     def save(self) -> None:
         """Store it, in one piece."""
         facts: Mapping[str, object] = {
             "tracking_uri": self.tracking_uri,
             "run_id": self.run_id,
+            "names": self.names,
             "files": {name: vars(progress) for name, progress in self.files.items()},
             "artifacts": self.artifacts,
             "refused": self.refused,
@@ -110,6 +116,8 @@ def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[
     cursor = cursor_at(run_dir, tracking_uri)
     if cursor.tracking_uri == NOWHERE:
         return True
+    if cursor.files and cursor.names != NAMES:
+        return False
     for path in spool_folder(run_dir).glob("*.jsonl"):
         if writers and path.stem not in writers:
             continue

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 
+from vssl_dist.curves import NAMES, current_curve
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import database
 from vssl_dist.tracker.artifacts import opened
@@ -21,7 +23,7 @@ from vssl_dist.tracker.look import look
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused, is_ambiguous, may_pass, one_line
 from vssl_dist.tracker.remote import OWN_TAGS, UUID_TAG, connect, find_or_create, own_tags
-from vssl_dist.tracker.spool import Status, spool_folder, stretch
+from vssl_dist.tracker.spool import TRAINER, Status, spool_folder, stretch
 
 _PARAM, _TAG = 6000, 5000
 _MOST_NAMED = 500
@@ -73,6 +75,8 @@ class Replayer:
 
     def flush(self) -> None:
         """Send what is new; raises whatever MLflow raises, and may then simply be called again."""
+        if self._cursor.names != NAMES:
+            self._send_renamed()
         for path in sorted(spool_folder(self.run_dir).glob("*.jsonl")):
             try:
                 while self._flush_some(path):
@@ -94,6 +98,27 @@ class Replayer:
         if outage is not None:
             raise outage
 
+    def _send_renamed(self) -> None:
+        """Send the points once more that this MLflow run has under names of earlier versions.
+
+        Only they: everything else in the lines that have been sent is there.  The cursor is moved
+        as in `_flush_some`, so that what ends this costs no point that has arrived.
+        """
+        for path in sorted(spool_folder(self.run_dir).glob("*.jsonl")):
+            done = self._cursor.files.get(path.name, Progress())
+            for records in _until(path, done.offset):
+                news = _News(dict(done.last), _is_of_training(path))
+                for record in records:
+                    # A line that is no record was named when it came.
+                    with suppress(LookupError, TypeError, ValueError, AttributeError):
+                        if record["kind"] == "metrics":
+                            news.add(record)
+                self._send(Batch(news.metrics))
+                done.last = news.last
+                self._cursor.save()
+        self._cursor.names = NAMES
+        self._cursor.save()
+
     def _flush_some(self, path: Path) -> bool:
         """Send one stretch of a file, then move the cursor; a crash between sends it twice."""
         done = self._cursor.files.get(path.name, Progress())
@@ -105,7 +130,7 @@ class Replayer:
             raise _UnreadableError(error.strerror or str(error)) from error
         if lines.offset == done.offset:
             return False
-        news = _News(dict(done.last), artifacts=list(self._cursor.artifacts))
+        news = _News(dict(done.last), _is_of_training(path), artifacts=list(self._cursor.artifacts))
         if lines.broken:
             self._set_aside(f"a line of {path.name}", ValueError("is no record"))
         for record in lines.records:
@@ -220,6 +245,8 @@ class _News:
 
     last: dict[str, int]
     """The last step, by metric: curves only move forward."""
+    is_of_training: bool
+    """Whether the trainer has written them."""
     metrics: list[Metric] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -232,7 +259,11 @@ class _News:
         """Take one record in; raises whatever a record that is none leads to."""
         kind, t = record["kind"], record["t"]
         if kind == "metrics":
-            self._add_metrics(_values(record), record["step"], t)
+            values = _values(record)
+            if "names" not in record:
+                of_training = self.is_of_training
+                values = {current_curve(k, of_training=of_training): values[k] for k in values}
+            self._add_metrics(values, record["step"], t)
         elif kind == "params":
             self.params = self._texts("parameter", _values(record)) | self.params
         elif kind == "tags":
@@ -284,6 +315,26 @@ class _News:
             raise ValueError("an artifact without a path")
         if place not in self.artifacts:
             self.artifacts.append(place)
+
+
+def _until(path: Path, end: int) -> Iterator[list[dict[str, Any]]]:
+    """The records of a spool file up to an offset, or somewhat beyond, in some stretches."""
+    offset = 0
+    while offset < end:
+        try:
+            lines = stretch(path, offset)
+        except OSError as error:
+            if may_pass(error):
+                raise
+            return  # which `Replayer.flush` names
+        if lines.offset <= offset:
+            return
+        offset = lines.offset
+        yield lines.records
+
+
+def _is_of_training(path: Path) -> bool:
+    return path.stem == TRAINER[0]
 
 
 def _values(record: dict[str, Any]) -> dict[str, Any]:

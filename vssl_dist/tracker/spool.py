@@ -1,7 +1,7 @@
 """The spool: append-only JSON lines with original timestamps, one file per process.
 
 A record is ``{"kind", "t", ...}`` with ``t`` in milliseconds since 1970 and ``kind`` one of
-``metrics`` (step, values), ``params`` (values), ``tags`` (values), ``artifact`` (path) and
+``metrics`` (step, names, values), ``params`` (values), ``tags`` (values), ``artifact`` (path) and
 ``status`` (value).  Non-finite metrics are written as the strings ``nan``, ``inf`` and ``-inf``,
 so that every line is strict JSON.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vssl_dist.curves import NAMES
 from vssl_dist.durable import open_append
 from vssl_dist.tracker.identity import settle
 from vssl_dist.tracker.intake import is_whole, open_own
@@ -95,7 +96,9 @@ class Spool:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Write scalars of a training step; NaN and infinities are accepted."""
         numbers = {key: _number(value) for key, value in values.items()}
-        self._append({"kind": "metrics", "step": int(step), "values": numbers})
+        # Without the number they would be taken for names of earlier versions and renamed.
+        record = {"kind": "metrics", "step": int(step), "names": NAMES, "values": numbers}
+        self._append(record)
 
     def params(self, values: Mapping[str, object]) -> None:
         """Write what the run was started with, nested or flat; the first value of a key stays."""

@@ -23,7 +23,8 @@ from vssl_dist.methods import monitors
 def collapse(subject: Subject, settings: CollapseConfig) -> Figures:
     """RankMe, spread, uniformity and alignment of the held-out images' features.
 
-    ``rankme`` is of the features as they are, ``rankme_centred`` of them less their mean.
+    ``rankme`` is of the features as they are, ``effective_rank_centred`` of them less their mean.
+    Curve ``train/effective_rank`` is a third: of unit embeddings of a batch, uncentred.
     ``alignment`` is None where the export's card does not say how views were made.
     """
     features = subject.features("queries").features.float()
@@ -33,7 +34,7 @@ def collapse(subject: Subject, settings: CollapseConfig) -> Figures:
     values, centred = spectrum(features), spectrum(features, centred=True)
     found = {
         "rankme": rank(values),
-        "rankme_centred": rank(centred),
+        "effective_rank_centred": rank(centred),
         "spread": monitors.spread(features).item(),
         "uniformity": uniformity(features),
     }
