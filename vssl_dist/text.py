@@ -8,7 +8,10 @@ import re
 import sys
 from typing import NoReturn
 
-_MARKS = re.compile(r"[\\\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]|(?<=^\d)[.)]")
+_MARKS = re.compile(
+    r"[\\\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]"
+    r"|(?:(?<=^\d)|(?<=^\d\d)|(?<=^\d\d\d))[.)](?=\s|$)"  # items of a list, and not 0.75
+)
 _LINKS = re.compile(r"(?<=:)//|(?<=www)\.", re.I)
 
 
@@ -56,6 +59,8 @@ def markdown(text: str) -> str:
 
     >>> markdown("a_b *c* | <b>")
     'a_b \\\\*c\\\\* \\\\| &lt;b&gt;'
+    >>> print(markdown("12. 0.75"), markdown("0.75"))
+    12\\. 0.75 0.75
     >>> print(markdown("# x\\n[y](http://z)"))
     \\# x\\\\n\\[y\\](http:&#47;/z)
     """
