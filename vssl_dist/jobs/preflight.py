@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vssl_dist.config import ConfigError, OodConfig, RunConfig
-from vssl_dist.data.loader import check_classes
+from vssl_dist.data.loader import check_classes, check_labelled
 from vssl_dist.data.opening import open_watched, watched
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.evaluation.splits import check_filled, check_foreign, check_pair
@@ -99,7 +99,9 @@ class Preflight:
                 yield f"{key}: {self._unopened[folder]}"
         if train := self._open(self._cfg.data.train):
             yield from self._training(train)
-        yield from dict.fromkeys(self._evaluations())
+        unlabelled = list(self._unlabelled())
+        yield from unlabelled
+        yield from dict.fromkeys(self._evaluations(labelled=not unlabelled))
 
     def _training(self, train: Dataset) -> Iterator[str]:
         optim = self._cfg.optim
@@ -114,8 +116,27 @@ class Preflight:
                 "optim.max_steps if that is meant"
             )
 
-    def _evaluations(self) -> Iterator[str]:
-        """What each evaluation would refuse, hours later, of the datasets that could be opened."""
+    def _unlabelled(self) -> Iterator[str]:
+        """Splits with images of no class, though an evaluation compares labels."""
+        data = self._cfg.data
+        compare = [task.task for task in self._cfg.evaluations if "bank" in task.limits]
+        splits = {"data.bank" if data.bank else "data.train": data.bank or data.train}
+        splits |= {"data.val": data.val} if data.val else {}
+        for key, folder in splits.items() if compare else ():
+            dataset = self._open(folder)
+            purpose = f"task {compare[0]} compares labels (data.bank, data.val)"
+            try:
+                if dataset is not None:
+                    self._watched(dataset, partial(check_labelled, dataset, purpose))
+            except DataError as error:
+                yield f"{key}: {error}"
+
+    def _evaluations(self, *, labelled: bool) -> Iterator[str]:
+        """What each evaluation would refuse, hours later, of the datasets that could be opened.
+
+        Args:
+            labelled: Whether each image of a split that is compared has a label.
+        """
         data = self._cfg.data
         folders = {"bank": data.bank or data.train, "queries": data.val}
         for task in self._cfg.evaluations:
@@ -124,7 +145,7 @@ class Preflight:
             try:
                 for dataset in parts.values():
                     check_filled(dataset, task)
-                if len(parts) == len(own):
+                if len(parts) == len(own) and labelled:
                     check_pair(parts, task, data.timeout_s)
                 for name, folder in task.ood.items() if isinstance(task, OodConfig) else ():
                     if (foreign := self._open(folder)) is not None:
