@@ -32,6 +32,7 @@ FLOORS = [
     {"resume"},
     {"train"},
     {"jobs"},
+    {"cli"},
 ]
 CONTRACTS = {"vssl_dist.methods.base", "vssl_dist.data.loader", "vssl_dist.data.shards"}
 DOORS = {

@@ -17,7 +17,7 @@ from pathlib import Path
 NEEDED = (
     "torch", "torchvision", "deepspeed", "mlflow", "webdataset", "submitit", "yaml", "pydantic",
     "filelock", "matplotlib", "numpy", "PIL", "psutil", "rich", "safetensors", "skimage", "sklearn",
-    "scipy", "threadpoolctl", "timm",
+    "scipy", "threadpoolctl", "timm", "click",
 )  # fmt: skip
 """Modules of the packages that pyproject.toml asks for, but for DALI: a config may do without."""
 
