@@ -41,6 +41,13 @@ class Finding:
     said: str
     fault: bool = False
     """Whether a run would fail for it; what was said then ends with the remedy."""
+    absent: bool = False
+    """Whether something is not here that runs can do without."""
+
+    @property
+    def state(self) -> str:
+        """In one word."""
+        return "FAULT" if self.fault else "-" if self.absent else "ok"
 
 
 Look = Callable[[], Finding]
@@ -65,7 +72,7 @@ def gpu(needed: bool) -> Finding:
             return Finding(said)
         return Finding(f"{said}: CUDA_VISIBLE_DEVICES shows none: list one", fault=needed)
     # Where there is no driver there is no GPU that somebody might be waiting for.
-    return Finding(reason, fault=needed or driver is not None)
+    return Finding(reason, fault=needed or driver is not None, absent=True)
 
 
 def dali(needed: bool) -> Finding:
@@ -75,6 +82,7 @@ def dali(needed: bool) -> Finding:
             "not installed, so images are decoded by Pillow on the CPU: "
             "pip install '.[cuda13]' (or cuda12) brings it",
             fault=needed,
+            absent=True,
         )
     try:
         import nvidia.dali
@@ -127,7 +135,9 @@ def slurm(needed: bool) -> Finding:
     if reason is None:
         return Finding("takes jobs")
     there = shutil.which("sbatch") is not None
-    return Finding(f"{reason}: --local [N] runs on this machine instead", fault=needed or there)
+    return Finding(
+        f"{reason}: --local [N] runs on this machine instead", needed or there, absent=True
+    )
 
 
 def tracking(out: Path) -> Finding:
@@ -139,7 +149,9 @@ def tracking(out: Path) -> Finding:
     if problem := check_tracking(uri, hosts=1):
         return Finding(problem, fault=True)
     if uri == NOWHERE:
-        return Finding("none: curves wait in each run's spool until vssl track sends them")
+        return Finding(
+            "none: curves wait in each run's spool until vssl track sends them", absent=True
+        )
     answer = look(uri, out / "doctor")
     if answer.problem:
         return Finding(answer.problem, fault=True)
@@ -187,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
         for what, look_there in looks.items():
             finding = seen(what, look_there)
             line = printable(hidden(finding.said))
-            say(f"{'FAULT' if finding.fault else 'ok':<6}{what:<10}{line}")
+            say(f"{finding.state:<6}{what:<10}{line}")
             if finding.fault and first is None:
                 first = f"error: {what}: {line}"
     except KeyboardInterrupt:

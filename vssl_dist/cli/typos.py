@@ -145,6 +145,14 @@ def _annotation(schema: Mapping[str, Any]) -> Any:
             items = [_annotation(schema["items"]), ...]
         row: Any = tuple.__class_getitem__(tuple(items))
         return Annotated[row, BeforeValidator(as_tuple)] if items else Any
-    plain: dict[str, Any] = {"string": str, "integer": int, "boolean": bool, "null": None, "number": Float}
-    kind: Any = Float if isinstance(named, list) and "number" in named else plain.get(str(named), Any)
+    plain: dict[str, Any] = {
+        "string": str,
+        "integer": int,
+        "boolean": bool,
+        "null": None,
+        "number": Float,
+    }
+    kind: Any = (
+        Float if isinstance(named, list) and "number" in named else plain.get(str(named), Any)
+    )
     return Annotated[kind, Field(**bounds)] if bounds else kind

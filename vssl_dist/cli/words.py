@@ -122,7 +122,7 @@ class Command(click.Command):
         following = [*args[1:], ""]
         return [
             f"{word}=0" if word == self._number and not after.isdigit() else word
-            for word, after in zip(args, following, strict=True)
+            for word, after in zip(args, following, strict=False)
         ]
 
     def _whole(self, args: list[str]) -> list[str]:
