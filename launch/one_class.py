@@ -46,6 +46,7 @@ from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.one_class import OTHERS, Trained
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.results import read_result
+from vssl_dist.installed import command_line
 from vssl_dist.methods import CONFIGS
 from vssl_dist.text import say
 
@@ -257,7 +258,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit code 0, 2 (refused), 130 (stopped by Ctrl-C), or that of a run that failed."""
     args = arguments(argv)
     try:
-        return run(args, f"python launch/one_class.py {shlex.join(argv)}")
+        return run(args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}")
     except (ConfigError, DataError) as error:
         say(f"error: {error}", error=True)
         return 2

@@ -32,6 +32,7 @@ from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
+from vssl_dist.installed import command_line
 from vssl_dist.jobs import cluster, local, owner, preflight, private
 from vssl_dist.jobs.dispatch import Evaluator
 from vssl_dist.jobs.evaluation import due
@@ -152,7 +153,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
 def _curves(cfg: RunConfig, launch: Launch) -> str:
     uri = launch.tracking_uri
     if uri == NOWHERE:
-        return f"python launch/track.py {in_shell(cfg.dir)} --to URI, then mlflow ui"
+        return f"{command_line('launch/track.py')} {in_shell(cfg.dir)} --to URI, then mlflow ui"
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
@@ -164,7 +165,7 @@ def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     if missing:
         Evaluator(cfg.dir, launch.cluster).start()
         say(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
-    say(f"results     python launch/evaluate.py {in_shell(cfg.dir)}")
+    say(f"results     {command_line('launch/evaluate.py')} {in_shell(cfg.dir)}")
     say(f"curves      {_curves(cfg, launch)}")
     if launch.tracking_uri != NOWHERE and (
         line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)

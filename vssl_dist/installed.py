@@ -45,6 +45,20 @@ def require_packages() -> None:
     raise SystemExit(2)
 
 
+def command_line(script: str) -> str:
+    """How a user types one of the commands, for messages.
+
+    In a checkout that is the script, where the package is installed without one it is `vssl`.
+
+    Args:
+        script: Such as ``launch/one_class.py``.
+    """
+    path = Path(script)
+    if (Path(__file__).parents[1] / path).exists():
+        return f"python {path}"
+    return f"vssl {path.stem.replace('_', '-')}"
+
+
 def has_dali() -> bool:
     """Whether there is a DALI, without the time that importing it takes."""
     try:
