@@ -97,4 +97,9 @@ def test_a_look_that_fails_or_hangs_is_a_line(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(doctor, "_WITHIN_S", 0.05)
     assert doctor.seen("x", failing).fault
-    assert "no answer within" in doctor.seen("x", lambda: time.sleep(1)).said  # type: ignore[arg-type,func-returns-value]
+
+    def hanging() -> doctor.Finding:
+        time.sleep(1)
+        return doctor.Finding("late")
+
+    assert "no answer within" in doctor.seen("x", hanging).said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ Reader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
     [*"+-0123456789"],
-)  # type: ignore[no-untyped-call]
+)
 
 
 def is_a(value: Any, kind: str) -> bool:
@@ -129,4 +130,4 @@ def test_a_method_s_keys_are_refused_in_the_same_words_with_and_without_torch(na
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_no_shipped_config_is_refused_without_torch(path: Path) -> None:
     if path.parent.name == "configs":
-        typos.refuse_config(typos.Namespace(config=path, overrides=()))
+        typos.refuse_config(Namespace(config=path, overrides=()))

@@ -17,6 +17,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import distributions
 from pathlib import Path
 
 from vssl_dist.cli.program import arguments
@@ -85,10 +87,12 @@ def dali(needed: bool) -> Finding:
             absent=True,
         )
     try:
-        import nvidia.dali
+        import_module("vssl_dist.data.dali")
     except Exception as error:
         return Finding(f"cannot be imported ({error}): data.backend=reference does without", True)
-    return Finding(f"DALI {nvidia.dali.__version__}")
+    builds = [*distributions(name="nvidia-dali-cuda130")]
+    builds += distributions(name="nvidia-dali-cuda120")
+    return Finding(", ".join(f"{d.name} {d.version}" for d in builds) or "DALI of its own build")
 
 
 def compiler() -> Finding:
