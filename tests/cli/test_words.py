@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -105,51 +104,41 @@ TYPOS = [
 ]  # fmt: skip
 
 
-def run(*words: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """`vssl` on these words, and the seconds of CPU that it took."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of modules that end the program that imports them."""
+    folder = tmp_path_factory.mktemp("heavy")
+    for name in ("torch", "torchvision", "numpy", "PIL", "mlflow", "deepspeed", "matplotlib"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} is imported')")
+    return folder
+
+
+def run(heavy: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`vssl` on these words, in a Python that cannot import what is heavy."""
+    return subprocess.run(
         [sys.executable, "-m", "vssl_dist.cli", *words],
         cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{heavy}:{ROOT}"},
     )  # fmt: skip
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize(("words", "said"), TYPOS, ids=[words for words, _ in TYPOS])
 def test_a_typo_is_said_in_one_line_with_the_nearest_word_before_torch_is_imported(
-    words: str, said: str
+    words: str, said: str, heavy: Path
 ) -> None:
-    done, seconds = run(*words.split())
+    done = run(heavy, *words.split())
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert said in lines[-1]
     assert len([line for line in lines if "error: " in line]) == 1
-    assert seconds < 1.0, "half a second on a machine that does nothing else"
 
 
 @pytest.mark.parametrize("command", ["", "submit", "evaluate", "one-class", "shard"])
-def test_help_costs_no_import_of_torch(command: str) -> None:
-    done, seconds = run(*command.split(), "--help")
+def test_help_costs_no_import_of_torch(command: str, heavy: Path) -> None:
+    done = run(heavy, *command.split(), "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: vssl" in done.stdout
     assert not command or "python launch/" not in done.stdout
-    assert seconds < 0.5
-
-
-@pytest.mark.parametrize("words", ["submit quickstart", "evaluate runs/x", "keys optim"])
-def test_no_word_is_read_with_the_help_of_torch(words: str) -> None:
-    name, *rest = words.split()
-    code = (
-        "import sys; from vssl_dist.cli.program import arguments, COMMANDS;"
-        f"COMMANDS[{name!r}].look(arguments({name!r}, {rest!r}));"
-        "print(sorted({'torch', 'numpy', 'mlflow', 'PIL'} & sys.modules.keys()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n"
 
 
 def test_a_config_is_its_file_or_its_name_in_this_folder_or_among_the_shipped_ones(
@@ -163,7 +152,7 @@ def test_a_config_is_its_file_or_its_name_in_this_folder_or_among_the_shipped_on
     assert by_name("configs", Path("in1k_vje")) == Path("configs/in1k_vje.yaml")
     (tmp_path / "in1k_vje").touch()
     assert by_name("configs", Path("in1k_vje")) == Path("in1k_vje")
-    for other in ("sub/in1k_vje", "nosuch", "in1k_vje.yml"):
+    for other in ("sub/in1k_vje", "nosuch", "in1k_vje.yml", "x" * 300):
         assert by_name("configs", Path(other)) == Path(other)
 
 

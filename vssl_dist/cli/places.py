@@ -52,10 +52,10 @@ def by_name(kind: str, path: Path) -> Path:
     A file of that path comes first, then ``configs/`` or ``slurm/`` of the current folder, then
     those that came with this code.  A path that none of them has is given back.
     """
-    if path.exists() or not _is_name(path):
+    if not _is_name(path) or _is_there(path):
         return path
     files = (folder / f"{path.name}{_SUFFIX}" for folder in _folders(kind))
-    return next((file for file in files if file.is_file()), path)
+    return next((file for file in files if _is_there(file)), path)
 
 
 def refuse_unknown(kind: str, path: Path) -> None:
@@ -64,11 +64,18 @@ def refuse_unknown(kind: str, path: Path) -> None:
     Raises:
         ValueError: One line with the nearest name.
     """
-    if not _is_name(path) or path.exists():
+    if not _is_name(path) or _is_there(path):
         return
     close = difflib.get_close_matches(path.name, names(kind), n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names(kind))}"
     raise ValueError(f"{path}: neither a file nor the name of one in {kind}/ ({hint})")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long a name, or a folder that may not be looked into
+        return False
 
 
 def _is_name(path: Path) -> bool:
