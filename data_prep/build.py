@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import pool
-from data_prep.agreement import judge
-from data_prep.decisions import Decided, Digests, Policy, decide
-from data_prep.files import write_whole
-from data_prep.folder import (
+from vssl_dist.data.manifest import MANIFEST, DataError, Manifest, read_manifest
+
+from . import pool
+from .agreement import judge
+from .decisions import Decided, Digests, Policy, decide
+from .files import write_whole
+from .folder import (
     INPUTS,
     REJECTS,
     Recipe,
@@ -29,12 +31,11 @@ from data_prep.folder import (
     sealed_digests,
     settled,
 )
-from data_prep.images import DEFAULT, Rules
-from data_prep.sealing import seal_split
-from data_prep.split import Split
-from data_prep.survey import IMPORTS, Survey, survey, without
-from data_prep.writer import ShardTask, UnreadError, shard_name, write_shard
-from vssl_dist.data.manifest import MANIFEST, DataError, Manifest, read_manifest
+from .images import DEFAULT, Rules
+from .sealing import seal_split
+from .split import Split
+from .survey import IMPORTS, Survey, survey, without
+from .writer import ShardTask, UnreadError, shard_name, write_shard
 
 Advance = Callable[[int], None]
 Bar = Callable[[str, int], AbstractContextManager[Advance]]

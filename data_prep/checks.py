@@ -15,12 +15,6 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import pool
-from data_prep.agreement import DIFFERENT
-from data_prep.folder import FOUND, INPUTS, REJECTS
-from data_prep.images import DEFAULT, Rules, Verdict, examine
-from data_prep.split import LABELS, UNLABELED
-from data_prep.writer import NOTES, sample_key
 from vssl_dist.data.manifest import (
     INDEX_DTYPE,
     INDEX_HEADER,
@@ -31,6 +25,13 @@ from vssl_dist.data.manifest import (
     read_manifest,
 )
 from vssl_dist.durable import open_regular, read_regular
+
+from . import pool
+from .agreement import DIFFERENT
+from .folder import FOUND, INPUTS, REJECTS
+from .images import DEFAULT, Rules, Verdict, examine
+from .split import LABELS, UNLABELED
+from .writer import NOTES, sample_key
 
 _REPORT_EVERY = 64
 _SHOWN = 5

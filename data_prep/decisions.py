@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.images import Verdict
-from data_prep.split import LeftOut, Split
-from data_prep.survey import Survey
+from .images import Verdict
+from .split import LeftOut, Split
+from .survey import Survey
 
 HELD_OUT = ("val", "test")
 """Splits that must not share an image with any that is trained on."""

@@ -12,10 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.agreement import JUDGE
-from data_prep.decisions import Decided, Digests, judged_alone
-from data_prep.files import held, sweep, write_whole
-from data_prep.writer import NOTES, shard_name
 from vssl_dist.data.manifest import (
     MANIFEST,
     DataError,
@@ -24,6 +20,11 @@ from vssl_dist.data.manifest import (
     read_manifest,
 )
 from vssl_dist.durable import sha256
+
+from .agreement import JUDGE
+from .decisions import Decided, Digests, judged_alone
+from .files import held, sweep, write_whole
+from .writer import NOTES, shard_name
 
 INPUTS = "inputs.npy"
 """``(samples, 32)`` uint8: the SHA-256 of what each sample was made from."""

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.agreement import dali, objection
-from data_prep.encode import Encoded, encode
-from data_prep.normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
-from data_prep.structure import orientation, structure
 from vssl_dist.data.bare import bare
 from vssl_dist.data.memory import ran_out
+
+from .agreement import dali, objection
+from .encode import Encoded, encode
+from .normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
+from .structure import orientation, structure
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused from their header: they are bombs, or need shrinking first."""

@@ -6,8 +6,6 @@ import struct
 from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise, takewhile
 
-from data_prep import tags
-from data_prep.form import Form
 from vssl_dist.data.bare import (
     ADOBE,
     APPLICATION,
@@ -19,6 +17,9 @@ from vssl_dist.data.bare import (
     segments,
     states,
 )
+
+from . import tags
+from .form import Form
 
 _MOST_SCANS = 100
 """Each is a pass over the whole picture, and encoders make some ten."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.split import Raw
+from .split import Raw
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from data_prep import tags
-from data_prep.form import Form
 from vssl_dist.data.bare import Chunk, chunks
+
+from . import tags
+from .form import Form
 
 _MOST_CHUNKS = 100_000
 _KNOWN = (b"IHDR", b"PLTE", b"IDAT", b"IEND")

@@ -17,40 +17,28 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
 
-from data_prep.console import one_line
-from data_prep.shard import positive
+    sys.exit(script("preview", sys.argv[1:], "preview.py"))
+
 from vssl_dist import config
+from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import ConfigError
-from vssl_dist.config.paths import path_argument
 from vssl_dist.data.sheet import augmentation_sheet
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import CommandLine, say
+from vssl_dist.text import say
+
+from .console import one_line
 
 
-def parser() -> CommandLine:
-    """The command line."""
-    top = CommandLine(
-        prog="preview.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    top.add_argument("config", type=path_argument)
-    top.add_argument("overrides", nargs="*", metavar="key=value")
-    top.add_argument("--out", type=path_argument, required=True, help="the PNG to write")
-    top.add_argument(
-        "--rows",
-        type=positive,
-        default=8,
-        help="images to show, at most those of a micro-step (default: 8)",
-    )
-    return top
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("preview", sys.argv[1:] if words is None else words)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (refused) or 130 (Ctrl-C)."""
-    args = parser().parse_intermixed_args(arguments)
+    args = arguments(words)
     with one_line(args.out) as ending:
         if args.out.is_dir():
             raise ConfigError(f"--out {args.out}: is a folder; name a file, such as sheet.png")
@@ -58,7 +46,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sheet = augmentation_sheet(cfg, args.out, args.rows, who="preview.py")
         say(str(sheet))
     return ending.code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

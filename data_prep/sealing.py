@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.decisions import leaks
-from data_prep.files import write_whole
-from data_prep.folder import INPUTS, REJECTS, Recipe, sealed_digests
-from data_prep.split import Split
-from data_prep.writer import NOTES
 from vssl_dist.data.manifest import FORMAT, MANIFEST, DataError, ShardEntry, seal
 from vssl_dist.durable import sync
+
+from .decisions import leaks
+from .files import write_whole
+from .folder import INPUTS, REJECTS, Recipe, sealed_digests
+from .split import Split
+from .writer import NOTES
 
 
 def seal_split(

@@ -20,80 +20,37 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
 
-from data_prep.build import Built, Options, build_all
-from data_prep.console import one_line
-from data_prep.decisions import Policy
-from data_prep.folder import REJECTS
-from data_prep.images import MAX_PIXELS, Rules
-from data_prep.progress import bar
-from data_prep.sources import SOURCES
-from data_prep.split import Request, tally
-from data_prep.unpack import unpacking
-from vssl_dist.config.paths import path_argument
+    sys.exit(script("shard", sys.argv[1:], "shard.py"))
+
+from vssl_dist.cli.program import arguments as typed
 from vssl_dist.data.manifest import DataError
-from vssl_dist.text import CommandLine, say
+from vssl_dist.text import say
+
+from .build import Built, Options, build_all
+from .console import one_line
+from .decisions import Policy
+from .folder import REJECTS
+from .images import MAX_PIXELS, Rules
+from .progress import bar
+from .sources import SOURCES
+from .split import Request, tally
+from .unpack import unpacking
 
 _ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
 _DECODER_LIMIT = 178_956_970
 """Pixels beyond which Pillow refuses an image, also later, when it is trained on."""
 
 
-def parser() -> CommandLine:
-    """The command line; options without a default are those not every source takes."""
-    top = CommandLine(prog="shard.py", description=__doc__)
-    top.add_argument("source", choices=sorted(SOURCES), help="layout of the raw images")
-    top.add_argument("--root", type=path_argument, help="folder of raw images (photos needs none)")
-    top.add_argument("--out", type=path_argument, required=True, help="the dataset's folder")
-    top.add_argument(
-        "--split", help="write this split only, such as train or val (default: those there are)"
-    )
-    top.add_argument(
-        "--shard-size", type=positive, default=Options.shard_size, help="samples per shard"
-    )
-    top.add_argument("--limit", type=positive, help="only so many samples of each split")
-    top.add_argument(
-        "--workers", type=positive, default=cpus(), help="processes (default: one per core)"
-    )
-    top.add_argument("--classes", type=path_argument, help="file that lists the classes to keep")
-    top.add_argument(
-        "--resize-short", type=positive, help="shrink to so many pixels on the shorter side"
-    )
-    top.add_argument(
-        "--quality", type=positive, help="of JPEGs that are written anew (default: 95)"
-    )
-    top.add_argument(
-        "--max-pixels", type=positive, help=f"refuse larger images (default: {MAX_PIXELS})"
-    )
-    top.add_argument(
-        "--on-bad",
-        choices=("fail", "skip", "reencode"),
-        help="what to do with an image that cannot be read or decoded: stop (the default), leave "
-        "it out, or keep what can be decoded of it",
-    )
-    top.add_argument(
-        "--image-field", metavar="FIELD", help="of a WebDataset: which member is the image"
-    )
-    top.add_argument(
-        "--label-field",
-        metavar="FIELD[:KEY]",
-        help="of a WebDataset: which member is the label, such as label.txt, or json:KEY for what "
-        "a JSON member states at a key (KEY.KEY: at one within another)",
-    )
-    top.add_argument(
-        "--dedup",
-        action="store_true",
-        help="drop exact copies, and from training what is also in val",
-    )
-    top.add_argument(
-        "--download", action="store_true", help="let torchvision fetch the official archive first"
-    )
-    return top
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("shard", sys.argv[1:] if words is None else words)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (a clear error) or 130 (Ctrl-C)."""
-    args = parser().parse_args(arguments)
+    args = arguments(words)
     start = time.monotonic()
     with one_line(
         args.out, "interrupted: finished shards are kept, the same call goes on"
@@ -174,7 +131,3 @@ def positive(text: str) -> int:
 def cpus() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

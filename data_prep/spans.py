@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.split import Raw
-from data_prep.tars import Member
 from vssl_dist.data.manifest import DataError
 from vssl_dist.durable import open_regular
+
+from .split import Raw
+from .tars import Member
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from data_prep import jpeg, png, tags
-from data_prep.form import Form
+from . import jpeg, png, tags
+from .form import Form
 
 
 def structure(data: bytes, kind: str | None) -> Form:

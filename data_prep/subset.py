@@ -27,17 +27,14 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
+
+    sys.exit(script("subset", sys.argv[1:], "subset.py"))
 
 import numpy as np
 
-from data_prep.agreement import JUDGE
-from data_prep.console import one_line
-from data_prep.files import held, write_whole
-from data_prep.folder import refuse_foreign
-from data_prep.sources.classlist import chosen
-from data_prep.split import LABELS
-from data_prep.writer import NOTES
-from vssl_dist.config.paths import expanded, path_argument
+from vssl_dist.cli.program import arguments as typed
+from vssl_dist.config.paths import expanded
 from vssl_dist.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -50,7 +47,15 @@ from vssl_dist.data.manifest import (
 )
 from vssl_dist.data.shards import Dataset
 from vssl_dist.durable import is_partial, sync
-from vssl_dist.text import CommandLine, say
+from vssl_dist.text import say
+
+from .agreement import JUDGE
+from .console import one_line
+from .files import held, write_whole
+from .folder import refuse_foreign
+from .sources.classlist import chosen
+from .split import LABELS
+from .writer import NOTES
 
 _OURS = re.compile(
     rf"{re.escape(MANIFEST)}|shard-\d+\.(tar|idx\.npy)|\.(shard-\d+|manifest)[\w.]*\.tmp-\d+",
@@ -63,26 +68,14 @@ class Occupied(DataError):
     """Where a split is to be made lies another dataset."""
 
 
-def parser() -> CommandLine:
-    """The command line."""
-    top = CommandLine(
-        prog="subset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    top.add_argument(
-        "folder", type=path_argument, help="one split of a dataset, as shard.py wrote it"
-    )
-    top.add_argument(
-        "--classes",
-        required=True,
-        help="their names with commas between, or a file that lists them",
-    )
-    top.add_argument("--out", type=path_argument, required=True, help="folder of the new split")
-    return top
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("subset", sys.argv[1:] if words is None else words)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (a clear error) or 130 (Ctrl-C)."""
-    args = parser().parse_args(arguments)
+    args = arguments(words)
     with one_line(args.out) as ending:
         made = subset(args.folder, named(args.classes, Dataset.open(args.folder).classes), args.out)
         say(
@@ -269,7 +262,3 @@ def _write(whole: Dataset, kept: list[int], folder: Path, source: dict[str, Any]
     }
     write_whole(folder / MANIFEST, seal(contents))
     sync(folder)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

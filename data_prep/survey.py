@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import pool
-from data_prep.files import write_whole
-from data_prep.images import Finding, Rules, Verdict, examine
-from data_prep.pictures import undecodable
-from data_prep.split import Raw, Split
 from vssl_dist.installed import has_dali
+
+from . import pool
+from .files import write_whole
+from .images import Finding, Rules, Verdict, examine
+from .pictures import undecodable
+from .split import Raw, Split
 
 SURVEY_DTYPE = np.dtype(
     [
@@ -33,7 +34,7 @@ SURVEY_DTYPE = np.dtype(
         ("alone", "u1"),
     ]
 )
-IMPORTS = ("data_prep.writer", "webdataset")
+IMPORTS = (f"{__package__}.writer", "webdataset")
 """What workers look with, and write shards with afterwards."""
 _RULES = 2
 """Counts the changes of what `examine` decides."""

@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data_prep.pictures import HEAD, called_picture, is_picture
-from data_prep.streams import Unzipped, Window
 from vssl_dist.data.manifest import DataError
 from vssl_dist.durable import open_regular
+
+from .pictures import HEAD, called_picture, is_picture
+from .streams import Unzipped, Window
 
 MAX_BYTES = 1 << 28
 """Of one image file: more than any that `data_prep.images.MAX_PIXELS` lets through needs."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from data_prep.files import first_bytes, held, sweep, whole_file
-from data_prep.tars import damage_named, stamp
+from .files import first_bytes, held, sweep, whole_file
+from .tars import damage_named, stamp
 
 FOLDER = ".unpacked"
 _GZIP = b"\x1f\x8b"

@@ -6,6 +6,7 @@ is 0 if nothing is, 1 if something is, 2 if there is no dataset to check.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,28 +16,26 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
 
-from data_prep.checks import check, datasets, stated_samples
-from data_prep.console import one_line
-from data_prep.progress import bar
-from data_prep.shard import cpus, positive
-from vssl_dist.config.paths import path_argument
-from vssl_dist.text import CommandLine, say
+    sys.exit(script("verify", sys.argv[1:], "verify.py"))
 
+from vssl_dist.cli.program import arguments as typed
+from vssl_dist.text import say
 
-def parser() -> CommandLine:
-    """The command line."""
-    top = CommandLine(prog="verify.py", description=__doc__)
-    top.add_argument("out", type=path_argument, help="folder of a dataset or of one split of it")
-    top.add_argument(
-        "--workers", type=positive, default=cpus(), help="processes (default: one per core)"
-    )
-    return top
+from .checks import check, datasets, stated_samples
+from .console import one_line
+from .progress import bar
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("verify", sys.argv[1:] if words is None else words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1, 2 or 130 (Ctrl-C)."""
-    args = parser().parse_args(arguments)
+    args = arguments(words)
     with one_line(args.out) as ending:
         for folder in datasets(args.out):
             with bar(f"verify {folder.name}", stated_samples(folder)) as advance:
@@ -52,7 +51,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"{manifest.fingerprint[:12]})"
                 )
     return ending.code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

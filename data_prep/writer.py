@@ -15,12 +15,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.encode import Encoded
-from data_prep.files import whole_file, write_whole
-from data_prep.images import DEFAULT, Rules, encode_png, make
-from data_prep.split import Raw
-from data_prep.survey import digest, finding
 from vssl_dist.data.manifest import INDEX_DTYPE, DataError, ShardEntry
+
+from .encode import Encoded
+from .files import whole_file, write_whole
+from .images import DEFAULT, Rules, encode_png, make
+from .split import Raw
+from .survey import digest, finding
 
 NOTES = ".sharding"
 """Folder, inside the dataset's, of what an unfinished run needs to continue."""

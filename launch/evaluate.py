@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +24,15 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
+
+    sys.exit(script("evaluate", sys.argv[1:], "evaluate.py"))
 
 from pydantic import ValidationError
 
-import vssl_dist
-from launch import tables
+from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
-from vssl_dist.config.paths import expanded, path_argument
+from vssl_dist.config.paths import expanded
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.evaluation.exports import read_card
@@ -47,49 +48,15 @@ from vssl_dist.jobs.dispatch import lock_path
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send_unasked
 from vssl_dist.jobs.resources import Device
 from vssl_dist.locks import held
-from vssl_dist.text import CommandLine, printable, say
+from vssl_dist.text import printable, say
 from vssl_dist.tracker import default_tracking_uri
+
+from . import tables
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; argparse itself exits with 2."""
-    parser = CommandLine(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("target", type=path_argument, metavar="RUN|EXPORT")
-    parser.add_argument(
-        "--task", default="knn", metavar="TASK,...", help=f"any of {', '.join(TASKS)} (knn)"
-    )
-    parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="TRAIN,VAL|NAME=FOLDER",
-        help="other shard folders than the run's: bank,queries; or one that task ood tells apart "
-        "(may be repeated)",
-    )
-    parser.add_argument(
-        "--density",
-        choices=["polar", "cartesian"],
-        help="of VJE's likelihoods in task ood, instead of the run's own setting",
-    )
-    parser.add_argument("--device", choices=["cuda", "cpu"], help="the GPU if there is one")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (2)")
-    parser.add_argument(
-        "--baselines", action="store_true", help="also raw pixels and the untrained network"
-    )
-    parser.add_argument(
-        "--ranks",
-        type=int,
-        default=1,
-        help="processes that share a pass over the images, each with a GPU, or --threads (1)",
-    )
-    args = parser.parse_args(argv)
-    if args.ranks < 1:
-        parser.error("--ranks: at least 1")
-    return args
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("evaluate", argv)
 
 
 def tasks_of(
@@ -267,21 +234,3 @@ def _alone(target: Path) -> Iterator[None]:
         return
     with held(lock_path(target)):
         yield
-
-
-def _one_line(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    line: str | None = None,
-) -> str:
-    """A warning of this program, for people; others say where they come from."""
-    if str(Path(vssl_dist.__file__).parent) in filename:
-        return f"warning: {printable(str(message))}\n"
-    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
-
-
-if __name__ == "__main__":
-    warnings.formatwarning = _one_line
-    sys.exit(main(sys.argv[1:]))

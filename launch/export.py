@@ -18,30 +18,21 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
 
+    sys.exit(script("export", sys.argv[1:], "export.py"))
+
+from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import ConfigError
-from vssl_dist.config.paths import path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.portable import FORMATS, convert
 from vssl_dist.evaluation.task import exports
-from vssl_dist.text import CommandLine, say
+from vssl_dist.text import say
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; argparse itself exits with 2."""
-    parser = CommandLine(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("target", type=path_argument, metavar="RUN|EXPORT")
-    parser.add_argument(
-        "--format", required=True, metavar="FORMAT,...", help=f"any of {', '.join(FORMATS)}"
-    )
-    parser.add_argument(
-        "--out", type=path_argument, metavar="FOLDER", help="beside the export otherwise"
-    )
-    return parser.parse_args(argv)
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("export", argv)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,7 +53,3 @@ def main(argv: Sequence[str]) -> int:
         say(f"error: {error.filename or 'disk'}: {error.strerror or error}", error=True)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,11 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
 
+    sys.exit(script("keys", sys.argv[1:], "keys.py"))
+
+from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import (
     RECIPES,
     TASKS,
@@ -37,7 +41,7 @@ from vssl_dist.config import (
 )
 from vssl_dist.jobs.resources import EvaluationResources, Resources
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import CommandLine, say
+from vssl_dist.text import say
 
 BLOCKS: dict[str, tuple[str, type[Model]]] = {
     "run": ("the config itself", RunConfig),
@@ -122,14 +126,8 @@ def _yaml(value: Any) -> str:
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; argparse itself exits with 2."""
-    parser = CommandLine(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("blocks", nargs="*", metavar="BLOCK", help=f"of {', '.join(BLOCKS)}")
-    return parser.parse_args(argv)
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("keys", argv)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,7 +141,3 @@ def main(argv: Sequence[str]) -> int:
             return 2
     say(*"\n".join(markdown(name) for name in wanted or BLOCKS).splitlines())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

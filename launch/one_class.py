@@ -21,20 +21,24 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # before what a bare Python cannot import
     sys.path.append(str(Path(__file__).resolve().parents[1]))
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
 
-from data_prep.subset import Occupied, named, subset
-from launch.commands import call
+    sys.exit(script("one-class", sys.argv[1:], "one_class.py"))
+
 from vssl_dist import config
+from vssl_dist.cli.places import module_name
+from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import ConfigError, OodConfig, RunConfig
-from vssl_dist.config.paths import literal, path_argument
+from vssl_dist.config.paths import literal
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import publish_inside
 from vssl_dist.evaluation import one_class
@@ -42,8 +46,17 @@ from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.one_class import OTHERS, Trained
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.results import read_result
+from vssl_dist.installed import command_line
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import CommandLine, say
+from vssl_dist.text import say
+
+from .commands import call
+
+if TYPE_CHECKING:
+    from data_prep.subset import Occupied, named, subset
+else:  # in a checkout beside this folder, in a wheel within the package
+    _subset = import_module(module_name("data_prep.subset"))
+    Occupied, named, subset = _subset.Occupied, _subset.named, _subset.subset
 
 BASELINES = "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
@@ -77,20 +90,8 @@ class Trial:
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; argparse itself exits with 2."""
-    parser = CommandLine(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--classes", help="these only: names with commas between, or a file")
-    parser.add_argument("--ranks", type=int, default=0, help="per run (one per GPU, or 2 on a CPU)")
-    parser.add_argument(
-        "--baselines", action="store_true", help="also raw pixels and the untrained network"
-    )
-    parser.add_argument("config", type=path_argument)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser.parse_intermixed_args(argv)
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("one-class", argv)
 
 
 def trials(cfg: RunConfig, wanted: str | None) -> list[Trial]:
@@ -257,14 +258,10 @@ def main(argv: Sequence[str]) -> int:
     """Exit code 0, 2 (refused), 130 (stopped by Ctrl-C), or that of a run that failed."""
     args = arguments(argv)
     try:
-        return run(args, f"python launch/one_class.py {shlex.join(argv)}")
+        return run(args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}")
     except (ConfigError, DataError) as error:
         say(f"error: {error}", error=True)
         return 2
     except OSError as error:
         say(f"error: {error.filename or 'disk'}: {error.strerror or error}", error=True)
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -19,10 +19,14 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from launch import quickstart
 
-from launch import tables
-from launch.commands import ROOT, call
+    sys.exit(quickstart.main())
+
 from vssl_dist.text import say
+
+from . import tables
+from .commands import ROOT, call
 
 RUN = Path("runs/quickstart")
 LEAST_GAIN = 15.0
@@ -95,7 +99,3 @@ def main() -> int:
     with watch.phase("finish the evaluations, compare with baselines"):
         run("launch/evaluate.py", str(RUN), "--baselines")
     return summarise(watch.seconds)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,14 +20,19 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
+
+    sys.exit(script("submit", sys.argv[1:], "submit.py"))
 
 import torch
 
 from vssl_dist import config
+from vssl_dist.cli.places import shipped
+from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import ConfigError, RunConfig
-from vssl_dist.config.paths import path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
+from vssl_dist.installed import command_line
 from vssl_dist.jobs import cluster, local, owner, preflight, private
 from vssl_dist.jobs.dispatch import Evaluator
 from vssl_dist.jobs.evaluation import due
@@ -42,47 +47,13 @@ from vssl_dist.jobs.training import TrainJob
 from vssl_dist.linter import lint
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
-from vssl_dist.text import CommandLine, say
+from vssl_dist.text import say
 from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
-
-PROFILES = Path(__file__).resolve().parents[1] / "slurm"
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; argparse itself exits with 2."""
-    parser = CommandLine(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--nodes", type=int, metavar="N", help="submit to SLURM (1)")
-    where.add_argument(
-        "--local",
-        type=int,
-        metavar="[N]",
-        help="run N ranks here, in the foreground (one per GPU, or 2 on a CPU)",
-    )
-    parser.add_argument(
-        "--profile", type=path_argument, help="slurm/default.yaml, or slurm/local.yaml"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check and print, start nothing")
-    parser.add_argument("config", type=path_argument)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_intermixed_args(_with_number(argv))
-    if args.nodes is not None and args.nodes < 1:
-        parser.error("--nodes: at least 1")
-    if args.local is not None and args.local < 0:
-        parser.error("--local: at least 1")
-    return args
-
-
-def _with_number(argv: Sequence[str]) -> list[str]:
-    """``--local CONFIG`` as ``--local 0 CONFIG``: argparse would take the file for the number."""
-    words: list[str] = []
-    for here, following in zip(argv, [*argv[1:], ""], strict=True):
-        words.append("--local=0" if here == "--local" and not following.isdigit() else here)
-    return words
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("submit", argv)
 
 
 def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
@@ -95,7 +66,7 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
     cfg = preflight.with_backend(
         config.load(args.config, args.overrides, methods=CONFIGS)
     ).absolute()
-    profile = load_profile(args.profile or PROFILES / ("local.yaml" if here else "default.yaml"))
+    profile = load_profile(args.profile or shipped("slurm", "local" if here else "default"))
     uri = default_tracking_uri()
     if here:
         launch = on_this_machine(profile, args.local or None, _gpus(cfg.data.streams), uri)
@@ -182,7 +153,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
 def _curves(cfg: RunConfig, launch: Launch) -> str:
     uri = launch.tracking_uri
     if uri == NOWHERE:
-        return f"python launch/track.py {in_shell(cfg.dir)} --to URI, then mlflow ui"
+        return f"{command_line('launch/track.py')} {in_shell(cfg.dir)} --to URI, then mlflow ui"
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
@@ -194,7 +165,7 @@ def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     if missing:
         Evaluator(cfg.dir, launch.cluster).start()
         say(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
-    say(f"results     python launch/evaluate.py {in_shell(cfg.dir)}")
+    say(f"results     {command_line('launch/evaluate.py')} {in_shell(cfg.dir)}")
     say(f"curves      {_curves(cfg, launch)}")
     if launch.tracking_uri != NOWHERE and (
         line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
@@ -246,7 +217,3 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         say(f"error: {error.filename or 'disk'}: {error.strerror or error}", error=True)
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -20,11 +20,14 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     from vssl_dist.installed import require_packages
 
     require_packages()
+    from vssl_dist.cli.program import script
 
+    sys.exit(script("track", sys.argv[1:], "track.py"))
+
+from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import ConfigError
-from vssl_dist.config.paths import path_argument
 from vssl_dist.durable import keep_others_from_writing
-from vssl_dist.text import CommandLine, say
+from vssl_dist.text import say
 from vssl_dist.tracker import (
     NOWHERE,
     Flusher,
@@ -44,15 +47,8 @@ _WITHIN_S = 3600.0
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; argparse itself exits with 2."""
-    parser = CommandLine(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", type=path_argument, nargs="+", metavar="RUN")
-    parser.add_argument("--to", metavar="URI", help="http://HOST:PORT or sqlite:////path/mlflow.db")
-    return parser.parse_args(argv)
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("track", argv)
 
 
 class AwayError(Exception):
@@ -139,7 +135,3 @@ def main(argv: Sequence[str]) -> int:
         say("stopped: the same command sends what is missing", error=True)
         return 130
     return 0 if all(sent) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ from pathlib import Path
 NEEDED = (
     "torch", "torchvision", "deepspeed", "mlflow", "webdataset", "submitit", "yaml", "pydantic",
     "filelock", "matplotlib", "numpy", "PIL", "psutil", "rich", "safetensors", "skimage", "sklearn",
-    "scipy", "threadpoolctl", "timm",
+    "scipy", "threadpoolctl", "timm", "click",
 )  # fmt: skip
 """Modules of the packages that pyproject.toml asks for, but for DALI: a config may do without."""
 
@@ -43,6 +43,20 @@ def require_packages() -> None:
         file=sys.stderr,
     )
     raise SystemExit(2)
+
+
+def command_line(script: str) -> str:
+    """How a user types one of the commands, for messages.
+
+    In a checkout that is the script, where the package is installed without one it is `vssl`.
+
+    Args:
+        script: Such as ``launch/one_class.py``.
+    """
+    path = Path(script)
+    if (Path(__file__).parents[1] / path).exists():
+        return f"python {path}"
+    return f"vssl {path.stem.replace('_', '-')}"
 
 
 def has_dali() -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import html
 import re
 import sys
-from typing import NoReturn
 
 _MARKS = re.compile(
     r"[\\\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]"
@@ -44,14 +42,6 @@ def say(*lines: str, error: bool = False) -> None:
     """
     stream = sys.stderr if error else sys.stdout
     print(*map(printable, lines), sep="\n", file=stream, flush=True)
-
-
-class CommandLine(argparse.ArgumentParser):
-    """A parser whose errors are harmless, too: a shell's ``*`` types names of files."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print usage and ``message``, and exit with 2."""
-        super().error(printable(message))
 
 
 def markdown(text: str) -> str:

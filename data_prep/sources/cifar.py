@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.pixels import Pixels
-from data_prep.sources.download import fetch
-from data_prep.split import Request, Split
-from data_prep.tars import gzipped
 from vssl_dist.data.manifest import DataError
 from vssl_dist.durable import read_regular
+
+from ..pixels import Pixels
+from ..split import Request, Split
+from ..tars import gzipped
+from .download import fetch
 
 _MAX_BYTES = 1 << 30
 _ROW = 3 * 32 * 32

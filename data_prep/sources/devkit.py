@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.tars import gzipped
 from vssl_dist.data.manifest import DataError
+
+from ..tars import gzipped
 
 FOLDER = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{FOLDER}.tar.gz"

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources.classlist import chosen
-from data_prep.sources.splits import (
+from vssl_dist.data.manifest import DataError
+from vssl_dist.durable import read_regular
+
+from ..split import LeftOut, Raw, Request, Split
+from ..tars import MAX_BYTES
+from .classlist import chosen
+from .splits import (
     beside,
     is_folder,
     lone,
@@ -22,11 +27,7 @@ from data_prep.sources.splits import (
     unread,
     wanted_splits,
 )
-from data_prep.sources.walk import Facts, classless, holds_a_class, subfolders, walked
-from data_prep.split import LeftOut, Raw, Request, Split
-from data_prep.tars import MAX_BYTES
-from vssl_dist.data.manifest import DataError
-from vssl_dist.durable import read_regular
+from .walk import Facts, classless, holds_a_class, subfolders, walked
 
 _FLAWS = (errno.EINVAL, errno.EFBIG)
 """Reasons to leave out one file, rather than of a file system that has failed."""

@@ -14,18 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources.classlist import chosen
-from data_prep.sources.devkit import ARCHIVE as DEVKIT
-from data_prep.sources.devkit import FOLDER as DEVKIT_FOLDER
-from data_prep.sources.devkit import Devkit, read_devkit
-from data_prep.sources.imagefolder import folder_split, refuse_unknown
-from data_prep.sources.splits import beside, split_folders, split_of
-from data_prep.sources.tarlist import is_tar
-from data_prep.sources.walk import subfolders
-from data_prep.spans import Spans
-from data_prep.split import LeftOut, Request, Split
-from data_prep.tars import Member, holds_picture, members, stamp
 from vssl_dist.data.manifest import DataError
+
+from ..spans import Spans
+from ..split import LeftOut, Request, Split
+from ..tars import Member, holds_picture, members, stamp
+from .classlist import chosen
+from .devkit import ARCHIVE as DEVKIT
+from .devkit import FOLDER as DEVKIT_FOLDER
+from .devkit import Devkit, read_devkit
+from .imagefolder import folder_split, refuse_unknown
+from .splits import beside, split_folders, split_of
+from .tarlist import is_tar
+from .walk import subfolders
 
 DATASET = "imagenet"
 TRAIN = "ILSVRC2012_img_train.tar"

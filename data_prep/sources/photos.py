@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.split import Raw, Request, Split
 from vssl_dist.data.manifest import DataError
+
+from ..split import Raw, Request, Split
 
 PATCH = 32
 PER_CLASS = {"train": 400, "val": 100}

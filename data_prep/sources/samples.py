@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from data_prep.pictures import SUFFIXES, is_picture
-from data_prep.sources.labels import Label, listed, read_label
-from data_prep.sources.tarlist import no_tars
-from data_prep.split import LeftOut, Request
-from data_prep.tars import ArchiveError, Member, begins, members, stamp
-from data_prep.unpack import is_gzip
 from vssl_dist.data.manifest import DataError
+
+from ..pictures import SUFFIXES, is_picture
+from ..split import LeftOut, Request
+from ..tars import ArchiveError, Member, begins, members, stamp
+from ..unpack import is_gzip
+from .labels import Label, listed, read_label
+from .tarlist import no_tars
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _MAX_LABEL_BYTES = 1 << 20

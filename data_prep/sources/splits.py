@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from data_prep.split import LeftOut
 from vssl_dist.data.manifest import DataError
+
+from ..split import LeftOut
 
 NAMES = {
     "train": frozenset({"train", "training"}),

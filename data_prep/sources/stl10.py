@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.pixels import Pixels
-from data_prep.sources.download import fetch
-from data_prep.split import UNLABELED, Request, Split
-from data_prep.tars import gzipped
 from vssl_dist.data.manifest import DataError
+
+from ..pixels import Pixels
+from ..split import UNLABELED, Request, Split
+from ..tars import gzipped
+from .download import fetch
 
 DATASET = "stl10"
 FOLDER = "stl10_binary"

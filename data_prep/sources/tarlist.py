@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_prep.sources.splits import is_folder, lone, names_in
-from data_prep.split import LeftOut
 from vssl_dist.data.manifest import DataError
+
+from ..split import LeftOut
+from .splits import is_folder, lone, names_in
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 _BRACES = re.compile(r"\{([^{}]*)\}")

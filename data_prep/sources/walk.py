@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.files import first_bytes
-from data_prep.pictures import HEAD, called_picture, is_picture
-from data_prep.sources.splits import is_folder, lone, names_in, unreachable, unread
-from data_prep.split import LeftOut
 from vssl_dist.data.manifest import DataError
+
+from ..files import first_bytes
+from ..pictures import HEAD, called_picture, is_picture
+from ..split import LeftOut
+from .splits import is_folder, lone, names_in, unreachable, unread
 
 Facts = tuple[int, int, int, int]
 """What changes with a file: its size, times and inode."""

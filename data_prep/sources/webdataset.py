@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources.samples import Reader, Sample
-from data_prep.sources.splits import beside, sought, split_folders, split_of, wanted_splits
-from data_prep.sources.tarlist import tars_of
-from data_prep.spans import Spans
-from data_prep.split import UNLABELED, LeftOut, Request, Split
 from vssl_dist.data.manifest import FORMAT, MANIFEST, DataError, read_manifest
+
+from ..spans import Spans
+from ..split import UNLABELED, LeftOut, Request, Split
+from .samples import Reader, Sample
+from .splits import beside, sought, split_folders, split_of, wanted_splits
+from .tarlist import tars_of
 
 _MIXED = "numbers and names are mixed"
 _SPARSE, _FEW = 10, 10_000

@@ -226,10 +226,10 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "evaluate": evaluate.arguments,
     "export": export.arguments,
     "one_class": one_class.arguments,
-    "verify": verify.parser().parse_args,
-    "preview": preview.parser().parse_args,
-    "shard": shard.parser().parse_args,
-    "subset": subset.parser().parse_args,
+    "verify": verify.arguments,
+    "preview": preview.arguments,
+    "shard": shard.arguments,
+    "subset": subset.arguments,
 }
 TYPED = {
     "submit": [["{}"], ["a", "--profile", "{}"]],

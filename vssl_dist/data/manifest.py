@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from vssl_dist.installed import command_line
+
 FORMAT = "vssl-dist/1"
 MANIFEST = "manifest.json"
 INDEX_DTYPE = np.dtype(
@@ -167,8 +169,9 @@ def _absent(folder: Path) -> str:
     if _is_link(folder / MANIFEST):
         return f"{folder / MANIFEST}: links to what is missing (is its file system mounted?)"
     if picture := _picture(folder):
+        shard = command_line("data_prep/shard.py")
         return (
-            f"{folder}: holds pictures such as {picture}, no shards: python data_prep/shard.py "
+            f"{folder}: holds pictures such as {picture}, no shards: {shard} "
             f"imagefolder --root {folder} --out FOLDER, then give FOLDER/train"
         )
     return f"{folder}: no {MANIFEST}, so sharding did not finish (run data_prep/shard.py again)"

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 from vssl_dist.confidential import in_address
 from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import expanded
+from vssl_dist.installed import command_line
 
 NOWHERE = "none"
 """``MLFLOW_TRACKING_URI=none``: the spool keeps everything until ``launch/track.py`` sends it."""
@@ -153,8 +154,8 @@ def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:
         return (
             f"tracking to {uri} with jobs on {hosts} hosts: sqlite takes writers of one machine "
             "only; start `mlflow server` and set MLFLOW_TRACKING_URI=http://HOST:PORT, or set "
-            f"MLFLOW_TRACKING_URI={NOWHERE} and have `python launch/track.py RUN --to {uri}` "
-            "send the curves later"
+            f"MLFLOW_TRACKING_URI={NOWHERE} and have "
+            f"`{command_line('launch/track.py')} RUN --to {uri}` send the curves later"
         )
     try:
         str(file).encode()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vssl_dist.confidential import hidden
 from vssl_dist.durable import user_name
+from vssl_dist.installed import command_line
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.cursor import flushed
@@ -44,7 +45,9 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
         reason = "an export was named, and not its run"
     if not reason:
         return None
-    command = f"python launch/track.py {in_shell(run_dir)} --to {shlex.quote(tracking_uri)}"
+    command = (
+        f"{command_line('launch/track.py')} {in_shell(run_dir)} --to {shlex.quote(tracking_uri)}"
+    )
     facts = printable(hidden(f"curves of {run_dir} are not sent ({reason})"))
     return f"{facts}: {command} sends them"
 

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from vssl_dist.durable import open_append
 from vssl_dist.environment import outside_jobs, slurm_job
-from vssl_dist.installed import own_code_only
+from vssl_dist.installed import command_line, own_code_only
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import NOWHERE, database
 from vssl_dist.tracker.cursor import cursor_at, flushed
@@ -176,7 +176,7 @@ def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -
         writers: Ask for what these have written only; that somebody is sending it is as good as
             sent then.  By default everybody's, and who is sending is named.
     """
-    command = f"python launch/track.py {in_shell(run_dir)}"
+    command = f"{command_line('launch/track.py')} {in_shell(run_dir)}"
     if tracking_uri == NOWHERE:
         return f"curves are in the spool only (MLFLOW_TRACKING_URI={NOWHERE}): {command} --to URI"
     if flushed(run_dir, tracking_uri, writers):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from vssl_dist.installed import command_line
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT, NOWHERE, database
 from vssl_dist.tracker.identity import in_shell, peek, readable
@@ -70,8 +71,8 @@ class Question:
         """It cannot be reached now."""
         return Answer(
             doubt=f"MLflow at {self.uri} does not answer ({' '.join(str(reason).split())[:200]}): "
-            f"curves wait in {readable(str(self.run_dir))}/spool, and `python launch/track.py "
-            f"{in_shell(self.run_dir)}` "
+            f"curves wait in {readable(str(self.run_dir))}/spool, and "
+            f"`{command_line('launch/track.py')} {in_shell(self.run_dir)}` "
             "sends them once it does"
         )
 

@@ -1,0 +1,88 @@
+"""Where the commands' code and the shipped YAML files lie: in a checkout, or in the package."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_ROOT = _PACKAGE.parent
+_SUFFIX = ".yaml"
+
+
+def module_name(name: str) -> str:
+    """What a module such as ``launch.submit`` is called by this installation.
+
+    A wheel holds the rooms beside the package inside of it, so that it brings no top-level name
+    but its own.
+    """
+    if name.startswith("vssl_dist.") or not module_file(name).is_relative_to(_PACKAGE):
+        return name
+    return f"vssl_dist.{name}"
+
+
+def module_file(name: str) -> Path:
+    """Its source, which need not be imported to be read."""
+    parts = name.removeprefix("vssl_dist.").split(".")
+    packed = _PACKAGE.joinpath(*parts).with_suffix(".py")
+    return packed if packed.exists() else _ROOT.joinpath(*parts).with_suffix(".py")
+
+
+def code_folder() -> Path:
+    """The folder from which this code is imported."""
+    return _ROOT
+
+
+def _folders(kind: str) -> Iterator[Path]:
+    """Where YAML files of a kind (``configs`` or ``slurm``) are looked for, the nearest first."""
+    yield Path(kind)
+    packed = _PACKAGE / kind
+    yield packed if packed.is_dir() else _ROOT / kind
+
+
+def names(kind: str) -> list[str]:
+    """The names of the YAML files of a kind, without their suffix."""
+    return sorted({path.stem for folder in _folders(kind) for path in folder.glob(f"*{_SUFFIX}")})
+
+
+def by_name(kind: str, path: Path) -> Path:
+    """The file that a user means by a path or by the bare name of a shipped one.
+
+    A file of that path comes first, then ``configs/`` or ``slurm/`` of the current folder, then
+    those that came with this code.  A path that none of them has is given back.
+    """
+    if not _is_name(path) or _is_there(path):
+        return path
+    files = (folder / f"{path.name}{_SUFFIX}" for folder in _folders(kind))
+    return next((file for file in files if _is_there(file)), path)
+
+
+def refuse_unknown(kind: str, path: Path) -> None:
+    """Refuse the bare name of a file that `by_name` did not find.
+
+    Raises:
+        ValueError: One line with the nearest name.
+    """
+    if not _is_name(path) or _is_there(path):
+        return
+    close = difflib.get_close_matches(path.name, names(kind), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names(kind))}"
+    raise ValueError(f"{path}: neither a file nor the name of one in {kind}/ ({hint})")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long a name, or a folder that may not be looked into
+        return False
+
+
+def _is_name(path: Path) -> bool:
+    return len(path.parts) == 1 and not path.suffix
+
+
+def shipped(kind: str, name: str) -> Path:
+    """The file of that name which came with this code."""
+    *_, folder = _folders(kind)
+    return folder / f"{name}{_SUFFIX}"

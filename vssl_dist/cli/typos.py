@@ -1,0 +1,158 @@
+"""What is wrong with a command line and is known without torch: keys, names, plain values.
+
+The models of the methods' keys live beside their networks, so they are read here from the schema
+that `vssl schema` writes.  It says less than the models do: what passes here is checked again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from vssl_dist.cli.places import refuse_unknown
+
+BLOCKS = (
+    "data", "views", "normalise", "optim", "engine", "checkpoint", "online", "profile",
+    "evaluation",
+)  # fmt: skip
+"""What ``vssl keys`` has besides the run itself, its methods and its tasks."""
+_SCHEMAS = Path(__file__).parent
+
+
+def schema_file(kind: str) -> Path:
+    """The packed schema of ``config`` or ``profile``."""
+    return _SCHEMAS / f"{kind}.schema.json"
+
+
+def refuse_names(option: str, text: str, known: Sequence[str]) -> None:
+    """Refuse an option's names, with commas between, of which one is not known.
+
+    Raises:
+        ValueError: One line with the nearest that is known.
+    """
+    for name in (name.strip() for name in text.split(",")):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{option} {text}: {name!r} is not one of {', '.join(known)}{meant}")
+
+
+def refuse_blocks(args: Namespace) -> None:
+    """Refuse a block of ``vssl keys`` that there is not.
+
+    Raises:
+        ValueError: One line with the nearest.
+    """
+    from vssl_dist.config import TASKS
+
+    known = ["run", *_Methods(), *TASKS, *BLOCKS]
+    for name in args.blocks:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            raise ValueError(f"no block {name!r}: {hint}")
+
+
+def refuse_config(args: Namespace) -> None:
+    """Refuse a config and its overrides for what their keys and values alone tell.
+
+    Raises:
+        ConfigError: One line, as the models themselves say it.
+    """
+    from pydantic import ValidationError
+
+    from vssl_dist import config
+
+    profile = getattr(args, "profile", None)
+    refuse_unknown("configs", args.config)
+    if profile is not None:
+        refuse_unknown("slurm", profile)
+    try:
+        config.load(args.config, args.overrides, methods=_Methods())
+    except config.ConfigError as error:
+        cause = error.__cause__
+        # A rule between keys asks the method, of which only the keys are known here.
+        if isinstance(cause, ValidationError) and not cause.errors()[0]["loc"]:
+            return
+        raise
+    if profile is not None:
+        from vssl_dist.jobs.resources import load_profile
+
+        load_profile(profile)
+
+
+@lru_cache
+def _definitions() -> dict[str, Any]:
+    definitions: dict[str, Any] = json.loads(schema_file("config").read_text())["$defs"]
+    return definitions
+
+
+class _Methods(Mapping[str, Any]):
+    """Each method's keys by its name, made into a model when it is asked for."""
+
+    def __init__(self) -> None:
+        blocks = _definitions().values()
+        names = (block["properties"].get("name", {}).get("const") for block in blocks)
+        self._blocks = {n: b for n, b in zip(names, blocks, strict=True) if n is not None}
+
+    def __getitem__(self, name: str) -> Any:
+        from pydantic import create_model
+
+        from vssl_dist.config import MethodConfig
+
+        keys = self._blocks[name]["properties"]
+        fields: dict[str, Any] = {
+            key: (_annotation(schema), schema.get("default", ...)) for key, schema in keys.items()
+        }
+        return create_model(name, __base__=MethodConfig, **fields)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+
+def _annotation(schema: Mapping[str, Any]) -> Any:
+    """The type that a key of this schema has; anything where this module does not know better."""
+    from pydantic import BeforeValidator, Field
+
+    from vssl_dist.config.fields import Float, as_tuple
+
+    if "anyOf" in schema:
+        kinds = [_annotation(option) for option in schema["anyOf"]]
+        return Union[tuple(kinds)]  # noqa: UP007
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if values:
+        return Literal[tuple(values)]
+    bounds = {
+        ours: schema[key]
+        for key, ours in (
+            ("exclusiveMinimum", "gt"), ("minimum", "ge"), ("exclusiveMaximum", "lt"),
+            ("maximum", "le"),
+        )
+        if key in schema
+    }  # fmt: skip
+    named = schema.get("type")
+    if named == "array":
+        items: list[Any] = [_annotation(item) for item in schema.get("prefixItems", ())]
+        if not items and "items" in schema:
+            items = [_annotation(schema["items"]), ...]
+        row: Any = tuple.__class_getitem__(tuple(items))
+        return Annotated[row, BeforeValidator(as_tuple)] if items else Any
+    plain: dict[str, Any] = {
+        "string": str,
+        "integer": int,
+        "boolean": bool,
+        "null": None,
+        "number": Float,
+    }
+    kind: Any = (
+        Float if isinstance(named, list) and "number" in named else plain.get(str(named), Any)
+    )
+    return Annotated[kind, Field(**bounds)] if bounds else kind
