@@ -30,12 +30,12 @@ from pydantic import ValidationError
 
 import vssl_dist
 from launch import tables
+from vssl_dist.card import Card
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.config.paths import expanded, path_argument
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.evaluation.exports import read_card
-from vssl_dist.evaluation.jsonfile import first_complaint
 from vssl_dist.evaluation.posterior import has_embedding_density
 from vssl_dist.evaluation.results import shown
 from vssl_dist.evaluation.splits import need_posterior
@@ -46,6 +46,7 @@ from vssl_dist.jobs import machine
 from vssl_dist.jobs.dispatch import lock_path
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send_unasked
 from vssl_dist.jobs.resources import Device
+from vssl_dist.jsonfile import first_complaint
 from vssl_dist.locks import held
 from vssl_dist.text import CommandLine, printable, say
 from vssl_dist.tracker import default_tracking_uri
@@ -93,7 +94,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def tasks_of(
-    card: dict[str, Any], names: str, density: str | None = None, where: str = "the card"
+    card: Card, names: str, density: str | None = None, where: str = "the card"
 ) -> list[TaskConfig]:
     """The run's own settings of the named tasks, or the tasks' defaults.
 
@@ -107,7 +108,7 @@ def tasks_of(
         ConfigError: A name is none of a task, or stands twice; no likelihood has a density; or the
             run's settings are none.
     """
-    own = {s.get("task"): s for s in card.get("config", {}).get("evaluations", ())}
+    own = {task.task: task.as_json() for task in card.config.evaluations}
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in TASKS or wanted.count(name) > 1:
@@ -144,7 +145,7 @@ def lines(
         for name, results in baselines(found[-1], task, place)["results"].items():
             made[task.task].append((name.replace("_", " "), results))
     for export in found:
-        step = read_card(export)["step"]
+        step = read_card(export).step
         for task in tasks:
             results = shown(_evaluated(Due(export, step, task), place))
             made[task.task].append((f"step {step}", results))

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
     {"text", "confidential"},
     {
+        "jsonfile",
         "config",
         "schedule",
         "dist",
@@ -26,7 +27,7 @@ FLOORS = [
         "bars",
     },
     {"models", "sealed", "locks"},
-    {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},
+    {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero", "card"},
     {"export", "pickles"},
     {"engine", "evaluation", "trace", "linter"},
     {"resume"},
@@ -71,7 +72,7 @@ EXPLAINED = {
     ): SEALED,
     (
         "vssl_dist/evaluation/portable.py",
-        "(path / _CARD).write_text(json.dumps(card, indent=1))",
+        "(path / _CARD).write_text(json.dumps(card.as_json(), indent=1))",
     ): SEALED,
     ("vssl_dist/evaluation/portable.py", "(path / 'README.md').write_text(text)"): SEALED,
     (

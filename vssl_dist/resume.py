@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +26,15 @@ from vssl_dist.methods import CONFIGS
 from vssl_dist.text import printable
 
 _REMEDY = "give this run another name, with name=..."
+
+
+class Origin(TypedDict):
+    """Whence weights come."""
+
+    fingerprint: str
+    """Of the training data."""
+    versions: dict[str, str]
+    """What computed them."""
 
 
 class Saver:
@@ -57,7 +66,7 @@ class Saver:
             self.loader.position = position
         self.ledger.restore(self.loader.position)
 
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> Origin:
         """Whence the weights come: digest of the training data, and what computes with it."""
         return {"fingerprint": self.loader.fingerprint, "versions": self.versions}
 

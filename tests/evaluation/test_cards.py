@@ -131,12 +131,12 @@ def test_cards_as_trainings_wrote_them_are_read_whatever_their_folders_are_calle
     }  # fmt: skip
     place = path.with_suffix(".json")
     place.write_text(json.dumps(card, indent=1))
-    assert read_card(path)["train"] == card["train"]
+    assert str(read_card(path).train) == card["train"]
     for later in ("branch", "licence", "fingerprint", "metrics", "head_sha256", "online_sha256"):
         del card[later]
     for backbone in ("resnet50", "resnet10_c16", "vit_small_patch16_224", "wide_resnet50_2"):
         place.write_text(json.dumps(card | {"backbone": backbone}))
-        assert read_card(path)["backbone"] == backbone
+        assert read_card(path).backbone == backbone
 
 
 def test_a_backbone_whose_header_lies_is_refused_by_safetensors(path: Path) -> None:
