@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypedDict
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from vssl_dist.config import Normalisation
+from vssl_dist.config import Normalisation, RunConfig
 from vssl_dist.config.fields import FilePath, Finite, Positive, Side, as_tuple
 from vssl_dist.config.schema import RunName
 from vssl_dist.data.shards import DataError
@@ -37,6 +37,7 @@ from vssl_dist.jsonfile import Line, Step, first_complaint, read_json
 from vssl_dist.text import printable
 
 FORMAT: Final = "vssl-dist/card-1"
+NO_LICENCE = "none was given; the terms of the training images may reach these weights"
 _NEWER = re.compile(r"vssl-dist/card-[0-9]{1,9}")
 _MAX_DEPTH = 16
 
@@ -144,6 +145,15 @@ class ConfigBlock(Block):
     licence: Line | None = None
 
 
+class Origin(TypedDict):
+    """Whence weights come."""
+
+    fingerprint: str
+    """Digest of the training data's manifest."""
+    versions: dict[str, str]
+    """What computed the weights: packages and commit."""
+
+
 class Description(Block):
     """What a training says of weights that it exports."""
 
@@ -177,6 +187,43 @@ class Description(Block):
     """What computed the weights: packages and commit."""
     metrics: Annotated[dict[Line, float], Field(max_length=10_000)] = {}
     """Figures of the training at that step."""
+
+    @classmethod
+    def of(
+        cls,
+        cfg: RunConfig,
+        step: int,
+        branch: str,
+        origin: Origin,
+        metrics: Mapping[str, float],
+    ) -> Self:
+        """Describe weights of a run.
+
+        Args:
+            cfg: The run.
+            step: Optimizer steps that it has done.
+            branch: Whose backbone is exported.
+            origin: Whence the weights come.
+            metrics: How well they do.
+        """
+        # It stands in tables and in the front matter of hubs: one line of characters that show.
+        licence = cfg.licence and printable(cfg.licence)
+        return cls(
+            format=FORMAT,
+            run=cfg.name,
+            step=step,
+            method=cfg.method.name,
+            backbone=cfg.method.backbone,
+            branch=branch,
+            image_size=cfg.data.image_size,
+            normalise=cfg.data.normalise,
+            train=cfg.data.train,
+            val=cfg.data.val,
+            licence=licence or NO_LICENCE,
+            config=ConfigBlock.model_validate(cfg.model_dump(mode="json") | {"licence": licence}),
+            **origin,
+            metrics=dict(metrics),
+        )
 
 
 class Card(Description):

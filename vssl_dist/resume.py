@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
 from vssl_dist import __version__, checkpoint, config, dist, sealed, state
+from vssl_dist.card import Origin
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.differences import differences, named
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
@@ -26,15 +27,6 @@ from vssl_dist.methods import CONFIGS
 from vssl_dist.text import printable
 
 _REMEDY = "give this run another name, with name=..."
-
-
-class Origin(TypedDict):
-    """Whence weights come."""
-
-    fingerprint: str
-    """Of the training data."""
-    versions: dict[str, str]
-    """What computed them."""
 
 
 class Saver:

@@ -13,18 +13,15 @@ from pathlib import Path
 import torch
 
 from vssl_dist import dist
-from vssl_dist.card import FORMAT, ConfigBlock, Description
+from vssl_dist.card import Description, Origin
 from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.config import RunConfig
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
 from vssl_dist.evaluation.online import NoProbe, OnlineProbe, build_probe
 from vssl_dist.methods import LossOutput, build_method, monitors
-from vssl_dist.resume import Origin, Saver
-from vssl_dist.text import printable
+from vssl_dist.resume import Saver
 from vssl_dist.trace import Trace
-
-NO_LICENCE = "none was given; the terms of the training images may reach these weights"
 
 
 class Preempted(Exception):
@@ -174,24 +171,7 @@ def export(
         on_export: Told of the file, and of the step.
     """
     path = cfg.dir / "export" / f"backbone-{engine.step:08d}.safetensors"
-    licence = cfg.licence and printable(cfg.licence)
-    config = cfg.model_dump(mode="json") | {"licence": licence}
-    description = Description(
-        format=FORMAT,
-        run=cfg.name,
-        step=engine.step,
-        method=cfg.method.name,
-        backbone=cfg.method.backbone,
-        branch=engine.method.evaluated,
-        image_size=cfg.data.image_size,
-        normalise=cfg.data.normalise,
-        train=cfg.data.train,
-        val=cfg.data.val,
-        licence=licence or NO_LICENCE,
-        config=ConfigBlock.model_validate(config),
-        **origin,
-        metrics=metrics,
-    )
+    description = Description.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
     try:
         engine.export(path, description, probe.tensors())
     except CheckpointError as error:  # a full disk costs an evaluation, not the run

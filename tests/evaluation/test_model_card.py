@@ -15,7 +15,7 @@ from tests.support.cards import portable_card
 from tests.support.exports import change, exported
 from tests.support.photos import tiny_dataset
 from tests.support.ranks import run_ranks
-from vssl_dist.card import PortableCard
+from vssl_dist.card import NO_LICENCE, PortableCard
 from vssl_dist.config import KnnConfig, RunConfig, load
 from vssl_dist.data.shards import Dataset
 from vssl_dist.evaluation.exports import load_export, read_card
@@ -23,7 +23,7 @@ from vssl_dist.evaluation.model_card import evaluations, model_card
 from vssl_dist.evaluation.portable import convert
 from vssl_dist.evaluation.task import evaluate
 from vssl_dist.methods import CONFIGS
-from vssl_dist.train import NO_LICENCE, train
+from vssl_dist.train import train
 from vssl_dist.vision import torchvision
 
 ROOT = Path(__file__).parents[2]
