@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
-    {"text", "confidential"},
+    {"text", "confidential", "errors"},
     {
         "jsonfile",
         "config",
@@ -26,8 +26,8 @@ FLOORS = [
         "environment",
         "bars",
     },
-    {"models", "sealed", "locks"},
-    {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero", "card"},
+    {"models", "sealed", "locks", "card"},
+    {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},
     {"export", "pickles"},
     {"engine", "evaluation", "trace", "linter"},
     {"resume"},

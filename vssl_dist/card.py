@@ -32,13 +32,13 @@ from pydantic import (
 from vssl_dist.config import Normalisation, RunConfig
 from vssl_dist.config.fields import FilePath, Finite, Positive, Side, as_tuple
 from vssl_dist.config.schema import RunName
-from vssl_dist.data.shards import DataError
+from vssl_dist.errors import DataError
 from vssl_dist.jsonfile import Line, Step, first_complaint, read_json
 from vssl_dist.text import printable
 
 FORMAT: Final = "vssl-dist/card-1"
 NO_LICENCE = "none was given; the terms of the training images may reach these weights"
-_NEWER = re.compile(r"vssl-dist/card-[0-9]{1,9}")
+_NUMBERED = re.compile(r"vssl-dist/card-([1-9][0-9]{0,8})")
 _MAX_DEPTH = 16
 
 
@@ -277,7 +277,7 @@ class PortableCard(Card):
 
 
 def _wrong_format(value: object) -> str:
-    if isinstance(value, str) and _NEWER.fullmatch(value):
+    if isinstance(value, str) and _NUMBERED.fullmatch(value):
         return f"the card has format {value}, newer than {FORMAT}: update vssl-dist to read it"
     shown = printable(json.dumps(value)[:60])
     return f"not a card of ours: format: {shown} is not {FORMAT}"

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from vssl_dist.errors import DataError
+
 FORMAT = "vssl-dist/1"
 MANIFEST = "manifest.json"
 INDEX_DTYPE = np.dtype(
@@ -41,10 +43,6 @@ _MAX_MANIFEST = 2**30
 # numpy's header of an index, which it pads, takes a few hundred bytes.
 INDEX_HEADER = 4096
 _NAMED = 12  # files that a message names; it stays one line that a person reads
-
-
-class DataError(ValueError):
-    """The data cannot be used; the message is one line with the file and the remedy."""
 
 
 @dataclass(frozen=True)
