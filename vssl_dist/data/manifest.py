@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from vssl_dist.errors import DataError
+from vssl_dist.errors import DataError as DataError  # whoever reads manifests has both
 
 FORMAT = "vssl-dist/1"
 MANIFEST = "manifest.json"
