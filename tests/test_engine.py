@@ -445,7 +445,7 @@ def test_an_export_is_the_evaluated_backbone_in_plain_tensors(
         path = folder / "export" / f"{branch}.safetensors"
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         card = json.loads(path.with_suffix(".json").read_text())
-        assert card == {"width": 128, "sha256": sha256}
+        assert card == description().as_json() | {"sha256": sha256}
         backbone, _ = build_backbone("resnet18_c16", image_size=16)
         backbone.load_state_dict(load_file(path))
         for name, value in arrays(backbone).items():

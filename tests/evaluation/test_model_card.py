@@ -23,6 +23,7 @@ from vssl_dist.evaluation.model_card import evaluations, model_card
 from vssl_dist.evaluation.portable import convert
 from vssl_dist.evaluation.task import evaluate
 from vssl_dist.methods import CONFIGS
+from vssl_dist.text import markdown
 from vssl_dist.train import train
 from vssl_dist.vision import torchvision
 
@@ -131,8 +132,8 @@ def test_the_card_of_a_training_tells_data_code_figures_and_licence_and_goes_to_
     assert told.data.license == "cc-by-4.0"
     assert told.data.tags == ["vssl-dist", "vje"]
     for figure, value in accuracy.items():
-        assert f"| knn | {figure.removeprefix('knn/')} | {value:.6g} |" in told.text
-    assert f"| training | loss | {card.metrics['loss']:.6g} |" in told.text
+        assert f"| knn | {figure.removeprefix('knn/')} | {markdown(f'{value:.6g}')} |" in told.text
+    assert f"| training | loss | {markdown(format(card.metrics['loss'], '.6g'))} |" in told.text
     assert card.fingerprint in told.text
     torchvision()
     import timm

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vssl_dist.card import FORMAT, Block, ConfigBlock, Description, PortableCard
+from vssl_dist.card import FORMAT, Block, Card, ConfigBlock, Description, PortableCard
 from vssl_dist.config import Normalisation
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
@@ -27,6 +28,12 @@ def description(**changes: Any) -> Description:
         }
         | changes
     )
+
+
+def card_text(sha256: str, **changes: Any) -> str:
+    """The card of weights that nobody looks at."""
+    card = Card.model_validate(description(**changes).as_json() | {"sha256": sha256})
+    return json.dumps(card.as_json())
 
 
 def portable_card(**changes: Any) -> PortableCard:

@@ -33,7 +33,8 @@ def evaluations(export: Path, card: Card) -> dict[str, dict[str, float]]:
     """
     found: dict[str, dict[str, float]] = {}
     step = f"-{card.step:08d}"
-    for path in sorted(export.parent.glob(f"[!.]*{step}*.json")):
+    results = set(export.parent.glob(f"[!.]*{step}*.json")) - {export.with_suffix(".json")}
+    for path in sorted(results):
         try:
             result = read_result(path)
         except (OSError, ValueError) as error:
