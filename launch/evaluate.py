@@ -30,13 +30,13 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 from pydantic import ValidationError
 
+from vssl_dist.card import Card
 from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import TASKS, ConfigError, OodConfig, TaskConfig, read_task
 from vssl_dist.config.paths import expanded
 from vssl_dist.data.shards import DataError
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.evaluation.exports import read_card
-from vssl_dist.evaluation.jsonfile import first_complaint
 from vssl_dist.evaluation.posterior import has_embedding_density
 from vssl_dist.evaluation.results import shown
 from vssl_dist.evaluation.splits import need_posterior
@@ -47,6 +47,7 @@ from vssl_dist.jobs import machine
 from vssl_dist.jobs.dispatch import lock_path
 from vssl_dist.jobs.evaluation import Due, evaluate_one, send_unasked
 from vssl_dist.jobs.resources import Device
+from vssl_dist.jsonfile import first_complaint
 from vssl_dist.locks import held
 from vssl_dist.text import printable, say
 from vssl_dist.tracker import default_tracking_uri
@@ -60,7 +61,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def tasks_of(
-    card: dict[str, Any], names: str, density: str | None = None, where: str = "the card"
+    card: Card, names: str, density: str | None = None, where: str = "the card"
 ) -> list[TaskConfig]:
     """The run's own settings of the named tasks, or the tasks' defaults.
 
@@ -74,7 +75,7 @@ def tasks_of(
         ConfigError: A name is none of a task, or stands twice; no likelihood has a density; or the
             run's settings are none.
     """
-    own = {s.get("task"): s for s in card.get("config", {}).get("evaluations", ())}
+    own = {task.task: task.as_json() for task in card.config.evaluations}
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in TASKS or wanted.count(name) > 1:
@@ -111,7 +112,7 @@ def lines(
         for name, results in baselines(found[-1], task, place)["results"].items():
             made[task.task].append((name.replace("_", " "), results))
     for export in found:
-        step = read_card(export)["step"]
+        step = read_card(export).step
         for task in tasks:
             results = shown(_evaluated(Due(export, step, task), place))
             made[task.task].append((f"step {step}", results))

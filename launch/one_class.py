@@ -42,11 +42,11 @@ from vssl_dist.config.paths import literal
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import publish_inside
 from vssl_dist.evaluation import one_class
-from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.one_class import OTHERS, Trained
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.installed import command_line
+from vssl_dist.jsonfile import read_json
 from vssl_dist.methods import CONFIGS
 from vssl_dist.text import say
 

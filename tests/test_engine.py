@@ -22,6 +22,7 @@ import torch._dynamo.utils
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.support.cards import description
 from tests.support.plain import Images, arrays, plain_run, smooth_method
 from tests.support.ranks import run_ranks
 from vssl_dist import checkpoint, dist
@@ -289,10 +290,12 @@ def exports(folder: Path) -> dict[str, Any]:
     method = trainee.engine.method
     for branch in BRANCHES:
         method.evaluated = branch
-        trainee.engine.export(folder / "export" / f"{branch}.safetensors", {"width": 128})
+        trainee.engine.export(folder / "export" / f"{branch}.safetensors", description())
     blocked = folder / "file"
     blocked.touch()
-    failure = refusal(lambda: trainee.engine.export(blocked / "backbone.safetensors", {}))
+    failure = refusal(
+        lambda: trainee.engine.export(blocked / "backbone.safetensors", description())
+    )
     branches = {"student": arrays(trainee.engine.student), "teacher": arrays(method.teacher)}
     return branches | {"failure": failure}
 
@@ -442,7 +445,7 @@ def test_an_export_is_the_evaluated_backbone_in_plain_tensors(
         path = folder / "export" / f"{branch}.safetensors"
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         card = json.loads(path.with_suffix(".json").read_text())
-        assert card == {"width": 128, "sha256": sha256}
+        assert card == description().as_json() | {"sha256": sha256}
         backbone, _ = build_backbone("resnet18_c16", image_size=16)
         backbone.load_state_dict(load_file(path))
         for name, value in arrays(backbone).items():

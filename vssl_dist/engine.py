@@ -10,12 +10,13 @@ import json
 from collections.abc import Sequence
 from functools import partial as bind
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vssl_dist import dist, pickles, schedule, state
+from vssl_dist.card import Description
 from vssl_dist.checkpoint import CheckpointError, agreed, all_or_none
 from vssl_dist.config import RunConfig
 from vssl_dist.export import Parts, write_export
@@ -216,7 +217,7 @@ class Engine:
     def _layout(self) -> dict[str, int]:
         return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
 
-    def export(self, path: Path, card: dict[str, Any], more: Parts | None = None) -> None:
+    def export(self, path: Path, description: Description, more: Parts | None = None) -> None:
         """`write_export` of the evaluated branch on rank 0; every rank calls this.
 
         Raises:
@@ -224,7 +225,7 @@ class Engine:
         """
         teacher = self.teacher if self.method.evaluated == "teacher" else None
         network = teacher.module if teacher else self.student
-        all_or_none(lambda: write_export(path, network, card, more), only_on=0)
+        all_or_none(lambda: write_export(path, network, description, more), only_on=0)
 
     def digests(self) -> dict[str, str]:
         """sha256 of ``weights`` (buffers included), ``optimizer`` and ``teacher``; all ranks call.

@@ -12,12 +12,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
 
 from vssl_dist import durable, state
+from vssl_dist.card import Card, Description
 from vssl_dist.models.heads import GaussianBranch
 
 BACKBONE, HEAD, ONLINE = "backbone", "head", "online"
@@ -41,17 +41,17 @@ def head_tensors(branch: nn.Module) -> dict[str, Tensor]:
 
 
 def write_export(
-    path: Path, branch: nn.Module, card: dict[str, Any], more: Parts | None = None
+    path: Path, branch: nn.Module, description: Description, more: Parts | None = None
 ) -> None:
-    """Write a branch's backbone, its posterior head if it has one, and ``card`` with their digests.
+    """Write a branch's backbone, its posterior head if it has one, and the card.
 
     Whoever finds the card finds the rest: it comes last, and one that was written for other
-    weights is removed first.  The card gains ``sha256`` and, for each other part, ``PART_sha256``.
+    weights is removed first.  The card is ``description`` and the digests of all these files.
 
     Args:
         path: Of the backbone's ``.safetensors`` file; the card has the same name, in ``.json``.
         branch: What is evaluated; its ``backbone`` is a submodule.
-        card: What the export says of itself, as JSON values.
+        description: What the export says of itself.
         more: Further parts.
 
     Raises:
@@ -67,7 +67,8 @@ def write_export(
     parts[path] = safetensors.torch.save(state.plain(branch.get_submodule(BACKBONE)))
     digests["sha256"] = hashlib.sha256(parts[path]).hexdigest()
     place = path.with_suffix(".json")
-    facts = json.dumps(card | digests, indent=1).encode()
+    card = Card.model_validate(description.as_json() | digests)
+    facts = json.dumps(card.as_json(), indent=1).encode()
     for file in (*parts, place):
         durable.refuse_way_out(file)
     if place.is_file() and place.read_bytes() != facts:

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from vssl_dist import __version__, checkpoint, config, dist, sealed, state
+from vssl_dist.card import Origin
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.config.differences import differences, named
 from vssl_dist.data.ledger import Ledger, bad_images_allowed
@@ -57,7 +58,7 @@ class Saver:
             self.loader.position = position
         self.ledger.restore(self.loader.position)
 
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> Origin:
         """Whence the weights come: digest of the training data, and what computes with it."""
         return {"fingerprint": self.loader.fingerprint, "versions": self.versions}
 

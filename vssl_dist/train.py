@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vssl_dist import dist
+from vssl_dist.card import Description, Origin
 from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.config import RunConfig
 from vssl_dist.curves import EPOCH
@@ -23,8 +23,6 @@ from vssl_dist.evaluation.online import NoProbe, OnlineProbe, build_probe
 from vssl_dist.methods import LossOutput, build_method, monitors
 from vssl_dist.resume import Saver
 from vssl_dist.trace import Trace
-
-NO_LICENCE = "none was given; the terms of the training images may reach these weights"
 
 
 class Preempted(Exception):
@@ -74,7 +72,7 @@ def train(
             log(told | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
             saver.ledger.check()  # not before those it names are in the curves
         if milestone:
-            export(cfg, engine, probe, saver.origin() | {"metrics": told}, on_export)
+            export(cfg, engine, probe, saver.origin(), told, on_export)
         stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
         if last or stop or saver.due():
             saver.save()
@@ -161,31 +159,24 @@ def export(
     cfg: RunConfig,
     engine: Engine,
     probe: OnlineProbe | NoProbe,
-    origin: dict[str, Any],
+    origin: Origin,
+    metrics: dict[str, float],
     on_export: Callable[[Path, int], None],
 ) -> None:
     """Write the backbone as plain weights that need none of this code, then announce it.
 
     Args:
-        origin: Whence they come and how well they did, for the card.
+        cfg: Of the run.
+        engine: Whose evaluated branch it is.
+        probe: Its tensors are exported, too.
+        origin: Whence the weights come.
+        metrics: How well they did.
+        on_export: Told of the file, and of the step.
     """
     path = cfg.dir / "export" / f"backbone-{engine.step:08d}.safetensors"
-    card = {
-        "run": cfg.name,
-        "step": engine.step,
-        "method": cfg.method.name,
-        "backbone": cfg.method.backbone,
-        "branch": engine.method.evaluated,
-        "image_size": cfg.data.image_size,
-        "normalise": cfg.data.normalise.model_dump(mode="json"),
-        "train": str(cfg.data.train),
-        "val": str(cfg.data.val) if cfg.data.val else None,
-        "licence": cfg.licence or NO_LICENCE,
-        "config": cfg.model_dump(mode="json"),
-        **origin,
-    }
+    description = Description.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
     try:
-        engine.export(path, card, probe.tensors())
+        engine.export(path, description, probe.tensors())
     except CheckpointError as error:  # a full disk costs an evaluation, not the run
         print(f"warning: step {engine.step} is not exported: {error}", flush=True)
         return

@@ -28,6 +28,7 @@ from bench.study_report import (
     others,
     table,
 )
+from tests.support.cards import card_text
 from tests.support.photos import tiny_dataset
 from vssl_dist import config
 from vssl_dist.config import ConfigError, read_task
@@ -349,9 +350,9 @@ def test_a_run_of_another_density_goes_on_and_its_old_figures_are_not_shown(here
     begun(study, trial, [ood | {"density": "cartesian"}])
     export = trial.export
     export.parent.mkdir()
-    export.with_suffix(".json").write_text(json.dumps({"sha256": "a", "method": "vje"}))
+    export.with_suffix(".json").write_text(card_text("a" * 64, method="vje"))
     result = {
-        "export": export.name, "export_sha256": "a", "task": {"task": "ood"}, "metrics": {},
+        "export": export.name, "export_sha256": "a" * 64, "task": {"task": "ood"}, "metrics": {},
         "results": {"x": {"s1_self_likelihood": {"auroc": 0.5}}}, "substituted_images": 0,
     }  # fmt: skip
     place_of_result = export.with_name(f"ood-{STEPS:08d}.json")

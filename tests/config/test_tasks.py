@@ -10,7 +10,7 @@ import torch
 
 from vssl_dist import config
 from vssl_dist.config import TASKS, ConfigError, RunConfig
-from vssl_dist.evaluation.posterior import VARIATIONAL
+from vssl_dist.evaluation.posterior import variational_methods
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.models.heads import GaussianBranch
 
@@ -36,7 +36,7 @@ def test_a_task_that_needs_a_posterior_is_for_methods_that_infer_one(method: str
         made = build_method(cfg.method, 32)
     branch = made.teacher if made.evaluated == "teacher" else made.student
     infers = isinstance(branch, GaussianBranch)
-    assert cfg.method.has_posterior == infers == (method in VARIATIONAL)
+    assert cfg.method.has_posterior == infers == (method in variational_methods())
     if infers:
         assert read("[{task: uncertainty}]").evaluations[0].task == "uncertainty"
         return

@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from launch import evaluate, export
 from tests.support.exports import NORMALISE, change, exported
-from vssl_dist.config import load
+from tests.support.heads import SMALL, exported_branch
+from tests.support.photos import three_splits
+from vssl_dist.card import FORMAT, Card, Description, Origin, PortableCard
+from vssl_dist.config import CollapseConfig, OodConfig, load
 from vssl_dist.evaluation.exports import ExportError, read_card
+from vssl_dist.export import write_export
 from vssl_dist.methods import CONFIGS
+from vssl_dist.models.heads import GaussianBranch
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "ab" * 32
 WRONG: list[tuple[str, Any]] = [
+    ("format", "vssl-dist/card-2"), ("format", "vssl-dist/1"), ("format", "vssl-dist/card-1\n"),
+    ("format", None), ("format", 1), ("format", ["vssl-dist/card-1"]), ("format", "\x1b[2J" * 99),
     ("step", "../../x"), ("step", -1), ("step", True), ("step", 1.0), ("step", math.nan),
     ("step", 10**400), ("step", None),
     ("backbone", ["x"]), ("backbone", "hf-hub:evil/x"), ("backbone", "timm:hf-hub:evil/x"),
@@ -30,6 +39,7 @@ WRONG: list[tuple[str, Any]] = [
     ("normalise", {"mean": [0, 0, 0], "std": [0, 0, 0]}), ("normalise", []),
     ("train", 5), ("train", ""), ("train", "a\0b"), ("train", "a" * 5000), ("val", ["x"]),
     ("sha256", "x"), ("sha256", DIGEST.upper()), ("head_sha256", []), ("online_sha256", "../x"),
+    ("head_sha256", None), ("online_sha256", None),
     ("method", ["vje"]), ("method", "a\n# b"), ("branch", "<b>"), ("licence", "a\nb"),
     ("licence", "a" * 2000), ("fingerprint", {}), ("versions", ["1"]), ("versions", {"a": 1}),
     ("metrics", {"a": "b"}), ("metrics", {"a\nb": 1.0}),
@@ -131,12 +141,12 @@ def test_cards_as_trainings_wrote_them_are_read_whatever_their_folders_are_calle
     }  # fmt: skip
     place = path.with_suffix(".json")
     place.write_text(json.dumps(card, indent=1))
-    assert read_card(path)["train"] == card["train"]
+    assert str(read_card(path).train) == card["train"]
     for later in ("branch", "licence", "fingerprint", "metrics", "head_sha256", "online_sha256"):
         del card[later]
     for backbone in ("resnet50", "resnet10_c16", "vit_small_patch16_224", "wide_resnet50_2"):
         place.write_text(json.dumps(card | {"backbone": backbone}))
-        assert read_card(path)["backbone"] == backbone
+        assert read_card(path).backbone == backbone
 
 
 def test_a_backbone_whose_header_lies_is_refused_by_safetensors(path: Path) -> None:
@@ -158,3 +168,89 @@ def test_a_backbone_whose_header_lies_is_refused_by_safetensors(path: Path) -> N
     path.write_bytes((2**63).to_bytes(8, "little") + b"{}")
     with pytest.raises(ExportError, match="damaged, or not safetensors"):
         load_export(path)
+
+
+def test_a_card_of_a_newer_format_says_so_whatever_else_it_holds(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.with_suffix(".json").write_text('{"format": "vssl-dist/card-12", "weights": []}')
+    assert "format vssl-dist/card-12, newer than vssl-dist/card-1: update" in refused(path, capsys)
+
+
+def as_earlier_versions_wrote_it(card: dict[str, Any]) -> dict[str, Any]:
+    """The keys of 0.1.0, in their order."""
+    keys = [
+        "run", "step", "method", "backbone", "branch", "image_size", "normalise", "train", "val",
+        "licence", "config", "fingerprint", "versions", "metrics", "head_sha256", "online_sha256",
+        "sha256",
+    ]  # fmt: skip
+    return {key: card[key] for key in keys if key in card}
+
+
+def test_what_is_written_is_what_earlier_versions_wrote_and_its_format(tmp_path: Path) -> None:
+    changes = ["name=x", "data.train=a", "data.val=b", "method.name=vje", "licence='a\tb'"]
+    changes += ["evaluations=[{task: knn, temperature: [.inf]}]"]
+    cfg = load(ROOT / "configs" / "quickstart.yaml", changes, methods=CONFIGS)
+    origin: Origin = {"fingerprint": DIGEST, "versions": {"torch": "2.9.1+cpu"}}
+    description = Description.of(cfg, 40, "student", origin, {"loss": math.inf, "a": 1.0})
+    branch = GaussianBranch(nn.Linear(3, 4), nn.Linear(4, 10))
+    path = tmp_path / "backbone-00000040.safetensors"
+    write_export(path, branch, description, {"online": {"weight": torch.ones(2)}})
+    text = path.with_suffix(".json").read_text()
+    card = json.loads(text)
+    earlier = {
+        "run": "x",
+        "step": 40,
+        "method": "vje",
+        "backbone": cfg.method.backbone,
+        "branch": "student",
+        "image_size": cfg.data.image_size,
+        "normalise": cfg.data.normalise.model_dump(mode="json"),
+        "train": "a",
+        "val": "b",
+        "licence": "a\\tb",
+        "config": cfg.model_dump(mode="json") | {"licence": "a\\tb"},
+        "fingerprint": DIGEST,
+        "versions": {"torch": "2.9.1+cpu"},
+        "metrics": {"loss": math.inf, "a": 1.0},
+    }
+    earlier |= {key: card[key] for key in ("head_sha256", "online_sha256", "sha256")}
+    assert text == json.dumps({"format": "vssl-dist/card-1"} | earlier, indent=1)
+    again = Card.read(path.with_suffix(".json"))
+    assert json.dumps(again.as_json(), indent=1) == text, "what is read is written again"
+    assert again.parts == {"head": card["head_sha256"], "online": card["online_sha256"]}
+
+
+def test_a_card_of_an_earlier_version_is_evaluated_to_the_same_figures(tmp_path: Path) -> None:
+    data = three_splits(tmp_path / "data", foreign=16)
+    path, _ = exported_branch(tmp_path / "export", data, SMALL["vssl teacher"])
+    ood = OodConfig(ood={"foreign": data / "foreign"}, k=3, bootstrap=2, pairs=1, posteriors=9)
+    tasks = [ood, CollapseConfig(pairs=8)]
+
+    def figures() -> list[Any]:
+        results = [evaluate.evaluate(path, task) for task in tasks]
+        for file in path.parent.glob("*-00000040.json"):
+            if file != path.with_suffix(".json"):
+                file.unlink()
+        return [{key: part for key, part in each.items() if key != "seconds"} for each in results]
+
+    today, place = figures(), path.with_suffix(".json")
+    card = json.loads(place.read_text())
+    assert card["format"] == "vssl-dist/card-1"
+    place.write_text(json.dumps(as_earlier_versions_wrote_it(card), indent=1))
+    assert read_card(path).format is None
+    assert figures() == today
+
+
+def test_the_page_on_cards_lists_every_key_as_the_code_has_it() -> None:
+    """docs/card.md holds the models' own words."""
+    rows = [
+        f"| `{name}` | {'always' if field.is_required() else ''} | {field.description} |"
+        for model in (Card, PortableCard)
+        for name, field in model.model_fields.items()
+        if model is Card or name not in Card.model_fields
+    ]
+    page = (ROOT / "docs" / "card.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("| `")]
+    assert table == [row.replace("``", "`") for row in rows], "\n".join(rows)
+    assert FORMAT in page

@@ -6,15 +6,16 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from tests.support.cards import portable_card
 from tests.support.exports import change, exported
 from tests.support.photos import tiny_dataset
 from tests.support.ranks import run_ranks
+from vssl_dist.card import NO_LICENCE, PortableCard
 from vssl_dist.config import KnnConfig, RunConfig, load
 from vssl_dist.data.shards import Dataset
 from vssl_dist.evaluation.exports import load_export, read_card
@@ -22,18 +23,11 @@ from vssl_dist.evaluation.model_card import evaluations, model_card
 from vssl_dist.evaluation.portable import convert
 from vssl_dist.evaluation.task import evaluate
 from vssl_dist.methods import CONFIGS
-from vssl_dist.train import NO_LICENCE, train
+from vssl_dist.text import markdown
+from vssl_dist.train import train
 from vssl_dist.vision import torchvision
 
 ROOT = Path(__file__).parents[2]
-
-
-def card_with(**keys: Any) -> dict[str, Any]:
-    return {
-        "run": "tiny", "step": 7, "method": "vje", "backbone": "resnet18", "width": 512,
-        "image_size": 96, "normalise": {"mean": [0, 0, 0], "std": [1, 1, 1]}, "sha256": "ab",
-        "config": {"licence": None},
-    } | keys  # fmt: skip
 
 
 def read(text: str) -> ModelCard:
@@ -52,7 +46,7 @@ def test_the_hub_reads_the_licence_whatever_signs_are_in_it(
     licence: str | None, license: str | None, name: str | None
 ) -> None:
     told = licence or NO_LICENCE
-    card = card_with(config={"licence": licence}, licence=told)
+    card = portable_card(config={"licence": licence}, licence=told)
     found = read(model_card(card, "import timm", "timm"))
     assert found.data.to_dict().get("license") == license
     assert found.data.to_dict().get("license_name") == name
@@ -62,13 +56,15 @@ def test_the_hub_reads_the_licence_whatever_signs_are_in_it(
 
 def test_an_export_of_an_older_version_is_described_as_far_as_it_goes(tmp_path: Path) -> None:
     path, _ = exported(tmp_path, tmp_path)
-    text = model_card(read_card(path) | {"width": 128, "evaluations": {}}, "import timm", "timm")
+    card = PortableCard.model_validate(read_card(path).as_json() | {"width": 128})
+    text = model_card(card, "import timm", "timm")
+    assert "by unknown method" in text
     assert "| training data | fingerprint unknown |" in text
     assert "None were at hand." in text
 
 
 def test_figures_of_earlier_versions_have_the_names_of_today() -> None:
-    card = card_with(metrics={"loss": 0.5, "alignment": 0.25, "online/top1": 0.75})
+    card = portable_card(metrics={"loss": 0.5, "alignment": 0.25, "online/top1": 0.75})
     text = model_card(card, "import timm", "timm")
     for name, value in {"loss": 0.5, "alignment_cos": 0.25, "online_top1": 0.75}.items():
         assert f"| training | {name} | {value} |" in text.replace("\\", "")
@@ -76,7 +72,7 @@ def test_figures_of_earlier_versions_have_the_names_of_today() -> None:
 
 def test_only_evaluations_of_these_very_weights_are_told(tmp_path: Path) -> None:
     path, _ = exported(tmp_path, tmp_path)
-    sha = read_card(path)["sha256"]
+    sha = read_card(path).sha256
     results = {
         "knn-00000040": (sha, {"top1": 0.5}),
         "ood-00000040-on-12345678": (sha, {"auroc": 0.75}),
@@ -128,14 +124,14 @@ def test_the_card_of_a_training_tells_data_code_figures_and_licence_and_goes_to_
 
     path = cfg.dir / "export" / "backbone-00000003.safetensors"
     backbone, card = load_export(path)
-    assert card["fingerprint"] == Dataset.open(data).fingerprint
-    assert card["licence"] == "cc-by-4.0"
-    assert {"loss", "embedding_spread", "online_top1"} <= card["metrics"].keys()
-    assert card["metrics"].items() <= lines[3].items()
+    assert card.fingerprint == Dataset.open(data).fingerprint
+    assert card.licence == "cc-by-4.0"
+    assert {"loss", "embedding_spread", "online_top1"} <= card.metrics.keys()
+    assert card.metrics.items() <= lines[3].items()
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert card["versions"]["commit"].removesuffix("-dirty") == head.stdout.strip()
+    assert card.versions["commit"].removesuffix("-dirty") == head.stdout.strip()
 
     accuracy = evaluate(path, KnnConfig(k=(5,), temperature=(0.07,)))["metrics"]
     folder = convert(path, "timm")
@@ -143,9 +139,9 @@ def test_the_card_of_a_training_tells_data_code_figures_and_licence_and_goes_to_
     assert told.data.license == "cc-by-4.0"
     assert told.data.tags == ["vssl-dist", "vje"]
     for figure, value in accuracy.items():
-        assert f"| knn | {figure.removeprefix('knn/')} | {value:.6g} |" in told.text
-    assert f"| training | loss | {card['metrics']['loss']:.6g} |" in told.text
-    assert card["fingerprint"] in told.text
+        assert f"| knn | {figure.removeprefix('knn/')} | {markdown(f'{value:.6g}')} |" in told.text
+    assert f"| training | loss | {markdown(format(card.metrics['loss'], '.6g'))} |" in told.text
+    assert card.fingerprint in told.text
     torchvision()
     import timm
 

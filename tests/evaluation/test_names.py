@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from tests.support.cards import unchecked_card
 from tests.support.exports import NORMALISE
 from tests.support.heads import SMALL, exported_branch
 from tests.support.photos import three_splits
@@ -100,13 +101,11 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_string_of_a_card_is_more_than_text_in_the_model_card(text: str) -> None:
-    card: dict[str, Any] = {
-        "run": text, "step": 7, "method": text, "backbone": text, "width": 512, "branch": text,
-        "image_size": 96, "normalise": NORMALISE.model_dump(mode="json"), "sha256": text,
-        "licence": text, "fingerprint": text, "versions": {text: text},
-        "metrics": {text: 1.0}, "evaluations": {text: {text: 2.0}},
-        "config": {"licence": text, text: [text, {text: text}]},
-    }  # fmt: skip
+    card = unchecked_card(
+        run=text, method=text, backbone=text, branch=text, normalise=NORMALISE, sha256=text,
+        licence=text, fingerprint=text, versions={text: text}, metrics={text: 1.0},
+        evaluations={text: {text: 2.0}}, config={"licence": text, text: [text, {text: text}]},
+    )  # fmt: skip
     whole = ModelCard(model_card(card, "import timm", "timm"))
     body, _, config = whole.text.partition("## Configuration")
     fence = re.findall("^(`{3,})yaml$", config, re.M)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.support.exports import by_hand
 from tests.support.photos import tiny_dataset
 from tests.support.ranks import run_ranks
-from vssl_dist.config import LinearConfig, Normalisation, OnlineConfig, RunConfig, load
+from vssl_dist.config import LinearConfig, OnlineConfig, RunConfig, load
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation.exports import ExportError, load_export
 from vssl_dist.evaluation.online import OnlineProbe, build_probe
@@ -232,7 +232,7 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
     result = evaluate(probed, task)
     weights = load_file(beside(probed, "online"))
     backbone, card = load_export(probed)
-    images, labels = by_hand(data.parent / "val", Normalisation.model_validate(card["normalise"]))
+    images, labels = by_hand(data.parent / "val", card.normalise)
     with torch.inference_mode():
         predicted = (backbone(images) @ weights["weight"] + weights["bias"]).argmax(1)
     assert result["metrics"]["linear/online_top1"] == (predicted.numpy() == labels).mean()

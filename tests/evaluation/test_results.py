@@ -28,7 +28,7 @@ from vssl_dist.evaluation.posterior import Posterior
 from vssl_dist.evaluation.results import LIKELIHOODS, read_result, shown
 from vssl_dist.evaluation.task import baselines, evaluate
 from vssl_dist.evaluation.tasks import TASKS
-from vssl_dist.evaluation.variational import Variational, variational_scores
+from vssl_dist.evaluation.variational import Scoring, variational_scores
 from vssl_dist.jobs.evaluation import Due
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.heads import GaussianBranch
@@ -92,9 +92,9 @@ def test_polar_is_the_default_wherever_none_is_named(path: Path, data: Path) -> 
     assert read_task({"task": "ood"}) == OodConfig(density="polar")
     cfg = CONFIGS["vje"].model_validate({"name": "vje"})
     branch = GaussianBranch(nn.Identity(), nn.Linear(4, 8))
-    assert Variational(Posterior(branch, cfg)).density == "polar"
+    assert Scoring(Posterior(branch, cfg)).density == "polar"
     own = {"task": "ood", "ood": {"others": str(data / "foreign")}, "bootstrap": 0, "pairs": 0}
-    change(path, config=read_card(path)["config"] | {"evaluations": [own]})
+    change(path, config=read_card(path).config.as_json() | {"evaluations": [own]})
     assert main([str(path), "--device", "cpu", "--task", "ood"]) == 0
     assert json.loads(path.with_name(NAME).read_text())["density"] == "polar"
 
@@ -118,7 +118,7 @@ def test_a_cartesian_likelihood_ranks_by_the_norm_and_a_polar_one_does_not() -> 
     with_norm = {
         density: {
             name: float(spearmanr(score(h), h.norm(dim=1))[0])
-            for name, score in variational_scores(Variational(posterior, density), bank).items()
+            for name, score in variational_scores(Scoring(posterior, density), bank).items()
         }
         for density in ("polar", "cartesian")
     }
@@ -165,7 +165,7 @@ def test_results_of_two_densities_lie_side_by_side_and_their_curves_apart(
     assert all("_cartesian" in key for key in two - one)
     assert len(one - two) == len(two - one) == len(LIKELIHOODS)
     own = asked(data).model_dump(mode="json")
-    change(path, config=read_card(path)["config"] | {"evaluations": [own]})
+    change(path, config=read_card(path).config.as_json() | {"evaluations": [own]})
     for density, due in (("polar", task), ("cartesian", cartesian(task))):
         assert Due(path, STEP, due).final()
         figures = TASKS["ood"].columns(shown(polar if density == "polar" else other))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cards import portable_card
 from tests.support.damage import one_line
-from tests.support.exports import NORMALISE, change, exported
+from tests.support.exports import change, exported
 from tests.support.photos import tiny_dataset
 from vssl_dist.config import FinetuneConfig, KnnConfig, OodConfig, TaskConfig
 from vssl_dist.data import shardfile
@@ -99,11 +100,5 @@ def test_reading_that_hangs_is_named(
 
 
 def test_a_card_without_a_timeout_means_two_minutes(data: Path) -> None:
-    card: dict[str, object] = {
-        "run": "r",
-        "train": data / "train",
-        "val": data / "val",
-        "image_size": 32,
-    }
-    card |= {"normalise": NORMALISE.model_dump()}
+    card = portable_card(train=str(data / "train"), val=str(data / "val"), image_size=32)
     assert Images.open(card, KNN, Place()).reading.timeout_s == 120

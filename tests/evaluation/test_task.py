@@ -114,7 +114,7 @@ def test_an_export_gives_back_the_network(tmp_path: Path, data: Path) -> None:
     loaded, card = load_export(path)
     images = torch.randn(4, 3, 32, 32)
     assert not loaded.training
-    assert card["backbone"] == "resnet18_c16"
+    assert card.backbone == "resnet18_c16"
     assert torch.equal(loaded(images), backbone(images))
 
 

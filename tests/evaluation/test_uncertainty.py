@@ -30,7 +30,7 @@ from vssl_dist.evaluation.posterior import load_posterior
 from vssl_dist.evaluation.task import baselines, evaluate
 from vssl_dist.evaluation.uncertainty import aurc, failures, risk_coverage, spearman, within
 from vssl_dist.evaluation.variants import AugmentedPairs, stream_variants
-from vssl_dist.evaluation.variational import Variational, posterior_size
+from vssl_dist.evaluation.variational import Scoring, posterior_size
 
 QUICK = UncertaintyConfig(k=3, max_corrupted=8, shown=4, batch=50)
 
@@ -185,7 +185,7 @@ def test_scores_of_the_method_stand_beside_the_controls(
         rows = [r for r, _ in stream_variants(backbone, dataset, reading, variants, ids)]
         views = torch.cat(rows).view(dataset.samples, 4, -1)
         plain = torch.cat([r for r, _ in stream(backbone, dataset, reading, ids)])
-        scores.append(pair_scores(Variational(posterior, "polar"), plain, views))
+        scores.append(pair_scores(Scoring(posterior, "polar"), plain, views))
     kinds = [kind for kind in found if kind.startswith(("s1", "s2", "s3"))]
     assert sorted(scores[0]) == (kinds if case == "vssl teacher" else kinds[1:2])
     for kind, inside in scores[0].items():

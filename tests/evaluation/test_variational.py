@@ -18,7 +18,7 @@ from vssl_dist.evaluation.cross_view import pair_scores
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.ood import Fitting, fit_scores
 from vssl_dist.evaluation.posterior import Posterior
-from vssl_dist.evaluation.variational import Variational, posterior_size, variational_scores
+from vssl_dist.evaluation.variational import Scoring, posterior_size, variational_scores
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.heads import GaussianBranch
 
@@ -38,12 +38,12 @@ VSSL: list[dict[str, Any]] = [
 Vector = NDArray[np.float64]
 
 
-def setup(name: str, keys: dict[str, Any], **how: Any) -> Variational:
+def setup(name: str, keys: dict[str, Any], **how: Any) -> Scoring:
     torch.manual_seed(5)
     cfg = CONFIGS[name].model_validate({"name": name, **keys})
     predictor = nn.Linear(WIDTH, WIDTH) if keys.get("evaluated") == "student" else None
     branch = GaussianBranch(nn.Identity(), nn.Linear(WIDTH, 2 * WIDTH), predictor).eval()
-    return Variational(Posterior(branch, cfg), **({"samples": 3, "posteriors": 100} | how))
+    return Scoring(Posterior(branch, cfg), **({"samples": 3, "posteriors": 100} | how))
 
 
 def rows(count: int, seed: int) -> Tensor:
@@ -55,7 +55,7 @@ def weighted(layer: Any, rows: list[Vector]) -> list[Vector]:
     return [weight @ row + bias for row in rows]
 
 
-def inferred(made: Variational, h: Tensor, predict: bool = True) -> list[tuple[Vector, ...]]:
+def inferred(made: Scoring, h: Tensor, predict: bool = True) -> list[tuple[Vector, ...]]:
     """Embedding, mean and unbounded log-variance of each image."""
     branch, rows = made.posterior.branch, list(h.double().numpy())
     both = weighted(branch.posterior, rows)
@@ -89,7 +89,7 @@ def directional(u: Vector, m: Vector, variance: Vector, dof: float, form: str) -
     return student(squared, dof, WIDTH - 1) - 0.5 * sum(map(math.log, variance)) + 0.5 * along
 
 
-def vje_terms(made: Variational, one: Any, other: Any, eps: Vector) -> tuple[float, float]:
+def vje_terms(made: Scoring, one: Any, other: Any, eps: Vector) -> tuple[float, float]:
     """Log-likelihood of the other's embedding under one draw, and the bound."""
     cfg: Any = made.posterior.cfg
     (_, mu, logvar), h = one, other[0]
@@ -108,7 +108,7 @@ def vje_terms(made: Variational, one: Any, other: Any, eps: Vector) -> tuple[flo
     return found, found - cfg.beta * kl / (WIDTH if cfg.kl_reduce == "mean" else 1)
 
 
-def vssl_terms(made: Variational, one: Any, other: Any, eps: Vector) -> tuple[float, float]:
+def vssl_terms(made: Scoring, one: Any, other: Any, eps: Vector) -> tuple[float, float]:
     """The denoising term, student ``one`` and teacher ``other``, and the bound."""
     cfg: Any = made.posterior.cfg
     low, high = cfg.logvar_range
@@ -261,7 +261,7 @@ def test_of_one_view_vssl_knows_the_size_of_its_posterior_and_of_pairs_more() ->
     made, images = setup("vssl", {}), rows(60, 9)
     alone = made.posterior.infer(images)
     size = posterior_size(made.posterior, images)
-    for evidence in made.judge()(alone, alone, torch.zeros(1, 1, WIDTH)):
+    for evidence in made.judge(alone, alone, torch.zeros(1, 1, WIDTH)):
         assert abs(spearmanr(-evidence, size)[0]) > 0.9999
     views = images[:, None] + 0.4 * rows(60 * 8, 10).view(60, 8, WIDTH)
     found = list(pair_scores(made, images, views).values())
@@ -299,7 +299,7 @@ def test_a_foreign_image_scores_higher_an_alike_one_the_same_a_familiar_one_lowe
 ) -> None:
     """AUROC 1, 0.5 and 0: foreign is what has a wide posterior, far from the bank's."""
     cfg = CONFIGS[name].model_validate({"name": name})
-    made = Variational(Posterior(GaussianBranch(nn.Identity(), Handmade()), cfg))
+    made = Scoring(Posterior(GaussianBranch(nn.Identity(), Handmade()), cfg))
     noise = 0.05 * rows(120, 4)
     familiar = noise[:40] + torch.tensor([-2.0, 3, 0, 0, 0])
     alike = familiar.clone()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cards import card_text
 from tests.support.launchers import HOSTILE, INNOCENT, of_process
 from tests.support.others import NOBODY, needs_root
 from vssl_dist import config
@@ -26,6 +28,8 @@ optim: {base_lr: 0.1, global_batch: 16, epochs: 4}
 evaluations: [{task: knn, every_epochs: 2}]
 """
 
+DIGEST = "a" * 64
+
 
 class Recorder:
     """A place that fails on the steps it is told to."""
@@ -41,7 +45,7 @@ class Recorder:
         one.note(Attempts(one.attempts().count + 1))
         if one.step in self.fails:
             raise RuntimeError("no luck")
-        one.result.write_text('{"export_sha256": "a"}')
+        one.result.write_text(json.dumps({"export_sha256": DIGEST}))
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def cfg(tmp_path: Path) -> RunConfig:
     for step in (4, 8, 16):
         export = run.dir / "export" / f"backbone-{step:08d}.safetensors"
         export.touch()
-        export.with_suffix(".json").write_text('{"sha256": "a"}')
+        export.with_suffix(".json").write_text(card_text(DIGEST))
     return run
 
 
@@ -111,7 +115,7 @@ def test_an_export_is_due_once_its_card_is_there(cfg: RunConfig) -> None:
 
 def test_other_weights_at_the_same_step_are_evaluated_again(cfg: RunConfig) -> None:
     clear(cfg, Recorder(fails=set()))
-    (cfg.dir / "export" / "backbone-00000008.json").write_text('{"sha256": "b"}')
+    (cfg.dir / "export" / "backbone-00000008.json").write_text(card_text("b" * 64))
     assert [one.step for one in due(cfg, SAMPLES)] == [8]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tests.support.exports import NORMALISE
+from vssl_dist.card import FORMAT, ConfigBlock, Description
 from vssl_dist.config import RECIPES
 from vssl_dist.export import write_export
 from vssl_dist.methods import CONFIGS, build_method
@@ -36,21 +37,23 @@ def exported_branch(
         for _ in range(3):
             branch.train()(torch.randn(64, 3, 32, 32))
     views = [RECIPES["cifar"].model_dump(mode="json")] * 2
-    card = {
-        "run": "tiny",
-        "step": step,
-        "method": cfg.name,
-        "backbone": cfg.backbone,
-        "branch": method.evaluated,
-        "image_size": 32,
-        "normalise": NORMALISE.model_dump(mode="json"),
-        "train": str(data / "train"),
-        "val": str(data / "val"),
-        "config": {
-            "method": cfg.model_dump(mode="json"),
-            "data": {"backend": "reference", "views": views},
-        },
+    config = {
+        "method": cfg.model_dump(mode="json"),
+        "data": {"backend": "reference", "views": views},
     }
+    card = Description(
+        format=FORMAT,
+        run="tiny",
+        step=step,
+        method=cfg.name,
+        backbone=cfg.backbone,
+        branch=method.evaluated,
+        image_size=32,
+        normalise=NORMALISE,
+        train=data / "train",
+        val=data / "val",
+        config=ConfigBlock.model_validate(config),
+    )
     path = folder / f"backbone-{step:08d}.safetensors"
     write_export(path, branch.eval(), card)
     return path, branch

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from vssl_dist.errors import DataError as DataError  # whoever reads manifests has both
 from vssl_dist.installed import command_line
 
 FORMAT = "vssl-dist/1"
@@ -43,10 +44,6 @@ _MAX_MANIFEST = 2**30
 # numpy's header of an index, which it pads, takes a few hundred bytes.
 INDEX_HEADER = 4096
 _NAMED = 12  # files that a message names; it stays one line that a person reads
-
-
-class DataError(ValueError):
-    """The data cannot be used; the message is one line with the file and the remedy."""
 
 
 @dataclass(frozen=True)

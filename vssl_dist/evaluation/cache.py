@@ -30,8 +30,8 @@ import torch
 
 from vssl_dist.durable import followed, sha256, sync
 from vssl_dist.evaluation.features import Rows, precision
-from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.knn import Features
+from vssl_dist.jsonfile import read_json
 from vssl_dist.locks import held
 from vssl_dist.text import printable
 

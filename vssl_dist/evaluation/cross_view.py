@@ -2,8 +2,8 @@
 
 Training raises, for each pair, the bound of one view's posterior on the other view, and of the
 other's on the one.  That the same figures tell foreign images from familiar ones is derived: the
-sources on VSSL say nothing of it.  The network of an export plays both parts, posterior and prior,
-where in training VSSL's student has one and its teacher the other.
+sources on the methods say nothing of it.  The network of an export plays both parts, posterior and
+prior, where a training with a teacher has the student for one and the teacher for the other.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from vssl_dist.evaluation.variational import (
     AT_ONCE,
     ELBO,
     SELF,
-    Evidence,
-    Variational,
+    Scoring,
     double,
     rows_of,
 )
+from vssl_dist.methods.base import Evidence
 from vssl_dist.models.heads import Gaussian
 
 CROSS_VIEW = "s2_cross_view_likelihood"
 
 
-def pair_scores(setup: Variational, images: Tensor, views: Tensor) -> dict[str, Tensor]:
+def pair_scores(setup: Scoring, images: Tensor, views: Tensor) -> dict[str, Tensor]:
     """Scores by name, each ``(M,)`` float64; all rise with foreignness.
 
     - ``s2_cross_view_likelihood``: minus the log-likelihood of one view of a pair under the other's
       posterior, latents at their means.
 
-    Of VSSL, which cannot judge a view alone, also:
+    Of a method that cannot judge one view by itself, also:
 
     - ``s1_self_likelihood``: the same of the image as it is and each of its views: how well they
       explain the image itself;
@@ -70,7 +70,7 @@ class _Side(NamedTuple):
     target: Gaussian
 
     @classmethod
-    def of(cls, setup: Variational, features: Tensor) -> _Side:
+    def of(cls, setup: Scoring, features: Tensor) -> _Side:
         network = setup.posterior
         return cls(double(network.infer(features)), double(network.target(features)))
 
@@ -78,9 +78,8 @@ class _Side(NamedTuple):
         return _Side(*(rows_of(part, which) for part in self))
 
 
-def _mutual(setup: Variational, one: _Side, other: _Side, eps: Tensor) -> Evidence:
+def _mutual(setup: Scoring, one: _Side, other: _Side, eps: Tensor) -> Evidence:
     """The mean over both directions."""
-    judge = setup.judge()
-    there = judge(one.posterior, other.target, eps)
-    back = judge(other.posterior, one.target, eps)
+    there = setup.judge(one.posterior, other.target, eps)
+    back = setup.judge(other.posterior, one.target, eps)
     return Evidence(*(0.5 * (a + b) for a, b in zip(there, back, strict=True)))

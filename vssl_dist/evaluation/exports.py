@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vssl_dist.card import Card, ExportError
 from vssl_dist.config import ConfigError
 from vssl_dist.durable import sha256
-from vssl_dist.evaluation.cards import ExportError, card_at
 from vssl_dist.export import HEAD, ONLINE, beside
-from vssl_dist.models.backbones import build_backbone
+from vssl_dist.models.backbones import build_backbone, check_name
 
-__all__ = ["ExportError", "check_shapes", "load_beside", "load_export", "read_card"]
+__all__ = [
+    "ExportError",
+    "check_shapes",
+    "load_beside",
+    "load_export",
+    "read_card",
+    "read_card_file",
+]
 
 
-def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_export(path: Path) -> tuple[nn.Module, Card]:
     """Open an exported backbone by its weights and the card beside them.
 
     Args:
@@ -33,7 +39,7 @@ def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     card = read_card(path)
     try:
-        same = sha256(path) == card["sha256"]
+        same = sha256(path) == card.sha256
         weights = load_file(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -42,10 +48,10 @@ def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not same:
         raise ExportError(f"{path}: its bytes are not those its card was written for; export again")
     try:
-        backbone, _ = build_backbone(card["backbone"], card["image_size"])
+        backbone, _ = build_backbone(card.backbone, card.image_size)
     except ConfigError as error:
         raise ExportError(f"{path.with_suffix('.json')}: {error}") from error
-    check_shapes(path, weights, backbone.state_dict(), card["backbone"])
+    check_shapes(path, weights, backbone.state_dict(), card.backbone)
     backbone.load_state_dict(weights)
     return backbone.eval(), card
 
@@ -73,8 +79,8 @@ def check_shapes(
         )
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """The card of an export, checked as a whole.
+def read_card(path: Path) -> Card:
+    """Read the card of an export and check it as a whole.
 
     Raises:
         ExportError: One line: there is no export or card, or it is none of ours.
@@ -85,11 +91,26 @@ def read_card(path: Path) -> dict[str, Any]:
         raise ExportError(f"{path}: is no backbone; name the backbone-STEP file beside it")
     place = path.with_suffix(".json")
     try:
-        return card_at(place)
+        return read_card_file(place)
     except FileNotFoundError as error:
         raise ExportError(f"{path}: its card {place.name} is missing; export again") from error
     except OSError as error:
         raise ExportError(f"{place}: the card cannot be read ({error.strerror})") from error
+
+
+def read_card_file(place: Path) -> Card:
+    """Read a card, of a backbone that can be built.
+
+    Raises:
+        ExportError: One line with the file and what is wrong with it.
+        OSError: It cannot be read.
+    """
+    card = Card.read(place)
+    try:
+        check_name(card.backbone)
+    except ConfigError as error:
+        raise ExportError(f"{place}: {error}") from error
+    return card
 
 
 def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
@@ -105,8 +126,8 @@ def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
     Raises:
         ExportError: One line: it is missing, damaged, or not what the card was written for.
     """
-    card = read_card(path)
-    if f"{part}_sha256" not in card:
+    digest = read_card(path).parts.get(part)
+    if digest is None:
         return None
     place = beside(path, part)
     try:
@@ -115,7 +136,7 @@ def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
         tensors = load_file(place)
     except (OSError, safetensors.SafetensorError, KeyError) as error:
         raise ExportError(f"{place}: missing or damaged ({error}); export again") from error
-    if sha256(place) != card[f"{part}_sha256"]:
+    if sha256(place) != digest:
         raise ExportError(
             f"{place}: its bytes are not those its card was written for; export again"
         )

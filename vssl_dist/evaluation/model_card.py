@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from vssl_dist.card import Card, ExportError, PortableCard
 from vssl_dist.curves import current_figure
-from vssl_dist.evaluation.exports import ExportError
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.text import markdown
 
@@ -19,7 +19,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 _HUB_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def evaluations(export: Path, card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def evaluations(export: Path, card: Card) -> dict[str, dict[str, float]]:
     """The figures of all evaluations of these very weights that lie beside the export.
 
     Args:
@@ -33,52 +33,53 @@ def evaluations(export: Path, card: Mapping[str, Any]) -> dict[str, dict[str, fl
         ExportError: One line: a result is damaged.
     """
     found: dict[str, dict[str, float]] = {}
-    step = f"-{card['step']:08d}"
-    for path in sorted(export.parent.glob(f"[!.]*{step}*.json")):
+    step = f"-{card.step:08d}"
+    results = set(export.parent.glob(f"[!.]*{step}*.json")) - {export.with_suffix(".json")}
+    for path in sorted(results):
         try:
             result = read_result(path)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ExportError(f"{path}: {reason}; remove it, or evaluate again") from error
-        if result.get("export_sha256") == card["sha256"]:
+        if result.get("export_sha256") == card.sha256:
             found[path.stem.replace(step, "")] = result.get("metrics", {})
     return found
 
 
-def model_card(card: Mapping[str, Any], usage: str, library: str) -> str:
+def model_card(card: PortableCard, usage: str, library: str) -> str:
     """A model card: front matter for a hub, then how to use the weights and how they came about.
 
     Args:
-        card: Of the export, with its ``width`` and ``evaluations``; see `evaluations`.
+        card: Of the export, with the figures that `evaluations` finds.
         usage: Python that opens the weights.
         library: What opens them, by the name that a hub knows.
     """
-    method, code = card.get("method", "unknown method"), card.get("versions", {})
     facts = {
-        "method": method,
-        "backbone": f"{card['backbone']}, features of width {card['width']}",
-        "weights of": f"the {card.get('branch', 'student')} after {card['step']} optimizer steps",
-        "images": f"{card['image_size']} pixels on a side, in [0, 1], less the mean "
-        f"{card['normalise']['mean']}, over {card['normalise']['std']}",
-        "training data": f"fingerprint {card.get('fingerprint', 'unknown')}",
-        "code": ", ".join(f"{name} {value}" for name, value in code.items()) or "unknown",
-        "licence": card.get("licence", "unknown"),
-        "sha256 of the export": card["sha256"],
+        "method": card.method,
+        "backbone": f"{card.backbone}, features of width {card.width}",
+        "weights of": f"the {card.branch} after {card.step} optimizer steps",
+        "images": f"{card.image_size} pixels on a side, in [0, 1], less the mean "
+        f"{list(card.normalise.mean)}, over {list(card.normalise.std)}",
+        "training data": f"fingerprint {card.fingerprint}",
+        "code": ", ".join(f"{name} {value}" for name, value in card.versions.items()) or "unknown",
+        "licence": card.licence,
+        "sha256 of the export": card.sha256,
     }
-    training = {current_figure(name): value for name, value in card.get("metrics", {}).items()}
-    metrics: Metrics = {"training": training, **card.get("evaluations", {})}
+    training = {current_figure(name): value for name, value in card.metrics.items()}
+    metrics: Metrics = {"training": training, **card.evaluations}
     figures = [
         (task, key.removeprefix(f"{task}/"), value)
         for task, told in metrics.items()
         for key, value in told.items()
     ]
-    config = yaml.safe_dump(card["config"], sort_keys=False) if "config" in card else "unknown\n"
+    known = card.config.as_json()
+    config = yaml.safe_dump(known, sort_keys=False) if known else "unknown\n"
     # Longer than any in it, which would end it.
     fence = "`" * (1 + max([2, *map(len, re.findall("`+", config))]))
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(card, library), sort_keys=False)}---",
-        f"# {markdown(card['run'])}",
-        f"A backbone that vssl-dist has trained by {markdown(method)}.",
+        f"# {markdown(card.run)}",
+        f"A backbone that vssl-dist has trained by {markdown(card.method)}.",
         f"```python\n{usage}\n```",
         _table(("", ""), facts.items()),
         "## Figures",
@@ -88,13 +89,13 @@ def model_card(card: Mapping[str, Any], usage: str, library: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(card: Mapping[str, Any], library: str) -> dict[str, Any]:
-    said = card["config"].get("licence") if "config" in card else None
+def _front_matter(card: PortableCard, library: str) -> dict[str, Any]:
+    said = card.config.licence
     licence = {}
     if said is not None:
         known = _HUB_NAME.fullmatch(said)
         licence = {"license": said} if known else {"license": "other", "license_name": said}
-    tags = ["vssl-dist", card.get("method", "unknown method")]
+    tags = ["vssl-dist", card.method]
     kind = {"library_name": library, "pipeline_tag": "image-feature-extraction", "tags": tags}
     return kind | licence
 

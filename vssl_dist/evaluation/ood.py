@@ -16,7 +16,7 @@ from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.linear import logistic
 from vssl_dist.evaluation.neighbours import neighbours
 from vssl_dist.evaluation.probe import CHUNK, Training, blocks
-from vssl_dist.evaluation.variational import Score, Variational, variational_scores
+from vssl_dist.evaluation.variational import Score, Scoring, variational_scores
 
 _FLOOR = 1e-6
 _WIDEST = 8192
@@ -31,7 +31,7 @@ class Fitting:
     k: int
     l2: float
     device: str = "cpu"
-    variational: Variational | None = None
+    variational: Scoring | None = None
     """Of an export that has a posterior."""
 
 

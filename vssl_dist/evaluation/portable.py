@@ -27,9 +27,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vssl_dist.card import PortableCard
 from vssl_dist.durable import refuse_way_out, sync
-from vssl_dist.evaluation.cards import card_at
-from vssl_dist.evaluation.exports import ExportError, load_export
+from vssl_dist.evaluation.exports import ExportError, load_export, read_card_file
 from vssl_dist.evaluation.model_card import evaluations, model_card
 from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM, is_torchvision
 from vssl_dist.text import printable
@@ -72,10 +72,12 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
             installed, the features differ, or what is there already is not ours to replace.
         OSError: It cannot be written.
     """
-    backbone, card = load_export(export)
+    backbone, own = load_export(export)
     with torch.inference_mode():
-        width = backbone(_example(card)).shape[1]
-    card |= {"width": width, "evaluations": evaluations(export, card)}
+        width = backbone(_example(own.image_size)).shape[1]
+    card = PortableCard.model_validate(
+        own.as_json() | {"width": width, "evaluations": evaluations(export, own)}
+    )
     write, suffix = FORMATS[kind]
     path = (folder or export.parent) / f"{export.stem}{suffix}"
     _check_free(path)
@@ -93,11 +95,11 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
 
 
 def _compare(
-    backbone: nn.Module, again: Callable[[Tensor], Tensor], card: dict[str, Any], name: str
+    backbone: nn.Module, again: Callable[[Tensor], Tensor], card: PortableCard, name: str
 ) -> None:
     """Another batch size than the one that was traced, so that nothing of it was kept."""
     random = torch.Generator().manual_seed(1)
-    images = torch.randn(_BATCH + 2, 3, card["image_size"], card["image_size"], generator=random)
+    images = torch.randn(_BATCH + 2, 3, card.image_size, card.image_size, generator=random)
     with torch.inference_mode():
         expected, found = backbone(images), again(images)
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
@@ -105,25 +107,25 @@ def _compare(
         raise ExportError(f"{name}: its features differ by {error:.1e} of the largest: not written")
 
 
-def _example(card: dict[str, Any]) -> Tensor:
-    return torch.zeros(_BATCH, 3, card["image_size"], card["image_size"])
+def _example(side: int) -> Tensor:
+    return torch.zeros(_BATCH, 3, side, side)
 
 
-def _program(backbone: nn.Module, card: dict[str, Any]) -> torch.export.ExportedProgram:
+def _program(backbone: nn.Module, card: PortableCard) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(backbone, (_example(card),), dynamic_shapes=({0: batch},))
+    return torch.export.export(backbone, (_example(card.image_size),), dynamic_shapes=({0: batch},))
 
 
 def _torch_export(
-    backbone: nn.Module, card: dict[str, Any], path: Path
+    backbone: nn.Module, card: PortableCard, path: Path
 ) -> Callable[[Tensor], Tensor]:
     program = _program(backbone, card)
-    torch.export.save(program, path, extra_files={_CARD: json.dumps(card)})
+    torch.export.save(program, path, extra_files={_CARD: json.dumps(card.as_json())})
     loaded: Callable[[Tensor], Tensor] = torch.export.load(path).module()
     return loaded
 
 
-def _onnx(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Tensor], Tensor]:
+def _onnx(backbone: nn.Module, card: PortableCard, path: Path) -> Callable[[Tensor], Tensor]:
     missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]
     if missing:
         raise ExportError(f"onnx: {', '.join(missing)} not installed: pip install '.[onnx]'")
@@ -132,7 +134,7 @@ def _onnx(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Te
 
     made = torch.onnx.export(
         backbone,
-        (_example(card),),
+        (_example(card.image_size),),
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         input_names=["images"],
@@ -141,7 +143,7 @@ def _onnx(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Te
     )
     assert made is not None
     model = made.model_proto
-    onnx.helper.set_model_props(model, {_CARD: json.dumps(card)})
+    onnx.helper.set_model_props(model, {_CARD: json.dumps(card.as_json())})
     onnx.save(model, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -151,10 +153,8 @@ def _onnx(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Te
     return run
 
 
-def _torchvision(
-    backbone: nn.Module, card: dict[str, Any], path: Path
-) -> Callable[[Tensor], Tensor]:
-    name, small = card["backbone"], card["image_size"] <= SMALL_IMAGE
+def _torchvision(backbone: nn.Module, card: PortableCard, path: Path) -> Callable[[Tensor], Tensor]:
+    name, small = card.backbone, card.image_size <= SMALL_IMAGE
     if not is_torchvision(name):
         raise ExportError(f"torchvision: it has no {name}")
     usage = _BY_TORCHVISION.format(name=name, stem=_STEM if small else "")
@@ -167,34 +167,34 @@ def _torchvision(
     return again.eval()
 
 
-def _folder(path: Path, backbone: nn.Module, card: dict[str, Any], text: str) -> None:
+def _folder(path: Path, backbone: nn.Module, card: PortableCard, text: str) -> None:
     path.mkdir()
     save_file(backbone.state_dict(), path / _WEIGHTS)
-    (path / _CARD).write_text(json.dumps(card, indent=1))
+    (path / _CARD).write_text(json.dumps(card.as_json(), indent=1))
     (path / "README.md").write_text(text)
 
 
-def _timm(backbone: nn.Module, card: dict[str, Any], path: Path) -> Callable[[Tensor], Tensor]:
+def _timm(backbone: nn.Module, card: PortableCard, path: Path) -> Callable[[Tensor], Tensor]:
     torchvision()  # timm imports it, and must find it open
     import timm
 
-    name, side = card["backbone"].removeprefix(TIMM), card["image_size"]
+    name, side = card.backbone.removeprefix(TIMM), card.image_size
     theirs: dict[str, Any] | None = getattr(backbone, "pretrained_cfg", None)
     known = theirs or {"first_conv": "conv1", "classifier": "fc"}
     if theirs is None and (name in NARROW or side <= SMALL_IMAGE or not timm.is_model(name)):
-        raise ExportError(f"timm: it has no {card['backbone']} for {side}-pixel images")
+        raise ExportError(f"timm: it has no {card.backbone} for {side}-pixel images")
     fixed = bool(known.get("fixed_input_size"))
     settings = {
         "architecture": name,
         "num_classes": 0,
-        "num_features": card["width"],
+        "num_features": card.width,
         "model_args": {"img_size": side} if fixed else {},
         "pretrained_cfg": {
-            "tag": f"{card['run']}-{card['step']}",
+            "tag": f"{card.run}-{card.step}",
             "input_size": [3, side, side],
             "fixed_input_size": fixed,
             "num_classes": 0,
-            **card["normalise"],
+            **card.normalise.model_dump(mode="json"),
             "first_conv": known.get("first_conv"),
             "classifier": known.get("classifier"),
         },
@@ -219,7 +219,7 @@ def _check_free(path: Path) -> None:
         return
     more = sorted(file.name for file in path.iterdir() if not _ours(file))
     try:
-        card_at(path / _CARD)
+        read_card_file(path / _CARD)
     except (OSError, ExportError):
         more = more or [f"no {_CARD} of an export"]
     if more:
@@ -250,7 +250,7 @@ def _remove(partial: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-Write = Callable[[nn.Module, dict[str, Any], Path], Callable[[Tensor], Tensor]]
+Write = Callable[[nn.Module, PortableCard, Path], Callable[[Tensor], Tensor]]
 """Writes a backbone and its card to a path, and opens what it wrote."""
 FORMATS: dict[str, tuple[Write, str]] = {
     "torch_export": (_torch_export, ".pt2"),

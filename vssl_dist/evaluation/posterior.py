@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from vssl_dist.card import Card
 from vssl_dist.config import MethodConfig
 from vssl_dist.evaluation.exports import ExportError, check_shapes, load_beside, read_card
 from vssl_dist.export import BACKBONE, HEAD, beside
+from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import CONFIGS, build_method
+from vssl_dist.methods.base import Variational
 from vssl_dist.models.heads import Gaussian, GaussianBranch
 from vssl_dist.text import printable
 
-VARIATIONAL = tuple(name for name, cfg in CONFIGS.items() if cfg.has_posterior)
-"""The methods whose exports have a posterior."""
+
+def variational_methods() -> list[str]:
+    """Name the methods whose exports have a posterior."""
+    return [name for name, cfg in CONFIGS.items() if cfg.has_posterior]
 
 
-def has_embedding_density(card: Mapping[str, Any]) -> bool:
-    """Whether the export with this card has likelihoods of an embedding, as VJE's have."""
-    cfg = CONFIGS.get(card.get("method", ""))
-    return cfg is not None and cfg.has_embedding_density and f"{HEAD}_sha256" in card
+def has_embedding_density(card: Card) -> bool:
+    """Tell whether the export with this card has likelihoods of an embedding."""
+    cfg = CONFIGS.get(card.method)
+    return cfg is not None and cfg.has_embedding_density and HEAD in card.parts
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,15 @@ class Posterior:
     """What stands behind the backbone of a variational method, frozen.
 
     >>> branch = GaussianBranch(nn.Identity(), nn.Linear(4, 6)).eval()
-    >>> Posterior(branch, CONFIGS["vje"]()).infer(torch.zeros(2, 4)).mu.shape
+    >>> cfg = CONFIGS[variational_methods()[0]]()
+    >>> Posterior(branch, cfg).infer(torch.zeros(2, 4)).mu.shape
     torch.Size([2, 3])
     """
 
     branch: GaussianBranch
     """In eval mode on the CPU; only its `infer` is used."""
-    cfg: MethodConfig
-    """The method's own keys: what its likelihoods and bounds are."""
+    cfg: Variational
+    """The method's own keys, which know its likelihoods and bounds."""
 
     def infer(self, features: Tensor) -> Gaussian:
         """The Gaussian of each image, from its features.
@@ -101,30 +105,39 @@ def load_posterior(path: Path) -> Posterior | None:
     branch = _untrained(place, cfg, card)
     branch.backbone = nn.Identity()
     branch.load_state_dict(tensors)
-    return Posterior(branch.eval(), cfg)
+    return Posterior(branch.eval(), _variational(place, cfg))
 
 
-def _method(place: Path, card: dict[str, Any]) -> MethodConfig:
+def _method(place: Path, card: Card) -> MethodConfig:
+    unknown = f"{place}: its card does not say what method it is the head of"
+    method = card.config.method
+    if method is None or method.name not in CONFIGS:
+        reason = "config.method is missing" if method is None else f"unknown: {method.name}"
+        raise ExportError(f"{unknown} ({reason})")
     try:
-        raw = card["config"]["method"]
-        return CONFIGS[raw["name"]].model_validate(raw)
-    except (KeyError, TypeError, ValidationError) as error:
-        reason = printable(str(error).splitlines()[0][:200])
-        raise ExportError(
-            f"{place}: its card does not say what method it is the head of ({reason})"
-        ) from error
+        return CONFIGS[method.name].model_validate(method.as_json())
+    except ValidationError as error:
+        raise ExportError(f"{unknown} (config.method.{first_complaint(error)})") from error
 
 
-def _untrained(place: Path, cfg: MethodConfig, card: dict[str, Any]) -> GaussianBranch:
+def _variational(place: Path, cfg: MethodConfig) -> Variational:
+    if not isinstance(cfg, Variational):
+        raise ExportError(_without_posterior(place, cfg))
+    return cfg
+
+
+def _without_posterior(place: Path, cfg: MethodConfig) -> str:
+    return f"{place}: method {cfg.name} has no posterior, but the card says it is one's head"
+
+
+def _untrained(place: Path, cfg: MethodConfig, card: Card) -> GaussianBranch:
     try:
         with torch.random.fork_rng(devices=[]):
-            method = build_method(cfg, card["image_size"])
+            method = build_method(cfg, card.image_size)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         reason = printable(" ".join(str(error).split())[:200])
         raise ExportError(f"{place}: its card describes no network ({reason})") from error
     branch = method.teacher if method.evaluated == "teacher" else method.student
     if not isinstance(branch, GaussianBranch):
-        raise ExportError(
-            f"{place}: method {cfg.name} has no posterior, but the card says it is one's head"
-        )
+        raise ExportError(_without_posterior(place, cfg))
     return branch

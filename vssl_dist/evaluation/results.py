@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vssl_dist.card import Card
 from vssl_dist.curves import current_collapse_figure, current_curve
-from vssl_dist.evaluation.jsonfile import Line, Step, first_complaint, read_json
+from vssl_dist.jsonfile import Line, Step, first_complaint, read_json
 
 FORMAT = 5
 """Of the results; those of another format are found again when they are asked for."""
@@ -132,7 +133,6 @@ def _method(path: Path, result: Mapping[str, Any]) -> str | None:
     """Of the export that a result is of; results did not say it."""
     card = path.with_name(str(result.get("export", ""))).with_suffix(".json")
     try:
-        method = read_json(card)["method"]
-    except (OSError, KeyError, TypeError):
+        return Card.read(card).method
+    except OSError:
         return None
-    return method if isinstance(method, str) else None

@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from vssl_dist.card import Card
 from vssl_dist.config import OodConfig, TaskConfig
 from vssl_dist.data.loader import check_labelled
 from vssl_dist.data.opening import open_watched, watched
 from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.evaluation.posterior import VARIATIONAL
+from vssl_dist.evaluation.posterior import variational_methods
+from vssl_dist.export import HEAD
 
 _WHO = "evaluation"
 
 
-def need_posterior(card: dict[str, Any], task: TaskConfig) -> None:
+def need_posterior(card: Card, task: TaskConfig) -> None:
     """Refuse a task that asks a posterior of an export without one.
 
     Raises:
         DataError: One line that says which methods have one.
     """
-    if task.needs_posterior and "head_sha256" not in card:
+    if task.needs_posterior and HEAD not in card.parts:
         raise DataError(
-            f"{task.task}: run {card['run']} ({card.get('method', 'unknown method')}, step "
-            f"{card['step']}) exported no posterior: {' and '.join(VARIATIONAL)} have one, in "
-            "exports with a head-STEP.safetensors; leave the task out"
+            f"{task.task}: run {card.run} ({card.method}, step {card.step}) exported no posterior: "
+            f"{' and '.join(variational_methods())} have one, in exports with a "
+            "head-STEP.safetensors; leave the task out"
         )
 
 

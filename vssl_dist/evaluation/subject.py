@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssl_dist.config import Normalisation, TaskConfig
+from vssl_dist.card import Card
+from vssl_dist.config import TaskConfig
 from vssl_dist.data.shards import DataError, Dataset
 from vssl_dist.durable import sha256
 from vssl_dist.evaluation.cache import FeatureCache, features_of
-from vssl_dist.evaluation.exports import load_export, read_card
+from vssl_dist.evaluation.exports import load_export
 from vssl_dist.evaluation.features import (
     Forward,
     Reading,
@@ -60,8 +61,6 @@ class Network:
     """Pickles, unless its features are not kept."""
     identity: dict[str, Any] | None
     """What its features depend on; None: they are not kept."""
-    card: dict[str, Any] = field(default_factory=dict)
-    """Of an export."""
     posterior: Callable[[], Posterior | None] = lambda: None
     """Loads what stands behind it, in an export of a variational method."""
     online: Callable[[], Probe | None] = lambda: None
@@ -71,8 +70,12 @@ class Network:
     def exported(cls, path: Path) -> Network:
         """The backbone of an export, with its posterior if it has one."""
         identity = {"export_sha256": sha256(path)}
-        loads = partial(_frozen, path), identity, read_card(path)
-        return cls(*loads, posterior=lambda: load_posterior(path), online=lambda: load_online(path))
+        return cls(
+            partial(_frozen, path),
+            identity,
+            posterior=lambda: load_posterior(path),
+            online=lambda: load_online(path),
+        )
 
     @classmethod
     def untrained(cls, backbone: str, image_size: int) -> Network:
@@ -98,32 +101,28 @@ class Images:
     """Of a result's file name: nothing for the run's own data."""
 
     @classmethod
-    def open(cls, card: dict[str, Any], task: TaskConfig, place: Place) -> Images:
+    def open(cls, card: Card, task: TaskConfig, place: Place) -> Images:
         """Open and check what ``task`` wants.
 
         Raises:
             DataError: A folder is missing, empty or damaged, its storage does not answer, or they
                 do not fit together.
         """
-        config = card.get("config", {}).get("data", {})
-        folders = {
-            "bank": place.train or config.get("bank") or card["train"],
-            "queries": place.val or card["val"],
-        }
+        data = card.config.data
         need_posterior(card, task)
-        if folders["queries"] is None:
-            raise DataError(
-                f"run {card['run']} names no data.val: pass the folder of held-out shards"
-            )
-        timeout_s = config.get("timeout_s", Reading.timeout_s)
-        parts = {part: filled(Path(folders[part]), task, timeout_s) for part in task.limits}
+        queries = place.val or card.val
+        if queries is None:
+            raise DataError(f"run {card.run} names no data.val: pass the folder of held-out shards")
+        folders = {"bank": place.train or data.bank or card.train, "queries": queries}
+        timeout_s = data.timeout_s
+        parts = {part: filled(folders[part], task, timeout_s) for part in task.limits}
         check_pair(parts, task, timeout_s)
         strange = strangers(task, place.ood, parts, timeout_s)
         reading = Reading(
-            image_size=card["image_size"],
-            normalise=Normalisation.model_validate(card["normalise"]),
+            image_size=card.image_size,
+            normalise=card.normalise,
             batch=task.batch,
-            backend=config.get("backend", "dali"),
+            backend=data.backend,
             threads=place.threads,
             device=place.device,
             timeout_s=timeout_s,
@@ -159,6 +158,8 @@ class Images:
 class Subject:
     """What a task is given: features of each part, and the names of the classes."""
 
+    card: Card
+    """Of the export, or of the one that this is a baseline of."""
     network: Network
     images: Images
     cache: FeatureCache

@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from vssl_dist.config import ConfigError, OodConfig, TaskConfig
 from vssl_dist.durable import followed, publish_inside, refuse_way_out, sha256
 from vssl_dist.evaluation.cache import FeatureCache
 from vssl_dist.evaluation.exports import read_card
-from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.plots import png
 from vssl_dist.evaluation.posterior import has_embedding_density
 from vssl_dist.evaluation.results import FORMAT, problem_of, with_current_names
 from vssl_dist.evaluation.subject import Images, Network, Place, Subject
 from vssl_dist.evaluation.tasks import TASKS, Plot
+from vssl_dist.jsonfile import read_json
 from vssl_dist.text import printable
 
 __all__ = ["Place", "baselines", "evaluate", "exports"]
@@ -83,21 +83,21 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     settings = settings.asked_of(embedding_density=density)
     images = Images.open(card, settings, place)
     network = Network.exported(export)
-    facts = images.facts(settings) | {"export_sha256": sha256(export), "step": card["step"]}
-    facts |= {key: digest for key, digest in card.items() if key.endswith("_sha256")}
+    facts = images.facts(settings) | {"export_sha256": sha256(export), "step": card.step}
+    facts |= {f"{part}_sha256": digest for part, digest in card.parts.items()}
     if density and isinstance(settings, OodConfig):
         facts["density"] = settings.density
-    path = export.with_name(f"{settings.stem}-{card['step']:08d}{images.suffix}.json")
+    path = export.with_name(f"{settings.stem}-{card.step:08d}{images.suffix}.json")
 
     def compute() -> dict[str, Any]:
-        subject = Subject(network, images, FeatureCache(export.parent / _CACHE), place.ranks)
+        subject = Subject(card, network, images, FeatureCache(export.parent / _CACHE), place.ranks)
         found = TASKS[settings.task].measure(subject, settings)
         told = {"plots": _draw(path, found.plots)} | _substitutions(images)
         count = {f"{settings.task}/substituted_images": float(told["substituted_images"])}
         metrics = found.metrics | count
         return {"export": export.name, "results": found.results, "metrics": metrics} | told
 
-    return _once(path, facts | {"run": card["run"]}, compute)
+    return _once(path, facts | {"run": card.run}, compute)
 
 
 def baselines(export: Path, settings: TaskConfig, place: Place | None = None) -> dict[str, Any]:
@@ -113,10 +113,10 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
     card, place = read_card(export), place or Place()
     settings = settings.asked_of(embedding_density=False)
     images = Images.open(card, settings, place)
-    facts = images.facts(settings) | {"backbone": card["backbone"]}
+    facts = images.facts(settings) | {"backbone": card.backbone}
     networks = {
         "raw_pixels": Network.pixels(),
-        "random_network": Network.untrained(card["backbone"], card["image_size"]),
+        "random_network": Network.untrained(card.backbone, card.image_size),
     }
 
     path = export.with_name(f"{settings.task}-baselines{images.suffix}.json")
@@ -127,13 +127,13 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
         results: dict[str, Any] = {}
         drawn: list[str] = []
         for name, network in networks.items():
-            subject = Subject(replace(network, card=card), images, cache, place.ranks)
+            subject = Subject(card, network, images, cache, place.ranks)
             found = measure(subject, settings)
             results[name] = found.results
             drawn += _draw(path, {f"{name}-{plot}": draw for plot, draw in found.plots.items()})
         return {"results": results, "plots": drawn} | _substitutions(images)
 
-    return _once(path, facts | {"run": card["run"]}, compute)
+    return _once(path, facts | {"run": card.run}, compute)
 
 
 def _substitutions(images: Images) -> dict[str, Any]:

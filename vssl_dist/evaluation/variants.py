@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from vssl_dist.card import Card
 from vssl_dist.config import ViewRecipe
 from vssl_dist.config.recipes import Views
 from vssl_dist.data.evaluation import Pairs, augmented_batches
@@ -48,20 +49,19 @@ class AugmentedPairs:
     pairs: Pairs
 
     @classmethod
-    def of_run(cls, card: dict[str, Any], count: int) -> AugmentedPairs:
+    def of_run(cls, card: Card, count: int) -> AugmentedPairs:
         """Pairs by the recipes that the exported run was trained with, seed 0.
 
         Raises:
             DataError: Its card does not name two recipes.
         """
-        raw = card.get("config", {}).get("data", {}).get("views")
         try:
-            recipes = TypeAdapter(Views).validate_python(raw)
+            recipes = TypeAdapter(Views).validate_python(list(card.config.data.views))
         except ValidationError:
             recipes = ()
         if len(recipes) != 2:
             raise DataError(
-                f"run {card['run']}: its card names {len(recipes)} views, but pairs need 2 "
+                f"run {card.run}: its card names {len(recipes)} views, but pairs need 2 "
                 "(set ood's pairs to 0)"
             )
         first, second = recipes

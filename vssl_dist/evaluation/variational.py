@@ -1,15 +1,11 @@
 """Scores of how foreign an image is to a variational method, from its own bounds.
 
-What VJE and VSSL train on says how well one Gaussian explains what was observed; here it is asked
-of images that may be foreign.  VJE's likelihoods are ``polar``: densities of an embedding's
-direction and norm, as in training.  As densities of the embedding itself, ``cartesian``, they are
-divided by the area of the sphere that it lies on.  Training never sees that term, which of D
-dimensions is (D - 1) log |h| and outweighs all others: what is left is a ranking by the norm.
+What such a method trains on says how well one Gaussian explains what was observed; here it is asked
+of images that may be foreign.  How it judges, the method's own file says: see
+`vssl_dist.methods.base.Variational`.
 
-VSSL has no likelihood of an embedding, and no such term: its own is of one view's latent under
-another's Gaussian.
-Of one view alone it says no more than the size of the posterior does, so that its likelihood and
-its bound are asked of pairs of views: see `vssl_dist.evaluation.cross_view`.
+A method that cannot judge one view has its likelihood and its bound asked of pairs of views: see
+`vssl_dist.evaluation.cross_view`.
 """
 
 from __future__ import annotations
@@ -18,7 +14,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +21,9 @@ from torch import Tensor
 from vssl_dist.evaluation.features import bar
 from vssl_dist.evaluation.knn import Features
 from vssl_dist.evaluation.posterior import Posterior
-from vssl_dist.methods import vje, vssl
+from vssl_dist.methods.base import Density, Evidence
 from vssl_dist.models.heads import Gaussian
 
-Density = Literal["polar", "cartesian"]
 Score = Callable[[Tensor], Tensor]
 """Features ``(M, D)`` to float64 ``(M,)`` on the CPU; higher is more anomalous."""
 SELF, ELBO = "s1_self_likelihood", "s3_negative_elbo"
@@ -38,21 +32,8 @@ AT_ONCE = 1 << 22
 _ROWS = 64
 
 
-class Evidence(NamedTuple):
-    """How well a posterior explains what was observed."""
-
-    likelihood: Tensor
-    """Expected log-likelihood, in nats."""
-    bound: Tensor
-    """The bound that training raised: the likelihood less its penalties."""
-
-
-Judge = Callable[[Gaussian, Gaussian, Tensor], Evidence]
-"""Posterior ``(..., D)``, observed ``(..., D)`` and draws ``(S, ..., D)`` to terms ``(...)``."""
-
-
 @dataclass(frozen=True)
-class Variational:
+class Scoring:
     """A posterior and how its scores are computed."""
 
     posterior: Posterior
@@ -62,42 +43,28 @@ class Variational:
     posteriors: int = 256
     """Training images whose posteriors explain an image."""
 
-    def judge(self) -> Judge:
-        """The method's own terms.
-
-        Raises:
-            TypeError: It is none of those that have a posterior.
-        """
-        cfg = self.posterior.cfg
-        if isinstance(cfg, vje.VJEConfig):
-            return _vje(cfg, self.density)
-        if isinstance(cfg, vssl.VSSLConfig):
-            return _vssl(cfg)
-        raise TypeError(f"{cfg.name} has no posterior")
+    def judge(self, posterior: Gaussian, observed: Gaussian, eps: Tensor) -> Evidence:
+        """Tell how well posteriors explain what was observed, by the method's own terms."""
+        return self.posterior.cfg.judge(posterior, observed, eps, self.density)
 
     @property
     def alone(self) -> bool:
-        """Whether an image of which there is one view can be judged: VJE's embedding is observed,
-        VSSL's Gaussian needs another one."""
-        return isinstance(self.posterior.cfg, vje.VJEConfig)
+        """Whether an image of which there is one view can be judged."""
+        return self.posterior.cfg.judges_one_view
 
     def draws(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal draws, the same each time; zeros if the method needs none."""
-        cfg = self.posterior.cfg
-        still = getattr(cfg, "location" if self.alone else "latent") == "mean"
-        if isinstance(cfg, vssl.VSSLConfig):
-            still |= cfg.denoising == "A" and cfg.cosine != "C3"  # an expectation in closed form
-        if still:
+        if not self.posterior.cfg.draws_latents:
             return torch.zeros(1, *shape[1:])
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def variational_scores(setup: Variational, bank: Features) -> dict[str, Score]:
+def variational_scores(setup: Scoring, bank: Features) -> dict[str, Score]:
     """The scores that need one look at each image, by name; all rise with foreignness.
 
-    - ``s1_self_likelihood``, of VJE: minus the log-likelihood of what was observed under the
-      image's own posterior, its latent at the mean.
-    - ``s3_negative_elbo``, of VJE: minus the bound of the image on itself.
+    - ``s1_self_likelihood``, where one view can be judged: minus the log-likelihood of what was
+      observed under the image's own posterior, its latent at the mean.
+    - ``s3_negative_elbo``, likewise: minus the bound of the image on itself.
     - ``s4_posterior_size``: the sum of the log-variances.
     - ``s5_bank_likelihood``: minus the logarithm of the mean likelihood under latents that were
       drawn from the posteriors of training images, one from each of ``setup.posteriors``.
@@ -131,27 +98,23 @@ def posterior_size(posterior: Posterior, features: Tensor) -> Tensor:
 
 def logvars(posterior: Posterior, found: Gaussian) -> Tensor:
     """Log-variances within the method's bounds, ``(M, D)`` float64."""
-    cfg, logvar = posterior.cfg, found.logvar.double()
-    if isinstance(cfg, vssl.VSSLConfig):
-        return vssl.bounded(logvar, cfg)
-    assert isinstance(cfg, vje.VJEConfig)
-    return logvar.clamp(*cfg.logvar_range)
+    return posterior.cfg.bound_logvar(found.logvar.double())
 
 
-def _alone(setup: Variational, found: Gaussian, samples: int = 0) -> Evidence:
+def _alone(setup: Scoring, found: Gaussian, samples: int = 0) -> Evidence:
     """How well each image explains itself, latents at the mean or drawn."""
     exact = double(found)
     still = torch.zeros(1, 1, exact.mu.shape[-1], dtype=torch.float64)
     eps = setup.draws((samples, 1, exact.mu.shape[-1])).double() if samples else still
-    return setup.judge()(exact, exact, eps)
+    return setup.judge(exact, exact, eps)
 
 
-def _bank_likelihood(setup: Variational, bank: Features) -> Score:
+def _bank_likelihood(setup: Scoring, bank: Features) -> Score:
     count = min(setup.posteriors, len(bank.labels))
     order = torch.randperm(len(bank.labels), generator=torch.Generator().manual_seed(0))
     known = setup.posterior.infer(bank.features[order[:count].sort().values])
     eps = setup.draws((1, count, 1, known.mu.shape[-1]))
-    judge, widest = setup.judge(), max(known.h.shape[-1], known.mu.shape[-1])
+    widest = max(known.h.shape[-1], known.mu.shape[-1])
     some = max(1, AT_ONCE // (_ROWS * widest))
 
     def score(observed: Gaussian) -> Tensor:
@@ -159,7 +122,7 @@ def _bank_likelihood(setup: Variational, bank: Features) -> Score:
         for first in range(0, count, some):
             taken = slice(first, first + some)
             posterior = each(rows_of(known, taken), lambda field: field.unsqueeze(1))
-            likelihood = judge(posterior, observed, eps[:, taken]).likelihood
+            likelihood = setup.judge(posterior, observed, eps[:, taken]).likelihood
             parts.append(likelihood.double().logsumexp(0))
         return math.log(count) - torch.stack(parts).logsumexp(0)
 
@@ -173,31 +136,6 @@ def _bank_likelihood(setup: Variational, bank: Features) -> Score:
         return torch.cat(found)
 
     return whole
-
-
-def _vje(cfg: vje.VJEConfig, density: Density) -> Judge:
-    def judge(posterior: Gaussian, observed: Gaussian, eps: Tensor) -> Evidence:
-        terms = vje.elbo(posterior, eps, observed.h, cfg)
-        area: Tensor | float = 0.0
-        if density == "cartesian":
-            # A density of the norm's logarithm has one more factor of the norm to lose.
-            powers = observed.h.shape[-1] - (cfg.radial == "linear")
-            area = powers * vje.polar(observed.h)[0].log()
-        likelihood = terms.directional + cfg.radial_weight * terms.radial
-        return Evidence(likelihood - area, terms.total(cfg) - area)
-
-    return judge
-
-
-def _vssl(cfg: vssl.VSSLConfig) -> Judge:
-    def judge(posterior: Gaussian, observed: Gaussian, eps: Tensor) -> Evidence:
-        terms = [vssl.bound(posterior, observed, one, cfg) for one in eps]
-        return Evidence(
-            torch.stack([one.denoising for one in terms]).mean(0),
-            torch.stack([one.total(cfg) for one in terms]).mean(0),
-        )
-
-    return judge
 
 
 def double(found: Gaussian) -> Gaussian:

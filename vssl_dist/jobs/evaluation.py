@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from vssl_dist.card import Card
 from vssl_dist.config import ConfigError, OodConfig, RunConfig, TaskConfig, read_task
 from vssl_dist.durable import publish_inside
-from vssl_dist.evaluation.jsonfile import read_json
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine, private
@@ -61,8 +61,8 @@ class Due:
 
     def _found(self) -> dict[str, Any] | None:
         try:
-            result, card = read_result(self.result), read_json(self.card)
-            same = bool(result["export_sha256"] == card["sha256"])
+            result, card = read_result(self.result), Card.read(self.card)
+            same = bool(result["export_sha256"] == card.sha256)
             if isinstance(self.task, OodConfig):
                 same &= result.get("density", self.task.density) == self.task.density
         except (OSError, ValueError, KeyError, TypeError, RecursionError):

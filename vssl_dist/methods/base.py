@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from vssl_dist.config import ConfigError
+from vssl_dist.models.heads import Gaussian
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,64 @@ class Method(Protocol):
 
     def loss(self, views: Sequence[Tensor], now: MicroStep, /) -> LossOutput:
         """Loss of ``V`` views, each ``(B, 3, H, W)`` (``H, W`` may differ), of the same images."""
+        ...
+
+
+Density = Literal["polar", "cartesian"]
+"""What likelihoods of an embedding are densities of; see ``OodConfig.density``."""
+
+
+class Evidence(NamedTuple):
+    """How well a posterior explains what was observed."""
+
+    likelihood: Tensor
+    """Expected log-likelihood, in nats."""
+    bound: Tensor
+    """The bound that training raised: the likelihood less its penalties."""
+
+
+@runtime_checkable
+class Variational(Protocol):
+    """How the posterior of a method judges images: what evaluations ask, and nothing more.
+
+    The method's config answers, because an export has it, and of the method nothing else but
+    weights.  Its ``has_posterior`` is set, and the evaluated branch is a `GaussianBranch`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        ...
+
+    @property
+    def judges_one_view(self) -> bool:
+        """Whether an image of which there is one view can be judged: what is observed of it is
+        no part of the posterior that is to explain it."""
+        ...
+
+    @property
+    def draws_latents(self) -> bool:
+        """Whether `judge` depends on its draws; else zeros do, which put latents at their mean."""
+        ...
+
+    def bound_logvar(self, logvar: Tensor, /) -> Tensor:
+        """Bring log-variances ``(..., D)`` into the bounds that training keeps them in."""
+        ...
+
+    def judge(
+        self, posterior: Gaussian, observed: Gaussian, eps: Tensor, density: Density, /
+    ) -> Evidence:
+        """Tell how well posteriors explain observed images.
+
+        Args:
+            posterior: Of the images that explain, ``(..., D)``.
+            observed: Of the images that are explained, ``(..., D)``.
+            eps: Standard normal draws ``(S, ..., D)``.
+            density: For methods whose ``has_embedding_density`` is set; others ignore it.
+
+        Returns:
+            Terms ``(...)``, means over the draws.
+        """
         ...
 
 

@@ -5,6 +5,11 @@ embedding and gives a diagonal Gaussian posterior; a sample of it, in polar coor
 direction and norm of the other view's embedding, which is held fixed, under Student-t likelihoods.
 The posterior's variances are also the scales of the directional likelihood.  There is no projector.
 
+Of foreign images the bound is asked, too.  Training's likelihoods are ``polar``: densities of an
+embedding's direction and norm.  As densities of the embedding itself, ``cartesian``, they are
+divided by the area of the sphere that it lies on.  Training never sees that term, which of D
+dimensions is (D - 1) log |h| and outweighs all others: what is left is a ranking by the norm.
+
 This was written from the abstract and public notes, not from the paper's method section.  What
 those do not settle is a key below, marked DERIVED (our reading or inference) or UNKNOWN (the notes
 are silent; the default is ours).  No default here is a figure of the paper.
@@ -31,7 +36,7 @@ from vssl_dist.densities import (
     radial_log_prob,
 )
 from vssl_dist.methods import monitors
-from vssl_dist.methods.base import LossOutput, MicroStep, Noise, two_views
+from vssl_dist.methods.base import Density, Evidence, LossOutput, MicroStep, Noise, two_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Encoder, Gaussian, GaussianBranch, mlp
 
@@ -107,6 +112,33 @@ class VJEConfig(MethodConfig):
     def has_teacher(self) -> bool:
         """With targets of a moving average."""
         return self.target == "ema"
+
+    @property
+    def judges_one_view(self) -> bool:
+        """Always: an embedding is observed."""
+        return True
+
+    @property
+    def draws_latents(self) -> bool:
+        """Whether a sample explains, not the mean."""
+        return self.location != "mean"
+
+    def bound_logvar(self, logvar: Tensor) -> Tensor:
+        """Clamp log-variances to ``logvar_range``."""
+        return logvar.clamp(*self.logvar_range)
+
+    def judge(
+        self, posterior: Gaussian, observed: Gaussian, eps: Tensor, density: Density
+    ) -> Evidence:
+        """Tell how well posteriors explain embeddings; see `methods.base.Variational`."""
+        terms = elbo(posterior, eps, observed.h, self)
+        area: Tensor | float = 0.0
+        if density == "cartesian":
+            # A density of the norm's logarithm has one more factor of the norm to lose.
+            powers = observed.h.shape[-1] - (self.radial == "linear")
+            area = powers * polar(observed.h)[0].log()
+        likelihood = terms.directional + self.radial_weight * terms.radial
+        return Evidence(likelihood - area, terms.total(self) - area)
 
 
 class VJE:
@@ -216,7 +248,7 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw(cfg: VJEConfig, noise: Noise, branch: str, mu: Tensor) -> Tensor:
     """Draws ``(S, B, D)`` for means ``(B, D)``: zeros where the mean itself is the location."""
-    if cfg.location == "mean":
+    if not cfg.draws_latents:
         return torch.zeros_like(mu).unsqueeze(0)
     return noise.normal(branch, (mu.shape[0], cfg.samples, mu.shape[1])).movedim(1, 0)
 

@@ -5,6 +5,9 @@ the student, sees one view and gives the prior; the student sees the other and g
 The bound's reconstruction is replaced by denoising across the views, the KL divergence runs from
 student to teacher, and both exist in cosine forms.
 
+There is no likelihood of an embedding, only of one view's latent under another's Gaussian.  Of one
+view alone it says no more than the size of the posterior does, so that evaluations ask it of pairs.
+
 This was written from the abstract and a public review, not from the paper's method section.  What
 those do not settle is a key below, marked DERIVED (our reading or inference) or UNKNOWN (the notes
 are silent; the default is ours).  No default here is a figure of the paper.
@@ -31,7 +34,7 @@ from vssl_dist.densities import (
     gaussian_log_prob,
 )
 from vssl_dist.methods import monitors
-from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.methods.base import Density, Evidence, LossOutput, Noise, two_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Gaussian, GaussianBranch, mlp
 
@@ -103,6 +106,30 @@ class VSSLConfig(MethodConfig):
     def has_teacher(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def judges_one_view(self) -> bool:
+        """Never: what is observed is a Gaussian, and it needs another one."""
+        return False
+
+    @property
+    def draws_latents(self) -> bool:
+        """Whether the denoising term has a latent that is no mean: form A is in closed form."""
+        return self.latent == "sample" and (self.denoising != "A" or self.cosine == "C3")
+
+    def bound_logvar(self, logvar: Tensor) -> Tensor:
+        """Bring log-variances into ``logvar_range``."""
+        return bounded(logvar, self)
+
+    def judge(
+        self, posterior: Gaussian, observed: Gaussian, eps: Tensor, density: Density
+    ) -> Evidence:
+        """Tell how well posteriors meet other views' Gaussians; see `methods.base.Variational`."""
+        terms = [bound(posterior, observed, draws, self) for draws in eps]
+        return Evidence(
+            torch.stack([each.denoising for each in terms]).mean(0),
+            torch.stack([each.total(self) for each in terms]).mean(0),
+        )
 
 
 class VSSL:
@@ -235,7 +262,7 @@ def bounded(logvar: Tensor, cfg: VSSLConfig) -> Tensor:
 
 def draw(cfg: VSSLConfig, noise: Noise, branch: str, mu: Tensor) -> Tensor:
     """Draws ``(B, D)`` of the latent: zeros where the mean itself is the latent, or none is."""
-    if cfg.latent == "mean" or (cfg.denoising == "A" and cfg.cosine != "C3"):
+    if not cfg.draws_latents:
         return torch.zeros_like(mu)
     return noise.normal(branch, mu.shape)
 

@@ -13,10 +13,10 @@ from vssl_dist.data.evaluation import Pairs
 from vssl_dist.data.shards import DataError
 from vssl_dist.evaluation import plots
 from vssl_dist.evaluation.collapse import alignment, rank, spectrum, uniformity
-from vssl_dist.evaluation.jsonfile import first_complaint
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Task
 from vssl_dist.evaluation.variants import AugmentedPairs
+from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import monitors
 
 
@@ -49,7 +49,7 @@ def collapse(subject: Subject, settings: CollapseConfig) -> Figures:
 
 def _alignment(subject: Subject, settings: CollapseConfig) -> float | None:
     """Of the first two kinds of views that the run was trained with, seed 0."""
-    recipes = subject.network.card.get("config", {}).get("data", {}).get("views")
+    recipes = list(subject.card.config.data.views)
     if not recipes or not settings.pairs:
         return None
     try:

@@ -18,7 +18,7 @@ from vssl_dist.evaluation.results import score_name
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
 from vssl_dist.evaluation.variants import AugmentedPairs
-from vssl_dist.evaluation.variational import Variational
+from vssl_dist.evaluation.variational import Scoring
 
 
 def ood(subject: Subject, settings: OodConfig) -> Figures:
@@ -30,7 +30,7 @@ def ood(subject: Subject, settings: OodConfig) -> Figures:
     ``density``, curves and pictures name it.
     """
     scored = _scorer(subject, settings)
-    density = settings.density if has_embedding_density(subject.network.card) else None
+    density = settings.density if has_embedding_density(subject.card) else None
     own = scored("queries")
     results: dict[str, Any] = {}
     drawn: dict[str, Plot] = {}
@@ -61,9 +61,9 @@ def _scorer(subject: Subject, settings: OodConfig) -> Callable[[str], dict[str, 
     check_labels(subject, bank, "bank")
     setup, views = None, None
     if posterior is not None:
-        setup = Variational(posterior, settings.density, settings.draws, settings.posteriors)
+        setup = Scoring(posterior, settings.density, settings.draws, settings.posteriors)
         if settings.pairs:
-            views = AugmentedPairs.of_run(subject.network.card, settings.pairs)
+            views = AugmentedPairs.of_run(subject.card, settings.pairs)
     scores = fit_scores(
         Fitting(bank, subject.classes, settings.k, settings.l2, subject.device, setup)
     )
