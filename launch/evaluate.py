@@ -180,7 +180,7 @@ def cells(task: str, results: Sequence[Line]) -> tuple[str, list[tables.Line]]:
             (printable(name), {printable(key): printable(cell) for key, cell in row.items()})
             for name, row in rows
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the results of task {task} are not such as it writes ({error!r}): remove "
             f"{task}-*.json beside the exports, and evaluate again"

@@ -85,7 +85,7 @@ class Trial:
             return 0.0
         try:
             return float(read_json(self.clock))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ConfigError(f"{self.clock}: holds no seconds ({error}): remove it") from error
 
 
@@ -199,7 +199,7 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
             one_class.means([scores])
     except ConfigError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{place}: is no result of task ood ({error!r}): remove it") from error
     return trained
 

@@ -31,7 +31,7 @@ from vssl_dist.cli.places import shipped
 from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import ConfigError, RunConfig
 from vssl_dist.data.shards import DataError
-from vssl_dist.durable import publish
+from vssl_dist.durable import publish_inside
 from vssl_dist.installed import command_line
 from vssl_dist.jobs import cluster, local, owner, preflight, private
 from vssl_dist.jobs.dispatch import Evaluator
@@ -100,8 +100,8 @@ def show(cfg: RunConfig, launch: Launch) -> None:
 
 def write(cfg: RunConfig, launch: Launch) -> None:
     """Write what ranks and evaluations read into the run folder."""
-    publish(cfg.dir / "config.yaml", config.dump(cfg).encode())
-    publish(cfg.dir / "launch.yaml", dump_launch(launch).encode())
+    publish_inside(cfg.dir / "config.yaml", config.dump(cfg).encode())
+    publish_inside(cfg.dir / "launch.yaml", dump_launch(launch).encode())
 
 
 def refresh(cfg: RunConfig, launch: Launch) -> None:

@@ -112,9 +112,14 @@ def test_what_is_added_is_added_in_full_or_is_an_error(tmp_path: Path) -> None:
     append(tmp_path / "new" / "list", b"one")
     append(tmp_path / "new" / "list", b"two" * 100_000)
     assert (tmp_path / "new" / "list").read_bytes() == b"one" + b"two" * 100_000
-    (tmp_path / "full").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="no regular file"):
-        append(tmp_path / "full", b"x")
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "run").mkdir()
+    for target in ("/dev/full", "../mine"):
+        link = tmp_path / "run" / Path(target).name
+        link.symlink_to(target)
+        with pytest.raises(OSError, match="is a link that leads out of its folder: remove it"):
+            append(link, b"x")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
 
 
 @needs_root

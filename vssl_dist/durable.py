@@ -120,8 +120,10 @@ def open_append(path: Path) -> BinaryIO:
     """Open a file to add to, unbuffered; it and its folder are made if needed.
 
     Raises:
-        OSError: Naming ``path``: it is no regular file, or a link of another user.
+        OSError: Naming ``path``: it is no regular file, or a link of another user or out of its
+            folder.
     """
+    refuse_way_out(path)
     target = followed(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Opening a pipe that nobody reads would wait.

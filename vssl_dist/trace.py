@@ -46,7 +46,7 @@ class Trace:
         known = self.path.is_file()
         lines = self.path.read_text(errors="replace").splitlines() if known else []
         kept = [line for line in lines if _step(line) <= restored_step]
-        durable.publish(self.path, "".join(f"{line}\n" for line in kept).encode())
+        durable.publish_inside(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def step(self, step: int, position: int, loss: Tensor, batches: Sequence[Batch]) -> None:
         """Record the optimizer step that made ``step`` steps and ``position`` images in all.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from vssl_dist import config
 from vssl_dist.config import TASKS, ConfigError, MethodConfig, RunConfig
@@ -130,6 +131,17 @@ def test_a_file_that_is_no_config_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as error:
         read(text=text)
     assert "\n" not in str(error.value)
+
+
+def test_a_pipe_in_a_run_folder_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"config\.yaml: is no file: remove it"):
+        config.load_run(tmp_path, methods=METHODS)
+
+
+def test_a_whole_number_beyond_all_floats_is_one_line() -> None:
+    with pytest.raises(ValidationError, match=r"every_epochs\n.*finite number"):
+        config.read_task({"task": "knn", "every_epochs": 10**400})
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

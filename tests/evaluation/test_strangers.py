@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from launch import export
-from launch.evaluate import main
+from launch.evaluate import cells, main
 from tests.support.exports import change, exported
 from tests.support.others import (
     done_as_nobody,
@@ -27,7 +27,7 @@ from tests.support.others import (
     shared_folder,
 )
 from tests.support.photos import tiny_dataset
-from vssl_dist.config import KnnConfig
+from vssl_dist.config import ConfigError, KnnConfig
 from vssl_dist.durable import sha256
 from vssl_dist.evaluation.cache import FeatureCache, features_of
 from vssl_dist.evaluation.features import Rows
@@ -336,3 +336,9 @@ def test_attempts_are_not_noted_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="leads out of its folder: remove it"):
         one.note(Attempts(1))
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_figure_beyond_all_numbers_is_one_line() -> None:
+    results = {"k5_t0.1": {"top1": 10**400, "top5": 1.0}}
+    with pytest.raises(ConfigError, match=r"results of task knn are not such .*: remove knn-\*"):
+        cells("knn", [("step 1", results)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,9 @@ def test_a_launch_survives_the_way_through_its_file(tmp_path: Path) -> None:
     (tmp_path / "launch.yaml").write_text(dump_launch(launch))
     assert load_launch(tmp_path) == launch
     assert isinstance(launch, Launch)
+
+
+def test_a_pipe_in_place_of_a_launch_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "launch.yaml")
+    with pytest.raises(ConfigError, match=r"launch\.yaml: is no file: remove it"):
+        load_launch(tmp_path)

@@ -213,3 +213,11 @@ def test_a_killed_call_goes_on_and_its_figures_are_those_of_the_images(folder: P
     assert result["mean_auroc"]["vje"]["knn"] == pytest.approx(mean, abs=2e-3)
     assert Image.open(partial.with_suffix(".png")).format == "PNG"
     assert "| mean |" in partial.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("text", ["1" + "0" * 400, "[1]", '"soon"', "[" * 200_000])
+def test_seconds_that_are_none_are_one_line(tmp_path: Path, text: str) -> None:
+    trial = one_class.Trial("a", tmp_path / "run", tmp_path)
+    trial.clock.write_text(text)
+    with pytest.raises(ConfigError, match=r"seconds\.json: holds no seconds .*: remove it"):
+        trial.seconds()

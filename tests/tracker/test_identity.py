@@ -205,3 +205,19 @@ def test_a_path_that_is_none_and_a_parent_that_is_none_leave_the_run_itself(tmp_
         (tmp_path / "run.json").write_text(json.dumps(facts))
         assert settle(tmp_path).uuid == "a" * 32
         assert settle(tmp_path).parent is None
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_which_run_a_folder_is_is_not_written_through_a_link_out_of_it(
+    tmp_path: Path, there: bool
+) -> None:
+    """Whoever unpacks an archive owns its links."""
+    run, mine = tmp_path / "run", tmp_path / ".bashrc"
+    run.mkdir()
+    if there:
+        mine.write_text("mine")
+    (run / "run.json").symlink_to(mine)
+    with pytest.raises(OSError, match="leads out of its folder: remove it"):
+        settle(run)
+    assert mine.exists() == there
+    assert not there or mine.read_text() == "mine"

@@ -104,6 +104,46 @@ def test_an_evaluation_sends_nothing_to_an_address_that_only_the_folder_names(
     assert (tmp_path / "run" / "export" / "knn-00000040.json").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["mlflow_run.json", "spool/cursor.json", "spool/flusher.json", "spool/flusher.log"]
+)
+def test_what_is_noted_of_sending_goes_through_no_link_out_of_its_folder(
+    tmp_path: Path, name: str
+) -> None:
+    """Whoever unpacks an archive owns its links."""
+    run, mine = tmp_path / "run", tmp_path / ".bashrc"
+    Spool(run, "train").close()
+    mine.write_text("mine")
+    (run / name).symlink_to(mine)
+    with pytest.raises(OSError, match=f"leads out of its folder: remove it: '{run / name}'"):
+        Flusher(run, "theirs", "http://127.0.0.1:9").start()
+    assert mine.read_text() == "mine"
+
+
+def test_an_evaluation_adds_its_curve_through_no_link_out_of_its_folder(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, mine = tmp_path / "run", tmp_path / ".bashrc"
+    handed_over(run, data, "http://127.0.0.1:9")
+    mine.write_text("mine")
+    link = run / "spool" / "eval-knn-00000040.jsonl"
+    link.symlink_to(mine)
+    assert evaluate.main([str(run), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {link}: is a link that leads out of its folder: remove it\n"
+    assert mine.read_text() == "mine"
+    assert not list(run.glob("export/knn-*")), "before anything is computed"
+
+
+@pytest.mark.parametrize("uri", [["http://x"], {"http://x": "y"}, None])
+def test_an_address_that_is_no_text_is_none(tmp_path: Path, uri: object) -> None:
+    run = tmp_path / "run"
+    identity = settle(run)
+    facts = {"uuid": identity.uuid, "experiment": "e", "tracking_uri": uri, "run_id": "b" * 32}
+    (run / "mlflow_run.json").write_text(json.dumps(facts))
+    assert Record.load(run, identity) == Record(identity.uuid)
+
+
 def test_an_export_alone_is_not_the_word_to_send_its_run(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

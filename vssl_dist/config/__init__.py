@@ -10,6 +10,7 @@ from vssl_dist.config.reading import (
     load_run,
     loads,
     override,
+    refuse_no_file,
 )
 from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
 from vssl_dist.config.schema import RunConfig, frozen_part
@@ -57,4 +58,5 @@ __all__ = [
     "loads",
     "override",
     "read_task",
+    "refuse_no_file",
 ]

@@ -22,7 +22,8 @@ def _float(value: Any) -> Any:
     # Files hold numbers in quotes, too: other programs that write YAML 1.1 quote 1e-6.
     if isinstance(value, str) and (number := as_float(value)) is not None:
         return number
-    return float(value) if type(value) is int else value
+    # By its text, of which one beyond all floats is infinite, as 1e400 is.
+    return float(str(value)) if type(value) is int else value
 
 
 def as_tuple(value: Any) -> Any:

@@ -77,6 +77,18 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
 
 
+def refuse_no_file(path: Path) -> None:
+    """Refuse what a run folder may hold in place of a file: a pipe would be waited for.
+
+    A user's own config may be one, as in ``submit.py <(...)``.
+
+    Raises:
+        ConfigError: It is there, and no file.
+    """
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: is no file: remove it")
+
+
 def _parse(text: str, where: str) -> Any:
     if len(text) > _MAX_BYTES:
         raise ConfigError(f"{where}: larger than {_MAX_BYTES} bytes, which no config is")
@@ -227,6 +239,7 @@ def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> Run
         ConfigError: The folder holds no run.
     """
     path = run_dir / "config.yaml"
+    refuse_no_file(path)
     return loads(_text(path), methods=methods, where=str(path))
 
 

@@ -62,7 +62,7 @@ class Ledger:
             kept = [line for line in _entries(path) if line["position"] <= position]
             text = "".join(json.dumps(line) + "\n" for line in kept)
             if text != _text(path):
-                durable.publish(path, text.encode())
+                durable.publish_inside(path, text.encode())
         dist.barrier()
         # Read by one rank for all: the next line may be written as soon as one of them goes on.
         mine = files if dist.rank() == 0 else []

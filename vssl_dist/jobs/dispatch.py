@@ -202,7 +202,7 @@ def work(run_dir: Path) -> None:
 def _orders(run_dir: Path) -> bytes:
     """What a run asks for now: somebody who found this process at work may have added to it."""
     files = (run_dir / name for name in ("config.yaml", "launch.yaml"))
-    return b"".join(file.read_bytes() for file in files if file.exists())
+    return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from vssl_dist.card import Card
 from vssl_dist.config import ConfigError, OodConfig, RunConfig, TaskConfig, read_task
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import publish_inside, refuse_way_out
 from vssl_dist.evaluation.results import read_result
 from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine, private
@@ -150,16 +150,20 @@ def evaluate_one(
 
     Raises:
         ConfigError: torch cannot use the GPUs that it is to be done on.
+        OSError: The file of its curve is a link out of its folder.
     """
     import torch
 
     from vssl_dist.evaluation.task import Place, evaluate
-    from vssl_dist.tracker import Spool
+    from vssl_dist.tracker import Spool, settle, spool_folder
 
     machine.check(device)
+    writer = f"eval-{one.task.stem}-{one.step:08d}"
+    settle(run_dir)
+    refuse_way_out(spool_folder(run_dir) / f"{writer}.jsonl")
     torch.set_num_threads(threads)
     result = evaluate(one.export, one.task, Place(device, threads, ranks=ranks))
-    spool = Spool(run_dir, f"eval-{one.task.stem}-{one.step:08d}")
+    spool = Spool(run_dir, writer)
     spool.metrics(result["metrics"], one.step)
     for plot in result.get("plots", ()):
         spool.artifact(one.export.with_name(plot))

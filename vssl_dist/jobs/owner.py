@@ -15,7 +15,7 @@ from filelock import Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from vssl_dist.config import ConfigError
-from vssl_dist.durable import publish
+from vssl_dist.durable import publish_inside
 from vssl_dist.jobs import private
 from vssl_dist.locks import holder, private_lock
 from vssl_dist.text import printable
@@ -135,4 +135,4 @@ def _read(run_dir: Path) -> Owner | None:
 
 
 def _write(run_dir: Path, owner: Owner) -> None:
-    publish(_file(run_dir), json.dumps(asdict(owner)).encode())
+    publish_inside(_file(run_dir), json.dumps(asdict(owner)).encode())

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from vssl_dist.confidential import hidden, in_command, in_setting, in_text
-from vssl_dist.config import ConfigError, Model, load_block
+from vssl_dist.config import ConfigError, Model, load_block, refuse_no_file
 from vssl_dist.text import printable
 
 _WORD = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"
@@ -240,4 +240,6 @@ def load_launch(run_dir: Path) -> Launch:
     Raises:
         ConfigError: The folder holds no run.
     """
-    return load_block(run_dir / "launch.yaml", Launch)
+    path = run_dir / "launch.yaml"
+    refuse_no_file(path)
+    return load_block(path, Launch)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vssl_dist.curves import NAMES
-from vssl_dist.durable import publish
+from vssl_dist.durable import publish_inside
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.identity import peek
 from vssl_dist.tracker.intake import is_whole, json_object
@@ -95,7 +95,7 @@ class Cursor:
             "refused": self.refused,
             "others": self.others,
         }
-        publish(self.path, json.dumps(facts).encode())
+        publish_inside(self.path, json.dumps(facts).encode())
 
 
 def cursor_at(run_dir: Path, tracking_uri: str | None) -> Cursor:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
-from vssl_dist.durable import open_append
+from vssl_dist.durable import open_append, refuse_way_out
 from vssl_dist.environment import outside_jobs, slurm_job
 from vssl_dist.installed import command_line, own_code_only
 from vssl_dist.text import printable
@@ -31,6 +31,7 @@ _GENTLE = {
     "OMP_NUM_THREADS": "1",
 }
 _DRAIN_S = 10.0
+_WRITTEN = ("mlflow_run.json", "spool/cursor.json", "spool/flusher.json", "spool/flusher.log")
 _NAMED = 8
 
 
@@ -72,8 +73,14 @@ class Flusher:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Spawn the process; returns in milliseconds."""
-        identity = settle(self.run_dir)
+        """Spawn the process; returns in milliseconds.
+
+        Raises:
+            OSError: A file that it would write is a link out of its folder.
+        """
+        identity = settle(self.run_dir)  # first: a copy's links to the original's become files
+        for name in _WRITTEN:
+            refuse_way_out(self.run_dir / name)
         if not run_file(self.run_dir).exists():
             # So that it counts as tracked, however soon this is killed; later addresses are
             # written down by who has the lease.

@@ -22,7 +22,7 @@ from filelock import Timeout
 
 from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import literal
-from vssl_dist.durable import publish
+from vssl_dist.durable import publish_inside
 from vssl_dist.locks import holder, private_lock
 from vssl_dist.tracker.intake import is_texts, json_object, open_own
 
@@ -98,7 +98,7 @@ def settle(run_dir: Path) -> Identity:
             parent = Parent(original.name, stored.uuid, _runs(run_dir, stored.uuid))
             settled = Identity(uuid.uuid4().hex, str(run_dir), parent)
         if settled != stored or not identity_file(run_dir).exists():
-            publish(identity_file(run_dir), json.dumps(asdict(settled)).encode())
+            publish_inside(identity_file(run_dir), json.dumps(asdict(settled)).encode())
         return settled
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vssl_dist import locks
-from vssl_dist.durable import publish, user_name
+from vssl_dist.durable import publish_inside, user_name
 from vssl_dist.locks import private_lock
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT
@@ -43,10 +43,10 @@ class Record:
             owner, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
         except (OSError, ValueError, KeyError):
             return cls(uuid)
-        last = {uri: facts["run_id"]} if "run_id" in facts else {}
         known = facts.get("runs", {})
         if not is_texts({"": owner, " ": experiment, "  ": uri}) or not is_texts(known):
             return cls(uuid)
+        last = {uri: facts["run_id"]} if "run_id" in facts else {}
         if not re.fullmatch(r"(?!\.*$)[\w. -]{1,250}", experiment):
             experiment = EXPERIMENT
         runs = {k: v for k, v in (known | last).items() if isinstance(v, str) and _is_run_id(v)}
@@ -60,7 +60,7 @@ class Record:
     def save(self, run_dir: Path) -> None:
         """Write it down, with ``run_id`` for people and programs that ask for the run."""
         facts = asdict(self) | ({"run_id": self.run_id} if self.run_id else {})
-        publish(run_file(run_dir), json.dumps(facts).encode())
+        publish_inside(run_file(run_dir), json.dumps(facts).encode())
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Sender:
 
     def save(self, run_dir: Path) -> None:
         """Write it down."""
-        publish(_sender_file(run_dir), json.dumps(asdict(self)).encode())
+        publish_inside(_sender_file(run_dir), json.dumps(asdict(self)).encode())
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""
