@@ -227,10 +227,12 @@ def main(argv: Sequence[str]) -> int:
 def _alone(target: Path) -> Iterator[None]:
     """Let the evaluations in the background finish: their results are then there already.
 
-    In another user's run nothing is locked: he could not open the lock.
+    In another user's run nothing is locked: he could not open the lock.  Nor is it where nothing
+    can be written, as on an archive that is mounted for reading.
     """
     export = target / "export"
-    if target.suffix == ".safetensors" or export.stat().st_uid != os.geteuid():
+    is_mine = target.suffix != ".safetensors" and export.stat().st_uid == os.geteuid()
+    if not is_mine or not os.access(export, os.W_OK | os.X_OK):
         yield
         return
     with held(lock_path(target)):

@@ -50,12 +50,25 @@ SECRETS = [
     "MLFLOW_TRACKING_PASS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY",
     "WandbApiKey", "apikey", "accessToken", "PGPASSWORD", "db_pass", "PASSWORD2", "SLURM_JWT",
     "GITHUB_PAT", "HTTP_AUTHORIZATION", "SSHPASS", "API_KEYS", "pass_word",
+    "LDAP_BINDPW", "DB_CREDS", "SESSION_COOKIE",
 ]  # fmt: skip
 OTHERS = [
     "KEYBOARD", "TOKENIZERS_PARALLELISM", "NCCL_SOCKET_IFNAME", "SSH_AUTH_SOCK", "NCCL_IB_PKEY",
     "PATH", "AUTHOR", "XAUTHORITY", "PGPASSFILE", "SSLKEYLOGFILE", "PGUSER", "PASSIVE",
     "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_CLIENT_CERT_PATH", "SSH_ASKPASS", "HF_TOKEN_PATH",
 ]  # fmt: skip
+
+
+def test_a_switch_a_number_and_the_place_of_a_secret_are_none() -> None:
+    innocent = {
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "DISABLE_AUTH": "true", "MAX_TOKENS": "4096",
+        "NUM_KEYS": "100", "GOOGLE_APPLICATION_CREDENTIALS": "/home/me/key.json",
+        "SSL_KEY": "/etc/key.pem", "SINGULARITY_TOKENFILE": "/home/me/token",
+    }  # fmt: skip
+    assert [name for name, value in innocent.items() if is_secret(name, value)] == []
+    assert is_secret("AWS_SECRET_ACCESS_KEY", "/wJalrXUtnFEMI")
+    assert is_secret("MLFLOW_TRACKING_PASSWORD", "/hunter2")
+    assert is_secret("TOKEN", "1")
 
 
 def test_names_of_secrets_are_told_from_those_that_share_a_syllable() -> None:
@@ -72,6 +85,9 @@ def test_names_of_secrets_are_told_from_those_that_share_a_syllable() -> None:
         "export http_proxy=me:hunter2@proxy:3128", "program --token hunter2", "declare API_KEY=1",
         "curl -u me:hunter2 http://host", "git clone https://hunter2@github.com/x",
         "hf_abcdefghijklmnopqrstuv", "host=db,password=hunter2", "wget http://host/?sig=hunter2",
+        "sshpass -p hunter2 ssh host", "docker login -u me -p hunter2", "mysql -phunter2",
+        "wandb login 0123456789abcdef0123456789abcdef01234567", "openssl enc -pass pass:hunter2",
+        "aws configure set aws_secret_access_key hunter2", "dapi0123456789abcdef0123456789abcdef",
     ],
 )  # fmt: skip
 def test_a_secret_in_a_command_is_seen(command: str) -> None:
@@ -84,6 +100,10 @@ def test_a_secret_in_a_command_is_seen(command: str) -> None:
         "module load cuda/13.0", "source /site/me@home/env.sh", "module load token-tools/1.0",
         "export SSH_AUTH_SOCK=/run/agent", "git clone ssh://git@github.com/x", "ulimit -n 4096",
         "export MLFLOW_TRACKING_URI=sqlite:////x", "export NCCL_SOCKET_IFNAME=ib0", "a basic thing",
+        "basic: ResNet50", "source /data/hf_datasets_of_the_whole_group/env.sh", "mysql -p",
+        "source /data/sk-learn-of-the-whole-group/env.sh", "ssh -p 2222 login1", "wandb offline",
+        "git checkout 0123456789abcdef0123456789abcdef01234567", "mkdir -p /local/me",
+        "ssh login -p 2222", "mysql --port 3306", "docker login --help",
     ],
 )  # fmt: skip
 def test_a_command_without_a_secret_is_taken(command: str) -> None:

@@ -12,11 +12,19 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 _INSIDE = re.compile(r"PASSW(OR)?D|PASSPHRASE|PASSCODE|SECRET|CREDENTIAL|TOKEN(?!IZ)|BEARER")
-_WHOLE = {"AUTH", "AUTHORIZATION", "JWT", "PAT", "PW", "SIG", "SIGNATURE"}
-_ENDINGS = ("PASS", "PWD", "KEY", "KEYS", "PASSES")
+_WHOLE = {"AUTH", "AUTHORIZATION", "COOKIE", "CRED", "JWT", "PAT", "SIG", "SIGNATURE"}
+_ENDINGS = ("PASS", "PW", "PWD", "KEY", "KEYS", "PASSES", "CREDS")
 _INNOCENT = {"BYPASS", "COMPASS", "PKEY", "HOTKEY", "MONKEY"}
 """Words with such an ending; a PKEY is the number of an InfiniBand partition."""
-_PLACES = {"FILE", "PATH", "DIR", "FOLDER", "SOCK", "LOCATION", "ASKPASS", "PASSFILE", "KEYFILE"}
+_LIES_IN_FILES = ("KEY", "CREDENTIALS")
+"""Where the value of such a name is a path, it is no secret; keys of AWS may look like paths."""
+_SWITCHES = {"DISABLE", "ENABLE", "USE", "REQUIRE", "ALLOW", "SKIP"}
+_POSITIONS = {"0", "1", "false", "true", "no", "yes", "off", "on"}
+_COUNTS = {"MAX", "MIN", "NUM", "COUNT", "SIZE", "LIMIT", "PER", "DIM"}
+_PLACES = {
+    "FILE", "PATH", "DIR", "FOLDER", "SOCK", "LOCATION", "ASKPASS", "PASSFILE", "KEYFILE",
+    "TOKENFILE",
+}  # fmt: skip
 """A name that ends so says where a secret lies, which is none."""
 _PLUGINS = {"MLFLOW_TRACKING_AUTH"}
 """The name of a plug-in that signs in."""
@@ -27,15 +35,22 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _LINK = re.compile(r"[a-z][a-z0-9+.-]*:[/\\]+[^\s'\"<>]*", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):([/\\]*)(.*)", re.IGNORECASE | re.DOTALL)
 _FIELD = re.compile(r"(?:^|(?<=[\s?&;#,]))(?:--?)?([\w.%-]+)=([^\s&;#,]+)")
-_OPTION = re.compile(r"(?:^|\s)(?:--([\w-]+)|setenv\s+(\w+))\s+([^\s-]\S*)")
+_OPTION = re.compile(r"(?:^|\s)(?:--([\w-]+)|set(?:env)?\s+([\w.]+))\s+([^\s-]\S*)")
 _HEADER = re.compile(
-    r"(?i:(?:^|[\s=:])(?:bearer|authorization)(?:[\s:=+]|%20)+\S)"
-    r"|(?i:(?:^|[\s=:])basic(?:[\s:=+]|%20)+)(?=\S*[A-Z0-9=])[A-Za-z0-9+/]{4,}=*$"
+    r"(?:^|[\s=:])(?:bearer|authorization)(?:[\s:=+]|%20)+(?!none\b)\S",
+    re.IGNORECASE,
 )
+_BASIC = re.compile(r"(?:^|[\s=:])basic(?:[\s:=+]|%20)+([a-z0-9+/_-]{4,}=*)", re.IGNORECASE)
 _CURL = re.compile(r"(?:^|\s)(?:-u|-U|--user|--proxy-user)[\s=]*[^\s:/]+:\S")
+_LOGIN = re.compile(
+    r"\bsshpass\s+-p|\bmysql\w*\s(?:.*\s)?-p\S|\bwandb\s+login\s.*[0-9a-f]{20}|\spass:\S"
+    r"|\b(?:docker|podman|az|oc|helm)\s(?:.*\s)?login\s(?:.*\s)?-p[\s=]*\S"
+)
+"""Programs that take a password as an option of one letter, or as a bare word."""
 _ISSUED = re.compile(
-    r"\b(?:gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abp]-)[\w-]{16,}|\bA[KS]IA[0-9A-Z]{12,}"
-    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}"
+    r"\b(?:(?:gh[pousr]|hf)_|sk-)[A-Za-z0-9]{16,}\b|\b(?:github_pat_|glpat-|sk-(?:ant|proj)-)[\w-]{16,}"
+    r"|\bxox[abp]-[\w-]{16,}|\bA[KS]IA[0-9A-Z]{12,}|\bAIza[\w-]{30,}|\bdapi[0-9a-f]{32}"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 """Tokens that say themselves who has issued them."""
 _ASSIGNED = re.compile(r"([\w.-]+)(['\"]?\s*[:=]\s*)([^\s,;&]+)")
@@ -49,12 +64,19 @@ def is_secret(name: str, value: str) -> bool:
     (True, True, True)
     >>> is_secret("TOKENIZERS_PARALLELISM", "0"), is_secret("PGPASSFILE", "/home/me/.pgpass")
     (False, False)
+    >>> is_secret("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"), is_secret("MAX_TOKENS", "4096")
+    (False, False)
     """
     words = [word.upper() for word in _WORD.findall(re.sub(r"[0-9]+", "_", unquote(name)))]
     if not words or not value or name in _PLUGINS:
         return False
-    is_place = words[-1] in _PLACES or words[-1].endswith(("PASSFILE", "ASKPASS", "KEYLOGFILE"))
-    if is_place or (words[-1].endswith("KEY") and value.startswith(("/", "~/", "./"))):
+    if value.lower() in _POSITIONS and _SWITCHES.intersection(words):
+        return False
+    if words[-1] in _PLACES or words[-1].endswith(("PASSFILE", "ASKPASS", "KEYLOGFILE")):
+        return False
+    if value.startswith(("/", "~/", "./")) and words[-1].endswith(_LIES_IN_FILES):
+        return not {"SECRET", "ACCESS"}.isdisjoint(words)
+    if value.isdecimal() and _COUNTS.intersection(words):
         return False
     return _INSIDE.search("".join(words)) is not None or any(
         word in _WHOLE or (word.endswith(_ENDINGS) and word not in _INNOCENT) for word in words
@@ -81,6 +103,7 @@ def in_command(line: str) -> bool:
     return (
         in_text(line)
         or _CURL.search(line) is not None
+        or _LOGIN.search(line) is not None
         or any(is_secret(*option) for option in options)
         or any(in_setting(*field) for field in _FIELD.findall(line))
     )
@@ -94,7 +117,17 @@ def in_text(text: str) -> bool:
     """
     if _HEADER.search(text) or _ISSUED.search(text):
         return True
+    if any(_is_basic(login) for login in _BASIC.findall(text)):
+        return True
     return any(in_address(link) for link in _LINK.findall(text))
+
+
+def _is_basic(text: str) -> bool:
+    """Whether it is what the header of that name holds: a name and a password, in base64."""
+    try:
+        return b":" in base64.urlsafe_b64decode(text.replace("+", "-").replace("/", "_"))
+    except ValueError:
+        return False
 
 
 def in_address(address: str) -> bool:

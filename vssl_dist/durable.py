@@ -187,6 +187,19 @@ def keep_others_from_writing() -> None:
     os.umask(os.umask(0o077) | stat.S_IWGRP | stat.S_IWOTH)
 
 
+def share_as_its_folder(path: Path) -> None:
+    """Have a group write what it could replace: its file or folder in a folder of the group.
+
+    For what several users add to, such as a database; `keep_others_from_writing` is about runs.
+    What the group may not read, or lies where only owners may rename, stays as it is.
+    """
+    with suppress(OSError):
+        state, above = path.stat(), path.parent.stat()
+        may_replace = above.st_mode & stat.S_IWGRP and not above.st_mode & stat.S_ISVTX
+        if may_replace and state.st_gid == above.st_gid and state.st_mode & stat.S_IRGRP:
+            path.chmod(stat.S_IMODE(state.st_mode) | stat.S_IWGRP)
+
+
 def user_name(uid: int) -> str:
     """What a user is called on this machine.
 

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +165,25 @@ def test_a_folder_that_holds_more_than_its_format_is_not_replaced(
     (made / "chapter 1").rename(tmp_path / "chapter 1")
     assert export.main(command) == 2, "nor an empty one, which nothing says is ours"
     assert made.is_dir()
+
+
+@needs_root
+def test_a_run_on_a_file_system_that_is_mounted_for_reading_shows_its_figures(run: Path) -> None:
+    mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    reading = ["unshare", "--mount", "sh", "-c", mount, str(run)]
+    if subprocess.run([*reading, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    (run / "mlflow_run.json").write_text('{"tracking_uri": "sqlite:////tmp/none/mlflow.db"}')
+    before = tree(run)
+    program = str(Path(__file__).parents[2] / "launch" / "evaluate.py")
+    done = subprocess.run(
+        [*reading, sys.executable, program, str(run), "--device", "cpu", "--task", "knn"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": "sqlite:////tmp/none/mlflow.db"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step 40" in done.stdout
+    assert tree(run) == before
 
 
 @needs_root

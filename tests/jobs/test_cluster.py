@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,17 @@ def test_ranks_import_this_code_wherever_the_job_is_submitted(script: str) -> No
     """Where submitit is started, all that the current folder holds would come first."""
     before, _, _ = script.partition("\nsrun ")
     assert "\nexport PYTHONSAFEPATH=1\n" in before
-    assert f"\nexport PYTHONPATH={DEFAULT.parents[1]}${{PYTHONPATH:+:$PYTHONPATH}}\n" in before
+    path = [line for line in before.split("\n") if "PYTHONPATH" in line]
+
+    def seen(modules: str) -> str:
+        """What ranks find where modules, or the user's lines, have left this."""
+        command = ["bash", "-ec", "\n".join([*path, "printenv PYTHONPATH"])]
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": modules}
+        return subprocess.check_output(command, env=environment, text=True).strip()
+
+    code = str(DEFAULT.parents[1])
+    assert {seen(modules) for modules in ("", ":", "::")} == {code}
+    assert {seen(modules) for modules in ("/a b:/c", ":/a b::/c:")} == {f"{code}:/a b:/c"}
 
 
 def test_ranks_use_the_interface_that_a_profile_names_unless_it_says_otherwise() -> None:

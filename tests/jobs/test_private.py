@@ -248,3 +248,28 @@ def test_a_node_unpickles_nothing_from_a_folder_that_another_user_put_in_the_run
     refused = started()
     assert (refused.returncode, (lab / "started").exists()) == (2, False)
     assert refused.stderr == f"error: {run} is not yours, and nodes run what they find there\n"
+    (run / "slurm").rmdir()
+    run.rmdir()
+    assert done_as_nobody(lambda: run.symlink_to(lab / "b"), GROUP)
+    refused = started()
+    assert (refused.returncode, (lab / "started").exists()) == (2, False)
+
+
+@needs_root
+def test_an_evaluation_is_not_unpickled_below_a_run_that_another_user_has_put_there(
+    lab: Path,
+) -> None:
+    """Though the folder of pickles is the user's own: it may be one of many."""
+    run, own = lab / "a", lab / "own"
+    (own / "evaluations").mkdir(parents=True)
+
+    def plant() -> None:
+        run.mkdir()
+        (run / "slurm").symlink_to(own)
+
+    assert done_as_nobody(plant, GROUP)
+    parameters = cluster.evaluation_parameters("a", on_slurm(Resources(device="cpu"), 1, ""))
+    text = cluster.script(run / "slurm" / "evaluations", parameters).partition("\nsrun ")[0]
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {run} is not yours")

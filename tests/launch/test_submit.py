@@ -300,7 +300,11 @@ def test_a_password_in_a_profile_is_refused_and_not_repeated(
     slurm: Path, yaml_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "mine.yaml"
-    for secret in ("env: {PGPASS: hunter2}", "setup: [export http_proxy=http://u:hunter2@p:1]"):
+    secrets = (
+        "env: {PGPASS: hunter2}", "setup: [export http_proxy=http://u:hunter2@p:1]",
+        "setup: [[export PGPASS=hunter2]]",
+    )  # fmt: skip
+    for secret in secrets:
         path.write_text(f"device: cpu\nranks_per_node: 2\n{secret}\n")
         line = refusal(capsys, "--profile", str(path), yaml_file)
         assert "looks like a secret" in line

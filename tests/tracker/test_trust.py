@@ -18,9 +18,16 @@ from mlflow.entities import Run
 
 from launch import evaluate, track
 from tests.support.exports import exported
-from tests.support.others import NOBODY, locked_by_nobody, needs_root, shared_folder
+from tests.support.others import (
+    NOBODY,
+    done_as_nobody,
+    locked_by_nobody,
+    needs_root,
+    shared_folder,
+)
 from tests.support.photos import tiny_dataset
 from vssl_dist.config import ConfigError
+from vssl_dist.durable import share_as_its_folder
 from vssl_dist.jobs.evaluation import send, send_unasked
 from vssl_dist.tracker import Flusher, Record, Spool, flushed, holder, look, settle, shortfall
 from vssl_dist.tracker.address import database_uri
@@ -285,6 +292,31 @@ def test_only_regular_files_inside_of_the_run_are_sent_and_all_others_are_named(
     assert line.isprintable()
     stored = [p.read_bytes() for p in (tmp_path / "db").rglob("*") if p.is_file()]
     assert not any(b"FAKE PRIVATE KEY" in content for content in stored)
+
+
+@needs_root
+def test_a_database_in_a_folder_of_a_group_takes_curves_and_files_of_the_whole_group(
+    tmp_path: Path,
+) -> None:
+    """Though the run itself is closed to the group: the process that sends has a umask of 022."""
+    run = a_run(tmp_path / "run")
+    with shared_folder(0o2775, group=4242) as folder, shared_folder(0o3775, group=4242) as sticky:
+        before = os.umask(0o022)
+        try:
+            replay(run, database_uri(folder / "mlflow.db"))
+        finally:
+            os.umask(before)
+
+        def add() -> None:
+            (folder / "mlflow.db").open("r+b").close()
+            (folder / "mlruns" / "vssl-dist" / "mine").mkdir()
+
+        assert done_as_nobody(add, 4242)
+        assert not done_as_nobody(add), "nobody else"
+        for place, expected in ((sticky, 0o640), (folder, 0o660)):
+            (place / "file").touch(0o640)
+            share_as_its_folder(place / "file")
+            assert (place / "file").stat().st_mode & 0o777 == expected
 
 
 def test_a_database_chooses_no_server_for_files(tmp_path: Path, uri: str, data: Path) -> None:

@@ -179,20 +179,35 @@ def _guarded(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a job whose nodes unpickle what lies in ``folder`` and nobody else's.
 
     Who may write in the folder above the run can put another in its place while a job waits: he
-    cannot make one that belongs to this user.
+    cannot make one that belongs to this user, but a link to one.
     """
-    places = [shlex.quote(str(place)) for place in (folder.parent, folder)]
-    code = own_code_only({})["PYTHONPATH"]
-    lines = ["export PYTHONSAFEPATH=1"]
-    if code:
-        lines.append(f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}")
-    refusal = "is not yours, and nodes run what they find there"
-    lines.append(
-        f'for place in {" ".join(places)}; do [ -O "$place" ] || '
-        f'{{ echo "error: $place {refusal}" >&2; exit 2; }}; done'
-    )
+    run_dir, *inner = _from_the_run_on(folder)
+    owned = " ".join(shlex.quote(str(place)) for place in (run_dir, *inner))
+    refusal = 'echo "error: $place is not yours, and nodes run what they find there" >&2; exit 2'
+    lines = [
+        "export PYTHONSAFEPATH=1",
+        *_code_first(own_code_only({})["PYTHONPATH"]),
+        f'for place in {owned}; do [ -O "$place" ] || {{ {refusal}; }}; done',
+        f"place={shlex.quote(str(run_dir))}; [ ! -L $place ] || {{ {refusal}; }}",
+    ]
     # submitit's default, a wckey of its own name, is unknown to clusters that check them.
     return {**parameters, "setup": [*parameters.get("setup", ()), *lines], "wckey": None}
+
+
+def _from_the_run_on(folder: Path) -> list[Path]:
+    """The run's folder and those on the way to where a job's pickle lies."""
+    depth = 2 if folder.parent.name == "slurm" else 1
+    return [*reversed(folder.parents[:depth]), folder]
+
+
+def _code_first(code: str) -> list[str]:
+    """Lines that put this code before what modules and the user's lines have added to the path,
+    and take its empty entries out, each of which would be the folder that the job starts in."""
+    return [
+        f'PYTHONPATH=$(printf %s {shlex.quote(code)}:"$PYTHONPATH" | tr -s :)',
+        "PYTHONPATH=${PYTHONPATH#:}",
+        "export PYTHONPATH=${PYTHONPATH%:}",
+    ]
 
 
 class _WithoutSlurm(submitit.SlurmExecutor):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -221,11 +222,15 @@ def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
         tracking_uri: The user's own address.
         whole: The user has named the run and not a single export.
     """
-    from vssl_dist.tracker import check_tracking, why_not_asked_for
+    from vssl_dist.tracker import check_tracking, flushed, why_not_asked_for
 
     if check_tracking(tracking_uri, hosts=1) is None and (
         line := why_not_asked_for(run_dir, tracking_uri, whole=whole)
     ):
         print(f"warning: {line}", flush=True)
+    elif whole and not os.access(run_dir, os.W_OK | os.X_OK):
+        if not flushed(run_dir, tracking_uri):
+            place = printable(str(run_dir))
+            print(f"warning: curves of {place} are not sent: nothing can be written there")
     elif whole:
         send(run_dir, tracking_uri)

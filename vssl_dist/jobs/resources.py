@@ -138,9 +138,17 @@ def _secret_places(raw: dict[Any, Any], where: str = "") -> Iterator[str]:
             yield place
         elif isinstance(value, dict):
             yield from _secret_places(value, f"{place}.")
-        else:
-            lines = value if isinstance(value, list | tuple) else [value]
-            yield from (place for line in lines if in_command(str(line)))
+        elif any(in_command(line) for line in _lines(value)):
+            yield place
+
+
+def _lines(value: Any) -> Iterator[str]:
+    """What stands under a key, however many lists are around it."""
+    if not isinstance(value, list | tuple | dict):
+        yield str(value)
+        return
+    for one in value.items() if isinstance(value, dict) else value:
+        yield from _lines(one)
 
 
 class Launch(Model):

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from vssl_dist.durable import user_name
+from vssl_dist.durable import share_as_its_folder, user_name
 from vssl_dist.locks import holder, private_lock
 from vssl_dist.tracker.address import database, database_uri
 from vssl_dist.tracker.identity import Identity, is_anothers, readable
@@ -108,6 +108,7 @@ def _create_database(file: Path) -> None:
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.new")
     uri = _without_escapes(database_uri(partial), partial)
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    share_as_its_folder(partial)
     if file.exists() and _size(file) == 0:
         # Removed while this process had it: sqlite makes an empty one.
         partial.replace(file)
@@ -195,7 +196,8 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     if found is None:
         file = database(uri)
         # Beside the database, whatever folder this process happens to run in.
-        place = (file.parent / "mlruns" / quote(name, safe="")).as_uri() if file else None
+        folder = file.parent / "mlruns" / quote(name, safe="") if file else None
+        place = folder.as_uri() if folder else None
         try:
             created: str = client.create_experiment(name, artifact_location=place)
         except MlflowException as error:
@@ -203,9 +205,20 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
                 raise
             found = client.get_experiment_by_name(name)
         else:
+            if folder:
+                _make_for_all(folder)
             return created
     assert found is not None
     return _active(found, uri)
+
+
+def _make_for_all(folder: Path) -> None:
+    """Make the folder of artifacts, in which each user who shares the database makes some."""
+    with contextlib.suppress(OSError):  # an upload will say what is wrong
+        for part in (folder.parent, folder):
+            if not part.exists():
+                part.mkdir(parents=True)
+                share_as_its_folder(part)
 
 
 def _active(experiment: Experiment, uri: str) -> str:
