@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
-    {"text", "confidential", "curves", "errors"},
+    {"text", "confidential", "curves", "errors", "durable"},
     {
         "jsonfile",
         "config",
@@ -20,7 +20,6 @@ FLOORS = [
         "dist",
         "densities",
         "vision",
-        "durable",
         "state",
         "installed",
         "environment",

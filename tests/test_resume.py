@@ -212,5 +212,6 @@ def test_checkpoints_of_others_are_refused_on_the_login_node(tmp_path: Path) -> 
     path = commit(cfg.dir / "checkpoints", step=1, write=lambda folder: None, facts={})
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
+    tiny_dataset(tmp_path / "photos")
     with pytest.raises(ConfigError, match="is a link"):
-        check_resume(cfg, world_size=2)
+        check_resume(cfg, 2, photos(tmp_path))

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 _PARTIAL, _DIGITS = ".tmp-", 12
+_PIECE = 1 << 20
 _MOST_LINKS = 40  # as Linux does
 
 
@@ -159,11 +160,14 @@ def read_regular(path: Path, limit: int) -> bytes:
     Raises:
         OSError: It is no regular file, is larger, or cannot be read.
     """
+    data = bytearray()
     with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(path))
-    return data
+        # In pieces: a read of so many bytes takes the memory for them, whatever there is.
+        while piece := file.read(_PIECE):
+            data += piece
+            if len(data) > limit:
+                raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(path))
+    return bytes(data)
 
 
 def followed(path: Path) -> Path:

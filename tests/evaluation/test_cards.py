@@ -104,7 +104,7 @@ def test_a_card_that_is_no_json_of_ours_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    ("make", "words"), [(os.mkfifo, "not a regular file"), (os.mkdir, "directory")]
+    ("make", "words"), [(os.mkfifo, "not a regular file"), (os.mkdir, "not a regular file")]
 )
 def test_a_card_that_is_no_file_keeps_nobody_waiting(
     path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None], words: str

@@ -187,7 +187,7 @@ def test_each_dataset_is_opened_once(splits: Path, monkeypatch: pytest.MonkeyPat
 def test_without_dali_the_reference_decodes_in_its_place_unless_dali_was_asked_for(
     splits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "nvidia", None)
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     assert with_backend(read()).data.backend == "reference"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("data.backend=reference: DALI is not installed")

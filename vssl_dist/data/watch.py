@@ -22,7 +22,7 @@ class ReadWatch:
     >>> with watch(Path("shard-000001.tar")):
     ...     watch.check(0.0, "rank 3")
     Traceback (most recent call last):
-    vssl_dist.data.manifest.DataError: rank 3 waits for data: shard-000001.tar: storage has not ...
+    vssl_dist.errors.DataError: rank 3 waits for data: shard-000001.tar: storage has not ...
     >>> watch.check(0.0, "rank 3")
     """
 
