@@ -70,6 +70,9 @@ class _Sink:
 
     def write(self, data: bytes) -> int:
         """Add to the file; returns how many bytes."""
+        # After an error tarfile ends the archive when it is collected: nobody wants it any more.
+        if self._file.closed:
+            return len(data)
         self._file.write(data)
         self.sha256.update(data)
         self.size += len(data)

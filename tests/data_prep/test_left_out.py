@@ -25,6 +25,9 @@ from tests.support.sharding import refusal, sharded
 from vssl_dist.data.manifest import read_manifest
 from vssl_dist.data.shards import Dataset
 
+# Nothing else is printed where an error is told, by whatever is collected afterwards.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+
 LINES = {"notes.txt": b"words", "meta.json": b"{}", "x.npy": b"\x93NUMPY", "LICENSE": b"free"}
 
 
