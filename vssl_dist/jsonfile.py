@@ -1,4 +1,4 @@
-"""JSON that lies beside an export, which somebody else may have written."""
+"""JSON of a run folder or beside an export, which somebody else may have written."""
 
 from __future__ import annotations
 

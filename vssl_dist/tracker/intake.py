@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from vssl_dist.durable import followed, open_regular
+from vssl_dist.jsonfile import read_json
 
-_MOST = 1 << 26
 _LARGEST = 2**63
 
 
@@ -28,14 +27,7 @@ def json_object(path: Path) -> dict[str, Any]:
         OSError: See `open_own`.
         ValueError: It is no object, or none that one of our programs has written.
     """
-    with open_own(path) as file:
-        text = file.read(_MOST + 1)
-    if len(text) > _MOST:
-        raise ValueError(f"{path} is too large")
-    try:
-        facts = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply") from error
+    facts = read_json(followed(path))
     if not isinstance(facts, dict):
         raise ValueError(f"{path} holds no object")
     return facts
