@@ -26,9 +26,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vssl_dist import config
-from vssl_dist.bars import WholeProgress, screen
 from vssl_dist.config import RunConfig
 from vssl_dist.config.paths import expanded
+from vssl_dist.console.bars import WholeProgress, screen
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
 from vssl_dist.text import say
 

@@ -35,8 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssl_dist.config.paths import path_argument
-from vssl_dist.evaluation.knn import Features, knn_grid
-from vssl_dist.evaluation.neighbours import neighbours
+from vssl_dist.evaluation.scores.knn import knn_grid
+from vssl_dist.evaluation.scores.neighbours import neighbours
+from vssl_dist.evaluation.scores.table import Features
 
 Search = Callable[[Tensor, Tensor, int], Tensor]
 _CHUNK = 8192

@@ -46,15 +46,15 @@ from bench.loader_memory import MARKS, family, long_run
 from bench.loader_ours import STREAMS, ours, report_stages, run_config, stages
 from bench.loader_peers import Batches, TwoViews, decoding, imagefolder, tars
 from bench.shard import write_folder
-from data_prep.build import Options, build_all
-from data_prep.console import one_line
+from data_prep.build.build import Options, build_all
 from data_prep.shard import positive
 from data_prep.sources import SOURCES
-from data_prep.split import Request
+from data_prep.sources.base import Request
 from vssl_dist import config
-from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import path_argument
-from vssl_dist.data.manifest import read_manifest
+from vssl_dist.console.endings import one_line
+from vssl_dist.data.store.manifest import read_manifest
+from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
 
 CONSUMER = Path(__file__).parents[1] / "configs" / "in1k_vje.yaml"

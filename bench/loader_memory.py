@@ -12,9 +12,9 @@ import psutil
 
 from bench.loader_ours import ours, run_config
 from bench.shard import write_cifar
-from data_prep.build import Options, build_all
+from data_prep.build.build import Options, build_all
 from data_prep.sources import SOURCES
-from data_prep.split import Request
+from data_prep.sources.base import Request
 
 MARKS = 10
 """Stretches of a long run."""

@@ -12,12 +12,12 @@ import torch
 
 from bench.loader_peers import RECIPE, SIDE, Batches
 from vssl_dist.config import RunConfig
-from vssl_dist.data.backend import BackendSpec
-from vssl_dist.data.backends import build_backend
+from vssl_dist.data.backends.base import BackendSpec
+from vssl_dist.data.backends.build import build_backend
+from vssl_dist.data.damage.replace import read_decodable
 from vssl_dist.data.loader import build_loader
 from vssl_dist.data.plan import Plan
-from vssl_dist.data.shards import Dataset, Samples
-from vssl_dist.data.substitution import read_decodable
+from vssl_dist.data.store.dataset import Dataset, Samples
 from vssl_dist.data.views import draw
 from vssl_dist.methods.vje import VJEConfig
 

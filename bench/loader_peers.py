@@ -14,7 +14,7 @@ import webdataset
 from nvidia.dali import fn, pipeline_def, types
 
 from vssl_dist.config.recipes import RECIPES, Normalisation
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.vision import torchvision
 
 SIDE, RECIPE = 224, "moco_v2"

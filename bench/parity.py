@@ -35,12 +35,13 @@ from bench.parity_cases import (
     identity,
     standard_cases,
 )
-from vssl_dist.config import RECIPES, ConfigError, ViewRecipe
+from vssl_dist.config import RECIPES, ViewRecipe
 from vssl_dist.config.paths import path_argument
-from vssl_dist.data.backend import BackendSpec
-from vssl_dist.data.backends import build_backend
+from vssl_dist.data.backends.base import BackendSpec
+from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.durable import publish
+from vssl_dist.errors import ConfigError
 from vssl_dist.text import say
 
 PROMISED = 2.0

@@ -12,11 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.images import DEFAULT, Verdict, examine
+from data_prep.images.examine import (
+    DEFAULT,
+    Verdict,
+    examine,
+)
 from data_prep.sources.photos import FILES
-from vssl_dist.config import ConfigError, Normalisation, ViewRecipe
-from vssl_dist.data.shards import Samples
+from vssl_dist.config import Normalisation, ViewRecipe
+from vssl_dist.data.store.dataset import Samples
 from vssl_dist.data.views import Draws, draw
+from vssl_dist.errors import ConfigError
 
 LEVELS = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 """The normalisation that leaves levels from 0 to 255."""

@@ -34,10 +34,10 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.build import Options, build_all
+from data_prep.build.build import Options, build_all
 from data_prep.sources import SOURCES
+from data_prep.sources.base import Request
 from data_prep.sources.photos import FILES, photograph
-from data_prep.split import Request
 
 SIZE = (375, 500)
 ONE, TWO = "one worker", "two workers"

@@ -25,14 +25,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_prep.build import mixed as mixed_order
-from data_prep.console import one_line
+from data_prep.build.build import mixed as mixed_order
 from data_prep.shard import positive
-from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import path_argument
+from vssl_dist.console.endings import one_line
 from vssl_dist.data.plan import Plan
 from vssl_dist.durable import publish
-from vssl_dist.evaluation.plots import png
+from vssl_dist.errors import ConfigError
+from vssl_dist.evaluation.figures.plots import png
 
 Int64 = NDArray[np.int64]
 

@@ -35,14 +35,14 @@ from bench.study_log import Log, claimed, commit, place
 from bench.study_picture import picture
 from bench.study_plan import Study, Trial, read_study, trials
 from bench.study_report import Key, Outcome
-from launch import evaluate, submit
 from vssl_dist import config
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.commands import evaluate, submit
+from vssl_dist.config import RunConfig
 from vssl_dist.config.differences import differences, named
 from vssl_dist.config.paths import literal, path_argument
-from vssl_dist.data.shards import DataError
 from vssl_dist.durable import publish
-from vssl_dist.evaluation.plots import png
+from vssl_dist.errors import ConfigError, DataError
+from vssl_dist.evaluation.figures.plots import png
 from vssl_dist.methods import CONFIGS
 from vssl_dist.text import say
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bench.study_plan import BASE, Study
 from bench.study_report import Figures, Key, Outcome, rows
-from vssl_dist.evaluation.plots import literal
+from vssl_dist.evaluation.figures.plots import literal
 
 
 def picture(

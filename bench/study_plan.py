@@ -12,12 +12,13 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from vssl_dist import config
-from vssl_dist.config import ConfigError, Model, OodConfig, RunConfig, load_block
+from vssl_dist.config import Model, OodConfig, RunConfig, load_block
 from vssl_dist.config.fields import FilePath, Positive, as_tuple
 from vssl_dist.config.paths import literal
-from vssl_dist.data.shards import Dataset
-from vssl_dist.evaluation.results import FORMAT, read_result
-from vssl_dist.jobs.evaluation import Due
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import ConfigError
+from vssl_dist.exports.results import FORMAT, read_result
+from vssl_dist.jobs.evaluation_job import Due
 from vssl_dist.methods import CONFIGS
 
 Words = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]

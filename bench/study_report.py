@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.study_plan import BASE, Study
-from vssl_dist.config import ConfigError
-from vssl_dist.evaluation.results import FORMAT, LIKELIHOODS
+from vssl_dist.errors import ConfigError
+from vssl_dist.exports.results import FORMAT, LIKELIHOODS
 
 Figures = dict[str, float]
 """A run's figures by their columns."""

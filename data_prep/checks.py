@@ -15,23 +15,32 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.manifest import (
+from vssl_dist.data.store.manifest import (
     INDEX_DTYPE,
     INDEX_HEADER,
     MANIFEST,
-    DataError,
     Manifest,
     ShardEntry,
     read_manifest,
 )
 from vssl_dist.durable import open_regular, read_regular
+from vssl_dist.errors import DataError
 
-from . import pool
-from .agreement import DIFFERENT
-from .folder import FOUND, INPUTS, REJECTS
-from .images import DEFAULT, Rules, Verdict, examine
-from .split import LABELS, UNLABELED
-from .writer import NOTES, sample_key
+from .build import pool
+from .build.folder import (
+    FOUND,
+    INPUTS,
+    REJECTS,
+)
+from .build.writer import NOTES, sample_key
+from .images.agreement import DIFFERENT
+from .images.examine import (
+    DEFAULT,
+    Rules,
+    Verdict,
+    examine,
+)
+from .sources.base import LABELS, UNLABELED
 
 _REPORT_EVERY = 64
 _SHOWN = 5

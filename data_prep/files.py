@@ -13,8 +13,8 @@ from typing import BinaryIO
 from filelock import Timeout
 
 from vssl_dist import durable
-from vssl_dist.data.manifest import DataError
 from vssl_dist.durable import open_regular
+from vssl_dist.errors import DataError
 from vssl_dist.locks import holder, private_lock
 
 _EARLIER = re.compile(

@@ -23,12 +23,11 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 from vssl_dist import config
 from vssl_dist.cli.program import arguments as typed
-from vssl_dist.config import ConfigError
-from vssl_dist.data.sheet import augmentation_sheet
+from vssl_dist.console.endings import one_line
+from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
+from vssl_dist.preview.sheet import augmentation_sheet
 from vssl_dist.text import say
-
-from .console import one_line
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -25,18 +25,22 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     sys.exit(script("shard", sys.argv[1:], "shard.py"))
 
 from vssl_dist.cli.program import arguments as typed
-from vssl_dist.data.manifest import DataError
+from vssl_dist.console.bars import sample_bar
+from vssl_dist.console.endings import one_line
+from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
-from .build import Built, Options, build_all
-from .console import one_line
-from .decisions import Policy
-from .folder import REJECTS
-from .images import MAX_PIXELS, Rules
-from .progress import bar
+from .archives.unpack import unpacking
+from .build.build import (
+    Built,
+    Options,
+    build_all,
+)
+from .build.decisions import Policy
+from .build.folder import REJECTS
+from .images.examine import MAX_PIXELS, Rules
 from .sources import SOURCES
-from .split import Request, tally
-from .unpack import unpacking
+from .sources.base import Request, tally
 
 _ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
 _DECODER_LIMIT = 178_956_970
@@ -58,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
         options, request = _options(args), _request(args)
         with unpacking(args.out) as unpack:
             splits = SOURCES[args.source].read(replace(request, unpack=unpack))
-            for built in build_all(splits, args.out, options, bar):
+            for built in build_all(splits, args.out, options, sample_bar):
                 say(_summary(built, time.monotonic() - start))
     return ending.code
 

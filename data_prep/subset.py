@@ -35,27 +35,27 @@ import numpy as np
 
 from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config.paths import expanded
-from vssl_dist.data.manifest import (
+from vssl_dist.console.endings import one_line
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.manifest import (
     FORMAT,
     MANIFEST,
-    DataError,
     Manifest,
     ShardEntry,
     ill_sized,
     read_manifest,
     seal,
 )
-from vssl_dist.data.shards import Dataset
 from vssl_dist.durable import is_partial, sync
+from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
-from .agreement import JUDGE
-from .console import one_line
+from .build.folder import refuse_foreign
+from .build.writer import NOTES
 from .files import held, write_whole
-from .folder import refuse_foreign
+from .images.agreement import JUDGE
+from .sources.base import LABELS
 from .sources.classlist import chosen
-from .split import LABELS
-from .writer import NOTES
 
 _OURS = re.compile(
     rf"{re.escape(MANIFEST)}|shard-\d+\.(tar|idx\.npy)|\.(shard-\d+|manifest)[\w.]*\.tmp-\d+",

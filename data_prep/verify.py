@@ -21,11 +21,11 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     sys.exit(script("verify", sys.argv[1:], "verify.py"))
 
 from vssl_dist.cli.program import arguments as typed
+from vssl_dist.console.bars import sample_bar
+from vssl_dist.console.endings import one_line
 from vssl_dist.text import say
 
 from .checks import check, datasets, stated_samples
-from .console import one_line
-from .progress import bar
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     args = arguments(words)
     with one_line(args.out) as ending:
         for folder in datasets(args.out):
-            with bar(f"verify {folder.name}", stated_samples(folder)) as advance:
+            with sample_bar(f"verify {folder.name}", stated_samples(folder)) as advance:
                 manifest, problems = check(folder, workers=args.workers, advance=advance)
             if problems:
                 ending.code = 1

@@ -16,7 +16,8 @@ import pytest
 
 from tests.support.ranks import run_ranks
 from vssl_dist import checkpoint, dist, durable, sealed
-from vssl_dist.checkpoint import CheckpointError, commit, manifests, newest, retain
+from vssl_dist.checkpoint import commit, manifests, newest, retain
+from vssl_dist.errors import CheckpointError
 
 
 def content(step: int) -> dict[str, bytes]:

@@ -26,10 +26,10 @@ from tests.support.cards import description
 from tests.support.plain import Images, arrays, plain_run, smooth_method
 from tests.support.ranks import run_ranks
 from vssl_dist import checkpoint, dist
-from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.config import RunConfig
 from vssl_dist.data.loader import Batch
 from vssl_dist.engine import PATIENCE, Diverged, Engine
+from vssl_dist.errors import CheckpointError
 from vssl_dist.methods.base import LossOutput, Method
 from vssl_dist.methods.byol import BYOLConfig
 from vssl_dist.methods.dino import DINOConfig

@@ -16,6 +16,7 @@ FLOORS = [
     {
         "jsonfile",
         "config",
+        "console",
         "schedule",
         "dist",
         "densities",
@@ -23,23 +24,26 @@ FLOORS = [
         "state",
         "installed",
         "environment",
-        "bars",
     },
-    {"models", "sealed", "locks", "card"},
-    {"methods", "data", "optim", "teacher", "checkpoint", "tracker", "zero"},
-    {"export", "pickles"},
+    {"models", "sealed", "locks"},
+    {"methods", "data", "exports", "optim", "teacher", "checkpoint", "pickles", "tracker"},
+    {"online_probe", "preview"},
     {"engine", "evaluation", "trace", "linter"},
     {"resume"},
     {"train"},
     {"jobs"},
     {"cli"},
+    {"commands"},
 ]
-CONTRACTS = {"vssl_dist.methods.base", "vssl_dist.data.loader", "vssl_dist.data.shards"}
+CONTRACTS = {"vssl_dist.methods.base", "vssl_dist.data.loader", "vssl_dist.data.store.dataset"}
+TRAINING = {"train", "engine", "resume", "trace", "online_probe"}
 DOORS = {
-    "deepspeed": {"vssl_dist/engine.py", "vssl_dist/zero.py"},
+    "deepspeed": {"vssl_dist/engine.py"},
     "submitit": {"vssl_dist/jobs"},
     "mlflow": {"vssl_dist/tracker"},
-    "nvidia": {f"vssl_dist/data/{name}.py" for name in ("dali", "decoder", "graph")},
+    "nvidia": {
+        f"vssl_dist/data/backends/{name}.py" for name in ("dali", "dali_decoder", "dali_graph")
+    },
     "torchvision": {"vssl_dist/vision.py"},
     "webdataset": {"data_prep"},
 }
@@ -57,31 +61,31 @@ SEALED = "into the folder of a checkpoint, an export or a cache entry that is re
 EXPLAINED = {
     ("vssl_dist/engine.py", "own.write_text(json.dumps(state.generators()))"): SEALED,
     ("vssl_dist/engine.py", "(folder / 'engine.json').write_text(json.dumps(facts))"): SEALED,
-    ("vssl_dist/evaluation/cache.py", "(folder / 'features.npy').open('xb')"): SEALED,
-    ("vssl_dist/evaluation/cache.py", "(folder / 'labels.npy').open('xb')"): SEALED,
-    ("vssl_dist/evaluation/cache.py", "np.save(file, labels)"): SEALED,
-    ("vssl_dist/evaluation/cache.py", "(partial / _SEAL).open('x')"): SEALED,
-    ("vssl_dist/evaluation/cache.py", "json.dump(seal, file, indent=1)"): SEALED,
+    ("vssl_dist/evaluation/features/cache.py", "(folder / 'features.npy').open('xb')"): SEALED,
+    ("vssl_dist/evaluation/features/cache.py", "(folder / 'labels.npy').open('xb')"): SEALED,
+    ("vssl_dist/evaluation/features/cache.py", "np.save(file, labels)"): SEALED,
+    ("vssl_dist/evaluation/features/cache.py", "(partial / _SEAL).open('x')"): SEALED,
+    ("vssl_dist/evaluation/features/cache.py", "json.dump(seal, file, indent=1)"): SEALED,
     (
-        "vssl_dist/evaluation/online.py",
+        "vssl_dist/online_probe.py",
         "save_file({k: v.contiguous() for k, v in self._state.items()}, folder / _FILE)",
     ): SEALED,
     (
-        "vssl_dist/evaluation/portable.py",
+        "vssl_dist/exports/formats.py",
         "save_file(backbone.state_dict(), path / _WEIGHTS)",
     ): SEALED,
     (
-        "vssl_dist/evaluation/portable.py",
+        "vssl_dist/exports/formats.py",
         "(path / _CARD).write_text(json.dumps(card.as_json(), indent=1))",
     ): SEALED,
-    ("vssl_dist/evaluation/portable.py", "(path / 'README.md').write_text(text)"): SEALED,
+    ("vssl_dist/exports/formats.py", "(path / 'README.md').write_text(text)"): SEALED,
     (
-        "vssl_dist/evaluation/portable.py",
+        "vssl_dist/exports/formats.py",
         "(path / 'config.json').write_text(json.dumps(settings, indent=1))",
     ): SEALED,
     ("vssl_dist/teacher.py", "safetensors.torch.save_file(state.plain(self.module), path)"): SEALED,
     (
-        "vssl_dist/jobs/training.py",
+        "vssl_dist/jobs/training_job.py",
         "path.open('x', encoding='utf-8', errors='backslashreplace')",
     ): "the first rank that fails writes it, and no other",
     ("vssl_dist/tracker/artifacts.py", "path.symlink_to(f'/proc/self/fd/{number}')"): FRESH,
@@ -91,7 +95,7 @@ EXPLAINED = {
         "vssl_dist/tracker/remote.py",
         "file.hardlink_to(partial)",
     ): "a name that is taken stays what it is",
-    ("data_prep/agreement.py", "os.open(os.devnull, os.O_WRONLY)"): "nothing is kept",
+    ("data_prep/images/agreement.py", "os.open(os.devnull, os.O_WRONLY)"): "nothing is kept",
     (
         "data_prep/subset.py",
         "(folder / entry.name).symlink_to(os.path.relpath(target, folder))",
@@ -113,7 +117,10 @@ EXPLAINED = {
     ("bench/shard.py", "Image.fromarray(cut).save(path, 'JPEG', quality=95)"): FRESH,
 }
 """By file and call, why it need not go through vssl_dist/durable.py."""
-SPOKEN = ("launch", "data_prep", "vssl_dist/cli", "vssl_dist/data", "vssl_dist/linter")
+SPOKEN = (
+    "launch", "data_prep", "vssl_dist/cli", "vssl_dist/commands", "vssl_dist/console",
+    "vssl_dist/data", "vssl_dist/linter", "vssl_dist/preview",
+)  # fmt: skip
 """Rooms that print what files and folders are called."""
 FORBIDDEN = {"utils.py", "helpers.py", "common.py", "misc.py"}
 
@@ -141,7 +148,8 @@ def test_imports_only_go_down(path: Path) -> None:
         return
     for name in imports(path):
         parts = name.split(".")
-        assert parts[0] not in {"launch", "data_prep", "tests"}, f"{path}: imports {name}"
+        outside = {"launch", "tests"} | (set() if room == "commands" else {"data_prep"})
+        assert parts[0] not in outside, f"{path}: imports {name}"
         if parts[0] != "vssl_dist" or len(parts) < 2 or parts[1] == "__version__":
             continue
         sideways_contract = any(name.startswith(c) for c in CONTRACTS) and floor(parts[1]) <= floor(
@@ -149,6 +157,12 @@ def test_imports_only_go_down(path: Path) -> None:
         )
         down = floor(parts[1]) < floor(room)
         assert parts[1] == room or down or sideways_contract, f"{path}: climbs to {name}"
+
+
+def test_training_imports_no_evaluation() -> None:
+    for path in sources("vssl_dist"):
+        if path.relative_to(PACKAGE).with_suffix("").parts[0] in TRAINING:
+            assert not [name for name in imports(path) if name.startswith("vssl_dist.evaluation")]
 
 
 def test_each_vendor_has_one_door() -> None:

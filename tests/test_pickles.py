@@ -19,8 +19,8 @@ from tests.support.poison import POISONS, in_state, reseal
 from tests.support.ranks import run_ranks
 from tests.test_engine import Trainee, refusal, run_config
 from vssl_dist import checkpoint, dist, pickles
-from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.engine import TAG
+from vssl_dist.errors import CheckpointError
 
 MODEL = "mp_rank_00_model_states.pt"
 SHARD = "zero_pp_rank_1_mp_rank_00_optim_states.pt"

@@ -12,9 +12,10 @@ from tests.support.photos import tiny_dataset
 from tests.support.shards import rewritten, stored
 from vssl_dist import config
 from vssl_dist.checkpoint import commit
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config import RunConfig
 from vssl_dist.config.differences import differences
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume, same_experiment
 

@@ -17,7 +17,8 @@ from tests.support.others import NOBODY, link_of_nobody, needs_root
 from tests.support.poison import reseal
 from tests.test_checkpoint import save, writer
 from vssl_dist import sealed
-from vssl_dist.checkpoint import CheckpointError, manifests, newest, retain
+from vssl_dist.checkpoint import manifests, newest, retain
+from vssl_dist.errors import CheckpointError
 
 
 def names(root: Path) -> list[str]:

@@ -22,7 +22,7 @@ from tests.support.photos import tiny_dataset
 from tests.support.ranks import run_ranks
 from tests.support.refusals import refusal
 from vssl_dist import config
-from vssl_dist.data.shards import DataError
+from vssl_dist.errors import DataError
 from vssl_dist.methods import CONFIGS
 from vssl_dist.train import train
 

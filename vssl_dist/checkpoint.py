@@ -21,16 +21,13 @@ from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 from vssl_dist import dist, durable, sealed
+from vssl_dist.errors import CheckpointError
 from vssl_dist.sealed import FORMAT, MANIFEST, REMEDY, Problem
 from vssl_dist.text import printable
 
 _NOT_BY_OTHERS = 0o7755  # what is left of a mode
 
 T = TypeVar("T")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint could not be written, or none can be trusted; one line, on every rank."""
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,27 @@ batch norm and noise see all ranks' images, and gradients are averaged in float3
 from __future__ import annotations
 
 import json
+import logging
+import os
+import warnings
 from collections.abc import Sequence
 from functools import partial as bind
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vssl_dist import dist, pickles, schedule, state
-from vssl_dist.card import Description
-from vssl_dist.checkpoint import CheckpointError, agreed, all_or_none
+from vssl_dist.checkpoint import agreed, all_or_none
 from vssl_dist.config import RunConfig
-from vssl_dist.export import Parts, write_export
+from vssl_dist.errors import CheckpointError
+from vssl_dist.exports.card import Description
+from vssl_dist.exports.write import Parts, write_export
 from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
 from vssl_dist.optim import build_optimizer, norms_by_part, steer
 from vssl_dist.teacher import Teacher
-from vssl_dist.zero import under_deepspeed
 
 if TYPE_CHECKING:
     from vssl_dist.data.loader import Batch
@@ -239,3 +242,65 @@ class Engine:
         }
         found = {name: dist.gather(state.digest(part)) for name, part in parts.items()}
         return {k: v[0] if len(set(v)) == 1 else state.digest(v) for k, v in found.items()}
+
+
+def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
+    """The dictionary for ``deepspeed.initialize``; there is no second file that could drift.
+
+    Args:
+        cfg: The run.
+        world_size: Ranks.
+        size: Parameters of the student.
+    """
+    stage = cfg.engine.zero_stage
+    bucket = size + size % 2  # it takes no odd ones
+    return {
+        "train_micro_batch_size_per_gpu": cfg.micro_batch(world_size),
+        "gradient_accumulation_steps": cfg.optim.accumulate,
+        # Unset means 1.0.  At stage 0 the engine clips: it has the norm already, which DeepSpeed
+        # then neither gives away nor checks.
+        "gradient_clipping": cfg.optim.clip if stage > 0 else 0.0,
+        # Not "bf16", which casts the student itself, batch norm and all.  The empty list: there
+        # is no module whose gradients may be averaged in bfloat16.
+        "torch_autocast": {
+            "enabled": cfg.engine.autocast != "none",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        # Buckets are allocated in full, at every step: no larger than what there is to send.
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def under_deepspeed(
+    cfg: RunConfig, student: nn.Module, optimizer: torch.optim.Optimizer, device: str
+) -> Any:
+    """The student as a DeepSpeed engine, which is called alike.
+
+    Args:
+        cfg: The run.
+        student: On ``device``.
+        optimizer: Of its parameters.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read on import
+    import deepspeed  # here, because a login node has no use for it
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # It calls, at every step, what torch has since given another name.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
+    # On a CPU it would compile an all-reduce for inference, which nothing here calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config = ds_config(cfg, dist.world_size(), size=sum(p.numel() for p in student.parameters()))
+    engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=config)
+    if cfg.engine.compile:
+        engine.compile()
+    return engine

@@ -4,7 +4,7 @@ A command may be typed inside ``salloc``, ``srun --pty``, ``mpirun``, ``torchrun
 What it starts belongs to this project's launchers alone, which say so in variables of their own:
 ``VSSL_ATTEMPT`` names the start of a run, ``VSSL_LAUNCHER`` is the process that started a rank of
 this machine, ``VSSL_LISTENER`` the socket that its rank 0 inherits, ``VSSL_SLURM_JOB`` the job
-that `jobs.training` runs in and ``VSSL_LEAD_LOG`` the log of its rank 0.
+that `jobs.training_job` runs in and ``VSSL_LEAD_LOG`` the log of its rank 0.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from vssl_dist import dist
-from vssl_dist.checkpoint import CheckpointError
+from vssl_dist.errors import CheckpointError
 from vssl_dist.sealed import REMEDY
 from vssl_dist.text import printable
 

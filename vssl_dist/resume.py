@@ -14,16 +14,17 @@ import torch
 import yaml
 
 from vssl_dist import __version__, checkpoint, config, dist, sealed, state
-from vssl_dist.card import Origin
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config import RunConfig
 from vssl_dist.config.differences import differences, named
-from vssl_dist.data.ledger import Ledger, bad_images_allowed
+from vssl_dist.data.damage.training_log import Ledger, bad_images_allowed
 from vssl_dist.data.loader import Loader
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.engine import Engine
-from vssl_dist.evaluation.online import NoProbe, OnlineProbe
+from vssl_dist.errors import CheckpointError, ConfigError
+from vssl_dist.exports.card import Origin
 from vssl_dist.installed import commit
 from vssl_dist.methods import CONFIGS
+from vssl_dist.online_probe import NoProbe, OnlineProbe
 from vssl_dist.text import printable
 
 _REMEDY = "give this run another name, with name=..."
@@ -52,7 +53,7 @@ class Saver:
             checkpoint.agreed(path, lambda: self.probe.load(path, device))
             position = found.step * self.cfg.optim.global_batch
             if (self.engine.step, found.facts.get("position")) != (found.step, position):
-                raise checkpoint.CheckpointError(
+                raise CheckpointError(
                     f"{path} is not of one piece, its parts are of other steps: {sealed.REMEDY}"
                 )
             self.loader.position = position
@@ -83,7 +84,7 @@ class Saver:
         }
         try:
             checkpoint.commit(self.root, step=self.engine.step, write=self._write, facts=facts)
-        except checkpoint.CheckpointError as error:
+        except CheckpointError as error:
             print(f"warning: step {self.engine.step} is not saved: {error}", flush=True)
             return
         finally:
@@ -175,7 +176,7 @@ def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
     """
     try:
         manifests = checkpoint.manifests(checkpoints_of(cfg))
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if not manifests:
         _same_as_written(cfg)

@@ -13,14 +13,18 @@ from pathlib import Path
 import torch
 
 from vssl_dist import dist
-from vssl_dist.card import Description, Origin
-from vssl_dist.checkpoint import CheckpointError
 from vssl_dist.config import RunConfig
 from vssl_dist.curves import EPOCH
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
-from vssl_dist.evaluation.online import NoProbe, OnlineProbe, build_probe
+from vssl_dist.errors import CheckpointError
+from vssl_dist.exports.card import Description, Origin
 from vssl_dist.methods import LossOutput, build_method, monitors
+from vssl_dist.online_probe import (
+    NoProbe,
+    OnlineProbe,
+    build_probe,
+)
 from vssl_dist.resume import Saver
 from vssl_dist.trace import Trace
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..split import Request, Split
 from . import cifar, imagefolder, imagenet, photos, stl10, webdataset
+from .base import Request, Split
 
 _FILES = frozenset({"--resize-short", "--quality", "--max-pixels", "--on-bad"})
 """What only makes sense where there are image files to decode."""

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.manifest import DataError
 from vssl_dist.durable import read_regular
+from vssl_dist.errors import DataError
 
-from ..pixels import Pixels
-from ..split import Request, Split
-from ..tars import gzipped
+from ..archives.tars import gzipped
+from ..images.pixels import Pixels
+from .base import Request, Split
 from .download import fetch
 
 _MAX_BYTES = 1 << 30

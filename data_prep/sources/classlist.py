@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
 
 def chosen(path: Path | None, known: Sequence[str]) -> tuple[str, ...]:

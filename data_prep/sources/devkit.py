@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
-from ..tars import gzipped
+from ..archives.tars import gzipped
 
 FOLDER = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{FOLDER}.tar.gz"

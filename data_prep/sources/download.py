@@ -6,8 +6,8 @@ import socket
 from importlib import import_module
 from pathlib import Path
 
-from vssl_dist.data.manifest import DataError
 from vssl_dist.durable import followed
+from vssl_dist.errors import DataError
 
 _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
 _TIMEOUT_S = 30.0

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vssl_dist.data.manifest import DataError
 from vssl_dist.durable import read_regular
+from vssl_dist.errors import DataError
 
-from ..split import LeftOut, Raw, Request, Split
-from ..tars import MAX_BYTES
+from ..archives.tars import MAX_BYTES
+from .base import (
+    LeftOut,
+    Raw,
+    Request,
+    Split,
+)
 from .classlist import chosen
 from .splits import (
     beside,

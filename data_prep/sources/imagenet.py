@@ -14,11 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
-from ..spans import Spans
-from ..split import LeftOut, Request, Split
-from ..tars import Member, holds_picture, members, stamp
+from ..archives.spans import Spans
+from ..archives.tars import (
+    Member,
+    holds_picture,
+    members,
+    stamp,
+)
+from .base import (
+    LeftOut,
+    Request,
+    Split,
+)
 from .classlist import chosen
 from .devkit import ARCHIVE as DEVKIT
 from .devkit import FOLDER as DEVKIT_FOLDER

@@ -18,9 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
-from ..split import Raw, Request, Split
+from .base import (
+    Raw,
+    Request,
+    Split,
+)
 
 PATCH = 32
 PER_CLASS = {"train": 400, "val": 100}

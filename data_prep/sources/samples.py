@@ -11,12 +11,18 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
-from ..pictures import SUFFIXES, is_picture
-from ..split import LeftOut, Request
-from ..tars import ArchiveError, Member, begins, members, stamp
-from ..unpack import is_gzip
+from ..archives.tars import (
+    ArchiveError,
+    Member,
+    begins,
+    members,
+    stamp,
+)
+from ..archives.unpack import is_gzip
+from ..images.pictures import SUFFIXES, is_picture
+from .base import LeftOut, Request
 from .labels import Label, listed, read_label
 from .tarlist import no_tars
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
-from ..split import LeftOut
+from .base import LeftOut
 
 NAMES = {
     "train": frozenset({"train", "training"}),

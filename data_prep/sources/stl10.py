@@ -12,11 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
-from ..pixels import Pixels
-from ..split import UNLABELED, Request, Split
-from ..tars import gzipped
+from ..archives.tars import gzipped
+from ..images.pixels import Pixels
+from .base import (
+    UNLABELED,
+    Request,
+    Split,
+)
 from .download import fetch
 
 DATASET = "stl10"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
-from ..split import LeftOut
+from .base import LeftOut
 from .splits import is_folder, lone, names_in
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
 from ..files import first_bytes
-from ..pictures import HEAD, called_picture, is_picture
-from ..split import LeftOut
+from ..images.pictures import (
+    HEAD,
+    called_picture,
+    is_picture,
+)
+from .base import LeftOut
 from .splits import is_folder, lone, names_in, unreachable, unread
 
 Facts = tuple[int, int, int, int]

@@ -14,10 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vssl_dist.data.manifest import FORMAT, MANIFEST, DataError, read_manifest
+from vssl_dist.data.store.manifest import FORMAT, MANIFEST, read_manifest
+from vssl_dist.errors import DataError
 
-from ..spans import Spans
-from ..split import UNLABELED, LeftOut, Request, Split
+from ..archives.spans import Spans
+from .base import (
+    UNLABELED,
+    LeftOut,
+    Request,
+    Split,
+)
 from .samples import Reader, Sample
 from .splits import beside, sought, split_folders, split_of, wanted_splits
 from .tarlist import tars_of

@@ -31,9 +31,10 @@ from bench.study_report import (
 from tests.support.cards import card_text
 from tests.support.photos import tiny_dataset
 from vssl_dist import config
-from vssl_dist.config import ConfigError, read_task
-from vssl_dist.evaluation.plots import png
-from vssl_dist.evaluation.results import FORMAT
+from vssl_dist.config import read_task
+from vssl_dist.errors import ConfigError
+from vssl_dist.evaluation.figures.plots import png
+from vssl_dist.exports.results import FORMAT
 from vssl_dist.linter import Facts, lint
 
 ROOT = Path(__file__).parents[2]

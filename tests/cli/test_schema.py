@@ -12,7 +12,7 @@ import yaml
 
 from vssl_dist import config
 from vssl_dist.cli import schema, typos
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("vssl_dist", "launch", "data_prep", "configs", "slurm")
+ROOMS = ("vssl_dist", "data_prep", "configs", "slurm")
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from data_prep.build import Options
-from data_prep.images import MAX_PIXELS
+from data_prep.build.build import Options
+from data_prep.images.examine import MAX_PIXELS
 from data_prep.sources import SOURCES
-from launch.keys import BLOCKS
 from tests.support.refusals import refusal
 from vssl_dist.cli import commands, typos
 from vssl_dist.cli.places import by_name, module_file, module_name
 from vssl_dist.cli.program import arguments
+from vssl_dist.commands.keys import BLOCKS
 from vssl_dist.config import TASKS
-from vssl_dist.evaluation.portable import FORMATS
+from vssl_dist.exports.formats import FORMATS
 from vssl_dist.methods import CONFIGS
 
 ROOT = Path(__file__).parents[2]

@@ -14,11 +14,17 @@ import pytest
 
 from bench import study_plan
 from data_prep import preview, shard, subset, verify
-from launch import evaluate, export, one_class, submit
 from tests.config.test_reading import METHODS, TEXT
 from vssl_dist import config
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.commands import (
+    evaluate,
+    export,
+    one_class,
+    submit,
+)
+from vssl_dist.config import RunConfig
 from vssl_dist.config.paths import expanded, literal, path_argument
+from vssl_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 ME = pwd.getpwuid(os.getuid())

@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vssl_dist import config
-from vssl_dist.config import TASKS, ConfigError, MethodConfig, RunConfig
+from vssl_dist.config import TASKS, MethodConfig, RunConfig
+from vssl_dist.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXT = """

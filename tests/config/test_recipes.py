@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from vssl_dist import config
-from vssl_dist.config import RECIPES, ConfigError, MethodConfig, RunConfig, ViewRecipe
+from vssl_dist.config import RECIPES, MethodConfig, RunConfig, ViewRecipe
+from vssl_dist.errors import ConfigError
 
 TEXT = """
 name: run

@@ -11,7 +11,8 @@ import yaml
 
 from tests.config.test_reading import METHODS, TEXT, read
 from vssl_dist import config
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config import RunConfig
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.resources import Resources, load_profile
 from vssl_dist.methods import CONFIGS
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.damage import SAMPLES, SHARD
 from tests.support.shards import tiny_shards
-from vssl_dist.data import handles
+from vssl_dist.data.store import handles
 
 
 @pytest.fixture(scope="session")

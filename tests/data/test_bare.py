@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.support.kinds import KEEP, KINDS
 from tests.support.photos import crop
+from vssl_dist.data.backends.reference import decode
 from vssl_dist.data.bare import JPEG, PNG, bare, chunks, segments
-from vssl_dist.data.reference import decode
 
 PICTURE = crop(5, 16, (30, 44))
 TOLD = {"exif", "icc_profile", "comment", "xmp", "photoshop", "gamma", "srgb", "chromaticity",

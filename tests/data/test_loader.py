@@ -16,7 +16,6 @@ import torch
 
 from tests.support.photos import crop, tiny_dataset
 from vssl_dist.config import (
-    ConfigError,
     DataConfig,
     MethodConfig,
     Normalisation,
@@ -24,15 +23,11 @@ from vssl_dist.config import (
     RunConfig,
     ViewRecipe,
 )
-from vssl_dist.data.backends import build_backend
-from vssl_dist.data.loader import (
-    BackendSpec,
-    Batch,
-    Loader,
-    build_loader,
-    evaluation_batches,
-)
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.backends.build import build_backend
+from vssl_dist.data.loader import BackendSpec, Batch, Loader, build_loader
+from vssl_dist.data.passes import evaluation_batches
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import ConfigError, DataError
 
 SAMPLES = 61
 BACKENDS = ["dali", "reference"]
@@ -171,7 +166,7 @@ def damage(folder: Path, tmp_path: Path, bad: list[int], *, fix_crc: bool) -> Pa
             np.save(index_path, index)
             entry["index_sha256"] = hashlib.sha256(index_path.read_bytes()).hexdigest()
     if fix_crc:
-        from vssl_dist.data.manifest import seal
+        from vssl_dist.data.store.manifest import seal
 
         (copy / "manifest.json").write_bytes(seal(manifest))
     return copy

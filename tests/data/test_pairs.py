@@ -18,9 +18,9 @@ from vssl_dist.config import (
     RunConfig,
     ViewRecipe,
 )
-from vssl_dist.data.evaluation import Pairs, augmented_batches
 from vssl_dist.data.loader import BackendSpec, build_loader
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.passes import Pairs, augmented_batches
+from vssl_dist.data.store.dataset import Dataset
 
 SAMPLES, SEED = 29, 5
 RECIPES = ViewRecipe(), ViewRecipe(blur=0.1, solarize=0.2)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from vssl_dist.config import ConfigError
 from vssl_dist.data.plan import Plan
+from vssl_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from itertools import count, islice
 import pytest
 
 from vssl_dist.data.prefetch import Prefetcher
-from vssl_dist.data.shards import DataError
+from vssl_dist.errors import DataError
 
 
 def prefetching() -> int:

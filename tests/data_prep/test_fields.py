@@ -18,7 +18,7 @@ from data_prep import shard, verify
 from data_prep.sources.tarlist import expanded
 from tests.support.archives import jpeg, packed
 from tests.support.sharding import refusal, sharded
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
 
 Files = list[tuple[str, bytes]]
 

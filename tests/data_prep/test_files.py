@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.archives.unpack import FOLDER, unpacking
+from data_prep.build.folder import claimed
 from data_prep.files import held, sweep, whole_file, write_whole
-from data_prep.folder import claimed
-from data_prep.unpack import FOLDER, unpacking
 from tests.support.others import done_as_nobody, link_of_nobody, needs_root, shared_folder
-from vssl_dist.data.manifest import DataError
+from vssl_dist.errors import DataError
 
 
 def test_no_link_that_awaits_the_unfinished_file_is_written_through(tmp_path: Path) -> None:

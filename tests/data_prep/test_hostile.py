@@ -18,7 +18,7 @@ from data_prep import shard, verify
 from tests.support.archives import jpeg
 from tests.support.photos import tiny_dataset
 from tests.support.shards import edit_manifest
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
 
 PIPE, DEVICE = "a pipe that nobody writes to", "a device without an end"
 

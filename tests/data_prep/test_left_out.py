@@ -15,15 +15,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import build, shard, verify
-from data_prep.decisions import Decided
-from data_prep.folder import amend
+from data_prep import shard, verify
+from data_prep.build import build
+from data_prep.build.decisions import Decided
+from data_prep.build.folder import amend
+from data_prep.build.writer import (
+    NOTES,
+    ShardTask,
+    UnreadError,
+)
 from data_prep.sources.walk import walked
-from data_prep.writer import NOTES, ShardTask, UnreadError
 from tests.support.archives import jpeg, packed
 from tests.support.sharding import refusal, sharded
-from vssl_dist.data.manifest import read_manifest
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.manifest import read_manifest
 
 # Nothing else is printed where an error is told, by whatever is collected afterwards.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")

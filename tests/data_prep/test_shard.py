@@ -20,9 +20,11 @@ import psutil
 import pytest
 import webdataset
 
-from data_prep import shard, survey
+from data_prep import shard
+from data_prep.build import survey
 from tests.support.photos import tiny_dataset
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 SHARD = (sys.executable, str(ROOT / "data_prep" / "shard.py"))

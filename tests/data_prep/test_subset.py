@@ -10,8 +10,8 @@ import pytest
 
 from data_prep import subset, verify
 from tests.support.photos import tiny_dataset
-from vssl_dist.data.manifest import read_manifest
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.manifest import read_manifest
 
 SAMPLES, CLASSES = 60, 5
 

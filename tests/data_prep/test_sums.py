@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_prep import shard
 from tests.support.archives import jpeg, packed
-from vssl_dist.data.manifest import read_manifest
+from vssl_dist.data.store.manifest import read_manifest
 
 Files = list[tuple[str | tarfile.TarInfo, bytes]]
 LATIN = os.fsdecode(b"\xe9\xff")

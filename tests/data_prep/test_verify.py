@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import build, shard, verify
+from data_prep import shard, verify
+from data_prep.build import build
 from tests.support.photos import crop, tiny_dataset
-from vssl_dist.data.manifest import Manifest, _parse, read_manifest, seal
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.manifest import (
+    Manifest,
+    _parse,
+    read_manifest,
+    seal,
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.evaluate import main
 from tests.support.damage import flip, one_line, place
 from tests.support.exports import NORMALISE, exported
 from tests.support.photos import tiny_dataset
+from vssl_dist.commands.evaluate import main
 from vssl_dist.config import RECIPES, CollapseConfig, FinetuneConfig, KnnConfig
-from vssl_dist.data.evaluation import Pairs
-from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.evaluation.features import Reading
-from vssl_dist.evaluation.task import Place, baselines, evaluate
-from vssl_dist.evaluation.variants import AugmentedPairs, Corruptions, Variants
-from vssl_dist.jobs.evaluation import Due, evaluate_one
+from vssl_dist.data.passes import Pairs
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.features.extract import Reading
+from vssl_dist.evaluation.features.variants import (
+    AugmentedPairs,
+    Corruptions,
+    Variants,
+)
+from vssl_dist.evaluation.run import (
+    Place,
+    baselines,
+    evaluate,
+)
+from vssl_dist.jobs.evaluation_job import Due, evaluate_one
 
 TASK = KnnConfig(k=(5,), temperature=(0.07,), batch=16)
 BAD = (3, 17, 30)

@@ -15,11 +15,17 @@ from pydantic import ValidationError
 from tests.support.exports import NORMALISE, exported
 from tests.support.photos import tiny_dataset
 from vssl_dist.config import FinetuneConfig, read_task
-from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.evaluation.features import Reading, extract, random_network, raw_pixels
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.features.extract import (
+    Reading,
+    extract,
+    random_network,
+    raw_pixels,
+)
 from vssl_dist.evaluation.finetune import Classifier, Labelled, Schedule, best_lr, finetune
-from vssl_dist.evaluation.probe import split
-from vssl_dist.evaluation.task import baselines, evaluate
+from vssl_dist.evaluation.run import baselines, evaluate
+from vssl_dist.evaluation.scores.probe import split
 
 CLASSES = 4
 QUICK = FinetuneConfig(epochs=4, train_batch=16, lr=(0.5,), batch=50)

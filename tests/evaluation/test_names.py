@@ -20,14 +20,19 @@ from tests.support.heads import SMALL, exported_branch
 from tests.support.photos import three_splits
 from tests.support.shards import edit_manifest
 from vssl_dist.config import UncertaintyConfig
-from vssl_dist.data.page import Tile, page
-from vssl_dist.data.shards import Dataset
-from vssl_dist.evaluation import plots
-from vssl_dist.evaluation.model_card import model_card
-from vssl_dist.evaluation.one_class import OTHERS, Trained, bars, markdown
-from vssl_dist.evaluation.pictures import sheet
-from vssl_dist.evaluation.plots import literal, png
-from vssl_dist.evaluation.task import evaluate
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.evaluation.figures import plots
+from vssl_dist.evaluation.figures.contact_sheet import sheet
+from vssl_dist.evaluation.figures.plots import literal, png
+from vssl_dist.evaluation.one_class_table import (
+    OTHERS,
+    Trained,
+    bars,
+    markdown,
+)
+from vssl_dist.evaluation.run import evaluate
+from vssl_dist.exports.model_card import model_card
+from vssl_dist.preview.page import Tile, page
 
 NAMES = [
     r"a$\frac{$", "$x$", "x\x1b[31m", "<script>", "a\nb", "\udcff", "\u732b", "\U0001f600",

@@ -14,22 +14,27 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from launch.evaluate import main
 from tests.support.exports import by_hand, change, exported
 from tests.support.heads import SMALL, exported_branch
 from tests.support.photos import three_splits
 from vssl_dist import config
+from vssl_dist.commands.evaluate import main
 from vssl_dist.config import CollapseConfig, OodConfig, read_task
-from vssl_dist.evaluation.exports import load_export, read_card
-from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.model_card import evaluations
-from vssl_dist.evaluation.one_class import OTHERS, Trained, bars, markdown
-from vssl_dist.evaluation.posterior import Posterior
-from vssl_dist.evaluation.results import LIKELIHOODS, read_result, shown
-from vssl_dist.evaluation.task import baselines, evaluate
+from vssl_dist.evaluation.one_class_table import (
+    OTHERS,
+    Trained,
+    bars,
+    markdown,
+)
+from vssl_dist.evaluation.run import baselines, evaluate
+from vssl_dist.evaluation.scores.posterior import Posterior
+from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.scores.variational import Scoring, variational_scores
 from vssl_dist.evaluation.tasks import TASKS
-from vssl_dist.evaluation.variational import Scoring, variational_scores
-from vssl_dist.jobs.evaluation import Due
+from vssl_dist.exports.model_card import evaluations
+from vssl_dist.exports.read import load_export, read_card
+from vssl_dist.exports.results import LIKELIHOODS, read_result, shown
+from vssl_dist.jobs.evaluation_job import Due
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.heads import GaussianBranch
 

@@ -15,10 +15,10 @@ from tests.support.damage import one_line
 from tests.support.exports import change, exported
 from tests.support.photos import tiny_dataset
 from vssl_dist.config import FinetuneConfig, KnnConfig, OodConfig, TaskConfig
-from vssl_dist.data import shardfile
-from vssl_dist.data.shards import DataError
+from vssl_dist.data.store import shardfile
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.run import evaluate
 from vssl_dist.evaluation.subject import Images, Place
-from vssl_dist.evaluation.task import evaluate
 
 TIMEOUT_S = 0.4
 KNN = KnnConfig(k=(5,), temperature=(0.07,))

@@ -18,8 +18,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from launch import export
-from launch.evaluate import cells, main
 from tests.support.exports import change, exported
 from tests.support.others import (
     done_as_nobody,
@@ -29,12 +27,15 @@ from tests.support.others import (
     shared_folder,
 )
 from tests.support.photos import tiny_dataset
-from vssl_dist.config import ConfigError, KnnConfig
+from vssl_dist.commands import export
+from vssl_dist.commands.evaluate import cells, main
+from vssl_dist.config import KnnConfig
 from vssl_dist.durable import sha256
-from vssl_dist.evaluation.cache import FeatureCache, features_of
-from vssl_dist.evaluation.features import Rows
-from vssl_dist.jobs import dispatch
-from vssl_dist.jobs.evaluation import Attempts, Due
+from vssl_dist.errors import ConfigError
+from vssl_dist.evaluation.features.cache import FeatureCache, features_of
+from vssl_dist.evaluation.features.extract import Rows
+from vssl_dist.jobs import evaluation_queue
+from vssl_dist.jobs.evaluation_job import Attempts, Due
 
 KNN = {"task": "knn", "k": [5], "temperature": [0.1], "batch": 50}
 LINEAR = {"task": "linear", "epochs": 1, "lr": [0.1], "l2": [1.0], "shares": [], "seeds": 1}
@@ -246,14 +247,14 @@ def test_results_in_a_run_that_can_only_be_read_are_not_computed_again(run: Path
 def test_evaluations_do_not_wait_for_a_stranger(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = dispatch.lock_path(run)
+    lock = evaluation_queue.lock_path(run)
     lock.touch(mode=0o644)
     with locked_by_nobody(lock) as pid:
         assert asked(run) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {lock}: is held by process {pid} of ")
         assert said.count("\n") == 1
-        dispatch.work(run)
+        evaluation_queue.work(run)
         assert f"no evaluations: {lock} is held by process {pid} of " in capsys.readouterr().out
     assert asked(run) == 0
     assert lock.stat().st_mode & 0o077 == 0

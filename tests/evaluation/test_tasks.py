@@ -16,15 +16,19 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from launch.evaluate import main
 from tests.support.exports import by_hand, change, exported
 from tests.support.photos import three_splits, tiny_dataset
+from vssl_dist.commands.evaluate import main
 from vssl_dist.config import TASKS as SETTINGS
 from vssl_dist.config import CollapseConfig, KnnConfig, LinearConfig, OodConfig, read_task
-from vssl_dist.data.shards import DataError
-from vssl_dist.evaluation.collapse import rankme
-from vssl_dist.evaluation.ranks import Pass
-from vssl_dist.evaluation.task import Place, baselines, evaluate
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.features.workers import Pass
+from vssl_dist.evaluation.run import (
+    Place,
+    baselines,
+    evaluate,
+)
+from vssl_dist.evaluation.scores.spectrum import rankme
 from vssl_dist.evaluation.tasks import TASKS
 
 QUICK = LinearConfig(epochs=5, lr=(0.01, 0.1), l2=(1e-3, 1e-1), shares=(0.25,), seeds=2, batch=50)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.gpu import take_own_gpu, visible
 
 LISTS = [

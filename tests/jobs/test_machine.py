@@ -16,16 +16,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch import evaluate
 from vssl_dist import config
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.commands import evaluate
+from vssl_dist.config import RunConfig
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import machine
-from vssl_dist.jobs.evaluation import EvalJob
+from vssl_dist.jobs.evaluation_job import EvalJob
 from vssl_dist.jobs.machine import Driver, Gpu, Wheel, line, prepare, why_no_cuda
 from vssl_dist.jobs.preflight import Preflight
 from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
 from vssl_dist.jobs.stop import REFUSED, StopFlag
-from vssl_dist.jobs.training import TrainJob, failure_file, run_rank
+from vssl_dist.jobs.training_job import (
+    TrainJob,
+    failure_file,
+    run_rank,
+)
 from vssl_dist.methods import CONFIGS
 
 PYPI = Wheel("2.13.0", "13.0", "2.28.9")

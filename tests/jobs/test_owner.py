@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.others import locked_by_nobody, needs_root, shared_folder
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import owner
 
 CLAIM = """

@@ -9,9 +9,10 @@ import pytest
 from tests.support.damage import stalled
 from tests.support.photos import tiny_dataset
 from vssl_dist import config
-from vssl_dist.config import ConfigError, RunConfig
-from vssl_dist.data.shards import Dataset
-from vssl_dist.data.watch import ReadWatch
+from vssl_dist.config import RunConfig
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.stall import ReadWatch
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.preflight import Preflight, check_network, with_backend
 from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
 from vssl_dist.linter import Facts

@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.others import NOBODY, done_as_nobody, link_of_nobody, needs_root, shared_folder
-from vssl_dist.config import ConfigError
-from vssl_dist.jobs import cluster, owner, private
+from vssl_dist.errors import ConfigError
+from vssl_dist.jobs import (
+    owner,
+    private,
+    slurm,
+)
 from vssl_dist.jobs.resources import Resources, on_slurm
 
 GROUP = 4242
@@ -231,8 +235,8 @@ def test_a_node_unpickles_nothing_from_a_folder_that_another_user_put_in_the_run
     (tools / "srun").chmod(0o755)
     owner.claim(run, dead)
     private.make_hidden(run / "slurm")
-    parameters = cluster.train_parameters("a", on_slurm(Resources(device="cpu"), 1, ""))
-    text = cluster.script(run / "slurm", parameters)
+    parameters = slurm.train_parameters("a", on_slurm(Resources(device="cpu"), 1, ""))
+    text = slurm.script(run / "slurm", parameters)
 
     def swap() -> None:
         run.rename(lab / "b")
@@ -268,8 +272,8 @@ def test_an_evaluation_is_not_unpickled_below_a_run_that_another_user_has_put_th
         (run / "slurm").symlink_to(own)
 
     assert done_as_nobody(plant, GROUP)
-    parameters = cluster.evaluation_parameters("a", on_slurm(Resources(device="cpu"), 1, ""))
-    text = cluster.script(run / "slurm" / "evaluations", parameters).partition("\nsrun ")[0]
+    parameters = slurm.evaluation_parameters("a", on_slurm(Resources(device="cpu"), 1, ""))
+    text = slurm.script(run / "slurm" / "evaluations", parameters).partition("\nsrun ")[0]
     done = subprocess.run(["bash"], input=text, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {run} is not yours")

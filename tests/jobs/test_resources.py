@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.resources import (
     Launch,
     Resources,

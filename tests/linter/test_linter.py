@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from vssl_dist import config
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config import RunConfig
+from vssl_dist.errors import ConfigError
 from vssl_dist.linter import RULES, Facts, lint
 from vssl_dist.linter.__main__ import table
 from vssl_dist.linter.rule import is_vit

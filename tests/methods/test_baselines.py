@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tests.support.photos import tiny_dataset
 from tests.support.views import NoNoise, two_views
 from vssl_dist import config
-from vssl_dist.config import ConfigError, MethodConfig
+from vssl_dist.config import MethodConfig
 from vssl_dist.data.loader import check_classes
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.methods import MicroStep, build_method
 from vssl_dist.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from vssl_dist.methods.dino import DINO, DINOConfig, by_size

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.views import NoNoise, two_views
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.methods import build_method
 from vssl_dist.methods.byol import BYOL, BYOLConfig
 from vssl_dist.methods.simsiam import SimSiam, SimSiamConfig

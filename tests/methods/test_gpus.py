@@ -22,10 +22,10 @@ from tests.support.cuda_autocast import autocast_of_cuda
 from tests.support.cuda_contract import CudaContract, EagerMode, Refused
 from vssl_dist import config
 from vssl_dist.config import OnlineConfig
-from vssl_dist.evaluation.online import OnlineProbe
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.methods.base import MicroStep
 from vssl_dist.models.norm import SyncBatchNorm, synchronise
+from vssl_dist.online_probe import OnlineProbe
 from vssl_dist.optim import build_optimizer
 from vssl_dist.teacher import Teacher
 

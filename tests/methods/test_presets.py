@@ -9,7 +9,8 @@ from typing import Any, get_args
 import pytest
 
 from vssl_dist import config
-from vssl_dist.config import ConfigError, MethodConfig
+from vssl_dist.config import MethodConfig
+from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
 from vssl_dist.methods.vje import VJEConfig
 from vssl_dist.methods.vssl import VSSLConfig

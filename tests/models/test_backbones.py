@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.models.backbones import build_backbone, check_sides
 from vssl_dist.models.norm import SyncBatchNorm, synchronise
 from vssl_dist.vision import torchvision

@@ -16,9 +16,9 @@ from tests.support.photos import tiny_dataset
 from tests.support.refusals import refusal
 from vssl_dist import config
 from vssl_dist.environment import outside_jobs
-from vssl_dist.jobs import cluster as slurm
+from vssl_dist.jobs import slurm
 from vssl_dist.jobs.resources import load_profile, on_slurm
-from vssl_dist.jobs.training import TrainJob
+from vssl_dist.jobs.training_job import TrainJob
 from vssl_dist.methods import CONFIGS
 
 pytestmark = pytest.mark.slurm

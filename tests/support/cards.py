@@ -6,8 +6,15 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vssl_dist.card import FORMAT, Block, Card, ConfigBlock, Description, PortableCard
 from vssl_dist.config import Normalisation
+from vssl_dist.exports.card import (
+    FORMAT,
+    Block,
+    Card,
+    ConfigBlock,
+    Description,
+    PortableCard,
+)
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 

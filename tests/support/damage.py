@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from vssl_dist.config import DataConfig, OptimConfig, RunConfig, ViewRecipe
-from vssl_dist.data import shardfile
 from vssl_dist.data.loader import Batch, Loader, build_loader
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.store import shardfile
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import DataError
 from vssl_dist.methods import CONFIGS
 
 SAMPLES, SHARD = 61, 13

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 
 from tests.support.exports import NORMALISE
-from vssl_dist.card import FORMAT, ConfigBlock, Description
 from vssl_dist.config import RECIPES
-from vssl_dist.export import write_export
+from vssl_dist.exports.card import (
+    FORMAT,
+    ConfigBlock,
+    Description,
+)
+from vssl_dist.exports.write import write_export
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.models.heads import GaussianBranch
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from data_prep.images import Verdict
+from data_prep.images.examine import Verdict
 from tests.support.encoders import SIGNATURE, chunk, interlaced, jpeg, png, rows, segment
 
 Make = Callable[[np.ndarray], bytes]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vssl_dist.evaluation.features import Forward, raw_pixels
+from vssl_dist.evaluation.features.extract import Forward, raw_pixels
 
 Image = NDArray[np.float32]
 

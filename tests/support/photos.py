@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.build import Options, build
+from data_prep.build.build import Options, build
+from data_prep.sources.base import Raw, Split
 from data_prep.sources.photos import FILES, photograph
-from data_prep.split import Raw, Split
 
 
 @dataclass(frozen=True)

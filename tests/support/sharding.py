@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from data_prep import shard
-from data_prep.encode import Encoded
-from data_prep.images import DEFAULT, Rules, examine, make
+from data_prep.images.encode import Encoded
+from data_prep.images.examine import (
+    DEFAULT,
+    Rules,
+    examine,
+    make,
+)
 
 
 def sharded(source: str, root: Path | str, out: Path, *options: object) -> int:

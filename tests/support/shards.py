@@ -15,7 +15,11 @@ import numpy as np
 from PIL import Image
 
 from tests.support.photos import crop
-from vssl_dist.data.manifest import FORMAT, INDEX_DTYPE, seal
+from vssl_dist.data.store.manifest import (
+    FORMAT,
+    INDEX_DTYPE,
+    seal,
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.tracker import check_tracking, default_tracking_uri, normal
 from vssl_dist.tracker.address import database, database_uri
 

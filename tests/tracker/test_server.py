@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vssl_dist.jobs.evaluation import send
+from vssl_dist.jobs.evaluation_job import send
 from vssl_dist.tracker import Answer, Flusher, Spool, default_tracking_uri, flush_once, look
 
 

@@ -16,7 +16,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from launch import evaluate, track
 from tests.support.exports import exported
 from tests.support.others import (
     NOBODY,
@@ -26,9 +25,10 @@ from tests.support.others import (
     shared_folder,
 )
 from tests.support.photos import tiny_dataset
-from vssl_dist.config import ConfigError
+from vssl_dist.commands import evaluate, track
 from vssl_dist.durable import share_as_its_folder
-from vssl_dist.jobs.evaluation import send, send_unasked
+from vssl_dist.errors import ConfigError
+from vssl_dist.jobs.evaluation_job import send, send_unasked
 from vssl_dist.tracker import Flusher, Record, Spool, flushed, holder, look, settle, shortfall
 from vssl_dist.tracker.address import database_uri
 from vssl_dist.tracker.cursor import cursor_at

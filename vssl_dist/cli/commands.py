@@ -80,7 +80,7 @@ def _of(option: str, known: tuple[str, ...]) -> Callable[[Namespace], None]:
 
 SUBMIT = Command(
     "submit",
-    "launch.submit",
+    "vssl_dist.commands.submit",
     "Start one run, on SLURM or on this machine.",
     [
         _option("--nodes", type=int, metavar="N", help="submit to SLURM (1)"),
@@ -100,7 +100,7 @@ SUBMIT = Command(
 )
 EVALUATE = Command(
     "evaluate",
-    "launch.evaluate",
+    "vssl_dist.commands.evaluate",
     "Evaluate the exports of a run, or one export, by hand.",
     [
         _argument("target", "RUN|EXPORT"),
@@ -134,7 +134,7 @@ EVALUATE = Command(
 )
 ONE_CLASS = Command(
     "one-class",
-    "launch.one_class",
+    "vssl_dist.commands.one_class",
     "One-class anomaly detection: a training on each class alone.",
     [
         _option("--classes", help="these only: names with commas between, or a file"),
@@ -146,7 +146,7 @@ ONE_CLASS = Command(
 )
 EXPORT = Command(
     "export",
-    "launch.export",
+    "vssl_dist.commands.export",
     "Turn an exported backbone into a format that others open.",
     [
         _argument("target", "RUN|EXPORT"),
@@ -159,7 +159,7 @@ EXPORT = Command(
 )
 TRACK = Command(
     "track",
-    "launch.track",
+    "vssl_dist.commands.track",
     "Send the curves of runs to where tracking points now.",
     [
         _argument("runs", "RUN...", nargs=-1, required=True),
@@ -254,7 +254,7 @@ PREVIEW = Command(
 )
 KEYS = Command(
     "keys",
-    "launch.keys",
+    "vssl_dist.commands.keys",
     "Every key of a config and of a machine's profile.",
     [click.Argument(["blocks"], nargs=-1, metavar="[BLOCK]...")],
     look=typos.refuse_blocks,

@@ -23,9 +23,10 @@ from pathlib import Path
 
 from vssl_dist.cli.program import arguments
 from vssl_dist.confidential import hidden
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.installed import NEEDED, has_dali
-from vssl_dist.jobs import cluster, machine
+from vssl_dist.jobs import machine
+from vssl_dist.jobs.slurm import why_no_slurm
 from vssl_dist.text import printable, say
 from vssl_dist.tracker import NOWHERE, check_tracking, default_tracking_uri, look, why_no_locks
 
@@ -87,7 +88,7 @@ def dali(needed: bool) -> Finding:
             absent=True,
         )
     try:
-        import_module("vssl_dist.data.dali")
+        import_module("vssl_dist.data.backends.dali")
     except Exception as error:
         return Finding(f"cannot be imported ({error}): data.backend=reference does without", True)
     builds = [*distributions(name="nvidia-dali-cuda130")]
@@ -135,7 +136,7 @@ def disk(out: Path) -> Finding:
 
 def slurm(needed: bool) -> Finding:
     """The programs of SLURM and its controller."""
-    reason = cluster.why_no_slurm()
+    reason = why_no_slurm()
     if reason is None:
         return Finding("takes jobs")
     there = shutil.which("sbatch") is not None

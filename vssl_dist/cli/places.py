@@ -12,7 +12,7 @@ _SUFFIX = ".yaml"
 
 
 def module_name(name: str) -> str:
-    """What a module such as ``launch.submit`` is called by this installation.
+    """What a module such as ``data_prep.shard`` is called by this installation.
 
     A wheel holds the rooms beside the package inside of it, so that it brings no top-level name
     but its own.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from vssl_dist.cli.places import refuse_unknown
+from vssl_dist.errors import ConfigError
 
 BLOCKS = (
     "data", "views", "normalise", "optim", "engine", "checkpoint", "online", "profile",
@@ -74,7 +75,7 @@ def refuse_config(args: Namespace) -> None:
         refuse_unknown("slurm", profile)
     try:
         config.load(args.config, args.overrides, methods=_Methods())
-    except config.ConfigError as error:
+    except ConfigError as error:
         cause = error.__cause__
         # A rule between keys asks the method, of which only the keys are known here.
         if isinstance(cause, ValidationError) and not cause.errors()[0]["loc"]:

@@ -1,21 +1,7 @@
 """The run configuration: read strictly from YAML, so that a typo dies on the login node."""
 
 from vssl_dist.config.blocks import CheckpointConfig, DataConfig, EngineConfig, OptimConfig
-from vssl_dist.config.fields import MethodConfig, Model
-from vssl_dist.config.reading import (
-    ConfigError,
-    dump,
-    load,
-    load_block,
-    load_run,
-    loads,
-    override,
-    refuse_no_file,
-)
-from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
-from vssl_dist.config.schema import RunConfig, frozen_part
-from vssl_dist.config.task import TaskConfig
-from vssl_dist.config.tasks import (
+from vssl_dist.config.evaluations import (
     TASKS,
     CollapseConfig,
     Evaluation,
@@ -27,13 +13,25 @@ from vssl_dist.config.tasks import (
     UncertaintyConfig,
     read_task,
 )
+from vssl_dist.config.fields import MethodConfig, Model
+from vssl_dist.config.reading import (
+    dump,
+    load,
+    load_block,
+    load_run,
+    loads,
+    override,
+    refuse_no_file,
+)
+from vssl_dist.config.recipes import RECIPES, Normalisation, ViewRecipe
+from vssl_dist.config.schema import RunConfig, frozen_part
+from vssl_dist.config.task import TaskConfig
 
 __all__ = [
     "RECIPES",
     "TASKS",
     "CheckpointConfig",
     "CollapseConfig",
-    "ConfigError",
     "DataConfig",
     "EngineConfig",
     "Evaluation",

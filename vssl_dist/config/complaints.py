@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from vssl_dist.config.tasks import TASKS
+from vssl_dist.config.evaluations import TASKS
 
 _REMEDIES = {
     "int_type": "write a whole number in plain decimal digits, without quotes, such as 12",

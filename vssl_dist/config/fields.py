@@ -83,6 +83,13 @@ class Model(BaseModel):
         ser_json_inf_nan="constants",
     )
 
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Unpickle, also what an earlier version pickled, which had fewer keys."""
+        super().__setstate__(state)
+        for name, field in type(self).model_fields.items():
+            if name not in self.__dict__ and not field.is_required():
+                self.__dict__[name] = field.get_default(call_default_factory=True)
+
 
 class MethodConfig(Model):
     """What every method's own block has; each method file adds its keys."""

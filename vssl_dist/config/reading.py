@@ -17,16 +17,13 @@ from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.paths import expanded
 from vssl_dist.config.scalars import Plain, typed
 from vssl_dist.config.schema import RunConfig
+from vssl_dist.errors import ConfigError
 from vssl_dist.text import printable
 
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 32
 _INDEX = re.compile(r"-?(0|[1-9][0-9]*)")
 Block = TypeVar("Block", bound=Model)
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message is one line with the key and the remedy."""
 
 
 def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:

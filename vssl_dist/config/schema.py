@@ -8,9 +8,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from vssl_dist.config.blocks import CheckpointConfig, DataConfig, EngineConfig, OptimConfig
+from vssl_dist.config.evaluations import (
+    Evaluation,
+    OnlineConfig,
+    OodConfig,
+)
 from vssl_dist.config.fields import FilePath, MethodConfig, Model, Positive, as_tuple
 from vssl_dist.config.task import TaskConfig
-from vssl_dist.config.tasks import Evaluation, OnlineConfig, OodConfig
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 

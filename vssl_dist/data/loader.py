@@ -21,26 +21,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vssl_dist.config import RunConfig
-from vssl_dist.data.backend import Backend, BackendSpec, Batch, hand_over
-from vssl_dist.data.backends import build_backend
-from vssl_dist.data.evaluation import evaluation_batches
-from vssl_dist.data.opening import open_watched
+from vssl_dist.data.backends.base import (
+    Backend,
+    BackendSpec,
+    Batch,
+    hand_over,
+)
+from vssl_dist.data.backends.build import build_backend
+from vssl_dist.data.damage.replace import read_decodable
 from vssl_dist.data.plan import Plan
 from vssl_dist.data.prefetch import Prefetcher
-from vssl_dist.data.shards import DataError, Dataset, Samples, Substitution
-from vssl_dist.data.sheet import augmentation_sheet
-from vssl_dist.data.substitution import read_decodable
+from vssl_dist.data.store.dataset import Dataset, Samples, Substitution
+from vssl_dist.data.store.opening import open_watched
 from vssl_dist.data.views import draw
+from vssl_dist.errors import DataError
 
 __all__ = [
     "BackendSpec",
     "Batch",
     "Loader",
-    "augmentation_sheet",
     "build_loader",
     "check_classes",
     "check_labelled",
-    "evaluation_batches",
 ]
 
 _AT_ONCE = 2

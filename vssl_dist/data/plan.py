@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 
 Int64 = NDArray[np.int64]
 

@@ -22,14 +22,20 @@ from torch import Tensor, nn
 
 from vssl_dist import schedule
 from vssl_dist.config import FinetuneConfig, ViewRecipe
-from vssl_dist.data.backend import Backend, Batch, hand_over
-from vssl_dist.data.backends import build_backend
+from vssl_dist.console.bars import progress_bar
+from vssl_dist.data.backends.base import (
+    Backend,
+    Batch,
+    hand_over,
+)
+from vssl_dist.data.backends.build import build_backend
+from vssl_dist.data.damage.replace import read_decodable
 from vssl_dist.data.prefetch import Prefetcher
-from vssl_dist.data.shards import DataError, Dataset, Samples
-from vssl_dist.data.substitution import read_decodable
+from vssl_dist.data.store.dataset import Dataset, Samples
 from vssl_dist.data.views import draw
-from vssl_dist.evaluation.features import Forward, Reading, bar, extract
-from vssl_dist.evaluation.probe import split
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.features.extract import Forward, Reading, extract
+from vssl_dist.evaluation.scores.probe import split
 
 _AHEAD = 2
 
@@ -193,7 +199,7 @@ def finetune(
         optimizer = _optimizer(model, settings, peak)
         losses: list[float] = []
         done = 0
-        with bar() as shown:
+        with progress_bar() as shown:
             task = shown.add_task(f"fine-tuning, lr {plan.lr:g}", total=total)
             for epoch in range(plan.epochs):
                 sums = []

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from vssl_dist.card import Card
 from vssl_dist.config import OodConfig, TaskConfig
 from vssl_dist.data.loader import check_labelled
-from vssl_dist.data.opening import open_watched, watched
-from vssl_dist.data.shards import DataError, Dataset
-from vssl_dist.evaluation.posterior import variational_methods
-from vssl_dist.export import HEAD
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.opening import open_watched, watched
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.scores.posterior import variational_methods
+from vssl_dist.exports.card import Card
+from vssl_dist.exports.write import HEAD
 
 _WHO = "evaluation"
 

@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssl_dist.card import Card
 from vssl_dist.config import TaskConfig
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.durable import sha256
-from vssl_dist.evaluation.cache import FeatureCache, features_of
-from vssl_dist.evaluation.exports import load_export
-from vssl_dist.evaluation.features import (
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.features.cache import FeatureCache, features_of
+from vssl_dist.evaluation.features.extract import (
     Forward,
     Reading,
     collect,
     random_network,
     raw_pixels,
 )
-from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.online import load_online
-from vssl_dist.evaluation.posterior import Posterior, load_posterior
-from vssl_dist.evaluation.probe import Probe
-from vssl_dist.evaluation.ranks import Pass
+from vssl_dist.evaluation.features.variants import Variants
+from vssl_dist.evaluation.features.workers import Pass
+from vssl_dist.evaluation.scores.posterior import Posterior, load_posterior
+from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.splits import check_pair, filled, need_posterior, strangers
-from vssl_dist.evaluation.variants import Variants
+from vssl_dist.exports.card import Card
+from vssl_dist.exports.read import load_export, load_online
+from vssl_dist.models.linear_probe import Probe
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, MutableMapping
 
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 
 _ORDINAL = re.compile(r"\s*([+-]?\d+)")
 

@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.gpu import listed, take_own_gpu
 
 _OLDEST = {11: "450", 12: "525", 13: "580"}

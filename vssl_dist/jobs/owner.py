@@ -14,8 +14,8 @@ import psutil
 from filelock import Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from vssl_dist.config import ConfigError
 from vssl_dist.durable import publish_inside
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
 from vssl_dist.locks import holder, private_lock
 from vssl_dist.text import printable

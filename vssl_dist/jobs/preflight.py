@@ -9,13 +9,18 @@ from pathlib import Path
 
 import torch
 
-from vssl_dist.config import ConfigError, OodConfig, RunConfig
+from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.data.loader import check_classes, check_labelled
-from vssl_dist.data.opening import open_watched, watched
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.opening import open_watched, watched
+from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation.splits import check_filled, check_foreign, check_pair
 from vssl_dist.installed import has_dali
-from vssl_dist.jobs import cluster, machine, private
+from vssl_dist.jobs import (
+    machine,
+    private,
+    slurm,
+)
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
@@ -178,7 +183,7 @@ def _folder(cfg: RunConfig) -> Iterator[str]:
 
 
 def _cluster(launch: Launch) -> Iterator[str]:
-    if launch.cluster == "slurm" and (reason := cluster.why_no_slurm()):
+    if launch.cluster == "slurm" and (reason := slurm.why_no_slurm()):
         yield f"{reason}: --local [N] runs on this machine instead"
 
 

@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vssl_dist.config import ConfigError
 from vssl_dist.durable import followed, keep_others_from_writing, read_regular, user_name
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.permissions import close, is_loose
 from vssl_dist.text import printable
 

@@ -13,7 +13,11 @@ from rich.cells import cell_len
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from vssl_dist.bars import SHORTEST, WholeProgress, screen
+from vssl_dist.console.bars import (
+    SHORTEST,
+    WholeProgress,
+    screen,
+)
 from vssl_dist.text import printable, printable_lines
 
 _LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")

@@ -27,10 +27,10 @@ def main() -> int:
     from vssl_dist.jobs.stop import REFUSAL, REFUSED, StopFlag, leave
 
     stop = StopFlag()
-    from vssl_dist.config import ConfigError
+    from vssl_dist.errors import ConfigError
     from vssl_dist.jobs import private
     from vssl_dist.jobs.resources import load_launch
-    from vssl_dist.jobs.training import TrainJob, run_rank
+    from vssl_dist.jobs.training_job import TrainJob, run_rank
     from vssl_dist.text import printable
 
     run_dir = Path(sys.argv[1])

@@ -11,7 +11,8 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from vssl_dist.confidential import hidden, in_command, in_setting, in_text
-from vssl_dist.config import ConfigError, Model, load_block, refuse_no_file
+from vssl_dist.config import Model, load_block, refuse_no_file
+from vssl_dist.errors import ConfigError
 from vssl_dist.text import printable
 
 _WORD = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 
-from vssl_dist.config import ConfigError, RunConfig
+from vssl_dist.config import RunConfig
+from vssl_dist.errors import ConfigError
 from vssl_dist.linter import methods, optimisation, running, views
 from vssl_dist.linter.rule import Facts, Finding, Rule
 

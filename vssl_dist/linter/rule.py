@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vssl_dist.config import RunConfig
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.models import backbones
 
 

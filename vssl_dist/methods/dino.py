@@ -27,9 +27,10 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from vssl_dist import dist
-from vssl_dist.config import ConfigError, MethodConfig
+from vssl_dist.config import MethodConfig
 from vssl_dist.config.fields import Finite, Positive, as_tuple
 from vssl_dist.densities import at_least_float32
+from vssl_dist.errors import ConfigError
 from vssl_dist.methods import monitors
 from vssl_dist.methods.base import LossOutput, MicroStep
 from vssl_dist.models.backbones import build_backbone

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vssl_dist.config import ConfigError, MethodConfig
+from vssl_dist.config import MethodConfig
 from vssl_dist.config.fields import Finite
 from vssl_dist.densities import at_least_float32
+from vssl_dist.errors import ConfigError
 from vssl_dist.methods.base import LossOutput, MicroStep
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Projection, ProjectionBranch

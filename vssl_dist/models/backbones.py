@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.vision import torchvision
 
 NARROW = {"resnet10_c16": 1, "resnet18_c16": 2}
@@ -194,7 +194,7 @@ def check_sides(backbone: nn.Module, image_size: int, sides: Sequence[int]) -> N
     >>> check_sides(vit(), 32, [32, 16])
     >>> check_sides(vit(), 32, [32, 20])
     Traceback (most recent call last):
-    vssl_dist.config.reading.ConfigError: data.views: ... views of 20 pixels ...
+    vssl_dist.errors.ConfigError: data.views: ... views of 20 pixels ...
     """
     device, home = "meta", f" (data.image_size={image_size} fits)"
     if _complaint(backbone.eval(), image_size, device):

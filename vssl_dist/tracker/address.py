@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from vssl_dist.confidential import in_address
-from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import expanded
+from vssl_dist.errors import ConfigError
 from vssl_dist.installed import command_line
 
 NOWHERE = "none"

@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 from filelock import Timeout
 
-from vssl_dist.config import ConfigError
 from vssl_dist.config.paths import literal
 from vssl_dist.durable import publish_inside
+from vssl_dist.errors import ConfigError
 from vssl_dist.locks import holder, private_lock
 from vssl_dist.tracker.intake import is_texts, json_object, open_own
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from vssl_dist.data.shards import DataError
-from vssl_dist.evaluation.knn import Features
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.subject import Subject
 
 Plot = Callable[[], Figure]

@@ -9,13 +9,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from vssl_dist.config import CollapseConfig
 from vssl_dist.config.recipes import Views
-from vssl_dist.data.evaluation import Pairs
-from vssl_dist.data.shards import DataError
-from vssl_dist.evaluation import plots
-from vssl_dist.evaluation.collapse import alignment, rank, spectrum, uniformity
+from vssl_dist.data.passes import Pairs
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.features.variants import AugmentedPairs
+from vssl_dist.evaluation.figures import plots
+from vssl_dist.evaluation.scores.spectrum import (
+    alignment,
+    rank,
+    spectrum,
+    uniformity,
+)
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Task
-from vssl_dist.evaluation.variants import AugmentedPairs
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import monitors
 

@@ -10,14 +10,19 @@ import torch
 from matplotlib.figure import Figure
 
 from vssl_dist.config import FinetuneConfig
-from vssl_dist.evaluation import plots
-from vssl_dist.evaluation.calibration import Calibration, calibration, outcomes
-from vssl_dist.evaluation.features import extract
+from vssl_dist.evaluation.features.extract import extract
+from vssl_dist.evaluation.figures import plots
 from vssl_dist.evaluation.finetune import Labelled, Schedule, best_lr, finetune
-from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.probe import Probe, accuracy
+from vssl_dist.evaluation.scores.calibration import (
+    Calibration,
+    calibration,
+    outcomes,
+)
+from vssl_dist.evaluation.scores.probe import accuracy
+from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Task, check_labels
+from vssl_dist.models.linear_probe import Probe
 
 
 def tuned(subject: Subject, settings: FinetuneConfig) -> Figures:

@@ -7,9 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from vssl_dist.config import KnnConfig
-from vssl_dist.data.shards import DataError
-from vssl_dist.evaluation import plots
-from vssl_dist.evaluation.knn import Accuracy, knn_grid
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.figures import plots
+from vssl_dist.evaluation.scores.knn import knn_grid
+from vssl_dist.evaluation.scores.table import Accuracy
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Task
 

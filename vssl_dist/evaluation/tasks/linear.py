@@ -15,21 +15,26 @@ import torch
 from matplotlib.figure import Figure
 
 from vssl_dist.config import LinearConfig
-from vssl_dist.data.shards import DataError
-from vssl_dist.evaluation import plots
-from vssl_dist.evaluation.calibration import (
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.figures import plots
+from vssl_dist.evaluation.scores.calibration import (
     Calibration,
     Outcomes,
     calibration,
     outcomes_of,
     reliability,
 )
-from vssl_dist.evaluation.descent import descend
-from vssl_dist.evaluation.knn import Accuracy, Features
-from vssl_dist.evaluation.linear import best_l2, best_lr, logistic
-from vssl_dist.evaluation.probe import Probe, Training, accuracy, subset
+from vssl_dist.evaluation.scores.logistic import (
+    best_l2,
+    best_lr,
+    logistic,
+)
+from vssl_dist.evaluation.scores.probe import Training, accuracy, subset
+from vssl_dist.evaluation.scores.sgd_probes import descend
+from vssl_dist.evaluation.scores.table import Accuracy, Features
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Task, check_labels
+from vssl_dist.models.linear_probe import Probe
 
 
 def linear(subject: Subject, settings: LinearConfig) -> Figures:

@@ -9,16 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vssl_dist.config import OodConfig
-from vssl_dist.data.shards import DataError
-from vssl_dist.evaluation import metrics, plots
-from vssl_dist.evaluation.cross_view import pair_scores
-from vssl_dist.evaluation.ood import Fitting, fit_scores
-from vssl_dist.evaluation.posterior import has_embedding_density
-from vssl_dist.evaluation.results import score_name
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.features.variants import AugmentedPairs
+from vssl_dist.evaluation.figures import plots
+from vssl_dist.evaluation.scores import detection
+from vssl_dist.evaluation.scores.cross_view import pair_scores
+from vssl_dist.evaluation.scores.outliers import Fitting, fit_scores
+from vssl_dist.evaluation.scores.posterior import has_embedding_density
+from vssl_dist.evaluation.scores.variational import Scoring
 from vssl_dist.evaluation.subject import Subject
 from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
-from vssl_dist.evaluation.variants import AugmentedPairs
-from vssl_dist.evaluation.variational import Scoring
+from vssl_dist.exports.results import score_name
 
 
 def ood(subject: Subject, settings: OodConfig) -> Figures:
@@ -38,24 +39,24 @@ def ood(subject: Subject, settings: OodConfig) -> Figures:
         results[part], curves = {}, {}
         for name, foreign in scored(part).items():
             pair = own[name], foreign
-            found: dict[str, Any] = metrics.detection(*pair)._asdict()
+            found: dict[str, Any] = detection.detection(*pair)._asdict()
             if settings.bootstrap:
-                ends = metrics.intervals(*pair, count=settings.bootstrap)
+                ends = detection.intervals(*pair, count=settings.bootstrap)
                 found |= {f"{figure}_interval": list(pair) for figure, pair in ends.items()}
             results[part][name] = found
             label = score_name(name, density).replace("_", " ")
-            curves[f"{label} {100 * found['auroc']:.1f}"] = metrics.roc(*pair)
+            curves[f"{label} {100 * found['auroc']:.1f}"] = detection.roc(*pair)
         drawn[f"roc-{part}"] = _roc(part, curves)
     named = {
         f"ood/{figure}_{part}_{score_name(name, density)}": found[figure]
         for part, by_score in results.items()
         for name, found in by_score.items()
-        for figure in metrics.Detection._fields
+        for figure in detection.Detection._fields
     }
     return Figures(results, named, drawn)
 
 
-def _scorer(subject: Subject, settings: OodConfig) -> Callable[[str], dict[str, metrics.Floats]]:
+def _scorer(subject: Subject, settings: OodConfig) -> Callable[[str], dict[str, detection.Floats]]:
     """Every score, fitted to the bank: of the images of a part, by name."""
     posterior, bank = subject.network.posterior(), subject.features("bank")
     check_labels(subject, bank, "bank")
@@ -68,7 +69,7 @@ def _scorer(subject: Subject, settings: OodConfig) -> Callable[[str], dict[str, 
         Fitting(bank, subject.classes, settings.k, settings.l2, subject.device, setup)
     )
 
-    def scored(part: str) -> dict[str, metrics.Floats]:
+    def scored(part: str) -> dict[str, detection.Floats]:
         features = subject.features(part).features
         found = {name: score(features).numpy() for name, score in scores.items()}
         if setup is not None and views is not None:
@@ -85,7 +86,7 @@ def _scorer(subject: Subject, settings: OodConfig) -> Callable[[str], dict[str, 
     return scored
 
 
-def _roc(part: str, curves: dict[str, tuple[metrics.Floats, metrics.Floats]]) -> Plot:
+def _roc(part: str, curves: dict[str, tuple[detection.Floats, detection.Floats]]) -> Plot:
     def draw() -> Figure:
         figure, (axes,) = plots.page(f"{part}: AUROC %")
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)

@@ -8,16 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vssl_dist.config import UncertaintyConfig
-from vssl_dist.data.shards import Dataset
-from vssl_dist.evaluation import plots
-from vssl_dist.evaluation.corruptions import KINDS, LEVELS
-from vssl_dist.evaluation.knn import Features
-from vssl_dist.evaluation.ood import Fitting, knn_distance
-from vssl_dist.evaluation.pictures import sheet
-from vssl_dist.evaluation.posterior import Posterior
-from vssl_dist.evaluation.subject import Subject
-from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
-from vssl_dist.evaluation.uncertainty import (
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.evaluation.features.corruptions import KINDS, LEVELS
+from vssl_dist.evaluation.features.variants import Corruptions
+from vssl_dist.evaluation.figures import plots
+from vssl_dist.evaluation.figures.contact_sheet import sheet
+from vssl_dist.evaluation.scores.outliers import Fitting, knn_distance
+from vssl_dist.evaluation.scores.posterior import Posterior
+from vssl_dist.evaluation.scores.selective import (
     Floats,
     aurc,
     extremes,
@@ -26,8 +24,10 @@ from vssl_dist.evaluation.uncertainty import (
     spearman,
     within,
 )
-from vssl_dist.evaluation.variants import Corruptions
-from vssl_dist.evaluation.variational import posterior_size
+from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.scores.variational import posterior_size
+from vssl_dist.evaluation.subject import Subject
+from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
 
 
 def uncertainty(subject: Subject, settings: UncertaintyConfig) -> Figures:

@@ -1,0 +1,1 @@
+"""Archives read in place: members by offset, never extracted by name."""

@@ -1,0 +1,220 @@
+"""Reading archives in place: members are found by offset and never extracted by name.
+
+Only regular members count.  Links, devices, sparse files, names that lead out of a folder and
+sizes beyond any image are flaws of a member; a header that cannot be parsed, a member that is
+cut short and an archive without an end are damage of the whole.  What follows an end is another
+archive, which is read as well (as by ``tar --ignore-zeros``), or damage.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from vssl_dist.durable import open_regular
+from vssl_dist.errors import DataError
+
+from ..images.pictures import (
+    HEAD,
+    called_picture,
+    is_picture,
+)
+from .streams import Unzipped, Window
+
+MAX_BYTES = 1 << 28
+"""Of one image file: more than any needs that `images.examine.MAX_PIXELS` lets through."""
+
+_DAMAGE = (
+    tarfile.TarError, zlib.error, OSError, EOFError, ValueError, ArithmeticError, LookupError,
+    RecursionError,
+)  # fmt: skip
+"""As which a damaged archive surfaces: its reader trusts what it reads."""
+
+
+class ArchiveError(DataError):
+    """An archive cannot be read to its end."""
+
+    flaw = ""
+    """Why, without the path."""
+
+    @classmethod
+    def of(cls, path: Path, flaw: str, remedy: str = "") -> ArchiveError:
+        """The error of an archive."""
+        error = cls(f"{path}: {flaw}" + (f": {remedy}" if remedy else ""))
+        error.flaw = flaw
+        return error
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of an archive that is not a folder."""
+
+    name: str
+    offset: int
+    """Of its first byte, from the start of the file."""
+    size: int
+    flaw: str
+    """Why it must not be read ("" = it may)."""
+
+
+def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
+    """What an uncompressed archive holds besides folders, in its order.
+
+    Args:
+        path: The file.
+        start: Where in it the archive begins, for an archive within an archive.
+        size: Bytes of the archive; None for the rest of the file.
+
+    Raises:
+        DataError: It cannot be read, is damaged, or ends too early.
+    """
+    with _opened(path) as file, damage_named(path):
+        whole = os.fstat(file.fileno()).st_size
+        window = Window(file.fileno(), start, whole - start if size is None else size)
+        for member in _headers(window):
+            end = member.offset_data + (0 if member.issparse() else member.size)
+            if end > window.size:
+                raise tarfile.ReadError(f"{member.name} is cut short")
+            if not member.isdir():
+                offset = start + member.offset_data
+                yield Member(member.name, offset, member.size, _flaw(member))
+
+
+def holds_picture(path: Path, member: Member) -> bool:
+    """Whether a member of an archive is a picture, or is called one, or must not be looked at.
+
+    Raises:
+        DataError: The archive cannot be read.
+    """
+    if PurePosixPath(member.name).name.startswith("."):
+        return False
+    return bool(member.flaw) or called_picture(member.name) or is_picture(begins(path, member))
+
+
+def begins(path: Path, member: Member) -> bytes:
+    """The first bytes of a sound member: as many as tell what it is.
+
+    Raises:
+        DataError: The archive cannot be read.
+    """
+    with _opened(path) as file, damage_named(path):
+        return os.pread(file.fileno(), min(member.size, HEAD), member.offset)
+
+
+def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
+    """Regular members of a ``.tar.gz`` by their exact names, in memory.
+
+    Args:
+        archive: The file.
+        names: Which members; those that are not there are left out.
+        limit: Larger members are left out.
+
+    Raises:
+        DataError: The archive cannot be read or is damaged.
+    """
+    found: dict[str, bytes] = {}
+    with _opened(archive) as file, damage_named(archive), gzip.open(file) as whole:
+        stream = Unzipped(whole)
+        # All of it is read: gzip compares its checksum only at the end.
+        for member in _headers(stream):
+            if member.name in names and _regular(member) and member.size <= limit:
+                found[member.name] = stream.take(member.size)
+    return found
+
+
+def stamp(path: Path) -> str:
+    """What changes when a file is replaced or written to, without reading it.
+
+    Raises:
+        DataError: It is not there.
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
+
+
+def _headers(stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
+    """All members of an archive, in little memory however many and however described."""
+    at: int | None = 0
+    while at is not None:
+        stream.seek(at)
+        stream.described()
+        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
+            yield from _members_of(tar, stream)
+            end = tar.offset
+        stream.seek(end)
+        # The reader takes any nonsense between members for the end.
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            if end == at > 0:
+                raise tarfile.ReadError(f"what follows its end, from byte {end} on, is no archive")
+            raise tarfile.ReadError("it has no end, or a damaged header")
+        following = stream.past_zeros(end)
+        at = None if following is None else following - (following - end) % tarfile.BLOCKSIZE
+
+
+def _members_of(tar: tarfile.TarFile, stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
+    for member in tar:
+        # A negative size would send the reader backwards, for ever.
+        if member.size < 0:
+            raise tarfile.ReadError(f"{member.name} has no size")
+        yield member
+        # Or it would remember every member of a large archive.
+        tar.members = []  # type: ignore[attr-defined]
+        stream.described()
+
+
+def _regular(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
+def _flaw(member: tarfile.TarInfo) -> str:
+    if not _regular(member):
+        kinds = {
+            tarfile.SYMTYPE: "a symbolic link",
+            tarfile.LNKTYPE: "a hard link",
+            tarfile.CHRTYPE: "a device",
+            tarfile.BLKTYPE: "a device",
+            tarfile.FIFOTYPE: "a pipe",
+        }
+        kind = "a sparse file" if member.issparse() else kinds.get(member.type, "something else")
+        return f"{kind} and not a regular member"
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or not member.name.isprintable():
+        return "a name that leads out of its folder or cannot be printed"
+    if member.size > MAX_BYTES:
+        return f"{member.size} bytes are more than the limit of {MAX_BYTES}"
+    return ""
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise ArchiveError.of(path, f"cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Say of which archive something is wrong, whatever reading it raises.
+
+    Raises:
+        ArchiveError: Something is.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno:  # storage's; gzip's own has no number
+            raise ArchiveError.of(path, f"cannot be read ({error.strerror})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ArchiveError.of(path, f"damaged archive ({reason})", "fetch it again") from error

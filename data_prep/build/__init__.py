@@ -1,0 +1,1 @@
+"""A dataset made from images: survey, decisions, shards, manifest."""

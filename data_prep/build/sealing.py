@@ -1,0 +1,67 @@
+"""The end of a split: its manifest is written last, when all else is on disk."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from vssl_dist.data.store.manifest import FORMAT, MANIFEST, ShardEntry, seal
+from vssl_dist.durable import sync
+from vssl_dist.errors import DataError
+
+from ..files import write_whole
+from ..sources.base import Split
+from .decisions import leaks
+from .folder import INPUTS, REJECTS, Recipe, sealed_digests
+from .writer import NOTES
+
+
+def seal_split(
+    split: Split,
+    folder: Path,
+    shards: Sequence[ShardEntry],
+    recipe: Recipe,
+    contents: Mapping[str, bytes],
+) -> None:
+    """Make a folder of written shards a dataset.
+
+    Args:
+        split: What was written.
+        folder: Where.
+        shards: All of them, in order.
+        recipe: What the manifest states as its source.
+        contents: The files beside the shards, by name.
+
+    Raises:
+        DataError: A split that was finished meanwhile shares images with it.
+    """
+    # Another process may have finished the other split since this one was looked at.
+    known = sealed_digests(folder.parent, {split.name})
+    mine = np.load(io.BytesIO(contents[INPUTS]), allow_pickle=False)
+    if leaks(split.name, {**known, split.name: mine}):
+        raise DataError(
+            f"{folder}: shares images with a split that was finished meanwhile: run again"
+        )
+    write_whole(folder / INPUTS, contents[INPUTS])
+    if contents[REJECTS]:
+        write_whole(folder / REJECTS, contents[REJECTS])
+    else:
+        (folder / REJECTS).unlink(missing_ok=True)
+    manifest = {
+        "format": FORMAT,
+        "name": split.dataset,
+        "split": split.name,
+        "samples": sum(shard.samples for shard in shards),
+        "classes": list(split.classes),
+        "shards": [asdict(shard) for shard in shards],
+        "source": recipe,
+    }
+    sync(folder)
+    write_whole(folder / MANIFEST, seal(manifest))
+    sync(folder)
+    shutil.rmtree(folder / NOTES)

@@ -1,0 +1,156 @@
+"""The graph of a GPU, as far as a machine without one can prove it.
+
+It is defined as production defines it and held against the operators that DALI has kernels for;
+and its GPU branch, whose arithmetic is another than the CPU's, runs on DALI's CPU kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nvidia.dali.backend as registry
+import pytest
+import torch
+from nvidia.dali import fn, types
+
+from bench.parity import PROMISED
+from bench.parity_cases import EVERYTHING, LEVELS, OPERATIONS, Case, drawn, identity, standard_cases
+from vssl_dist import config
+from vssl_dist.config import ViewRecipe
+from vssl_dist.data.backends.base import BackendSpec
+from vssl_dist.data.backends.build import build_backend
+from vssl_dist.data.backends.dali import Graph, Runner
+from vssl_dist.data.backends.dali_graph import (
+    Node,
+    framed,
+    only_decoded,
+    views,
+)
+from vssl_dist.data.backends.dali_inputs import feed_of
+from vssl_dist.data.views import Draws, blur_window
+from vssl_dist.methods import CONFIGS
+
+ROOT = Path(__file__).parents[2]
+CASES = {case.name: replace(case, side=min(case.side, 96)) for case in standard_cases()}
+KERNELS = {
+    "cpu": set(registry.RegisteredCPUOps()),
+    "gpu": set(registry.RegisteredGPUOps()),
+    "mixed": set(registry.RegisteredMixedOps()),
+}
+
+
+def specs() -> dict[BackendSpec, str]:
+    """What the configs ask of a GPU, each set of views once, by one config that asks it."""
+    wanted: dict[tuple[ViewRecipe, ...], tuple[BackendSpec, str]] = {}
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        data = config.load(path, methods=CONFIGS).data
+        spec = BackendSpec(data.views, data.image_size, data.normalise, data.threads, "cuda")
+        wanted.setdefault(data.views, (spec, path.stem))
+    return dict(wanted.values())
+
+
+SPECS = specs()
+SHIPPED = sorted({recipe for spec in SPECS for recipe in spec.recipes}, key=repr)
+
+
+def defined(spec: BackendSpec, graph: Graph) -> Any:
+    """The pipeline of a GPU: what production builds, and builds no further without a driver."""
+    pipeline = Runner(spec, torch.device("cuda", 0), graph).define(8)
+    pipeline._build_graph()
+    return pipeline
+
+
+def flaws(pipeline: Any) -> list[str]:
+    """Operators without a kernel for their device, and parameters that would come from a GPU."""
+    found = []
+    for op in pipeline._ops:
+        name = getattr(op._op, "schema_name", type(op._op).__name__)
+        device = op._op.device
+        if name not in KERNELS[device]:
+            found.append(f"{name} has no kernel for {device}")
+        parameters = range(op.spec.NumRegularInput(), op.spec.NumInput())
+        if any(op.spec.InputDevice(number) != "cpu" for number in parameters):
+            found.append(f"{name} takes a parameter from the GPU")
+    return found
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=SPECS.values())
+def test_dali_has_a_kernel_for_all_that_a_recipe_does_on_a_gpu(spec: BackendSpec) -> None:
+    for graph in (views, framed, only_decoded):
+        pipeline = defined(spec, graph)
+        assert flaws(pipeline) == []
+        assert "mixed" in {op._op.device for op in pipeline._ops}
+        assert {node.device for node in pipeline._graph_outputs} == {"gpu"}
+
+
+def test_what_a_gpu_cannot_do_is_noticed() -> None:
+    spec = BackendSpec((EVERYTHING,), 32, LEVELS, 1, "cuda")
+
+    def without_kernel(image: Node, spec: BackendSpec) -> list[Node]:
+        return [fn.power_spectrum(fn.cast(image, dtype=types.FLOAT))]
+
+    assert flaws(defined(spec, without_kernel)) == ["PowerSpectrum has no kernel for gpu"]
+    with pytest.raises(ValueError, match="must be on CPU"):  # the CPU's branch, on a GPU
+        defined(replace(spec, device="cpu"), views)
+
+
+def difference(case: Case, recipe: ViewRecipe, draws: Draws) -> float:
+    """Mean difference between the GPU's branch, on the CPU, and the reference, in levels."""
+    spec = BackendSpec((recipe,), case.side, LEVELS, 2, "cuda")
+    runner = Runner(spec, torch.device("cpu"), views)
+    (got,) = runner.run(case.samples.data, feed_of(spec, [draws]))
+    (want,) = build_backend("reference", replace(spec, device="cpu"))(case.samples, [draws])
+    assert got.shape == want.shape
+    return (got - want).abs().mean().item()
+
+
+def fits(recipe: ViewRecipe, side: int) -> bool:
+    reach = int(blur_window(recipe.blur_sigma[1])) // 2 if recipe.blur else 0
+    return reach < (recipe.size or side)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        "patches of 32",
+        pytest.param("photographs", marks=pytest.mark.slow),
+        pytest.param("extremes", marks=pytest.mark.slow),
+    ],
+)
+def test_each_operation_of_the_gpu_branch_agrees_with_the_reference(
+    case: str, operation: str
+) -> None:
+    draws = OPERATIONS[operation](identity(CASES[case].samples))
+    assert difference(CASES[case], EVERYTHING, draws) < PROMISED / 2
+
+
+@pytest.mark.parametrize("recipe", SHIPPED, ids=range(len(SHIPPED)))
+@pytest.mark.parametrize(
+    "case",
+    [
+        "photographs",
+        pytest.param("patches of 32", marks=pytest.mark.slow),
+        pytest.param("extremes", marks=pytest.mark.slow),
+    ],
+)
+def test_each_recipe_of_the_configs_agrees_with_the_reference(
+    case: str, recipe: ViewRecipe
+) -> None:
+    images = CASES[case]
+    if not fits(recipe, images.side):
+        pytest.skip("no view of this size can be blurred this far")
+    assert difference(images, recipe, drawn(images.samples, recipe)) < PROMISED / 2
+
+
+def test_the_two_branches_are_two() -> None:
+    case = CASES["patches of 32"]
+    draws = drawn(case.samples, EVERYTHING)
+    made = []
+    for device in ("cpu", "cuda"):
+        spec = BackendSpec((EVERYTHING,), case.side, LEVELS, 2, device)
+        feed = feed_of(spec, [draws])
+        made.append(Runner(spec, torch.device("cpu"), views).run(case.samples.data, feed)[0])
+    assert not torch.equal(*made)

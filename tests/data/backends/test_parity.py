@@ -1,0 +1,296 @@
+"""DALI and the reference make the same views of the same draws."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import os
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from bench.parity import PROMISED, compare, main, typed
+from bench.parity_cases import (
+    EVERYTHING,
+    LEVELS,
+    OPERATIONS,
+    Case,
+    drawn,
+    encoded,
+    folder_case,
+    identity,
+    patches,
+    photographs,
+    standard_cases,
+)
+from vssl_dist.config import RECIPES, Normalisation, ViewRecipe
+from vssl_dist.data.backends.base import (
+    Backend,
+    BackendSpec,
+    Placement,
+    UndecodableError,
+)
+from vssl_dist.data.backends.build import build_backend
+from vssl_dist.data.passes import centre_boxes
+from vssl_dist.data.store.dataset import Samples
+from vssl_dist.data.views import Draws
+
+BACKENDS = ["dali", "reference"]
+# Views of at most 96 pixels: the tables in the docs have those of 224.
+CASES = {case.name: replace(case, side=min(case.side, 96)) for case in standard_cases()}
+PATCHES = CASES["patches of 32"]
+
+
+@pytest.fixture(scope="module", params=[*CASES, "real"])
+def case(request: pytest.FixtureRequest) -> Case:
+    if request.param != "real":
+        return CASES[request.param]
+    given = os.environ.get("VSSL_TEST_DATA")
+    if given is None or not (real := Path(given) / "imagenet-native").is_dir():
+        pytest.skip("VSSL_TEST_DATA holds no imagenet-native")
+    return replace(folder_case(real, limit=16), side=96)
+
+
+def levels(name: str, recipes: tuple[ViewRecipe, ...], side: int, threads: int = 1) -> Backend:
+    return build_backend(name, BackendSpec(recipes, side, LEVELS, threads))
+
+
+def rows_of(samples: Samples, rows: NDArray[np.int64]) -> Samples:
+    data = [samples.data[row] for row in rows]
+    return Samples(data, samples.height[rows], samples.width[rows], samples.label[rows], [])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_agrees(operation: str, case: Case) -> None:
+    mean, _ = compare(case, EVERYTHING, OPERATIONS[operation](identity(case.samples)))
+    assert mean < PROMISED / 2
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_differs_by_at_most_a_level_where_nothing_is_resized(operation: str) -> None:
+    _, greatest = compare(PATCHES, EVERYTHING, OPERATIONS[operation](identity(PATCHES.samples)))
+    assert greatest < 1.001
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_does_something(operation: str) -> None:
+    plain = identity(PATCHES.samples)
+    backend = levels("dali", (EVERYTHING, EVERYTHING), 32)
+    before, after = backend(PATCHES.samples, [plain, OPERATIONS[operation](plain)])
+    changed = (before - after).abs().mean().item()
+    assert changed == 0 if operation == "resize" else changed > 2
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_whole_recipes_agree(name: str) -> None:
+    case = CASES["photographs"]
+    mean, _ = compare(case, RECIPES[name], drawn(case.samples, RECIPES[name]))
+    assert mean < PROMISED / 2
+
+
+def test_everything_drawn_agrees(case: Case) -> None:
+    mean, _ = compare(case, EVERYTHING, drawn(case.samples, EVERYTHING))
+    assert mean < PROMISED / 2
+
+
+def test_strong_jitter_agrees_too(case: Case) -> None:
+    strong = ViewRecipe(brightness=1, contrast=1, saturation=1, hue=0.5, jitter=1, grayscale=0)
+    mean, _ = compare(case, strong, drawn(case.samples, strong))
+    assert mean < PROMISED
+
+
+@pytest.mark.parametrize(
+    "keys",
+    list(product((0, 0.4), repeat=4)),
+    ids=lambda keys: "".join(str(int(k > 0)) for k in keys),
+)
+def test_any_part_of_the_jitter_may_be_left_out(keys: tuple[float, ...]) -> None:
+    parts = dict(zip(("brightness", "contrast", "saturation", "hue"), keys, strict=True))
+    recipe = ViewRecipe(jitter=0.7, grayscale=0, blur=0, **parts)
+    mean, greatest = compare(PATCHES, recipe, drawn(PATCHES.samples, recipe))
+    assert mean < PROMISED / 2
+    assert greatest < 12
+
+
+def test_resizing_differs_by_more_than_two_levels_at_the_border_only() -> None:
+    samples = encoded(photographs(), "PNG")
+    recipe = ViewRecipe(jitter=0, grayscale=0, blur=0)
+    got, want = (levels(n, (recipe,), 224)(samples, [identity(samples)])[0] for n in BACKENDS)
+    inner = np.s_[:, :, 1:-1, 1:-1]
+    assert (got[inner] - want[inner]).abs().max() < 2.001
+
+
+def naive(pixels: NDArray[np.uint8], d: Draws) -> NDArray[np.float64]:
+    """One view at the size of the image: every operation in a line, cut to whole levels."""
+    weights = np.array([0.299, 0.587, 0.114])
+    contrast, saturation = float(d.contrast), float(d.saturation)
+    x = np.floor(np.clip(pixels * float(d.brightness), 0, 255))
+    x = np.floor(np.clip(contrast * x + (1 - contrast) * np.floor(x @ weights).mean(), 0, 255))
+    grey = np.floor(x @ weights)[..., None]
+    x = np.floor(np.clip(saturation * x + (1 - saturation) * grey, 0, 255))
+    for place in np.ndindex(x.shape[:2]):
+        hue, chroma, value = colorsys.rgb_to_hsv(*x[place] / 255)
+        x[place] = 255 * np.array(colorsys.hsv_to_rgb((hue + float(d.hue)) % 1, chroma, value))
+    if d.grayscale:
+        x = np.floor(x @ weights)[..., None].repeat(3, 2)
+    if d.blur_sigma > 0:
+        radius = int(np.ceil(3 * float(d.blur_sigma)))
+        x = ndimage.gaussian_filter(
+            x, float(d.blur_sigma), mode="mirror", radius=radius, axes=(0, 1)
+        )
+    x = np.where(x >= 128, 255 - x, x) if d.solarize else x
+    return x[:, ::-1] if d.flip else x
+
+
+def test_the_operations_and_their_order_are_those_of_a_naive_loop() -> None:
+    images = patches(each=1)
+    samples = encoded(images, "PNG")
+    recipe = ViewRecipe(jitter=1, saturation=0.4, hue=0.2, grayscale=0.2, blur=0.5, solarize=0.3)
+    draws = replace(drawn(samples, recipe), crop=identity(samples).crop)
+    assert min(draws.flip.sum(), draws.grayscale.sum(), draws.solarize.sum()) > 1
+    want = np.stack([naive(np.asarray(image), draws.take(row)) for row, image in enumerate(images)])
+    for name in BACKENDS:
+        got = levels(name, (recipe,), 32)(samples, [draws])[0].permute(0, 2, 3, 1).numpy()
+        assert np.abs(got - want).mean(axis=(1, 2, 3)).max() < PROMISED
+        assert np.abs(got - want).mean() < PROMISED / 2
+
+
+def test_random_crops_agree(case: Case) -> None:
+    recipe = ViewRecipe(jitter=0, grayscale=0, blur=0)
+    assert compare(case, recipe, drawn(case.samples, recipe))[0] < PROMISED / 4
+
+
+def test_normalisation_agrees() -> None:
+    case = CASES["photographs"]
+    spec = BackendSpec((EVERYTHING,), case.side, Normalisation())
+    got, want = (
+        build_backend(name, spec)(case.samples, [identity(case.samples)])[0] for name in BACKENDS
+    )
+    std = torch.tensor(spec.normalise.std).reshape(3, 1, 1)
+    assert ((got - want) * std).abs().mean().item() * 255 < PROMISED / 4
+    assert want.mean().abs() < 1.5  # ImageNet's statistics, about which photographs scatter
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_views_of_different_sizes_are_those_that_each_size_alone_gives(name: str) -> None:
+    case = CASES["photographs"]
+    recipes = (ViewRecipe(), ViewRecipe(size=40, blur=0), ViewRecipe(size=33, blur=0), EVERYTHING)
+    draws = [drawn(case.samples, recipe, view) for view, recipe in enumerate(recipes)]
+    views = levels(name, recipes, 48)(case.samples, draws)
+    assert [view.shape[1:] for view in views] == [(3, s, s) for s in (48, 40, 33, 48)]
+    for recipe, draw, view in zip(recipes, draws, views, strict=True):
+        alone = levels(name, (recipe.model_copy(update={"size": None}),), view.shape[-1])
+        assert torch.equal(alone(case.samples, [draw])[0], view)
+
+
+def test_frames_are_the_centre_of_the_resized_image_in_both_backends() -> None:
+    samples = encoded(photographs(), "JPEG")
+    boxes = centre_boxes(samples, 64)
+    want = []
+    for row, data in enumerate(samples.data):
+        image = Image.open(io.BytesIO(data.tobytes())).convert("RGB")
+        scale = 73 / min(image.size)  # 64 * 256 / 224, rounded
+        size = tuple(73 if side == min(image.size) else int(side * scale) for side in image.size)
+        left, top = (round((side - 64) / 2) for side in size)
+        resized = image.resize(size, Image.Resampling.BILINEAR)
+        want.append(np.array(resized.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1))
+        assert boxes[row, 0] + boxes[row, 2] <= samples.height[row]
+    for name in BACKENDS:
+        got = levels(name, (), 64).frame(samples, boxes)
+        assert np.abs(got.numpy() - np.stack(want)).mean() < PROMISED / 4
+
+
+def test_frames_of_images_that_fit_are_untouched() -> None:
+    want = np.stack([np.asarray(image).transpose(2, 0, 1) for image in patches()])
+    for name in BACKENDS:
+        got = levels(name, (), 32).frame(PATCHES.samples, centre_boxes(PATCHES.samples, 32))
+        np.testing.assert_allclose(got.numpy(), want, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_pixels_do_not_depend_on_the_batch_or_on_threads(name: str, case: Case) -> None:
+    samples, side = case.samples, min(case.side, 96)
+    draws = drawn(samples, EVERYTHING)
+    whole = levels(name, (EVERYTHING,), side)(samples, [draws])[0]
+    backend = levels(name, (EVERYTHING,), side, threads=3)
+    order = np.random.default_rng(0).permutation(len(samples.data))
+    for rows in (order[:1], order[1:8], order[8:], order[[3, 3, 3]]):
+        some = backend(rows_of(samples, rows), [draws.take(rows)])[0]
+        assert torch.equal(some, whole[torch.from_numpy(rows)])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_undecodable_are_named_and_the_backend_goes_on(name: str) -> None:
+    samples = encoded(photographs()[:8], "JPEG")
+    recipe = ViewRecipe()
+    backend, draws = levels(name, (recipe,), 48), drawn(samples, recipe)
+    good = backend(samples, [draws])[0]
+    intact = list(samples.data)
+    samples.data[2] = np.frombuffer(b"<html>no image</html>", np.uint8)
+    samples.data[5] = np.zeros(0, np.uint8)
+    with pytest.raises(UndecodableError) as caught:
+        backend(samples, [draws])
+    assert sorted(caught.value.reasons) == [2, 5]
+    assert all(caught.value.reasons.values())
+    assert "\n" not in "".join(caught.value.reasons.values())
+    samples.data[:] = intact
+    assert torch.equal(backend(samples, [draws])[0], good)
+
+
+def test_an_exif_orientation_is_ignored_by_both() -> None:
+    samples = encoded(photographs()[:4], "JPEG")
+    plain = [levels(n, (), 48).frame(samples, centre_boxes(samples, 48)) for n in BACKENDS]
+    for row in range(4):
+        image = Image.open(io.BytesIO(samples.data[row].tobytes()))
+        exif, stream = Image.Exif(), io.BytesIO()
+        exif[0x0112] = 6
+        image.save(stream, "JPEG", quality="keep", exif=exif)
+        samples.data[row] = np.frombuffer(stream.getvalue(), np.uint8)
+    for name, want in zip(BACKENDS, plain, strict=True):
+        got = levels(name, (), 48).frame(samples, centre_boxes(samples, 48))
+        assert (got - want).abs().mean() < PROMISED / 4
+
+
+def test_the_certificate_in_the_docs_is_of_today(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "parity.md").read_text()
+    cells = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert cells == ["operation", "---", *OPERATIONS, "recipe", "---", *RECIPES]
+    assert "**" not in text.partition("## ")[2]  # nothing beyond what is promised
+    assert main(["--images", str(tmp_path / "absent")]) == 2
+    assert "no JPEG or PNG" in capsys.readouterr().err
+
+
+def test_the_command_in_the_docs_can_be_typed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "parity.md").read_text()
+    monkeypatch.setenv("VSSL_TEST_DATA", str(tmp_path))
+    assert f"--images {typed(tmp_path / 'imagenet-native')}`" in text
+    assert typed(tmp_path / "a" / "b") == '"$VSSL_TEST_DATA"/a/b'
+    assert typed(Path("photographs")) == "photographs"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["simclr", "byol_2", "dino_local"])
+def test_the_graph_on_a_gpu_agrees_with_the_reference(recipe: str, case: Case) -> None:
+    mean, _ = compare(case, RECIPES[recipe], drawn(case.samples, RECIPES[recipe]), "cuda")
+    assert mean < PROMISED
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_pixels_do_not_depend_on_the_place_in_the_batch() -> None:
+    samples = rows_of(CASES["photographs"].samples, np.zeros(64, np.int64))
+    draws = drawn(samples, EVERYTHING).take(np.zeros(64, np.int64))
+    backend = build_backend("dali", BackendSpec((EVERYTHING,), 96, LEVELS, 2, "cuda"))
+    view = backend(samples, [draws])[0]
+    assert view.device == Placement("cuda").device
+    assert (view == view[:1]).all()

@@ -1,0 +1,345 @@
+"""What happens to an image file on its way into a shard, against Pillow's own conversions."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image, ImageOps
+
+from data_prep.images.agreement import dali
+from data_prep.images.examine import (
+    DEFAULT,
+    MAX_PIXELS,
+    MAX_SIDE,
+    Rules,
+    Verdict,
+    encode_png,
+    examine,
+)
+from tests.support.damage import alone
+from tests.support.kinds import exif
+from tests.support.photos import crop
+from tests.support.sharding import stored
+
+PHOTO = Image.fromarray(crop(0, 16, (90, 140)))
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "suffix"),
+    [
+        (PHOTO, "JPEG", "jpg"),
+        (PHOTO.convert("L"), "JPEG", "jpg"),
+        (PHOTO, "PNG", "png"),
+        (PHOTO.convert("L"), "PNG", "png"),
+    ],
+)
+def test_a_plain_file_is_kept_byte_for_byte(image: Image.Image, kind: str, suffix: str) -> None:
+    data = saved(image, kind)
+    kept = stored(data)
+    assert (kept.data, kept.suffix) == (data, suffix)
+    assert (kept.width, kept.height) == image.size
+
+
+def wide(image: Image.Image) -> bytes:
+    """A 16-bit grey PNG whose upper bytes are the image."""
+    grey = np.asarray(image.convert("L")).astype(np.uint16) * 256 + 77
+    return saved(Image.fromarray(grey), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("data", "golden"),
+    [
+        (saved(PHOTO.convert("RGBA"), "PNG"), PHOTO),
+        (saved(PHOTO.convert("LA"), "PNG"), PHOTO.convert("L")),
+        (saved(PHOTO.quantize(64), "PNG"), PHOTO.quantize(64)),
+        (saved(PHOTO.convert("1"), "PNG"), PHOTO.convert("1")),
+        (saved(PHOTO, "BMP"), PHOTO),
+        (saved(PHOTO, "TIFF"), PHOTO),
+        (saved(PHOTO, "PPM"), PHOTO),
+        (saved(PHOTO.quantize(64), "GIF"), PHOTO.quantize(64)),
+        (wide(PHOTO), PHOTO.convert("L")),
+    ],
+    ids=["rgba", "grey+alpha", "palette", "bilevel", "bmp", "tiff", "ppm", "gif", "16 bit"],
+)
+def test_lossless_oddities_become_the_png_of_their_pixels(data: bytes, golden: Image.Image) -> None:
+    made = stored(data)
+    assert made.suffix == "png"
+    assert stored(made.data).data == made.data
+    np.testing.assert_array_equal(pixels(made.data), np.asarray(golden.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_exif_rotation_is_applied_once(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind, suffix in (("JPEG", "jpg"), ("PNG", "png")):
+        data = saved(PHOTO, kind, exif=exif)
+        made = stored(data)
+        golden = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        again = Image.open(io.BytesIO(made.data))
+        assert made.suffix == suffix
+        assert again.getexif().get(0x0112, 1) == 1
+        assert (made.width, made.height) == golden.size == again.size
+        assert np.abs(pixels(made.data) - np.asarray(golden).astype(int)).mean() < 2
+
+
+def test_cmyk_and_webp_become_rgb_jpeg_close_to_pillows_conversion() -> None:
+    for data in (
+        saved(PHOTO.convert("CMYK"), "JPEG", quality=95),
+        saved(PHOTO, "WEBP", quality=90),
+    ):
+        made = stored(data)
+        assert made.suffix == "jpg"
+        assert Image.open(io.BytesIO(made.data)).mode == "RGB"
+        assert np.abs(pixels(made.data) - pixels(data)).mean() < 2
+
+
+def test_metadata_does_not_survive_reencoding() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a private remark"
+    assert b"private" not in stored(saved(PHOTO, "JPEG", exif=exif, comment="private")).data
+
+
+JPEG, PNG = saved(PHOTO, "JPEG"), saved(PHOTO, "PNG")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<html><body>404 Not Found</body></html>",
+        np.random.default_rng(0).bytes(5000),
+        JPEG[: len(JPEG) // 2],
+        JPEG[:-2],
+        PNG[: len(PNG) // 2],
+        PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:],
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ],
+    ids=[
+        "empty",
+        "html",
+        "random",
+        "half a jpeg",
+        "no end marker",
+        "half a png",
+        "flipped png",
+        "postscript",
+    ],
+)
+def test_a_damaged_or_foreign_file_is_refused_in_one_line(data: bytes) -> None:
+    finding = examine(data, DEFAULT)
+    assert finding.verdict is Verdict.REJECT
+    assert finding.reason.startswith("not a readable image")
+    assert "\n" not in finding.reason
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize("side", [60_000, 9_000])
+def test_a_bomb_is_refused_from_its_header(side: int) -> None:
+    assert side * side > MAX_PIXELS
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"never looked at")
+    finding = examine(bomb, DEFAULT)
+    assert finding.verdict is Verdict.REJECT
+    assert re.search("limit|bomb", finding.reason)
+
+
+@pytest.mark.parametrize("side", [(1, 1), (32, 32), (150, 97)])
+def test_a_small_png_is_pillows_own_byte_for_byte(side: tuple[int, int]) -> None:
+    for image in (PHOTO.resize(side), PHOTO.convert("L").resize(side)):
+        made = encode_png(np.asarray(image))
+        assert made.data == saved(image, "PNG")
+        assert (made.width, made.height) == side
+
+
+def test_lossless_means_lossless() -> None:
+    image = crop(3, 16, (32, 60))
+    np.testing.assert_array_equal(pixels(encode_png(image).data), image)
+
+
+def test_a_ycck_jpeg_becomes_rgb() -> None:
+    # Pillow writes CMYK only; the marker of Adobe says that the same four planes are YCCK.
+    data = saved(PHOTO.convert("CMYK"), "JPEG", quality=95)
+    at = data.index(b"Adobe") + 11
+    ycck = data[:at] + b"\x02" + data[at + 1 :]
+    assert data[at] == 0
+    made = stored(ycck)
+    golden = Image.open(io.BytesIO(ycck))
+    assert golden.mode == "CMYK"
+    assert np.abs(pixels(made.data) - np.asarray(golden.convert("RGB")).astype(int)).mean() < 2
+
+
+def test_a_png_that_is_called_jpeg_is_stored_as_what_it_is() -> None:
+    made = stored(saved(PHOTO, "PNG"))
+    assert (made.suffix, made.data) == ("png", saved(PHOTO, "PNG"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (7, 9)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_images_of_any_shape_are_kept(size: tuple[int, int], kind: str) -> None:
+    data = saved(PHOTO.resize(size), kind)
+    made = stored(data)
+    assert (made.data, made.width, made.height) == (data, *size)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"L": True}])
+def test_a_jpeg_passes_exactly_when_pillow_decodes_all_of_it(options: dict[str, Any]) -> None:
+    image = PHOTO.convert("L") if options.pop("L", False) else PHOTO
+    data = saved(image, "JPEG", **options)
+    random = np.random.default_rng(0)
+    hurt = [data[:cut] for cut in random.integers(0, len(data), 30)]
+    for at in random.integers(0, len(data), 90).tolist():
+        hurt += [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]]
+    passed = [examine(blob, DEFAULT).verdict is not Verdict.REJECT for blob in hurt]
+    assert passed == [decodes(blob) for blob in hurt]
+    assert 0 < sum(passed) < len(passed)
+
+
+def decodes(blob: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(blob)).load()
+    except Exception:
+        return False
+    return True
+
+
+def test_what_is_wrong_is_said_in_the_same_words_every_time() -> None:
+    for data in (b"", b"<html>", JPEG[:-2], PNG[: len(PNG) // 2]):
+        reason = examine(data, DEFAULT).reason
+        assert reason.startswith("not a readable image (")
+        assert "0x" not in reason
+        assert examine(data, DEFAULT).reason == reason
+
+
+def png_bomb() -> bytes:
+    """12,000 x 12,000 pixels of one bit: a whole and valid file of 18 kilobytes."""
+    body = zlib.compress(bytes((1 + 1500) * 12_000))
+    head = struct.pack(">IIBBBBB", 12_000, 12_000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def jpeg_bomb() -> bytes:
+    at = JPEG.index(b"\xff\xc0") + 5
+    return JPEG[:at] + struct.pack(">HH", 60_000, 60_000) + JPEG[at + 4 :]
+
+
+@pytest.mark.parametrize("bomb", [png_bomb, jpeg_bomb])
+@pytest.mark.parametrize("salvage", [False, True])
+def test_a_bomb_costs_neither_time_nor_memory(bomb: Callable[[], bytes], salvage: bool) -> None:
+    data = bomb()
+    examine(data, DEFAULT)
+    before = psutil.Process().memory_info().rss
+    start = time.process_time()
+    found = examine(data, Rules(salvage=salvage))
+    assert time.process_time() - start < 0.05
+    assert psutil.Process().memory_info().rss - before < 50e6
+    assert found.verdict is Verdict.REJECT
+    assert f"more than the limit of {MAX_PIXELS}" in found.reason
+
+
+def test_salvage_keeps_the_part_that_is_there_and_never_an_empty_picture() -> None:
+    head = JPEG.index(b"\xff\xda") + 14
+    assert examine(JPEG[:head], Rules(salvage=True)).verdict is Verdict.REJECT
+    found = examine(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
+    assert found.verdict is Verdict.SALVAGE
+    assert found.reason.startswith("not a readable image")
+    made = stored(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
+    assert np.abs(pixels(made.data)[:24] - pixels(JPEG)[:24]).mean() < 2
+    with pytest.raises(OSError, match="truncated"):  # and Pillow is as strict as before
+        Image.open(io.BytesIO(JPEG[: len(JPEG) // 2])).load()
+
+
+@pytest.mark.parametrize("short", [60, 100, 122, 500])
+def test_shrinking_agrees_with_pillow_and_never_enlarges(short: int) -> None:
+    made = stored(PNG, Rules(resize_short=short))
+    assert PHOTO.size == (122, 133)
+    side = (short, round(133 * short / 122)) if short < 122 else PHOTO.size
+    golden = PHOTO.resize(side, Image.Resampling.LANCZOS) if short < 122 else PHOTO
+    np.testing.assert_array_equal(pixels(made.data), np.asarray(golden))
+    assert (made.data == PNG) == (short >= 122)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_no_side_is_longer_than_decoders_take(kind: str, turned: bool) -> None:
+    for side, beyond in ((MAX_SIDE, False), (MAX_SIDE + 1, True)):
+        stream = io.BytesIO()
+        Image.new("L", (1, side) if turned else (side, 1)).save(stream, kind)
+        found = examine(stream.getvalue(), DEFAULT)
+        assert (found.verdict is Verdict.REJECT) == beyond
+        assert ("no side may have more than" in found.reason) == beyond
+        if not beyond:
+            decode = dali()
+            assert decode is not None
+            made = stored(stream.getvalue())
+            assert decode(made.data).shape == (made.height, made.width, 3)
+    small = Rules(resize_short=8)
+    stream = io.BytesIO()
+    Image.new("L", (16, MAX_SIDE + 16)).save(stream, kind)
+    assert examine(stream.getvalue(), DEFAULT).verdict is Verdict.REJECT
+    assert examine(stream.getvalue(), small).verdict is Verdict.REMAKE
+
+
+def vast(kind: str, **options: Any) -> bytes:
+    """A large picture in few bytes."""
+    stream = io.BytesIO()
+    Image.new("RGB", (6000, 4000), "green").save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_a_lack_of_memory_is_no_verdict(tmp_path: Path) -> None:
+    folder, out = tmp_path / "raw" / "c", tmp_path / "o"
+    folder.mkdir(parents=True)
+    progressive = vast("JPEG", progressive=True)
+    turned = vast("JPEG", exif=b"Exif\0\0" + exif(6))
+    large = {"plain": progressive, "for both": progressive + b"!", "turned": turned}
+    for name, data in large.items():
+        (folder / f"{name}.jpg").write_bytes(data)
+    call = ["imagefolder", "--root", str(folder.parent), "--out", str(out), "--workers", "1"]
+    done = alone(
+        f"""
+import resource, sys, psutil
+from pathlib import Path
+from data_prep import shard
+from data_prep.images import DEFAULT, Rules, examine
+most = psutil.Process().memory_info().vms + (40 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+for path in Path({str(folder)!r}).iterdir():
+    for rules in (DEFAULT, Rules(salvage=True)):
+        try:
+            print(path, examine(path.read_bytes(), rules))
+        except MemoryError:
+            pass
+sys.exit(shard.main({call} + ["--on-bad", "skip"]))
+"""
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    *bars, line = (line for line in done.stderr.splitlines() if line.strip())
+    assert line.startswith(f"error: {out}: memory ran out")
+    assert not [bar for bar in bars if "rror" in bar]
+    assert not list(out.glob("*/rejects.jsonl"))
+    assert examine(progressive, DEFAULT).verdict is Verdict.KEEP

@@ -1,0 +1,93 @@
+"""A pass over images holds a few batches, however many images there are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.support.exports import NORMALISE
+from tests.support.photos import tiny_dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.evaluation.features.cache import FeatureCache
+from vssl_dist.evaluation.features.extract import (
+    Reading,
+    extract,
+    raw_pixels,
+)
+from vssl_dist.evaluation.features.workers import Pass
+
+FEW, MANY, SIDE = 400, 1600, 160
+MIB_OF_PIXELS = (MANY - FEW) * 3 * SIDE * SIDE * 4 / 2**20
+READING = Reading(SIDE, NORMALISE, batch=16, backend="reference", threads=1)
+
+
+def narrow(images: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def test_some_images_are_extracted_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+    dataset = Dataset.open(tiny_dataset(tmp_path, samples=40))
+    reading = Reading(32, NORMALISE, batch=7, backend="reference")
+    whole = extract(raw_pixels, dataset, reading)
+    ids = np.array([5, 39, 5, 0, 17, 3, 2, 1, 38])
+    some = extract(raw_pixels, dataset, reading, ids=ids)
+    assert torch.equal(some.features, whole.features[ids])
+    assert torch.equal(some.labels, whole.labels[ids])
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held so far, of its own."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def growth(folder: Path) -> list[float]:
+    """MiB by which the peak grows from FEW images to MANY: extracted, stored, and in a list."""
+    dataset, found = Dataset.open(folder / "train"), []
+    cache = FeatureCache(folder / "cache")
+
+    def kept(count: int) -> None:
+        whole = Pass(lambda: narrow, dataset, READING, count)
+        cache.get({"network": 1}, {"samples": count}, whole.source(1))
+
+    def listed(count: int) -> None:
+        held.extend(batch.views[0] for batch in READING.batches(dataset, np.arange(count)))
+
+    held: list[Tensor] = []
+    passes = (lambda n: extract(narrow, dataset, READING, ids=np.arange(n)), kept, listed)
+    for one in passes:
+        one(FEW)
+        before = peak_mib()
+        one(MANY)
+        found.append(peak_mib() - before)
+    return found
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_pass_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path, samples=MANY, shard_size=300)
+    # In a process of its own, whose peak is that of nothing else.  Threads that allocate let it
+    # grow somewhat at first, by much less than all pixels.
+    program = (
+        "from pathlib import Path; from tests.evaluation.test_features import growth; "
+        f"print(*growth(Path({str(tmp_path)!r})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"MALLOC_ARENA_MAX": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    extracted, stored, in_a_list = map(float, done.stdout.split())
+    assert max(extracted, stored) < 0.35 * MIB_OF_PIXELS
+    assert in_a_list > 0.8 * MIB_OF_PIXELS, "the measure sees a list of all pixels"

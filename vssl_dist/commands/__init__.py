@@ -1,0 +1,1 @@
+"""The commands of `vssl`, one file each; `vssl_dist.cli` reads their words."""

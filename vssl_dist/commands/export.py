@@ -1,0 +1,38 @@
+"""Turn an exported backbone into a format that others open, and compare its features first.
+
+    python launch/export.py runs/quickstart --format torch_export
+    python launch/export.py runs/in1k_vje/export/backbone-00500400.safetensors --format onnx,timm
+
+Of a run it is the newest export.  Each result lies beside the export, or in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from vssl_dist.cli.program import arguments as typed
+from vssl_dist.console.endings import one_line
+from vssl_dist.errors import ConfigError
+from vssl_dist.evaluation.run import exports
+from vssl_dist.exports.formats import FORMATS, convert
+from vssl_dist.text import say
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("export", argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, or 2 with one line that says what is missing."""
+    args = arguments(argv)
+    with one_line() as ending:
+        kinds = [kind.strip() for kind in args.format.split(",")]
+        for kind in kinds:
+            if kind not in FORMATS:
+                raise ConfigError(f"--format {kind}: not one of {', '.join(FORMATS)}")
+        export = exports(args.target)[-1]
+        for kind in kinds:
+            say(str(convert(export, kind, args.out)))
+    return ending.code

@@ -1,0 +1,253 @@
+"""One-class anomaly detection: a training on each class alone, and one table of them all.
+
+    python launch/one_class.py configs/one_class_cifar10_vje.yaml
+    python launch/one_class.py configs/one_class_cifar10_vje.yaml --baselines \\
+        name=one_class_simsiam 'method={name: simsiam, backbone: resnet10_c16}'
+
+CONFIG is that of any run on labelled images.  Each class is normal in turn: a run of its own on
+its training images, on this machine, after which the scores of task ood tell its images of
+data.val from all others there.  The runs are `launch/submit.py --local` and
+`launch/evaluate.py`, one after the other: the same command goes on with what is missing.
+OUT/NAME/one_class.md, .json and .png grow by a class at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vssl_dist import config
+from vssl_dist.cli.places import module_name
+from vssl_dist.cli.program import arguments as typed
+from vssl_dist.commands.subcommand import call
+from vssl_dist.config import OodConfig, RunConfig
+from vssl_dist.config.paths import literal
+from vssl_dist.console.endings import one_line
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.durable import publish_inside
+from vssl_dist.errors import ConfigError, DataError
+from vssl_dist.evaluation import one_class_table
+from vssl_dist.evaluation.figures.plots import png
+from vssl_dist.evaluation.one_class_table import OTHERS, Trained
+from vssl_dist.exports.results import read_result
+from vssl_dist.installed import command_line
+from vssl_dist.jsonfile import read_json
+from vssl_dist.methods import CONFIGS
+from vssl_dist.text import say
+
+if TYPE_CHECKING:
+    from data_prep.subset import Occupied, named, subset
+else:  # in a checkout beside this folder, in a wheel within the package
+    _subset = import_module(module_name("data_prep.subset"))
+    Occupied, named, subset = _subset.Occupied, _subset.named, _subset.subset
+
+BASELINES = "export/ood-baselines.json"
+QUICK = OodConfig(pairs=1, bootstrap=0)
+"""What a config gets that has no task ood: its own defaults would take longer than training."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The training of one class."""
+
+    name: str
+    """Of the class."""
+    run: Path
+    """Its run folder."""
+    data: Path
+    """Its data: links into those of the config."""
+
+    @property
+    def clock(self) -> Path:
+        """Where the seconds are kept."""
+        return self.data / "seconds.json"
+
+    def seconds(self) -> float:
+        """What it has cost so far, in all calls that were not killed."""
+        if not self.clock.exists():
+            return 0.0
+        try:
+            return float(read_json(self.clock))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ConfigError(f"{self.clock}: holds no seconds ({error}): remove it") from error
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("one-class", argv)
+
+
+def trials(cfg: RunConfig, wanted: str | None) -> list[Trial]:
+    """One per class, all of them possible; nothing is written.
+
+    Raises:
+        ConfigError: There is no data.val.
+        DataError: The splits do not fit, or a class is unknown.
+    """
+    if cfg.data.val is None:
+        raise ConfigError("data.val: one-class detection needs a labelled split to test on")
+    train, val = Dataset.open(cfg.data.train), Dataset.open(cfg.data.val)
+    if train.classes != val.classes or len(val.classes) < 2:
+        raise DataError(
+            f"{cfg.data.train} and {cfg.data.val}: have {len(train.classes)} and "
+            f"{len(val.classes)} classes; the same ones, two at least, are needed"
+        )
+    names = named(wanted, val.classes) if wanted else val.classes
+    made = []
+    for name in names:
+        # A class may be called anything, a run may not.
+        slug = f"{val.classes.index(name):02d}-{re.sub('[^A-Za-z0-9._-]+', '-', name)}"
+        run = f"{cfg.name[:60]}-{slug}"[:100]
+        made.append(Trial(name, cfg.out / run, cfg.out / cfg.name / slug))
+    return made
+
+
+def prepare(trial: Trial, cfg: RunConfig) -> None:
+    """Make the three splits of a class, or see that they are there.
+
+    Raises:
+        ConfigError: They are there, of other data.
+        DataError: A split has no image of the class.
+    """
+    train, val = cfg.data.train, cfg.data.val
+    assert val is not None
+    others = [name for name in Dataset.open(val).classes if name != trial.name]
+    try:
+        subset(train, [trial.name], trial.data / "train")
+        subset(val, [trial.name], trial.data / "val")
+        subset(val, others, trial.data / OTHERS)
+    except Occupied:
+        raise ConfigError(
+            f"{trial.data} is of other data ({train}, {val}): give this run another name, "
+            "with name=..."
+        ) from None
+
+
+def task_of(cfg: RunConfig) -> OodConfig:
+    """Task ood as the config asks it of its method."""
+    task = next((t for t in cfg.evaluations if isinstance(t, OodConfig)), QUICK)
+    return task.asked_of(embedding_density=cfg.method.has_embedding_density)
+
+
+def results(trial: Trial, cfg: RunConfig) -> list[Path]:
+    """Those of the finished evaluations of one class, the latest step's last."""
+    return sorted(trial.run.glob(f"export/{task_of(cfg).stem}-????????.json"))
+
+
+def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
+    """What makes the config that of one class; the settings of its task ood stay."""
+    task = task_of(cfg)
+    changed = {"ood": {OTHERS: literal(trial.data / OTHERS)}, "every_epochs": cfg.optim.epochs}
+    scores = task.model_dump(mode="json") | changed
+    values: dict[str, Any] = {
+        "name": trial.run.name,
+        "data.train": literal(trial.data / "train"),
+        "data.val": literal(trial.data / "val"),
+        "data.bank": None,
+        "evaluations": [scores],
+    }
+    return [config.override(key, value) for key, value in values.items()]
+
+
+def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
+    """Train and evaluate one class, or what is missing of it; the first exit code that is not 0."""
+    start, before = time.monotonic(), bool(results(trial, cfg))
+    given = [literal(args.config), *args.overrides, *overrides(trial, cfg)]
+    code = call("submit", f"--local={args.ranks}", *given)
+    if code == 0:
+        words = [literal(trial.run), "--task", "ood"] + ["--baselines"] * args.baselines
+        if cfg.method.has_embedding_density:  # a run that is there may have been begun with another
+            words += ["--density", task_of(cfg).density]
+        code = call("evaluate", *words)
+    if not before:
+        spent = trial.seconds() + time.monotonic() - start
+        publish_inside(trial.clock, json.dumps(round(spent, 1)).encode())
+    return code
+
+
+def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
+    """The results of a finished class.
+
+    Raises:
+        ConfigError: One line: one of them is damaged.
+    """
+    place, baselines = results(trial, cfg)[-1], {}
+    try:
+        result = read_result(place)
+        if with_baselines:
+            place = trial.run / BASELINES
+            baselines = read_json(place)["results"]
+        trained = Trained(trial.name, result, baselines, trial.seconds())
+        for scores in (trained.scores(), *map(trained.scores, baselines)):
+            one_class_table.means([scores])
+    except ConfigError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{place}: is no result of task ood ({error!r}): remove it") from error
+    return trained
+
+
+def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int) -> str:
+    """Write table, figures and bars; returns the table."""
+    method = cfg.method.name
+    steps = sorted({one.result["step"] for one in trained})
+    seconds = [one.seconds for one in trained]
+    first = trained[0].result
+    tested = first["queries"]["samples"] + first["ood"][OTHERS]["samples"]
+    footnote = (
+        f"{len(trained)} of {wanted} classes; {first['bank']['samples']} training images and "
+        f"{steps[-1]} steps each, tested on {tested} images; {max(seconds):.0f} s at most and "
+        f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
+    )
+    table = one_class_table.markdown(method, trained, footnote)
+    facts = {
+        "name": cfg.name,
+        "command": command,
+        "config": cfg.model_dump(mode="json"),
+        "complete": len(trained) == wanted,
+        "mean_auroc": one_class_table.summary(method, trained),
+        "classes": {
+            one.name: one.result | {"baselines": one.baselines, "seconds_in_all": one.seconds}
+            for one in trained
+        },
+    }
+    place = cfg.out / cfg.name / "one_class"
+    publish_inside(place.with_suffix(".json"), json.dumps(facts, indent=1).encode())
+    publish_inside(place.with_suffix(".png"), png(one_class_table.bars(method, trained)))
+    publish_inside(place.with_suffix(".md"), table.encode())
+    return table
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """All classes, one after the other."""
+    cfg = config.load(args.config, args.overrides, methods=CONFIGS)
+    planned = trials(cfg, args.classes)
+    for trial in planned:
+        prepare(trial, cfg)
+    trained: list[Trained] = []
+    table = ""
+    for number, trial in enumerate(planned):
+        say(f"== class {number + 1} of {len(planned)}: {trial.name}")
+        if code := finish(trial, cfg, args):
+            say(f"{trial.name} is not finished: the same command goes on", error=True)
+            return code
+        trained.append(collect(trial, cfg, args.baselines))
+        table = report(cfg, trained, command, len(planned))
+    say("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, 2 (refused), 130 (stopped by Ctrl-C), or that of a run that failed."""
+    args = arguments(argv)
+    with one_line() as ending:
+        ending.code = run(args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}")
+    return ending.code

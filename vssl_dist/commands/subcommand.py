@@ -1,0 +1,43 @@
+"""Commands that are made of others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from vssl_dist.installed import own_code_only
+
+
+def call(command: str, *words: str) -> int:
+    """Run a command of `vssl` as a user would; returns its exit code.
+
+    Args:
+        command: Such as ``submit``.
+        words: What a user types after it.
+    """
+    program = [sys.executable, "-P", "-m", "vssl_dist.cli", command]
+    return foreground([*program, *words], os.environ | own_code_only(os.environ))
+
+
+def foreground(program: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a program to its end; returns its exit code.
+
+    Ctrl-C reaches it from the terminal, so here one only waits for what it makes of it.
+    """
+    process = subprocess.Popen(program, env=environment)
+
+    def stay(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            process.terminate()
+
+    kept = {n: signal.signal(n, stay) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code

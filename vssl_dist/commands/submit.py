@@ -1,0 +1,219 @@
+"""Start one run, on SLURM or on this machine.
+
+    python launch/submit.py --nodes 8 configs/in1k_vje.yaml
+    python launch/submit.py --local configs/quickstart.yaml optim.epochs=20
+
+Everything that can be known to be wrong is said here, before anything is written or submitted.
+The same command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+
+import torch
+
+from vssl_dist import config
+from vssl_dist.cli.places import shipped
+from vssl_dist.cli.program import arguments as typed
+from vssl_dist.config import RunConfig
+from vssl_dist.console.endings import one_line
+from vssl_dist.durable import publish_inside
+from vssl_dist.errors import ConfigError
+from vssl_dist.installed import command_line
+from vssl_dist.jobs import (
+    local,
+    owner,
+    preflight,
+    private,
+    slurm,
+)
+from vssl_dist.jobs.evaluation_job import due
+from vssl_dist.jobs.evaluation_queue import Evaluator
+from vssl_dist.jobs.resources import (
+    Launch,
+    dump_launch,
+    load_profile,
+    on_slurm,
+    on_this_machine,
+)
+from vssl_dist.jobs.training_job import TrainJob
+from vssl_dist.linter import lint
+from vssl_dist.methods import CONFIGS
+from vssl_dist.resume import check_resume
+from vssl_dist.text import say
+from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What the user typed; what is wrong with it ends the program with 2."""
+    return typed("submit", argv)
+
+
+def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
+    """The configuration and the launch, each whole and consistent.
+
+    Raises:
+        ConfigError: One line that names the key and the remedy.
+    """
+    here = args.local is not None
+    cfg = preflight.with_backend(
+        config.load(args.config, args.overrides, methods=CONFIGS)
+    ).absolute()
+    profile = load_profile(args.profile or shipped("slurm", "local" if here else "default"))
+    uri = default_tracking_uri()
+    if here:
+        launch = on_this_machine(profile, args.local or None, _gpus(cfg.data.streams), uri)
+    else:
+        launch = on_slurm(profile, args.nodes or 1, uri)
+        slurm.check_path(cfg.dir)
+    try:
+        cfg.micro_batch(launch.world_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    preflight.check_network(cfg)
+    return cfg, launch
+
+
+def _gpus(streams: int) -> int:
+    """How many of this machine's GPUs can share the streams evenly."""
+    present = torch.cuda.device_count()
+    return next((count for count in range(present, 0, -1) if streams % count == 0), 0)
+
+
+def show(cfg: RunConfig, launch: Launch) -> None:
+    """Print what would be run."""
+    say(f"# {cfg.dir}/config.yaml", *config.dump(cfg).splitlines(), "")
+    if launch.cluster == "slurm":
+        parameters = slurm.train_parameters(cfg.name, launch)
+        say(*slurm.script(cfg.dir / "slurm", parameters).splitlines())
+    else:
+        ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
+        say(f"# would start {ranks} on this machine ({launch.device})")
+
+
+def write(cfg: RunConfig, launch: Launch) -> None:
+    """Write what ranks and evaluations read into the run folder."""
+    publish_inside(cfg.dir / "config.yaml", config.dump(cfg).encode())
+    publish_inside(cfg.dir / "launch.yaml", dump_launch(launch).encode())
+
+
+def refresh(cfg: RunConfig, launch: Launch) -> None:
+    """Let evaluations that are still to come be those that are asked for now."""
+    owner.claim(cfg.dir, slurm.is_live)
+    try:
+        write(cfg, launch)
+    finally:
+        owner.release(cfg.dir)
+
+
+def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
+    """Claim the run folder and start; see `jobs.local.run_here` for the exit codes.
+
+    Args:
+        cfg: The run.
+        launch: Where.
+        samples: Training images.
+    """
+    owner.claim(cfg.dir, slurm.is_live)
+    try:
+        write(cfg, launch)
+        if launch.cluster == "local":
+            say(f"run folder  {cfg.dir}", f"logs        {cfg.dir}/logs")
+            code = local.run_here(cfg.dir, launch)
+            if code == 0:
+                say_finished(cfg, launch, samples)
+            elif line := shortfall(cfg.dir, launch.tracking_uri, TRAINER):
+                warn([line])
+            return code
+        job = slurm.submit(
+            cfg.dir / "slurm",
+            slurm.train_parameters(cfg.name, launch),
+            TrainJob(config.dump(cfg), launch),
+        )
+        owner.hand_over(cfg.dir, job)
+    finally:
+        owner.release(cfg.dir)
+    say(
+        f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)",
+        f"run folder  {cfg.dir}",
+        f"follow      tail -F {cfg.dir}/slurm/{job}_0_log.out",
+        f"            squeue -j {job}",
+        f"curves      {_curves(cfg, launch)}",
+    )
+    return 0
+
+
+def _curves(cfg: RunConfig, launch: Launch) -> str:
+    uri = launch.tracking_uri
+    if uri == NOWHERE:
+        return f"{command_line('launch/track.py')} {in_shell(cfg.dir)} --to URI, then mlflow ui"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
+    """Say where everything is; evaluations that were lost are started again."""
+    missing = list(due(cfg, samples))
+    say(f"{cfg.name} is finished; another name=... starts a new run")
+    say(f"exports     {cfg.dir}/export")
+    if missing:
+        Evaluator(cfg.dir, launch.cluster).start()
+        say(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
+    say(f"results     {command_line('launch/evaluate.py')} {in_shell(cfg.dir)}")
+    say(f"curves      {_curves(cfg, launch)}")
+    if launch.tracking_uri != NOWHERE and (
+        line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
+    ):
+        say(f"warning: {line}")
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Say what may be wrong and is no reason to refuse."""
+    for line in lines:
+        say(f"warning: {line}", error=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, 1 (a rank failed), 2 (refused), 130 (stopped by Ctrl-C)."""
+    args = arguments(argv)
+    with one_line() as ending:
+        ending.code = submit(args)
+    return ending.code
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Check everything, then show it, start it here or hand it to SLURM; returns the exit code.
+
+    Raises:
+        Refusal: What is wrong, before anything is written or submitted.
+    """
+    cfg, launch = resolve(args)
+    checks = preflight.Preflight(cfg, launch)
+    complaints = checks.problems()
+    if not args.dry_run and (first := next(complaints, "")):
+        raise ConfigError(first)
+    problems = list(complaints)
+    tracking = preflight.look_at_tracking(cfg, launch)
+    if tracking.problem and not args.dry_run:
+        raise ConfigError(tracking.problem)
+    findings = lint(cfg, checks.facts())
+    done = 0 if problems else check_resume(cfg, launch.world_size, checks.train)
+    warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt, tracking.note))]
+    warnings += [finding.line() for finding in findings]
+    if args.dry_run:
+        if not problems:
+            warnings += private.survey(cfg.dir).lines(cfg.dir)
+        warn(warnings)
+        show(cfg, launch)
+        return 0
+    owner.check_free(cfg.dir, slurm.is_live)
+    samples = checks.train.samples
+    if done and done >= cfg.total_steps(samples):
+        if any(due(cfg, samples)):
+            refresh(cfg, launch)
+        say_finished(cfg, launch, samples)
+        return 0
+    warn(warnings)
+    return start(cfg, launch, samples)

@@ -1,0 +1,1 @@
+"""What a command says: how it ends, progress bars, tables."""

@@ -1,0 +1,1 @@
+"""What turns encoded images and drawn parameters into views: DALI, or PIL and torchvision."""

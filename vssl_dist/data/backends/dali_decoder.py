@@ -1,0 +1,67 @@
+"""DALI's decoder as trainings use it, alone: what imports it needs neither torch nor a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def, types
+
+from vssl_dist.data.backends.memory import ran_out
+
+Node = Any  # DALI's DataNode: a symbolic tensor of the graph
+
+
+def decoded(on_gpu: bool) -> Node:
+    """The image of the input ``bytes``, as it is stored, in RGB."""
+    return fn.decoders.image(
+        fn.external_source(name="bytes"),
+        device="mixed" if on_gpu else "cpu",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        # The GPU's JPEG engine and its kernels round differently, and a share of each
+        # batch goes to the engine: an image's pixels would depend on its place.
+        hw_decoder_load=0.0,
+    )
+
+
+class Decoder:
+    """Decodes one image after the other, on the CPU, as a training's pipeline does."""
+
+    def __init__(self) -> None:
+        self._pipeline: Any = _single()
+
+    def __call__(self, data: bytes) -> NDArray[np.uint8]:
+        """The image, ``(H, W, 3)`` uint8; it is overwritten by the next one.
+
+        Raises:
+            ValueError: DALI does not decode it.
+            MemoryError: There is no memory left, or no thread.
+        """
+        try:
+            self._pipeline = self._pipeline or _single()
+        except RuntimeError as error:  # it started before
+            raise MemoryError("DALI does not start again") from error
+        try:
+            self._pipeline.feed_input("bytes", [np.frombuffer(data, np.uint8)])
+            (images,) = self._pipeline.run()
+        except (RuntimeError, ValueError, IndexError) as error:
+            self._pipeline = None  # DALI declares one invalid after any error
+            if ran_out(error):
+                raise MemoryError("DALI") from error
+            raise ValueError("DALI does not decode it") from error
+        image: NDArray[np.uint8] = images.at(0)
+        return image
+
+
+def _single() -> Any:
+    @pipeline_def(  # type: ignore[untyped-decorator]
+        batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1
+    )
+    def assembled() -> Node:
+        return decoded(on_gpu=False)
+
+    pipeline = assembled()
+    pipeline.build()
+    return pipeline

@@ -1,0 +1,1 @@
+"""Datasets on disk: their manifest, their shards, and reading from storage that may not answer."""

@@ -1,0 +1,1 @@
+"""Features of images from frozen networks: extracted, kept on disk, shared out to workers."""

@@ -1,0 +1,187 @@
+"""Features of frozen networks: an exported backbone, a random one, or no network at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vssl_dist.config import Normalisation
+from vssl_dist.console.bars import progress_bar
+from vssl_dist.data.damage.evaluation_log import Substitutes
+from vssl_dist.data.loader import BackendSpec, Batch
+from vssl_dist.data.passes import evaluation_batches
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import DataError
+from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.models.backbones import build_backbone
+
+Forward = Callable[[Tensor], Tensor]
+"""``(B, 3, H, W)`` to ``(B, D)``, in eval mode."""
+Rows = Generator[tuple[Tensor, Tensor], None, None]
+"""Features ``(B, D)`` float32 on the CPU and labels ``(B,)`` int64, batch by batch."""
+_FULL_PRECISION_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of an evaluation are read: no augmentation, every image once."""
+
+    image_size: int
+    normalise: Normalisation
+    batch: int = 256
+    backend: str = "dali"
+    threads: int = 2
+    device: str = "cpu"
+    autocast: torch.dtype | None = None
+    """Precision of the network's products on a GPU, such as ``torch.bfloat16``."""
+    timeout_s: float = 120.0
+    """Seconds without an answer to one read after which storage counts as dead."""
+    substitutes: Substitutes = field(default_factory=Substitutes, compare=False, repr=False)
+    """What had to be replaced so far."""
+
+    def batches(self, dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[Batch]:
+        """Some images, in the order of ``ids``."""
+        made = evaluation_batches(
+            dataset,
+            self.spec(),
+            backend=self.backend,
+            batch=self.batch,
+            ids=ids,
+            timeout_s=self.timeout_s,
+        )
+        return self.counted(dataset, made)
+
+    def counted(self, dataset: Dataset, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; what was replaced in them is noted.
+
+        Raises:
+            DataError: Too many images of the split are damaged.
+        """
+        for batch in batches:
+            self.substitutes.note(dataset, batch.substitutions)
+            yield batch
+
+    def spec(self) -> BackendSpec:
+        """What a backend needs to know."""
+        return BackendSpec((), self.image_size, self.normalise, self.threads, self.device)
+
+
+def random_network(backbone: str, image_size: int, seed: int = 0) -> nn.Module:
+    """The backbone before any training, in eval mode; the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, _ = build_backbone(backbone, image_size)
+    return network.eval()
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """No network: ``(B, 3, H, W)`` normalised images as ``(B, 3 * H * W)``."""
+    return images.flatten(1)
+
+
+def extract(
+    network: Forward,
+    dataset: Dataset,
+    reading: Reading,
+    *,
+    ids: NDArray[np.int64] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """Features of images, in the order of their ids.
+
+    A bar is drawn when standard error is a terminal.
+
+    Args:
+        network: ``(B, 3, H, W)`` to ``(B, D)``, already in eval mode; a module is moved to
+            ``reading.device``.
+        dataset: Where the images are.
+        reading: How they are read.
+        ids: Which images, in this order; None means all.
+        progress: Called with the images done and in all.
+
+    Returns:
+        float32, or float16 beyond 2 GiB, on the CPU.
+
+    Raises:
+        DataError: The features would not fit into memory, or too many images are damaged.
+    """
+    ids = np.arange(dataset.samples) if ids is None else ids
+    rows = stream(network, dataset, reading, ids)
+    return collect(shown(rows, f"features of {dataset.folder.name}", len(ids)), len(ids), progress)
+
+
+def collect(rows: Rows, total: int, progress: Callable[[int, int], None] | None = None) -> Features:
+    """All rows in memory, as `extract` returns them.
+
+    Args:
+        rows: Features and labels.
+        total: How many they are.
+        progress: Called with the rows done and in all.
+
+    Raises:
+        DataError: They would not fit.
+        RuntimeError: They are not so many.
+    """
+    features = torch.empty(0)
+    labels = torch.empty(total, dtype=torch.int64)
+    done = 0
+    for found, classes in rows:
+        if not len(features):
+            features = _allocate(total, found.shape[1])
+        features[done : done + len(found)] = found
+        labels[done : done + len(found)] = classes
+        done += len(found)
+        if progress is not None:
+            progress(done, total)
+    if done != total:
+        raise RuntimeError(f"{done} of {total} features were computed")
+    return Features(features, labels)
+
+
+def stream(network: Forward, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]) -> Rows:
+    """Features and labels of images, in the order of ``ids``; see `extract`."""
+    if isinstance(network, nn.Module):
+        network.to(reading.device)
+    for batch in reading.batches(dataset, ids):
+        yield forward(network, batch.views[0], reading), batch.labels.cpu()
+
+
+def shown(rows: Rows, title: str, total: int) -> Rows:
+    """The same rows, with a progress bar."""
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=total)
+        for found in rows:
+            yield found
+            progress.update(task, advance=len(found[1]))
+
+
+def forward(network: Forward, images: Tensor, reading: Reading) -> Tensor:
+    """Features ``(B, D)`` float32 on the CPU of normalised images ``(B, 3, H, W)``."""
+    kind = torch.device(reading.device).type
+    mixed = torch.autocast(kind, dtype=reading.autocast, enabled=reading.autocast is not None)
+    with torch.inference_mode(), mixed:
+        return network(images).float().cpu()
+
+
+def precision(samples: int, width: int) -> torch.dtype:
+    """float32, or float16 for what would be larger than 2 GiB."""
+    half = samples * width * 4 > _FULL_PRECISION_BYTES
+    return torch.float16 if half else torch.float32
+
+
+def _allocate(samples: int, width: int) -> Tensor:
+    dtype = precision(samples, width)
+    needed = samples * width * dtype.itemsize
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise DataError(
+            f"{samples} features of width {width} need {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} are free: set max_bank"
+        )
+    return torch.empty(samples, width, dtype=dtype)

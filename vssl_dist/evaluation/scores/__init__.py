@@ -1,0 +1,1 @@
+"""What is computed from features: pure functions of tensors."""

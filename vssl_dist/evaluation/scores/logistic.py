@@ -1,0 +1,128 @@
+"""Linear classification of frozen features: logistic regression, and what probes are chosen on.
+
+Features are computed once, without augmentation, and scaled by the mean and standard deviation of
+the images that are trained on.  Learning rate and regularisation are chosen on images held out of
+the training set, never on those that the accuracy is reported of; then all training images are
+used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
+
+from vssl_dist.console.bars import progress_bar
+from vssl_dist.evaluation.scores.probe import Training, accuracy, blocks, scaling, split
+from vssl_dist.evaluation.scores.sgd_probes import Optimizer, descend
+from vssl_dist.models.linear_probe import Probe, Scaling
+
+_MOST_ITERATIONS = 500
+
+
+def logistic(data: Training, l2: Sequence[float], *, tolerance: float = 1e-5) -> dict[float, Probe]:
+    """Multinomial logistic regression: minimises mean cross-entropy + ``l2 / 2 * |weights|^2``.
+
+    Weights are those of scaled features; biases are not penalised.  scikit-learn's ``C`` is
+    ``1 / (l2 * rows)``.  L-BFGS starts from the next larger ``l2``'s solution; features are read
+    a block at a time.
+
+    Args:
+        data: Images and labels.
+        l2: Weights of the penalty.
+        tolerance: Largest entry of the gradient at the end, if rounding allows.
+
+    Returns:
+        A float64 probe on the CPU for each ``l2``.
+    """
+    data = data.together()
+    scale = scaling(data.features, data.rows)
+    width = len(scale.mean)
+    flat: NDArray[np.float64] = np.zeros((width + 1) * data.classes)
+    probes = {}
+    # SciPy's few and tiny products would keep all cores busy waiting, which the loss needs.
+    with progress_bar() as shown, threadpool_limits(1, user_api="blas"):
+        task = shown.add_task("logistic regression", total=len(l2))
+        for weight in sorted(l2, reverse=True):
+            found = minimize(
+                lambda point, weight=weight: _loss(point, data, scale, weight),
+                flat,
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": _MOST_ITERATIONS, "gtol": tolerance, "ftol": 1e-12},
+            )
+            flat = found.x
+            table = torch.from_numpy(flat.reshape(width + 1, data.classes).copy())
+            probes[weight] = Probe.of_scaled(table[:-1], table[-1], scale)
+            shown.update(task, advance=1)
+    return {weight: probes[weight] for weight in l2}
+
+
+def _loss(
+    point: NDArray[np.float64], data: Training, scale: Scaling, l2: float
+) -> tuple[float, NDArray[np.float64]]:
+    """The objective and its gradient at a table ``(D + 1, C)`` of weights and biases."""
+    table = torch.from_numpy(point.reshape(-1, data.classes))
+    probe = Probe.of_scaled(table[:-1], table[-1], scale)
+    loss, gradient = 0.0, torch.zeros_like(table)
+    for x, labels in blocks(data.features, data.rows):
+        x, labels = x.to(data.device), labels.to(data.device)
+        logits = x @ probe.weight.to(x) + probe.bias.to(x)
+        log_p = logits.double().log_softmax(1)
+        loss -= float(log_p.gather(1, labels[:, None]).sum())
+        residual = log_p.exp() - F.one_hot(labels, data.classes)
+        gradient[:-1] += (x.T @ residual.to(x)).double().cpu()
+        gradient[-1] += residual.sum(0).cpu()
+    # What the raw features give, as the gradient with respect to scaled ones.
+    gradient[:-1] = (gradient[:-1] - scale.mean[:, None] * gradient[-1]) / scale.std[:, None]
+    gradient /= len(data.rows)
+    gradient[:-1] += l2 * table[:-1]
+    penalty = 0.5 * l2 * float(table[:-1].square().sum())
+    return loss / len(data.rows) + penalty, gradient.numpy().ravel()
+
+
+def best_l2(data: Training, l2: Sequence[float], held_out: float, seed: int) -> dict[str, Any]:
+    """Choose among ``l2`` on held-out training images.
+
+    Returns:
+        ``l2``, ``held_out`` (accuracy of each on how many ``held_out_images``); the middle one
+        where no image can be held out.  Of equal ones the larger wins.
+    """
+    fit, check = split(data.features.labels, data.rows, held_out, seed)
+    if not len(check) or len(l2) == 1:
+        return {"l2": sorted(l2)[len(l2) // 2], "held_out": {}, "held_out_images": 0}
+    probes = logistic(data.only(fit), l2, tolerance=1e-4)
+    found = {weight: accuracy(probe, data.features, check).top1 for weight, probe in probes.items()}
+    best = max(found, key=lambda weight: (found[weight], weight))
+    shown = {f"{weight:g}": value for weight, value in found.items()}
+    return {"l2": best, "held_out": shown, "held_out_images": len(check)}
+
+
+def best_lr(
+    data: Training,
+    lr: Sequence[float],
+    held_out: float,
+    *,
+    epochs: int,
+    batch: int,
+    optimizer: Optimizer = "sgd",
+) -> dict[str, Any]:
+    """Choose among learning rates on held-out training images; see `best_l2`.
+
+    Of equal ones the smaller wins.
+    """
+    fit, check = split(data.features.labels, data.rows, held_out, seed=0)
+    if not len(check) or len(lr) == 1:
+        return {"lr": sorted(lr)[len(lr) // 2], "held_out": {}, "held_out_images": 0}
+    fitted = data.only(fit)
+    probes = descend(fitted, lr, [0], epochs=epochs, batch=batch, optimizer=optimizer)
+    found = {rate: accuracy(probes[0, rate], data.features, check).top1 for rate in lr}
+    best = max(found, key=lambda rate: (found[rate], -rate))
+    shown = {f"{rate:g}": value for rate, value in found.items()}
+    return {"lr": best, "held_out": shown, "held_out_images": len(check)}

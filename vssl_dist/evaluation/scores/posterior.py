@@ -1,0 +1,148 @@
+"""The posterior of a variational export: mean and variance from features that are already there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from vssl_dist.config import MethodConfig
+from vssl_dist.errors import ExportError
+from vssl_dist.exports.card import Card
+from vssl_dist.exports.read import check_shapes, load_beside, read_card
+from vssl_dist.exports.write import (
+    BACKBONE,
+    HEAD,
+    beside,
+)
+from vssl_dist.jsonfile import first_complaint
+from vssl_dist.methods import CONFIGS, build_method
+from vssl_dist.methods.base import Variational
+from vssl_dist.models.heads import Gaussian, GaussianBranch
+from vssl_dist.text import printable
+
+
+def variational_methods() -> list[str]:
+    """Name the methods whose exports have a posterior."""
+    return [name for name, cfg in CONFIGS.items() if cfg.has_posterior]
+
+
+def has_embedding_density(card: Card) -> bool:
+    """Tell whether the export with this card has likelihoods of an embedding."""
+    cfg = CONFIGS.get(card.method)
+    return cfg is not None and cfg.has_embedding_density and HEAD in card.parts
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What stands behind the backbone of a variational method, frozen.
+
+    >>> branch = GaussianBranch(nn.Identity(), nn.Linear(4, 6)).eval()
+    >>> cfg = CONFIGS[variational_methods()[0]]()
+    >>> Posterior(branch, cfg).infer(torch.zeros(2, 4)).mu.shape
+    torch.Size([2, 3])
+    """
+
+    branch: GaussianBranch
+    """In eval mode on the CPU; only its `infer` is used."""
+    cfg: Variational
+    """The method's own keys, which know its likelihoods and bounds."""
+
+    def infer(self, features: Tensor) -> Gaussian:
+        """The Gaussian of each image, from its features.
+
+        Args:
+            features: What the backbone made of the images, ``(M, width)`` of any floating dtype.
+
+        Returns:
+            Embedding ``(M, width)``, mean and log-variance ``(M, D)``, float32 on the CPU; the
+            log-variance not yet bounded, as in training.
+
+        Raises:
+            ExportError: The head turns finite features into something that is not finite.
+        """
+        return self._inferred(self.branch, features)
+
+    def target(self, features: Tensor) -> Gaussian:
+        """As `infer`, of a view that another view's posterior is to explain.
+
+        A predictor, which in training stands in the student alone, is left out: one network plays
+        both parts, because an export has one.
+        """
+        branch = self.branch
+        if branch.predictor is not None:
+            branch = GaussianBranch(branch.backbone, branch.posterior)
+        return self._inferred(branch, features)
+
+    def _inferred(self, branch: GaussianBranch, features: Tensor) -> Gaussian:
+        with torch.inference_mode():
+            found = branch.infer(features.float())
+        if not (found.mu.isfinite().all() and found.logvar.isfinite().all()):
+            raise ExportError("the posterior head is damaged: its mean or variance is not finite")
+        return found
+
+
+def load_posterior(path: Path) -> Posterior | None:
+    """The posterior of an export.
+
+    Args:
+        path: The backbone's ``.safetensors`` file; head and card lie beside it.
+
+    Returns:
+        None if the export's card names no head: the method has none, or the export is from before
+        heads were exported.
+
+    Raises:
+        ExportError: One line: the head is missing, damaged, or does not fit the card.
+    """
+    tensors = load_beside(path, HEAD)
+    if tensors is None:
+        return None
+    card, place = read_card(path), beside(path, HEAD)
+    cfg = _method(place, card)
+    with torch.device("meta"):  # a card may ask for more memory than the file's tensors need
+        shapes = _untrained(place, cfg, card).state_dict()
+    wanted = {k: v for k, v in shapes.items() if not k.startswith(f"{BACKBONE}.")}
+    check_shapes(place, tensors, wanted, cfg.name)
+    branch = _untrained(place, cfg, card)
+    branch.backbone = nn.Identity()
+    branch.load_state_dict(tensors)
+    return Posterior(branch.eval(), _variational(place, cfg))
+
+
+def _method(place: Path, card: Card) -> MethodConfig:
+    unknown = f"{place}: its card does not say what method it is the head of"
+    method = card.config.method
+    if method is None or method.name not in CONFIGS:
+        reason = "config.method is missing" if method is None else f"unknown: {method.name}"
+        raise ExportError(f"{unknown} ({reason})")
+    try:
+        return CONFIGS[method.name].model_validate(method.as_json())
+    except ValidationError as error:
+        raise ExportError(f"{unknown} (config.method.{first_complaint(error)})") from error
+
+
+def _variational(place: Path, cfg: MethodConfig) -> Variational:
+    if not isinstance(cfg, Variational):
+        raise ExportError(_without_posterior(place, cfg))
+    return cfg
+
+
+def _without_posterior(place: Path, cfg: MethodConfig) -> str:
+    return f"{place}: method {cfg.name} has no posterior, but the card says it is one's head"
+
+
+def _untrained(place: Path, cfg: MethodConfig, card: Card) -> GaussianBranch:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            method = build_method(cfg, card.image_size)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        reason = printable(" ".join(str(error).split())[:200])
+        raise ExportError(f"{place}: its card describes no network ({reason})") from error
+    branch = method.teacher if method.evaluated == "teacher" else method.student
+    if not isinstance(branch, GaussianBranch):
+        raise ExportError(_without_posterior(place, cfg))
+    return branch

@@ -1,0 +1,1 @@
+"""Exports, the one bridge from trainings to evaluations: their card, writing, reading them."""

@@ -1,0 +1,234 @@
+"""SLURM through submitit: what to ask for, the batch script, submission, and who is alive."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from vssl_dist.environment import DEFAULTS, no_job_around, outside_jobs
+from vssl_dist.errors import ConfigError, SubmissionError
+from vssl_dist.installed import own_code_only
+from vssl_dist.jobs import private
+from vssl_dist.jobs.resources import Launch, meeting_place
+from vssl_dist.text import printable
+
+# submitit counts every SIGUSR2 of a job of at most 10 minutes as a time-out, and ends the run
+# when it has counted this many.
+_MAX_TIMEOUTS = 10_000
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/=,+@-]+")
+_ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "TIMEOUT",
+)  # fmt: skip
+
+
+def why_no_slurm() -> str | None:
+    """One line that says why nothing can be submitted from this machine, or None."""
+    for program in ("sbatch", "srun", "squeue", "scontrol"):
+        if shutil.which(program) is None:
+            return f"there is no SLURM on this machine ({program} is not on the PATH)"
+    try:
+        answer = _run("scontrol", "ping")
+        up = answer.returncode == 0 and " UP" in answer.stdout
+    except subprocess.TimeoutExpired:
+        up = False
+    return None if up else "SLURM's controller does not answer (`scontrol ping` says more)"
+
+
+def is_live(job: str) -> bool:
+    """Whether SLURM still has the job: pending, running, or on its way back into the queue.
+
+    When SLURM cannot be asked the answer is yes: two jobs in one run folder are worse than one
+    refusal too many.
+    """
+    try:
+        answer = _run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    if answer.returncode:
+        return "Invalid job id" not in answer.stderr
+    states = answer.stdout.split()
+    return any(state not in _ENDED for state in states)
+
+
+def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
+    """A training job in sbatch's own words."""
+    profile = launch.resources
+    threads = {"OMP_NUM_THREADS": str(launch.cpus_per_rank)}
+    return _without_none(
+        job_name=name,
+        nodes=launch.nodes,
+        ntasks_per_node=launch.ranks_per_node,
+        cpus_per_task=launch.cpus_per_rank,
+        gpus_per_node=profile.gpus or None,
+        partition=profile.partition,
+        account=profile.account,
+        qos=profile.qos,
+        constraint=profile.constraint,
+        nodelist=profile.nodelist,
+        exclude=profile.exclude,
+        exclusive=profile.exclusive or None,
+        mem=None if profile.mem_gb is None else f"{profile.mem_gb}GB",
+        time=profile.minutes,
+        signal_delay_s=profile.signal_delay_s,
+        setup=[*profile.setup, *_exports(threads | meeting_place(profile.interface) | profile.env)],
+        # One dead rank ends the job instead of leaving the others in a collective; since 22.05
+        # srun does not take the number of cores from sbatch.  Rank 0 ends last: it submits the
+        # last evaluations and sends the last curves, however short the site's WaitTime is.
+        srun_args=[
+            "--kill-on-bad-exit=1",
+            "--wait=0",
+            f"--cpus-per-task={launch.cpus_per_rank}",
+        ],
+        additional_parameters=_without_none(requeue=True, reservation=profile.reservation),
+        stderr_to_stdout=True,
+    )
+
+
+def evaluation_parameters(name: str, launch: Launch) -> dict[str, Any]:
+    """An evaluation job, which starts one process, in sbatch's own words."""
+    profile, small = launch.resources, launch.resources.evaluation
+    threads = {"OMP_NUM_THREADS": str(small.cpus)}
+    return _without_none(
+        job_name=name,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=small.cpus * small.ranks,
+        gpus_per_node=small.ranks if (small.device or launch.device) == "cuda" else None,
+        partition=small.partition or profile.partition,
+        account=small.account or profile.account,
+        qos=small.qos or profile.qos,
+        constraint=profile.constraint,
+        exclude=profile.exclude,
+        mem=None if small.mem_gb is None else f"{small.mem_gb}GB",
+        time=small.minutes,
+        setup=[*profile.setup, *_exports(threads | profile.env)],
+        srun_args=[f"--cpus-per-task={small.cpus * small.ranks}"],
+        additional_parameters=_without_none(reservation=profile.reservation),
+        stderr_to_stdout=True,
+    )
+
+
+def script(folder: Path, parameters: Mapping[str, Any]) -> str:
+    """The text of the batch script that `submit` would write; nothing is written.
+
+    Works where SLURM is not installed, so that a dry run can be read anywhere.
+    """
+    executor = _WithoutSlurm(folder, max_num_timeout=_MAX_TIMEOUTS)
+    executor.update_parameters(**_guarded(folder, parameters))
+    # The pinned submitit has no public name for the text that it submits.
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
+    return text
+
+
+def submit(folder: Path, parameters: Mapping[str, Any], job: Callable[[], object]) -> str:
+    """Submit a picklable job.
+
+    Args:
+        folder: For the script, the pickle and the logs (``JOB_RANK_log.out``); all nodes see it.
+        parameters: From `train_parameters` or `evaluation_parameters`.
+        job: Called without arguments by every task.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        ConfigError: The folder is not this user's.
+        SubmissionError: SLURM refused it.
+    """
+    private.make_hidden(folder)
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS)
+    executor.update_parameters(**_guarded(folder, parameters))
+    try:
+        # submitit echoes what sbatch says, which the exception says again.
+        with no_job_around(*_settled(parameters)), redirect_stderr(io.StringIO()):
+            submitted = executor.submit(job)
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        said = printable(" ".join(str(error).split()))
+        raise SubmissionError(f"sbatch refused the job: {said[:300]}") from error
+    return str(submitted.job_id)
+
+
+def check_path(path: Path) -> None:
+    """Refuse a run folder whose name SLURM or a shell would read as something else.
+
+    Raises:
+        ConfigError: It has spaces, quotes, percent signs or the like.
+    """
+    if not _PLAIN_PATH.fullmatch(str(path)):
+        raise ConfigError(
+            f"out: {str(path)!r} cannot stand in a batch script: use letters, digits and ._/=,+@-"
+        )
+
+
+def _guarded(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a job whose nodes unpickle what lies in ``folder`` and nobody else's.
+
+    Who may write in the folder above the run can put another in its place while a job waits: he
+    cannot make one that belongs to this user, but a link to one.
+    """
+    run_dir, *inner = _from_the_run_on(folder)
+    owned = " ".join(shlex.quote(str(place)) for place in (run_dir, *inner))
+    refusal = 'echo "error: $place is not yours, and nodes run what they find there" >&2; exit 2'
+    lines = [
+        "export PYTHONSAFEPATH=1",
+        *_code_first(own_code_only({})["PYTHONPATH"]),
+        f'for place in {owned}; do [ -O "$place" ] || {{ {refusal}; }}; done',
+        f"place={shlex.quote(str(run_dir))}; [ ! -L $place ] || {{ {refusal}; }}",
+    ]
+    # submitit's default, a wckey of its own name, is unknown to clusters that check them.
+    return {**parameters, "setup": [*parameters.get("setup", ()), *lines], "wckey": None}
+
+
+def _from_the_run_on(folder: Path) -> list[Path]:
+    """The run's folder and those on the way to where a job's pickle lies."""
+    depth = 2 if folder.parent.name == "slurm" else 1
+    return [*reversed(folder.parents[:depth]), folder]
+
+
+def _code_first(code: str) -> list[str]:
+    """Lines that put this code before what modules and the user's lines have added to the path,
+    and take its empty entries out, each of which would be the folder that the job starts in."""
+    return [
+        f'PYTHONPATH=$(printf %s {shlex.quote(code)}:"$PYTHONPATH" | tr -s :)',
+        "PYTHONPATH=${PYTHONPATH#:}",
+        "export PYTHONPATH=${PYTHONPATH%:}",
+    ]
+
+
+class _WithoutSlurm(submitit.SlurmExecutor):  # type: ignore[misc]
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    # A user's SQUEUE_PARTITION, say, would hide a job that lives.
+    environ = {k: v for k, v in outside_jobs(os.environ).items() if not k.startswith("SQUEUE_")}
+    return subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def _without_none(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _exports(variables: Mapping[str, str]) -> list[str]:
+    return [f"export {name}={value}" for name, value in sorted(variables.items())]
+
+
+def _settled(parameters: Mapping[str, Any]) -> list[str]:
+    """The user's defaults that the script decides otherwise: sbatch would prefer them to it."""
+    more = {**parameters, **parameters.get("additional_parameters", {})}
+    return [name for name, key in DEFAULTS.items() if key in more]

@@ -1,0 +1,216 @@
+"""A training job: what each rank does from its first signal handler to its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import submitit
+
+from vssl_dist.config import RunConfig
+from vssl_dist.durable import open_append
+from vssl_dist.environment import in_our_job
+from vssl_dist.errors import ConfigError
+from vssl_dist.installed import print_any_path
+from vssl_dist.jobs import private
+from vssl_dist.jobs.resources import Launch
+from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag, leave
+from vssl_dist.text import printable
+
+if TYPE_CHECKING:
+    from vssl_dist.jobs.run_reporter import Observer, Silent
+
+_UNTIL_REQUEUED_S = 300
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Picklable: holds the resolved configuration as text, rebuilds everything on the worker."""
+
+    config_yaml: str
+    launch: Launch
+
+    def __call__(self) -> None:
+        """Run as one task of a SLURM job."""
+        stop = StopFlag()  # before the slow imports: a signal may come at any time
+        print_any_path()
+        meeting = submitit.helpers.TorchDistributedEnvironment()
+        for name in os.environ.keys() - in_our_job(os.environ).keys():
+            del os.environ[name]
+        os.environ |= announcement(os.environ)
+        meeting.export(set_cuda_visible_devices=False, overwrite=True)
+        if self.launch.nodes == 1:
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # which no other machine reaches
+        code = run_rank(self, stop)
+        if code == STOPPED:
+            _leave_slurm(stop)
+        if code:
+            leave(code)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """The job after a requeue: the same; what it has done is in the run's checkpoints."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def run_rank(job: TrainJob, stop: StopFlag) -> int:
+    """Train as one rank, with ``RANK``, ``WORLD_SIZE`` ... in the environment.
+
+    Returns:
+        0 when the run is finished, `STOPPED` when it was told to stop and has saved, `REFUSED`
+        when machine, data, configuration or checkpoints are not what they must be.
+    """
+    device = job.launch.device
+    os.environ["DS_ACCELERATOR"] = device
+    # DeepSpeed calls what torch has renamed; no user of ours can do anything about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # Not above: signals must find their handlers before torch takes its seconds.
+    import torch
+
+    from vssl_dist import config
+    from vssl_dist.jobs import machine
+    from vssl_dist.methods import CONFIGS
+
+    cfg = config.loads(job.config_yaml, methods=CONFIGS)
+    torch.set_num_threads(job.launch.cpus_per_rank)
+    try:
+        private.secure(cfg.dir)
+    except ConfigError as error:  # nothing is written into a folder of others
+        _say(_refusal(error))
+        return REFUSED
+    try:
+        print(f"{_this_rank()}: {machine.prepare(device, os.environ)}", flush=True)
+    except ConfigError as error:
+        return _refuse(cfg.dir, error)
+    return _train(cfg, job.launch, stop)
+
+
+def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
+    """Train as one rank of a process group; see `run_rank`."""
+    import torch
+
+    from vssl_dist import dist
+    from vssl_dist.errors import CheckpointError, DataError
+    from vssl_dist.jobs.run_reporter import Silent, observe
+    from vssl_dist.train import Preempted, train
+
+    device = launch.device
+    observer: Observer | Silent = Silent()
+    try:
+        dist.init(device)
+        observer = observe(cfg, launch)
+        train(cfg, device=device, should_stop=stop, on_export=observer.on_export, log=observer.log)
+    except Preempted:
+        stop.final = dist.broadcast(stop.only_terminated)
+        torch.distributed.destroy_process_group()
+        observer.close("KILLED", timeout_s=stopping_s(launch))
+        return STOPPED
+    except (ConfigError, DataError, CheckpointError) as error:
+        code = _refuse(cfg.dir, error)
+        observer.close("FAILED", timeout_s=5)
+        return code
+    except Exception:
+        note_failure(cfg.dir, f"{_this_rank()} failed first:\n{traceback.format_exc()}")
+        observer.close("FAILED", timeout_s=5)
+        raise
+    torch.distributed.destroy_process_group()
+    observer.close("FINISHED", timeout_s=60)
+    return 0
+
+
+def _refuse(run_dir: Path, error: Exception) -> int:
+    """Say in one line what the user has to mend."""
+    note_failure(run_dir, line := _refusal(error))
+    _say(line)
+    return REFUSED
+
+
+def _refusal(error: Exception) -> str:
+    return f"{REFUSAL}{printable(str(error))} ({_this_rank()})"
+
+
+def announcement(environ: Mapping[str, str]) -> dict[str, str]:
+    """What says, in variables of our own, that our job on SLURM has started a rank.
+
+    Args:
+        environ: Of a task of a job that submitit has started.
+
+    >>> task = {"SUBMITIT_FOLDER": "/run/slurm", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}
+    >>> announcement(task)["VSSL_ATTEMPT"]
+    '7.2'
+    """
+    job = environ["SLURM_JOB_ID"]
+    return {
+        "VSSL_SLURM_JOB": job,
+        "VSSL_ATTEMPT": f"{job}.{environ.get('SLURM_RESTART_COUNT', '0')}",
+        "VSSL_LEAD_LOG": f"{environ['SUBMITIT_FOLDER']}/{job}_0_log.out",
+    }
+
+
+def stopping_s(launch: Launch) -> float:
+    """What the last curves of a stopped run are given: on SLURM the scheduler is waiting, here a
+    user, who can end it by another Ctrl-C."""
+    return 3 if launch.cluster == "slurm" else 30
+
+
+def attempt() -> str:
+    """Names this start of the job: a requeued one begins a new attempt."""
+    return os.environ.get("VSSL_ATTEMPT") or str(os.getpid())
+
+
+def failure_file(run_dir: Path, attempt_name: str) -> Path:
+    """Where the first rank to fail says why."""
+    return run_dir / "logs" / f"failure-{attempt_name}.txt"
+
+
+def note_failure(run_dir: Path, text: str) -> None:
+    """Leave the reason of the rank that failed first: the others only lost a peer.
+
+    Never raises: the failure itself is what has to be heard of.
+    """
+    path = failure_file(run_dir, attempt())
+    with suppress(OSError, ValueError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except FileExistsError:
+        return  # somebody was first
+    except (OSError, ValueError) as error:  # the disk may be the reason for the failure
+        _say(f"warning: {path} could not be written: {error}")
+    log = os.environ.get("VSSL_LEAD_LOG")
+    if log and os.environ.get("RANK", "0") != "0":
+        # Rank 0's log is the one that people follow.
+        with suppress(OSError, ValueError), open_append(Path(log)) as file:
+            file.write(f"{text.rstrip()}\n".encode(errors="backslashreplace"))
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # the log may be on a full disk
+        print(line, file=sys.stderr, flush=True)
+
+
+def _this_rank() -> str:
+    return f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+
+
+def _leave_slurm(stop: StopFlag) -> NoReturn:
+    """End this task of a stopped job; rank 0 puts the job back into the queue."""
+    if stop.final:
+        sys.exit(0)
+    if os.environ["RANK"] == "0":
+        stop.requeue()
+        sys.exit(0)
+    # A rank that ended before could be taken for the end of the job.  The requeue ends it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_UNTIL_REQUEUED_S)
+    sys.exit(1)
