@@ -18,7 +18,7 @@ from vssl_dist.config.paths import literal
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import ConfigError
 from vssl_dist.exports.results import FORMAT, read_result
-from vssl_dist.jobs.evaluation_job import Due
+from vssl_dist.jobs.evaluation_job import PendingEvaluation
 from vssl_dist.methods import CONFIGS
 
 Words = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
@@ -118,7 +118,7 @@ class Trial:
         """
         export = self.export
         step = int(export.stem.rpartition("-")[2])
-        due = [Due(export, step, task) for task in self.cfg.tasks]
+        due = [PendingEvaluation(export, step, task) for task in self.cfg.tasks]
         if not all(one.done() for one in due):
             return None
         results = {one.task.task: read_result(one.result) for one in due}

@@ -18,7 +18,7 @@ from tests.support.photos import tiny_dataset
 from tests.support.ranks import run_ranks
 from vssl_dist.config import LinearConfig, OnlineConfig, RunConfig, load
 from vssl_dist.errors import DataError, ExportError
-from vssl_dist.evaluation.run import Place, evaluate
+from vssl_dist.evaluation.run import EvalSettings, evaluate
 from vssl_dist.exports.read import load_export
 from vssl_dist.exports.write import beside
 from vssl_dist.methods import CONFIGS
@@ -239,7 +239,7 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
     assert 0 <= result["results"]["online"]["ece"] <= 1
     assert all(path.with_name(plot).exists() for path in [probed] for plot in result["plots"])
     assert "online" not in evaluate(plain, task)["results"]
-    place = Place(train=data.parent / "val", val=data)
+    place = EvalSettings(train=data.parent / "val", val=data)
     elsewhere = evaluate(probed, task, place)
     assert "online" not in elsewhere["results"], "its classes are others"
     beside(probed, "online").unlink()

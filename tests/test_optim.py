@@ -10,7 +10,7 @@ from torch import nn
 
 from vssl_dist.config import OptimConfig
 from vssl_dist.methods.byol import BYOL, BYOLConfig
-from vssl_dist.optim import build_optimizer, parameter_groups, steer
+from vssl_dist.optim import apply_schedules, build_optimizer, parameter_groups
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 
@@ -121,14 +121,16 @@ def test_lars_has_a_group_for_each_weight_and_the_rest_in_few() -> None:
 def test_schedules_move_the_rate_and_the_decay_of_what_decays() -> None:
     cfg = optim_config(name="adamw", weight_decay_end=0.5, warmup_epochs=0.5)
     optimizer = build_optimizer(cfg, student())
-    seen = [steer(optimizer, cfg, step, 10, steps_per_epoch=4.0) for step in (0, 1, 2, 5, 10)]
+    seen = [
+        apply_schedules(optimizer, cfg, step, 10, steps_per_epoch=4.0) for step in (0, 1, 2, 5, 10)
+    ]
     assert [round(rates["lr"] / cfg.peak_lr, 4) for rates in seen[:3]] == [0.0, 0.5, 1.0]
     decay = [round(rates["weight_decay"], 4) for rates in seen]
     assert decay == [0.1, 0.1098, 0.1382, 0.3, 0.5]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
     constant = optim_config(name="adamw")
-    assert steer(optimizer, constant, 7, 10, 4.0)["weight_decay"] == 0.1
+    assert apply_schedules(optimizer, constant, 7, 10, 4.0)["weight_decay"] == 0.1
     still = optim_config(weight_decay=0.0, weight_decay_end=0.5)
     fresh = build_optimizer(still, student())
-    steer(fresh, still, 10, 10, 4.0)
+    apply_schedules(fresh, still, 10, 10, 4.0)
     assert [group["weight_decay"] for group in fresh.param_groups] == [0.5, 0.0]

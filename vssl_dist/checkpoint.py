@@ -85,7 +85,7 @@ def newest(root: Path) -> Committed | None:
     """
     all_or_none(lambda: _sweep(root), only_on=0)
     names = dist.broadcast(sealed.committed(root)[::-1])
-    set_aside = dist.broadcast(any(root.glob("step-*.corrupt*")))
+    quarantined = dist.broadcast(any(root.glob("step-*.corrupt*")))
     for path in (root / name for name in names):
         read = sealed.read(path, sealed.step_of(path.name)) if dist.rank() == 0 else ({}, None)
         manifest, problem = dist.broadcast(read)
@@ -95,7 +95,7 @@ def newest(root: Path) -> Committed | None:
         if problem.stops:
             raise CheckpointError(problem.reason)
         all_or_none(bind(_set_aside, path, problem.reason), only_on=0)
-    if names or set_aside:
+    if names or quarantined:
         raise CheckpointError(
             f"every checkpoint in {root} is damaged (see *.corrupt there): restore one, or give "
             "the run another name, with name=..., to start again from step 0"

@@ -26,7 +26,7 @@ from vssl_dist.exports.card import Description
 from vssl_dist.exports.write import Parts, write_export
 from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
-from vssl_dist.optim import build_optimizer, norms_by_part, steer
+from vssl_dist.optim import apply_schedules, build_optimizer, norms_by_part
 from vssl_dist.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class Engine:
         optim = self.cfg.optim
         if len(batches) != optim.accumulate:
             raise ValueError(f"{len(batches)} micro-batches, but {optim.accumulate=}")
-        rates = steer(self.optimizer, optim, self.step, self.total_steps, self.steps_per_epoch)
+        rates = apply_schedules(
+            self.optimizer, optim, self.step, self.total_steps, self.steps_per_epoch
+        )
         decay = schedule.cosine(self.step, self.total_steps, *self.cfg.engine.ema_decay)
         torch._foreach_copy_(self._kept, self._buffers)
         outs = [self._micro_step(number, batch) for number, batch in enumerate(batches)]

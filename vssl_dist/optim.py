@@ -58,7 +58,7 @@ def parameter_groups(cfg: OptimConfig, student: nn.Module) -> list[dict[str, Any
     return [group for group in groups if group["params"]]
 
 
-def steer(
+def apply_schedules(
     optimizer: torch.optim.Optimizer,
     cfg: OptimConfig,
     step: int,

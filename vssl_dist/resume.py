@@ -59,7 +59,7 @@ class Saver:
             self.loader.position = position
         self.ledger.restore(self.loader.position)
 
-    def origin(self) -> Origin:
+    def provenance(self) -> Origin:
         """Whence the weights come: digest of the training data, and what computes with it."""
         return {"fingerprint": self.loader.fingerprint, "versions": self.versions}
 
@@ -80,7 +80,7 @@ class Saver:
             "world_size": dist.world_size(),
             "zero_stage": self.cfg.engine.zero_stage,
             "experiment": config.frozen_part(self.cfg),
-            **self.origin(),
+            **self.provenance(),
         }
         try:
             checkpoint.commit(self.root, step=self.engine.step, write=self._write, facts=facts)

@@ -63,20 +63,20 @@ def train(
     curves = Curves(cfg.log_every, engine.total_steps)
     batches = iter(loader)
     while engine.step < engine.total_steps:
-        step_batches = meter.wait_for(batches, cfg.optim.accumulate)
+        step_batches = meter.next_batches(batches, cfg.optim.accumulate)
         out = engine.train_step(step_batches, by_part=curves.due(engine.step + 1))
         probe.step(out.embedding, step_batches[-1].labels, engine.step)
         if trace:
             trace.step(engine.step, loader.position, out.loss, step_batches)
         last = engine.step == engine.total_steps
         milestone = last or bool(cfg.evaluations_at(engine.step, loader.samples))
-        if told := curves.read(out, engine.step, milestone):
-            told |= probe.read()
+        if metrics := curves.metrics_if_due(out, engine.step, milestone):
+            metrics |= probe.read()
             epoch = {EPOCH: engine.step / engine.steps_per_epoch}
-            log(told | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
+            log(metrics | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
             saver.ledger.check()  # not before those it names are in the curves
         if milestone:
-            export(cfg, engine, probe, saver.origin(), told, on_export)
+            export(cfg, engine, probe, saver.provenance(), metrics, on_export)
         stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
         if last or stop or saver.due():
             saver.save()
@@ -113,7 +113,7 @@ class Curves:
         """Whether ``step`` is logged whatever it brings."""
         return step == self.total_steps or step % self.every == 0
 
-    def read(self, out: LossOutput, step: int, wanted: bool) -> dict[str, float]:
+    def metrics_if_due(self, out: LossOutput, step: int, wanted: bool) -> dict[str, float]:
         """The metrics of ``step`` over all ranks; empty if not due nor ``wanted``; all call."""
         due, checked = wanted or self.due(step), step % monitors.CHECK_EVERY == 0
         if not due and not checked:
@@ -123,7 +123,7 @@ class Curves:
         values |= monitors.embedding(whole)
         if checked:
             rows, width = whole.shape
-            went_on = self.alarm.hears(values, rows, width, rows_per_rank=len(out.embedding))
+            went_on = self.alarm.update(values, rows, width, rows_per_rank=len(out.embedding))
             due |= dist.any_rank(went_on)
         values["collapse_alarm"] = float(self.alarm.on)
         return values if due else {}
@@ -137,7 +137,7 @@ class Meter:
         self.start: float | None = None
         self.waited = 0.0
 
-    def wait_for(self, batches: Iterator[Batch], count: int) -> list[Batch]:
+    def next_batches(self, batches: Iterator[Batch], count: int) -> list[Batch]:
         """The next ``count`` batches; the time until they are there counts as waiting."""
         asked = time.perf_counter()
         taken = list(islice(batches, count))
@@ -175,7 +175,7 @@ def export(
         probe: Its tensors are exported, too.
         origin: Whence the weights come.
         metrics: How well they did.
-        on_export: Told of the file, and of the step.
+        on_export: Called with the file, and of the step.
     """
     path = cfg.dir / "export" / f"backbone-{engine.step:08d}.safetensors"
     description = Description.of(cfg, engine.step, engine.method.evaluated, origin, metrics)

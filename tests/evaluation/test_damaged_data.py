@@ -25,11 +25,11 @@ from vssl_dist.evaluation.features.variants import (
     Variants,
 )
 from vssl_dist.evaluation.run import (
-    Place,
+    EvalSettings,
     baselines,
     evaluate,
 )
-from vssl_dist.jobs.evaluation_job import Due, evaluate_one
+from vssl_dist.jobs.evaluation_job import PendingEvaluation, evaluate_one
 
 TASK = KnnConfig(k=(5,), temperature=(0.07,), batch=16)
 BAD = (3, 17, 30)
@@ -103,7 +103,7 @@ def test_several_processes_count_what_one_would(tmp_path: Path, data: Path) -> N
     for ranks in (1, 2):
         path, _ = exported(tmp_path / str(ranks), data)
         with pytest.warns(UserWarning, match="damaged images: 3"):
-            found.append(evaluate(path, TASK, Place(ranks=ranks)))
+            found.append(evaluate(path, TASK, EvalSettings(ranks=ranks)))
     assert {**found[0], "seconds": 0} == {**found[1], "seconds": 0}
 
 
@@ -135,10 +135,10 @@ def test_beyond_the_budget_an_evaluation_stops_and_records_nothing(
     path, _ = exported(tmp_path / "export", data)
     toggle(data / "val", range(0, 40, 4))
     with pytest.warns(UserWarning, match="damaged images: 10"):
-        evaluate(path, CollapseConfig(batch=16), Place(ranks=ranks))
+        evaluate(path, CollapseConfig(batch=16), EvalSettings(ranks=ranks))
     toggle(data / "val", (39,))
     with pytest.raises(DataError, match=r"data_prep/verify\.py") as error:
-        evaluate(path, TASK, Place(ranks=ranks))
+        evaluate(path, TASK, EvalSettings(ranks=ranks))
     assert one_line(error).startswith(f"{data / 'val'}: 11 of ")
     assert not list(path.parent.glob("knn-*"))
 
@@ -156,7 +156,7 @@ def test_the_command_ends_with_2_beyond_the_budget(
 
 def test_a_result_with_substitutes_is_done_but_not_final(tmp_path: Path, data: Path) -> None:
     path, _ = exported(tmp_path / "export", data)
-    one = Due(path, 40, TASK)
+    one = PendingEvaluation(path, 40, TASK)
     assert not one.done()
     assert not one.final()
     toggle(data / "val", (3,))

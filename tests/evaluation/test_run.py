@@ -31,7 +31,7 @@ from vssl_dist.evaluation.features.extract import (
     raw_pixels,
 )
 from vssl_dist.evaluation.run import (
-    Place,
+    EvalSettings,
     baselines,
     evaluate,
 )
@@ -111,9 +111,9 @@ def test_datasets_can_be_given_instead_of_the_cards(tmp_path: Path, data: Path) 
     change(path, train=str(tmp_path / "moved" / "train"), val=None)
     with pytest.raises(DataError, match="held-out"):
         evaluate(path, TASK)
-    given = evaluate(path, TASK, Place(train=data / "train", val=data / "val", threads=1))
+    given = evaluate(path, TASK, EvalSettings(train=data / "train", val=data / "val", threads=1))
     assert given["results"] == there["results"]
-    elsewhere = evaluate(path, TASK, Place(train=data / "val", val=data / "train"))
+    elsewhere = evaluate(path, TASK, EvalSettings(train=data / "val", val=data / "train"))
     assert elsewhere["results"] != there["results"]
     assert json.loads((tmp_path / "a" / "knn-00000040.json").read_text()) == there
     assert len(list((tmp_path / "a").glob("knn-00000040-on-*.json"))) == 2

@@ -18,7 +18,7 @@ from vssl_dist.config import FinetuneConfig, KnnConfig, OodConfig, TaskConfig
 from vssl_dist.data.store import shardfile
 from vssl_dist.errors import DataError
 from vssl_dist.evaluation.run import evaluate
-from vssl_dist.evaluation.subject import Images, Place
+from vssl_dist.evaluation.subject import EvalSettings, Images
 
 TIMEOUT_S = 0.4
 KNN = KnnConfig(k=(5,), temperature=(0.07,))
@@ -69,7 +69,7 @@ def test_opening_that_hangs_is_named(
     monkeypatch.setattr(Path, "stat", stat)
     begun = time.monotonic()
     with pytest.raises(DataError) as error:
-        evaluate(export, task, Place(ood={"others": data / "foreign"}))
+        evaluate(export, task, EvalSettings(ood={"others": data / "foreign"}))
     assert TIMEOUT_S <= time.monotonic() - begun < 20
     assert f"evaluation waits for data: {stuck}: " in one_line(error)
     assert f"data.timeout_s={TIMEOUT_S}" in one_line(error)
@@ -101,4 +101,4 @@ def test_reading_that_hangs_is_named(
 
 def test_a_card_without_a_timeout_means_two_minutes(data: Path) -> None:
     card = portable_card(train=str(data / "train"), val=str(data / "val"), image_size=32)
-    assert Images.open(card, KNN, Place()).reading.timeout_s == 120
+    assert Images.open(card, KNN, EvalSettings()).reading.timeout_s == 120

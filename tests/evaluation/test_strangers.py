@@ -35,7 +35,7 @@ from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.features.cache import FeatureCache, features_of
 from vssl_dist.evaluation.features.extract import Rows
 from vssl_dist.jobs import evaluation_queue
-from vssl_dist.jobs.evaluation_job import Attempts, Due
+from vssl_dist.jobs.evaluation_job import Attempts, PendingEvaluation
 
 KNN = {"task": "knn", "k": [5], "temperature": [0.1], "batch": 50}
 LINEAR = {"task": "linear", "epochs": 1, "lr": [0.1], "l2": [1.0], "shares": [], "seeds": 1}
@@ -254,7 +254,7 @@ def test_evaluations_do_not_wait_for_a_stranger(
         said = capsys.readouterr().err
         assert said.startswith(f"error: {lock}: is held by process {pid} of ")
         assert said.count("\n") == 1
-        evaluation_queue.work(run)
+        evaluation_queue.drain(run)
         assert f"no evaluations: {lock} is held by process {pid} of " in capsys.readouterr().out
     assert asked(run) == 0
     assert lock.stat().st_mode & 0o077 == 0
@@ -344,19 +344,19 @@ def test_a_probe_that_is_none_is_one_line(
      '{"count": 1, "job": ["1"]}', '{"count": 1, "job": "--all"}', '{"other": 1}'],
 )  # fmt: skip
 def test_a_record_of_attempts_that_is_none_counts_for_nothing(tmp_path: Path, raw: str) -> None:
-    one = Due(tmp_path / "backbone-00000040.safetensors", 40, KnnConfig())
+    one = PendingEvaluation(tmp_path / "backbone-00000040.safetensors", 40, KnnConfig())
     one.record.write_text(raw)
     assert one.attempts() == Attempts()
-    one.note(Attempts(1, "123_4"))
+    one.record_attempt(Attempts(1, "123_4"))
     assert one.attempts() == Attempts(1, "123_4")
 
 
 def test_attempts_are_not_noted_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
-    one = Due(tmp_path / "export" / "backbone-00000040.safetensors", 40, KnnConfig())
+    one = PendingEvaluation(tmp_path / "export" / "backbone-00000040.safetensors", 40, KnnConfig())
     one.record.symlink_to(tmp_path / "mine")
     with pytest.raises(OSError, match="leads out of its folder: remove it"):
-        one.note(Attempts(1))
+        one.record_attempt(Attempts(1))
     assert not (tmp_path / "mine").exists()
 
 

@@ -22,9 +22,9 @@ from vssl_dist.commands.evaluate import main
 from vssl_dist.config import TASKS as SETTINGS
 from vssl_dist.config import CollapseConfig, KnnConfig, LinearConfig, OodConfig, read_task
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.features.workers import Pass
+from vssl_dist.evaluation.features.workers import ImagePass
 from vssl_dist.evaluation.run import (
-    Place,
+    EvalSettings,
     baselines,
     evaluate,
 )
@@ -99,7 +99,7 @@ def test_ood_is_what_scikit_learn_finds(export: tuple[Path, nn.Module], data: Pa
     assert 0 <= low <= ours["auroc"] <= high <= 1
     assert found["ood"]["others"]["samples"] == 80
     assert path.with_name("ood-00000040.json").exists()
-    elsewhere = evaluate(path, task, Place(ood={"others": data / "foreign"}))
+    elsewhere = evaluate(path, task, EvalSettings(ood={"others": data / "foreign"}))
     assert elsewhere["results"] == found["results"]
     assert len(list(path.parent.glob("ood-00000040-on-*.json"))) == 1
 
@@ -124,7 +124,7 @@ def test_tasks_share_one_pass_over_the_images(
         raise AssertionError("the images are read again")
 
     path.with_name("knn-00000040.json").unlink()
-    monkeypatch.setattr(Pass, "stream", never)
+    monkeypatch.setattr(ImagePass, "stream", never)
     after = evaluate(path, knn)
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
     evaluate(path, QUICK.model_copy(update={"l2": (1e-2,)}))
@@ -155,7 +155,7 @@ def test_what_cannot_be_evaluated_is_one_clear_line(tmp_path: Path, data: Path) 
     one = tiny_dataset(tmp_path / "one", samples=8, classes=1)
     other = tiny_dataset(tmp_path / "two", samples=4, classes=1, split="val", first=700)
     with pytest.raises(DataError, match="one class"):
-        evaluate(path, QUICK, Place(train=one, val=other))
+        evaluate(path, QUICK, EvalSettings(train=one, val=other))
     assert not list(path.parent.glob("linear-*")) + list(path.parent.glob("ood-*"))
 
 

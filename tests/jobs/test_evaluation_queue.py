@@ -18,13 +18,13 @@ from vssl_dist.errors import ConfigError, SubmissionError
 from vssl_dist.jobs import evaluation_queue, slurm
 from vssl_dist.jobs.evaluation_job import (
     Attempts,
-    Due,
-    due,
+    PendingEvaluation,
+    pending_evaluations,
 )
 from vssl_dist.jobs.evaluation_queue import (
-    Desk,
-    Evaluator,
-    OnSlurm,
+    EvaluationQueue,
+    EvaluationSpawner,
+    SlurmSubmitter,
 )
 from vssl_dist.jobs.resources import Resources, dump_launch, on_slurm
 from vssl_dist.methods import CONFIGS
@@ -46,12 +46,12 @@ class Recorder:
     def __init__(self, fails: set[int]) -> None:
         self.fails, self.taken = fails, list[int]()
 
-    def ready(self, one: Due) -> bool:
+    def can_try(self, one: PendingEvaluation) -> bool:
         return one.attempts().count < 2
 
-    def take(self, one: Due) -> None:
+    def process(self, one: PendingEvaluation) -> None:
         self.taken.append(one.step)
-        one.note(Attempts(one.attempts().count + 1))
+        one.record_attempt(Attempts(one.attempts().count + 1))
         if one.step in self.fails:
             raise RuntimeError("no luck")
         one.result.write_text(json.dumps({"export_sha256": DIGEST}))
@@ -71,7 +71,7 @@ def cfg(tmp_path: Path) -> RunConfig:
 
 def clear(cfg: RunConfig, place: Recorder) -> None:
     """One process's work."""
-    desk = Desk(cfg, SAMPLES, place)  # type: ignore[arg-type]
+    desk = EvaluationQueue(cfg, SAMPLES, place)  # type: ignore[arg-type]
     while (one := desk.next()) is not None:
         desk.attempt(one)
 
@@ -80,7 +80,7 @@ def test_every_milestone_is_evaluated_the_newest_first(cfg: RunConfig) -> None:
     place = Recorder(fails=set())
     clear(cfg, place)
     assert place.taken == [16, 8]
-    assert list(due(cfg, SAMPLES)) == []
+    assert list(pending_evaluations(cfg, SAMPLES)) == []
 
 
 def test_a_failure_is_left_to_the_next_process_and_given_up_after_two(cfg: RunConfig) -> None:
@@ -90,15 +90,15 @@ def test_a_failure_is_left_to_the_next_process_and_given_up_after_two(cfg: RunCo
         clear(cfg, place)
         taken.append(place.taken)
     assert taken == [[16, 8], [16], []]
-    assert [one.step for one in due(cfg, SAMPLES)] == [16]
+    assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [16]
 
 
 def test_a_refusal_is_one_line_of_the_log(
     cfg: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Refuses(Recorder):
-        def take(self, one: Due) -> None:
-            super().take(one)
+        def process(self, one: PendingEvaluation) -> None:
+            super().process(one)
             raise ConfigError("the driver is too old")
 
     clear(cfg, Refuses(fails=set()))
@@ -113,19 +113,19 @@ def test_a_refusal_is_one_line_of_the_log(
 def test_a_second_process_leaves_at_once_while_one_is_at_work(cfg: RunConfig) -> None:
     with evaluation_queue.lock_of(cfg.dir):
         before = time.monotonic()
-        evaluation_queue.work(cfg.dir)  # the folder has no config.yaml: reading it would raise
+        evaluation_queue.drain(cfg.dir)  # the folder has no config.yaml: reading it would raise
         assert time.monotonic() - before < 1
 
 
 def test_an_export_is_due_once_its_card_is_there(cfg: RunConfig) -> None:
     (cfg.dir / "export" / "backbone-00000016.json").unlink()
-    assert [one.step for one in due(cfg, SAMPLES)] == [8]
+    assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [8]
 
 
 def test_other_weights_at_the_same_step_are_evaluated_again(cfg: RunConfig) -> None:
     clear(cfg, Recorder(fails=set()))
     (cfg.dir / "export" / "backbone-00000008.json").write_text(card_text("b" * 64))
-    assert [one.step for one in due(cfg, SAMPLES)] == [8]
+    assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [8]
 
 
 def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
@@ -135,10 +135,10 @@ def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
     late.unlink()
     place = Recorder(fails=set())
 
-    class Late(Desk):
+    class Late(EvaluationQueue):
         """The export appears after the last look under the lock."""
 
-        def next(self) -> Due | None:
+        def next(self) -> PendingEvaluation | None:
             found = super().next()
             if found is None:
                 late.touch()
@@ -146,7 +146,7 @@ def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
 
     desk = Late(cfg, SAMPLES, place)  # type: ignore[arg-type]
     monkeypatch.setattr(evaluation_queue, "open_desk", lambda run_dir: desk)
-    evaluation_queue.work(cfg.dir)
+    evaluation_queue.drain(cfg.dir)
     assert place.taken == [8, 16]
 
 
@@ -155,14 +155,14 @@ def test_evaluations_that_are_asked_for_while_others_are_at_work_are_not_lost(
 ) -> None:
     place, asked = Recorder(fails=set()), []
 
-    def open_desk(run_dir: Path) -> Desk:
+    def open_desk(run_dir: Path) -> EvaluationQueue:
         config_file = run_dir / "config.yaml"
         asked.append(config_file.read_text() if config_file.exists() else "")
         config_file.write_text("more")  # by a submission that finds this process at work
-        return Desk(cfg, SAMPLES, place)  # type: ignore[arg-type]
+        return EvaluationQueue(cfg, SAMPLES, place)  # type: ignore[arg-type]
 
     monkeypatch.setattr(evaluation_queue, "open_desk", open_desk)
-    evaluation_queue.work(cfg.dir)
+    evaluation_queue.drain(cfg.dir)
     assert asked == ["", "more"]
 
 
@@ -173,7 +173,7 @@ def test_a_trainer_does_not_notice_that_no_evaluation_can_be_started(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(evaluation_queue.sys, "executable", str(tmp_path / "absent" / "python"))
-    Evaluator(cfg.dir, "local").start()
+    EvaluationSpawner(cfg.dir, "local").start()
     assert "no evaluation was started" in capsys.readouterr().out
 
 
@@ -190,7 +190,7 @@ def signals() -> Iterator[None]:
 def test_a_refusal_of_slurm_is_tried_again_by_the_next_process_and_a_live_job_is_not_doubled(
     cfg: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = OnSlurm(cfg.dir, on_slurm(Resources(device="cpu"), 1, ""))
+    place = SlurmSubmitter(cfg.dir, on_slurm(Resources(device="cpu"), 1, ""))
     asked = []
 
     def submit(folder: Path, parameters: dict[str, object], job: object) -> str:
@@ -203,7 +203,7 @@ def test_a_refusal_of_slurm_is_tried_again_by_the_next_process_and_a_live_job_is
     monkeypatch.setattr(slurm, "is_live", lambda job: True)
     for expected in (["run-knn-00000016", "run-knn-00000008"], ["run-knn-00000016"], []):
         asked_before = len(asked)
-        desk = Desk(cfg, SAMPLES, place)
+        desk = EvaluationQueue(cfg, SAMPLES, place)
         while (one := desk.next()) is not None:
             desk.attempt(one)
         assert asked[asked_before:] == expected
@@ -219,7 +219,7 @@ def test_an_evaluator_belongs_to_no_job_and_knows_whether_it_is_in_one(
     monkeypatch.delenv("VSSL_SLURM_JOB")
     if job:
         monkeypatch.setenv("VSSL_SLURM_JOB", job)
-    evaluator = Evaluator(tmp_path, "local")
+    evaluator = EvaluationSpawner(tmp_path, "local")
     evaluator.start()
     (process,) = evaluator.started
     try:
@@ -256,7 +256,7 @@ def test_what_another_user_put_into_a_run_reaches_no_batch_script(
     "text", ["[" * 20_000, '{"count": "x"}', '{"count": -1}', '{"job": "; rm"}', "[]", "\xff"]
 )
 def test_attempts_of_any_content_are_none(cfg: RunConfig, text: str) -> None:
-    one = next(due(cfg, SAMPLES))
+    one = next(pending_evaluations(cfg, SAMPLES))
     one.record.write_text(text, encoding="latin-1")
     assert one.attempts() == Attempts()
     one.card.write_text(text, encoding="latin-1")
@@ -266,4 +266,4 @@ def test_attempts_of_any_content_are_none(cfg: RunConfig, text: str) -> None:
 def test_a_file_of_the_user_s_own_among_the_exports_is_none(cfg: RunConfig) -> None:
     for name in ("backbone-best.safetensors", "backbone-\u00b2.safetensors"):
         (cfg.dir / "export" / name).touch()
-    assert [one.step for one in due(cfg, SAMPLES)] == [16, 8]
+    assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [16, 8]

@@ -67,7 +67,7 @@ def test_of_two_processes_that_start_at_once_one_gets_the_run_and_the_other_its_
 
 def test_a_job_keeps_its_run_while_slurm_has_it(tmp_path: Path) -> None:
     owner.claim(tmp_path, dead)
-    owner.hand_over(tmp_path, "4711")
+    owner.transfer_to_job(tmp_path, "4711")
     owner.release(tmp_path)  # no longer ours to give up
     with pytest.raises(ConfigError, match=r"SLURM job 4711.*scancel 4711"):
         owner.check_free(tmp_path, alive)
@@ -98,14 +98,14 @@ def test_a_copy_of_a_run_that_is_being_written_is_free_and_the_original_is_not(
 ) -> None:
     run = tmp_path / "a"
     owner.claim(run, dead)
-    owner.hand_over(run, "4711")
+    owner.transfer_to_job(run, "4711")
     branch = tmp_path / "b"
     shutil.copytree(run, branch)
     before = sorted(path.name for path in branch.iterdir())
     owner.check_free(branch, alive)
     assert sorted(path.name for path in branch.iterdir()) == before
     owner.claim(branch, alive)
-    owner.hand_over(branch, "4712")
+    owner.transfer_to_job(branch, "4712")
     moved = run.rename(tmp_path / "c")
     for folder, job in ((moved, "4711"), (branch, "4712")):
         with pytest.raises(ConfigError, match=f"SLURM job {job}"):

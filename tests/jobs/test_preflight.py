@@ -11,7 +11,7 @@ from tests.support.photos import tiny_dataset
 from vssl_dist import config
 from vssl_dist.config import RunConfig
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.data.store.stall import ReadWatch
+from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.preflight import Preflight, check_network, with_backend
 from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
@@ -171,7 +171,7 @@ def test_each_dataset_is_opened_once(splits: Path, monkeypatch: pytest.MonkeyPat
     opened: list[Path] = []
     genuine = Dataset.open
 
-    def opening(folder: Path, *watch: ReadWatch) -> Dataset:
+    def opening(folder: Path, *watch: StallWatch) -> Dataset:
         opened.append(folder)
         return genuine(folder, *watch)
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from vssl_dist.jobs import progress
-from vssl_dist.jobs.progress import Report, Reporter, Screen
+from vssl_dist.jobs.progress import LogView, Report, Reporter
 
 
 def test_a_report_says_where_the_run_is_how_fast_and_how_long_still(
@@ -42,7 +42,7 @@ def test_a_line_is_read_back_as_the_report_it_was() -> None:
 def test_without_a_terminal_every_line_is_passed_on_once_it_is_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    screen = Screen()
+    screen = LogView()
     screen.show("step  1/9  loss 1.0\nhalf a")
     screen.show(" line\nno end")
     assert capsys.readouterr().out == "step  1/9  loss 1.0\nhalf a line\n"
@@ -53,7 +53,7 @@ def test_without_a_terminal_every_line_is_passed_on_once_it_is_whole(
 def test_on_a_terminal_reports_move_a_bar_and_other_lines_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    screen = Screen()
+    screen = LogView()
     screen.console = Console(
         file=io.StringIO(), force_terminal=True, width=80, markup=False, highlight=False
     )
@@ -67,7 +67,7 @@ def test_on_a_terminal_reports_move_a_bar_and_other_lines_stay(
 
 
 def test_a_terminal_shows_the_characters_of_the_log() -> None:
-    screen, file = Screen(), io.StringIO()
+    screen, file = LogView(), io.StringIO()
     screen.console = Console(file=file, force_terminal=True, width=80, soft_wrap=True, _environ={})
     line = "warning: [red]/data/x.py:100: 12 MiB/s, b:warning: at 1:1234: node[01:04]" + 90 * "."
     screen.show(f"{line}\nstep 1/9  loss 1.0\n{line}\n")
@@ -78,7 +78,7 @@ def test_a_terminal_shows_the_characters_of_the_log() -> None:
 
 @pytest.mark.parametrize("width", [20, 45, 60, 80, 200])
 def test_a_report_is_whole_on_a_screen_of_any_width(width: int) -> None:
-    screen, file = Screen(), io.StringIO()
+    screen, file = LogView(), io.StringIO()
     screen.console = Console(
         file=file, force_terminal=True, width=width, soft_wrap=True, markup=False, _environ={}
     )

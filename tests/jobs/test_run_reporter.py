@@ -9,7 +9,7 @@ from tests.support.shards import tiny_shards
 from vssl_dist.errors import DataError
 from vssl_dist.jobs.progress import Reporter
 from vssl_dist.jobs.resources import Resources, on_this_machine
-from vssl_dist.jobs.run_reporter import Observer
+from vssl_dist.jobs.run_reporter import RunReporter
 from vssl_dist.tracker import Spool
 from vssl_dist.tracker.spool import read
 
@@ -18,7 +18,7 @@ def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Without what its constructor starts: flusher and evaluations are not asked anything here.
-    observer = Observer.__new__(Observer)
+    observer = RunReporter.__new__(RunReporter)
     observer.reporter, observer.spool = Reporter(total=90), Spool(tmp_path, "train")
     fine = {"loss": 1.0, "collapse_alarm": 0.0, "embedding_spread": 0.6, "effective_rank": 20.0}
     gone = fine | {"collapse_alarm": 1.0, "embedding_spread": 0.04}
@@ -39,7 +39,7 @@ def test_storage_that_stalls_costs_the_sheet_and_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = config(tiny_shards(tmp_path / "train"), timeout_s=0.4)
-    observer = Observer.__new__(Observer)
+    observer = RunReporter.__new__(RunReporter)
     observer.spool = Spool(tmp_path, "train")
     with stalled(".tar", "read"):
         observer._sheet(cfg)
@@ -56,5 +56,5 @@ def test_a_dataset_that_does_not_answer_ends_rank_0_before_it_starts_anything(
     launch = on_this_machine(Resources(device="cpu"), 1, 0, f"sqlite:///{tmp_path}/mlflow.db")
     stalls = pytest.raises(DataError, match=r"^rank 0 waits for data: .*manifest\.json")
     with stalls, stalled("manifest.json"):
-        Observer(cfg, launch, ["here"])
+        RunReporter(cfg, launch, ["here"])
     assert not cfg.dir.exists()

@@ -64,14 +64,14 @@ def test_a_step_that_is_not_finite_has_no_shape_and_raises_no_alarm() -> None:
     values = monitors.embedding(torch.full((32, 8), torch.nan))
     assert all(math.isnan(value) for value in values.values())
     alarm = monitors.CollapseAlarm()
-    assert not any(alarm.hears(values, 32, 8) for _ in range(4))
+    assert not any(alarm.update(values, 32, 8) for _ in range(4))
 
 
 def looks(*looked: dict[str, float], rows: int = 64, width: int = 128) -> list[bool]:
     alarm = monitors.CollapseAlarm()
     heard = []
     for values in looked:
-        alarm.hears(values, rows, width)
+        alarm.update(values, rows, width)
         heard.append(alarm.on)
     return heard
 
@@ -95,7 +95,7 @@ def test_narrow_or_low_rank_alone_is_no_collapse_and_both_are() -> None:
     projected = {"embedding_spread": 0.6, "effective_rank": 40.0, "projection_spread": 0.1}
     assert looks(projected, projected)[-1]
     alarm = monitors.CollapseAlarm()
-    assert not any(alarm.hears(projected, 64, 128, rows_per_rank=1) for _ in range(3))
+    assert not any(alarm.update(projected, 64, 128, rows_per_rank=1) for _ in range(3))
 
 
 def test_an_untrained_network_is_not_collapsed() -> None:

@@ -371,7 +371,7 @@ def _train_on_vectors(stop_gradient: bool) -> tuple[list[float], list[int]]:
         optimizer.step()
         spreads.append(spread(one.h).item())
         if step % CHECK_EVERY == 0:
-            alarm.hears(embedding(one.h), *one.h.shape)
+            alarm.update(embedding(one.h), *one.h.shape)
             alarms += [step] if alarm.on else []
     return spreads, alarms
 

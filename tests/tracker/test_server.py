@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vssl_dist.jobs.evaluation_job import send
+from vssl_dist.jobs.evaluation_job import flush_to_mlflow
 from vssl_dist.tracker import Answer, Flusher, Spool, default_tracking_uri, flush_once, look
 
 
@@ -194,10 +194,10 @@ def test_what_a_server_that_is_away_did_not_get_waits_and_the_user_is_told(
         flusher.close(0)
         Spool(run, "eval-knn-00000003").metrics({"knn/top1": 0.5}, 3)
         start = time.monotonic()
-        send(run, remote.url)
+        flush_to_mlflow(run, remote.url)
         assert time.monotonic() - start < 200, "a server that is away is given up in the end"
         assert f"python launch/track.py {run} sends them" in capsys.readouterr().out
         remote.start()
-        send(run, remote.url)
+        flush_to_mlflow(run, remote.url)
         assert capsys.readouterr().out == ""
         assert remote.curve(run_id_of(run), "knn/top1") == [(3, 0.5)]

@@ -28,7 +28,7 @@ from tests.support.photos import tiny_dataset
 from vssl_dist.commands import evaluate, track
 from vssl_dist.durable import share_as_its_folder
 from vssl_dist.errors import ConfigError
-from vssl_dist.jobs.evaluation_job import send, send_unasked
+from vssl_dist.jobs.evaluation_job import flush_to_mlflow, send_unasked
 from vssl_dist.tracker import Flusher, Record, Spool, flushed, holder, look, settle, shortfall
 from vssl_dist.tracker.address import database_uri
 from vssl_dist.tracker.cursor import cursor_at
@@ -345,7 +345,7 @@ def test_a_folder_that_names_another_mlflow_run_does_not_touch_it_and_gets_its_o
         answer = look(uri, run)
         assert answer.problem is None
         assert f"MLflow run {named}" in str(answer.note)
-        send(run, uri)
+        flush_to_mlflow(run, uri)
         assert "with all of the history" in capsys.readouterr().out
         own = Record.load(run, settle(run)).runs[uri]
         assert own != named
@@ -476,7 +476,7 @@ def test_locks_of_the_tracker_are_their_users_alone_and_their_holder_is_named(
             assert "flusher.lock" in line
             Record(settle(run).uuid, tracking_uri="http://host").save(run)
             start = time.monotonic()
-            send(run, "http://host")
+            flush_to_mlflow(run, "http://host")
             assert time.monotonic() - start < 5, "nobody waits for a stranger"
             assert f"process {pid} of nobody" in capsys.readouterr().out
         with locked_by_nobody(run / ".run.lock") as pid:

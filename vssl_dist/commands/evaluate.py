@@ -28,7 +28,7 @@ from vssl_dist.console.endings import one_line
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.run import (
-    Place,
+    EvalSettings,
     baselines,
     evaluate,
     exports,
@@ -42,7 +42,7 @@ from vssl_dist.exports.read import read_card
 from vssl_dist.exports.results import shown
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.evaluation_job import (
-    Due,
+    PendingEvaluation,
     evaluate_one,
     send_unasked,
 )
@@ -100,7 +100,7 @@ Line = tuple[str, dict[str, Any]]
 
 
 def lines(
-    tasks: Sequence[TaskConfig], place: Place, found: Sequence[Path], with_baselines: bool
+    tasks: Sequence[TaskConfig], place: EvalSettings, found: Sequence[Path], with_baselines: bool
 ) -> dict[str, list[Line]]:
     """Name and results of each line of each task's table.
 
@@ -113,12 +113,12 @@ def lines(
     for export in found:
         step = read_card(export).step
         for task in tasks:
-            results = shown(_evaluated(Due(export, step, task), place))
+            results = shown(_evaluated(PendingEvaluation(export, step, task), place))
             made[task.task].append((f"step {step}", results))
     return made
 
 
-def _evaluated(one: Due, place: Place) -> dict[str, Any]:
+def _evaluated(one: PendingEvaluation, place: EvalSettings) -> dict[str, Any]:
     run = one.export.parent.parent
     own = place.train is None and place.val is None and not place.ood
     kept = os.access(run, os.W_OK | os.X_OK)
@@ -129,7 +129,7 @@ def _evaluated(one: Due, place: Place) -> dict[str, Any]:
     return evaluate(one.export, one.task, place)
 
 
-def place_of(args: argparse.Namespace) -> Place:
+def place_of(args: argparse.Namespace) -> EvalSettings:
     """Where to run and which folders to read.
 
     Raises:
@@ -147,7 +147,7 @@ def place_of(args: argparse.Namespace) -> Place:
             pair = _folder(data, train), _folder(data, val)
         else:
             raise ConfigError(f"--data {data}: two folders, as TRAIN,VAL, or NAME=FOLDER")
-    return Place(_device(args.device), args.threads, *pair, ood, args.ranks)
+    return EvalSettings(_device(args.device), args.threads, *pair, ood, args.ranks)
 
 
 def _foreign(name: str, folder: Path) -> dict[str, Path]:

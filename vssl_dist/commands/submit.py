@@ -30,8 +30,8 @@ from vssl_dist.jobs import (
     private,
     slurm,
 )
-from vssl_dist.jobs.evaluation_job import due
-from vssl_dist.jobs.evaluation_queue import Evaluator
+from vssl_dist.jobs.evaluation_job import pending_evaluations
+from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
 from vssl_dist.jobs.resources import (
     Launch,
     dump_launch,
@@ -122,7 +122,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
         write(cfg, launch)
         if launch.cluster == "local":
             say(f"run folder  {cfg.dir}", f"logs        {cfg.dir}/logs")
-            code = local.run_here(cfg.dir, launch)
+            code = local.run_local(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, samples)
             elif line := shortfall(cfg.dir, launch.tracking_uri, TRAINER):
@@ -133,7 +133,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
             slurm.train_parameters(cfg.name, launch),
             TrainJob(config.dump(cfg), launch),
         )
-        owner.hand_over(cfg.dir, job)
+        owner.transfer_to_job(cfg.dir, job)
     finally:
         owner.release(cfg.dir)
     say(
@@ -155,11 +155,11 @@ def _curves(cfg: RunConfig, launch: Launch) -> str:
 
 def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     """Say where everything is; evaluations that were lost are started again."""
-    missing = list(due(cfg, samples))
+    missing = list(pending_evaluations(cfg, samples))
     say(f"{cfg.name} is finished; another name=... starts a new run")
     say(f"exports     {cfg.dir}/export")
     if missing:
-        Evaluator(cfg.dir, launch.cluster).start()
+        EvaluationSpawner(cfg.dir, launch.cluster).start()
         say(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
     say(f"results     {command_line('launch/evaluate.py')} {in_shell(cfg.dir)}")
     say(f"curves      {_curves(cfg, launch)}")
@@ -211,7 +211,7 @@ def submit(args: argparse.Namespace) -> int:
     owner.check_free(cfg.dir, slurm.is_live)
     samples = checks.train.samples
     if done and done >= cfg.total_steps(samples):
-        if any(due(cfg, samples)):
+        if any(pending_evaluations(cfg, samples)):
             refresh(cfg, launch)
         say_finished(cfg, launch, samples)
         return 0

@@ -25,7 +25,7 @@ from vssl_dist.data.backends.base import (
     Backend,
     BackendSpec,
     Batch,
-    hand_over,
+    record_on_current_stream,
 )
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.damage.replace import read_decodable
@@ -117,7 +117,7 @@ class Loader:
             for batch, substitutions in batches:
                 self.position += self._plan.micro_batch
                 self.substitutions += [replace(s, position=self.position) for s in substitutions]
-                yield hand_over(batch)
+                yield record_on_current_stream(batch)
 
     def close(self) -> None:
         """End the background threads and let go of the files; iterating again starts anew."""

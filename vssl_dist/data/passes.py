@@ -17,7 +17,7 @@ from vssl_dist.data.backends.base import (
     Backend,
     BackendSpec,
     Batch,
-    hand_over,
+    record_on_current_stream,
 )
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.damage.replace import read_decodable
@@ -105,7 +105,7 @@ def _ahead(dataset: Dataset, source: Iterator[Batch], timeout_s: float) -> Itera
     try:
         with closing(Prefetcher([source], _AHEAD, check)) as batches:
             for result in batches:
-                yield hand_over(result)
+                yield record_on_current_stream(result)
     finally:
         dataset.close()
 

@@ -26,7 +26,7 @@ from vssl_dist.console.bars import progress_bar
 from vssl_dist.data.backends.base import (
     Backend,
     Batch,
-    hand_over,
+    record_on_current_stream,
 )
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.damage.replace import read_decodable
@@ -77,7 +77,7 @@ class Labelled:
         try:
             with closing(Prefetcher([made], _AHEAD, check)) as batches:
                 for batch in self.reading.counted(self.dataset, batches):
-                    yield hand_over(batch)
+                    yield record_on_current_stream(batch)
         finally:
             self.dataset.close()
 

@@ -23,14 +23,14 @@ from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.features.cache import FeatureCache
 from vssl_dist.evaluation.figures.plots import png
 from vssl_dist.evaluation.scores.posterior import has_embedding_density
-from vssl_dist.evaluation.subject import Images, Network, Place, Subject
+from vssl_dist.evaluation.subject import EvalSettings, FrozenFeatures, Images, Network
 from vssl_dist.evaluation.tasks import TASKS, Plot
 from vssl_dist.exports.read import read_card
 from vssl_dist.exports.results import FORMAT, problem_of, with_current_names
 from vssl_dist.jsonfile import read_json
 from vssl_dist.text import printable
 
-__all__ = ["Place", "baselines", "evaluate", "exports"]
+__all__ = ["EvalSettings", "baselines", "evaluate", "exports"]
 
 _CACHE = "features"
 
@@ -49,7 +49,9 @@ def exports(target: Path) -> list[Path]:
     return found
 
 
-def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> dict[str, Any]:
+def evaluate(
+    export: Path, settings: TaskConfig, place: EvalSettings | None = None
+) -> dict[str, Any]:
     """Evaluate an export; the result is written to ``TASK-STEP.json`` beside it.
 
     Pictures of it are ``TASK-STEP-NAME.png``, written before.
@@ -79,7 +81,7 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
         DataError: A dataset is, or they do not fit together.
         OSError: The result cannot be written, or a link out of the folder stands where it goes.
     """
-    card, place = read_card(export), place or Place()
+    card, place = read_card(export), place or EvalSettings()
     density = has_embedding_density(card)
     settings = settings.asked_of(embedding_density=density)
     images = Images.open(card, settings, place)
@@ -91,7 +93,9 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     path = export.with_name(f"{settings.stem}-{card.step:08d}{images.suffix}.json")
 
     def compute() -> dict[str, Any]:
-        subject = Subject(card, network, images, FeatureCache(export.parent / _CACHE), place.ranks)
+        subject = FrozenFeatures(
+            card, network, images, FeatureCache(export.parent / _CACHE), place.ranks
+        )
         found = TASKS[settings.task].measure(subject, settings)
         told = {"plots": _draw(path, found.plots)} | _substitutions(images)
         count = {f"{settings.task}/substituted_images": float(told["substituted_images"])}
@@ -101,7 +105,9 @@ def evaluate(export: Path, settings: TaskConfig, place: Place | None = None) -> 
     return _once(path, facts | {"run": card.run}, compute)
 
 
-def baselines(export: Path, settings: TaskConfig, place: Place | None = None) -> dict[str, Any]:
+def baselines(
+    export: Path, settings: TaskConfig, place: EvalSettings | None = None
+) -> dict[str, Any]:
     """What an export must be compared with: raw pixels, and the same backbone untrained.
 
     Takes what `evaluate` takes, of any export of the run.  Written to ``TASK-baselines.json``
@@ -111,7 +117,7 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
         As `evaluate`, with ``results`` one level deeper under ``raw_pixels`` and
         ``random_network`` (seed 0, eval mode), and so begin the names of the pictures.
     """
-    card, place = read_card(export), place or Place()
+    card, place = read_card(export), place or EvalSettings()
     settings = settings.asked_of(embedding_density=False)
     images = Images.open(card, settings, place)
     facts = images.facts(settings) | {"backbone": card.backbone}
@@ -128,7 +134,7 @@ def baselines(export: Path, settings: TaskConfig, place: Place | None = None) ->
         results: dict[str, Any] = {}
         drawn: list[str] = []
         for name, network in networks.items():
-            subject = Subject(card, network, images, cache, place.ranks)
+            subject = FrozenFeatures(card, network, images, cache, place.ranks)
             found = measure(subject, settings)
             results[name] = found.results
             drawn += _draw(path, {f"{name}-{plot}": draw for plot, draw in found.plots.items()})

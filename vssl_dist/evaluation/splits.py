@@ -9,7 +9,7 @@ from pathlib import Path
 from vssl_dist.config import OodConfig, TaskConfig
 from vssl_dist.data.loader import check_labelled
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.data.store.opening import open_watched, watched
+from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.errors import DataError
 from vssl_dist.evaluation.scores.posterior import variational_methods
 from vssl_dist.exports.card import Card
@@ -74,10 +74,10 @@ def check_pair(parts: Mapping[str, Dataset], task: TaskConfig, timeout_s: float)
         )
     for split, key in ((train, "data.bank, or --data"), (val, "data.val")):
         check = partial(check_labelled, split, f"task {task.task} compares labels ({key})")
-        watched(split.watch, check, timeout_s=timeout_s, who=_WHO)
+        run_with_timeout(split.watch, check, timeout_s=timeout_s, who=_WHO)
 
 
-def strangers(
+def ood_datasets(
     task: TaskConfig,
     elsewhere: Mapping[str, Path],
     parts: Mapping[str, Dataset],

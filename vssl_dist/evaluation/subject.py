@@ -25,17 +25,17 @@ from vssl_dist.evaluation.features.extract import (
     raw_pixels,
 )
 from vssl_dist.evaluation.features.variants import Variants
-from vssl_dist.evaluation.features.workers import Pass
+from vssl_dist.evaluation.features.workers import ImagePass
 from vssl_dist.evaluation.scores.posterior import Posterior, load_posterior
 from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.splits import check_pair, filled, need_posterior, strangers
+from vssl_dist.evaluation.splits import check_pair, filled, need_posterior, ood_datasets
 from vssl_dist.exports.card import Card
 from vssl_dist.exports.read import load_export, load_online
 from vssl_dist.models.linear_probe import Probe
 
 
 @dataclass(frozen=True)
-class Place:
+class EvalSettings:
     """Where an evaluation runs and what it reads; None means what the export's card says."""
 
     device: str = "cpu"
@@ -101,7 +101,7 @@ class Images:
     """Of a result's file name: nothing for the run's own data."""
 
     @classmethod
-    def open(cls, card: Card, task: TaskConfig, place: Place) -> Images:
+    def open(cls, card: Card, task: TaskConfig, place: EvalSettings) -> Images:
         """Open and check what ``task`` wants.
 
         Raises:
@@ -117,7 +117,7 @@ class Images:
         timeout_s = data.timeout_s
         parts = {part: filled(folders[part], task, timeout_s) for part in task.limits}
         check_pair(parts, task, timeout_s)
-        strange = strangers(task, place.ood, parts, timeout_s)
+        strange = ood_datasets(task, place.ood, parts, timeout_s)
         reading = Reading(
             image_size=card.image_size,
             normalise=card.normalise,
@@ -155,7 +155,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Subject:
+class FrozenFeatures:
     """What a task is given: features of each part, and the names of the classes."""
 
     card: Card
@@ -177,7 +177,7 @@ class Subject:
         return len(self.images.parts["queries"].classes)
 
     @property
-    def strangers(self) -> list[str]:
+    def ood_datasets(self) -> list[str]:
         """The parts that are out of distribution."""
         return [part for part in self.images.parts if part not in ("bank", "queries")]
 
@@ -211,11 +211,11 @@ class Subject:
 
     def _look(self, part: str, count: int, variants: Variants | None) -> Features:
         dataset, reading = self.images.parts[part], self.images.reading
-        whole = Pass(self.network.load, dataset, reading, count, variants)
+        whole = ImagePass(self.network.load, dataset, reading, count, variants)
         found = self._kept(whole)
         return _finite(found or collect(whole.alone(), whole.rows), dataset)
 
-    def _kept(self, whole: Pass) -> Features | None:
+    def _kept(self, whole: ImagePass) -> Features | None:
         """What the cache has, or makes of a pass; None where nothing is kept."""
         if self.network.identity is None:
             return None

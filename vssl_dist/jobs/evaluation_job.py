@@ -30,7 +30,7 @@ _MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Due:
+class PendingEvaluation:
     """One evaluation of one export that has no result yet."""
 
     export: Path
@@ -79,7 +79,7 @@ class Due:
         except (OSError, ValueError):
             return Attempts()
 
-    def note(self, attempts: Attempts) -> None:
+    def record_attempt(self, attempts: Attempts) -> None:
         """Write down what has been tried, before it is, so that a kill counts too."""
         publish_inside(self.record, json.dumps(asdict(attempts)).encode())
 
@@ -94,7 +94,7 @@ class Attempts:
     job: JobId | None = None
 
 
-def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
+def pending_evaluations(cfg: RunConfig, samples: int) -> Iterator[PendingEvaluation]:
     """Every evaluation that should have a result and has none, newest export first.
 
     Args:
@@ -108,7 +108,7 @@ def due(cfg: RunConfig, samples: int) -> Iterator[Due]:
             continue
         step = int(number[1])
         for task in cfg.evaluations_at(step, samples):
-            candidate = Due(export, step, task)
+            candidate = PendingEvaluation(export, step, task)
             # The card comes last, and whoever writes it asks again.
             if candidate.card.exists() and not candidate.done():
                 yield candidate
@@ -130,7 +130,7 @@ class EvalJob:
         """Evaluate and leave; the numbers are in MLflow, or in the spool if it is away."""
         print_any_path()
         task = read_task(self.task_json)
-        one = Due(self.export, self.step, task)
+        one = PendingEvaluation(self.export, self.step, task)
         try:
             private.secure(self.run_dir)
             evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
@@ -138,14 +138,14 @@ class EvalJob:
         except ConfigError as error:
             print(f"{REFUSAL}{printable(str(error))}", file=sys.stderr, flush=True)
             sys.exit(REFUSED)
-        send(self.run_dir, tracking_uri)
+        flush_to_mlflow(self.run_dir, tracking_uri)
 
 
 def evaluate_one(
-    run_dir: Path, one: Due, device: Device, threads: int, ranks: int = 1
+    run_dir: Path, one: PendingEvaluation, device: Device, threads: int, ranks: int = 1
 ) -> dict[str, Any]:
     """Evaluate one export of a run here and now; its metrics go to the step of the export,
-    its pictures to the run's artifacts, once they are sent (`send`).
+    its pictures to the run's artifacts, once they are sent (`flush_to_mlflow`).
 
     Returns:
         What was written to ``one.result``.
@@ -156,7 +156,7 @@ def evaluate_one(
     """
     import torch
 
-    from vssl_dist.evaluation.run import Place, evaluate
+    from vssl_dist.evaluation.run import EvalSettings, evaluate
     from vssl_dist.tracker import Spool, settle, spool_folder
 
     machine.check(device)
@@ -164,7 +164,7 @@ def evaluate_one(
     settle(run_dir)
     refuse_way_out(spool_folder(run_dir) / f"{writer}.jsonl")
     torch.set_num_threads(threads)
-    result = evaluate(one.export, one.task, Place(device, threads, ranks=ranks))
+    result = evaluate(one.export, one.task, EvalSettings(device, threads, ranks=ranks))
     spool = Spool(run_dir, writer)
     spool.metrics(result["metrics"], one.step)
     for plot in result.get("plots", ()):
@@ -176,7 +176,7 @@ def evaluate_one(
     return result
 
 
-def send(run_dir: Path, tracking_uri: str) -> None:
+def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
     """Bring what a run's processes have noted to MLflow, or say why not and what will.
 
     Args:
@@ -219,7 +219,7 @@ def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
     """The same for a command that is not about sending: it leaves alone what may be another's.
 
     Args:
-        run_dir: See `send`.
+        run_dir: See `flush_to_mlflow`.
         tracking_uri: The user's own address.
         whole: The user has named the run and not a single export.
     """
@@ -234,4 +234,4 @@ def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
             place = printable(str(run_dir))
             print(f"warning: curves of {place} are not sent: nothing can be written there")
     elif whole:
-        send(run_dir, tracking_uri)
+        flush_to_mlflow(run_dir, tracking_uri)

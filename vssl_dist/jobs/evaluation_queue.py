@@ -27,11 +27,11 @@ from vssl_dist.installed import own_code_only, print_any_path
 from vssl_dist.jobs import private
 from vssl_dist.jobs.evaluation_job import (
     Attempts,
-    Due,
     EvalJob,
-    due,
+    PendingEvaluation,
     evaluate_one,
-    send,
+    flush_to_mlflow,
+    pending_evaluations,
 )
 from vssl_dist.jobs.resources import Launch, load_launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED
@@ -43,7 +43,7 @@ _SUBMIT_WITHIN_S = 120
 _IN_A_JOB = "--in-a-job"
 
 
-class Evaluator:
+class EvaluationSpawner:
     """The trainer's end: starts processes, and on SLURM gives the last ones time to submit."""
 
     def __init__(self, run_dir: Path, kind: Literal["slurm", "local"]) -> None:
@@ -84,39 +84,39 @@ class Evaluator:
         return open_append(self.run_dir / "logs" / "evaluations.log")
 
 
-class Here:
+class InProcessRunner:
     """Evaluates in this process, one after the other."""
 
     def __init__(self, run_dir: Path, launch: Launch) -> None:
         self.run_dir, self.launch = run_dir, launch
         os.nice(10)  # training comes first
 
-    def ready(self, one: Due) -> bool:
+    def can_try(self, one: PendingEvaluation) -> bool:
         """Whether it may be tried now."""
         return one.attempts().count < _TRIES
 
-    def take(self, one: Due) -> None:
+    def process(self, one: PendingEvaluation) -> None:
         """Do it."""
-        one.note(Attempts(one.attempts().count + 1))
+        one.record_attempt(Attempts(one.attempts().count + 1))
         small, threads = self.launch.resources.evaluation, self.launch.cpus_per_rank
         evaluate_one(self.run_dir, one, small.device or self.launch.device, threads, small.ranks)
-        send(self.run_dir, self.launch.tracking_uri)
+        flush_to_mlflow(self.run_dir, self.launch.tracking_uri)
 
 
-class OnSlurm:
+class SlurmSubmitter:
     """Submits a job for each evaluation."""
 
     def __init__(self, run_dir: Path, launch: Launch) -> None:
         self.run_dir, self.launch = run_dir, launch
 
-    def ready(self, one: Due) -> bool:
+    def can_try(self, one: PendingEvaluation) -> bool:
         """Whether it may be tried now: no job of an earlier attempt is waiting or at it."""
         from vssl_dist.jobs import slurm
 
         tried = one.attempts()
         return tried.count < _TRIES and not (tried.job and slurm.is_live(tried.job))
 
-    def take(self, one: Due) -> None:
+    def process(self, one: PendingEvaluation) -> None:
         """Submit it."""
         from vssl_dist.jobs import slurm
 
@@ -131,26 +131,32 @@ class OnSlurm:
             job_id = slurm.submit(self.run_dir / "slurm" / "evaluations", parameters, job)
         finally:
             signal.alarm(0)
-        one.note(Attempts(one.attempts().count + 1, job_id))
+        one.record_attempt(Attempts(one.attempts().count + 1, job_id))
         print(f"submitted {name}: job {job_id}", flush=True)
 
 
-class Desk:
+class EvaluationQueue:
     """What is still to do in a run, and doing it."""
 
-    def __init__(self, cfg: RunConfig, samples: int, place: Here | OnSlurm) -> None:
-        self.cfg, self.samples, self.place = cfg, samples, place
+    def __init__(
+        self, cfg: RunConfig, samples: int, runner: InProcessRunner | SlurmSubmitter
+    ) -> None:
+        self.cfg, self.samples, self.runner = cfg, samples, runner
         self.failed: set[Path] = set()
 
-    def next(self) -> Due | None:
+    def next(self) -> PendingEvaluation | None:
         """The newest evaluation that may be tried now."""
-        fresh = (one for one in due(self.cfg, self.samples) if one.record not in self.failed)
-        return next((one for one in fresh if self.place.ready(one)), None)
+        fresh = (
+            one
+            for one in pending_evaluations(self.cfg, self.samples)
+            if one.record not in self.failed
+        )
+        return next((one for one in fresh if self.runner.can_try(one)), None)
 
-    def attempt(self, one: Due) -> None:
+    def attempt(self, one: PendingEvaluation) -> None:
         """Take care of one; a failure is reported, and left to a later process."""
         try:
-            self.place.take(one)
+            self.runner.process(one)
         except ConfigError as error:
             self.failed.add(one.record)
             said = printable(str(error))
@@ -161,7 +167,7 @@ class Desk:
             traceback.print_exc()
 
 
-def open_desk(run_dir: Path) -> Desk:
+def open_queue(run_dir: Path) -> EvaluationQueue:
     """The desk of the run in ``run_dir``."""
     # torch takes seconds: not for a process that finds another one at work.
     from vssl_dist import config
@@ -170,9 +176,9 @@ def open_desk(run_dir: Path) -> Desk:
 
     cfg = config.load_run(run_dir, methods=CONFIGS)
     launch = load_launch(run_dir)
-    place = Here if launch.cluster == "local" else OnSlurm
+    runner = InProcessRunner if launch.cluster == "local" else SlurmSubmitter
     train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="evaluation")
-    return Desk(cfg, train.samples, place(run_dir, launch))
+    return EvaluationQueue(cfg, train.samples, runner(run_dir, launch))
 
 
 def lock_of(run_dir: Path) -> FileLock:
@@ -185,17 +191,17 @@ def lock_path(run_dir: Path) -> Path:
     return run_dir / "export" / ".evaluating.lock"
 
 
-def work(run_dir: Path) -> None:
+def drain(run_dir: Path) -> None:
     """Take care of everything that is due in a run, unless another process is at it."""
     lock = lock_of(run_dir)
-    desk: Desk | None = None
+    desk: EvaluationQueue | None = None
     orders = b""
     while True:
         try:
             with lock.acquire(timeout=0):
                 if desk is None or orders != _orders(run_dir):
                     orders = _orders(run_dir)
-                    desk = open_desk(run_dir)
+                    desk = open_queue(run_dir)
                 while (one := desk.next()) is not None:
                     desk.attempt(one)
         except Timeout:
@@ -226,7 +232,7 @@ def main() -> int:
     print_any_path()
     try:
         private.secure(args.run_dir)
-        work(args.run_dir.absolute())
+        drain(args.run_dir.absolute())
     except ConfigError as error:
         print(f"{REFUSAL}{printable(str(error))}", flush=True)
         return REFUSED

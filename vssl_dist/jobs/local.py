@@ -16,7 +16,7 @@ from typing import Any
 from vssl_dist.durable import open_append
 from vssl_dist.environment import outside_jobs
 from vssl_dist.installed import own_code_only
-from vssl_dist.jobs.progress import Screen
+from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Launch, meeting_place
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED
 from vssl_dist.text import printable, printable_lines
@@ -29,7 +29,7 @@ _TAIL_BYTES = 100_000
 
 
 @dataclass
-class Orders:
+class StopRequests:
     """What the user wants: the first Ctrl-C (or SIGTERM, SIGHUP) stops, the second kills."""
 
     count: int = 0
@@ -50,7 +50,7 @@ class Orders:
 
 
 @dataclass
-class Ranks:
+class RankProcesses:
     """The processes of one launch, each with a log, each ended when this process dies."""
 
     command: list[str]
@@ -110,7 +110,7 @@ class Ranks:
             process.wait()
 
 
-def run_here(run_dir: Path, launch: Launch) -> int:
+def run_local(run_dir: Path, launch: Launch) -> int:
     """Run all ranks until they end, showing rank 0's log.
 
     Args:
@@ -122,13 +122,13 @@ def run_here(run_dir: Path, launch: Launch) -> int:
         something that its user has to mend, 1 when a rank failed.
     """
     attempt = f"{os.getpid()}-{int(time.time())}"
-    ranks = Ranks(
+    ranks = RankProcesses(
         [sys.executable, "-P", "-u", "-m", "vssl_dist.jobs.rank", str(run_dir)],
         run_dir / "logs",
         launch.world_size,
         rank_environment(launch) | {"VSSL_ATTEMPT": attempt},
     )
-    return supervise(ranks, Screen(), run_dir / "logs" / f"failure-{attempt}.txt")
+    return supervise(ranks, LogView(), run_dir / "logs" / f"failure-{attempt}.txt")
 
 
 def rank_environment(launch: Launch) -> dict[str, str]:
@@ -145,9 +145,9 @@ def rank_environment(launch: Launch) -> dict[str, str]:
     }
 
 
-def supervise(ranks: Ranks, screen: Screen, failure: Path) -> int:
-    """Start the ranks, pass Ctrl-C on, end all when one fails; see `run_here`."""
-    orders, passed_on = Orders(), 0
+def supervise(ranks: RankProcesses, screen: LogView, failure: Path) -> int:
+    """Start the ranks, pass Ctrl-C on, end all when one fails; see `run_local`."""
+    orders, passed_on = StopRequests(), 0
     orders.listen()
     begin = ranks.log(0).stat().st_size if ranks.log(0).exists() else 0
     try:
@@ -186,7 +186,7 @@ def _end_of(path: Path) -> str:
     return printable_lines(text.partition("\n")[2] if start else text).rstrip()
 
 
-def _refusal(ranks: Ranks, codes: list[int | None]) -> str:
+def _refusal(ranks: RankProcesses, codes: list[int | None]) -> str:
     """The line with which a rank ended that refused something, from its log."""
     for rank in (rank for rank, code in enumerate(codes) if code == REFUSED):
         lines = _end_of(ranks.log(rank)).split("\n")
@@ -195,7 +195,9 @@ def _refusal(ranks: Ranks, codes: list[int | None]) -> str:
     return ""
 
 
-def _verdict(ranks: Ranks, codes: list[int | None], orders: Orders, failure: Path) -> int:
+def _verdict(
+    ranks: RankProcesses, codes: list[int | None], orders: StopRequests, failure: Path
+) -> int:
     if all(code == 0 for code in codes):
         return 0
     saved = all(code in (0, STOPPED) for code in codes)

@@ -105,7 +105,7 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
         ) from None
 
 
-def hand_over(run_dir: Path, job: str) -> None:
+def transfer_to_job(run_dir: Path, job: str) -> None:
     """Make a SLURM job the owner, once it is submitted."""
     _write(run_dir, replace(Owner.this_process(), job=job, run=settle(run_dir).uuid))
 

@@ -12,7 +12,7 @@ import torch
 from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.data.loader import check_classes, check_labelled
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.data.store.opening import open_watched, watched
+from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation.splits import check_filled, check_foreign, check_pair
 from vssl_dist.installed import has_dali
@@ -170,7 +170,7 @@ class Preflight:
         return self._opened.get(folder)
 
     def _watched(self, dataset: Dataset, check: Callable[[], None]) -> None:
-        watched(dataset.watch, check, timeout_s=self._cfg.data.timeout_s, who=_WHO)
+        run_with_timeout(dataset.watch, check, timeout_s=self._cfg.data.timeout_s, who=_WHO)
 
 
 def _folder(cfg: RunConfig) -> Iterator[str]:

@@ -82,7 +82,7 @@ class Reporter:
         )
 
 
-class Screen:
+class LogView:
     """Shows the lines of a log: on a terminal reports move a bar, elsewhere all stay lines."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import yaml
 from vssl_dist import curves, dist
 from vssl_dist.config import RunConfig, dump
 from vssl_dist.data.store.opening import open_watched
-from vssl_dist.jobs.evaluation_queue import Evaluator
+from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
 from vssl_dist.jobs.progress import Reporter
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.preview.sheet import augmentation_sheet
@@ -31,7 +31,7 @@ _SYSTEM_EVERY_S = 10.0
 _RANK = "rank 0"
 
 
-class Silent:
+class NullReporter:
     """What every rank but 0 holds, so that nobody asks who it is."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -44,13 +44,13 @@ class Silent:
         """Nothing is open."""
 
 
-def observe(cfg: RunConfig, launch: Launch) -> Observer | Silent:
+def observe(cfg: RunConfig, launch: Launch) -> RunReporter | NullReporter:
     """What this rank holds; every rank of the process group calls this."""
     hosts = sorted(set(dist.gather(socket.gethostname())))
-    return Observer(cfg, launch, hosts) if dist.rank() == 0 else Silent()
+    return RunReporter(cfg, launch, hosts) if dist.rank() == 0 else NullReporter()
 
 
-class Observer:
+class RunReporter:
     """Tracks, reports and evaluates one run while it trains.
 
     None of it may end or delay a training: the spool does not raise, the flusher and the
@@ -61,7 +61,7 @@ class Observer:
     def __init__(self, cfg: RunConfig, launch: Launch, hosts: Sequence[str]) -> None:
         train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who=_RANK)
         self.reporter = Reporter(cfg.total_steps(train.samples))
-        self.evaluator = Evaluator(cfg.dir, launch.cluster)
+        self.evaluator = EvaluationSpawner(cfg.dir, launch.cluster)
         self.spool = Spool(cfg.dir, "train")
         self.flusher = Flusher(
             cfg.dir, EXPERIMENT, launch.tracking_uri, system_every_s=_SYSTEM_EVERY_S

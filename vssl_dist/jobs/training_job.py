@@ -28,7 +28,7 @@ from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag, leave
 from vssl_dist.text import printable
 
 if TYPE_CHECKING:
-    from vssl_dist.jobs.run_reporter import Observer, Silent
+    from vssl_dist.jobs.run_reporter import NullReporter, RunReporter
 
 _UNTIL_REQUEUED_S = 300
 
@@ -100,11 +100,11 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
 
     from vssl_dist import dist
     from vssl_dist.errors import CheckpointError, DataError
-    from vssl_dist.jobs.run_reporter import Silent, observe
+    from vssl_dist.jobs.run_reporter import NullReporter, observe
     from vssl_dist.train import Preempted, train
 
     device = launch.device
-    observer: Observer | Silent = Silent()
+    observer: RunReporter | NullReporter = NullReporter()
     try:
         dist.init(device)
         observer = observe(cfg, launch)

@@ -44,7 +44,7 @@ class CollapseAlarm:
 
     >>> alarm = CollapseAlarm()
     >>> point = {"embedding_spread": 0.01, "effective_rank": 1.1}
-    >>> [alarm.hears(point, rows=64, width=128) for _ in range(3)], alarm.on
+    >>> [alarm.update(point, rows=64, width=128) for _ in range(3)], alarm.on
     ([False, True, False], True)
     """
 
@@ -52,7 +52,7 @@ class CollapseAlarm:
         self.on = False
         self._before = False
 
-    def hears(
+    def update(
         self, values: Mapping[str, float], rows: int, width: int, rows_per_rank: int = _EVIDENCE
     ) -> bool:
         """Look at the metrics of a step; whether the alarm has just gone on.

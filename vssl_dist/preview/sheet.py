@@ -18,7 +18,7 @@ from vssl_dist.data.backends.reference import decode
 from vssl_dist.data.damage.replace import read_decodable
 from vssl_dist.data.plan import Plan
 from vssl_dist.data.store.dataset import Dataset, Samples
-from vssl_dist.data.store.opening import open_watched, watched
+from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.data.views import Draws, draw
 from vssl_dist.durable import publish_inside
 from vssl_dist.preview.page import Tile, page
@@ -57,7 +57,7 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -
     dataset = open_watched(data.train, timeout_s=data.timeout_s, who=who)
     backend = build_backend(data.backend, BackendSpec(data.views, data.image_size, data.normalise))
     work = partial(_render, cfg, dataset, backend, rows)
-    shown = watched(dataset.watch, work, timeout_s=data.timeout_s, who=who)
+    shown = run_with_timeout(dataset.watch, work, timeout_s=data.timeout_s, who=who)
     heads = [("original", "with its crops")]
     heads += [
         (f"view {number + 1}", f"{_called(recipe)}, {recipe.size or data.image_size} px")

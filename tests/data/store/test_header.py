@@ -11,11 +11,11 @@ from PIL import Image
 
 from tests.support.photos import crop
 from tests.support.shards import encoded
-from vssl_dist.data.store.header import flaw
+from vssl_dist.data.store.header import header_problem
 
 
 def told(blob: bytes, height: int, width: int) -> str:
-    return flaw(np.frombuffer(blob, np.uint8), height, width)
+    return header_problem(np.frombuffer(blob, np.uint8), height, width)
 
 
 def photograph(height: int, width: int) -> Image.Image:

@@ -12,16 +12,16 @@ import pytest
 
 from tests.support.photos import tiny_dataset
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.data.store.opening import open_watched, watched
-from vssl_dist.data.store.stall import ReadWatch
+from vssl_dist.data.store.opening import open_watched, run_with_timeout
+from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import DataError
 
 
 def test_what_the_work_returns_or_raises_is_what_one_gets() -> None:
-    watch = ReadWatch()
-    assert watched(watch, lambda: 7, timeout_s=1, who="a test") == 7
+    watch = StallWatch()
+    assert run_with_timeout(watch, lambda: 7, timeout_s=1, who="a test") == 7
     with pytest.raises(DataError, match="shard 5"):
-        watched(watch, lambda: refuse("shard 5"), timeout_s=1, who="a test")
+        run_with_timeout(watch, lambda: refuse("shard 5"), timeout_s=1, who="a test")
 
 
 def refuse(reason: str) -> None:
@@ -50,6 +50,6 @@ def test_after_ctrl_c_nobody_waits_for_storage() -> None:
     interrupt.start()
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        watched(ReadWatch(), lambda: freed.wait(60), timeout_s=100, who="a test")
+        run_with_timeout(StallWatch(), lambda: freed.wait(60), timeout_s=100, who="a test")
     assert time.monotonic() - begun < 10
     freed.set()

@@ -22,7 +22,7 @@ from vssl_dist.evaluation.features.extract import (
     extract,
     raw_pixels,
 )
-from vssl_dist.evaluation.features.workers import Pass
+from vssl_dist.evaluation.features.workers import ImagePass
 
 FEW, MANY, SIDE = 400, 1600, 160
 MIB_OF_PIXELS = (MANY - FEW) * 3 * SIDE * SIDE * 4 / 2**20
@@ -55,7 +55,7 @@ def growth(folder: Path) -> list[float]:
     cache = FeatureCache(folder / "cache")
 
     def kept(count: int) -> None:
-        whole = Pass(lambda: narrow, dataset, READING, count)
+        whole = ImagePass(lambda: narrow, dataset, READING, count)
         cache.get({"network": 1}, {"samples": count}, whole.source(1))
 
     def listed(count: int) -> None:

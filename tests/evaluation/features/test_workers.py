@@ -34,7 +34,7 @@ from vssl_dist.evaluation.features.variants import (
     Corruptions,
     Variants,
 )
-from vssl_dist.evaluation.features.workers import Pass, own_gpu
+from vssl_dist.evaluation.features.workers import ImagePass, own_gpu
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.subject import Network
 
@@ -51,11 +51,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def a_pass(data: Path, network: Network, variants: Variants | None = None) -> Pass:
-    return Pass(network.load, Dataset.open(data / "train"), READING, SAMPLES, variants)
+def a_pass(data: Path, network: Network, variants: Variants | None = None) -> ImagePass:
+    return ImagePass(network.load, Dataset.open(data / "train"), READING, SAMPLES, variants)
 
 
-def computed(whole: Pass, ranks: int, folder: Path) -> Features:
+def computed(whole: ImagePass, ranks: int, folder: Path) -> Features:
     images = {"samples": whole.rows}
     found = FeatureCache(folder).get({"ranks": ranks}, images, whole.source(ranks))
     assert not list(folder.glob(".tmp-*")) + list(folder.glob("*/parts"))
@@ -71,7 +71,7 @@ def workers() -> list[psutil.Process]:
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 160, 1000])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 100])
 def test_stretches_are_whole_batches_of_every_image_once(count: int, ranks: int) -> None:
-    whole = Pass(lambda: raw_pixels, None, READING, count)  # type: ignore[arg-type]
+    whole = ImagePass(lambda: raw_pixels, None, READING, count)  # type: ignore[arg-type]
     found = whole.stretches(ranks)
     assert [number for stretch in found for number in stretch] == list(range(count))
     assert len(found) == min(ranks, -(-count // BATCH))

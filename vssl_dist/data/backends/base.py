@@ -121,7 +121,7 @@ class Placement:
         self._stream.synchronize()
 
 
-def hand_over(batch: Batch) -> Batch:
+def record_on_current_stream(batch: Batch) -> Batch:
     """A batch that was made on a stream of its own, ready for the caller's stream.
 
     The allocator learns who uses the views, and the labels follow them to their device: only

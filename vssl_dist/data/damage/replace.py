@@ -18,7 +18,7 @@ from vssl_dist.data.store.dataset import (
     Samples,
     Substitution,
 )
-from vssl_dist.data.store.header import flaw
+from vssl_dist.data.store.header import header_problem
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def _rendered(samples: Samples, render: Callable[[Samples], T]) -> T:
     stated = zip(samples.data, samples.height.tolist(), samples.width.tolist(), strict=True)
     # Before anything is decoded: a crop drawn for another size would be of the wrong place, or
     # outside of the image, and a header can ask for all memory there is.
-    found = {row: wrong for row, each in enumerate(stated) if (wrong := flaw(*each))}
+    found = {row: wrong for row, each in enumerate(stated) if (wrong := header_problem(*each))}
     if found:
         raise UndecodableError(found)
     try:

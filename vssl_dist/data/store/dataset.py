@@ -28,7 +28,7 @@ from vssl_dist.data.store.manifest import (
     read_manifest,
 )
 from vssl_dist.data.store.shardfile import Bytes, ShardFile
-from vssl_dist.data.store.stall import ReadWatch
+from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import DataError
 
 __all__ = ["INDEX_DTYPE", "Dataset", "Samples", "Substitution"]
@@ -74,10 +74,10 @@ class Dataset:
         watch: Told of every file operation, so that another thread can see which one hangs.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, watch: ReadWatch | None = None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, watch: StallWatch | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.watch = watch or ReadWatch()
+        self.watch = watch or StallWatch()
         self._starts: Ids = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
         self._handles = Handles(folder, manifest.shards, len(manifest.classes), self.watch)
 
@@ -85,14 +85,14 @@ class Dataset:
         return Dataset, (self.folder, self.manifest)
 
     @classmethod
-    def open(cls, folder: Path, watch: ReadWatch | None = None) -> Dataset:
+    def open(cls, folder: Path, watch: StallWatch | None = None) -> Dataset:
         """Read the manifest of ``folder`` and see that its files are there in full length.
 
         Raises:
             DataError: One line: no dataset, or which files are missing, not readable or of
                 another size.
         """
-        folder, watch = Path(folder), watch or ReadWatch()
+        folder, watch = Path(folder), watch or StallWatch()
         with watch(folder / MANIFEST):
             manifest = read_manifest(folder)
         wrong = [f"{name} {problem}" for name, problem in ill_sized(folder, manifest, watch)]
@@ -168,7 +168,7 @@ class Dataset:
         Raises:
             DataError: One line with the shards that are not, or cannot be read.
         """
-        if wrong := self._handles.aliens(share):
+        if wrong := self._handles.foreign_shards(share):
             raise DataError(
                 f"{self.folder}: damaged or swapped: {listed(wrong)} "
                 "(data_prep/verify.py lists all, data_prep/shard.py makes them anew)"

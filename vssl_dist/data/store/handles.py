@@ -14,7 +14,7 @@ import numpy as np
 
 from vssl_dist.data.store.manifest import ShardEntry
 from vssl_dist.data.store.shardfile import Bytes, ShardFile
-from vssl_dist.data.store.stall import ReadWatch
+from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import DataError
 
 # Above the streams that one rank usually owns.
@@ -41,7 +41,7 @@ class Handles:
     """
 
     def __init__(
-        self, folder: Path, shards: Sequence[ShardEntry], classes: int, watch: ReadWatch
+        self, folder: Path, shards: Sequence[ShardEntry], classes: int, watch: StallWatch
     ) -> None:
         self._folder, self._shards, self._classes, self._watch = folder, shards, classes, watch
         self._opened: OrderedDict[int, ShardFile] = OrderedDict()
@@ -102,7 +102,7 @@ class Handles:
         self._failing.discard(number)
         return shard, image, wrong
 
-    def aliens(self, share: slice) -> list[str]:
+    def foreign_shards(self, share: slice) -> list[str]:
         """What is wrong with each shard that is not the one that was written.
 
         Storage that fails is asked again after each of several pauses, for all shards together.

@@ -19,7 +19,7 @@ _MOST_STEPS = 100_000
 """Of one byte or one segment: no photograph takes a hundredth, and noise must not take long."""
 
 
-def flaw(data: NDArray[np.uint8], height: int, width: int) -> str:
+def header_problem(data: NDArray[np.uint8], height: int, width: int) -> str:
     """Why an image must not be decoded ("" = it may).
 
     Args:

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from vssl_dist.data.prefetch import Prefetcher
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.data.store.stall import ReadWatch
+from vssl_dist.data.store.stall import StallWatch
 
 T = TypeVar("T")
 
 
-def watched(watch: ReadWatch, work: Callable[[], T], *, timeout_s: float, who: str) -> T:
+def run_with_timeout(watch: StallWatch, work: Callable[[], T], *, timeout_s: float, who: str) -> T:
     """What ``work`` returns; it is done in a thread, where it may hang.
 
     Args:
@@ -61,7 +61,7 @@ def open_watched(
     Raises:
         DataError: One line: no dataset, what is wrong with it, or storage does not answer.
     """
-    watch = ReadWatch()
+    watch = StallWatch()
 
     def opened() -> Dataset:
         dataset = Dataset.open(folder, watch)
@@ -71,4 +71,4 @@ def open_watched(
             check(dataset)
         return dataset
 
-    return watched(watch, opened, timeout_s=timeout_s, who=who)
+    return run_with_timeout(watch, opened, timeout_s=timeout_s, who=who)

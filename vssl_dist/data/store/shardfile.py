@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vssl_dist.data.store.manifest import INDEX_DTYPE, INDEX_HEADER, ShardEntry
-from vssl_dist.data.store.stall import ReadWatch
+from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import DataError
 
 # What an image may claim before memory is given to it: no photograph is larger, and the second
@@ -35,10 +35,10 @@ class ShardFile:
     rows: NDArray[np.void]
     """``(samples,)`` of ``INDEX_DTYPE``, read-only."""
     path: Path
-    watch: ReadWatch
+    watch: StallWatch
 
     @classmethod
-    def open(cls, folder: Path, entry: ShardEntry, classes: int, watch: ReadWatch) -> ShardFile:
+    def open(cls, folder: Path, entry: ShardEntry, classes: int, watch: StallWatch) -> ShardFile:
         """Open the tar and load the index.
 
         Args:

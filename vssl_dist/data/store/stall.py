@@ -15,7 +15,7 @@ from threading import get_ident
 from vssl_dist.errors import DataError
 
 
-class ReadWatch:
+class StallWatch:
     """The file operations now under way, one per thread.
 
     >>> watch = ReadWatch()

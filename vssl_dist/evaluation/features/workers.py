@@ -39,7 +39,7 @@ from vssl_dist.evaluation.scores.probe import CHUNK
 
 
 @dataclass(frozen=True)
-class Pass:
+class ImagePass:
     """One look at the first images of a split through a network, in the order of their ids.
 
     It pickles if ``load`` does.
@@ -101,7 +101,7 @@ class Pass:
 class _Work:
     """What one process is to do."""
 
-    whole: Pass
+    whole: ImagePass
     ids: range
     rank: int
     place: Path
@@ -166,7 +166,7 @@ class _Rank:
         self.pipe.close()
 
 
-def _shared(whole: Pass, stretches: list[range], scratch: Path) -> Rows:
+def _shared(whole: ImagePass, stretches: list[range], scratch: Path) -> Rows:
     """Features ``(B, D)`` and labels ``(B,)`` as one process would find them.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vssl_dist.evaluation.tasks.base import Figures, Plot, Task
+from vssl_dist.evaluation.tasks.base import Plot, Task, TaskResult
 from vssl_dist.evaluation.tasks.collapse import COLLAPSE
 from vssl_dist.evaluation.tasks.finetune import FINETUNE
 from vssl_dist.evaluation.tasks.knn import KNN
@@ -10,7 +10,7 @@ from vssl_dist.evaluation.tasks.linear import LINEAR
 from vssl_dist.evaluation.tasks.ood import OOD
 from vssl_dist.evaluation.tasks.uncertainty import UNCERTAINTY
 
-__all__ = ["TASKS", "Figures", "Plot", "Task"]
+__all__ = ["TASKS", "Plot", "Task", "TaskResult"]
 
 TASKS: dict[str, Task] = {
     "knn": KNN,

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 
 from vssl_dist.errors import DataError
 from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.subject import Subject
+from vssl_dist.evaluation.subject import FrozenFeatures
 
 Plot = Callable[[], Figure]
 """Draws when it is called: a picture that nobody writes costs nothing."""
 
 
-class Figures(NamedTuple):
+class TaskResult(NamedTuple):
     """What a task finds out."""
 
     results: dict[str, Any]
@@ -29,13 +29,13 @@ class Figures(NamedTuple):
 class Task(NamedTuple):
     """One task: a function of what is evaluated, and how its results are shown."""
 
-    measure: Callable[[Subject, Any], Figures]
+    measure: Callable[[FrozenFeatures, Any], TaskResult]
     title: str
     columns: Callable[[dict[str, Any]], dict[str, str]]
     """The cells of a table's row by the names of their columns."""
 
 
-def check_labels(subject: Subject, part: Features, name: str) -> None:
+def check_labels(subject: FrozenFeatures, part: Features, name: str) -> None:
     """Refuse a part with images that belong to none of the classes.
 
     Raises:

@@ -19,13 +19,13 @@ from vssl_dist.evaluation.scores.spectrum import (
     spectrum,
     uniformity,
 )
-from vssl_dist.evaluation.subject import Subject
-from vssl_dist.evaluation.tasks.base import Figures, Task
+from vssl_dist.evaluation.subject import FrozenFeatures
+from vssl_dist.evaluation.tasks.base import Task, TaskResult
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import monitors
 
 
-def collapse(subject: Subject, settings: CollapseConfig) -> Figures:
+def collapse(subject: FrozenFeatures, settings: CollapseConfig) -> TaskResult:
     """RankMe, spread, uniformity and alignment of the held-out images' features.
 
     ``rankme`` is of the features as they are, ``effective_rank_centred`` of them less their mean.
@@ -49,10 +49,10 @@ def collapse(subject: Subject, settings: CollapseConfig) -> Figures:
         found["alignment"] = aligned
     named = {f"collapse/{name}": value for name, value in found.items()}
     curves = {"as they are": values.tolist(), "centred": centred.tolist()}
-    return Figures(results, named, {"spectrum": lambda: _plot(curves)})
+    return TaskResult(results, named, {"spectrum": lambda: _plot(curves)})
 
 
-def _alignment(subject: Subject, settings: CollapseConfig) -> float | None:
+def _alignment(subject: FrozenFeatures, settings: CollapseConfig) -> float | None:
     """Of the first two kinds of views that the run was trained with, seed 0."""
     recipes = list(subject.card.config.data.views)
     if not recipes or not settings.pairs:

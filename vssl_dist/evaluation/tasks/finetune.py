@@ -20,12 +20,12 @@ from vssl_dist.evaluation.scores.calibration import (
 )
 from vssl_dist.evaluation.scores.probe import accuracy
 from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.subject import Subject
-from vssl_dist.evaluation.tasks.base import Figures, Task, check_labels
+from vssl_dist.evaluation.subject import FrozenFeatures
+from vssl_dist.evaluation.tasks.base import Task, TaskResult, check_labels
 from vssl_dist.models.linear_probe import Probe
 
 
-def tuned(subject: Subject, settings: FinetuneConfig) -> Figures:
+def tuned(subject: FrozenFeatures, settings: FinetuneConfig) -> TaskResult:
     """``top1``, ``top5`` and calibration, means over the seeds, with ``top1_std``.
 
     ``lr`` is what was chosen on held-out training images, ``held_out`` how it did there.
@@ -56,7 +56,7 @@ def tuned(subject: Subject, settings: FinetuneConfig) -> Figures:
         "top1_of_seeds": top1,
         "losses": [losses for _, losses in curves.values()],
     }
-    return Figures(results, named, {"loss": lambda: _plot(curves)})
+    return TaskResult(results, named, {"loss": lambda: _plot(curves)})
 
 
 def _judged(logits: Features, classes: int) -> dict[str, float]:

@@ -11,11 +11,11 @@ from vssl_dist.errors import DataError
 from vssl_dist.evaluation.figures import plots
 from vssl_dist.evaluation.scores.knn import knn_grid
 from vssl_dist.evaluation.scores.table import Accuracy
-from vssl_dist.evaluation.subject import Subject
-from vssl_dist.evaluation.tasks.base import Figures, Task
+from vssl_dist.evaluation.subject import FrozenFeatures
+from vssl_dist.evaluation.tasks.base import Task, TaskResult
 
 
-def knn(subject: Subject, settings: KnnConfig) -> Figures:
+def knn(subject: FrozenFeatures, settings: KnnConfig) -> TaskResult:
     """Accuracy for every k and temperature: ``"k20_t0.07"`` to ``top1`` and ``top5``.
 
     ``knn/top1`` is the first k with the first temperature.
@@ -30,7 +30,7 @@ def knn(subject: Subject, settings: KnnConfig) -> Figures:
     named = {f"knn/{name}": value for name, value in first.items()}
     for point, accuracies in results.items():
         named |= {f"knn/{name}_{point}": value for name, value in accuracies.items()}
-    return Figures(results, named, {"grid": lambda: _plot(grid)})
+    return TaskResult(results, named, {"grid": lambda: _plot(grid)})
 
 
 def _plot(grid: dict[tuple[int, float], Accuracy]) -> Figure:

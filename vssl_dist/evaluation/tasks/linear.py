@@ -32,12 +32,12 @@ from vssl_dist.evaluation.scores.logistic import (
 from vssl_dist.evaluation.scores.probe import Training, accuracy, subset
 from vssl_dist.evaluation.scores.sgd_probes import descend
 from vssl_dist.evaluation.scores.table import Accuracy, Features
-from vssl_dist.evaluation.subject import Subject
-from vssl_dist.evaluation.tasks.base import Figures, Task, check_labels
+from vssl_dist.evaluation.subject import FrozenFeatures
+from vssl_dist.evaluation.tasks.base import Task, TaskResult, check_labels
 from vssl_dist.models.linear_probe import Probe
 
 
-def linear(subject: Subject, settings: LinearConfig) -> Figures:
+def linear(subject: FrozenFeatures, settings: LinearConfig) -> TaskResult:
     """Accuracy of linear classifiers: ``sgd`` or ``lars``, ``logistic``, ``logistic_SHARE`` and
     ``online``.
 
@@ -70,10 +70,10 @@ def linear(subject: Subject, settings: LinearConfig) -> Figures:
         known = [name for name in shown if found.get(name) is not None]
         named |= {f"linear/{prefix}{name}": found[name] for name in known}
     pictures = {"choice": lambda: _choice(results), "reliability": lambda: _reliability(results)}
-    return Figures(results, named, pictures)
+    return TaskResult(results, named, pictures)
 
 
-def _fits(online: Probe, subject: Subject) -> bool:
+def _fits(online: Probe, subject: FrozenFeatures) -> bool:
     """Whether the classes are those that it learnt: foreign data may have as many others.
 
     Raises:

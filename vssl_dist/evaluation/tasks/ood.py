@@ -17,12 +17,12 @@ from vssl_dist.evaluation.scores.cross_view import pair_scores
 from vssl_dist.evaluation.scores.outliers import Fitting, fit_scores
 from vssl_dist.evaluation.scores.posterior import has_embedding_density
 from vssl_dist.evaluation.scores.variational import Scoring
-from vssl_dist.evaluation.subject import Subject
-from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
+from vssl_dist.evaluation.subject import FrozenFeatures
+from vssl_dist.evaluation.tasks.base import Plot, Task, TaskResult, check_labels
 from vssl_dist.exports.results import score_name
 
 
-def ood(subject: Subject, settings: OodConfig) -> Figures:
+def ood(subject: FrozenFeatures, settings: OodConfig) -> TaskResult:
     """How well each score tells the held-out images from each other dataset.
 
     ``results[dataset][score]`` has ``auroc``, ``aupr``, ``fpr95`` and the ends of their bootstrap
@@ -35,7 +35,7 @@ def ood(subject: Subject, settings: OodConfig) -> Figures:
     own = scored("queries")
     results: dict[str, Any] = {}
     drawn: dict[str, Plot] = {}
-    for part in subject.strangers:
+    for part in subject.ood_datasets:
         results[part], curves = {}, {}
         for name, foreign in scored(part).items():
             pair = own[name], foreign
@@ -53,10 +53,12 @@ def ood(subject: Subject, settings: OodConfig) -> Figures:
         for name, found in by_score.items()
         for figure in detection.Detection._fields
     }
-    return Figures(results, named, drawn)
+    return TaskResult(results, named, drawn)
 
 
-def _scorer(subject: Subject, settings: OodConfig) -> Callable[[str], dict[str, detection.Floats]]:
+def _scorer(
+    subject: FrozenFeatures, settings: OodConfig
+) -> Callable[[str], dict[str, detection.Floats]]:
     """Every score, fitted to the bank: of the images of a part, by name."""
     posterior, bank = subject.network.posterior(), subject.features("bank")
     check_labels(subject, bank, "bank")

@@ -26,11 +26,11 @@ from vssl_dist.evaluation.scores.selective import (
 )
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.scores.variational import posterior_size
-from vssl_dist.evaluation.subject import Subject
-from vssl_dist.evaluation.tasks.base import Figures, Plot, Task, check_labels
+from vssl_dist.evaluation.subject import FrozenFeatures
+from vssl_dist.evaluation.tasks.base import Plot, Task, TaskResult, check_labels
 
 
-def uncertainty(subject: Subject, settings: UncertaintyConfig) -> Figures:
+def uncertainty(subject: FrozenFeatures, settings: UncertaintyConfig) -> TaskResult:
     """What the sum of the log-variances knows, beside the distance to the k-th neighbour.
 
     ``results["risk"][NAME]["aurc"]`` is the area under the risk-coverage curve of the k-NN
@@ -65,11 +65,11 @@ def uncertainty(subject: Subject, settings: UncertaintyConfig) -> Figures:
         results |= {"most_certain": certain, "least_certain": uncertain}
         drawn["corruptions"] = lambda: _levels(results["corruptions"])
         drawn["sheet"] = lambda: _sheet(subject.images.parts["queries"], results, size)
-    return Figures(results, named | {"uncertainty/error": results["error"]}, drawn)
+    return TaskResult(results, named | {"uncertainty/error": results["error"]}, drawn)
 
 
 def _measures(
-    subject: Subject,
+    subject: FrozenFeatures,
     settings: UncertaintyConfig,
     bank: Features,
     queries: Features,
@@ -83,7 +83,7 @@ def _measures(
 
 
 def _corruptions(
-    subject: Subject, settings: UncertaintyConfig, posterior: Posterior
+    subject: FrozenFeatures, settings: UncertaintyConfig, posterior: Posterior
 ) -> dict[str, Any]:
     corruptions = Corruptions()
     features = subject.variants("queries", corruptions, settings.max_corrupted)
