@@ -133,6 +133,7 @@ def test_by_hand_an_evaluation_reads_what_is_there_and_says_what_is_not(
 ) -> None:
     run = folder / "runs" / "tiny"
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
     assert evaluate.main([str(run), "--baselines", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     for row in ("raw pixels", "random network", "step 12", "step 24", "step 36"):
