@@ -14,7 +14,7 @@ import psutil
 from filelock import Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import publish_inside, refuse_way_out
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
 from vssl_dist.locks import holder, private_lock
@@ -23,6 +23,8 @@ from vssl_dist.tracker import peek, settle
 
 _CLAIM_WITHIN_S = 30
 _MAX_BYTES = 10_000
+_ADDED_TO = ("spool/*", "logs/*", "trace.rank*.jsonl")
+"""What the run's processes append to, long after the command that could still refuse."""
 JobId = Annotated[str, Field(pattern=r"^[0-9]{1,20}([_+][0-9]{1,10})?$")]
 """SLURM's id of a job: a number, of an array ``12_3``, of several kinds of nodes ``12+1``."""
 
@@ -91,9 +93,12 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
 
     Raises:
         ConfigError: A live job owns it, or it is not this user's.
+        OSError: A file that will be added to is a link out of its folder.
     """
     private.make(run_dir)
-    identity = settle(run_dir)
+    identity = settle(run_dir)  # gives a copy files of its own in place of such links
+    for path in (path for pattern in _ADDED_TO for path in sorted(run_dir.glob(pattern))):
+        refuse_way_out(path)
     lock = run_dir / ".owner.lock"
     try:
         with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
