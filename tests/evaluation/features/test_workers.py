@@ -196,7 +196,7 @@ def endless(data: Path, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_parent_that_is_killed_leaves_no_process_and_no_entry(tmp_path: Path, data: Path) -> None:
     program = (
-        "from pathlib import Path; from tests.evaluation.test_ranks import endless; "
+        "from pathlib import Path; from tests.evaluation.features.test_workers import endless; "
         f"endless(Path({str(data)!r}), Path({str(tmp_path)!r}))"
     )
     parent = psutil.Process(
