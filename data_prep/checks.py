@@ -27,20 +27,20 @@ from vssl_dist.durable import open_regular, read_regular
 from vssl_dist.errors import DataError
 
 from .build import pool
-from .build.folder import (
-    FOUND,
+from .build.split_folder import (
     INPUTS,
     REJECTS,
+    SURVEYED_KEYS,
 )
 from .build.writer import NOTES, sample_key
-from .images.agreement import DIFFERENT
+from .images.agreement import SHOWN_DIFFERENTLY
 from .images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     Rules,
     Verdict,
     examine,
 )
-from .sources.base import LABELS, UNLABELED
+from .sources.base import LABELS_KEY, UNLABELED
 
 _REPORT_EVERY = 64
 _SHOWN = 5
@@ -61,7 +61,7 @@ class CheckTask:
     """For some classes of another split, whose tars these are: their labels in them."""
 
 
-def datasets(out: Path) -> list[Path]:
+def find_splits(out: Path) -> list[Path]:
     """The folders of splits at or directly below ``out``, finished or not.
 
     Raises:
@@ -89,7 +89,7 @@ def stated_samples(folder: Path) -> int:
         return 0
 
 
-def check(
+def check_split(
     folder: Path, *, workers: int, advance: Callable[[int], None]
 ) -> tuple[Manifest | None, list[str]]:
     """Check one split.
@@ -112,7 +112,7 @@ def check(
     except DataError as error:
         problems.append(str(error))
     expected = {MANIFEST, *(n for e in manifest.shards for n in (e.name, e.index_name))}
-    for key, name in zip(FOUND, (INPUTS, REJECTS), strict=True):
+    for key, name in zip(SURVEYED_KEYS, (INPUTS, REJECTS), strict=True):
         if sha256 := manifest.source.get(key):
             expected.add(name)
             problems += _compare_file(folder / name, str(sha256))
@@ -127,7 +127,9 @@ def check(
         CheckTask(folder, entry, first, len(manifest.classes), rules, labels)
         for entry, first in zip(manifest.shards, starts, strict=False)
     ]
-    found = dict(pool.run(check_shard, tasks, workers=workers, advance=advance, imports=[__name__]))
+    found = dict(
+        pool.run_tasks(check_shard, tasks, workers=workers, advance=advance, imports=[__name__])
+    )
     return manifest, problems + [line for entry in manifest.shards for line in found[entry.name]]
 
 
@@ -137,8 +139,8 @@ def _limits(manifest: Manifest) -> tuple[Rules, list[int] | None]:
     Raises:
         ValueError: That is nothing that was ever written.
     """
-    most = manifest.source.get("max_pixels", DEFAULT.max_pixels)
-    labels = manifest.source.get(LABELS)
+    most = manifest.source.get("max_pixels", DEFAULT_RULES.max_pixels)
+    labels = manifest.source.get(LABELS_KEY)
     if type(most) is not int or most < 1:
         raise ValueError(f"max_pixels is {most!r:.40}")
     if labels is not None and (
@@ -146,7 +148,7 @@ def _limits(manifest: Manifest) -> tuple[Rules, list[int] | None]:
         or len(labels) != len(manifest.classes)
         or any(type(label) is not int for label in labels)
     ):
-        raise ValueError(f"{LABELS} are {labels!r:.40} for {len(manifest.classes)} classes")
+        raise ValueError(f"{LABELS_KEY} are {labels!r:.40} for {len(manifest.classes)} classes")
     return Rules(most), labels
 
 
@@ -225,7 +227,7 @@ def _sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTask) -> 
     if finding.verdict is Verdict.REJECT:
         return f"{finding.reason}: shard the data anew"
     # Other versions of the two decoders may have shown it alike, and both read it.
-    stays = finding.verdict is Verdict.KEEP or finding.reason == DIFFERENT
+    stays = finding.verdict is Verdict.KEEP or finding.reason == SHOWN_DIFFERENTLY
     if not stays or (finding.height, finding.width) != (height, width):
         because = f" ({finding.reason})" if finding.reason else ""
         return f"not a plain image of {width}x{height} pixels{because}"

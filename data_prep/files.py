@@ -60,7 +60,7 @@ def write_whole(path: Path, blob: bytes, *, flush: bool = True) -> None:
 
 
 @contextmanager
-def held(lock: Path, folder: Path, busy: str) -> Iterator[None]:
+def hold_lock(lock: Path, folder: Path, busy: str) -> Iterator[None]:
     """Hold a lock while the block runs, in a folder that is made if needed.
 
     Args:
@@ -92,7 +92,7 @@ def held(lock: Path, folder: Path, busy: str) -> Iterator[None]:
         mine.release()
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what interrupted writers left behind, also those of earlier versions."""
     for path in folder.glob(".*"):
         ours = durable.is_partial(path.name) or _EARLIER.fullmatch(path.name)

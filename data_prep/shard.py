@@ -8,7 +8,6 @@ nor on interruptions.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,16 +30,16 @@ from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
 from .archives.unpack import unpacking
-from .build.build import (
-    Built,
-    Options,
-    build_all,
+from .build.dataset import (
+    BuildOptions,
+    BuiltSplit,
+    build_dataset,
 )
 from .build.decisions import Policy
-from .build.folder import REJECTS
+from .build.split_folder import REJECTS
 from .images.examine import MAX_PIXELS, Rules
 from .sources import SOURCES
-from .sources.base import Request, tally
+from .sources.base import Request, count_by_kind
 
 _ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
 _DECODER_LIMIT = 178_956_970
@@ -62,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
         options, request = _options(args), _request(args)
         with unpacking(args.out) as unpack:
             splits = SOURCES[args.source].read(replace(request, unpack=unpack))
-            for built in build_all(splits, args.out, options, sample_bar):
+            for built in build_dataset(splits, args.out, options, sample_bar):
                 say(_summary(built, time.monotonic() - start))
     return ending.code
 
@@ -91,7 +90,7 @@ def _request(args: argparse.Namespace) -> Request:
     )
 
 
-def _options(args: argparse.Namespace) -> Options:
+def _options(args: argparse.Namespace) -> BuildOptions:
     quality, most = args.quality or Rules.quality, args.max_pixels or MAX_PIXELS
     if quality > 100:
         raise DataError(f"--quality {quality}: is at most 100")
@@ -99,10 +98,12 @@ def _options(args: argparse.Namespace) -> Options:
         raise DataError(f"--max-pixels {most}: no decoder here takes more than {_DECODER_LIMIT}")
     on_bad = args.on_bad or Policy.on_bad
     rules = Rules(most, args.resize_short, quality, salvage=on_bad == "reencode")
-    return Options(args.shard_size, args.limit, args.workers, rules, Policy(on_bad, args.dedup))
+    return BuildOptions(
+        args.shard_size, args.limit, args.workers, rules, Policy(on_bad, args.dedup)
+    )
 
 
-def _summary(built: Built, seconds: float) -> str:
+def _summary(built: BuiltSplit, seconds: float) -> str:
     manifest = built.manifest
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     work = (
@@ -111,7 +112,7 @@ def _summary(built: Built, seconds: float) -> str:
         else "complete already"
     )
     met = ", ".join(f"{count} {decision}" for decision, count in built.decisions.items())
-    left_out = tally(built.split.left_out)
+    left_out = count_by_kind(built.split.left_out)
     notes = [
         f"{met}: see {REJECTS}" if met else "",
         f"left out: {left_out}" if left_out else "",
@@ -124,14 +125,9 @@ def _summary(built: Built, seconds: float) -> str:
     )
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
     """An option's value that must be a whole number above 0."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not a positive number")
     return number
-
-
-def cpus() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -50,12 +50,12 @@ from vssl_dist.durable import is_partial, sync
 from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
-from .build.folder import refuse_foreign
+from .build.split_folder import refuse_foreign_folder
 from .build.writer import NOTES
-from .files import held, write_whole
-from .images.agreement import JUDGE
-from .sources.base import LABELS
-from .sources.classlist import chosen
+from .files import hold_lock, write_whole
+from .images.agreement import JUDGE_KEY
+from .sources.base import LABELS_KEY
+from .sources.classlist import read_class_list
 
 _OURS = re.compile(
     rf"{re.escape(MANIFEST)}|shard-\d+\.(tar|idx\.npy)|\.(shard-\d+|manifest)[\w.]*\.tmp-\d+",
@@ -64,7 +64,7 @@ _OURS = re.compile(
 """Files of a split, also of earlier versions' half-written ones."""
 
 
-class Occupied(DataError):
+class OccupiedFolderError(DataError):
     """Where a split is to be made lies another dataset."""
 
 
@@ -77,7 +77,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (a clear error) or 130 (Ctrl-C)."""
     args = arguments(words)
     with one_line(args.out) as ending:
-        made = subset(args.folder, named(args.classes, Dataset.open(args.folder).classes), args.out)
+        made = write_subset(
+            args.folder,
+            parse_class_names(args.classes, Dataset.open(args.folder).classes),
+            args.out,
+        )
         say(
             f"{args.out}: {made.samples} samples, {len(made.classes)} classes, in links to "
             f"{len(made.shards)} shards of {args.folder}"
@@ -85,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return ending.code
 
 
-def named(text: str, known: Sequence[str]) -> tuple[str, ...]:
+def parse_class_names(text: str, known: Sequence[str]) -> tuple[str, ...]:
     """Classes as a command line names them, in the order in which they are known.
 
     Args:
@@ -95,12 +99,12 @@ def named(text: str, known: Sequence[str]) -> tuple[str, ...]:
     Raises:
         DataError: A name is none of them.
 
-    >>> named("dog, cat", ("cat", "cow", "dog"))
+    >>> parse_class_names("dog, cat", ("cat", "cow", "dog"))
     ('cat', 'dog')
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not set(names) <= set(known) and (file := _file(text)).is_file():
-        names = list(chosen(file, known))
+        names = list(read_class_list(file, known))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
@@ -116,7 +120,7 @@ def _file(text: str) -> Path:
         raise DataError(f"--classes {error}") from None
 
 
-def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
+def write_subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
     """Write ``out``: the samples of ``folder`` that are of some classes, in their order.
 
     What is there already of the same classes of the same data is left alone; a call that was
@@ -138,9 +142,9 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
     whole = Dataset.open(folder)
     kept = [label for label, name in enumerate(whole.classes) if name in set(classes)]
     before = whole.manifest.source
-    original = before.get(LABELS, range(len(whole.classes)))
-    source = {"subset_of": whole.fingerprint, LABELS: [original[label] for label in kept]}
-    source |= {key: before[key] for key in ("max_pixels", JUDGE) if key in before}
+    original = before.get(LABELS_KEY, range(len(whole.classes)))
+    source = {"subset_of": whole.fingerprint, LABELS_KEY: [original[label] for label in kept]}
+    source |= {key: before[key] for key in ("max_pixels", JUDGE_KEY) if key in before}
     if made := _finished(out, source):
         return made
     with _claimed(out) as partial:
@@ -156,13 +160,15 @@ def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
 
 def _finished(out: Path, source: dict[str, Any]) -> Manifest | None:
     """The manifest of what is there already; None if it is to be made."""
-    refuse_foreign(out)
+    refuse_foreign_folder(out)
     if (out / NOTES).exists():
         raise DataError(f"{out}: data_prep/shard.py is at work there: choose another --out")
     if (out / MANIFEST).exists():
         made = read_manifest(out)
         if made.source != source:
-            raise Occupied(f"{out}: holds another dataset: delete it or choose another --out")
+            raise OccupiedFolderError(
+                f"{out}: holds another dataset: delete it or choose another --out"
+            )
         if not any(ill_sized(out, made)):
             return made
         if more := _foreign(out):
@@ -207,7 +213,7 @@ def _claimed(out: Path) -> Iterator[Path]:
         DataError: Another call holds it, or the file system refuses something.
     """
     lock = out.parent / f".{out.name}.lock"
-    with held(lock, out, "call is making it"):
+    with hold_lock(lock, out, "call is making it"):
         try:
             place = out.parent.resolve()
             for left in place.glob(".*"):

@@ -21,12 +21,12 @@ from pathlib import Path, PurePosixPath
 from vssl_dist.durable import open_regular
 from vssl_dist.errors import DataError
 
-from ..images.pictures import (
-    HEAD,
-    called_picture,
+from ..images.signatures import (
+    HEAD_BYTES,
+    has_picture_suffix,
     is_picture,
 )
-from .streams import Unzipped, Window
+from .bounded_streams import FileWindow, GzipStream
 
 MAX_BYTES = 1 << 28
 """Of one image file: more than any needs that `images.examine.MAX_PIXELS` lets through."""
@@ -64,7 +64,7 @@ class Member:
     """Why it must not be read ("" = it may)."""
 
 
-def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
+def iter_members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
     """What an uncompressed archive holds besides folders, in its order.
 
     Args:
@@ -75,9 +75,9 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Mem
     Raises:
         DataError: It cannot be read, is damaged, or ends too early.
     """
-    with _opened(path) as file, damage_named(path):
+    with _opened(path) as file, damage_as_archive_error(path):
         whole = os.fstat(file.fileno()).st_size
-        window = Window(file.fileno(), start, whole - start if size is None else size)
+        window = FileWindow(file.fileno(), start, whole - start if size is None else size)
         for member in _headers(window):
             end = member.offset_data + (0 if member.issparse() else member.size)
             if end > window.size:
@@ -95,20 +95,22 @@ def holds_picture(path: Path, member: Member) -> bool:
     """
     if PurePosixPath(member.name).name.startswith("."):
         return False
-    return bool(member.flaw) or called_picture(member.name) or is_picture(begins(path, member))
+    return (
+        bool(member.flaw) or has_picture_suffix(member.name) or is_picture(read_head(path, member))
+    )
 
 
-def begins(path: Path, member: Member) -> bytes:
+def read_head(path: Path, member: Member) -> bytes:
     """The first bytes of a sound member: as many as tell what it is.
 
     Raises:
         DataError: The archive cannot be read.
     """
-    with _opened(path) as file, damage_named(path):
-        return os.pread(file.fileno(), min(member.size, HEAD), member.offset)
+    with _opened(path) as file, damage_as_archive_error(path):
+        return os.pread(file.fileno(), min(member.size, HEAD_BYTES), member.offset)
 
 
-def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
+def read_gzipped_members(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
     """Regular members of a ``.tar.gz`` by their exact names, in memory.
 
     Args:
@@ -120,8 +122,8 @@ def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]
         DataError: The archive cannot be read or is damaged.
     """
     found: dict[str, bytes] = {}
-    with _opened(archive) as file, damage_named(archive), gzip.open(file) as whole:
-        stream = Unzipped(whole)
+    with _opened(archive) as file, damage_as_archive_error(archive), gzip.open(file) as whole:
+        stream = GzipStream(whole)
         # All of it is read: gzip compares its checksum only at the end.
         for member in _headers(stream):
             if member.name in names and _regular(member) and member.size <= limit:
@@ -129,7 +131,7 @@ def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]
     return found
 
 
-def stamp(path: Path) -> str:
+def file_stamp(path: Path) -> str:
     """What changes when a file is replaced or written to, without reading it.
 
     Raises:
@@ -142,7 +144,7 @@ def stamp(path: Path) -> str:
     return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
 
 
-def _headers(stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
+def _headers(stream: FileWindow | GzipStream) -> Iterator[tarfile.TarInfo]:
     """All members of an archive, in little memory however many and however described."""
     at: int | None = 0
     while at is not None:
@@ -161,7 +163,7 @@ def _headers(stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
         at = None if following is None else following - (following - end) % tarfile.BLOCKSIZE
 
 
-def _members_of(tar: tarfile.TarFile, stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
+def _members_of(tar: tarfile.TarFile, stream: FileWindow | GzipStream) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         # A negative size would send the reader backwards, for ever.
         if member.size < 0:
@@ -203,7 +205,7 @@ def _opened(path: Path) -> io.BufferedReader:
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def damage_as_archive_error(path: Path) -> Iterator[None]:
     """Say of which archive something is wrong, whatever reading it raises.
 
     Raises:

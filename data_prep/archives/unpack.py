@@ -15,11 +15,11 @@ from pathlib import Path
 
 from ..files import (
     first_bytes,
-    held,
-    sweep,
+    hold_lock,
+    remove_partial_files,
     whole_file,
 )
-from .tars import damage_named, stamp
+from .tars import damage_as_archive_error, file_stamp
 
 FOLDER = ".unpacked"
 _GZIP = b"\x1f\x8b"
@@ -37,7 +37,7 @@ def is_gzip(path: Path) -> bool:
         return False
 
 
-class Unpacked:
+class Unpacker:
     """Archives as they are without compression, in a folder that is made for the first of them."""
 
     def __init__(self, folder: Path, ending: ExitStack) -> None:
@@ -53,7 +53,7 @@ class Unpacked:
         """
         if not self._claimed:
             self._claim()
-        facts = f"{path.absolute()}\0{stamp(path)}".encode("utf-8", "surrogateescape")
+        facts = f"{path.absolute()}\0{file_stamp(path)}".encode("utf-8", "surrogateescape")
         target = self._folder / f"{hashlib.sha256(facts).hexdigest()[:32]}.tar"
         if not target.exists():
             with whole_file(target) as file:
@@ -65,23 +65,23 @@ class Unpacked:
         """Hold the folder until the end, and let it go then with whatever is in it."""
         lone = not self._folder.parent.exists()
         lock = self._folder / "lock"
-        self._ending.enter_context(held(lock, self._folder, "process is unpacking into it"))
+        self._ending.enter_context(hold_lock(lock, self._folder, "process is unpacking into it"))
         self._claimed = True
         if lone:
             self._ending.callback(_remove_empty, self._folder.parent)
         self._ending.callback(shutil.rmtree, self._folder, ignore_errors=True)
-        sweep(self._folder)
+        remove_partial_files(self._folder)
 
 
 @contextmanager
-def unpacking(out: Path) -> Iterator[Unpacked]:
+def unpacking(out: Path) -> Iterator[Unpacker]:
     """Have archives unpacked while the block runs.
 
     Args:
         out: Folder of the dataset; made when the first archive is unpacked.
     """
     with ExitStack() as ending:
-        yield Unpacked(out / FOLDER, ending)
+        yield Unpacker(out / FOLDER, ending)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -90,6 +90,6 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _inflated(path: Path) -> Iterator[bytes]:
-    with damage_named(path), gzip.open(path) as whole:
+    with damage_as_archive_error(path), gzip.open(path) as whole:
         while piece := whole.read(_PIECE):
             yield piece

@@ -27,7 +27,7 @@ Digests = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Decided:
+class SplitDecisions:
     """What becomes of one split."""
 
     used: NDArray[np.int64]
@@ -56,7 +56,7 @@ class Decided:
         return {decision: met.count(decision) for decision in sorted(set(met))}
 
 
-def judged_alone(lines: bytes) -> bytes:
+def without_left_out(lines: bytes) -> bytes:
     """The lines of a ``rejects.jsonl`` that are about samples.
 
     Raises:
@@ -82,7 +82,7 @@ class Policy:
 
 def decide(
     splits: Sequence[tuple[Split, Survey]], sealed: Mapping[str, Digests], policy: Policy
-) -> list[Decided]:
+) -> list[SplitDecisions]:
     """Decide on every surveyed sample.
 
     Args:
@@ -103,7 +103,7 @@ def decide(
     ]
 
 
-def leaks(name: str, known: Mapping[str, Digests]) -> set[bytes]:
+def leaked_digests(name: str, known: Mapping[str, Digests]) -> set[bytes]:
     """Digests that a split shares with another one that it must not share any with.
 
     Args:
@@ -115,7 +115,7 @@ def leaks(name: str, known: Mapping[str, Digests]) -> set[bytes]:
     return {row.tobytes() for other in others for row in known[other]} & mine
 
 
-def _within(split: Split, survey: Survey, policy: Policy) -> Decided:
+def _within(split: Split, survey: Survey, policy: Policy) -> SplitDecisions:
     verdicts = survey.rows["verdict"]
     usable = verdicts != Verdict.REJECT
     records: dict[int, list[dict[str, str]]] = {}
@@ -147,30 +147,34 @@ def _within(split: Split, survey: Survey, policy: Policy) -> Decided:
             f"{split.called(worst)}: {records[worst][0]['reason']}{more}: repair or remove it, or "
             "give --on-bad skip"
         ]
-    return Decided(survey.numbers[usable], records, errors, split.left_out)
+    return SplitDecisions(survey.numbers[usable], records, errors, split.left_out)
 
 
 def _across(
     surveyed: tuple[Split, Survey],
-    decided: Decided,
+    decided: SplitDecisions,
     known: Mapping[str, Digests],
     sealed: Mapping[str, Digests],
     dedup: bool,
-) -> Decided:
+) -> SplitDecisions:
     """Deal with the images that a training split shares with one that is held out."""
     split, survey = surveyed
     validates = split.name in HELD_OUT
     if validates:
         # Of training splits that are still to be written it is told there.
         known = {**sealed, split.name: known[split.name]}
-    shared = leaks(split.name, known)
+    shared = leaked_digests(split.name, known)
     used = np.isin(survey.numbers, decided.used)
     digests = survey.rows["sha256"]
     leaked = [at for at in np.flatnonzero(used).tolist() if digests[at].tobytes() in shared]
     if not leaked:
         return decided
     drops = dedup and not validates
-    others = [n for n in HELD_OUT if n in known and leaks(split.name, _pair(known, split.name, n))]
+    others = [
+        n
+        for n in HELD_OUT
+        if n in known and leaked_digests(split.name, _pair(known, split.name, n))
+    ]
     other = "a training split" if validates else " and ".join(others)
     for at in leaked:
         number, word = int(survey.numbers[at]), "dropped" if drops else "leak"

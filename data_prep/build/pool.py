@@ -21,7 +21,7 @@ Work = Callable[[Task], Generator[int, None, Result]]
 """Does one task; yields how many samples it has just dealt with, returns the result."""
 
 
-def run(
+def run_tasks(
     work: Work[Task, Result],
     tasks: Sequence[Task],
     *,

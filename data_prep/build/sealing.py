@@ -16,8 +16,8 @@ from vssl_dist.errors import DataError
 
 from ..files import write_whole
 from ..sources.base import Split
-from .decisions import leaks
-from .folder import INPUTS, REJECTS, Recipe, sealed_digests
+from .decisions import leaked_digests
+from .split_folder import INPUTS, REJECTS, Recipe, read_sealed_digests
 from .writer import NOTES
 
 
@@ -41,9 +41,9 @@ def seal_split(
         DataError: A split that was finished meanwhile shares images with it.
     """
     # Another process may have finished the other split since this one was looked at.
-    known = sealed_digests(folder.parent, {split.name})
+    known = read_sealed_digests(folder.parent, {split.name})
     mine = np.load(io.BytesIO(contents[INPUTS]), allow_pickle=False)
-    if leaks(split.name, {**known, split.name: mine}):
+    if leaked_digests(split.name, {**known, split.name: mine}):
         raise DataError(
             f"{folder}: shares images with a split that was finished meanwhile: run again"
         )

@@ -25,8 +25,9 @@ from ..images.examine import (
     Verdict,
     examine,
 )
-from ..images.pictures import undecodable
-from ..sources.base import Raw, Split
+from ..images.raw_image import RawImage
+from ..images.signatures import undecodable_format
+from ..sources.base import Split
 from . import pool
 
 SURVEY_DTYPE = np.dtype(
@@ -36,7 +37,7 @@ SURVEY_DTYPE = np.dtype(
         ("png", "u1"),
         ("height", "<u4"),
         ("width", "<u4"),
-        ("alone", "u1"),
+        ("pillow_only", "u1"),
     ]
 )
 IMPORTS = (f"{__package__}.writer", "webdataset")
@@ -64,11 +65,11 @@ class _Chunk:
     note: Path
     key: str
     numbers: NDArray[np.int64]
-    images: Iterable[Raw]
+    images: Iterable[RawImage]
     rules: Rules
 
 
-def survey(
+def survey_split(
     split: Split,
     numbers: NDArray[np.int64],
     notes: Path,
@@ -98,7 +99,7 @@ def survey(
     found = {chunk.note: known for chunk in chunks if (known := _recall(chunk))}
     advance(sum(len(known.numbers) for known in found.values()))
     missing = [chunk for chunk in chunks if chunk.note not in found]
-    found |= dict(pool.run(_look, missing, workers=workers, advance=advance, imports=IMPORTS))
+    found |= dict(pool.run_tasks(_look, missing, workers=workers, advance=advance, imports=IMPORTS))
     reasons: dict[int, str] = {}
     for chunk in chunks:
         reasons |= found[chunk.note].reasons
@@ -106,23 +107,23 @@ def survey(
     return Survey(numbers, np.concatenate(rows), reasons)
 
 
-def digest(raw: Raw) -> bytes:
+def input_digest(raw: RawImage) -> bytes:
     """SHA-256 of a file's bytes, or of the shape and values of pixels."""
     if isinstance(raw.data, np.ndarray):
         return hashlib.sha256(b"%r" % (raw.data.shape,) + raw.data.tobytes()).digest()
     return hashlib.sha256(raw.data).digest()
 
 
-def without(survey: Survey, flaws: dict[int, str]) -> Survey:
+def mark_unreadable(survey: Survey, flaws: dict[int, str]) -> Survey:
     """The same but for samples that turned out not to be readable, by number."""
     rows = survey.rows.copy()
     at = np.searchsorted(survey.numbers, sorted(flaws))
-    rows["sha256"][at] = np.frombuffer(digest(Raw(b"")), np.uint8)
+    rows["sha256"][at] = np.frombuffer(input_digest(RawImage(b"")), np.uint8)
     rows["verdict"][at] = Verdict.REJECT
     return Survey(survey.numbers, rows, survey.reasons | flaws)
 
 
-def finding(row: np.void) -> Finding:
+def finding_from_row(row: np.void) -> Finding:
     """What `examine` said of an image, from its row (but for the reason)."""
     suffix = "png" if row["png"] else "jpg"
     return Finding(Verdict(row["verdict"]), "", suffix, int(row["height"]), int(row["width"]))
@@ -135,9 +136,9 @@ def _look(chunk: _Chunk) -> Generator[int, None, tuple[Path, Survey]]:
     for row, (raw, number) in enumerate(zip(chunk.images, chunk.numbers.tolist(), strict=True)):
         seen = _judge(raw, chunk.rules)
         asked_again |= raw.asked_again
-        sha256 = np.frombuffer(digest(raw), np.uint8)
+        sha256 = np.frombuffer(input_digest(raw), np.uint8)
         kind = seen.suffix == "png"
-        rows[row] = (sha256, seen.verdict, kind, seen.height, seen.width, seen.alone)
+        rows[row] = (sha256, seen.verdict, kind, seen.height, seen.width, seen.pillow_only)
         if seen.reason:
             reasons[number] = seen.reason
         if (row + 1) % _REPORT_EVERY == 0:
@@ -150,12 +151,12 @@ def _look(chunk: _Chunk) -> Generator[int, None, tuple[Path, Survey]]:
     return chunk.note, Survey(chunk.numbers, rows, reasons)
 
 
-def _judge(raw: Raw, rules: Rules) -> Finding:
+def _judge(raw: RawImage, rules: Rules) -> Finding:
     if raw.flaw:
         return Finding(Verdict.REJECT, raw.flaw)
     if isinstance(raw.data, np.ndarray):
         return Finding(Verdict.REMAKE)
-    if kind := undecodable(raw.data):
+    if kind := undecodable_format(raw.data):
         return Finding(Verdict.REJECT, f"not a readable image ({kind}, which is not decoded here)")
     return examine(raw.data, rules)
 

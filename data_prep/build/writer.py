@@ -21,13 +21,13 @@ from vssl_dist.errors import DataError
 from ..files import whole_file, write_whole
 from ..images.encode import Encoded
 from ..images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     Rules,
     encode_png,
-    make,
+    encode_to_store,
 )
-from ..sources.base import Raw
-from .survey import digest, finding
+from ..images.raw_image import RawImage
+from .survey import finding_from_row, input_digest
 
 NOTES = ".sharding"
 """Folder, inside the dataset's, of what an unfinished run needs to continue."""
@@ -44,13 +44,13 @@ class ShardTask:
     first: int
     """Global id of the shard's first sample; the tar's keys are the global ids."""
     labels: NDArray[np.int64]
-    images: Iterable[Raw]
+    images: Iterable[RawImage]
     survey: NDArray[np.void]
     """``(samples,)`` of ``SURVEY_DTYPE``: what was found out about these images."""
-    rules: Rules = DEFAULT
+    rules: Rules = DEFAULT_RULES
 
 
-class UnreadError(DataError):
+class UnreadableError(DataError):
     """Samples that were surveyed cannot be read any more, and may be left out."""
 
     flaws: dict[int, str]
@@ -94,7 +94,7 @@ def sample_key(sample: int) -> str:
     return f"{sample:012d}"
 
 
-def note_path(folder: Path, number: int) -> Path:
+def shard_note_path(folder: Path, number: int) -> Path:
     """Where a finished shard's manifest entry waits for the others."""
     return folder / NOTES / f"{shard_name(number)}.json"
 
@@ -147,20 +147,24 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     write_whole(task.folder / entry.index_name, index.getvalue())
     # If a power cut takes the note, its shard is written again.
     note = json.dumps(asdict(entry)).encode()
-    write_whole(note_path(task.folder, task.number), note, flush=False)
+    write_whole(shard_note_path(task.folder, task.number), note, flush=False)
     return entry
 
 
-def _unread(raw: Raw, following: Iterable[tuple[Raw, np.void, int]], sample: int) -> UnreadError:
+def _unread(
+    raw: RawImage, following: Iterable[tuple[RawImage, np.void, int]], sample: int
+) -> UnreadableError:
     """The error of a sample that cannot be read, and of those behind it that cannot either."""
-    error = UnreadError(f"{raw.name}: {raw.flaw}, and could be when it was looked at: start again")
+    error = UnreadableError(
+        f"{raw.name}: {raw.flaw}, and could be when it was looked at: start again"
+    )
     more = {at: each for at, (each, _, _) in enumerate(following, sample + 1) if each.asked_again}
     error.flaws = {at: each.flaw for at, each in {sample: raw, **more}.items()}
     return error
 
 
-def _encoded(raw: Raw, surveyed: np.void, task: ShardTask) -> Encoded:
-    if digest(raw) != surveyed["sha256"].tobytes():
+def _encoded(raw: RawImage, surveyed: np.void, task: ShardTask) -> Encoded:
+    if input_digest(raw) != surveyed["sha256"].tobytes():
         raise DataError(
             f"{raw.name or task.folder}: changed while it was being sharded: delete {task.folder} "
             "and start again"
@@ -168,7 +172,7 @@ def _encoded(raw: Raw, surveyed: np.void, task: ShardTask) -> Encoded:
     if isinstance(raw.data, np.ndarray):
         return encode_png(raw.data)
     try:
-        return make(raw.data, finding(surveyed), task.rules)
+        return encode_to_store(raw.data, finding_from_row(surveyed), task.rules)
     except MemoryError:
         raise
     # Pillow raises nearly anything, and the disk is not to blame for it.

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from vssl_dist.errors import DataError
 
+from ..images.raw_image import RawImage
+
 UNLABELED = -1
 """The label of an image whose class is not known."""
-LABELS = "labels"
+LABELS_KEY = "labels"
 """What the manifest of some classes of a split states of its source: their labels there."""
 _MOST_KINDS = 12
 """Of what was left out, so many are counted one by one: it remains a line."""
@@ -62,20 +64,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Raw:
-    """An image as the source has it."""
-
-    data: bytes | NDArray[np.uint8]
-    """A file's bytes, or ``(H, W, 3)`` pixels that no file needs to be decoded for."""
-    name: str = ""
-    """What to call it should it be another one than before."""
-    flaw: str = ""
-    """Why it must not even be read, or could not be ("" = it may)."""
-    asked_again: bool = False
-    """Whether the flaw is one of the storage, which may have gone the next time."""
-
-
-@dataclass(frozen=True)
 class LeftOut:
     """Something that lies among the images and is none."""
 
@@ -107,12 +95,12 @@ class LeftOut:
         return cls(f"{name}/", reason, "folder", within=within)
 
 
-def tally(left_out: Sequence[LeftOut]) -> str:
+def count_by_kind(left_out: Sequence[LeftOut]) -> str:
     """How many of each kind, in words, the most frequent first; "" of none.
 
-    >>> tally([LeftOut.file("a.txt"), LeftOut.file("b"), LeftOut.file("c.txt")])
+    >>> count_by_kind([LeftOut.file("a.txt"), LeftOut.file("b"), LeftOut.file("c.txt")])
     '2 .txt, 1 without suffix'
-    >>> tally([LeftOut.folder("a", "", 3), LeftOut.folder("b", "", 4)])
+    >>> count_by_kind([LeftOut.folder("a", "", 3), LeftOut.folder("b", "", 4)])
     '2 folders (7 files in folders)'
     """
     of_kind: Counter[str] = Counter()
@@ -146,7 +134,7 @@ class Split:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     """``(N,)``: one per sample, `UNLABELED` where there is none."""
-    images: Callable[[NDArray[np.int64]], Iterable[Raw]]
+    images: Callable[[NDArray[np.int64]], Iterable[RawImage]]
     """From sample numbers to their images: picklable, and read only when iterated."""
     facts: Mapping[str, str | int]
     """What the bytes depend on besides options and content; goes into the manifest."""

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from vssl_dist.durable import read_regular
 from vssl_dist.errors import DataError
 
-from ..archives.tars import gzipped
-from ..images.pixels import Pixels
+from ..archives.tars import read_gzipped_members
+from ..images.pixels import PixelRows
 from .base import Request, Split
-from .download import fetch
+from .download import fetch_archive
 
 _MAX_BYTES = 1 << 30
 _ROW = 3 * 32 * 32
@@ -78,7 +78,7 @@ def _splits(layout: Layout, request: Request) -> list[Split]:
         DataError: A file is missing, damaged, or holds anything but arrays and labels.
     """
     if request.download and request.root is not None:
-        fetch(layout.dataset, request.root)
+        fetch_archive(layout.dataset, request.root)
     root = request.existing_root()
     wanted = [layout.meta, *(file for name in request.splits for file in layout.parts[name])]
     blobs = _read(layout, root, wanted)
@@ -109,7 +109,7 @@ def _split(layout: Layout, name: str, classes: tuple[str, ...], blobs: dict[str,
         name=name,
         classes=classes,
         labels=np.concatenate(labels),
-        images=lambda which: Pixels((pixels,), which, (3, 32, 32), (1, 2, 0)),
+        images=lambda which: PixelRows((pixels,), which, (3, 32, 32), (1, 2, 0)),
         facts={"input": digest.hexdigest()},
         grouped=False,  # the official order is mixed already
         names=lambda number: f"{name} image {number}",
@@ -142,7 +142,7 @@ def _file(path: Path) -> bytes:
 
 def _from_archive(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
     """Regular members by their exact names, into memory: nothing is extracted to disk."""
-    members = gzipped(archive, [f"{folder}/{name}" for name in files], _MAX_BYTES)
+    members = read_gzipped_members(archive, [f"{folder}/{name}" for name in files], _MAX_BYTES)
     found = {name.removeprefix(f"{folder}/"): blob for name, blob in members.items()}
     for name in files:
         if name not in found:

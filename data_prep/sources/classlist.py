@@ -8,7 +8,7 @@ from pathlib import Path
 from vssl_dist.errors import DataError
 
 
-def chosen(path: Path | None, known: Sequence[str]) -> tuple[str, ...]:
+def read_class_list(path: Path | None, known: Sequence[str]) -> tuple[str, ...]:
     """The classes that a file lists, sorted: their order in the file makes no difference.
 
     A line is a class, or a class followed by a space and whatever; ``#`` starts a remark.

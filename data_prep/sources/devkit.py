@@ -11,7 +11,7 @@ import numpy as np
 
 from vssl_dist.errors import DataError
 
-from ..archives.tars import gzipped
+from ..archives.tars import read_gzipped_members
 
 FOLDER = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{FOLDER}.tar.gz"
@@ -40,7 +40,9 @@ def read_devkit(root: Path) -> Devkit | None:
     archive = root.parent / ARCHIVE if root.is_file() else root / ARCHIVE
     folder = archive.with_name(FOLDER)
     if archive.is_file():
-        found = gzipped(archive, [f"{FOLDER}/{name}" for name in (_META, _TRUTH)], _MAX_BYTES)
+        found = read_gzipped_members(
+            archive, [f"{FOLDER}/{name}" for name in (_META, _TRUTH)], _MAX_BYTES
+        )
         blobs = {name.removeprefix(f"{FOLDER}/"): blob for name, blob in found.items()}
         place = archive
     elif folder.is_dir():

@@ -13,7 +13,7 @@ _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
 _TIMEOUT_S = 30.0
 
 
-def fetch(dataset: str, root: Path) -> None:
+def fetch_archive(dataset: str, root: Path) -> None:
     """Put the official archive into ``root`` unless it is there with the right md5.
 
     Only the download is torchvision's: the archive is read in memory and never extracted.

@@ -16,26 +16,26 @@ import numpy as np
 
 from vssl_dist.errors import DataError
 
-from ..archives.spans import Spans
+from ..archives.archived_images import ArchivedImages
 from ..archives.tars import (
     Member,
+    file_stamp,
     holds_picture,
-    members,
-    stamp,
+    iter_members,
 )
 from .base import (
     LeftOut,
     Request,
     Split,
 )
-from .classlist import chosen
+from .class_folders import list_classes
+from .classlist import read_class_list
 from .devkit import ARCHIVE as DEVKIT
 from .devkit import FOLDER as DEVKIT_FOLDER
 from .devkit import Devkit, read_devkit
-from .imagefolder import folder_split, refuse_unknown
-from .splits import beside, split_folders, split_of
+from .imagefolder import refuse_unknown_classes, split_from_folder
+from .split_folders import find_split_folders, list_beside_splits, split_by_folder_name
 from .tarlist import is_tar
-from .walk import subfolders
 
 DATASET = "imagenet"
 TRAIN = "ILSVRC2012_img_train.tar"
@@ -66,12 +66,12 @@ def imagenet(request: Request) -> list[Split]:
     devkit = read_devkit(root) if "val" in wanted and not places["val"].is_dir() else None
     archives, others = _class_archives(places["train"]) if _archived(places, "train") else ([], [])
     known = _known(places, archives, devkit)
-    classes = chosen(request.classes, known)
+    classes = read_class_list(request.classes, known)
     made: list[Split] = []
     for name in wanted:
         if places[name].is_dir():
-            refuse_unknown(places[name], known)
-            made.append(folder_split(DATASET, name, places[name], classes, request.skips))
+            refuse_unknown_classes(places[name], known)
+            made.append(split_from_folder(DATASET, name, places[name], classes, request.skips))
         elif name == "train":
             made.append(_train(places["train"], archives, classes).besides(others))
         else:
@@ -83,12 +83,12 @@ def _places(root: Path, skips: bool) -> dict[str, Path]:
     """Where the splits are, by name."""
     if root.is_file():
         return {"val" if root.name == VAL else "train": root}
-    folders = split_folders(root, skips=skips)
+    folders = find_split_folders(root, skips=skips)
     found: dict[str, Path] = {}
     for name, archive in (("train", TRAIN), ("val", VAL)):
         if (root / archive).is_file():
             found[name] = root / archive
-        elif name in folders and split_of(folders[name].name) == name:
+        elif name in folders and split_by_folder_name(folders[name].name) == name:
             found[name] = folders[name]
     return found
 
@@ -99,7 +99,7 @@ def _besides(root: Path, places: dict[str, Path]) -> list[LeftOut]:
         return []
     parts = {name: root / name for name in (TRAIN, VAL, DEVKIT, DEVKIT_FOLDER)}
     folders = {name: root / name for name in ("train", "val")}
-    return beside(root, {**parts, **folders, **places})
+    return list_beside_splits(root, {**parts, **folders, **places})
 
 
 def _archived(places: dict[str, Path], name: str) -> bool:
@@ -113,15 +113,15 @@ def _known(
     if archives:
         return tuple(sorted(synset for synset, _ in archives))
     if "train" in places:
-        return subfolders(places["train"])
-    return devkit.classes if devkit else subfolders(places["val"])
+        return list_classes(places["train"])
+    return devkit.classes if devkit else list_classes(places["val"])
 
 
 def _class_archives(archive: Path) -> tuple[list[tuple[str, Member]], list[LeftOut]]:
     """The synset and the place of every archive within the training archive, and what is none."""
     found: dict[str, Member] = {}
     left_out: list[LeftOut] = []
-    for member in members(archive):
+    for member in iter_members(archive):
         match = _SYNSET.fullmatch(member.name)
         if match is None and not is_tar(member.name) and not holds_picture(archive, member):
             left_out.append(LeftOut.file(member.name))
@@ -144,7 +144,7 @@ def _train(archive: Path, archives: Sequence[tuple[str, Member]], classes: Seque
     for synset, place in archives:
         if synset in classes:
             label, images = classes.index(synset), 0
-            for member in members(archive, place.offset, place.size):
+            for member in iter_members(archive, place.offset, place.size):
                 named = _renamed(member, synset)
                 if holds_picture(archive, member):
                     images += 1
@@ -160,7 +160,7 @@ def _train(archive: Path, archives: Sequence[tuple[str, Member]], classes: Seque
 def _val(archive: Path, labels: Sequence[str], classes: Sequence[str]) -> Split:
     found: list[tuple[int, Member]] = []
     left_out: list[LeftOut] = []
-    for member in members(archive):
+    for member in iter_members(archive):
         match = _VALIDATION.fullmatch(member.name)
         if match is None and not holds_picture(archive, member):
             left_out.append(LeftOut.file(member.name))
@@ -208,8 +208,8 @@ def _split(
     digest = hashlib.sha256()
     for _, member in found:
         digest.update(f"{member.name}\0{member.size}\0".encode("utf-8", "surrogateescape"))
-    spans = Spans.of([archive], [(0, member) for _, member in found])
-    unchanged = stamp(archive)
+    spans = ArchivedImages.of([archive], [(0, member) for _, member in found])
+    unchanged = file_stamp(archive)
     return Split(
         dataset=DATASET,
         name=name,

@@ -17,13 +17,13 @@ _SHOWN = 12
 Label = int | str | None
 
 
-def label_of(text: str) -> int | str:
+def parse_label(text: str) -> int | str:
     """A label as a number or as a name: without byte order mark, blanks, leading zeros and ``.0``.
 
     Raises:
         ValueError: It is empty, or a number in a form that could mean several things.
 
-    >>> label_of("007"), label_of(" 3.0\\n"), label_of("cat")
+    >>> parse_label("007"), parse_label(" 3.0\\n"), parse_label("cat")
     (7, 3, 'cat')
     """
     stripped = text.strip().strip(_MARK).strip()
@@ -50,7 +50,7 @@ def _is_number(text: str) -> bool:
     return False
 
 
-def told_in(told: object, key: str = "") -> Label:
+def label_in_json(told: object, key: str = "") -> Label:
     """The label that a JSON member states; null states none.
 
     Args:
@@ -71,7 +71,7 @@ def told_in(told: object, key: str = "") -> Label:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError(f"{value!r:.40} is neither a whole number nor a name")
-    return label_of(str(value))
+    return parse_label(str(value))
 
 
 def _at(told: object, key: str) -> object:
@@ -80,14 +80,14 @@ def _at(told: object, key: str) -> object:
     first, dot, rest = key.partition(".")
     if dot and isinstance(told, dict) and first in told:
         return _at(told[first], rest)
-    there = f"only {listed(told)}" if isinstance(told, dict) and told else "but no keys at all"
+    there = f"only {join_names(told)}" if isinstance(told, dict) and told else "but no keys at all"
     raise ValueError(f"it has no {key}, {there}")
 
 
-def listed(names: Mapping[str, object]) -> str:
+def join_names(names: Mapping[str, object]) -> str:
     """Names, in one line of bounded length.
 
-    >>> listed({"b": 1, "a": 2})
+    >>> join_names({"b": 1, "a": 2})
     'a, b'
     """
     shown = sorted(names)[:_SHOWN]
@@ -106,5 +106,5 @@ def read_label(field: str, key: str, data: bytes) -> Label:
         ValueError: There is none that can be understood.
     """
     if key or field.rpartition(".")[2] == "json":
-        return told_in(json.loads(data), key)
-    return label_of(data.decode("utf-8-sig"))
+        return label_in_json(json.loads(data), key)
+    return parse_label(data.decode("utf-8-sig"))

@@ -20,17 +20,17 @@ from PIL import Image
 
 from vssl_dist.errors import DataError
 
+from ..images.raw_image import RawImage
 from .base import (
-    Raw,
     Request,
     Split,
 )
 
-PATCH = 32
-PER_CLASS = {"train": 400, "val": 100}
+PATCH_SIDE = 32
+PATCHES_PER_CLASS = {"train": 400, "val": 100}
 MIN_CONTRAST = 16
 """Difference of grey levels within a patch, of 255."""
-FILES = (
+PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
     "camera.png",
@@ -52,20 +52,20 @@ FILES = (
 
 
 @dataclass(frozen=True)
-class Corners:
+class PhotoPatches:
     """Patches to cut: which photograph, and where its upper left corner is."""
 
     folder: Path
     places: NDArray[np.int64]
     """``(N, 3)``: number of the photograph, y, x."""
 
-    def __iter__(self) -> Iterator[Raw]:
+    def __iter__(self) -> Iterator[RawImage]:
         for number, y, x in self.places.tolist():
-            picture = photograph(self.folder / FILES[number])
-            yield Raw(np.ascontiguousarray(picture[y : y + PATCH, x : x + PATCH]))
+            picture = read_photograph(self.folder / PHOTOGRAPHS[number])
+            yield RawImage(np.ascontiguousarray(picture[y : y + PATCH_SIDE, x : x + PATCH_SIDE]))
 
 
-def corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.int64]:
+def patch_corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.int64]:
     """Where a split's patches of photograph ``number`` lie: distinct, fixed places.
 
     Args:
@@ -79,7 +79,7 @@ def corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.i
     height, width, _ = picture.shape
     border = width * 3 // 4
     left, right = (0, border) if split == "train" else (border, width)
-    across, down = right - left - PATCH + 1, height - PATCH + 1
+    across, down = right - left - PATCH_SIDE + 1, height - PATCH_SIDE + 1
     # Raw words, because numpy only promises the bit generator's stream.
     key = np.array([number, split == "val"], np.uint64)
     words = np.random.Philox(key=key).random_raw(across * down)
@@ -87,15 +87,15 @@ def corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.i
     for place in np.argsort(words, kind="stable").tolist():
         y, x = place // across, place % across + left
         # Plain black occurs in several photographs, and would be one image in both splits.
-        if np.ptp(picture[y : y + PATCH, x : x + PATCH]) >= MIN_CONTRAST:
+        if np.ptp(picture[y : y + PATCH_SIDE, x : x + PATCH_SIDE]) >= MIN_CONTRAST:
             places.append((number, y, x))
-        if len(places) == PER_CLASS[split]:
+        if len(places) == PATCHES_PER_CLASS[split]:
             break
     return np.array(places, np.int64)
 
 
-@lru_cache(len(FILES))
-def photograph(path: Path) -> NDArray[np.uint8]:
+@lru_cache(len(PHOTOGRAPHS))
+def read_photograph(path: Path) -> NDArray[np.uint8]:
     """A photograph as ``(H, W, 3)`` uint8."""
     return np.asarray(Image.open(io.BytesIO(_bytes(path))).convert("RGB"))
 
@@ -111,24 +111,26 @@ def photos(request: Request) -> list[Split]:
     if spec is None or spec.origin is None:
         raise DataError("photos needs scikit-image: pip install scikit-image")
     folder = Path(spec.origin).parent / "data"
-    digest = hashlib.sha256(b"".join(_bytes(folder / name) for name in FILES)).hexdigest()
-    return [_split(folder, name, {"input": digest, "patch": PATCH}) for name in request.splits]
+    digest = hashlib.sha256(b"".join(_bytes(folder / name) for name in PHOTOGRAPHS)).hexdigest()
+    return [_split(folder, name, {"input": digest, "patch": PATCH_SIDE}) for name in request.splits]
 
 
 def _split(folder: Path, name: str, facts: dict[str, str | int]) -> Split:
-    pictures = (photograph(folder / file) for file in FILES)
+    pictures = (read_photograph(folder / file) for file in PHOTOGRAPHS)
     places = np.concatenate(
-        [corners(number, picture, name) for number, picture in enumerate(pictures)]
+        [patch_corners(number, picture, name) for number, picture in enumerate(pictures)]
     )
     return Split(
         dataset="photos",
         name=name,
-        classes=tuple(Path(file).stem for file in FILES),
+        classes=tuple(Path(file).stem for file in PHOTOGRAPHS),
         labels=places[:, 0].copy(),
-        images=lambda which: Corners(folder, places[which]),
+        images=lambda which: PhotoPatches(folder, places[which]),
         facts=facts,
         grouped=True,
-        names=lambda number: "{}[y={} x={}]".format(FILES[places[number, 0]], *places[number, 1:]),
+        names=lambda number: "{}[y={} x={}]".format(
+            PHOTOGRAPHS[places[number, 0]], *places[number, 1:]
+        ),
     )
 
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from vssl_dist.errors import DataError
 
-from ..archives.tars import gzipped
-from ..images.pixels import Pixels
+from ..archives.tars import read_gzipped_members
+from ..images.pixels import PixelRows
 from .base import (
     UNLABELED,
     Request,
     Split,
 )
-from .download import fetch
+from .download import fetch_archive
 
 DATASET = "stl10"
 FOLDER = "stl10_binary"
@@ -48,7 +48,7 @@ def stl10(request: Request) -> list[Split]:
         DataError: A file is missing, damaged, or of another size than its labels say.
     """
     if request.download and request.root is not None:
-        fetch(DATASET, request.root)
+        fetch_archive(DATASET, request.root)
     root = request.existing_root()
     parts = {name: name.split("+") for name in request.splits}
     needed = {file for name in parts for part in parts[name] for file in _PARTS[part] if file}
@@ -78,7 +78,7 @@ def _split(
         name=name,
         classes=classes,
         labels=np.concatenate(labels),
-        images=lambda which: Pixels(tuple(rows), which, (3, SIDE, SIDE), (2, 1, 0)),
+        images=lambda which: PixelRows(tuple(rows), which, (3, SIDE, SIDE), (2, 1, 0)),
         facts={"input": digest.hexdigest()},
         # The labelled parts are mixed as they are; of the other nobody knows.
         grouped="unlabeled" in parts,
@@ -114,7 +114,7 @@ def _read(root: Path, files: list[str]) -> tuple[dict[str, Column], Path]:
     archive = root if root.is_file() else root / ARCHIVE
     if not archive.is_file():
         raise DataError(f"{root}: neither {FOLDER}/ nor {ARCHIVE} in it (--download fetches it)")
-    found = gzipped(archive, [f"{FOLDER}/{name}" for name in files], _MAX_BYTES)
+    found = read_gzipped_members(archive, [f"{FOLDER}/{name}" for name in files], _MAX_BYTES)
     for name in files:
         if f"{FOLDER}/{name}" not in found:
             raise DataError(f"{archive}: has no {FOLDER}/{name}")

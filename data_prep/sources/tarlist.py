@@ -8,7 +8,7 @@ from pathlib import Path
 from vssl_dist.errors import DataError
 
 from .base import LeftOut
-from .splits import is_folder, lone, names_in
+from .split_folders import describe_left_out, is_folder, list_names
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -16,7 +16,7 @@ _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 _MOST = 1_000_000
 
 
-def tars_of(root: Path) -> list[Path]:
+def find_tars(root: Path) -> list[Path]:
     """The tars that a path means, sorted by name; none if it is a folder without.
 
     Args:
@@ -28,7 +28,7 @@ def tars_of(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     if root.is_dir():
-        names = names_in(root)
+        names = list_names(root)
         return [root / n for n in names if is_tar(n) and not is_folder(root / n)]
     if _BRACES.search(str(root)):
         return _all_there(root)
@@ -53,17 +53,17 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 
-def no_tars(folder: Path) -> list[LeftOut]:
+def list_other_files(folder: Path) -> list[LeftOut]:
     """What lies in a folder besides its tars."""
     return [
-        lone(folder / name, name, "no .tar, .tar.gz or .tgz")
-        for name in names_in(folder)
+        describe_left_out(folder / name, name, "no .tar, .tar.gz or .tgz")
+        for name in list_names(folder)
         if not is_tar(name) or is_folder(folder / name)
     ]
 
 
 def _all_there(pattern: Path) -> list[Path]:
-    named = [Path(text) for text in expanded(str(pattern))]
+    named = [Path(text) for text in expand_braces(str(pattern))]
     paths = [_matching(path) if "*" in path.name else [path] for path in named]
     missing = [
         path
@@ -76,12 +76,12 @@ def _all_there(pattern: Path) -> list[Path]:
     return sorted({path for matching in paths for path in matching})
 
 
-def expanded(text: str) -> list[str]:
+def expand_braces(text: str) -> list[str]:
     """The names that a pattern with braces means.
 
-    >>> expanded("x-{08..10}.tar")
+    >>> expand_braces("x-{08..10}.tar")
     ['x-08.tar', 'x-09.tar', 'x-10.tar']
-    >>> expanded("{a,b}{0..1}")
+    >>> expand_braces("{a,b}{0..1}")
     ['a0', 'a1', 'b0', 'b1']
     """
     match = _BRACES.search(text)
@@ -97,7 +97,7 @@ def expanded(text: str) -> list[str]:
         parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
     else:
         parts = match[1].split(",")
-    head, tail = text[: match.start()], expanded(text[match.end() :])
+    head, tail = text[: match.start()], expand_braces(text[match.end() :])
     if len(parts) * len(tail) > _MOST:
         raise DataError(f"{text}: means more than {_MOST} files")
     return [f"{head}{part}{rest}" for part in parts for rest in tail]

@@ -17,16 +17,22 @@ import numpy as np
 from vssl_dist.data.store.manifest import FORMAT, MANIFEST, read_manifest
 from vssl_dist.errors import DataError
 
-from ..archives.spans import Spans
+from ..archives.archived_images import ArchivedImages
 from .base import (
     UNLABELED,
     LeftOut,
     Request,
     Split,
 )
-from .samples import Reader, Sample
-from .splits import beside, sought, split_folders, split_of, wanted_splits
-from .tarlist import tars_of
+from .split_folders import (
+    describe_splits,
+    find_split_folders,
+    list_beside_splits,
+    select_splits,
+    split_by_folder_name,
+)
+from .tarlist import find_tars
+from .webdataset_samples import Sample, SampleReader
 
 _MIXED = "numbers and names are mixed"
 _SPARSE, _FEW = 10, 10_000
@@ -47,14 +53,17 @@ def webdataset(request: Request) -> list[Split]:
     if request.root is None:
         raise DataError("--root is required: a folder of tars, a tar, or a pattern in quotes")
     places, besides = _places(request.root, request)
-    lone = bool(tars_of(request.root))
-    test_serves = "val" in places and (lone or split_of(places["val"][0].parent.name) == "test")
-    wanted = wanted_splits(request.splits, request.explicit, places, test_serves)
+    lone = bool(find_tars(request.root))
+    test_serves = "val" in places and (
+        lone or split_by_folder_name(places["val"][0].parent.name) == "test"
+    )
+    wanted = select_splits(request.splits, request.explicit, places, test_serves)
     if not wanted:
         raise DataError(
-            f"{request.root}: no folder {sought(request.splits)} with tars beside train in it"
+            f"{request.root}: no folder {describe_splits(request.splits)} with tars beside train "
+            "in it"
         )
-    readers = {name: Reader(tars, request) for name, tars in places.items()}
+    readers = {name: SampleReader(tars, request) for name, tars in places.items()}
     for reader in readers.values():
         reader.read()
     sound = {
@@ -71,19 +80,21 @@ def webdataset(request: Request) -> list[Split]:
 
 def _places(root: Path, request: Request) -> tuple[dict[str, list[Path]], list[LeftOut]]:
     """The tars of each split, sorted by name, and what lies beside the splits."""
-    tars = tars_of(root)
+    tars = find_tars(root)
     if tars:
         # What a lone folder holds is what the user says it is; a test split alone is the val.
         name = request.splits[0]
         return {"val" if name == "test" else name: tars}, []
-    folders = split_folders(root, _holds_tars, request.skips) if root.is_dir() else {}
+    folders = find_split_folders(root, _holds_tars, request.skips) if root.is_dir() else {}
     if not folders:
         raise DataError(f"{root}: no .tar in it, nor in a folder train or val of it (--root)")
-    return {name: tars_of(folder) for name, folder in folders.items()}, beside(root, folders)
+    return {name: find_tars(folder) for name, folder in folders.items()}, list_beside_splits(
+        root, folders
+    )
 
 
 def _holds_tars(folder: Path) -> bool:
-    return bool(tars_of(folder))
+    return bool(find_tars(folder))
 
 
 def _check_one_kind(samples: Sequence[Sample]) -> None:
@@ -135,7 +146,7 @@ def _is_ours(manifest: Path) -> bool:
         return _OUR_FORMAT in file.read(_HEAD)
 
 
-def _split(name: str, reader: Reader, classes: tuple[str, ...], skips: bool) -> Split:
+def _split(name: str, reader: SampleReader, classes: tuple[str, ...], skips: bool) -> Split:
     tars, found = reader.tars, reader.samples
     if not found:
         raise DataError(f"{tars[0]}: no sample in it, nor in the {len(tars) - 1} other tars")
@@ -149,7 +160,9 @@ def _split(name: str, reader: Reader, classes: tuple[str, ...], skips: bool) -> 
         else numbers.get(sample.label or "", UNLABELED)
         for sample in found
     ]
-    spans = Spans.of(reader.read_at, [(sample.file, sample.image) for sample in found], skips)
+    spans = ArchivedImages.of(
+        reader.read_at, [(sample.file, sample.image) for sample in found], skips
+    )
     digest = hashlib.sha256()
     for sample in found:
         facts = (

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from vssl_dist.durable import open_regular
 from vssl_dist.errors import DataError
 
-from ..sources.base import Raw
+from ..images.raw_image import RawImage
 from .tars import Member
 
 
 @dataclass(frozen=True)
-class Spans:
+class ArchivedImages:
     """Images that are stretches of files: picklable, and read only when iterated."""
 
     files: tuple[Path, ...]
@@ -35,7 +35,7 @@ class Spans:
     @classmethod
     def of(
         cls, files: Sequence[Path], found: Sequence[tuple[int, Member]], skips: bool = False
-    ) -> Spans:
+    ) -> ArchivedImages:
         """The table of members, each given with the number of its file."""
         columns = [(file, member.offset, member.size) for file, member in found]
         table = np.array(columns, np.int64).reshape(-1, 3)
@@ -43,21 +43,21 @@ class Spans:
         names = [member.name for _, member in found]
         return cls(tuple(files), table[:, 0], table[:, 1], table[:, 2], names, flaws, skips)
 
-    def take(self, which: NDArray[np.int64]) -> Spans:
+    def take(self, which: NDArray[np.int64]) -> ArchivedImages:
         """Some rows, in a given order."""
         rows = which.tolist()
         flaws = {at: self.flaws[row] for at, row in enumerate(rows) if row in self.flaws}
         names = [self.names[row] for row in rows]
         columns = (self.file[which], self.offset[which], self.size[which])
-        return Spans(self.files, *columns, names, flaws, self.skips)
+        return ArchivedImages(self.files, *columns, names, flaws, self.skips)
 
-    def __iter__(self) -> Iterator[Raw]:
+    def __iter__(self) -> Iterator[RawImage]:
         opened, stream = -1, None
         try:
             places = zip(self.file.tolist(), self.offset.tolist(), self.size.tolist(), strict=True)
             for row, (file, offset, size) in enumerate(places):
                 if flaw := self.flaws.get(row, ""):
-                    yield Raw(b"", flaw=flaw)
+                    yield RawImage(b"", flaw=flaw)
                     continue
                 path = self.files[file]
                 name = f"{path}/{self.names[row]}"
@@ -72,11 +72,11 @@ class Spans:
                     told = f"cannot be read ({error.strerror})"
                     if not self.skips:
                         raise DataError(f"{path}: {told}") from error
-                    yield Raw(b"", name, told, asked_again=True)
+                    yield RawImage(b"", name, told, asked_again=True)
                     continue
                 if len(data) < size:
                     raise DataError(f"{path}: cut short at {self.names[row]}: fetch it again")
-                yield Raw(data, name)
+                yield RawImage(data, name)
         finally:
             if stream is not None:
                 stream.close()

@@ -17,19 +17,19 @@ from vssl_dist.durable import sha256
 from vssl_dist.errors import DataError
 
 from ..files import (
-    held,
-    sweep,
+    hold_lock,
+    remove_partial_files,
     write_whole,
 )
-from ..images.agreement import JUDGE
-from .decisions import Decided, Digests, judged_alone
+from ..images.agreement import JUDGE_KEY
+from .decisions import Digests, SplitDecisions, without_left_out
 from .writer import NOTES, shard_name
 
 INPUTS = "inputs.npy"
 """``(samples, 32)`` uint8: the SHA-256 of what each sample was made from."""
 REJECTS = "rejects.jsonl"
 """A line for every image that is not in the dataset exactly as it was found."""
-FOUND = ("content", "rejects")
+SURVEYED_KEYS = ("content", "rejects")
 """What a manifest's ``source`` states besides the options: known only after the survey."""
 
 _RECIPE = "recipe.json"
@@ -37,7 +37,7 @@ _RECIPE = "recipe.json"
 Recipe = dict[str, Any]
 
 
-def refuse_foreign(folder: Path) -> None:
+def refuse_foreign_folder(folder: Path) -> None:
     """Leave a folder alone that was not made here.
 
     Raises:
@@ -52,7 +52,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[Path]:
+def claim_folder(folder: Path) -> Iterator[Path]:
     """Hold the folder against a second sharding process, and leave no half-written file in it.
 
     Yields:
@@ -62,17 +62,17 @@ def claimed(folder: Path) -> Iterator[Path]:
         DataError: Another process holds it, or it cannot be made.
     """
     notes = folder / NOTES
-    with held(notes / "lock", folder, "process is sharding into it"):
+    with hold_lock(notes / "lock", folder, "process is sharding into it"):
         try:
-            sweep(folder)
-            sweep(notes)
+            remove_partial_files(folder)
+            remove_partial_files(notes)
             yield notes
         finally:
-            sweep(folder)
-            sweep(notes)
+            remove_partial_files(folder)
+            remove_partial_files(notes)
 
 
-def finished(folder: Path, recipe: Recipe) -> bool:
+def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether there is nothing to do; refuses a folder that was begun with another recipe.
 
     Args:
@@ -85,14 +85,14 @@ def finished(folder: Path, recipe: Recipe) -> bool:
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         _refuse_another(folder, manifest.source, recipe)
-        whole = not any(ill_sized(folder, manifest)) and intact_inputs(folder, manifest.source)
+        whole = not any(ill_sized(folder, manifest)) and has_intact_inputs(folder, manifest.source)
         return whole and not (folder / NOTES).exists()
     if (folder / NOTES / _RECIPE).exists():
         _refuse_another(folder, _load(folder / NOTES / _RECIPE), recipe)
     return False
 
 
-def begin(folder: Path, recipe: Recipe, decided: Decided) -> dict[str, ShardEntry]:
+def begin_split(folder: Path, recipe: Recipe, decided: SplitDecisions) -> dict[str, ShardEntry]:
     """Note what is being made here.
 
     Args:
@@ -124,7 +124,7 @@ def begin(folder: Path, recipe: Recipe, decided: Decided) -> dict[str, ShardEntr
     }
 
 
-def amend(folder: Path, recipe: Recipe, decided: Decided, keep: int) -> None:
+def change_recipe(folder: Path, recipe: Recipe, decided: SplitDecisions, keep: int) -> None:
     """Let another recipe go on from what was begun here.
 
     Args:
@@ -140,29 +140,29 @@ def amend(folder: Path, recipe: Recipe, decided: Decided, keep: int) -> None:
     write_whole(folder / NOTES / _RECIPE, json.dumps(_noted(recipe, decided)).encode())
 
 
-def _noted(recipe: Recipe, decided: Decided) -> Recipe:
+def _noted(recipe: Recipe, decided: SplitDecisions) -> Recipe:
     """The recipe without what lies beside the images: that may come and go."""
-    return recipe | {"rejects": digest_of(decided.judged())}
+    return recipe | {"rejects": rejects_digest(decided.judged())}
 
 
-def settled(folder: Path, decided: Decided) -> bytes:
+def rejects_to_write(folder: Path, decided: SplitDecisions) -> bytes:
     """What ``rejects.jsonl`` is to hold: what was sealed, if that says the same of all samples."""
     if not (folder / MANIFEST).exists():
         return decided.lines()
-    sealed = read_manifest(folder).source.get(FOUND[1])
+    sealed = read_manifest(folder).source.get(SURVEYED_KEYS[1])
     there = folder / REJECTS
-    if there.is_file() and digest_of(lines := there.read_bytes()) == sealed:
-        same = judged_alone(lines) == decided.judged()
+    if there.is_file() and rejects_digest(lines := there.read_bytes()) == sealed:
+        same = without_left_out(lines) == decided.judged()
         return lines if same else decided.lines()
-    return decided.judged() if digest_of(decided.judged()) == sealed else decided.lines()
+    return decided.judged() if rejects_digest(decided.judged()) == sealed else decided.lines()
 
 
-def digest_of(lines: bytes) -> str | None:
+def rejects_digest(lines: bytes) -> str | None:
     """How a manifest states the contents of ``rejects.jsonl``, which is not there if empty."""
     return hashlib.sha256(lines).hexdigest() if lines else None
 
 
-def sealed_digests(out: Path, names: set[str]) -> dict[str, Digests]:
+def read_sealed_digests(out: Path, names: set[str]) -> dict[str, Digests]:
     """Digests of the finished splits of a dataset, by name.
 
     Args:
@@ -177,24 +177,24 @@ def sealed_digests(out: Path, names: set[str]) -> dict[str, Digests]:
         folder = path.parent
         if folder.name in names or not (folder / MANIFEST).exists():
             continue
-        if not intact_inputs(folder, read_manifest(folder).source):
+        if not has_intact_inputs(folder, read_manifest(folder).source):
             raise DataError(f"{path}: damaged: delete {folder} and shard it again")
         found[folder.name] = np.load(path, allow_pickle=False)
     return found
 
 
-def inputs_blob(digests: Digests) -> bytes:
+def encode_inputs(digests: Digests) -> bytes:
     """The bytes of ``inputs.npy``."""
     stream = io.BytesIO()
     np.save(stream, digests, allow_pickle=False)
     return stream.getvalue()
 
 
-def intact_inputs(folder: Path, source: Mapping[str, Any]) -> bool:
+def has_intact_inputs(folder: Path, source: Mapping[str, Any]) -> bool:
     """Whether ``inputs.npy`` and ``rejects.jsonl`` are what the manifest states."""
     return not any(
         _digest(folder / name) != source.get(key)
-        for key, name in zip(FOUND, (INPUTS, REJECTS), strict=True)
+        for key, name in zip(SURVEYED_KEYS, (INPUTS, REJECTS), strict=True)
     )
 
 
@@ -212,10 +212,10 @@ def _entry(note: Path) -> ShardEntry | None:
 
 
 def _refuse_another(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
-    keys = {*recipe, *before} - (set() if set(FOUND) <= set(recipe) else set(FOUND))
-    for key in sorted(keys - {JUDGE}):
+    keys = {*recipe, *before} - (set() if set(SURVEYED_KEYS) <= set(recipe) else set(SURVEYED_KEYS))
+    for key in sorted(keys - {JUDGE_KEY}):
         if recipe.get(key) != before.get(key):
-            if key in FOUND:
+            if key in SURVEYED_KEYS:
                 raise DataError(
                     f"{folder}: an input image was replaced since this was begun, or is judged "
                     "otherwise by this version: delete it or choose another --out"

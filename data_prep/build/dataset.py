@@ -15,36 +15,36 @@ from vssl_dist.data.store.manifest import MANIFEST, Manifest, read_manifest
 from vssl_dist.errors import DataError
 
 from ..files import write_whole
-from ..images.agreement import judge
-from ..images.examine import DEFAULT, Rules
+from ..images.agreement import judge_entry
+from ..images.examine import DEFAULT_RULES, Rules
 from ..sources.base import Split
 from . import pool
-from .decisions import Decided, Digests, Policy, decide
-from .folder import (
+from .decisions import Digests, Policy, SplitDecisions, decide
+from .sealing import seal_split
+from .split_folder import (
     INPUTS,
     REJECTS,
     Recipe,
-    amend,
-    begin,
-    claimed,
-    digest_of,
-    finished,
-    inputs_blob,
-    refuse_foreign,
-    sealed_digests,
-    settled,
+    begin_split,
+    change_recipe,
+    claim_folder,
+    encode_inputs,
+    is_finished,
+    read_sealed_digests,
+    refuse_foreign_folder,
+    rejects_digest,
+    rejects_to_write,
 )
-from .sealing import seal_split
-from .survey import IMPORTS, Survey, survey, without
-from .writer import ShardTask, UnreadError, shard_name, write_shard
+from .survey import IMPORTS, Survey, mark_unreadable, survey_split
+from .writer import ShardTask, UnreadableError, shard_name, write_shard
 
 Advance = Callable[[int], None]
-Bar = Callable[[str, int], AbstractContextManager[Advance]]
+ProgressBar = Callable[[str, int], AbstractContextManager[Advance]]
 """From a title and a total to what shows progress while it is entered."""
 
 
 @dataclass(frozen=True)
-class Options:
+class BuildOptions:
     """How a dataset is cut up, and by how many processes (which leaves no trace)."""
 
     shard_size: int = 2048
@@ -52,12 +52,12 @@ class Options:
     limit: int | None = None
     """Keep only so many samples of each split, after mixing."""
     workers: int = 1
-    rules: Rules = DEFAULT
+    rules: Rules = DEFAULT_RULES
     policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltSplit:
     """A sealed split, how much of it this call had to write, and what was decided on the way."""
 
     folder: Path
@@ -69,7 +69,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _SplitJob:
     split: Split
     folder: Path
     order: NDArray[np.int64]
@@ -77,13 +77,13 @@ class _Job:
     recipe: Recipe
 
 
-def mixed(samples: int) -> NDArray[np.int64]:
+def shuffled_order(samples: int) -> NDArray[np.int64]:
     """A fixed permutation of ``samples`` ids: the same on every machine and numpy version.
 
     Training shuffles within windows, so a dataset sorted by class must not reach the shards
     in that order.
 
-    >>> sorted(mixed(5).tolist())
+    >>> sorted(shuffled_order(5).tolist())
     [0, 1, 2, 3, 4]
     """
     # Sorting raw Philox words, because numpy only promises the bit generator's stream.
@@ -91,8 +91,8 @@ def mixed(samples: int) -> NDArray[np.int64]:
     return order.astype(np.int64)
 
 
-def build(split: Split, out: Path, options: Options, advance: Advance) -> Built:
-    """Write ``out/<split>/`` alone, or what is still missing of it; see `build_all`.
+def build_split(split: Split, out: Path, options: BuildOptions, advance: Advance) -> BuiltSplit:
+    """Write ``out/<split>/`` alone, or what is still missing of it; see `build_dataset`.
 
     Args:
         split: What to write.
@@ -100,10 +100,12 @@ def build(split: Split, out: Path, options: Options, advance: Advance) -> Built:
         options: How to cut it up.
         advance: Called with numbers of samples as they are looked at, and as they are written.
     """
-    return build_all([split], out, options, lambda title, total: nullcontext(advance))[0]
+    return build_dataset([split], out, options, lambda title, total: nullcontext(advance))[0]
 
 
-def build_all(splits: Sequence[Split], out: Path, options: Options, bar: Bar) -> list[Built]:
+def build_dataset(
+    splits: Sequence[Split], out: Path, options: BuildOptions, bar: ProgressBar
+) -> list[BuiltSplit]:
     """Write the splits of a dataset, or what is still missing of them.
 
     All of them are claimed and looked at before the first is written: a run that is stopped
@@ -121,25 +123,25 @@ def build_all(splits: Sequence[Split], out: Path, options: Options, bar: Bar) ->
     """
     jobs = [_job(split, out, options) for split in splits]
     for job in jobs:
-        refuse_foreign(job.folder)
+        refuse_foreign_folder(job.folder)
     built = {
-        job.folder: Built(job.folder, read_manifest(job.folder), 0, {}, job.split)
+        job.folder: BuiltSplit(job.folder, read_manifest(job.folder), 0, {}, job.split)
         for job in jobs
-        if finished(job.folder, job.recipe)
+        if is_finished(job.folder, job.recipe)
     }
     todo = [job for job in jobs if job.folder not in built]
     with ExitStack() as claims:
-        notes = [claims.enter_context(claimed(job.folder)) for job in todo]
+        notes = [claims.enter_context(claim_folder(job.folder)) for job in todo]
         seen = [_look(job, note, options, bar) for job, note in zip(todo, notes, strict=True)]
-        sealed = sealed_digests(out, {job.split.name for job in todo})
+        sealed = read_sealed_digests(out, {job.split.name for job in todo})
         for one in _write_all(todo, seen, sealed, options, bar):
             built[one.folder] = one
     return [built[job.folder] for job in jobs]
 
 
-def _job(split: Split, out: Path, options: Options) -> _Job:
+def _job(split: Split, out: Path, options: BuildOptions) -> _SplitJob:
     samples = len(split.labels)
-    order = (mixed(samples) if split.grouped else np.arange(samples))[: options.limit]
+    order = (shuffled_order(samples) if split.grouped else np.arange(samples))[: options.limit]
     if not len(order):
         raise DataError(f"{split.dataset}: the {split.name} split has no samples")
     recipe = {
@@ -153,24 +155,24 @@ def _job(split: Split, out: Path, options: Options) -> _Job:
         **asdict(options.policy),
         **split.facts,
     }
-    return _Job(split, out / split.name, order, recipe)
+    return _SplitJob(split, out / split.name, order, recipe)
 
 
-def _look(job: _Job, notes: Path, options: Options, bar: Bar) -> Survey:
+def _look(job: _SplitJob, notes: Path, options: BuildOptions, bar: ProgressBar) -> Survey:
     numbers = np.sort(job.order)
     with bar(f"look at {job.split.dataset} {job.split.name}", len(numbers)) as advance:
-        return survey(
+        return survey_split(
             job.split, numbers, notes, options.rules, workers=options.workers, advance=advance
         )
 
 
 def _write_all(
-    jobs: Sequence[_Job],
+    jobs: Sequence[_SplitJob],
     seen: list[Survey],
     sealed: Mapping[str, Digests],
-    options: Options,
-    bar: Bar,
-) -> Iterator[Built]:
+    options: BuildOptions,
+    bar: ProgressBar,
+) -> Iterator[BuiltSplit]:
     """Write each split, without the samples that turn out not to be readable any more."""
     decisions = _decided(jobs, seen, sealed, options)
     for at, job in enumerate(jobs):
@@ -178,23 +180,26 @@ def _write_all(
         while built is None:
             try:
                 built = _write(job, seen[at], decisions[at], options, bar)
-            except UnreadError as error:
+            except UnreadableError as error:
                 if (job.folder / MANIFEST).exists():  # it was sealed with this sample
                     raise
                 before = _planned(job, seen[at], decisions[at])[0]
                 flaws = {int(before[place]): flaw for place, flaw in error.flaws.items()}
-                seen[at] = without(seen[at], flaws)
+                seen[at] = mark_unreadable(seen[at], flaws)
                 decisions = _decided(jobs, seen, sealed, options)
                 after, recipe, _ = _planned(job, seen[at], decisions[at])
                 both = min(len(before), len(after))
                 same = int(np.argmax(np.append(before[:both] != after[:both], True)))
-                amend(job.folder, recipe, decisions[at], same // options.shard_size)
+                change_recipe(job.folder, recipe, decisions[at], same // options.shard_size)
         yield built
 
 
 def _decided(
-    jobs: Sequence[_Job], seen: Sequence[Survey], sealed: Mapping[str, Digests], options: Options
-) -> list[Decided]:
+    jobs: Sequence[_SplitJob],
+    seen: Sequence[Survey],
+    sealed: Mapping[str, Digests],
+    options: BuildOptions,
+) -> list[SplitDecisions]:
     """What becomes of all samples; stops at what must not be passed over, with all of it listed."""
     pairs = [(job.split, found) for job, found in zip(jobs, seen, strict=True)]
     decisions = decide(pairs, sealed, options.policy)
@@ -207,12 +212,14 @@ def _decided(
     raise DataError(errors[0])
 
 
-def _write(job: _Job, found: Survey, decided: Decided, options: Options, bar: Bar) -> Built:
+def _write(
+    job: _SplitJob, found: Survey, decided: SplitDecisions, options: BuildOptions, bar: ProgressBar
+) -> BuiltSplit:
     """Write the shards that are missing, and seal."""
     split, folder = job.split, job.folder
     order, recipe, contents = _planned(job, found, decided)
     rows = found.rows[np.searchsorted(found.numbers, order)]
-    done = begin(folder, recipe, decided)
+    done = begin_split(folder, recipe, decided)
     pieces = [
         (number, first, slice(first, first + options.shard_size))
         for number, first in enumerate(range(0, len(order), options.shard_size))
@@ -228,16 +235,16 @@ def _write(job: _Job, found: Survey, decided: Decided, options: Options, bar: Ba
     missing = sum(len(task.labels) for task in tasks)
     with bar(f"write {split.dataset} {split.name}", len(order)) as advance:
         advance(len(order) - missing)
-        for entry in pool.run(
+        for entry in pool.run_tasks(
             write_shard, tasks, workers=options.workers, advance=advance, imports=IMPORTS
         ):
             done[entry.name] = entry
     seal_split(split, folder, [done[name] for name in sorted(done)], recipe, contents)
-    return Built(folder, read_manifest(folder), missing, decided.counts(), split)
+    return BuiltSplit(folder, read_manifest(folder), missing, decided.counts(), split)
 
 
 def _planned(
-    job: _Job, found: Survey, decided: Decided
+    job: _SplitJob, found: Survey, decided: SplitDecisions
 ) -> tuple[NDArray[np.int64], Recipe, Mapping[str, bytes]]:
     """The samples in the order of writing, the whole recipe, and the files beside the shards."""
     order = job.order[np.isin(job.order, decided.used)]
@@ -245,10 +252,13 @@ def _planned(
         write_whole(job.folder / REJECTS, decided.lines())
         raise DataError(f"{job.folder}: not one image of it can be used ({REJECTS} tells why)")
     rows = found.rows[np.searchsorted(found.numbers, order)]
-    contents = {INPUTS: inputs_blob(rows["sha256"]), REJECTS: settled(job.folder, decided)}
+    contents = {
+        INPUTS: encode_inputs(rows["sha256"]),
+        REJECTS: rejects_to_write(job.folder, decided),
+    }
     recipe = job.recipe | {
         "content": hashlib.sha256(contents[INPUTS]).hexdigest(),
-        "rejects": digest_of(contents[REJECTS]),
-        **judge(bool(rows["alone"].any())),
+        "rejects": rejects_digest(contents[REJECTS]),
+        **judge_entry(bool(rows["pillow_only"].any())),
     }
     return order, recipe, contents

@@ -18,7 +18,7 @@ _PIECE = 1 << 20
 """So much is read at a time; zeros are looked through in such pieces."""
 
 
-class _Headers:
+class _BoundedHeaders:
     """A stream whose reads are headers, all those of one member together of bounded size."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _Headers:
         self._left -= size
 
 
-class Window(_Headers):
+class FileWindow(_BoundedHeaders):
     """A stretch of a file."""
 
     def __init__(self, descriptor: int, start: int, size: int) -> None:
@@ -82,7 +82,7 @@ class Window(_Headers):
         return None
 
 
-class Unzipped(_Headers):
+class GzipStream(_BoundedHeaders):
     """What a compressed file unpacks to, of which no more than a piece is ever in memory."""
 
     def __init__(self, whole: gzip.GzipFile) -> None:

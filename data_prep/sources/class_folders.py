@@ -11,27 +11,27 @@ from pathlib import Path
 from vssl_dist.errors import DataError
 
 from ..files import first_bytes
-from ..images.pictures import (
-    HEAD,
-    called_picture,
+from ..images.signatures import (
+    HEAD_BYTES,
+    has_picture_suffix,
     is_picture,
 )
 from .base import LeftOut
-from .splits import is_folder, lone, names_in, unreachable, unread
+from .split_folders import describe_left_out, is_folder, list_names, stat_error, unreadable_error
 
-Facts = tuple[int, int, int, int]
+FileFacts = tuple[int, int, int, int]
 """What changes with a file: its size, times and inode."""
-_UNREAD: Facts = (0, 0, 0, 0)
+_UNREAD: FileFacts = (0, 0, 0, 0)
 
 
 @dataclass
-class Walk:
+class FolderWalk:
     """What was seen below a folder; names are relative to it."""
 
     top: Path
     skips: bool
     """Whether what cannot be read is an image all the same, which is found bad later."""
-    images: list[tuple[str, Facts]] = field(default_factory=list)
+    images: list[tuple[str, FileFacts]] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
     def enter(self, folder: Path, name: str, above: Sequence[Path] = ()) -> None:
@@ -55,7 +55,7 @@ class Walk:
     def _see(self, entry: os.DirEntry[str], name: str, above: tuple[Path, ...]) -> None:
         try:
             if entry.name.startswith("."):
-                self.left_out.append(lone(Path(entry.path), name, "hidden"))
+                self.left_out.append(describe_left_out(Path(entry.path), name, "hidden"))
             elif entry.is_dir():
                 self._see_folder(entry, name, above)
             else:
@@ -76,12 +76,12 @@ class Walk:
     def _see_file(self, entry: os.DirEntry[str], name: str) -> None:
         facts = entry.stat()
         regular = stat.S_ISREG(facts.st_mode)
-        if not called_picture(entry.name):
+        if not has_picture_suffix(entry.name):
             # Not even opened if it is none: a pipe would be waited for, a device may do anything.
             if not regular:
                 self.left_out.append(LeftOut.file(name, "not a regular file"))
                 return
-            if not is_picture(first_bytes(entry.path, HEAD)):
+            if not is_picture(first_bytes(entry.path, HEAD_BYTES)):
                 self.left_out.append(LeftOut.file(name))
                 return
         inode = facts.st_ino & (1 << 63) - 1  # some file systems use all 64 bits
@@ -89,11 +89,11 @@ class Walk:
 
     def _unread(self, path: Path, name: str, error: OSError) -> None:
         if not self.skips:
-            raise unread(path, error) from error
+            raise unreadable_error(path, error) from error
         self.images.append((name, _UNREAD))
 
 
-def walked(top: Path, class_name: str, skips: bool) -> Walk:
+def walk_class_folder(top: Path, class_name: str, skips: bool) -> FolderWalk:
     """What lies in a class folder, sorted.
 
     Args:
@@ -104,46 +104,46 @@ def walked(top: Path, class_name: str, skips: bool) -> Walk:
     Raises:
         DataError: Something cannot be read, and is not to be skipped.
     """
-    walk = Walk(top, skips)
+    walk = FolderWalk(top, skips)
     walk.enter(top / class_name, class_name)
     walk.images.sort()
     walk.left_out.sort(key=lambda one: one.name)
     return walk
 
 
-def subfolders(folder: Path) -> tuple[str, ...]:
+def list_classes(folder: Path) -> tuple[str, ...]:
     """Names of the class folders in a folder, sorted.
 
     Raises:
         DataError: It cannot be listed, or has none.
     """
-    names = [name for name in names_in(folder) if holds_a_class(folder / name)]
+    names = [name for name in list_names(folder) if is_class_folder(folder / name)]
     if not names:
         raise DataError(f"{folder}: no class folders in it (one folder per class is expected)")
     return tuple(names)
 
 
-def classless(folder: Path, skips: bool) -> list[LeftOut]:
+def list_classless(folder: Path, skips: bool) -> list[LeftOut]:
     """What lies beside the class folders, and in folders without a picture.
 
     Raises:
         DataError: A link to nothing, which may be a class, is not to be skipped.
     """
     left_out: list[LeftOut] = []
-    for name in names_in(folder):
+    for name in list_names(folder):
         path = folder / name
-        if holds_a_class(path):
+        if is_class_folder(path):
             continue
-        if not skips and (error := unreachable(path)):
-            raise unread(path, error)
+        if not skips and (error := stat_error(path)):
+            raise unreadable_error(path, error)
         if is_folder(path) and not name.startswith("."):
-            left_out += walked(folder, name, skips=True).left_out
+            left_out += walk_class_folder(folder, name, skips=True).left_out
         else:
-            left_out.append(lone(path, name, "lies in no class folder"))
+            left_out.append(describe_left_out(path, name, "lies in no class folder"))
     return left_out
 
 
-def holds_a_class(path: Path) -> bool:
+def is_class_folder(path: Path) -> bool:
     """Whether there is a folder that is not hidden, and not one of other files than pictures.
 
     An empty one is a class: its pictures may be missing.
@@ -152,11 +152,13 @@ def holds_a_class(path: Path) -> bool:
         return False
     try:
         with os.scandir(path) as entries:
-            if any(called_picture(one.name) and not one.name.startswith(".") for one in entries):
+            if any(
+                has_picture_suffix(one.name) and not one.name.startswith(".") for one in entries
+            ):
                 return True
     except OSError:
         return True
-    walk = walked(path.parent, path.name, skips=True)
+    walk = walk_class_folder(path.parent, path.name, skips=True)
     return bool(walk.images) or all(
         one.kind == "folder" and not one.within for one in walk.left_out
     )

@@ -10,7 +10,7 @@ from vssl_dist.errors import DataError
 
 from .base import LeftOut
 
-NAMES = {
+FOLDER_NAMES = {
     "train": frozenset({"train", "training"}),
     "val": frozenset({"val", "valid", "validation", "dev", "eval"}),
     "test": frozenset({"test", "testing"}),
@@ -18,13 +18,13 @@ NAMES = {
 """What the folder of each split may be called, in letters of any case."""
 
 
-def split_of(name: str) -> str:
+def split_by_folder_name(name: str) -> str:
     """The split that a folder of some name is; "" for any other folder.
 
-    >>> split_of("Validation"), split_of("cats")
+    >>> split_by_folder_name("Validation"), split_by_folder_name("cats")
     ('val', '')
     """
-    return next((split for split, names in NAMES.items() if name.lower() in names), "")
+    return next((split for split, names in FOLDER_NAMES.items() if name.lower() in names), "")
 
 
 def is_folder(path: Path) -> bool:
@@ -35,7 +35,7 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def split_folders(
+def find_split_folders(
     root: Path, holds: Callable[[Path], bool] = is_folder, skips: bool = False
 ) -> dict[str, Path]:
     """The folders of a root that are splits; a test split alone serves as ``val``.
@@ -49,10 +49,10 @@ def split_folders(
         DataError: Two are the same split, one cannot be reached, or the root cannot be listed.
     """
     places: dict[str, Path] = {}
-    for name in names_in(root):
-        split = split_of(name)
-        if split and not skips and (error := unreachable(root / name)):
-            raise unread(root / name, error)
+    for name in list_names(root):
+        split = split_by_folder_name(name)
+        if split and not skips and (error := stat_error(root / name)):
+            raise unreadable_error(root / name, error)
         if not split or not is_folder(root / name) or not holds(root / name):
             continue
         if split in places and places[split].samefile(root / name):
@@ -66,10 +66,10 @@ def split_folders(
     test = places.get("test")
     if test and ("val" not in places or test.samefile(places["val"])):
         places.setdefault("val", places.pop("test"))
-    return {split: places[split] for split in NAMES if split in places}
+    return {split: places[split] for split in FOLDER_NAMES if split in places}
 
 
-def wanted_splits(
+def select_splits(
     asked: tuple[str, ...], explicit: bool, places: Container[str], test_serves: bool
 ) -> tuple[str, ...]:
     """Those of the splits asked for that are there; () if one that was named is not.
@@ -85,45 +85,45 @@ def wanted_splits(
     return () if explicit and len(wanted) < len(named) else wanted
 
 
-def sought(asked: Sequence[str]) -> str:
+def describe_splits(asked: Sequence[str]) -> str:
     """The folders that would do for splits, in words; a test is the val of who has no other."""
     return " or ".join("val or test" if name == "val" else name for name in asked)
 
 
-def beside(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOut]:
+def list_beside_splits(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOut]:
     """What lies in a root besides its splits, by whatever name they are linked."""
     taken = {path.name for path in splits.values()}
-    there = [path for path in splits.values() if not unreachable(path)]
+    there = [path for path in splits.values() if not stat_error(path)]
     taken |= {
         name
-        for name in names_in(root)
-        if not unreachable(root / name) and any(path.samefile(root / name) for path in there)
+        for name in list_names(root)
+        if not stat_error(root / name) and any(path.samefile(root / name) for path in there)
     }
     return [
-        lone(root / name, f"{base}/{name}" if base else name, "lies beside the splits")
-        for name in names_in(root)
+        describe_left_out(root / name, f"{base}/{name}" if base else name, "lies beside the splits")
+        for name in list_names(root)
         if name not in taken
     ]
 
 
-def lone(path: Path, name: str, reason: str) -> LeftOut:
+def describe_left_out(path: Path, name: str, reason: str) -> LeftOut:
     """A file or folder as one thing that is left out."""
-    if error := unreachable(path):
+    if error := stat_error(path):
         return LeftOut.file(name, f"cannot be read ({error.strerror})")
     if not is_folder(path):
         return LeftOut.file(name, reason)
     told = "a hidden folder" if path.name.startswith(".") else reason
-    return LeftOut.folder(name, told, files_in(path))
+    return LeftOut.folder(name, told, count_files(path))
 
 
-def files_in(folder: Path) -> int:
+def count_files(folder: Path) -> int:
     """How many files there are in a folder and those below; none in one that is only linked."""
     if folder.is_symlink():
         return 0
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
-def unreachable(path: Path) -> OSError | None:
+def stat_error(path: Path) -> OSError | None:
     """What keeps a path from being followed, such as a link to nothing."""
     try:
         path.stat()
@@ -132,13 +132,13 @@ def unreachable(path: Path) -> OSError | None:
     return None
 
 
-def unread(path: Path, error: OSError) -> DataError:
+def unreadable_error(path: Path, error: OSError) -> DataError:
     """The refusal of what cannot be read."""
     remedy = "repair or remove it, or give --on-bad skip"
     return DataError(f"{path}: cannot be read ({error.strerror}): {remedy}")
 
 
-def names_in(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """What a folder holds, sorted.
 
     Raises:

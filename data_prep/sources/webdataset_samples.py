@@ -16,15 +16,15 @@ from vssl_dist.errors import DataError
 from ..archives.tars import (
     ArchiveError,
     Member,
-    begins,
-    members,
-    stamp,
+    file_stamp,
+    iter_members,
+    read_head,
 )
 from ..archives.unpack import is_gzip
-from ..images.pictures import SUFFIXES, is_picture
+from ..images.signatures import PICTURE_SUFFIXES, is_picture
 from .base import LeftOut, Request
-from .labels import Label, listed, read_label
-from .tarlist import no_tars
+from .labels import Label, join_names, read_label
+from .tarlist import list_other_files
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _MAX_LABEL_BYTES = 1 << 20
@@ -56,7 +56,7 @@ class Sample:
         return f"{self.tar.name}/{self.image.name}" if self.image.name else self.tar.name
 
 
-class Reader:
+class SampleReader:
     """Goes through the tars of a split."""
 
     def __init__(self, tars: Sequence[Path], request: Request) -> None:
@@ -65,7 +65,7 @@ class Reader:
         """Where each lies without compression."""
         self.samples: list[Sample] = []
         whole = request.root is not None and request.root.is_dir()
-        self.left_out: list[LeftOut] = no_tars(tars[0].parent) if whole else []
+        self.left_out: list[LeftOut] = list_other_files(tars[0].parent) if whole else []
         self._request = request
         self._fields: dict[str, None] = {}
         """Those of samples with an image."""
@@ -137,7 +137,7 @@ class Reader:
             base = member.name.rpartition("/")[2]
             if match:
                 yield match[1], match[2].lower(), member
-            elif base.startswith(".") or member.flaw or not is_picture(begins(read_at, member)):
+            elif base.startswith(".") or member.flaw or not is_picture(read_head(read_at, member)):
                 reason = member.flaw or "no picture"
                 self.left_out.append(LeftOut.file(f"{path.name}/{member.name}", reason))
             else:
@@ -147,7 +147,7 @@ class Reader:
         """Those of a tar, whose damage is told of the file that it was unpacked from."""
         with self._damage_noted():
             try:
-                yield from members(read_at)
+                yield from iter_members(read_at)
             except ArchiveError as error:
                 if path == read_at:
                     raise
@@ -159,7 +159,7 @@ class Reader:
         if field is None:
             asked = self._request.image_field
             lacks = f"a sample without the field {asked}" if asked else "a sample without an image"
-            flaw = f"{lacks}: its fields are {listed(parts)} (--image-field names another)"
+            flaw = f"{lacks}: its fields are {join_names(parts)} (--image-field names another)"
             return Sample(path, number, Member(key, 0, 0, flaw), None, frozenset(parts))
         image = parts[field]
         self._unused.update(parts.keys() - {field, self._label_field(parts)})
@@ -184,11 +184,11 @@ class Reader:
             wanted = self._request.image_field.lower()
             return wanted if wanted in parts else None
         fields = [field for field in parts if field in _FIRST or not field]
-        fields = fields or [field for field in parts if f".{field}" in SUFFIXES]
+        fields = fields or [field for field in parts if f".{field}" in PICTURE_SUFFIXES]
         fields = fields or [
             field
             for field, member in parts.items()
-            if not member.flaw and is_picture(begins(self.read_at[number], member))
+            if not member.flaw and is_picture(read_head(self.read_at[number], member))
         ]
         if len(fields) > 1:
             names = " and ".join(parts[field].name for field in fields)
@@ -209,7 +209,7 @@ class Reader:
         if field is not None:
             return read_label(field, key, _bytes(path, parts[field]))
         if asked:
-            raise ValueError(f"it has no field {asked}, only {listed(parts)} (--label-field)")
+            raise ValueError(f"it has no field {asked}, only {join_names(parts)} (--label-field)")
         return None
 
     def _sort_out(self) -> None:
@@ -237,12 +237,12 @@ class Reader:
         labelled = any(one.label is not None for one in self.samples)
         if labelled or not others:
             return ""
-        return f"no labels: the fields are {listed(self._fields)} (--label-field names theirs)"
+        return f"no labels: the fields are {join_names(self._fields)} (--label-field names theirs)"
 
     def stamp_of(self, path: Path) -> str:
         """What changes with a tar; nothing of one that cannot be read and is left out."""
         try:
-            return stamp(path)
+            return file_stamp(path)
         except DataError:
             if not self._request.skips:
                 raise
