@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     sys.exit(script("verify", sys.argv[1:], "verify.py"))
 
-from vssl_dist.cli.program import arguments as typed
+from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.console.bars import sample_bar
 from vssl_dist.console.endings import one_line
 from vssl_dist.text import say
@@ -29,8 +29,8 @@ from .checks import check_split, find_splits, stated_samples
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
-    return typed("verify", sys.argv[1:] if words is None else words)
+    """Parse the command line; a mistake in it ends the program with exit code 2."""
+    return parse_arguments("verify", sys.argv[1:] if words is None else words)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What `tarfile` is given to read, so that no header can make it take much memory or run back.
+"""Streams for `tarfile`, through which no header can make it take much memory or run back.
 
 It reads as many bytes as a header says there are, and goes on with whatever these say: links of
 a chain and pieces of a sparse file may be without number.
@@ -12,110 +12,113 @@ import io
 import os
 import tarfile
 
-_MAX_HEADER = 1 << 20
-"""Of all that describes one member: far beyond any name, and little memory."""
-_PIECE = 1 << 20
-"""So much is read at a time; zeros are looked through in such pieces."""
+_MAX_HEADER_BYTES = 1 << 20
+"""Bytes of all headers of one member: far beyond any name, and little memory."""
+_PIECE_BYTES = 1 << 20
+"""Bytes that are read at a time, also where zeros are looked through."""
 
 
 class _BoundedHeaders:
     """A stream whose reads are headers, all those of one member together of bounded size."""
 
     def __init__(self) -> None:
-        self._left = _MAX_HEADER
+        self._bytes_left = _MAX_HEADER_BYTES
 
-    def described(self) -> None:
-        """Let what follows be about another member."""
-        self._left = _MAX_HEADER
+    def begin_member(self) -> None:
+        """Allow the headers of another member."""
+        self._bytes_left = _MAX_HEADER_BYTES
 
     def _charge(self, size: int) -> None:
-        if not 0 <= size <= self._left:
+        if not 0 <= size <= self._bytes_left:
             raise tarfile.ReadError("a header of impossible length")
-        self._left -= size
+        self._bytes_left -= size
 
 
 class FileWindow(_BoundedHeaders):
-    """A stretch of a file."""
+    """A stretch of a file, as a stream of bounded headers."""
 
     def __init__(self, descriptor: int, start: int, size: int) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._start = start
-        self._at = 0
+        self._position = 0
         self.size = size
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes; refuses what no header needs."""
+        """Read at most ``size`` bytes; refuses more than a header needs."""
         self._charge(size)
-        wanted = max(0, min(size, self.size - self._at))
-        data = os.pread(self._descriptor, wanted, self._start + self._at)
-        self._at += len(data)
+        readable = max(0, min(size, self.size - self._position))
+        data = os.pread(self._descriptor, readable, self._start + self._position)
+        self._position += len(data)
         return data
 
     def seek(self, offset: int) -> int:
         """Go to ``offset`` within the stretch."""
-        self._at = offset
+        self._position = offset
         return offset
 
     def tell(self) -> int:
-        """Where the next read begins."""
-        return self._at
+        """Return where the next read begins."""
+        return self._position
 
-    def past_zeros(self, start: int) -> int | None:
-        """Where the first byte from ``start`` on is that is not zero; None if there is none."""
-        at = start
-        while at < self.size:
+    def find_nonzero(self, start: int) -> int | None:
+        """Find the first byte from ``start`` on that is not zero; None if there is none."""
+        position = start
+        while position < self.size:
             try:
                 # Holes of a sparse file need not be read.
-                at = max(
-                    at, os.lseek(self._descriptor, self._start + at, os.SEEK_DATA) - self._start
+                position = max(
+                    position,
+                    os.lseek(self._descriptor, self._start + position, os.SEEK_DATA) - self._start,
                 )
             except OSError as error:
                 if error.errno == errno.ENXIO:
                     return None
-            piece = os.pread(self._descriptor, min(_PIECE, self.size - at), self._start + at)
+            piece = os.pread(
+                self._descriptor, min(_PIECE_BYTES, self.size - position), self._start + position
+            )
             if not piece:
                 return None
-            if rest := piece.lstrip(b"\0"):
-                return at + len(piece) - len(rest)
-            at += len(piece)
+            if after_zeros := piece.lstrip(b"\0"):
+                return position + len(piece) - len(after_zeros)
+            position += len(piece)
         return None
 
 
 class GzipStream(_BoundedHeaders):
-    """What a compressed file unpacks to, of which no more than a piece is ever in memory."""
+    """The unpacked content of a compressed file, of which only a piece is ever in memory."""
 
-    def __init__(self, whole: gzip.GzipFile) -> None:
+    def __init__(self, gzip_file: gzip.GzipFile) -> None:
         super().__init__()
-        self._whole = whole
+        self._gzip_file = gzip_file
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes; refuses what no header needs."""
+        """Read at most ``size`` bytes; refuses more than a header needs."""
         self._charge(size)
-        return self._whole.read(size)
+        return self._gzip_file.read(size)
 
     def seek(self, offset: int) -> int:
         """Go to ``offset``, which unpacks all before it."""
-        return self._whole.seek(offset)
+        return self._gzip_file.seek(offset)
 
     def tell(self) -> int:
-        """Where the next read begins."""
-        return self._whole.tell()
+        """Return where the next read begins."""
+        return self._gzip_file.tell()
 
-    def past_zeros(self, start: int) -> int | None:
-        """Where the first byte from ``start`` on is that is not zero; None if there is none."""
-        self._whole.seek(start)
-        while piece := self._whole.read(tarfile.BLOCKSIZE):
-            if rest := piece.lstrip(b"\0"):
-                return self._whole.tell() - len(rest)
+    def find_nonzero(self, start: int) -> int | None:
+        """Find the first byte from ``start`` on that is not zero; None if there is none."""
+        self._gzip_file.seek(start)
+        while piece := self._gzip_file.read(tarfile.BLOCKSIZE):
+            if after_zeros := piece.lstrip(b"\0"):
+                return self._gzip_file.tell() - len(after_zeros)
         return None
 
-    def take(self, size: int) -> bytes:
-        """The next ``size`` bytes, which are no header: memory for those that are there."""
-        taken = io.BytesIO()
-        while taken.tell() < size:
-            piece = self._whole.read(min(_PIECE, size - taken.tell()))
+    def read_data(self, size: int) -> bytes:
+        """Read the next ``size`` bytes, which are no header, with memory for those there are."""
+        data = io.BytesIO()
+        while data.tell() < size:
+            piece = self._gzip_file.read(min(_PIECE_BYTES, size - data.tell()))
             if not piece:
                 raise tarfile.ReadError("it is cut short")
-            taken.write(piece)
-        return taken.getvalue()
+            data.write(piece)
+        return data.getvalue()

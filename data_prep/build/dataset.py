@@ -1,4 +1,4 @@
-"""A dataset: look at every image, decide which sample goes into which shard, write, seal."""
+"""Building a dataset: survey every image, decide which samples are used, write shards, seal."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from .writer import ShardTask, UnreadableError, shard_name, write_shard
 
 Advance = Callable[[int], None]
 ProgressBar = Callable[[str, int], AbstractContextManager[Advance]]
-"""From a title and a total to what shows progress while it is entered."""
+"""Makes, from a title and a total, a context manager that shows progress."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a dataset is cut up, and by how many processes (which leaves no trace)."""
+    """How a dataset is cut into shards, and by how many processes (which changes no byte)."""
 
     shard_size: int = 2048
     """Samples per shard."""
@@ -62,14 +62,16 @@ class BuiltSplit:
 
     folder: Path
     manifest: Manifest
-    written: int
-    decisions: dict[str, int]
+    samples_written: int
+    decision_counts: dict[str, int]
     split: Split
-    """What it was made from."""
+    """The split of the source that it was made from."""
 
 
 @dataclass(frozen=True)
 class _SplitJob:
+    """A split to write, with the order and the recipe that options alone decide."""
+
     split: Split
     folder: Path
     order: NDArray[np.int64]
@@ -78,7 +80,7 @@ class _SplitJob:
 
 
 def shuffled_order(samples: int) -> NDArray[np.int64]:
-    """A fixed permutation of ``samples`` ids: the same on every machine and numpy version.
+    """Make a fixed permutation of ``samples`` ids: the same on every machine and numpy version.
 
     Training shuffles within windows, so a dataset sorted by class must not reach the shards
     in that order.
@@ -92,13 +94,13 @@ def shuffled_order(samples: int) -> NDArray[np.int64]:
 
 
 def build_split(split: Split, out: Path, options: BuildOptions, advance: Advance) -> BuiltSplit:
-    """Write ``out/<split>/`` alone, or what is still missing of it; see `build_dataset`.
+    """Write the folder of one split, or what is still missing of it; see `build_dataset`.
 
     Args:
-        split: What to write.
+        split: The split to write.
         out: Folder of the dataset; made if absent.
-        options: How to cut it up.
-        advance: Called with numbers of samples as they are looked at, and as they are written.
+        options: How to cut it into shards.
+        advance: Called with numbers of samples as they are surveyed, and as they are written.
     """
     return build_dataset([split], out, options, lambda title, total: nullcontext(advance))[0]
 
@@ -108,20 +110,20 @@ def build_dataset(
 ) -> list[BuiltSplit]:
     """Write the splits of a dataset, or what is still missing of them.
 
-    All of them are claimed and looked at before the first is written: a run that is stopped
+    All of them are claimed and surveyed before the first is written: a run that is stopped
     leaves none that merely seems not to be wanted, and an image that is in two splits is found
     while there is still a choice.
 
     Args:
-        splits: What to write.
+        splits: The splits to write.
         out: Folder of the dataset; made if absent.
-        options: How to cut it up.
-        bar: Shows progress.
+        options: How to cut them into shards.
+        bar: Makes the progress bars.
 
     Raises:
         DataError: An unusable or leaked image, a full disk, or a folder of something else.
     """
-    jobs = [_job(split, out, options) for split in splits]
+    jobs = [_make_job(split, out, options) for split in splits]
     for job in jobs:
         refuse_foreign_folder(job.folder)
     built = {
@@ -129,36 +131,39 @@ def build_dataset(
         for job in jobs
         if is_finished(job.folder, job.recipe)
     }
-    todo = [job for job in jobs if job.folder not in built]
+    pending_jobs = [job for job in jobs if job.folder not in built]
     with ExitStack() as claims:
-        notes = [claims.enter_context(claim_folder(job.folder)) for job in todo]
-        seen = [_look(job, note, options, bar) for job, note in zip(todo, notes, strict=True)]
-        sealed = read_sealed_digests(out, {job.split.name for job in todo})
-        for one in _write_all(todo, seen, sealed, options, bar):
-            built[one.folder] = one
+        notes_folders = [claims.enter_context(claim_folder(job.folder)) for job in pending_jobs]
+        surveys = [
+            _survey_job(job, notes_folder, options, bar)
+            for job, notes_folder in zip(pending_jobs, notes_folders, strict=True)
+        ]
+        sealed_digests = read_sealed_digests(out, {job.split.name for job in pending_jobs})
+        for split_built in _write_all(pending_jobs, surveys, sealed_digests, options, bar):
+            built[split_built.folder] = split_built
     return [built[job.folder] for job in jobs]
 
 
-def _job(split: Split, out: Path, options: BuildOptions) -> _SplitJob:
+def _make_job(split: Split, out: Path, options: BuildOptions) -> _SplitJob:
     samples = len(split.labels)
-    order = (shuffled_order(samples) if split.grouped else np.arange(samples))[: options.limit]
+    order = (shuffled_order(samples) if split.is_grouped else np.arange(samples))[: options.limit]
     if not len(order):
         raise DataError(f"{split.dataset}: the {split.name} split has no samples")
     recipe = {
         "dataset": split.dataset,
         "split": split.name,
-        "order": "mixed" if split.grouped else "as given",
+        "order": "mixed" if split.is_grouped else "as given",
         "shard_size": options.shard_size,
         "limit": options.limit,
-        "labelling": split.labelling,
-        **{k: v for k, v in asdict(options.rules).items() if k != "salvage"},
+        "labelling": split.labels_digest,
+        **{key: value for key, value in asdict(options.rules).items() if key != "salvage"},
         **asdict(options.policy),
         **split.facts,
     }
     return _SplitJob(split, out / split.name, order, recipe)
 
 
-def _look(job: _SplitJob, notes: Path, options: BuildOptions, bar: ProgressBar) -> Survey:
+def _survey_job(job: _SplitJob, notes: Path, options: BuildOptions, bar: ProgressBar) -> Survey:
     numbers = np.sort(job.order)
     with bar(f"look at {job.split.dataset} {job.split.name}", len(numbers)) as advance:
         return survey_split(
@@ -168,93 +173,109 @@ def _look(job: _SplitJob, notes: Path, options: BuildOptions, bar: ProgressBar) 
 
 def _write_all(
     jobs: Sequence[_SplitJob],
-    seen: list[Survey],
-    sealed: Mapping[str, Digests],
+    surveys: list[Survey],
+    sealed_digests: Mapping[str, Digests],
     options: BuildOptions,
     bar: ProgressBar,
 ) -> Iterator[BuiltSplit]:
     """Write each split, without the samples that turn out not to be readable any more."""
-    decisions = _decided(jobs, seen, sealed, options)
-    for at, job in enumerate(jobs):
+    decisions = _decide_or_raise(jobs, surveys, sealed_digests, options)
+    for index, job in enumerate(jobs):
         built = None
         while built is None:
             try:
-                built = _write(job, seen[at], decisions[at], options, bar)
+                built = _write_split(job, surveys[index], decisions[index], options, bar)
             except UnreadableError as error:
-                if (job.folder / MANIFEST).exists():  # it was sealed with this sample
+                # A sealed split may not lose a sample that its manifest states.
+                if (job.folder / MANIFEST).exists():
                     raise
-                before = _planned(job, seen[at], decisions[at])[0]
-                flaws = {int(before[place]): flaw for place, flaw in error.flaws.items()}
-                seen[at] = mark_unreadable(seen[at], flaws)
-                decisions = _decided(jobs, seen, sealed, options)
-                after, recipe, _ = _planned(job, seen[at], decisions[at])
-                both = min(len(before), len(after))
-                same = int(np.argmax(np.append(before[:both] != after[:both], True)))
-                change_recipe(job.folder, recipe, decisions[at], same // options.shard_size)
+                planned_order = _final_plan(job, surveys[index], decisions[index])[0]
+                flaws = {
+                    int(planned_order[position]): flaw for position, flaw in error.flaws.items()
+                }
+                # Without these samples, others may be first of their copies: decide anew.
+                surveys[index] = mark_unreadable(surveys[index], flaws)
+                decisions = _decide_or_raise(jobs, surveys, sealed_digests, options)
+                new_order, recipe, _ = _final_plan(job, surveys[index], decisions[index])
+                unchanged_shards = _common_length(planned_order, new_order) // options.shard_size
+                change_recipe(job.folder, recipe, decisions[index], unchanged_shards)
         yield built
 
 
-def _decided(
+def _common_length(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
+    """Count the leading entries that two orders have in common."""
+    shorter = min(len(first), len(second))
+    # The True at the end is found where one order only goes on longer than the other.
+    return int(np.argmax(np.append(first[:shorter] != second[:shorter], True)))
+
+
+def _decide_or_raise(
     jobs: Sequence[_SplitJob],
-    seen: Sequence[Survey],
-    sealed: Mapping[str, Digests],
+    surveys: Sequence[Survey],
+    sealed_digests: Mapping[str, Digests],
     options: BuildOptions,
 ) -> list[SplitDecisions]:
-    """What becomes of all samples; stops at what must not be passed over, with all of it listed."""
-    pairs = [(job.split, found) for job, found in zip(jobs, seen, strict=True)]
-    decisions = decide(pairs, sealed, options.policy)
-    errors = [error for decided in decisions for error in decided.errors]
+    """Decide on all samples; raises at what must not be passed over, once it is all listed."""
+    pairs = [(job.split, survey) for job, survey in zip(jobs, surveys, strict=True)]
+    decisions = decide(pairs, sealed_digests, options.policy)
+    errors = [error for split_decisions in decisions for error in split_decisions.errors]
     if not errors:
         return decisions
-    for job, decided in zip(jobs, decisions, strict=True):
-        if decided.lines():
-            write_whole(job.folder / REJECTS, decided.lines())
+    for job, split_decisions in zip(jobs, decisions, strict=True):
+        if split_decisions.rejects_lines():
+            write_whole(job.folder / REJECTS, split_decisions.rejects_lines())
     raise DataError(errors[0])
 
 
-def _write(
-    job: _SplitJob, found: Survey, decided: SplitDecisions, options: BuildOptions, bar: ProgressBar
+def _write_split(
+    job: _SplitJob,
+    survey: Survey,
+    decisions: SplitDecisions,
+    options: BuildOptions,
+    bar: ProgressBar,
 ) -> BuiltSplit:
-    """Write the shards that are missing, and seal."""
+    """Write the missing shards of a split, and seal it."""
     split, folder = job.split, job.folder
-    order, recipe, contents = _planned(job, found, decided)
-    rows = found.rows[np.searchsorted(found.numbers, order)]
-    done = begin_split(folder, recipe, decided)
-    pieces = [
-        (number, first, slice(first, first + options.shard_size))
-        for number, first in enumerate(range(0, len(order), options.shard_size))
-        if shard_name(number) not in done
+    order, recipe, contents = _final_plan(job, survey, decisions)
+    rows = survey.rows[np.searchsorted(survey.numbers, order)]
+    finished_shards = begin_split(folder, recipe, decisions)
+    missing_shards = [
+        (number, first_id, slice(first_id, first_id + options.shard_size))
+        for number, first_id in enumerate(range(0, len(order), options.shard_size))
+        if shard_name(number) not in finished_shards
     ]
     tasks = [
         ShardTask(
-            folder, number, first, split.labels[order[piece]], split.images(order[piece]),
-            rows[piece], options.rules,
+            folder, number, first_id, split.labels[order[samples]], split.images_of(order[samples]),
+            rows[samples], options.rules,
         )
-        for number, first, piece in pieces
+        for number, first_id, samples in missing_shards
     ]  # fmt: skip
-    missing = sum(len(task.labels) for task in tasks)
+    missing_samples = sum(len(task.labels) for task in tasks)
     with bar(f"write {split.dataset} {split.name}", len(order)) as advance:
-        advance(len(order) - missing)
+        advance(len(order) - missing_samples)
         for entry in pool.run_tasks(
             write_shard, tasks, workers=options.workers, advance=advance, imports=IMPORTS
         ):
-            done[entry.name] = entry
-    seal_split(split, folder, [done[name] for name in sorted(done)], recipe, contents)
-    return BuiltSplit(folder, read_manifest(folder), missing, decided.counts(), split)
+            finished_shards[entry.name] = entry
+    seal_split(
+        split, folder, [finished_shards[name] for name in sorted(finished_shards)], recipe, contents
+    )
+    return BuiltSplit(folder, read_manifest(folder), missing_samples, decisions.counts(), split)
 
 
-def _planned(
-    job: _SplitJob, found: Survey, decided: SplitDecisions
+def _final_plan(
+    job: _SplitJob, survey: Survey, decisions: SplitDecisions
 ) -> tuple[NDArray[np.int64], Recipe, Mapping[str, bytes]]:
-    """The samples in the order of writing, the whole recipe, and the files beside the shards."""
-    order = job.order[np.isin(job.order, decided.used)]
+    """Make the order of writing, the whole recipe, and the files beside the shards."""
+    order = job.order[np.isin(job.order, decisions.used_samples)]
     if not len(order):
-        write_whole(job.folder / REJECTS, decided.lines())
+        write_whole(job.folder / REJECTS, decisions.rejects_lines())
         raise DataError(f"{job.folder}: not one image of it can be used ({REJECTS} tells why)")
-    rows = found.rows[np.searchsorted(found.numbers, order)]
+    rows = survey.rows[np.searchsorted(survey.numbers, order)]
     contents = {
         INPUTS: encode_inputs(rows["sha256"]),
-        REJECTS: rejects_to_write(job.folder, decided),
+        REJECTS: rejects_to_write(job.folder, decisions),
     }
     recipe = job.recipe | {
         "content": hashlib.sha256(contents[INPUTS]).hexdigest(),

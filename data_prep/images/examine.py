@@ -111,7 +111,8 @@ def examine(data: bytes, rules: Rules) -> Finding:
     # Pillow's parsers raise nearly anything on a damaged file, and all of it means the same.
     except Exception as error:
         return _rejection(error)
-    height, width, format_name = image.height, image.width, image.format
+    height, width = image.height, image.width
+    format_name = image.format
     # Before a pixel is decoded: a decompression bomb is small until then.
     if height * width > rules.max_pixels:
         return _too_large(f"{width}x{height}", rules)

@@ -178,7 +178,9 @@ def _check_pixels(data: bytes, png_chunks: Iterable[Chunk], header: _Header) -> 
     # Inflated piece by piece and counted, never held: a bomb would take all memory.
     expected = remaining = _expected_bytes(header)
     decompressor = zlib.decompressobj()
-    first_byte, has_data_behind, unread_bytes = b"", False, 0
+    first_byte = b""
+    has_data_behind = False
+    unread_bytes = 0
     for chunk in png_chunks:
         if chunk.kind != b"IDAT":
             continue
@@ -206,10 +208,8 @@ def _expected_bytes(header: _Header) -> int:
     for first_column, first_row, column_step, row_step in (
         _ADAM7 if header.interlaced else ((0, 0, 1, 1),)
     ):
-        columns, rows = (
-            -(-(header.width - first_column) // column_step),
-            -(-(header.height - first_row) // row_step),
-        )
+        columns = -(-(header.width - first_column) // column_step)
+        rows = -(-(header.height - first_row) // row_step)
         if columns > 0 and rows > 0:
             total += rows * (1 + (columns * bits + 7) // 8)
     return total
@@ -217,7 +217,8 @@ def _expected_bytes(header: _Header) -> int:
 
 def _inflate(decompressor: zlib._Decompress, compressed: bytes, limit: int) -> int:
     """Count the bytes that compressed pixels give, to a little beyond ``limit``."""
-    inflated, pending = 0, compressed
+    inflated = 0
+    pending = compressed
     while pending and inflated <= limit and not decompressor.eof:
         inflated += len(decompressor.decompress(pending, _PIECE_BYTES))
         pending = decompressor.unconsumed_tail

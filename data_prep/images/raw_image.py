@@ -15,8 +15,8 @@ class RawImage:
     data: bytes | NDArray[np.uint8]
     """A file's bytes, or ``(H, W, 3)`` pixels that no file needs to be decoded for."""
     name: str = ""
-    """What to call it should it be another one than before."""
+    """Name for messages, such as that the image has changed since it was surveyed."""
     flaw: str = ""
-    """Why it must not even be read, or could not be ("" = it may)."""
-    asked_again: bool = False
-    """Whether the flaw is one of the storage, which may have gone the next time."""
+    """Why the image must not even be read, or could not be; "" if it may be used."""
+    may_recover: bool = False
+    """Whether the flaw is one of the storage, which may be gone the next time."""

@@ -1,4 +1,4 @@
-"""What is found out about an image file without decoding its picture."""
+"""Result of inspecting an image file without decoding its picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which folders of a root are splits: they go by many names."""
+"""Folders of a root that are splits: they go by many names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FOLDER_NAMES = {
     "val": frozenset({"val", "valid", "validation", "dev", "eval"}),
     "test": frozenset({"test", "testing"}),
 }
-"""What the folder of each split may be called, in letters of any case."""
+"""Names that the folder of each split may have, in letters of any case."""
 
 
 def split_by_folder_name(name: str) -> str:
-    """The split that a folder of some name is; "" for any other folder.
+    """Return the split that a folder of some name is; "" for any other folder.
 
     >>> split_by_folder_name("Validation"), split_by_folder_name("cats")
     ('val', '')
@@ -28,7 +28,7 @@ def split_by_folder_name(name: str) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; whatever keeps it from being reached, there is none."""
+    """Tell whether a path is a folder that can be reached."""
     try:
         return path.is_dir()
     except OSError:
@@ -36,95 +36,96 @@ def is_folder(path: Path) -> bool:
 
 
 def find_split_folders(
-    root: Path, holds: Callable[[Path], bool] = is_folder, skips: bool = False
+    root: Path, is_split: Callable[[Path], bool] = is_folder, skip_unreadable: bool = False
 ) -> dict[str, Path]:
-    """The folders of a root that are splits; a test split alone serves as ``val``.
+    """Find the folders of a root that are splits; a test split alone serves as ``val``.
 
     Args:
         root: A folder.
-        holds: Whether a folder holds what is looked for.
-        skips: Whether one that cannot be reached is left out.
+        is_split: Whether a folder holds what is looked for.
+        skip_unreadable: Whether a folder that cannot be reached is left out.
 
     Raises:
         DataError: Two are the same split, one cannot be reached, or the root cannot be listed.
     """
-    places: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for name in list_names(root):
         split = split_by_folder_name(name)
-        if split and not skips and (error := stat_error(root / name)):
+        if split and not skip_unreadable and (error := stat_error(root / name)):
             raise unreadable_error(root / name, error)
-        if not split or not is_folder(root / name) or not holds(root / name):
+        if not split or not is_folder(root / name) or not is_split(root / name):
             continue
-        if split in places and places[split].samefile(root / name):
+        if split in folders and folders[split].samefile(root / name):
             continue  # a link from one name to another
-        if split in places:
+        if split in folders:
             raise DataError(
-                f"{root}: {places[split].name} and {name} are both a split {split}: merge them or "
+                f"{root}: {folders[split].name} and {name} are both a split {split}: merge them or "
                 "move one elsewhere"
             )
-        places[split] = root / name
-    test = places.get("test")
-    if test and ("val" not in places or test.samefile(places["val"])):
-        places.setdefault("val", places.pop("test"))
-    return {split: places[split] for split in FOLDER_NAMES if split in places}
+        folders[split] = root / name
+    test_folder = folders.get("test")
+    if test_folder and ("val" not in folders or test_folder.samefile(folders["val"])):
+        folders.setdefault("val", folders.pop("test"))
+    return {split: folders[split] for split in FOLDER_NAMES if split in folders}
 
 
 def select_splits(
-    asked: tuple[str, ...], explicit: bool, places: Container[str], test_serves: bool
+    requested: tuple[str, ...], explicit: bool, present: Container[str], test_serves: bool
 ) -> tuple[str, ...]:
-    """Those of the splits asked for that are there; () if one that was named is not.
+    """Select the requested splits that are there; () if one that a user named is not.
 
     Args:
-        asked: Their names.
+        requested: Names of the requested splits.
         explicit: Whether a user named them.
-        places: Where each is that is there.
-        test_serves: Whether the val is what somebody calls test, for lack of another.
+        present: The splits that are there.
+        test_serves: Whether ``val`` is a folder called test, for lack of another.
     """
-    named = ["val" if name == "test" and test_serves else name for name in asked]
-    wanted = tuple(name for name in dict.fromkeys(named) if name in places)
-    return () if explicit and len(wanted) < len(named) else wanted
+    names = ["val" if name == "test" and test_serves else name for name in requested]
+    selected = tuple(name for name in dict.fromkeys(names) if name in present)
+    return () if explicit and len(selected) < len(names) else selected
 
 
-def describe_splits(asked: Sequence[str]) -> str:
-    """The folders that would do for splits, in words; a test is the val of who has no other."""
-    return " or ".join("val or test" if name == "val" else name for name in asked)
+def describe_splits(requested: Sequence[str]) -> str:
+    """Name the folders that would do for splits; a test split serves where there is no val."""
+    return " or ".join("val or test" if name == "val" else name for name in requested)
 
 
 def list_beside_splits(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOut]:
-    """What lies in a root besides its splits, by whatever name they are linked."""
-    taken = {path.name for path in splits.values()}
-    there = [path for path in splits.values() if not stat_error(path)]
-    taken |= {
+    """List what lies in a root beside its splits, by whatever name these are linked."""
+    split_names = {path.name for path in splits.values()}
+    reachable_splits = [path for path in splits.values() if not stat_error(path)]
+    split_names |= {
         name
         for name in list_names(root)
-        if not stat_error(root / name) and any(path.samefile(root / name) for path in there)
+        if not stat_error(root / name)
+        and any(path.samefile(root / name) for path in reachable_splits)
     }
     return [
         describe_left_out(root / name, f"{base}/{name}" if base else name, "lies beside the splits")
         for name in list_names(root)
-        if name not in taken
+        if name not in split_names
     ]
 
 
 def describe_left_out(path: Path, name: str, reason: str) -> LeftOut:
-    """A file or folder as one thing that is left out."""
+    """Describe a file or folder as one entry that is left out."""
     if error := stat_error(path):
         return LeftOut.file(name, f"cannot be read ({error.strerror})")
     if not is_folder(path):
         return LeftOut.file(name, reason)
-    told = "a hidden folder" if path.name.startswith(".") else reason
-    return LeftOut.folder(name, told, count_files(path))
+    folder_reason = "a hidden folder" if path.name.startswith(".") else reason
+    return LeftOut.folder(name, folder_reason, count_files(path))
 
 
 def count_files(folder: Path) -> int:
-    """How many files there are in a folder and those below; none in one that is only linked."""
+    """Count the files in a folder and those below; a folder that is only linked counts none."""
     if folder.is_symlink():
         return 0
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
 def stat_error(path: Path) -> OSError | None:
-    """What keeps a path from being followed, such as a link to nothing."""
+    """Return what keeps a path from being followed, as at a link to nothing."""
     try:
         path.stat()
     except OSError as error:
@@ -133,16 +134,16 @@ def stat_error(path: Path) -> OSError | None:
 
 
 def unreadable_error(path: Path, error: OSError) -> DataError:
-    """The refusal of what cannot be read."""
+    """Make the refusal of a file or folder that cannot be read."""
     remedy = "repair or remove it, or give --on-bad skip"
     return DataError(f"{path}: cannot be read ({error.strerror}): {remedy}")
 
 
 def list_names(folder: Path) -> list[str]:
-    """What a folder holds, sorted.
+    """List the names in a folder, sorted.
 
     Raises:
-        DataError: It cannot be listed.
+        DataError: The folder cannot be listed.
     """
     try:
         return sorted(path.name for path in folder.iterdir())

@@ -28,13 +28,13 @@ from .tarlist import list_other_files
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _MAX_LABEL_BYTES = 1 << 20
-_LABELS = ("cls", "json")
+_LABEL_FIELDS = ("cls", "json")
 """Fields that labels are looked for in, in this order."""
-_FIRST = frozenset({"jpg", "jpeg", "png", "ppm", "pgm", "bmp", "gif", "tif", "tiff", "webp"})
-"""Fields that are the image whatever else there is."""
+_IMAGE_FIELDS = frozenset({"jpg", "jpeg", "png", "ppm", "pgm", "bmp", "gif", "tif", "tiff", "webp"})
+"""Fields that are the image, whatever other fields a sample has."""
 _NO_FIELD = "a picture without a field in its name, such as .jpg"
 
-Parts = Mapping[str, Member]
+SampleMembers = Mapping[str, Member]
 """The members of a sample by their fields."""
 
 
@@ -43,35 +43,35 @@ class Sample:
     """A sample, or what is bad in the place of one."""
 
     tar: Path
-    file: int
-    """Number of the tar."""
+    tar_number: int
+    """Number of the tar among those of the split."""
     image: Member
     label: Label
     fields: frozenset[str] = frozenset()
-    """Of one without an image: what it has."""
+    """Fields of a sample without an image."""
 
     @property
     def name(self) -> str:
-        """What to call it: its image, or the whole tar."""
+        """Name of the sample's image, or of the whole tar."""
         return f"{self.tar.name}/{self.image.name}" if self.image.name else self.tar.name
 
 
 class SampleReader:
-    """Goes through the tars of a split."""
+    """Reads the samples in the tars of a split."""
 
     def __init__(self, tars: Sequence[Path], request: Request) -> None:
         self.tars = tars
-        self.read_at: list[Path] = []
-        """Where each lies without compression."""
+        self.unpacked_paths: list[Path] = []
+        """Path of each tar without compression."""
         self.samples: list[Sample] = []
-        whole = request.root is not None and request.root.is_dir()
-        self.left_out: list[LeftOut] = list_other_files(tars[0].parent) if whole else []
+        is_whole_folder = request.root is not None and request.root.is_dir()
+        self.left_out: list[LeftOut] = list_other_files(tars[0].parent) if is_whole_folder else []
         self._request = request
-        self._fields: dict[str, None] = {}
-        """Those of samples with an image."""
-        self._images: dict[str, None] = {}
-        """Those of them that are the image."""
-        self._unused: Counter[str] = Counter()
+        self._sample_fields: dict[str, None] = {}
+        """Fields of samples with an image."""
+        self._image_fields: dict[str, None] = {}
+        """Fields that are an image."""
+        self._unused_counts: Counter[str] = Counter()
         """How many members of a field are neither image nor label."""
         self._damage = ""
         """Why a tar cannot be read to its end, and what there is of it is taken."""
@@ -83,173 +83,203 @@ class SampleReader:
             DataError: A tar is damaged, or its samples are not whole.
         """
         for number, path in enumerate(self.tars):
-            self.read_at.append(path)
+            self.unpacked_paths.append(path)
             self._damage = ""
-            with self._damage_noted():
-                self.read_at[number] = self._unpacked(path)
-                self._read(number)
+            with self._note_damage():
+                self.unpacked_paths[number] = self._unpack(path)
+                self._read_tar(number)
             if self._damage:
-                self._cut(number, self._damage)
-        self._sort_out()
+                self._add_damage(number, self._damage)
+        self._separate_left_out()
 
     @contextmanager
-    def _damage_noted(self) -> Iterator[None]:
+    def _note_damage(self) -> Iterator[None]:
         try:
             yield
         except ArchiveError as error:
-            if not self._request.skips:
+            if not self._request.skip_unreadable:
                 raise
             self._damage = error.flaw
 
-    def _cut(self, number: int, flaw: str) -> None:
-        """List the rest of a damaged tar, and the sample before the damage: it may lack a part."""
-        if self.samples and self.samples[-1].file == number:
-            last = self.samples[-1]
-            self.samples[-1] = replace(last, image=replace(last.image, flaw=flaw), label=None)
+    def _add_damage(self, number: int, flaw: str) -> None:
+        """List the damage of a tar, also as the last sample's, which may lack a member."""
+        if self.samples and self.samples[-1].tar_number == number:
+            last_sample = self.samples[-1]
+            self.samples[-1] = replace(
+                last_sample, image=replace(last_sample.image, flaw=flaw), label=None
+            )
         self.samples.append(Sample(self.tars[number], number, Member("", 0, 0, flaw), None))
 
-    def _unpacked(self, path: Path) -> Path:
+    def _unpack(self, path: Path) -> Path:
         if not is_gzip(path):
             return path
         if self._request.unpack is None:
             raise DataError(f"{path}: is compressed, and there is no place to unpack it to")
         return self._request.unpack(path)
 
-    def _read(self, number: int) -> None:
-        path, seen = self.tars[number], set[str]()
-        for key, group in groupby(self._keyed(number), key=lambda one: one[0]):
-            if key in seen:
+    def _read_tar(self, number: int) -> None:
+        path = self.tars[number]
+        seen_keys: set[str] = set()
+        for key, group in groupby(
+            self._iter_keyed_members(number), key=lambda keyed_member: keyed_member[0]
+        ):
+            if key in seen_keys:
                 raise DataError(
                     f"{path}: the members of {key!r} do not lie together, or it is there twice: "
                     "write the archive sorted by name"
                 )
-            seen.add(key)
-            parts = [(field, member) for _, field, member in group]
-            if len(dict(parts)) < len(parts):
+            seen_keys.add(key)
+            sample_members = [(field, member) for _, field, member in group]
+            if len(dict(sample_members)) < len(sample_members):
                 raise DataError(f"{path}: {key!r} has two members of one kind: write it anew")
-            self.samples.append(self._sample(number, key, dict(parts)))
+            self.samples.append(self._make_sample(number, key, dict(sample_members)))
 
-    def _keyed(self, number: int) -> Iterator[tuple[str, str, Member]]:
-        """Members with their key and field; those that have none are no part of a sample."""
-        path, read_at = self.tars[number], self.read_at[number]
-        for member in self._members(path, read_at):
+    def _iter_keyed_members(self, number: int) -> Iterator[tuple[str, str, Member]]:
+        """Yield members with their key and field; those that have none belong to no sample."""
+        path = self.tars[number]
+        unpacked_path = self.unpacked_paths[number]
+        for member in self._iter_tar_members(path, unpacked_path):
             match = _KEY.fullmatch(member.name)
             base = member.name.rpartition("/")[2]
             if match:
                 yield match[1], match[2].lower(), member
-            elif base.startswith(".") or member.flaw or not is_picture(read_head(read_at, member)):
+            elif (
+                base.startswith(".")
+                or member.flaw
+                or not is_picture(read_head(unpacked_path, member))
+            ):
                 reason = member.flaw or "no picture"
                 self.left_out.append(LeftOut.file(f"{path.name}/{member.name}", reason))
             else:
                 yield member.name, "", replace(member, flaw=_NO_FIELD)
 
-    def _members(self, path: Path, read_at: Path) -> Iterator[Member]:
-        """Those of a tar, whose damage is told of the file that it was unpacked from."""
-        with self._damage_noted():
+    def _iter_tar_members(self, path: Path, unpacked_path: Path) -> Iterator[Member]:
+        """Yield the members of a tar; errors name the file that it was unpacked from."""
+        with self._note_damage():
             try:
-                yield from iter_members(read_at)
+                yield from iter_members(unpacked_path)
             except ArchiveError as error:
-                if path == read_at:
+                if path == unpacked_path:
                     raise
                 raise ArchiveError.of(path, error.flaw, "fetch it again") from error
 
-    def _sample(self, number: int, key: str, parts: Parts) -> Sample:
-        path, read_at = self.tars[number], self.read_at[number]
-        field = self._image(number, key, parts)
+    def _make_sample(self, number: int, key: str, sample_members: SampleMembers) -> Sample:
+        path = self.tars[number]
+        unpacked_path = self.unpacked_paths[number]
+        field = self._find_image_field(number, key, sample_members)
         if field is None:
-            asked = self._request.image_field
-            lacks = f"a sample without the field {asked}" if asked else "a sample without an image"
-            flaw = f"{lacks}: its fields are {join_names(parts)} (--image-field names another)"
-            return Sample(path, number, Member(key, 0, 0, flaw), None, frozenset(parts))
-        image = parts[field]
-        self._unused.update(parts.keys() - {field, self._label_field(parts)})
+            requested_field = self._request.image_field
+            lack = (
+                f"a sample without the field {requested_field}"
+                if requested_field
+                else "a sample without an image"
+            )
+            flaw = (
+                f"{lack}: its fields are {join_names(sample_members)} (--image-field names another)"
+            )
+            return Sample(path, number, Member(key, 0, 0, flaw), None, frozenset(sample_members))
+        image = sample_members[field]
+        self._unused_counts.update(
+            sample_members.keys() - {field, self._find_label_field(sample_members)}
+        )
         if not image.flaw:
-            self._fields |= dict.fromkeys(parts)
-            self._images[field] = None
+            self._sample_fields |= dict.fromkeys(sample_members)
+            self._image_fields[field] = None
         try:
             # What is left out for its image need not have a label that can be read.
-            label = None if image.flaw else self._label(read_at, parts)
+            label = None if image.flaw else self._read_label(unpacked_path, sample_members)
         except (ValueError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())
-            if not self._request.skips:
+            if not self._request.skip_unreadable:
                 raise DataError(
                     f"{path}: the label of {key!r} cannot be read ({reason})"
                 ) from error
             image, label = replace(image, flaw=f"its label cannot be read ({reason})"), None
         return Sample(path, number, image, label)
 
-    def _image(self, number: int, key: str, parts: Parts) -> str | None:
-        """The field of the image; None if there is none."""
+    def _find_image_field(self, number: int, key: str, sample_members: SampleMembers) -> str | None:
+        """Find the field of the image; None if there is none."""
         if self._request.image_field:
-            wanted = self._request.image_field.lower()
-            return wanted if wanted in parts else None
-        fields = [field for field in parts if field in _FIRST or not field]
-        fields = fields or [field for field in parts if f".{field}" in PICTURE_SUFFIXES]
+            requested_field = self._request.image_field.lower()
+            return requested_field if requested_field in sample_members else None
+        fields = [field for field in sample_members if field in _IMAGE_FIELDS or not field]
+        fields = fields or [field for field in sample_members if f".{field}" in PICTURE_SUFFIXES]
         fields = fields or [
             field
-            for field, member in parts.items()
-            if not member.flaw and is_picture(read_head(self.read_at[number], member))
+            for field, member in sample_members.items()
+            if not member.flaw and is_picture(read_head(self.unpacked_paths[number], member))
         ]
         if len(fields) > 1:
-            names = " and ".join(parts[field].name for field in fields)
+            names = " and ".join(sample_members[field].name for field in fields)
             raise DataError(
                 f"{self.tars[number]}: {key!r} has more than one image ({names}): --image-field "
                 "says which"
             )
         return fields[0] if fields else None
 
-    def _label_field(self, parts: Parts) -> str | None:
-        """The field of the label; None if there is none."""
-        asked = (self._request.label_field or "").partition(":")[0].lower()
-        return next((field for field in ((asked,) if asked else _LABELS) if field in parts), None)
+    def _find_label_field(self, sample_members: SampleMembers) -> str | None:
+        """Find the field of the label; None if there is none."""
+        requested_field = (self._request.label_field or "").partition(":")[0].lower()
+        return next(
+            (
+                field
+                for field in ((requested_field,) if requested_field else _LABEL_FIELDS)
+                if field in sample_members
+            ),
+            None,
+        )
 
-    def _label(self, path: Path, parts: Parts) -> Label:
-        asked, _, key = (self._request.label_field or "").partition(":")
-        field = self._label_field(parts)
+    def _read_label(self, path: Path, sample_members: SampleMembers) -> Label:
+        requested_field, _, key = (self._request.label_field or "").partition(":")
+        field = self._find_label_field(sample_members)
         if field is not None:
-            return read_label(field, key, _bytes(path, parts[field]))
-        if asked:
-            raise ValueError(f"it has no field {asked}, only {join_names(parts)} (--label-field)")
+            return read_label(field, key, _read_label_bytes(path, sample_members[field]))
+        if requested_field:
+            raise ValueError(
+                f"it has no field {requested_field}, only {join_names(sample_members)} "
+                "(--label-field)"
+            )
         return None
 
-    def _sort_out(self) -> None:
-        """Tell samples that lack their image from what never belonged to one."""
+    def _separate_left_out(self) -> None:
+        """Separate samples that lack their image from files that never belonged to one."""
         self.left_out += [
             LeftOut(
                 f"*.{field}", f"{count} in samples, neither image nor label", f".{field}", count
             )
-            for field, count in sorted(self._unused.items())
+            for field, count in sorted(self._unused_counts.items())
         ]
-        if not self._fields:
+        if not self._sample_fields:
             return
-        kept: list[Sample] = []
-        for one in self.samples:
-            if not one.fields or not one.fields.isdisjoint(self._fields):
-                kept.append(one)
+        samples: list[Sample] = []
+        for sample in self.samples:
+            if not sample.fields or not sample.fields.isdisjoint(self._sample_fields):
+                samples.append(sample)
                 continue
-            names = (f"{one.name}.{field}" for field in sorted(one.fields))
+            names = (f"{sample.name}.{field}" for field in sorted(sample.fields))
             self.left_out += [LeftOut.file(name) for name in names]
-        self.samples = kept
+        self.samples = samples
 
     def remark(self) -> str:
-        """What to say of a dataset in which no label was looked for."""
-        others = self._fields.keys() - self._images.keys()
-        labelled = any(one.label is not None for one in self.samples)
-        if labelled or not others:
+        """Make the remark on a dataset whose fields may hold labels that nobody asked for."""
+        other_fields = self._sample_fields.keys() - self._image_fields.keys()
+        is_labelled = any(sample.label is not None for sample in self.samples)
+        if is_labelled or not other_fields:
             return ""
-        return f"no labels: the fields are {join_names(self._fields)} (--label-field names theirs)"
+        fields = join_names(self._sample_fields)
+        return f"no labels: the fields are {fields} (--label-field names theirs)"
 
     def stamp_of(self, path: Path) -> str:
-        """What changes with a tar; nothing of one that cannot be read and is left out."""
+        """Return the stamp of a tar; "" for one that cannot be read and is left out."""
         try:
             return file_stamp(path)
         except DataError:
-            if not self._request.skips:
+            if not self._request.skip_unreadable:
                 raise
             return ""
 
 
-def _bytes(path: Path, member: Member) -> bytes:
+def _read_label_bytes(path: Path, member: Member) -> bytes:
     if member.flaw or member.size > _MAX_LABEL_BYTES:
         raise ValueError(member.flaw or f"{member.size} bytes")
     try:

@@ -352,7 +352,7 @@ def test_listing_opens_no_file_that_is_called_a_picture(
         return genuine(path, size)
 
     monkeypatch.setattr(class_folders, "first_bytes", count)
-    assert [name for name, _ in walk_class_folder(root, "a", skips=False).images] == [
+    assert [name for name, _ in walk_class_folder(root, "a", skip_unreadable=False).images] == [
         "a/0.jpg", "a/2.jpg", "a/4.jpg", "a/y",
     ]  # fmt: skip
     assert sorted(opened) == ["x.txt", "y"]

@@ -294,7 +294,7 @@ def test_a_val_that_was_wanted_and_never_begun_is_missed(
     write_images(tmp_path / "raw" / "train")
     write_images(tmp_path / "raw" / "val", first=100)
     arguments = ["imagefolder", "--root", str(tmp_path / "raw"), "--out", str(tmp_path / "o")]
-    genuine = dataset_builder._write
+    genuine = dataset_builder._write_split
 
     def train_only(job: Any, *rest: Any) -> Any:
         if job.split.name == "val":
@@ -302,7 +302,7 @@ def test_a_val_that_was_wanted_and_never_begun_is_missed(
         return genuine(job, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset_builder, "_write", train_only)
+        patch.setattr(dataset_builder, "_write_split", train_only)
         assert shard.main(arguments) == 130
     assert (tmp_path / "o" / "train" / "manifest.json").exists()
     capsys.readouterr()

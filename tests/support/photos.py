@@ -82,9 +82,9 @@ def tiny_dataset(
         name=split,
         classes=tuple(PHOTOGRAPHS[label] for label in range(classes)),
         labels=np.arange(first, first + samples) % classes,
-        images=lambda which: Crops(which + first, classes, sides, suffix),
+        images_of=lambda which: Crops(which + first, classes, sides, suffix),
         facts={},
-        grouped=False,
+        is_grouped=False,
     )
     return build_split(
         made, tmp_path, BuildOptions(shard_size=shard_size), lambda done: None

@@ -61,9 +61,9 @@ def test_regular_members_lie_where_tarfile_finds_them(tmp_path: Path, format: in
     with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
         want = [(m.name, m.offset_data + 6, m.size, "") for m in tar]
     assert [(m.name, m.offset, m.size, m.flaw) for m in found] == want
-    spans = ArchivedImages.of([path], [(0, member) for member in found])
+    archived = ArchivedImages.from_members([path], [(0, member) for member in found])
     order = np.arange(len(names))[::-1]
-    read = [raw.data for raw in pickle.loads(pickle.dumps(spans.take(order)))]
+    read = [raw.data for raw in pickle.loads(pickle.dumps(archived.select(order)))]
     assert read == [PHOTO[number:] for number in order]
 
 
@@ -89,7 +89,7 @@ def test_an_odd_member_is_told_and_its_bytes_are_never_read(
     found = list(iter_members(path))
     assert [bool(m.flaw) for m in found] == [False, True, False]
     assert flaw in found[1].flaw
-    raws = list(ArchivedImages.of([path], [(0, m) for m in found]))
+    raws = list(ArchivedImages.from_members([path], [(0, m) for m in found]))
     assert [raw.data for raw in raws] == [PHOTO, b"", PHOTO]
     assert raws[1].flaw == found[1].flaw
     assert sorted(tmp_path.rglob("*")) == [path]
@@ -102,7 +102,7 @@ def test_a_sparse_member_and_a_huge_one_are_flaws(tmp_path: Path) -> None:
         assert tar.getmembers()[0].issparse()
     (found,) = iter_members(path)
     assert found.flaw == "a sparse file and not a regular member"
-    (raw,) = ArchivedImages.of([path], [(0, found)])
+    (raw,) = ArchivedImages.from_members([path], [(0, found)])
     assert raw.data == b""
     member = tarfile.TarInfo("big.jpg")
     member.size = MAX_BYTES + 1
@@ -203,14 +203,14 @@ def test_an_archive_that_shrinks_after_it_was_listed_is_noticed(tmp_path: Path) 
     path = tmp_path / "a.tar"
     path.write_bytes(packed([("a.jpg", PHOTO)]))
     before = file_stamp(path)
-    spans = ArchivedImages.of([path], [(0, m) for m in iter_members(path)])
+    archived = ArchivedImages.from_members([path], [(0, m) for m in iter_members(path)])
     path.write_bytes(path.read_bytes()[:600])
     assert file_stamp(path) != before
     with pytest.raises(DataError, match=r"cut short at a\.jpg"):
-        list(spans)
+        list(archived)
     path.unlink()
     with pytest.raises(DataError, match="No such file"):
-        list(spans)
+        list(archived)
     with pytest.raises(DataError, match="No such file"):
         file_stamp(path)
 
@@ -218,12 +218,14 @@ def test_an_archive_that_shrinks_after_it_was_listed_is_noticed(tmp_path: Path) 
 def test_members_of_an_archive_that_is_gone_are_flawed_where_that_is_wanted(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(packed([("a.jpg", PHOTO), ("b.jpg", PHOTO)]))
-    spans = ArchivedImages.of([path], [(0, m) for m in iter_members(path)], skips=True)
-    assert [raw.flaw for raw in spans] == ["", ""]
+    archived = ArchivedImages.from_members(
+        [path], [(0, m) for m in iter_members(path)], skip_unreadable=True
+    )
+    assert [raw.flaw for raw in archived] == ["", ""]
     path.unlink()
-    raws = list(pickle.loads(pickle.dumps(spans.take(np.arange(2)))))
+    raws = list(pickle.loads(pickle.dumps(archived.select(np.arange(2)))))
     assert {raw.flaw for raw in raws} == {"cannot be read (No such file or directory)"}
-    assert all(raw.asked_again for raw in raws)
+    assert all(raw.may_recover for raw in raws)
 
 
 def test_gzipped_members_are_found_by_exact_name_and_only_if_regular(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_worker_that_is_killed_is_an_error_and_not_a_hang() -> None:
         list(pool.run_tasks(die_at_three, range(9), workers=2, advance=lambda done: None))
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 JOB = """
 import os, sys
 
@@ -79,8 +79,8 @@ PROGRAM = f"""
 import os, sys
 sys.path.append({str(ROOT)!r})
 from pathlib import Path
-from data_prep import pool
-from data_prep.console import one_line
+from data_prep.build import pool
+from vssl_dist.console.endings import one_line
 import job
 
 if __name__ == "__main__":

@@ -325,11 +325,11 @@ def test_a_lack_of_memory_is_no_verdict(tmp_path: Path) -> None:
 import resource, sys, psutil
 from pathlib import Path
 from data_prep import shard
-from data_prep.images import DEFAULT, Rules, examine
+from data_prep.images.examine import DEFAULT_RULES, Rules, examine
 most = psutil.Process().memory_info().vms + (40 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 for path in Path({str(folder)!r}).iterdir():
-    for rules in (DEFAULT, Rules(salvage=True)):
+    for rules in (DEFAULT_RULES, Rules(salvage=True)):
         try:
             print(path, examine(path.read_bytes(), rules))
         except MemoryError:
