@@ -44,10 +44,12 @@ from vssl_dist.methods import CONFIGS
 from vssl_dist.text import say
 
 if TYPE_CHECKING:
-    from data_prep.subset import Occupied, named, subset
+    from data_prep.subset import OccupiedFolderError, parse_class_names, write_subset
 else:  # in a checkout beside this folder, in a wheel within the package
     _subset = import_module(module_name("data_prep.subset"))
-    Occupied, named, subset = _subset.Occupied, _subset.named, _subset.subset
+    OccupiedFolderError = _subset.OccupiedFolderError
+    parse_class_names = _subset.parse_class_names
+    write_subset = _subset.write_subset
 
 BASELINES = "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
@@ -100,7 +102,7 @@ def trials(cfg: RunConfig, wanted: str | None) -> list[Trial]:
             f"{cfg.data.train} and {cfg.data.val}: have {len(train.classes)} and "
             f"{len(val.classes)} classes; the same ones, two at least, are needed"
         )
-    names = named(wanted, val.classes) if wanted else val.classes
+    names = parse_class_names(wanted, val.classes) if wanted else val.classes
     made = []
     for name in names:
         # A class may be called anything, a run may not.
@@ -121,10 +123,10 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
     assert val is not None
     others = [name for name in Dataset.open(val).classes if name != trial.name]
     try:
-        subset(train, [trial.name], trial.data / "train")
-        subset(val, [trial.name], trial.data / "val")
-        subset(val, others, trial.data / OTHERS)
-    except Occupied:
+        write_subset(train, [trial.name], trial.data / "train")
+        write_subset(val, [trial.name], trial.data / "val")
+        write_subset(val, others, trial.data / OTHERS)
+    except OccupiedFolderError:
         raise ConfigError(
             f"{trial.data} is of other data ({train}, {val}): give this run another name, "
             "with name=..."
