@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
     {"text", "confidential", "curves", "errors", "durable"},
+    {"logs"},
     {
         "jsonfile",
         "config",

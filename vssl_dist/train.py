@@ -5,6 +5,7 @@ It knows neither MLflow nor SLURM: whoever starts it hands in three callables.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -27,6 +28,8 @@ from vssl_dist.online_probe import (
 )
 from vssl_dist.resume import Saver
 from vssl_dist.trace import Trace
+
+_log = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
@@ -182,7 +185,7 @@ def export(
     try:
         engine.export(path, description, probe.tensors())
     except CheckpointError as error:  # a full disk costs an evaluation, not the run
-        print(f"warning: step {engine.step} is not exported: {error}", flush=True)
+        _log.warning("step %d is not exported: %s", engine.step, error)
         return
     if dist.rank() == 0:
         on_export(path, engine.step)

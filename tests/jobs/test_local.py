@@ -28,13 +28,13 @@ LAUNCHER = """
 import os, sys
 from pathlib import Path
 from vssl_dist.jobs import local
-from vssl_dist.jobs.progress import Screen
+from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Resources, on_this_machine
 launch = on_this_machine(Resources(device="cpu"), 2, 0, "")
 command = [sys.executable, "-u", "-c", sys.argv[2]]
 folder = Path(sys.argv[1])
-ranks = local.Ranks(command, folder, 2, local.rank_environment(launch))
-sys.exit(local.supervise(ranks, Screen(), folder / "failure.txt"))
+ranks = local.RankProcesses(command, folder, 2, local.rank_environment(launch))
+sys.exit(local.supervise(ranks, LogView(), folder / "failure.txt"))
 """
 Launch = Callable[[str], "subprocess.Popen[str]"]
 
