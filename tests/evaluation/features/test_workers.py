@@ -72,7 +72,7 @@ def workers() -> list[psutil.Process]:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 100])
 def test_stretches_are_whole_batches_of_every_image_once(count: int, ranks: int) -> None:
     whole = ImagePass(lambda: raw_pixels, None, READING, count)  # type: ignore[arg-type]
-    found = whole.stretches(ranks)
+    found = whole.id_ranges(ranks)
     assert [number for stretch in found for number in stretch] == list(range(count))
     assert len(found) == min(ranks, -(-count // BATCH))
     assert all(stretch.start % BATCH == 0 for stretch in found)

@@ -16,12 +16,12 @@ Plot = Callable[[], Figure]
 
 
 class TaskResult(NamedTuple):
-    """What a task finds out."""
+    """What a task measured, ready to be written, logged and drawn."""
 
     results: dict[str, Any]
-    """As JSON values."""
+    """Figures as the result file holds them: JSON values, nested as the task likes."""
     metrics: dict[str, float]
-    """The same by their names on the run's curves, the most telling one first."""
+    """Figures by their names on the run's curves, the most telling one first."""
     plots: Mapping[str, Plot] = {}
     """Pictures by name; each becomes ``TASK-STEP-NAME.png`` beside the results."""
 
@@ -30,21 +30,24 @@ class Task(NamedTuple):
     """One task: a function of what is evaluated, and how its results are shown."""
 
     measure: Callable[[FrozenFeatures, Any], TaskResult]
+    """Computes the figures; the second argument is the task's own config."""
     title: str
+    """What a table of its results is called."""
     columns: Callable[[dict[str, Any]], dict[str, str]]
     """The cells of a table's row by the names of their columns."""
 
 
-def check_labels(subject: FrozenFeatures, part: Features, name: str) -> None:
-    """Refuse a part with images that belong to none of the classes.
+def check_labels(frozen: FrozenFeatures, table: Features, split: str) -> None:
+    """Refuse a split with images that belong to none of the classes.
 
     Raises:
         DataError: One line with the folder.
     """
-    low, high = int(part.labels.min()), int(part.labels.max())
-    if low < 0 or high >= subject.classes:
-        folder = subject.images.parts[name].folder
+    low = int(table.labels.min())
+    high = int(table.labels.max())
+    if low < 0 or high >= frozen.classes:
+        folder = frozen.images.splits[split].folder
         raise DataError(
-            f"{folder}: has labels from {low} to {high}, but {subject.classes} classes: "
+            f"{folder}: has labels from {low} to {high}, but {frozen.classes} classes: "
             "unlabelled images cannot be classified"
         )
