@@ -39,7 +39,7 @@ class SubstitutionReport(TypedDict):
     """The damaged images of an evaluation, as its result file holds them."""
 
     substituted_images: int
-    substitutions: dict[str, list[dict[str, Any]]]
+    substitutions: dict[str, list[dict[str, object]]]
 
 
 def exports(target: Path) -> list[Path]:
@@ -95,12 +95,12 @@ def evaluate(
     images = Images.open(card, task, settings)
     network = Network.exported(export)
     facts = images.facts(task) | {"export_sha256": sha256(export), "step": card.step}
-    facts |= {f"{part}_sha256": digest for part, digest in card.parts.items()}
+    facts |= {f"{name}_sha256": digest for name, digest in card.parts.items()}
     if density and isinstance(task, OodConfig):
         facts["density"] = task.density
     result_path = export.with_name(f"{task.stem}-{card.step:08d}{images.suffix}.json")
 
-    def compute() -> dict[str, Any]:
+    def compute() -> dict[str, object]:
         cache = FeatureCache(export.parent / _CACHE)
         frozen = FrozenFeatures(card, network, images, cache, settings.ranks)
         outcome = TASKS[task.task].measure(frozen, task)
@@ -142,9 +142,9 @@ def baselines(
     }
     result_path = export.with_name(f"{task.task}-baselines{images.suffix}.json")
 
-    def compute() -> dict[str, Any]:
+    def compute() -> dict[str, object]:
         cache = FeatureCache(export.parent / _CACHE)
-        results: dict[str, Any] = {}
+        results: dict[str, object] = {}
         plot_names: list[str] = []
         for name, network in networks.items():
             frozen = FrozenFeatures(card, network, images, cache, settings.ranks)
@@ -159,7 +159,7 @@ def baselines(
 
 def _report_substitutions(images: Images) -> SubstitutionReport:
     """List by split the images that others were shown for, with a one-line warning per split."""
-    by_split: dict[str, list[dict[str, Any]]] = {}
+    by_split: dict[str, list[dict[str, object]]] = {}
     for split, dataset in images.splits.items():
         if substitutions := images.reading.substitutes.of(dataset):
             first = images.reading.substitutes.first(dataset)
@@ -207,20 +207,21 @@ def _write_plots(result_path: Path, plots: Mapping[str, Plot]) -> list[str]:
 
 
 def _stored_or_computed(
-    result_path: Path, facts: dict[str, Any], compute: Callable[[], dict[str, Any]]
+    result_path: Path, facts: Mapping[str, object], compute: Callable[[], dict[str, object]]
 ) -> dict[str, Any]:
     """Return the stored result if it rests on the same facts, else compute and store a new one.
 
     One with substitutes rests on more than its facts: on how damaged the data were.
     """
-    facts = facts | {"format": FORMAT}
+    facts = {**facts, "format": FORMAT}
     can_keep = _can_keep(result_path)
+    # Unchecked input until `problem_of` has seen it: anybody may have written the file.
     stored: Any
     try:
         stored = read_json(result_path)
     except (OSError, ValueError):
         stored = None
-    expected = facts | {"substituted_images": 0}
+    expected = {**facts, "substituted_images": 0}
     # Baselines are no point on a run's curves and have no metrics.
     required = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
     is_complete = problem_of(stored) is None and stored.keys() >= required
@@ -230,7 +231,7 @@ def _stored_or_computed(
         folder = printable(str(result_path.parent))
         warnings.warn(f"{folder}: cannot be written to: figures are shown, not kept", stacklevel=2)
     start = time.monotonic()
-    result = facts | compute() | {"seconds": round(time.monotonic() - start, 3)}
+    result = {**facts, **compute(), "seconds": round(time.monotonic() - start, 3)}
     if can_keep:
         publish_inside(result_path, json.dumps(result, indent=1).encode())
     return result

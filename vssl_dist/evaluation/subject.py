@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +58,7 @@ class Network:
 
     load: Callable[[], Forward]
     """Loads the network; pickles, unless ``identity`` is None."""
-    identity: dict[str, Any] | None
+    identity: Mapping[str, object] | None
     """What its features depend on, as JSON values; None: they are not cached."""
     posterior: Callable[[], Posterior | None] = lambda: None
     """Loads the posterior behind the backbone, in an export of a variational method."""
@@ -137,9 +136,9 @@ class Images:
         limits = task.limits | dict.fromkeys(ood_splits, task.max_queries)
         return cls(splits, limits, reading, suffix)
 
-    def facts(self, task: TaskConfig) -> dict[str, Any]:
+    def facts(self, task: TaskConfig) -> dict[str, object]:
         """State as JSON values all that a result depends on, apart from the network."""
-        by_split: dict[str, Any] = {
+        by_split: dict[str, object] = {
             name: {
                 "folder": str(dataset.folder),
                 "fingerprint": dataset.fingerprint,
@@ -227,7 +226,8 @@ class FrozenFeatures:
         if self.network.identity is None:
             return None
         reading = image_pass.reading
-        facts = {} if image_pass.variants is None else image_pass.variants.facts
+        variants = image_pass.variants
+        facts = {} if variants is None else variants.facts
         facts |= {
             "samples": image_pass.rows,
             "fingerprint": image_pass.dataset.fingerprint,

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict
 from uuid import uuid4
 
 import numpy as np
@@ -51,6 +51,17 @@ Source = Callable[[Path], Rows]
 which it creates and which is gone at the end."""
 
 
+class EntryFacts(TypedDict):
+    """What an entry's features rest on, as JSON values."""
+
+    format: int
+    """Version of the entry's layout."""
+    network: dict[str, object]
+    """What identifies the network."""
+    images: dict[str, object]
+    """What identifies the images, and the number of rows ``samples``."""
+
+
 class FeatureCache:
     """The features of a run's exports; any number of processes may use one folder at once.
 
@@ -65,8 +76,8 @@ class FeatureCache:
 
     def get(
         self,
-        network: Mapping[str, Any],
-        images: Mapping[str, Any],
+        network: Mapping[str, object],
+        images: Mapping[str, object],
         source: Source,
         is_sound: Callable[[], bool] = lambda: True,
     ) -> Features:
@@ -102,7 +113,7 @@ class FeatureCache:
         self._prune()
         return features
 
-    def peek(self, network: Mapping[str, Any], images: Mapping[str, Any]) -> Features | None:
+    def peek(self, network: Mapping[str, object], images: Mapping[str, object]) -> Features | None:
         """Return the stored features, if there are any; nothing is written."""
         facts = _facts(network, images)
         return _read(self._entry(facts), facts)
@@ -113,7 +124,7 @@ class FeatureCache:
         folder = self.folder if self.folder.exists() else self.folder.parent
         return os.access(folder, os.W_OK | os.X_OK)
 
-    def _entry(self, facts: Mapping[str, Any]) -> Path:
+    def _entry(self, facts: EntryFacts) -> Path:
         return self.folder / f"{_digest(facts['network'])}-{_digest(facts['images'])}"
 
     def _lock(self, entry: Path) -> Path:
@@ -124,7 +135,7 @@ class FeatureCache:
         return self.folder / (f".lock-{slot}-{os.geteuid()}" if is_guest else f".lock-{slot}")
 
     def _write(
-        self, entry: Path, facts: dict[str, Any], source: Source, is_sound: Callable[[], bool]
+        self, entry: Path, facts: EntryFacts, source: Source, is_sound: Callable[[], bool]
     ) -> Features | None:
         # The lock is held, so that a partial entry of this name is what a dead process left.
         for leftover in self._partials():
@@ -133,10 +144,10 @@ class FeatureCache:
         partial = self.folder / f".tmp-{entry.name}-{uuid4().hex[:12]}"
         partial.mkdir()
         try:
-            store(partial, facts["images"]["samples"], source(partial / _SCRATCH))
+            store(partial, _row_count(facts), source(partial / _SCRATCH))
             if not is_sound():
                 return _mapped(partial)  # a mapping outlives the name of its file
-            seal = facts | {"sha256": {name: sha256(partial / name) for name in _FILES}}
+            seal = {**facts, "sha256": {name: sha256(partial / name) for name in _FILES}}
             with (partial / _SEAL).open("x") as file:
                 json.dump(seal, file, indent=1)
             for name in (*_FILES, _SEAL):
@@ -176,8 +187,14 @@ class FeatureCache:
                 _discard(path)
 
 
-def _facts(network: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(network: Mapping[str, object], images: Mapping[str, object]) -> EntryFacts:
     return {"format": _FORMAT, "network": dict(network), "images": dict(images)}
+
+
+def _row_count(facts: EntryFacts) -> int:
+    samples = facts["images"]["samples"]
+    assert isinstance(samples, int)
+    return samples
 
 
 def _is_sealed(path: Path) -> bool:
@@ -278,7 +295,7 @@ def _write_header(file: BinaryIO, shape: tuple[int, int], dtype: torch.dtype) ->
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _read(entry: Path, facts: Mapping[str, Any]) -> Features | None:
+def _read(entry: Path, facts: EntryFacts) -> Features | None:
     """Return the entry's features if all of it is what its seal says, else None."""
     try:
         if not all(stat.S_ISREG((entry / name).lstat().st_mode) for name in _FILES):
@@ -289,7 +306,7 @@ def _read(entry: Path, facts: Mapping[str, Any]) -> Features | None:
             return None
         # Checksums tell damage, not forgery: whoever can write the files can write a seal.
         table = _mapped(entry)
-        samples = facts["images"]["samples"]
+        samples = _row_count(facts)
         shapes = (table.features.dim(), len(table.features), tuple(table.labels.shape))
         is_float = table.features.dtype in (torch.float32, torch.float16)
         if shapes != (2, samples, (samples,)) or not is_float:
@@ -303,7 +320,7 @@ def _read(entry: Path, facts: Mapping[str, Any]) -> Features | None:
     return table
 
 
-def _digest(facts: Mapping[str, Any]) -> str:
+def _digest(facts: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -316,8 +333,8 @@ def _age(path: Path) -> float:
 
 def features_of(
     cache: FeatureCache,
-    network: Mapping[str, Any],
-    images: Mapping[str, Any],
+    network: Mapping[str, object],
+    images: Mapping[str, object],
     source: Source,
     is_sound: Callable[[], bool] = lambda: True,
 ) -> Features | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Variants(Protocol):
         """How many pictures are made of each image: K."""
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """All that the pictures depend on beside the images and their reading, as JSON values."""
 
     def batch(self, reading: Reading) -> int:
@@ -75,7 +75,7 @@ class AugmentedPairs:
         return 2 * self.pairs.count
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Recipes, number and seed of the pairs, as JSON values."""
         recipes = [recipe.model_dump(mode="json") for recipe in self.pairs.recipes]
         return {"pairs": asdict(self.pairs) | {"recipes": recipes}}
@@ -118,7 +118,7 @@ class Corruptions:
         return 1 + len(self.names)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Kinds, levels and version of the corruptions, as JSON values."""
         return {"corruptions": list(KINDS), "levels": LEVELS, "version": self.version}
 

@@ -59,8 +59,8 @@ def roc(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
     ranked = _Ranked(inside, outside)
     rates = ranked.rates(np.ones((1, len(inside))), np.ones((1, len(outside))))
     fpr, tpr = (np.r_[0.0, rate[0]] for rate in rates)
-    shown = np.unique(np.linspace(0, len(fpr) - 1, min(len(fpr), _POINTS)).astype(int))
-    return fpr[shown], tpr[shown]
+    indices = np.unique(np.linspace(0, len(fpr) - 1, min(len(fpr), _POINTS)).astype(int))
+    return fpr[indices], tpr[indices]
 
 
 def bootstrap_intervals(

@@ -9,7 +9,7 @@ used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +24,24 @@ from vssl_dist.evaluation.scores.sgd_probes import Optimizer, train_sgd_probes
 from vssl_dist.models.linear_probe import Probe, Scaling
 
 _MOST_ITERATIONS = 500
+
+
+class L2Choice(TypedDict):
+    """A penalty and how it was chosen, as a result file holds them."""
+
+    l2: float
+    held_out: dict[str, float]
+    """Top-1 accuracy of each penalty on held-out training images."""
+    held_out_images: int
+
+
+class LrChoice(TypedDict):
+    """A learning rate and how it was chosen, as a result file holds them."""
+
+    lr: float
+    held_out: dict[str, float]
+    """Top-1 accuracy of each learning rate on held-out training images."""
+    held_out_images: int
 
 
 def fit_logistic(
@@ -92,7 +110,7 @@ def _loss(
     return loss / len(data.rows) + penalty, gradient.numpy().ravel()
 
 
-def choose_l2(data: ProbeData, l2: Sequence[float], held_out: float, seed: int) -> dict[str, Any]:
+def choose_l2(data: ProbeData, l2: Sequence[float], held_out: float, seed: int) -> L2Choice:
     """Choose among ``l2`` on held-out training images.
 
     Returns:
@@ -124,7 +142,7 @@ def choose_lr(
     epochs: int,
     batch: int,
     optimizer: Optimizer = "sgd",
-) -> dict[str, Any]:
+) -> LrChoice:
     """Choose among learning rates on held-out training images; see `choose_l2`.
 
     Of equal ones the smaller wins.

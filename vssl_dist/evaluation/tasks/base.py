@@ -11,6 +11,11 @@ from vssl_dist.errors import DataError
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.subject import FrozenFeatures
 
+Results = dict[str, Any]
+"""Figures of a task as JSON values, nested as the task likes.
+
+They are read back from files that anybody may have written: whoever shows them must expect errors.
+"""
 Plot = Callable[[], Figure]
 """Draws when it is called: a picture that nobody writes costs nothing."""
 
@@ -18,8 +23,8 @@ Plot = Callable[[], Figure]
 class TaskResult(NamedTuple):
     """What a task measured, ready to be written, logged and drawn."""
 
-    results: dict[str, Any]
-    """Figures as the result file holds them: JSON values, nested as the task likes."""
+    results: Results
+    """Figures as the result file holds them."""
     metrics: dict[str, float]
     """Figures by their names on the run's curves, the most telling one first."""
     plots: Mapping[str, Plot] = {}
@@ -33,7 +38,7 @@ class Task(NamedTuple):
     """Computes the figures; the second argument is the task's own config."""
     title: str
     """What a table of its results is called."""
-    columns: Callable[[dict[str, Any]], dict[str, str]]
+    columns: Callable[[Results], dict[str, str]]
     """The cells of a table's row by the names of their columns."""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,7 +18,7 @@ from vssl_dist.evaluation.scores.spectrum import (
     uniformity,
 )
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Task, TaskResult
+from vssl_dist.evaluation.tasks.base import Results, Task, TaskResult
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import monitors
 
@@ -60,12 +58,12 @@ def _alignment(frozen: FrozenFeatures, task: CollapseConfig) -> float | None:
     if not recipes or not task.pairs:
         return None
     try:
-        first, *others = TypeAdapter(Views).validate_python(recipes)
+        first, *more = TypeAdapter(Views).validate_python(recipes)
     except ValidationError as error:
         problem = f"config.data.views of the card: {first_complaint(error)}"
         raise DataError(f"collapse: {problem} (set pairs to 0)") from error
     # A method that sees one view of each image is asked about two draws of it.
-    second = others[0] if others else first
+    second = more[0] if more else first
     # At the size of the network's images, which is what every feature here is of.
     first, second = (recipe.model_copy(update={"size": None}) for recipe in (first, second))
     views = AugmentedPairs(Pairs((first, second), count=1, seed=0))
@@ -84,7 +82,7 @@ def _plot(spectra: dict[str, list[float]]) -> Figure:
     return figure
 
 
-def _columns(results: dict[str, Any]) -> dict[str, str]:
+def _columns(results: Results) -> dict[str, str]:
     return {
         name.replace("_", " "): _format(value)
         for name, value in results.items()

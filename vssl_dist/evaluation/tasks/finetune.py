@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from vssl_dist.evaluation.scores.calibration import Calibration, calibration, ou
 from vssl_dist.evaluation.scores.probe import accuracy
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Task, TaskResult, check_labels
+from vssl_dist.evaluation.tasks.base import Results, Task, TaskResult, check_labels
 from vssl_dist.models.linear_probe import Probe
 
 
@@ -44,7 +43,7 @@ def measure_finetune(frozen: FrozenFeatures, task: FinetuneConfig) -> TaskResult
         logits = extract(model, queries.dataset, images.reading, ids=queries.ids)
         by_seed.append(_judge(Features(logits.features.float(), logits.labels), frozen.classes))
         losses_by_seed.append(losses)
-    results: dict[str, Any] = {
+    results: Results = {
         name: statistics.fmean(figures[name] for figures in by_seed) for name in by_seed[0]
     }
     top1 = [figures["top1"] for figures in by_seed]
@@ -70,7 +69,7 @@ def _plot(losses_by_seed: list[list[float]]) -> Figure:
     return figure
 
 
-def _columns(results: dict[str, Any]) -> dict[str, str]:
+def _columns(results: Results) -> dict[str, str]:
     cells = {"top-1": f"{100 * results['top1']:.1f} ± {100 * results['top1_std']:.1f}"}
     cells["lr"] = f"{results['lr']:g}"
     cells["top-5"] = f"{100 * results['top5']:.1f}"

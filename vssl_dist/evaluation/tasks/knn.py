@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from vssl_dist.config import KnnConfig
@@ -12,7 +10,7 @@ from vssl_dist.evaluation.figures import plots
 from vssl_dist.evaluation.scores.knn import knn_grid
 from vssl_dist.evaluation.scores.table import Accuracy
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Task, TaskResult
+from vssl_dist.evaluation.tasks.base import Results, Task, TaskResult
 
 
 def measure_knn(frozen: FrozenFeatures, task: KnnConfig) -> TaskResult:
@@ -48,7 +46,7 @@ def _plot(grid: dict[tuple[int, float], Accuracy]) -> Figure:
     return figure
 
 
-def _columns(results: dict[str, Any]) -> dict[str, str]:
+def _columns(results: Results) -> dict[str, str]:
     return {
         point.replace("_", " "): f"{100 * accuracies['top1']:.1f}"
         for point, accuracies in results.items()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from vssl_dist.evaluation.scores.probe import ProbeData, accuracy, subset
 from vssl_dist.evaluation.scores.sgd_probes import train_sgd_probes
 from vssl_dist.evaluation.scores.table import Accuracy, Features
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Task, TaskResult, check_labels
+from vssl_dist.evaluation.tasks.base import Results, Task, TaskResult, check_labels
 from vssl_dist.models.linear_probe import Probe
 
 
@@ -54,7 +53,7 @@ def measure_linear(frozen: FrozenFeatures, task: LinearConfig) -> TaskResult:
             "there is nothing for a linear probe to tell apart"
         )
     data = ProbeData(bank, torch.arange(len(bank.labels)), frozen.classes, frozen.device)
-    results: dict[str, Any] = {task.optimizer: _sgd(data, queries, task)}
+    results: Results = {task.optimizer: _sgd(data, queries, task)}
     results["logistic"] = _logistic(data, queries, task)
     if (online := frozen.network.online()) is not None and _is_comparable(online, frozen):
         results["online"] = accuracy(online, queries)._asdict() | _calibration([online], queries)
@@ -88,28 +87,36 @@ def _is_comparable(online: Probe, frozen: FrozenFeatures) -> bool:
     return not frozen.images.suffix and online.weight.shape[1] == frozen.classes
 
 
-def _sgd(data: ProbeData, queries: Features, task: LinearConfig) -> dict[str, Any]:
-    recipe: dict[str, Any] = {
-        "epochs": task.epochs,
-        "batch": task.sgd_batch,
-        "optimizer": task.optimizer,
-    }
-    choice = choose_lr(data, task.lr, task.held_out, **recipe)
-    probes = train_sgd_probes(data, [choice["lr"]], range(task.seeds), **recipe)
-    accuracies = _over_seeds([accuracy(probe, queries) for probe in probes.values()])
-    return choice | accuracies | _calibration(list(probes.values()), queries)
+def _sgd(data: ProbeData, queries: Features, task: LinearConfig) -> Results:
+    choice = choose_lr(
+        data,
+        task.lr,
+        task.held_out,
+        epochs=task.epochs,
+        batch=task.sgd_batch,
+        optimizer=task.optimizer,
+    )
+    by_seed = train_sgd_probes(
+        data,
+        [choice["lr"]],
+        range(task.seeds),
+        epochs=task.epochs,
+        batch=task.sgd_batch,
+        optimizer=task.optimizer,
+    )
+    probes = list(by_seed.values())
+    accuracies = _over_seeds([accuracy(probe, queries) for probe in probes])
+    return {**choice, **accuracies, **_calibration(probes, queries)}
 
 
-def _logistic(data: ProbeData, queries: Features, task: LinearConfig) -> dict[str, Any]:
+def _logistic(data: ProbeData, queries: Features, task: LinearConfig) -> Results:
     choice = choose_l2(data, task.l2, task.held_out, seed=0)
     # One fit and no seeds: the objective is convex, only which images are held out is drawn.
     (probe,) = fit_logistic(data, [choice["l2"]]).values()
-    return choice | accuracy(probe, queries)._asdict() | _calibration([probe], queries)
+    return {**choice, **accuracy(probe, queries)._asdict(), **_calibration([probe], queries)}
 
 
-def _low_shot(
-    data: ProbeData, queries: Features, task: LinearConfig, share: float
-) -> dict[str, Any]:
+def _low_shot(data: ProbeData, queries: Features, task: LinearConfig, share: float) -> Results:
     choices = []
     accuracies = []
     for seed in range(task.seeds):
@@ -124,7 +131,7 @@ def _low_shot(
     } | _over_seeds(accuracies)
 
 
-def _over_seeds(accuracies: Sequence[Accuracy]) -> dict[str, Any]:
+def _over_seeds(accuracies: Sequence[Accuracy]) -> Results:
     top1 = [seed.top1 for seed in accuracies]
     top5 = [seed.top5 for seed in accuracies]
     spread = statistics.stdev(top1) if len(top1) > 1 else 0.0
@@ -132,7 +139,7 @@ def _over_seeds(accuracies: Sequence[Accuracy]) -> dict[str, Any]:
     return means | {"top1_std": spread, "top1_of_seeds": top1}
 
 
-def _calibration(probes: Sequence[Probe], queries: Features) -> dict[str, Any]:
+def _calibration(probes: Sequence[Probe], queries: Features) -> Results:
     if not all(probe.is_finite for probe in probes):
         return dict.fromkeys((*Calibration._fields, "reliability"))
     outcomes = [probe_outcomes(probe, queries) for probe in probes]
@@ -144,7 +151,7 @@ def _calibration(probes: Sequence[Probe], queries: Features) -> dict[str, Any]:
     return means | {"reliability": {name: values.tolist() for name, values in bins.items()}}
 
 
-def _plot_reliability(results: dict[str, Any]) -> Figure:
+def _plot_reliability(results: Results) -> Figure:
     """Draw accuracy over confidence; points are as large as the bins are full."""
     names = _calibrated_probes(results)
     figure, panels = plots.empty_figure("reliability", len(names))
@@ -167,11 +174,11 @@ def _plot_reliability(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def _calibrated_probes(results: dict[str, Any]) -> list[str]:
+def _calibrated_probes(results: Results) -> list[str]:
     return [name for name, figures in results.items() if "ece" in figures]
 
 
-def _plot_choice(results: dict[str, Any]) -> Figure:
+def _plot_choice(results: Results) -> Figure:
     """Draw what was chosen on held-out images, and accuracy over the share of the images."""
     figure, (lr_axes, l2_axes, share_axes) = plots.empty_figure("linear probes", 3)
     optimizer = "sgd" if "sgd" in results else "lars"
@@ -204,7 +211,7 @@ def _plot_choice(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def _columns(results: dict[str, Any]) -> dict[str, str]:
+def _columns(results: Results) -> dict[str, str]:
     cells = {}
     for name, figures in results.items():
         spread = f" ± {100 * figures['top1_std']:.1f}" if "top1_std" in figures else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from vssl_dist.evaluation.scores.outliers import OutlierSetup, fit_scores
 from vssl_dist.evaluation.scores.posterior import has_embedding_density
 from vssl_dist.evaluation.scores.variational import VariationalSetup
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Plot, Task, TaskResult, check_labels
+from vssl_dist.evaluation.tasks.base import Plot, Results, Task, TaskResult, check_labels
 from vssl_dist.exports.results import score_name
 
 
@@ -33,13 +32,13 @@ def measure_ood(frozen: FrozenFeatures, task: OodConfig) -> TaskResult:
     score_split = _fit_scorer(frozen, task)
     density = task.density if has_embedding_density(frozen.card) else None
     inside = score_split("queries")
-    results: dict[str, Any] = {}
+    results: Results = {}
     drawn: dict[str, Plot] = {}
     for split in frozen.ood_splits:
         results[split] = {}
         curves: dict[str, plots.Curve] = {}
         for name, outside in score_split(split).items():
-            figures: dict[str, Any] = detection.detection(inside[name], outside)._asdict()
+            figures: Results = detection.detection(inside[name], outside)._asdict()
             if task.bootstrap:
                 intervals = detection.bootstrap_intervals(
                     inside[name], outside, count=task.bootstrap
@@ -104,7 +103,7 @@ def _roc_plot(split: str, curves: Mapping[str, plots.Curve]) -> Plot:
     return draw
 
 
-def _columns(results: dict[str, Any]) -> dict[str, str]:
+def _columns(results: Results) -> dict[str, str]:
     return {
         f"{split} {name.replace('_', ' ')}": (
             f"{100 * figures['auroc']:.1f}/{100 * figures['fpr95']:.1f}"

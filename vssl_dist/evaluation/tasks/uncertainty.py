@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -27,7 +25,7 @@ from vssl_dist.evaluation.scores.selective import (
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.scores.variational import posterior_size
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Plot, Task, TaskResult, check_labels
+from vssl_dist.evaluation.tasks.base import Plot, Results, Task, TaskResult, check_labels
 
 
 def measure_uncertainty(frozen: FrozenFeatures, task: UncertaintyConfig) -> TaskResult:
@@ -47,7 +45,7 @@ def measure_uncertainty(frozen: FrozenFeatures, task: UncertaintyConfig) -> Task
     uncertainties = _uncertainties(frozen, task, bank, queries, posterior)
     failed = knn_failures(bank, queries, task.k, task.temperature, frozen.device)
     curves = {name: risk_coverage(values, failed) for name, values in uncertainties.items()}
-    results: dict[str, Any] = {
+    results: Results = {
         "error": float(failed.mean()),
         # Ranked by the failures themselves: no uncertainty can do better.
         "aurc_best": aurc(failed, failed),
@@ -87,9 +85,7 @@ def _uncertainties(
     return {"posterior_size": posterior_size(posterior, queries.features).numpy()} | distance
 
 
-def _corruptions(
-    frozen: FrozenFeatures, task: UncertaintyConfig, posterior: Posterior
-) -> dict[str, Any]:
+def _corruptions(frozen: FrozenFeatures, task: UncertaintyConfig, posterior: Posterior) -> Results:
     """Correlate the posterior's size with the level of each kind of corruption."""
     corruptions = Corruptions()
     features = frozen.variants("queries", corruptions, task.max_corrupted)
@@ -114,16 +110,17 @@ def _plot_risk(curves: dict[str, Floats]) -> Figure:
     figure, (axes,) = plots.empty_figure("risk and coverage of k-NN")
     lines: dict[str, plots.Curve] = {}
     for name, risk in curves.items():
-        shown = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), 1000)).astype(int))
+        # A thousand points are more than the picture has pixels across.
+        indices = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), 1000)).astype(int))
         label = f"{name.replace('_', ' ')} {100 * risk.mean():.1f}"
-        lines[label] = ((shown + 1) / len(risk), 100 * risk[shown])
+        lines[label] = ((indices + 1) / len(risk), 100 * risk[indices])
     plots.draw_lines(
         axes, lines, x="share of the images, most certain first", y="error %", marker=""
     )
     return figure
 
 
-def _plot_corruptions(corruptions: dict[str, Any]) -> Figure:
+def _plot_corruptions(corruptions: Results) -> Figure:
     figure, (axes,) = plots.empty_figure("mean within-image Spearman %")
     lines: dict[str, plots.Curve] = {
         f"{kind} {100 * figures['within']:+.1f}": (range(LEVELS + 1), figures["sizes"])
@@ -133,7 +130,7 @@ def _plot_corruptions(corruptions: dict[str, Any]) -> Figure:
     return figure
 
 
-def _draw_extremes(dataset: Dataset, results: dict[str, Any], size: Floats) -> Figure:
+def _draw_extremes(dataset: Dataset, results: Results, size: Floats) -> Figure:
     rows = {
         "most certain": results["most_certain"],
         "least certain": results["least_certain"],
@@ -141,7 +138,7 @@ def _draw_extremes(dataset: Dataset, results: dict[str, Any], size: Floats) -> F
     return draw_sheet(dataset, rows, lambda image_id: f"{size[image_id]:.4g}")
 
 
-def _columns(results: dict[str, Any]) -> dict[str, str]:
+def _columns(results: Results) -> dict[str, str]:
     cells = {"error": f"{100 * results['error']:.1f}"}
     cells["AURC best"] = f"{100 * results['aurc_best']:.1f}"
     for name, risk in results["risk"].items():
