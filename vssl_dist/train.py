@@ -74,7 +74,7 @@ def train(
         last = engine.step == engine.total_steps
         milestone = last or bool(cfg.evaluations_at(engine.step, loader.samples))
         if metrics := curves.metrics_if_due(out, engine.step, milestone):
-            metrics |= probe.read()
+            metrics |= probe.pop_metrics()
             epoch = {EPOCH: engine.step / engine.steps_per_epoch}
             log(metrics | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
             saver.ledger.check()  # not before those it names are in the curves

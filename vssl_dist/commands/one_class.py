@@ -36,7 +36,7 @@ from vssl_dist.durable import publish_inside
 from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation import one_class_table
 from vssl_dist.evaluation.figures.plots import png
-from vssl_dist.evaluation.one_class_table import OTHERS, Trained
+from vssl_dist.evaluation.one_class_table import OTHERS, ClassResult
 from vssl_dist.exports.results import read_result
 from vssl_dist.installed import command_line
 from vssl_dist.jsonfile import read_json
@@ -175,7 +175,7 @@ def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
     return code
 
 
-def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
+def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> ClassResult:
     """The results of a finished class.
 
     Raises:
@@ -187,9 +187,9 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
         if with_baselines:
             place = trial.run / BASELINES
             baselines = read_json(place)["results"]
-        trained = Trained(trial.name, result, baselines, trial.seconds())
-        for scores in (trained.scores(), *map(trained.scores, baselines)):
-            one_class_table.means([scores])
+        trained = ClassResult(trial.name, result, baselines, trial.seconds())
+        for scores in (trained.auroc(), *map(trained.auroc, baselines)):
+            one_class_table.mean_auroc([scores])
     except ConfigError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -197,7 +197,7 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
     return trained
 
 
-def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int) -> str:
+def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, wanted: int) -> str:
     """Write table, figures and bars; returns the table."""
     method = cfg.method.name
     steps = sorted({one.result["step"] for one in trained})
@@ -209,21 +209,21 @@ def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int
         f"{steps[-1]} steps each, tested on {tested} images; {max(seconds):.0f} s at most and "
         f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
     )
-    table = one_class_table.markdown(method, trained, footnote)
+    table = one_class_table.markdown_table(method, trained, footnote)
     facts = {
         "name": cfg.name,
         "command": command,
         "config": cfg.model_dump(mode="json"),
         "complete": len(trained) == wanted,
-        "mean_auroc": one_class_table.summary(method, trained),
+        "mean_auroc": one_class_table.summarise(method, trained),
         "classes": {
-            one.name: one.result | {"baselines": one.baselines, "seconds_in_all": one.seconds}
+            one.class_name: one.result | {"baselines": one.baselines, "seconds_in_all": one.seconds}
             for one in trained
         },
     }
     place = cfg.out / cfg.name / "one_class"
     publish_inside(place.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-    publish_inside(place.with_suffix(".png"), png(one_class_table.bars(method, trained)))
+    publish_inside(place.with_suffix(".png"), png(one_class_table.bar_chart(method, trained)))
     publish_inside(place.with_suffix(".md"), table.encode())
     return table
 
@@ -234,7 +234,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     planned = trials(cfg, args.classes)
     for trial in planned:
         prepare(trial, cfg)
-    trained: list[Trained] = []
+    trained: list[ClassResult] = []
     table = ""
     for number, trial in enumerate(planned):
         say(f"== class {number + 1} of {len(planned)}: {trial.name}")
