@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
-    {"text", "confidential", "curves", "errors", "durable"},
+    {"text", "confidential", "curves", "errors", "durable", "run_folder"},
     {
         "jsonfile",
         "config",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,11 +27,10 @@ from vssl_dist.evaluation.tasks import TASKS, Plot
 from vssl_dist.exports.read import read_card
 from vssl_dist.exports.results import FORMAT, problem_of, with_current_names
 from vssl_dist.jsonfile import read_json
+from vssl_dist.run_folder import ExportFolder, RunFolder, is_export
 from vssl_dist.text import printable
 
 __all__ = ["EvalSettings", "baselines", "evaluate", "exports"]
-
-_CACHE = "features"
 
 
 def exports(target: Path) -> list[Path]:
@@ -41,9 +39,9 @@ def exports(target: Path) -> list[Path]:
     Raises:
         ConfigError: There is none.
     """
-    if target.suffix == ".safetensors":
+    if is_export(target):
         return [target.absolute()]
-    found = sorted(target.absolute().glob("export/backbone-*.safetensors"))
+    found = RunFolder(target.absolute()).exports.backbones()
     if not found:
         raise ConfigError(f"{target}: no export/backbone-STEP.safetensors in this folder yet")
     return found
@@ -82,6 +80,7 @@ def evaluate(
         OSError: The result cannot be written, or a link out of the folder stands where it goes.
     """
     card, place = read_card(export), place or EvalSettings()
+    folder = ExportFolder.of(export)
     density = has_embedding_density(card)
     settings = settings.asked_of(embedding_density=density)
     images = Images.open(card, settings, place)
@@ -90,12 +89,10 @@ def evaluate(
     facts |= {f"{part}_sha256": digest for part, digest in card.parts.items()}
     if density and isinstance(settings, OodConfig):
         facts["density"] = settings.density
-    path = export.with_name(f"{settings.stem}-{card.step:08d}{images.suffix}.json")
+    path = folder.result(settings.stem, card.step, images.suffix)
 
     def compute() -> dict[str, Any]:
-        subject = FrozenFeatures(
-            card, network, images, FeatureCache(export.parent / _CACHE), place.ranks
-        )
+        subject = FrozenFeatures(card, network, images, FeatureCache(folder.features), place.ranks)
         found = TASKS[settings.task].measure(subject, settings)
         told = {"plots": _draw(path, found.plots)} | _substitutions(images)
         count = {f"{settings.task}/substituted_images": float(told["substituted_images"])}
@@ -118,6 +115,7 @@ def baselines(
         ``random_network`` (seed 0, eval mode), and so begin the names of the pictures.
     """
     card, place = read_card(export), place or EvalSettings()
+    folder = ExportFolder.of(export)
     settings = settings.asked_of(embedding_density=False)
     images = Images.open(card, settings, place)
     facts = images.facts(settings) | {"backbone": card.backbone}
@@ -126,10 +124,10 @@ def baselines(
         "random_network": Network.untrained(card.backbone, card.image_size),
     }
 
-    path = export.with_name(f"{settings.task}-baselines{images.suffix}.json")
+    path = folder.baselines(settings.task, images.suffix)
 
     def compute() -> dict[str, Any]:
-        cache = FeatureCache(export.parent / _CACHE)
+        cache = FeatureCache(folder.features)
         measure = TASKS[settings.task].measure
         results: dict[str, Any] = {}
         drawn: list[str] = []
@@ -166,9 +164,9 @@ def _kept(path: Path) -> bool:
     """
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return False
-    followed(path.parent / _CACHE)
-    pictures = re.compile(rf"{re.escape(path.stem)}-.*\.png")
-    for file in [path, *(f for f in path.parent.iterdir() if pictures.fullmatch(f.name))]:
+    folder = ExportFolder.of(path)
+    followed(folder.features)
+    for file in [path, *folder.pictures(path)]:
         refuse_way_out(file)
         if file.exists() and not file.is_file():
             raise OSError(errno.EINVAL, "is there already and no regular file", str(file))
@@ -179,7 +177,7 @@ def _draw(result: Path, plots: Mapping[str, Plot]) -> list[str]:
     """Write pictures beside where the result will be; returns the names of the files."""
     names = []
     for name, draw in plots.items() if _kept(result) else ():
-        path = result.with_name(f"{result.stem}-{name}.png")
+        path = ExportFolder.of(result).picture(result, name)
         publish_inside(path, png(draw()))
         names.append(path.name)
     return names

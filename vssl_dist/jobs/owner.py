@@ -18,6 +18,7 @@ from vssl_dist.durable import publish_inside
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
 from vssl_dist.locks import holder, private_lock
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker import peek, settle
 
@@ -80,7 +81,7 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
         remedy = (
             f"wait for it or stop it (scancel {owner.job})"
             if owner.job
-            else f"wait for it or stop it; if it is gone, remove {_file(run_dir)}"
+            else f"wait for it or stop it; if it is gone, remove {RunFolder(run_dir).owner}"
         )
         raise ConfigError(f"{run_dir} is being written by {owner}: {remedy}")
 
@@ -94,7 +95,7 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     """
     private.make(run_dir)
     identity = settle(run_dir)
-    lock = run_dir / ".owner.lock"
+    lock = RunFolder(run_dir).owner_lock
     try:
         with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
             check_free(run_dir, job_lives)
@@ -113,15 +114,11 @@ def transfer_to_job(run_dir: Path, job: str) -> None:
 def release(run_dir: Path) -> None:
     """Give the folder up, if it is this process's."""
     if _read(run_dir) == Owner.this_process():
-        _file(run_dir).unlink()
-
-
-def _file(run_dir: Path) -> Path:
-    return run_dir / "owner.json"
+        RunFolder(run_dir).owner.unlink()
 
 
 def _read(run_dir: Path) -> Owner | None:
-    path = _file(run_dir)
+    path = RunFolder(run_dir).owner
     try:
         return TypeAdapter(Owner).validate_json(private.read(path, _MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
@@ -135,4 +132,4 @@ def _read(run_dir: Path) -> Owner | None:
 
 
 def _write(run_dir: Path, owner: Owner) -> None:
-    publish_inside(_file(run_dir), json.dumps(asdict(owner)).encode())
+    publish_inside(RunFolder(run_dir).owner, json.dumps(asdict(owner)).encode())

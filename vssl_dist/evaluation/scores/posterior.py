@@ -16,12 +16,12 @@ from vssl_dist.exports.read import check_shapes, load_beside, read_card
 from vssl_dist.exports.write import (
     BACKBONE,
     HEAD,
-    beside,
 )
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.methods.base import Variational
 from vssl_dist.models.heads import Gaussian, GaussianBranch
+from vssl_dist.run_folder import part_of
 from vssl_dist.text import printable
 
 
@@ -101,7 +101,7 @@ def load_posterior(path: Path) -> Posterior | None:
     tensors = load_beside(path, HEAD)
     if tensors is None:
         return None
-    card, place = read_card(path), beside(path, HEAD)
+    card, place = read_card(path), part_of(path, HEAD)
     cfg = _method(place, card)
     with torch.device("meta"):  # a card may ask for more memory than the file's tensors need
         shapes = _untrained(place, cfg, card).state_dict()
