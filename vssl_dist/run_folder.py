@@ -181,7 +181,7 @@ class RunFolder:
         """Sheet of images and their views, drawn by rank 0 before the first step."""
         return self.path / "augmentations.png"
 
-    def trace(self, rank: int) -> Path:
+    def trace(self, rank: int | str) -> Path:
         """Losses, ids and pixel digests of a rank where ``trace`` is true, written by that rank."""
         return self.path / f"trace.rank{rank}.jsonl"
 
@@ -267,6 +267,11 @@ class RunFolder:
     def sender_lock(self) -> Path:
         """Lock of the one process that sends the spool, held while it works."""
         return self.spool / "flusher.lock"
+
+    def appended(self) -> list[Path]:
+        """List what is there that the run's processes append to, long after its start."""
+        patterns = (f"{self.spool.name}/*", f"{self.logs.name}/*", self.trace("*").name)
+        return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
 
 
 def is_export(path: Path) -> bool:

@@ -14,7 +14,7 @@ import psutil
 from filelock import Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import publish_inside, refuse_way_out
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
 from vssl_dist.locks import holder, private_lock
@@ -92,9 +92,12 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
 
     Raises:
         ConfigError: A live job owns it, or it is not this user's.
+        OSError: A file that will be added to is a link out of its folder.
     """
     private.make(run_dir)
-    identity = settle(run_dir)
+    identity = settle(run_dir)  # gives a copy files of its own in place of such links
+    for path in RunFolder(run_dir).appended():
+        refuse_way_out(path)
     lock = RunFolder(run_dir).owner_lock
     try:
         with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
