@@ -18,7 +18,7 @@ CLAIM = """
 import sys, time
 from pathlib import Path
 from tests.support.others import locked_by_nobody, needs_root, shared_folder
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import owner
 try:
     owner.claim(Path(sys.argv[1]), lambda job: True)
