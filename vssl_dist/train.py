@@ -27,6 +27,7 @@ from vssl_dist.online_probe import (
     build_probe,
 )
 from vssl_dist.resume import Saver
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.trace import Trace
 
 _log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ def export(
         metrics: How well they did.
         on_export: Called with the file, and of the step.
     """
-    path = cfg.dir / "export" / f"backbone-{engine.step:08d}.safetensors"
+    path = RunFolder(cfg.dir).exports.backbone(engine.step)
     description = Description.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
     try:
         engine.export(path, description, probe.tensors())

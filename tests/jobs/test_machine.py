@@ -28,11 +28,11 @@ from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
 from vssl_dist.jobs.stop import REFUSED, StopFlag
 from vssl_dist.jobs.training_job import (
     TrainJob,
-    failure_file,
     run_rank,
 )
 from vssl_dist.logs import configure_log, terminal_text
 from vssl_dist.methods import CONFIGS
+from vssl_dist.run_folder import RunFolder
 
 PYPI = Wheel("2.13.0", "13.0", "2.28.9")
 NEW = Driver((13, 0), "580.65.06", gpus=8)
@@ -190,7 +190,7 @@ def test_a_rank_refuses_the_machine_with_exit_code_2_before_the_process_group(
         cfg = run_in(tmp_path / str(number))
         assert run_rank(TrainJob(config.dump(cfg), launch), stop) == REFUSED
         assert not torch.distributed.is_initialized()
-        said = failure_file(cfg.dir, "a").read_text()
+        said = RunFolder(cfg.dir).failure("a").read_text()
         out, err = capsys.readouterr()
         assert (out, terminal_text(err)) == ("", f"{said}\n")
         assert said.startswith("error: ")

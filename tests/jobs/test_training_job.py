@@ -16,11 +16,11 @@ from vssl_dist.jobs.training_job import (
     TrainJob,
     announcement,
     attempt,
-    failure_file,
     note_failure,
     stopping_s,
 )
 from vssl_dist.logs import terminal_text
+from vssl_dist.run_folder import RunFolder
 
 
 def test_a_job_travels_as_text_and_a_reference_to_its_class() -> None:
@@ -44,7 +44,7 @@ def test_the_first_failure_is_the_headline_and_later_ones_do_not_replace_it(
     monkeypatch.setenv("VSSL_ATTEMPT", "a")
     for text in ("ZeroDivisionError", "connection closed by peer"):
         note_failure(tmp_path, text)
-    assert failure_file(tmp_path, "a").read_text() == "ZeroDivisionError"
+    assert RunFolder(tmp_path).failure("a").read_text() == "ZeroDivisionError"
 
 
 def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has_its_own(
@@ -85,7 +85,7 @@ def test_writing_down_a_failure_never_raises(
         monkeypatch.setenv(name, value)
     note_failure(tmp_path / "run", "error: caf\u00e9 \udcff")
     if len(attempt()) < 200:
-        said = failure_file(tmp_path / "run", attempt()).read_text(encoding="utf-8")
+        said = RunFolder(tmp_path / "run").failure(attempt()).read_text(encoding="utf-8")
         assert said == "error: caf\u00e9 \\udcff"
     for folder in ("file", "blocked"):
         (tmp_path / folder).mkdir(exist_ok=True)

@@ -41,6 +41,7 @@ from vssl_dist.exports.results import read_result
 from vssl_dist.installed import command_line
 from vssl_dist.jsonfile import read_json
 from vssl_dist.methods import CONFIGS
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ else:  # in a checkout beside this folder, in a wheel within the package
     parse_class_names = _subset.parse_class_names
     write_subset = _subset.write_subset
 
-BASELINES = "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
 """What a config gets that has no task ood: its own defaults would take longer than training."""
 
@@ -141,7 +141,7 @@ def task_of(cfg: RunConfig) -> OodConfig:
 
 def results(trial: Trial, cfg: RunConfig) -> list[Path]:
     """Those of the finished evaluations of one class, the latest step's last."""
-    return sorted(trial.run.glob(f"export/{task_of(cfg).stem}-????????.json"))
+    return list(RunFolder(trial.run).exports.results(stem=task_of(cfg).stem))
 
 
 def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
@@ -185,7 +185,7 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> ClassResult:
     try:
         result = read_result(place)
         if with_baselines:
-            place = trial.run / BASELINES
+            place = RunFolder(trial.run).exports.baselines("ood")
             baselines = read_json(place)["results"]
         trained = ClassResult(trial.name, result, baselines, trial.seconds())
         for scores in (trained.auroc(), *map(trained.auroc, baselines)):

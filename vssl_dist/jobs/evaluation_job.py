@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,9 +24,9 @@ from vssl_dist.jobs import machine, private
 from vssl_dist.jobs.owner import JobId
 from vssl_dist.jobs.resources import Device, load_launch
 from vssl_dist.jobs.stop import REFUSED
+from vssl_dist.run_folder import ExportFolder, RunFolder, card_of, step_of
 
 _log = logging.getLogger(__name__)
-_EXPORT = re.compile(r"backbone-([0-9]{1,12})\.safetensors")
 _MAX_BYTES = 1_000_000
 
 
@@ -42,17 +41,17 @@ class PendingEvaluation:
     @property
     def result(self) -> Path:
         """Where the evaluation leaves its result."""
-        return self.export.with_name(f"{self.task.stem}-{self.step:08d}.json")
+        return ExportFolder.of(self.export).result(self.task.stem, self.step)
 
     @property
     def record(self) -> Path:
         """Where the attempts are counted."""
-        return self.export.with_name(f".{self.task.stem}-{self.step:08d}.attempts.json")
+        return ExportFolder.of(self.export).attempts(self.task.stem, self.step)
 
     @property
     def card(self) -> Path:
         """What the trainer says of the export, written after it."""
-        return self.export.with_suffix(".json")
+        return card_of(self.export)
 
     def done(self) -> bool:
         """Whether there is a result, of the weights that lie there now and the density wanted."""
@@ -100,15 +99,13 @@ def pending_evaluations(cfg: RunConfig, samples: int) -> Iterator[PendingEvaluat
     """Every evaluation that should have a result and has none, newest export first.
 
     Args:
-        cfg: The run; its exports lie in ``cfg.dir / "export"``.
+        cfg: The run; its exports lie in ``cfg.dir``.
         samples: Images of its training set.
     """
-    exports = sorted((cfg.dir / "export").glob("backbone-*.safetensors"), reverse=True)
-    for export in exports:
-        number = _EXPORT.fullmatch(export.name)
-        if number is None:  # somebody's own file
+    for export in reversed(RunFolder(cfg.dir).exports.backbones()):
+        step = step_of(export)
+        if step is None:  # somebody's own file
             continue
-        step = int(number[1])
         for task in cfg.evaluations_at(step, samples):
             candidate = PendingEvaluation(export, step, task)
             # The card comes last, and whoever writes it asks again.
@@ -160,12 +157,12 @@ def evaluate_one(
     import torch
 
     from vssl_dist.evaluation.run import EvalSettings, evaluate
-    from vssl_dist.tracker import Spool, settle, spool_folder
+    from vssl_dist.tracker import Spool, settle
 
     machine.check(device)
     writer = f"eval-{one.task.stem}-{one.step:08d}"
     settle(run_dir)
-    refuse_way_out(spool_folder(run_dir) / f"{writer}.jsonl")
+    refuse_way_out(RunFolder(run_dir).spool_file(writer))
     torch.set_num_threads(threads)
     result = evaluate(one.export, one.task, EvalSettings(device, threads, ranks=ranks))
     spool = Spool(run_dir, writer)

@@ -37,6 +37,7 @@ from vssl_dist.jobs.evaluation_job import (
 from vssl_dist.jobs.resources import Launch, load_launch
 from vssl_dist.jobs.stop import REFUSED
 from vssl_dist.locks import held_by_stranger, holder, private_lock
+from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger("vssl_dist.jobs.evaluation_queue")  # as a process it is __main__
 _TRIES = 2
@@ -82,7 +83,7 @@ class EvaluationSpawner:
                 _log.warning("an evaluation could not be submitted in time")
 
     def _log(self) -> BinaryIO:
-        return open_append(self.run_dir / "logs" / "evaluations.log")
+        return open_append(RunFolder(self.run_dir).evaluations_log)
 
 
 class InProcessRunner:
@@ -129,7 +130,7 @@ class SlurmSubmitter:
         # A controller that hangs must not keep later evaluations from being submitted.
         signal.alarm(_SUBMIT_WITHIN_S)
         try:
-            job_id = slurm.submit(self.run_dir / "slurm" / "evaluations", parameters, job)
+            job_id = slurm.submit(RunFolder(self.run_dir).evaluation_jobs, parameters, job)
         finally:
             signal.alarm(0)
         one.record_attempt(Attempts(one.attempts().count + 1, job_id))
@@ -187,7 +188,7 @@ def lock_of(run_dir: Path) -> FileLock:
 
 def lock_path(run_dir: Path) -> Path:
     """The file of `lock_of`."""
-    return run_dir / "export" / ".evaluating.lock"
+    return RunFolder(run_dir).exports.evaluating_lock
 
 
 def drain(run_dir: Path) -> None:
@@ -216,7 +217,7 @@ def drain(run_dir: Path) -> None:
 
 def _orders(run_dir: Path) -> bytes:
     """What a run asks for now: somebody who found this process at work may have added to it."""
-    files = (run_dir / name for name in ("config.yaml", "launch.yaml"))
+    files = (RunFolder(run_dir).config, RunFolder(run_dir).launch)
     return b"".join(file.read_bytes() for file in files if file.is_file())
 
 

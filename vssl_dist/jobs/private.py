@@ -20,11 +20,13 @@ from pathlib import Path
 from vssl_dist.durable import followed, keep_others_from_writing, read_regular, user_name
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.permissions import close, is_loose
+from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
-_TEXT = ("export", "logs", "spool")
+_RUN = RunFolder(Path())
+_TEXT = tuple(path.name for path in (_RUN.exports.path, _RUN.logs, _RUN.spool))
 """Whose contents are no code: colleagues may have evaluated a run whose folder they could write."""
-_FOLDERS = ("checkpoints", "slurm", *_TEXT)
+_FOLDERS = (_RUN.checkpoints.name, _RUN.slurm.name, *_TEXT)
 """What a run makes; a user's link to a folder elsewhere counts as that folder."""
 
 
@@ -66,7 +68,7 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     seen = Survey()
     try:
         if run_dir.is_symlink():
-            followed(run_dir / "owner.json")  # who made the links on the way
+            followed(RunFolder(run_dir).owner)  # who made the links on the way
         target = run_dir.resolve() if run_dir.is_symlink() else run_dir
         top = target.lstat()
     except (FileNotFoundError, NotADirectoryError):

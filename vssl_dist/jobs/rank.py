@@ -35,11 +35,12 @@ def main() -> int:
     from vssl_dist.jobs import private
     from vssl_dist.jobs.resources import load_launch
     from vssl_dist.jobs.training_job import TrainJob, run_rank
+    from vssl_dist.run_folder import RunFolder
 
     run_dir = Path(sys.argv[1])
     try:
         private.secure(run_dir)
-        job = TrainJob((run_dir / "config.yaml").read_text(), load_launch(run_dir))
+        job = TrainJob(RunFolder(run_dir).config.read_text(), load_launch(run_dir))
     except ConfigError as error:
         _log.error("%s", error)
         return REFUSED

@@ -16,6 +16,7 @@ from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
 from vssl_dist.jobs.progress import Reporter
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.preview.sheet import augmentation_sheet
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker import (
     EXPERIMENT,
     NOWHERE,
@@ -71,7 +72,7 @@ class RunReporter:
         self.spool.status("RUNNING")
         self.spool.tags(run_tags(world_size=launch.world_size, hosts=hosts))
         self.spool.params(yaml.safe_load(dump(cfg)))
-        self.spool.artifact(cfg.dir / "config.yaml")
+        self.spool.artifact(RunFolder(cfg.dir).config)
         self.flusher.start()
         self._sheet(cfg)
 
@@ -103,7 +104,7 @@ class RunReporter:
             _log.warning("%s", line)
 
     def _sheet(self, cfg: RunConfig) -> None:
-        path = cfg.dir / "augmentations.png"
+        path = RunFolder(cfg.dir).augmentations
         if path.exists():
             return
         try:

@@ -27,6 +27,7 @@ from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import private
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag, leave
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
 if TYPE_CHECKING:
@@ -155,10 +156,11 @@ def announcement(environ: Mapping[str, str]) -> dict[str, str]:
     '7.2'
     """
     job = environ["SLURM_JOB_ID"]
+    run_dir = Path(environ["SUBMITIT_FOLDER"]).parent
     return {
         "VSSL_SLURM_JOB": job,
         "VSSL_ATTEMPT": f"{job}.{environ.get('SLURM_RESTART_COUNT', '0')}",
-        "VSSL_LEAD_LOG": f"{environ['SUBMITIT_FOLDER']}/{job}_0_log.out",
+        "VSSL_LEAD_LOG": str(RunFolder(run_dir).slurm_log(job)),
     }
 
 
@@ -173,17 +175,12 @@ def attempt() -> str:
     return os.environ.get("VSSL_ATTEMPT") or str(os.getpid())
 
 
-def failure_file(run_dir: Path, attempt_name: str) -> Path:
-    """Where the first rank to fail says why."""
-    return run_dir / "logs" / f"failure-{attempt_name}.txt"
-
-
 def note_failure(run_dir: Path, text: str) -> None:
     """Leave the reason of the rank that failed first: the others only lost a peer.
 
     Never raises: the failure itself is what has to be heard of.
     """
-    path = failure_file(run_dir, attempt())
+    path = RunFolder(run_dir).failure(attempt())
     with suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
