@@ -42,9 +42,9 @@ from vssl_dist.data.store.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
-    ill_sized,
     read_manifest,
     seal,
+    size_problems,
 )
 from vssl_dist.durable import is_partial, sync
 from vssl_dist.errors import DataError
@@ -163,7 +163,7 @@ def _finished(out: Path, source: dict[str, Any]) -> Manifest | None:
         made = read_manifest(out)
         if made.source != source:
             raise Occupied(f"{out}: holds another dataset: delete it or choose another --out")
-        if not any(ill_sized(out, made)):
+        if not any(size_problems(out, made)):
             return made
         if more := _foreign(out):
             raise DataError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vssl_dist.data.store.manifest import MANIFEST, ShardEntry, ill_sized, read_manifest
+from vssl_dist.data.store.manifest import MANIFEST, ShardEntry, read_manifest, size_problems
 from vssl_dist.durable import sha256
 from vssl_dist.errors import DataError
 
@@ -85,7 +85,7 @@ def finished(folder: Path, recipe: Recipe) -> bool:
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         _refuse_another(folder, manifest.source, recipe)
-        whole = not any(ill_sized(folder, manifest)) and intact_inputs(folder, manifest.source)
+        whole = not any(size_problems(folder, manifest)) and intact_inputs(folder, manifest.source)
         return whole and not (folder / NOTES).exists()
     if (folder / NOTES / _RECIPE).exists():
         _refuse_another(folder, _load(folder / NOTES / _RECIPE), recipe)
@@ -109,7 +109,7 @@ def begin(folder: Path, recipe: Recipe, decided: Decided) -> dict[str, ShardEntr
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         _refuse_another(folder, manifest.source, recipe)
-        damaged = {name for name, _ in ill_sized(folder, manifest)}
+        damaged = {name for name, _ in size_problems(folder, manifest)}
         return {e.name: e for e in manifest.shards if not {e.name, e.index_name} & damaged}
     note = folder / NOTES / _RECIPE
     noted = _noted(recipe, decided)

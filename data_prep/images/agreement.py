@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.backends.memory import ran_out
+from vssl_dist.data.backends.memory import is_out_of_memory
 from vssl_dist.installed import has_dali
 
 UNREAD = "Pillow decodes it and DALI does not"
@@ -49,7 +49,7 @@ def dali() -> Decode | None:
     try:
         return Decoder()
     except RuntimeError as error:
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise MemoryError("DALI") from error
         return None
 
@@ -69,7 +69,7 @@ def objection(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:
         try:
             theirs = decode(data)
         except ValueError as error:
-            if ran_out(error, pixels.shape[0] * pixels.shape[1]):
+            if is_out_of_memory(error, pixels.shape[0] * pixels.shape[1]):
                 raise MemoryError("DALI") from error
             return UNREAD
     ours = pixels if pixels.ndim == 3 else pixels[..., None]

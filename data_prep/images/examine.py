@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vssl_dist.data.backends.memory import ran_out
-from vssl_dist.data.bare import bare
+from vssl_dist.data.backends.memory import is_out_of_memory
+from vssl_dist.data.bare import strip_metadata
 
 from .agreement import dali, objection
 from .encode import Encoded, encode
@@ -184,7 +184,7 @@ def make(data: bytes, finding: Finding, rules: Rules) -> Encoded:
 
 def _opened(data: bytes) -> Image.Image:
     """By Pillow, which is shown the picture alone."""
-    return Image.open(io.BytesIO(bare(data)), formats=_FORMATS)
+    return Image.open(io.BytesIO(strip_metadata(data)), formats=_FORMATS)
 
 
 def _upright(image: Image.Image, data: bytes) -> Image.Image:
@@ -210,7 +210,7 @@ def _rejected(error: Exception, pixels: int = 0) -> Finding:
     Raises:
         MemoryError: It says nothing: memory ran out.
     """
-    if ran_out(error, pixels):
+    if is_out_of_memory(error, pixels):
         raise MemoryError(_unreadable(error)) from error
     return Finding(Verdict.REJECT, _unreadable(error))
 

@@ -14,8 +14,8 @@ from vssl_dist.data.bare import (
     FRAMES,
     SCAN,
     Segment,
+    has_signature,
     segments,
-    states,
 )
 
 from . import tags
@@ -56,7 +56,7 @@ def form(data: bytes) -> Form:
         and parts[-1].end == len(data)
         and _PLAIN.issuperset(part.marker for part in parts[:-1])
         and [_ordinary(frame) for frame in frames] == [True]
-        and {data[part.body + 13] for part in parts if states(data, part, ADOBE)} <= {1}
+        and {data[part.body + 13] for part in parts if has_signature(data, part, ADOBE)} <= {1}
         and (not taken or tags.well_formed(taken))
     )
     broken = next((wrong for frame in frames if (wrong := _sampling(frame))), "")
@@ -79,7 +79,7 @@ def _gaps(data: bytes, parts: Sequence[Segment]) -> list[bytes]:
 def _first(data: bytes, parts: Iterable[Segment], sort: tuple[int, bytes, int]) -> bytes:
     """What follows the name in the first segment of a sort, b"" if there is none."""
     for part in parts:
-        if states(data, part, sort):
+        if has_signature(data, part, sort):
             return data[part.body + 2 + len(sort[1]) : part.end]
     return b""
 

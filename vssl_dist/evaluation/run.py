@@ -147,8 +147,8 @@ def _substitutions(images: Images) -> dict[str, Any]:
     """How many images of each split others were shown for, and which; told in one line each."""
     listed: dict[str, list[dict[str, Any]]] = {}
     for part, dataset in images.parts.items():
-        if found := images.reading.substitutes.of(dataset):
-            first = images.reading.substitutes.first(dataset)
+        if found := images.reading.substitutes.in_split(dataset):
+            first = images.reading.substitutes.first_in_words(dataset)
             said = f"{dataset.folder}: damaged images: {len(found)}; {first}"
             warnings.warn(printable(said), stacklevel=2)
             listed[part] = [

@@ -231,7 +231,11 @@ class FrozenFeatures:
         }
         noted, source = reading.substitutes, whole.source(self.ranks)
         return features_of(
-            self.cache, self.network.identity, facts, source, lambda: not noted.of(whole.dataset)
+            self.cache,
+            self.network.identity,
+            facts,
+            source,
+            lambda: not noted.in_split(whole.dataset),
         )
 
 

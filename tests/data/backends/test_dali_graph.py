@@ -24,11 +24,11 @@ from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.backends.dali import Graph, Runner
 from vssl_dist.data.backends.dali_graph import (
     Node,
-    framed,
-    only_decoded,
-    views,
+    decode_only_graph,
+    frame_graph,
+    view_graph,
 )
-from vssl_dist.data.backends.dali_inputs import feed_of
+from vssl_dist.data.backends.dali_inputs import graph_inputs
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.methods import CONFIGS
 
@@ -78,7 +78,7 @@ def flaws(pipeline: Any) -> list[str]:
 
 @pytest.mark.parametrize("spec", SPECS, ids=SPECS.values())
 def test_dali_has_a_kernel_for_all_that_a_recipe_does_on_a_gpu(spec: BackendSpec) -> None:
-    for graph in (views, framed, only_decoded):
+    for graph in (view_graph, frame_graph, decode_only_graph):
         pipeline = defined(spec, graph)
         assert flaws(pipeline) == []
         assert "mixed" in {op._op.device for op in pipeline._ops}
@@ -93,14 +93,14 @@ def test_what_a_gpu_cannot_do_is_noticed() -> None:
 
     assert flaws(defined(spec, without_kernel)) == ["PowerSpectrum has no kernel for gpu"]
     with pytest.raises(ValueError, match="must be on CPU"):  # the CPU's branch, on a GPU
-        defined(replace(spec, device="cpu"), views)
+        defined(replace(spec, device="cpu"), view_graph)
 
 
 def difference(case: Case, recipe: ViewRecipe, draws: Draws) -> float:
     """Mean difference between the GPU's branch, on the CPU, and the reference, in levels."""
     spec = BackendSpec((recipe,), case.side, LEVELS, 2, "cuda")
-    runner = Runner(spec, torch.device("cpu"), views)
-    (got,) = runner.run(case.samples.data, feed_of(spec, [draws]))
+    runner = Runner(spec, torch.device("cpu"), view_graph)
+    (got,) = runner.run(case.samples.data, graph_inputs(spec, [draws]))
     (want,) = build_backend("reference", replace(spec, device="cpu"))(case.samples, [draws])
     assert got.shape == want.shape
     return (got - want).abs().mean().item()
@@ -151,6 +151,6 @@ def test_the_two_branches_are_two() -> None:
     made = []
     for device in ("cpu", "cuda"):
         spec = BackendSpec((EVERYTHING,), case.side, LEVELS, 2, device)
-        feed = feed_of(spec, [draws])
-        made.append(Runner(spec, torch.device("cpu"), views).run(case.samples.data, feed)[0])
+        feed = graph_inputs(spec, [draws])
+        made.append(Runner(spec, torch.device("cpu"), view_graph).run(case.samples.data, feed)[0])
     assert not torch.equal(*made)

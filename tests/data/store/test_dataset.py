@@ -140,7 +140,7 @@ def test_a_substitute_is_looked_for_in_three_more_shards_and_not_in_all(tmp_path
 def test_a_substitute_is_looked_for_among_so_many_of_a_shard_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "_NEAR", 2)
+    monkeypatch.setattr(dataset, "_CANDIDATES", 2)
     folder = tiny_shards(tmp_path / "train", 8, 4)
     for sample in (3, 0):
         flip(folder, sample)
@@ -230,7 +230,7 @@ def test_the_fingerprint_is_the_digest_of_the_manifest(written: Path, tmp_path: 
 def test_more_shards_than_handles_and_many_threads_read_the_same(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "_MOST_OPEN", 1)
+    monkeypatch.setattr(handles, "_MAX_OPEN", 1)
     want = images_of(written)
     dataset = pickle.loads(pickle.dumps(Dataset.open(written)))
     orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
@@ -422,7 +422,7 @@ def test_few_files_stay_open_however_many_shards_there_are(tmp_path: Path) -> No
 import os, resource
 import numpy as np
 from pathlib import Path
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 dataset = Dataset.open(Path({str(folder)!r}))
 before = len(os.listdir("/proc/self/fd"))

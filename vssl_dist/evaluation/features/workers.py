@@ -151,7 +151,7 @@ class _Rank:
             self.done = said
             return
         whole = self.work.whole
-        whole.reading.substitutes.note(whole.dataset, said)
+        whole.reading.substitutes.record(whole.dataset, said)
         self.done, self.finished = self.work.rows, True
 
     def _end(self) -> str:
@@ -216,7 +216,7 @@ def _compute(work: _Work, pipe: Connection) -> None:
     except (ConfigError, DataError, OSError) as error:
         pipe.send(error)
     else:
-        pipe.send(work.whole.reading.substitutes.of(work.whole.dataset))
+        pipe.send(work.whole.reading.substitutes.in_split(work.whole.dataset))
 
 
 def own_gpu(rank: int, gpus: int) -> int:

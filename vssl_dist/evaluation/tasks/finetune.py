@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from vssl_dist.config import FinetuneConfig
 from vssl_dist.evaluation.features.extract import extract
 from vssl_dist.evaluation.figures import plots
-from vssl_dist.evaluation.finetune import Labelled, Schedule, best_lr, finetune
+from vssl_dist.evaluation.finetune import FinetuneRun, LabelledImages, choose_lr, finetune
 from vssl_dist.evaluation.scores.calibration import (
     Calibration,
     calibration,
@@ -33,15 +33,15 @@ def tuned(subject: FrozenFeatures, settings: FinetuneConfig) -> TaskResult:
     images, parts = subject.images, {}
     for part in ("bank", "queries"):
         ids = np.arange(images.count(part))
-        parts[part] = Labelled(images.parts[part], ids, subject.classes, images.reading)
+        parts[part] = LabelledImages(images.parts[part], ids, subject.classes, images.reading)
         labels = torch.from_numpy(parts[part].labels)
         check_labels(subject, Features(torch.empty(len(labels), 0), labels), part)
     data, queries = parts["bank"], parts["queries"]
-    chosen = best_lr(subject.network.load(), data, settings)
+    chosen = choose_lr(subject.network.load(), data, settings)
     found: list[dict[str, float]] = []
     curves = {}
     for seed in range(settings.seeds):
-        plan = Schedule(chosen["lr"], settings.epochs, seed)
+        plan = FinetuneRun(chosen["lr"], settings.epochs, seed)
         model, losses = finetune(subject.network.load(), data, settings, plan)
         logits = extract(model, queries.dataset, images.reading, ids=queries.ids)
         found.append(_judged(Features(logits.features.float(), logits.labels), subject.classes))
