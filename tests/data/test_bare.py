@@ -61,7 +61,7 @@ def test_a_file_of_countless_parts_takes_no_time() -> None:
 def test_parts_are_walked_over_to_the_end_and_not_beyond() -> None:
     png, jpeg = (KEEP[kind](PICTURE) for kind in ("png by pillow", "jpeg by pillow"))
     for data, walk, last in ((png, chunks, b"IEND"), (jpeg, segments, 0xD9)):
-        parts = list(walk(data + data))
-        assert parts[-1][0] == last
-        assert parts[-1].end == len(data)
-        assert [part[0] for part in parts].count(last) == 1
+        sections = list(walk(data + data))
+        assert sections[-1][0] == last
+        assert sections[-1].end == len(data)
+        assert [section[0] for section in sections].count(last) == 1

@@ -54,15 +54,15 @@ def labelled(data: Path, count: int = 72) -> LabelledImages:
 
 def test_an_epoch_shows_every_image_once_and_another_one_shows_it_otherwise(data: Path) -> None:
     task = QUICK.model_copy(update={"train_batch": 12})
-    shown = [list(labelled(data).epoch(task, 0, epoch)) for epoch in (0, 1, 0)]
-    orders = [torch.cat([batch.ids for batch in batches]) for batches in shown]
+    epochs = [list(labelled(data).epoch(task, 0, epoch)) for epoch in (0, 1, 0)]
+    orders = [torch.cat([batch.ids for batch in batches]) for batches in epochs]
     assert orders[0].sort().values.tolist() == list(range(72))
     assert orders[0].tolist() == orders[2].tolist() != orders[1].tolist()
     views = [torch.cat([b.views[0] for b in batches])[o.argsort()] for batches, o in
-             zip(shown, orders, strict=True)]  # fmt: skip
+             zip(epochs, orders, strict=True)]  # fmt: skip
     assert torch.equal(views[0], views[2])
     assert not any(torch.equal(one, other) for one, other in zip(views[0], views[1], strict=True))
-    labels = torch.cat([batch.labels for batch in shown[0]])
+    labels = torch.cat([batch.labels for batch in epochs[0]])
     assert labels.tolist() == Dataset.open(data / "train").rows(orders[0].numpy())["label"].tolist()
 
 

@@ -84,9 +84,9 @@ def test_a_sheet_shows_originals_beside_the_views_of_the_loader(
         same = (original == crop(int(batch.ids[row]), 4)).all(axis=2)
         assert same.mean() > 0.5  # the lines of the crops are drawn over the rest
         for number, factor in enumerate((6, 6, 12)):
-            shown = tile(sheet, number + 1, row, pitch)[2::factor, 2::factor]
+            pixels = tile(sheet, number + 1, row, pitch)[2::factor, 2::factor]
             levels = (255 * batch.views[number][row].permute(1, 2, 0)).round().numpy()
-            assert np.array_equal(shown, levels)
+            assert np.array_equal(pixels, levels)
 
 
 def test_a_sheet_of_no_dataset_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def draws(**changed: object) -> Draws:
 
 def test_a_caption_says_what_was_drawn_and_nothing_else() -> None:
     assert describe_draws(draws()) == ["30 x 20 at 4, 3", "no colour jitter"]
-    told = describe_draws(
+    lines = describe_draws(
         draws(
             flip=np.bool_(True),
             brightness=np.float32(1.2),
@@ -124,7 +124,7 @@ def test_a_caption_says_what_was_drawn_and_nothing_else() -> None:
             solarize=np.bool_(True),
         )
     )
-    assert told == [
+    assert lines == [
         "30 x 20 at 4, 3, flipped",
         "brightness 1.20, contrast 1.00",
         "saturation 1.00, hue -36°",

@@ -19,8 +19,8 @@ def test_damage_is_no_lack_of_memory() -> None:
     for error in (ValueError("broken data stream"), RuntimeError("Failed to decode sample #0 :")):
         assert not is_out_of_memory(error)
         assert not is_out_of_memory(error, 1000 * 1000)
-    said = "File 'out of memory/dali.py'\nencountered:\n\nFailed\nCurrent pipeline object is no"
-    assert not is_out_of_memory(RuntimeError(said))
+    report = "File 'out of memory/dali.py'\nencountered:\n\nFailed\nCurrent pipeline object is no"
+    assert not is_out_of_memory(RuntimeError(report))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), *map(RuntimeError, SAID)])
