@@ -172,9 +172,7 @@ def test_each_id_comes_once_per_epoch(topology: Topology) -> None:
     for start in range(0, 3 * topology.samples + topology.micro, topology.micro):
         counts.update(rows(plan, start, 1))
     for epoch in range(3):
-        assert [counts[epoch, sample] for sample in range(topology.samples)] == [
-            1
-        ] * topology.samples
+        assert all(counts[epoch, sample] == 1 for sample in range(topology.samples))
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

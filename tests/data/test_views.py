@@ -167,8 +167,8 @@ def test_crops_are_distributed_as_torchvision_draws_them(
         # Kolmogorov and Smirnov's distance; one draw in 10,000 exceeds this bound by chance.
         grid = np.arange(max(size) + 1)
         below = [
-            np.searchsorted(np.sort(column), grid, side="right")
-            for column in (column, reference_column)
+            np.searchsorted(np.sort(edges), grid, side="right")
+            for edges in (column, reference_column)
         ]
         assert np.abs(below[0] - below[1]).max() / 4000 < 2.2 * (2 / 4000) ** 0.5
     assert abs(

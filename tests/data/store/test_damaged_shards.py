@@ -113,10 +113,8 @@ def test_swapped_shards_of_one_length_are_refused_at_the_start_with_the_list(
 ) -> None:
     first, *other_shards = stored(sound)
     folder = write_shards(tmp_path / "train", [first, *other_shards, first[::-1]])
-    first_tar, last_tar = (
-        folder / "shard-000000.tar",
-        folder / f"shard-{len(other_shards) + 1:06d}.tar",
-    )
+    first_tar = folder / "shard-000000.tar"
+    last_tar = folder / f"shard-{len(other_shards) + 1:06d}.tar"
     assert first_tar.stat().st_size == last_tar.stat().st_size
     first_tar.rename(tmp_path / "held")
     last_tar.rename(first_tar)
