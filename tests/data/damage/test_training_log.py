@@ -50,7 +50,7 @@ def test_the_ledger_lists_counts_and_forgets_what_a_resume_does_again(tmp_path: 
     assert resumed.totals() == {"substituted_images": 2, "bad_images": 2}
     assert path.read_text().splitlines() == [json.dumps(line) for line in lines[:2]]
     resumed.check()
-    resumed.note([entry(48, 9)])
+    resumed.record([entry(48, 9)])
     assert resumed.totals() == {"substituted_images": 3, "bad_images": 3}  # told in any case
     with pytest.raises(DataError, match=r"3 training images are damaged .* allows 2") as error:
         resumed.check()

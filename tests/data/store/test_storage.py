@@ -250,7 +250,7 @@ def test_an_evaluation_names_storage_that_stalls(folder: Path) -> None:
 def test_a_process_whose_storage_stalls_ends_and_leaves_one_line(folder: Path) -> None:
     program = f"""
 import sys
-from tests.data.test_storage import *
+from tests.data.store.test_storage import *
 source = loader(config(Path({str(folder)!r}), timeout_s=0.5))
 for path in Path({str(folder)!r}).glob("*.tar"):
     path.unlink()
