@@ -17,7 +17,7 @@ import yaml
 from vssl_dist import __version__, checkpoint, config, dist, sealed, state
 from vssl_dist.config import RunConfig
 from vssl_dist.config.differences import differences, named
-from vssl_dist.data.damage.training_log import Ledger, bad_images_allowed
+from vssl_dist.data.damage.training_log import SubstitutionLog, bad_images_allowed
 from vssl_dist.data.loader import Loader
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.engine import Engine
@@ -44,7 +44,7 @@ class Saver:
         self.versions = dist.broadcast(versions() if dist.rank() == 0 else {})
         self.saved_at = time.monotonic()
         allowed = bad_images_allowed(loader.samples, cfg.data.max_bad)
-        self.ledger = Ledger(cfg.dir, allowed)
+        self.ledger = SubstitutionLog(cfg.dir, allowed)
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, or start at step 0 if there is none."""
@@ -105,7 +105,7 @@ class Saver:
         return self.ledger.totals()
 
     def _note_substitutions(self) -> None:
-        self.ledger.note(self.loader.substitutions)
+        self.ledger.record(self.loader.substitutions)
         self.loader.substitutions.clear()
 
 

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.backends.memory import ran_out
+from vssl_dist.data.backends.memory import is_out_of_memory
 from vssl_dist.installed import has_dali
 
 UNREAD_BY_DALI = "Pillow decodes it and DALI does not"
@@ -51,7 +51,7 @@ def dali_decoder() -> Decode | None:
     try:
         return Decoder()
     except RuntimeError as error:
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise MemoryError("DALI") from error
         return None
 
@@ -71,7 +71,7 @@ def find_disagreement(data: bytes, pixels: NDArray[np.uint8], decode: Decode) ->
         try:
             dali_pixels = decode(data)
         except ValueError as error:
-            if ran_out(error, pixels.shape[0] * pixels.shape[1]):
+            if is_out_of_memory(error, pixels.shape[0] * pixels.shape[1]):
                 raise MemoryError("DALI") from error
             return UNREAD_BY_DALI
     pillow_pixels = pixels if pixels.ndim == 3 else pixels[..., None]

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vssl_dist.data.backends.memory import ran_out
-from vssl_dist.data.bare import bare
+from vssl_dist.data.backends.memory import is_out_of_memory
+from vssl_dist.data.bare import strip_metadata
 
 from .agreement import dali_decoder, find_disagreement
 from .encode import Encoded, encode_image
@@ -189,7 +189,7 @@ def encode_to_store(data: bytes, finding: Finding, rules: Rules) -> Encoded:
 
 def _open(data: bytes) -> Image.Image:
     """Open a file with Pillow, stripped of what stands around its picture."""
-    return Image.open(io.BytesIO(bare(data)), formats=_FORMATS)
+    return Image.open(io.BytesIO(strip_metadata(data)), formats=_FORMATS)
 
 
 def _to_upright(image: Image.Image, data: bytes) -> Image.Image:
@@ -215,7 +215,7 @@ def _rejection(error: Exception, pixels: int = 0) -> Finding:
     Raises:
         MemoryError: Memory ran out, which says nothing about the file.
     """
-    if ran_out(error, pixels):
+    if is_out_of_memory(error, pixels):
         raise MemoryError(_unreadable_reason(error)) from error
     return Finding(Verdict.REJECT, _unreadable_reason(error))
 

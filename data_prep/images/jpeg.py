@@ -14,8 +14,8 @@ from vssl_dist.data.bare import (
     FRAMES,
     SCAN,
     Segment,
+    has_signature,
     segments,
-    states,
 )
 
 from . import tiff_tags
@@ -63,7 +63,11 @@ def inspect_jpeg(data: bytes) -> StructureReport:
         and jpeg_segments[-1].end == len(data)
         and _PLAIN_MARKERS.issuperset(segment.marker for segment in jpeg_segments[:-1])
         and [_is_plain_frame(frame) for frame in frames] == [True]
-        and {data[segment.body + 13] for segment in jpeg_segments if states(data, segment, ADOBE)}
+        and {
+            data[segment.body + 13]
+            for segment in jpeg_segments
+            if has_signature(data, segment, ADOBE)
+        }
         <= {1}
         and (not exif or tiff_tags.is_tiff_directory(exif))
     )
@@ -95,7 +99,7 @@ def _segment_content(
 ) -> bytes:
     """Return what follows the identifier in the first such segment; b"" if there is none."""
     for segment in jpeg_segments:
-        if states(data, segment, identifier):
+        if has_signature(data, segment, identifier):
             return data[segment.body + 2 + len(identifier[1]) : segment.end]
     return b""
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support.kinds import KEEP, KINDS
 from tests.support.photos import crop
 from vssl_dist.data.backends.reference import decode
-from vssl_dist.data.bare import JPEG, PNG, bare, chunks, segments
+from vssl_dist.data.bare import JPEG, PNG, chunks, segments, strip_metadata
 
 PICTURE = crop(5, 16, (30, 44))
 TOLD = {"exif", "icc_profile", "comment", "xmp", "photoshop", "gamma", "srgb", "chromaticity",
@@ -21,7 +21,7 @@ TOLD = {"exif", "icc_profile", "comment", "xmp", "photoshop", "gamma", "srgb", "
 
 @pytest.mark.parametrize("kind", KEEP)
 def test_pillow_shows_the_picture_alone_and_learns_nothing_else(kind: str) -> None:
-    image = Image.open(io.BytesIO(bare(KEEP[kind](PICTURE))))
+    image = Image.open(io.BytesIO(strip_metadata(KEEP[kind](PICTURE))))
     pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape == PICTURE.shape
     assert not TOLD & set(image.info)
@@ -31,9 +31,9 @@ def test_pillow_shows_the_picture_alone_and_learns_nothing_else(kind: str) -> No
 def test_a_file_of_nothing_but_a_picture_is_not_copied() -> None:
     for kind in ("png plain", "png by pillow", "jpeg own", "jpeg by pillow"):
         data = KEEP[kind](PICTURE)
-        assert bare(data) is data
+        assert strip_metadata(data) is data
     gif = KINDS["gif"](PICTURE)
-    assert bare(gif) is gif
+    assert strip_metadata(gif) is gif
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "9 MB" not in kind])
@@ -42,7 +42,7 @@ def test_no_cut_and_no_noise_raises_and_only_damage_does_not_decode(kind: str) -
     random = np.random.default_rng(0)
     for cut in random.integers(0, len(data), 20).tolist():
         for hurt in (data[:cut], data[:cut] + random.bytes(9) + data[cut:]):
-            assert isinstance(bare(hurt), bytes)
+            assert isinstance(strip_metadata(hurt), bytes)
     if kind in KEEP:
         assert decode(np.frombuffer(data, np.uint8)).size == PICTURE.shape[1::-1]
 
@@ -54,14 +54,14 @@ def test_a_file_of_countless_parts_takes_no_time() -> None:
         JPEG + 20_000_000 * b"\xff",
         PNG + 2_000_000 * (b"\0\0\0\0prVt" + bytes(4)),
     ):
-        assert len(bare(hostile)) <= len(hostile)
+        assert len(strip_metadata(hostile)) <= len(hostile)
     assert time.process_time() - start < 2
 
 
 def test_parts_are_walked_over_to_the_end_and_not_beyond() -> None:
     png, jpeg = (KEEP[kind](PICTURE) for kind in ("png by pillow", "jpeg by pillow"))
     for data, walk, last in ((png, chunks, b"IEND"), (jpeg, segments, 0xD9)):
-        parts = list(walk(data + data))
-        assert parts[-1][0] == last
-        assert parts[-1].end == len(data)
-        assert [part[0] for part in parts].count(last) == 1
+        sections = list(walk(data + data))
+        assert sections[-1][0] == last
+        assert sections[-1].end == len(data)
+        assert [section[0] for section in sections].count(last) == 1

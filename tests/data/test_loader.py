@@ -84,8 +84,8 @@ def test_every_world_size_sees_the_same_ids_and_pixels(folder: Path, backend: st
     for world_size in (2, 4):
         cfg = config(folder, backend, threads=world_size)
         ranks = [take(loader(cfg, rank, world_size), 6) for rank in range(world_size)]
-        for step, want in enumerate(alone):
-            assert same(joined([batches[step] for batches in ranks]), want)
+        for step, expected in enumerate(alone):
+            assert same(joined([batches[step] for batches in ranks]), expected)
 
 
 def test_batches_have_the_promised_shapes(folder: Path) -> None:
@@ -131,8 +131,8 @@ def test_each_id_comes_once_per_epoch(folder: Path) -> None:
     ids = joined(take(loader(config(folder)), 3 * SAMPLES // 16 + 1))
     rows = ids.ids.reshape(-1, 4, 4).transpose(1, 2).reshape(-1)  # back into order of position
     for epoch in range(3):
-        part = rows[epoch * SAMPLES : (epoch + 1) * SAMPLES]
-        assert sorted(part.tolist()) == list(range(SAMPLES))
+        epoch_ids = rows[epoch * SAMPLES : (epoch + 1) * SAMPLES]
+        assert sorted(epoch_ids.tolist()) == list(range(SAMPLES))
 
 
 def test_a_view_is_another_one_in_another_epoch(folder: Path) -> None:
@@ -181,25 +181,25 @@ def test_a_bad_sample_has_the_same_substitute_on_every_world_size(
     bad = damage(folder, tmp_path, [12, 30, 31], fix_crc=fix_crc)
     clean = joined(take(loader(config(folder, backend)), 4))
     alone = loader(config(bad, backend))
-    got = joined(take(alone, 4))
+    actual = joined(take(alone, 4))
     expected = {12: 0, 30: 32, 31: 32}
     assert {s.planned: s.used for s in alone.substitutions} == expected
-    assert torch.equal(got.ids, clean.ids)
+    assert torch.equal(actual.ids, clean.ids)
 
     pairs = [loader(config(bad, backend), rank, 2) for rank in range(2)]
     ranks = [take(source, 4) for source in pairs]
     steps = [joined([ranks[0][step], ranks[1][step]]) for step in range(4)]
-    assert same(joined(steps), got)
-    found = [s for source in pairs for s in source.substitutions]
-    assert {s.planned: s.used for s in found} == expected
-    assert all(("does not decode" in s.reason) == fix_crc for s in found)
+    assert same(joined(steps), actual)
+    substitutions = [s for source in pairs for s in source.substitutions]
+    assert {s.planned: s.used for s in substitutions} == expected
+    assert all(("does not decode" in s.reason) == fix_crc for s in substitutions)
 
-    for row, sample in enumerate(got.ids.tolist()):
+    for row, sample in enumerate(actual.ids.tolist()):
         untouched = all(
-            torch.equal(g[row], c[row]) for g, c in zip(got.views, clean.views, strict=True)
+            torch.equal(g[row], c[row]) for g, c in zip(actual.views, clean.views, strict=True)
         )
         assert untouched == (sample not in expected)
-        assert got.labels[row] == expected.get(sample, sample) % 4
+        assert actual.labels[row] == expected.get(sample, sample) % 4
 
 
 def test_four_shards_without_a_usable_image_are_one_line(folder: Path, tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_a_resume_on_other_threads_and_ranks_sees_the_same_pixels(folder: Path, 
             source = loader(config(folder, "reference", threads=threads), rank, world_size)
             source.position = stop * 16
             ranks.append(take(source, 3))
-        for step, want in enumerate(straight):
-            assert same(joined([batches[step] for batches in ranks]), want)
+        for step, expected in enumerate(straight):
+            assert same(joined([batches[step] for batches in ranks]), expected)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -243,11 +243,11 @@ def test_the_sequence_does_not_depend_on_how_many_batches_are_made_at_once(
     cfg = config(folder)
     data = cfg.data
     spec = BackendSpec(data.views, data.image_size, data.normalise, data.threads, device)
-    want = take(build_loader(cfg, rank=0, world_size=1, device=device), 9)
+    expected = take(build_loader(cfg, rank=0, world_size=1, device=device), 9)
     for number in (1, 3):
         backends = [build_backend("dali", spec) for _ in range(number)]
         source = Loader(cfg, Dataset.open(folder), backends, rank=0, world_size=1)
-        assert all(same(a, b) for a, b in zip(take(source, 9), want, strict=True))
+        assert all(same(a, b) for a, b in zip(take(source, 9), expected, strict=True))
 
 
 def test_a_loader_has_one_integer_of_state(folder: Path) -> None:
@@ -349,8 +349,8 @@ def test_evaluation_sees_each_sample_once_in_order(folder: Path, backend: str) -
     assert whole.ids.tolist() == list(range(SAMPLES))
     assert torch.equal(whole.labels, whole.ids % 4)
     pixels = np.stack([crop(number, 4) for number in range(SAMPLES)]) / 255
-    want = (pixels - Normalisation().mean) / Normalisation().std
-    np.testing.assert_allclose(whole.views[0].numpy(), want.transpose(0, 3, 1, 2), atol=1e-4)
+    expected = (pixels - Normalisation().mean) / Normalisation().std
+    np.testing.assert_allclose(whole.views[0].numpy(), expected.transpose(0, 3, 1, 2), atol=1e-4)
 
 
 def test_evaluation_of_the_first_few_and_of_a_damaged_one(folder: Path, tmp_path: Path) -> None:
@@ -359,8 +359,8 @@ def test_evaluation_of_the_first_few_and_of_a_damaged_one(folder: Path, tmp_path
         Dataset.open(bad), EVALUATION, backend="dali", batch=8, ids=np.arange(12)
     )
     batches = list(source)
-    found = [[(bad.planned, bad.used) for bad in batch.substitutions] for batch in batches]
-    assert found == [[(3, 4)], []]
+    substitutions = [[(bad.planned, bad.used) for bad in batch.substitutions] for batch in batches]
+    assert substitutions == [[(3, 4)], []]
     assert batches[0].substitutions[0].reason.startswith("does not decode")
     whole = joined(batches)
     assert whole.ids.tolist() == list(range(12))

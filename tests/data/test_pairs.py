@@ -44,15 +44,18 @@ def test_pair_t_is_what_epoch_t_of_training_shows(tmp_path: Path, backend: str) 
         name="test", seed=SEED, method=MethodConfig(name="byol"), data=data, optim=optim
     )
     loader = build_loader(cfg, rank=0, world_size=1, device="cpu")
-    shown: dict[int, list[list[torch.Tensor]]] = {number: [] for number in range(SAMPLES)}
+    trained: dict[int, list[list[torch.Tensor]]] = {number: [] for number in range(SAMPLES)}
     for batch in islice(loader, 2 * SAMPLES // 4 + 1):  # two epochs, and the start of the third
         for row, number in enumerate(batch.ids.tolist()):
-            shown[number].append([view[row] for view in batch.views])
+            trained[number].append([view[row] for view in batch.views])
     loader.close()
-    for number, times in shown.items():
+    for number, times in trained.items():
         assert len(times) >= 2
-        own = views[number].unflatten(0, (3, 2))
-        matches = [[bool((own[t] == torch.stack(seen)).all()) for t in range(3)] for seen in times]
+        by_pair = views[number].unflatten(0, (3, 2))
+        matches = [
+            [bool((by_pair[t] == torch.stack(views_of_epoch)).all()) for t in range(3)]
+            for views_of_epoch in times
+        ]
         assert all(sum(row) == 1 for row in matches), "each is exactly one of the pairs"
         assert len({row.index(True) for row in matches}) == len(times), "and each another one"
 
@@ -62,6 +65,6 @@ def test_some_images_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None
     spec, pairs = BackendSpec((), 32, Normalisation()), Pairs(RECIPES, count=1, seed=0)
     dataset = Dataset.open(folder)
     ids = np.array([0, 9, 2, 3, 4, 1])
-    found = list(augmented_batches(dataset, spec, pairs, backend="reference", batch=4, ids=ids))
-    assert [batch.ids.tolist() for batch in found] == [[0, 9, 2, 3], [4, 1]]
-    assert all(len(batch.views) == 2 for batch in found)
+    batches = list(augmented_batches(dataset, spec, pairs, backend="reference", batch=4, ids=ids))
+    assert [batch.ids.tolist() for batch in batches] == [[0, 9, 2, 3], [4, 1]]
+    assert all(len(batch.views) == 2 for batch in batches)

@@ -123,9 +123,9 @@ def test_every_world_size_takes_the_naive_order(topology: Topology) -> None:
         positions = sorted(
             range(start, start + topology.micro), key=lambda p: (p % topology.streams, p)
         )
-        want = [order[p] for p in positions]
+        expected = [order[p] for p in positions]
         for world, plan in plans.items():
-            assert rows(plan, start, world) == want, f"step {step} on {world} ranks"
+            assert rows(plan, start, world) == expected, f"step {step} on {world} ranks"
 
 
 STREAMS = (1, 12, 60, 64, 96)
@@ -144,22 +144,22 @@ def test_hundreds_of_topologies_share_one_naive_order_and_see_each_id_once(
     sizes: tuple[int, ...], streams: int, accumulate: int
 ) -> None:
     # A micro-step of about a tenth of the epoch, so that steps straddle its end.
-    each = max(1, sum(sizes) // (10 * streams))
-    topology = Topology(sizes, streams, 5, streams * accumulate * each, accumulate)
+    turns = max(1, sum(sizes) // (10 * streams))
+    topology = Topology(sizes, streams, 5, streams * accumulate * turns, accumulate)
     steps = -(-topology.samples // topology.micro) + 1
     order = naive_order(topology, 3, steps * topology.micro)
     assert sorted(sample for _, sample in order[: topology.samples]) == list(range(sum(sizes)))
     plan = topology.plan()
     for step in range(steps):
         start = step * topology.micro
-        want = [
+        expected = [
             order[p]
             for stream in range(streams)
             for p in range(start, start + topology.micro)
             if p % streams == stream
         ]
         for world in divisors(streams):
-            assert rows(plan, start, world) == want, f"step {step} on {world} ranks"
+            assert rows(plan, start, world) == expected, f"step {step} on {world} ranks"
 
 
 def test_the_topologies_above_are_hundreds() -> None:
@@ -168,11 +168,11 @@ def test_the_topologies_above_are_hundreds() -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_each_id_comes_once_per_epoch(topology: Topology) -> None:
-    plan, seen = topology.plan(), Counter[tuple[int, int]]()
+    plan, counts = topology.plan(), Counter[tuple[int, int]]()
     for start in range(0, 3 * topology.samples + topology.micro, topology.micro):
-        seen.update(rows(plan, start, 1))
+        counts.update(rows(plan, start, 1))
     for epoch in range(3):
-        assert [seen[epoch, sample] for sample in range(topology.samples)] == [1] * topology.samples
+        assert all(counts[epoch, sample] == 1 for sample in range(topology.samples))
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -199,13 +199,13 @@ def test_any_position_equals_the_naive_epochs_around_it(epoch: int, streams: int
 
     last = (end - 1) // topology.micro * topology.micro  # holds the last position of an epoch
     for start in (last - topology.micro, last, last + topology.micro):
-        want = [
+        expected = [
             naive(p)
             for s in range(streams)
             for p in range(start + s, start + topology.micro, streams)
         ]
-        assert rows(topology.plan(), start, 1) == want
-        assert rows(topology.plan(), start, streams) == want
+        assert rows(topology.plan(), start, 1) == expected
+        assert rows(topology.plan(), start, streams) == expected
 
 
 def test_the_order_is_frozen() -> None:

@@ -32,7 +32,7 @@ def same(a: Draws, b: Draws) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("counter", "key", "want"),
+    ("counter", "key", "expected"),
     [  # the known answers published with the generator (Random123, philox4x32, 10 rounds)
         ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         (
@@ -48,11 +48,11 @@ def same(a: Draws, b: Draws) -> bool:
     ],
 )
 def test_philox_gives_the_published_answers(
-    counter: tuple[int, ...], key: tuple[int, ...], want: tuple[int, ...]
+    counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     c0, c1, c2, c3 = (np.array([word], np.uint64) for word in counter)
     k0, k1 = (np.array([word], np.uint64) for word in key)
-    assert tuple(int(word[0]) for word in philox((c0, c1, c2, c3), (k0, k1))) == want
+    assert tuple(int(word[0]) for word in philox((c0, c1, c2, c3), (k0, k1))) == expected
 
 
 def test_a_draw_depends_on_its_own_address_only() -> None:
@@ -66,13 +66,13 @@ def test_a_draw_depends_on_its_own_address_only() -> None:
     "change", [{"seed": 1}, {"epoch": 1}, {"view": 1}, {"ids": np.arange(1000) + 1000}]
 )
 def test_every_part_of_the_address_matters(change: dict[str, Any]) -> None:
-    ours, theirs = drawn(RECIPE, 1000), drawn(RECIPE, 1000, **change)
+    draws, other_draws = drawn(RECIPE, 1000), drawn(RECIPE, 1000, **change)
     for name in ("brightness", "contrast", "saturation", "hue"):
-        a, b = getattr(ours, name), getattr(theirs, name)
-        both = (a != a[0] * 0 + (name != "hue")) & (b != (name != "hue"))
-        assert abs(np.corrcoef(a[both], b[both])[0, 1]) < 0.15
-    assert (ours.crop != theirs.crop).any(axis=1).mean() > 0.95
-    assert 0.4 < (ours.flip != theirs.flip).mean() < 0.6
+        a, b = getattr(draws, name), getattr(other_draws, name)
+        jittered_in_both = (a != a[0] * 0 + (name != "hue")) & (b != (name != "hue"))
+        assert abs(np.corrcoef(a[jittered_in_both], b[jittered_in_both])[0, 1]) < 0.15
+    assert (draws.crop != other_draws.crop).any(axis=1).mean() > 0.95
+    assert 0.4 < (draws.flip != other_draws.flip).mean() < 0.6
 
 
 def test_ids_beyond_32_bits_are_different_ids() -> None:
@@ -111,10 +111,10 @@ def test_probabilities_and_ranges_are_those_of_the_recipe() -> None:
     ):
         values = getattr(draws, name)
         assert (values[~jittered] == middle).all()
-        found = values[jittered]
-        assert found.min() == near(middle - half, abs=0.01)
-        assert found.max() == near(middle + half, abs=0.01)
-        assert found.std() == near(half / 3**0.5, rel=0.03)
+        factors = values[jittered]
+        assert factors.min() == near(middle - half, abs=0.01)
+        assert factors.max() == near(middle + half, abs=0.01)
+        assert factors.std() == near(half / 3**0.5, rel=0.03)
 
 
 def test_what_a_recipe_never_does_is_the_identity() -> None:
@@ -159,18 +159,21 @@ def test_crops_are_distributed_as_torchvision_draws_them(
     assert (crops[:, :2] + crops[:, 2:] <= size).all()
 
     torch.manual_seed(0)
-    theirs = RandomResizedCrop(8, scale=chosen.crop_scale, ratio=chosen.crop_ratio)
+    reference = RandomResizedCrop(8, scale=chosen.crop_scale, ratio=chosen.crop_ratio)
     image = torch.zeros(3, *size)
-    found = [theirs.make_params([image]) for _ in range(4000)]
-    want = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in found])
-    for ours, others in zip(crops.T, want.T, strict=True):
+    boxes = [reference.make_params([image]) for _ in range(4000)]
+    expected = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in boxes])
+    for column, reference_column in zip(crops.T, expected.T, strict=True):
         # Kolmogorov and Smirnov's distance; one draw in 10,000 exceeds this bound by chance.
         grid = np.arange(max(size) + 1)
-        below = [np.searchsorted(np.sort(column), grid, side="right") for column in (ours, others)]
+        below = [
+            np.searchsorted(np.sort(edges), grid, side="right")
+            for edges in (column, reference_column)
+        ]
         assert np.abs(below[0] - below[1]).max() / 4000 < 2.2 * (2 / 4000) ** 0.5
-    assert abs((crops[:, 2] * crops[:, 3]).mean() - (want[:, 2] * want[:, 3]).mean()) < 0.03 * (
-        size[0] * size[1]
-    )
+    assert abs(
+        (crops[:, 2] * crops[:, 3]).mean() - (expected[:, 2] * expected[:, 3]).mean()
+    ) < 0.03 * (size[0] * size[1])
 
 
 def test_an_image_no_crop_fits_into_gets_the_centre() -> None:

@@ -23,13 +23,19 @@ from vssl_dist.evaluation.features.extract import (
     random_network,
     raw_pixels,
 )
-from vssl_dist.evaluation.finetune import Classifier, Labelled, Schedule, best_lr, finetune
+from vssl_dist.evaluation.finetune import (
+    Classifier,
+    FinetuneRun,
+    LabelledImages,
+    choose_lr,
+    finetune,
+)
 from vssl_dist.evaluation.run import baselines, evaluate
 from vssl_dist.evaluation.scores.probe import split
 
 CLASSES = 4
 QUICK = FinetuneConfig(epochs=4, train_batch=16, lr=(0.5,), batch=50)
-PLAN = Schedule(lr=0.5, epochs=4)
+PLAN = FinetuneRun(lr=0.5, epochs=4)
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +47,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def labelled(data: Path, count: int = 72) -> Labelled:
+def labelled(data: Path, count: int = 72) -> LabelledImages:
     reading = Reading(32, NORMALISE, backend="reference")
-    return Labelled(Dataset.open(data / "train"), np.arange(count), CLASSES, reading)
+    return LabelledImages(Dataset.open(data / "train"), np.arange(count), CLASSES, reading)
 
 
 def test_an_epoch_shows_every_image_once_and_another_one_shows_it_otherwise(data: Path) -> None:
     task = QUICK.model_copy(update={"train_batch": 12})
-    shown = [list(labelled(data).epoch(task, 0, epoch)) for epoch in (0, 1, 0)]
-    orders = [torch.cat([batch.ids for batch in batches]) for batches in shown]
+    epochs = [list(labelled(data).epoch(task, 0, epoch)) for epoch in (0, 1, 0)]
+    orders = [torch.cat([batch.ids for batch in batches]) for batches in epochs]
     assert orders[0].sort().values.tolist() == list(range(72))
     assert orders[0].tolist() == orders[2].tolist() != orders[1].tolist()
     views = [torch.cat([b.views[0] for b in batches])[o.argsort()] for batches, o in
-             zip(shown, orders, strict=True)]  # fmt: skip
+             zip(epochs, orders, strict=True)]  # fmt: skip
     assert torch.equal(views[0], views[2])
     assert not any(torch.equal(one, other) for one, other in zip(views[0], views[1], strict=True))
-    labels = torch.cat([batch.labels for batch in shown[0]])
+    labels = torch.cat([batch.labels for batch in epochs[0]])
     assert labels.tolist() == Dataset.open(data / "train").rows(orders[0].numpy())["label"].tolist()
 
 
@@ -74,7 +80,7 @@ def test_a_step_is_that_of_sgd_on_all_weights(data: Path) -> None:
     by_hand = Classifier(network, 128, CLASSES).train()
     before = copy.deepcopy(by_hand)
     F.cross_entropy(by_hand(batch.views[0]), batch.labels).backward()
-    tuned, losses = finetune(network, images, task, Schedule(0.5, epochs=1, seed=3))
+    tuned, losses = finetune(network, images, task, FinetuneRun(0.5, epochs=1, seed=3))
     assert losses == [pytest.approx(torch.tensor(float(CLASSES)).log().item())]
     old, new = dict(before.named_parameters()), dict(tuned.named_parameters())
     for name, parameter in by_hand.named_parameters():
@@ -117,22 +123,22 @@ def test_a_training_that_diverges_is_one_clear_line(data: Path) -> None:
 def test_the_learning_rate_is_chosen_on_images_that_are_held_out(data: Path) -> None:
     network, images = random_network("resnet10_c16", 32), labelled(data)
     task = QUICK.model_copy(update={"lr": (1e30, 0.5, 1e-6), "search_epochs": 3, "held_out": 0.25})
-    found = best_lr(network, images, task)
+    found = choose_lr(network, images, task)
     assert found["lr"] == 0.5
     assert found["held_out_images"] == 16, "a quarter of the 18 of each class, whole images"
     assert list(found["held_out"]) == ["1e-06", "0.5", "1e+30"]
     assert found["held_out"]["1e+30"] == 0, "it diverged"
     fit, check = split(torch.from_numpy(images.labels), torch.arange(72), 0.25, seed=0)
     rest = replace(images, ids=fit.numpy())
-    model, _ = finetune(network, rest, task, Schedule(0.5, epochs=3))
+    model, _ = finetune(network, rest, task, FinetuneRun(0.5, epochs=3))
     ids = np.isin(np.arange(72), check.numpy())
     whole = extract(model, images.dataset, images.reading)
     right = (whole.features.argmax(1) == whole.labels).numpy()
     assert found["held_out"]["0.5"] == pytest.approx(right[ids].mean())
-    alone = best_lr(network, images, QUICK)
+    alone = choose_lr(network, images, QUICK)
     assert alone == {"lr": 0.5, "held_out": {}, "held_out_images": 0}, "nothing is trained"
     one_each = replace(images, ids=np.arange(CLASSES))
-    assert best_lr(network, one_each, task)["lr"] == 0.5, "the middle one"
+    assert choose_lr(network, one_each, task)["lr"] == 0.5, "the middle one"
 
 
 def test_one_learning_rate_may_be_a_number() -> None:

@@ -29,11 +29,11 @@ from vssl_dist.preview.page import (
     TILE,
     TITLE,
     Tile,
-    corner,
-    enlarged,
-    page,
+    draw_page,
+    fit_to_tile,
+    tile_corner,
 )
-from vssl_dist.preview.sheet import augmentation_sheet, described
+from vssl_dist.preview.sheet import augmentation_sheet, describe_draws
 
 PLAIN = Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -62,7 +62,7 @@ def config(folder: Path, backend: str) -> RunConfig:
 
 
 def tile(sheet: NDArray[np.uint8], x: int, y: int, pitch: int) -> NDArray[np.uint8]:
-    left, top = corner(x, y, pitch)
+    left, top = tile_corner(x, y, pitch)
     return sheet[top : top + TILE, left : left + TILE]
 
 
@@ -84,9 +84,9 @@ def test_a_sheet_shows_originals_beside_the_views_of_the_loader(
         same = (original == crop(int(batch.ids[row]), 4)).all(axis=2)
         assert same.mean() > 0.5  # the lines of the crops are drawn over the rest
         for number, factor in enumerate((6, 6, 12)):
-            shown = tile(sheet, number + 1, row, pitch)[2::factor, 2::factor]
+            pixels = tile(sheet, number + 1, row, pitch)[2::factor, 2::factor]
             levels = (255 * batch.views[number][row].permute(1, 2, 0)).round().numpy()
-            assert np.array_equal(shown, levels)
+            assert np.array_equal(pixels, levels)
 
 
 def test_a_sheet_of_no_dataset_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def draws(**changed: object) -> Draws:
 
 
 def test_a_caption_says_what_was_drawn_and_nothing_else() -> None:
-    assert described(draws()) == ["30 x 20 at 4, 3", "no colour jitter"]
-    told = described(
+    assert describe_draws(draws()) == ["30 x 20 at 4, 3", "no colour jitter"]
+    lines = describe_draws(
         draws(
             flip=np.bool_(True),
             brightness=np.float32(1.2),
@@ -124,7 +124,7 @@ def test_a_caption_says_what_was_drawn_and_nothing_else() -> None:
             solarize=np.bool_(True),
         )
     )
-    assert told == [
+    assert lines == [
         "30 x 20 at 4, 3, flipped",
         "brightness 1.20, contrast 1.00",
         "saturation 1.00, hue -36°",
@@ -134,7 +134,7 @@ def test_a_caption_says_what_was_drawn_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (500, 1), (1, 500), (32, 32), (193, 192), (96, 64)])
 def test_every_picture_fits_its_tile_and_keeps_its_shape(size: tuple[int, int]) -> None:
-    picture, scale = enlarged(Image.new("RGB", size))
+    picture, scale = fit_to_tile(Image.new("RGB", size))
     assert max(picture.size) <= TILE
     assert picture.size == tuple(max(1, round(scale * side)) for side in size)
     assert scale == int(scale) or max(size) > TILE
@@ -142,7 +142,7 @@ def test_every_picture_fits_its_tile_and_keeps_its_shape(size: tuple[int, int]) 
 
 def test_a_page_marks_crops_thinner_than_a_line_and_cuts_long_captions() -> None:
     wide = Tile(Image.new("RGB", (900, 3)), ["a" * 400, "é ü 漢"], None, [(10, 0, 11, 1)])
-    sheet = page(("t" * 400, ""), [("h" * 400, "")], [[wide]])
+    sheet = draw_page(("t" * 400, ""), [("h" * 400, "")], [[wide]])
     assert sheet.width == 2 * MARGIN + TILE
     right = np.array(sheet)[:, MARGIN + TILE :]
     assert (right == 255).all()  # nothing reaches into the margin

@@ -71,7 +71,7 @@ class Loader:
         self._world_size = world_size
         self._check = partial(dataset.watch.check, cfg.data.timeout_s, f"rank {rank}")
         self._plan = run_plan(cfg, dataset.shard_sizes)
-        # Asked here only to refuse, before any file is read, ranks that do not divide the streams.
+        # Asked only to refuse, before anything is rendered, ranks that do not divide the streams.
         self._plan.streams_of(rank, world_size)
         self._plan_lock = Lock()  # a plan keeps caches, and each source plans in its own thread
         self._prefetcher: Prefetcher[Batch] | None = None

@@ -1,4 +1,4 @@
-"""Which sample stands at which position: computed, not stored.
+"""The order of the training samples: computed from a position, not stored.
 
 Position ``p`` of the endless training sequence lies in epoch ``e = p // N`` at place ``q = p % N``
 and belongs to stream ``s = p % S``, whose ``k = q // S``-th sample of the epoch it is.  In every
@@ -22,17 +22,19 @@ from vssl_dist.errors import ConfigError
 
 Int64 = NDArray[np.int64]
 
-_SHARDS, _WINDOW = 1, 2  # what a generator shuffles: keeps the two kinds of draws apart
-_EPOCHS_KEPT = 2  # a batch that straddles an epoch's end needs both
+_SHARDS = 1
+_WINDOW = 2
+"""What a generator shuffles, as part of its key: shards and windows never share random numbers."""
+_CACHED_EPOCHS = 2  # a batch that straddles the end of an epoch needs both
 
 
-def _permutation(size: int, seed: int, epoch: int, what: tuple[int, int, int]) -> Int64:
-    """A permutation keyed by all arguments.
+def _permutation(size: int, seed: int, epoch: int, counter: tuple[int, int, int]) -> Int64:
+    """Return a permutation keyed by all arguments.
 
     The order of a run must survive an upgrade of numpy, which promises the raw output of its
     bit generators for ever but not ``Generator.permutation``: hence ranks of raw numbers.
     """
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, *what])
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, *counter])
     return np.argsort(bits.random_raw(size), kind="stable")
 
 
@@ -42,7 +44,7 @@ class _Epoch(NamedTuple):
     shards: Int64
     """Shard numbers in this epoch's order."""
     ends: Int64
-    """Where each of them ends in the concatenation."""
+    """Where each shard ends when they are laid end to end in this order."""
     cuts: Int64
     """``(S + 1,)``: where each stream's stretch begins, and N."""
 
@@ -86,19 +88,19 @@ class Plan:
     )
 
     def __post_init__(self) -> None:
-        each_step = self.streams * self.accumulate
-        if self.global_batch % each_step:
+        divisor = self.streams * self.accumulate
+        if self.global_batch % divisor:
             raise ConfigError(
                 f"optim.global_batch={self.global_batch} must be a multiple of data.streams * "
-                f"optim.accumulate = {each_step}"
+                f"optim.accumulate = {divisor}"
             )
         if self.samples == 0:
             raise ConfigError("data.train: the dataset holds no sample (shard some images first)")
 
-    # Kept: each is a pass over all shards, of which there may be a million.
+    # Cached: it is a pass over all shards, of which there may be a million.
     @cached_property
     def samples(self) -> int:
-        """N, the samples of one epoch."""
+        """The number N of samples in one epoch."""
         return int(self.shard_sizes.sum())
 
     @cached_property
@@ -112,7 +114,7 @@ class Plan:
         return self.global_batch // self.accumulate
 
     def micro_batch_ids(self, position: int, rank: int, world_size: int) -> tuple[Int64, Int64]:
-        """The samples that one rank takes in the micro-step that begins at ``position``.
+        """Return the samples that one rank takes in the micro-step that begins at ``position``.
 
         Args:
             position: A multiple of ``global_batch / accumulate``, at least 0.
@@ -128,29 +130,34 @@ class Plan:
             ConfigError: ``streams`` is not a multiple of ``world_size``.
             ValueError: No micro-step begins at ``position``, or there is no such rank.
         """
-        mine = self.streams_of(rank, world_size)
+        own_streams = self.streams_of(rank, world_size)
         if position < 0 or position % self.micro_batch:
             raise ValueError(
                 f"position {position} is not the start of a micro-step: it must be a multiple of "
                 f"global_batch / accumulate = {self.micro_batch}"
             )
         stride = np.arange(0, self.micro_batch, self.streams, dtype=np.int64)
-        streams = np.repeat(np.arange(mine.start, mine.stop, dtype=np.int64), len(stride))
-        epochs, place = np.divmod(position + streams + np.tile(stride, len(mine)), self.samples)
-        windows, within = np.divmod(place // self.streams, self.window)
+        streams = np.repeat(
+            np.arange(own_streams.start, own_streams.stop, dtype=np.int64), len(stride)
+        )
+        epochs, offsets = np.divmod(
+            position + streams + np.tile(stride, len(own_streams)), self.samples
+        )
+        windows, rows = np.divmod(offsets // self.streams, self.window)
 
         ids = np.empty_like(streams)
         keys = np.stack([epochs, streams, windows], axis=1)
-        # Positions of one stream follow each other, so equal keys stand side by side.
+        # Positions of one stream follow each other, so equal keys stand side by side, and each
+        # window is looked up once.
         starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
         for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
             epoch, stream, window = keys[start].tolist()
-            order = self._window_ids(epoch, stream, window, keep=2 * len(mine))
-            ids[start:stop] = order[within[start:stop]]
+            order = self._window_ids(epoch, stream, window, capacity=2 * len(own_streams))
+            ids[start:stop] = order[rows[start:stop]]
         return ids, epochs
 
     def streams_of(self, rank: int, world_size: int) -> range:
-        """The streams a rank owns: contiguous, disjoint over ranks, none left out.
+        """Return the streams of a rank: contiguous, disjoint over ranks, none left out.
 
         Raises:
             ConfigError: ``streams`` is not a multiple of ``world_size``.
@@ -163,38 +170,42 @@ class Plan:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"there is no rank {rank} among {world_size}")
-        each = self.streams // world_size
-        return range(rank * each, (rank + 1) * each)
+        per_rank = self.streams // world_size
+        return range(rank * per_rank, (rank + 1) * per_rank)
 
-    def _window_ids(self, epoch: int, stream: int, window: int, keep: int) -> Int64:
-        """The ids of one window of one stream, in the order in which they are taken."""
+    def _window_ids(self, epoch: int, stream: int, window: int, capacity: int) -> Int64:
+        """Return the ids of one window of one stream, in the order in which they are taken."""
         key = (epoch, stream, window)
         if key in self._windows:
             self._windows.move_to_end(key)
             return self._windows[key]
-        table = self._epoch(epoch)
-        start = int(table.cuts[stream]) + window * self.window
-        size = min(self.window, int(table.cuts[stream + 1]) - start)
-        place = start + _permutation(size, self.seed, epoch, (window, stream, _WINDOW))
-        nth = np.searchsorted(table.ends, place, side="right")
-        shard = table.shards[nth]
-        begins = table.ends[nth] - self.shard_sizes[shard]
-        ids: Int64 = self._first_ids[shard] + place - begins
+        layout = self._epoch(epoch)
+        start = int(layout.cuts[stream]) + window * self.window
+        size = min(self.window, int(layout.cuts[stream + 1]) - start)
+        offsets = start + _permutation(size, self.seed, epoch, (window, stream, _WINDOW))
+        # From offsets in this epoch's order of the shards to ids, which count in their own order.
+        nth = np.searchsorted(layout.ends, offsets, side="right")
+        shards = layout.shards[nth]
+        shard_starts = layout.ends[nth] - self.shard_sizes[shards]
+        ids: Int64 = self._first_ids[shards] + offsets - shard_starts
         self._windows[key] = ids
-        while len(self._windows) > keep:
+        while len(self._windows) > capacity:
             self._windows.popitem(last=False)
         return ids
 
     def _epoch(self, epoch: int) -> _Epoch:
+        """Return the layout of an epoch."""
         if epoch not in self._epochs:
-            n, s = self.samples, self.streams
+            samples = self.samples
+            streams = self.streams
             shards = _permutation(len(self.shard_sizes), self.seed, epoch, (0, 0, _SHARDS))
-            # Stream j's first place in the epoch is d; from there it takes every S-th.
-            d = (np.arange(s, dtype=np.int64) - epoch * n % s) % s
-            counts = -((d - n) // s)
+            # Streams take turns through all epochs, so where N is no multiple of S an epoch begins
+            # in the middle of a turn.  A stream has every S-th position from its first one on.
+            first = (np.arange(streams, dtype=np.int64) - epoch * samples % streams) % streams
+            counts = -((first - samples) // streams)
             cuts = np.concatenate([[0], np.cumsum(counts)])
             self._epochs[epoch] = _Epoch(shards, np.cumsum(self.shard_sizes[shards]), cuts)
-            while len(self._epochs) > _EPOCHS_KEPT:
+            while len(self._epochs) > _CACHED_EPOCHS:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
 

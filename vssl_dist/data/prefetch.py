@@ -1,4 +1,4 @@
-"""Keeps iterators a little ahead of whoever consumes them, in threads that always end."""
+"""Runs iterators a little ahead of their consumer, in threads that always end."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from threading import Event, Thread, current_thread
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
-Made: TypeAlias = tuple[list[T], BaseException | None]
-"""An item, or what came instead of one: the end, or an error."""
+Entry: TypeAlias = tuple[list[T], BaseException | None]
+"""One item, or no item and the error in its place; neither at the end of a source."""
 
-_PATIENCE_S = 0.1  # how often a waiting side looks whether the other one is still there
+_POLL_S = 0.1  # how often a waiting side looks whether the other one is still there
 _JOIN_S = 30.0  # a read from a stalled file system must not keep a process from ending
 
 
 class Prefetcher(Generic[T]):
-    """An iterator over the next item of each source in turn, made in the background.
+    """An iterator that takes the next item of each source in turn, made in the background.
 
     Each source has a thread of its own, and all work at once.  An exception in a source reaches
     the consumer in its place in the sequence.  The threads end when a source does, on `close`,
@@ -28,10 +28,10 @@ class Prefetcher(Generic[T]):
     they call into.
 
     Args:
-        sources: Where the items come from; only the source's own thread touches it.
-        depth: How many items of each source may be ready.
-        check: Called every so often while the consumer waits.  What it raises ends the
-            iteration, and the threads are left behind: one is stuck where nothing reaches it.
+        sources: Iterators of items; each is run by a thread of its own only.
+        depth: How many items of each source may lie ready.
+        check: Called every so often while the consumer waits.  An error that it raises ends the
+            iteration, and the threads are left behind: one hangs where nothing reaches it.
 
     >>> list(Prefetcher([iter("ace"), iter("bdf")], depth=2))
     ['a', 'b', 'c', 'd', 'e', 'f']
@@ -40,13 +40,17 @@ class Prefetcher(Generic[T]):
     def __init__(
         self, sources: Sequence[Iterator[T]], depth: int, check: Callable[[], None] | None = None
     ) -> None:
-        self._check, self._stop = check, Event()
-        self._running = [_start(source, depth, self._stop) for source in sources]
-        self._turns = cycle(self._running)
+        self._check = check
+        self._stop = Event()
+        self._workers = [_start(source, depth, self._stop) for source in sources]
+        self._turns = cycle(self._workers)
         self._next = next(self._turns)
-        self._halt = weakref.finalize(self, _halt, [r.thread for r in self._running], self._stop)
-        # At exit, last come is first served.  All finalizers together have the place of the first
-        # one in the process, which may be behind the libraries that the threads call into.
+        self._halt = weakref.finalize(
+            self, _halt, [worker.thread for worker in self._workers], self._stop
+        )
+        # Functions registered for the exit run in reverse order.  All finalizers run together, in
+        # the place of the first one of the process, when libraries that the threads call into may
+        # already be unloaded.
         self._halt.atexit = False
         atexit.register(self._halt)
 
@@ -54,14 +58,14 @@ class Prefetcher(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        now = self._next
+        worker = self._next
         while True:
             try:
-                items, error = now.made.get(timeout=_PATIENCE_S)
+                items, error = worker.entries.get(timeout=_POLL_S)
             except Empty:
-                if not now.thread.is_alive() and now.made.empty():
+                if not worker.thread.is_alive() and worker.entries.empty():
                     raise StopIteration from None
-                self._look()
+                self._run_check()
                 continue
             if items:
                 self._next = next(self._turns)
@@ -71,7 +75,7 @@ class Prefetcher(Generic[T]):
                 raise error
             raise StopIteration
 
-    def _look(self) -> None:
+    def _run_check(self) -> None:
         if self._check is None or self._stop.is_set():
             return
         try:
@@ -87,46 +91,48 @@ class Prefetcher(Generic[T]):
         atexit.unregister(self._halt)
 
     def close(self) -> None:
-        """End the threads; what they had made ahead is dropped."""
+        """End the threads and drop the items that lie ready."""
         self._halt()
         atexit.unregister(self._halt)
 
 
-class _Running(NamedTuple, Generic[T]):
+class _Worker(NamedTuple, Generic[T]):
     thread: Thread
-    made: Queue[Made[T]]
+    entries: Queue[Entry[T]]
 
 
-def _start(source: Iterator[T], depth: int, stop: Event) -> _Running[T]:
-    made: Queue[Made[T]] = Queue(depth)
+def _start(source: Iterator[T], depth: int, stop: Event) -> _Worker[T]:
+    entries: Queue[Entry[T]] = Queue(depth)
     # Not a bound method: a thread that held the prefetcher would keep it from being collected.
-    thread = Thread(target=_fill, args=(source, made, stop), name="prefetch", daemon=True)
+    thread = Thread(target=_fill, args=(source, entries, stop), name="prefetch", daemon=True)
     thread.start()
-    return _Running(thread, made)
+    return _Worker(thread, entries)
 
 
-def _fill(source: Iterator[T], made: Queue[Made[T]], stop: Event) -> None:
+def _fill(source: Iterator[T], entries: Queue[Entry[T]], stop: Event) -> None:
     try:
         for item in source:
-            _put(made, ([item], None), stop)
+            _put(entries, ([item], None), stop)
             if stop.is_set():
                 return
-        _put(made, ([], None), stop)
-    except BaseException as error:  # whatever it is, it is the consumer's business
-        _put(made, ([], error), stop)
+        _put(entries, ([], None), stop)
+    except BaseException as error:  # of any kind: the consumer's thread raises it again
+        _put(entries, ([], error), stop)
 
 
-def _put(made: Queue[Made[T]], entry: Made[T], stop: Event) -> None:
+def _put(entries: Queue[Entry[T]], entry: Entry[T], stop: Event) -> None:
     while not stop.is_set():
         try:
-            return made.put(entry, timeout=_PATIENCE_S)
+            return entries.put(entry, timeout=_POLL_S)
         except Full:
             continue
 
 
 def _halt(threads: Sequence[Thread], stop: Event) -> None:
     stop.set()
-    until = time.monotonic() + _JOIN_S
+    deadline = time.monotonic() + _JOIN_S
     for thread in threads:
-        if thread is not current_thread():  # which is where a collection may happen to run
-            thread.join(max(0.0, until - time.monotonic()))
+        if (
+            thread is not current_thread()
+        ):  # a collection may run in a worker, which cannot join itself
+            thread.join(max(0.0, deadline - time.monotonic()))

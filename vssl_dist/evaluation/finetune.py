@@ -1,7 +1,7 @@
-"""Fine-tuning: the backbone and a linear classifier trained together on labelled images.
+"""Fine-tuning: the backbone and a linear classifier are trained together on labelled images.
 
-The same job as a probe's with the backbone unfrozen, so images pass through it again and again:
-cropped and flipped, as supervised training does, by the data plane and its seeded draws.
+A linear probe with an unfrozen backbone: its features change, so images pass through it in every
+epoch, cropped and flipped as in supervised training by seeded draws.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -31,21 +31,23 @@ from vssl_dist.evaluation.scores.probe import split
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The images to learn from."""
+class LabelledImages:
+    """The images that a classifier learns from."""
 
     dataset: Dataset
     ids: NDArray[np.int64]
+    """Samples of the dataset that are used."""
     classes: int
+    """Number of classes."""
     reading: Reading
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The class of each."""
+        """The class of each image, in the order of ``ids``."""
         return self.dataset.rows(self.ids)["label"].astype(np.int64)
 
     def epoch(self, settings: FinetuneConfig, seed: int, epoch: int) -> Iterator[Batch]:
-        """Every image once, in an order of its own, as one augmented view.
+        """Yield every image once, in the order of this epoch, as one augmented view.
 
         The last batch is left out where it is not full, unless it is the only one.
 
@@ -68,30 +70,33 @@ class Labelled:
             yield from self.reading.counted(self.dataset, batches)
 
     def steps(self, settings: FinetuneConfig) -> int:
-        """Optimizer steps of an epoch."""
+        """Return the number of optimizer steps in an epoch."""
         return max(len(self.ids) // settings.train_batch, 1)
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear layer, which starts at zero."""
+    """A backbone and a linear layer that starts at zero."""
 
     def __init__(self, network: Forward, width: int, classes: int) -> None:
         super().__init__()
-        # What is no module (raw pixels) has nothing to train but the layer.
+        # Copied, because several trainings start from the same network.  Raw pixels are no module:
+        # there is nothing to train but the layer.
         self.backbone = (
-            copy.deepcopy(network) if isinstance(network, nn.Module) else _Fixed(network)
+            copy.deepcopy(network) if isinstance(network, nn.Module) else _Weightless(network)
         )
         self.head = nn.Linear(width, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` to logits ``(B, C)``."""
+        """Compute logits ``(B, C)`` of images ``(B, 3, H, W)``."""
         logits: Tensor = self.head(self.backbone(images))
         return logits
 
 
-class _Fixed(nn.Module):
+class _Weightless(nn.Module):
+    """A function without weights as a module."""
+
     def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.network = network
@@ -101,57 +106,67 @@ class _Fixed(nn.Module):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """One training among those of a task."""
+class FinetuneRun:
+    """The settings in which the trainings of one task differ."""
 
     lr: float
     """Peak learning rate per 256 images."""
     epochs: int
     seed: int = 0
-    """Of the order, the views and what is random inside the network."""
+    """Key of the order, of the views and of what is random inside the network."""
 
 
 class DivergedError(DataError):
-    """The loss is not finite any more."""
+    """Raised when the loss is not finite any more."""
 
 
-def best_lr(network: Forward, data: Labelled, settings: FinetuneConfig) -> dict[str, Any]:
+class LrChoice(TypedDict):
+    """The chosen learning rate, and what the choice rests on."""
+
+    lr: float
+    held_out: dict[str, float]
+    """Accuracy on held-out images by learning rate; 0 where training diverged."""
+    held_out_images: int
+
+
+def choose_lr(network: Forward, data: LabelledImages, settings: FinetuneConfig) -> LrChoice:
     """Choose among ``settings.lr`` on held-out training images, after a short training on the rest.
 
-    Returns:
-        ``lr``, ``held_out`` (accuracy of each on how many ``held_out_images``, 0 where it
-        diverged); the middle one where no image can be held out.  Of equal ones the smaller wins.
+    Of equally good rates the smallest is chosen; where no image can be held out, the middle one.
     """
-    rates, every = sorted(settings.lr), torch.arange(len(data.ids))
-    fit, check = split(torch.from_numpy(data.labels), every, settings.held_out, seed=0)
+    rates = sorted(settings.lr)
+    rows = torch.arange(len(data.ids))
+    fit, check = split(torch.from_numpy(data.labels), rows, settings.held_out, seed=0)
     if not len(check) or len(rates) == 1:
         return {"lr": rates[len(rates) // 2], "held_out": {}, "held_out_images": 0}
-    rest, found = replace(data, ids=data.ids[fit.numpy()]), {}
+    fit_images = replace(data, ids=data.ids[fit.numpy()])
+    accuracies: dict[float, float] = {}
     for rate in rates:
-        plan = Schedule(rate, min(settings.search_epochs, settings.epochs))
+        run = FinetuneRun(rate, min(settings.search_epochs, settings.epochs))
         try:
-            model, _ = finetune(network, rest, settings, plan)
+            model, _ = finetune(network, fit_images, settings, run)
         except DivergedError:
-            found[rate] = 0.0
+            accuracies[rate] = 0.0
             continue
+        # The "features" of the classifier are its logits.
         logits = extract(model, data.dataset, data.reading, ids=data.ids[check.numpy()])
-        right = logits.features.argmax(1) == logits.labels
-        found[rate] = float(right.double().mean())
-    best = max(found, key=lambda rate: (found[rate], -rate))
-    shown = {f"{rate:g}": value for rate, value in found.items()}
-    return {"lr": best, "held_out": shown, "held_out_images": len(check)}
+        is_right = logits.features.argmax(1) == logits.labels
+        accuracies[rate] = float(is_right.double().mean())
+    best = max(accuracies, key=lambda rate: (accuracies[rate], -rate))
+    held_out = {f"{rate:g}": accuracy for rate, accuracy in accuracies.items()}
+    return {"lr": best, "held_out": held_out, "held_out_images": len(check)}
 
 
 def finetune(
-    network: Forward, data: Labelled, settings: FinetuneConfig, plan: Schedule
+    network: Forward, data: LabelledImages, settings: FinetuneConfig, run: FinetuneRun
 ) -> tuple[Classifier, list[float]]:
     """Train a copy of a backbone and a classifier of its features.
 
     Args:
         network: ``(B, 3, H, W)`` to ``(B, D)``; stays as it is.
         data: Images and labels.
-        settings: How.
-        plan: How fast, how long.
+        settings: Recipe, optimizer and batch of the task.
+        run: Learning rate, length and seed of this training.
 
     Returns:
         The classifier in eval mode and the mean loss of each epoch.
@@ -159,54 +174,60 @@ def finetune(
     Raises:
         DataError: Training diverged, or a shard is damaged.
     """
-    device, total = data.reading.device, data.steps(settings) * plan.epochs
-    peak = plan.lr * settings.train_batch / 256
+    device = data.reading.device
+    total = data.steps(settings) * run.epochs
+    peak = run.lr * settings.train_batch / 256  # the linear scaling rule
+    # Forked, so that what the caller draws next does not depend on this training.
     with torch.random.fork_rng(devices=[torch.device(device)] if device != "cpu" else []):
-        torch.manual_seed(plan.seed)
-        model = _start(network, data)
+        torch.manual_seed(run.seed)
+        model = _build_classifier(network, data)
         optimizer = _optimizer(model, settings, peak)
         losses: list[float] = []
-        done = 0
-        with progress_bar() as shown:
-            task = shown.add_task(f"fine-tuning, lr {plan.lr:g}", total=total)
-            for epoch in range(plan.epochs):
-                sums = []
-                for batch in data.epoch(settings, plan.seed, epoch):
-                    rate = schedule.cosine(done, total, peak, 0.0)
-                    sums.append(_step(model, optimizer, batch, rate))
-                    done += 1
-                    shown.update(task, completed=done)
-                losses.append(float(torch.stack(sums).mean()))
+        step = 0
+        with progress_bar() as progress:
+            task = progress.add_task(f"fine-tuning, lr {run.lr:g}", total=total)
+            for epoch in range(run.epochs):
+                epoch_losses = []
+                for batch in data.epoch(settings, run.seed, epoch):
+                    rate = schedule.cosine(step, total, peak, 0.0)
+                    epoch_losses.append(_train_step(model, optimizer, batch, rate))
+                    step += 1
+                    progress.update(task, completed=step)
+                losses.append(float(torch.stack(epoch_losses).mean()))
                 if not math.isfinite(losses[-1]):
                     raise DivergedError(
                         f"finetune: the loss is not finite in epoch {epoch + 1}: lower lr "
-                        f"({plan.lr:g})"
+                        f"({run.lr:g})"
                     )
     return model.eval(), losses
 
 
-def _start(network: Forward, data: Labelled) -> Classifier:
+def _build_classifier(network: Forward, data: LabelledImages) -> Classifier:
     side = data.reading.image_size
     if isinstance(network, nn.Module):
         network.cpu().eval()
+    # Asked of an image, because a function such as raw_pixels states no width.
     with torch.inference_mode():
         width = network(torch.zeros(1, 3, side, side)).shape[1]
     return Classifier(network, width, data.classes).to(data.reading.device).train()
 
 
 def _optimizer(model: nn.Module, settings: FinetuneConfig, peak: float) -> torch.optim.Optimizer:
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    free = [p for p in model.parameters() if p.dim() <= 1]
+    # Biases and the parameters of normalisation layers are vectors; decay is for matrices.
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=peak)
     return torch.optim.SGD(groups, lr=peak, momentum=0.9)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> Tensor:
+def _train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, rate: float
+) -> Tensor:
     for group in optimizer.param_groups:
         group["lr"] = rate
     loss = F.cross_entropy(model(batch.views[0]), batch.labels)

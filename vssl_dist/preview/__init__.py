@@ -1,1 +1,1 @@
-"""Pictures of what a training would see."""
+"""Sheets of the images that a training would see."""

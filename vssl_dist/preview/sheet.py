@@ -1,4 +1,4 @@
-"""A picture of what training sees: some images, and beside each of them its views."""
+"""Writes a sheet of what training sees: some images, and beside each of them its views."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.data.views import Draws
 from vssl_dist.durable import publish_inside
-from vssl_dist.preview.page import Tile, page
+from vssl_dist.preview.page import Tile, draw_page
 
 
 def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -> Path:
@@ -33,7 +33,7 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -
         cfg: The run.
         path: Where to write.
         rows: Number of images; fewer if a micro-step is smaller.
-        who: Makes it; named if storage does not answer.
+        who: Who makes the sheet, for the message if storage does not answer.
 
     Returns:
         ``path``.
@@ -60,7 +60,7 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -
     tiles = _tiles(rendering, dataset, data.normalise)
     subtitle = f"{data.train}, seed {cfg.seed}, first micro-step, backend {data.backend}"
     stream = io.BytesIO()
-    page((cfg.name, subtitle), headings, tiles).save(stream, format="PNG")
+    draw_page((cfg.name, subtitle), headings, tiles).save(stream, format="PNG")
     publish_inside(path, stream.getvalue())
     return path
 
@@ -73,7 +73,7 @@ def _first_rows(cfg: RunConfig, renderer: Renderer, rows: int) -> Rendering:
 
 
 def _levels(view: NDArray[np.float32], normalise: Normalisation) -> NDArray[np.uint8]:
-    """``(B, 3, S, S)`` normalised to ``(B, S, S, 3)`` levels."""
+    """Turn ``(B, 3, S, S)`` normalised values into ``(B, S, S, 3)`` levels from 0 to 255."""
     levels = 255 * (view.transpose(0, 2, 3, 1) * np.array(normalise.std) + np.array(normalise.mean))
     rounded: NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     return rounded
@@ -92,7 +92,7 @@ def _tiles(rendering: Rendering, dataset: Dataset, normalise: Normalisation) -> 
         caption = [class_name, f"id {sample_id}, {image.width} x {image.height}"]
         tiles = [Tile(image, caption, None, [_box(draws) for draws in row_draws])]
         for number, (view, draws) in enumerate(zip(views, row_draws, strict=True)):
-            tiles.append(Tile(Image.fromarray(view[row]), described(draws), number, []))
+            tiles.append(Tile(Image.fromarray(view[row]), describe_draws(draws), number, []))
         rows.append(tiles)
     return rows
 
@@ -102,8 +102,8 @@ def _box(draws: Draws) -> tuple[int, int, int, int]:
     return left, top, left + width, top + height
 
 
-def described(draws: Draws) -> list[str]:
-    """What was drawn for one view, in words.
+def describe_draws(draws: Draws) -> list[str]:
+    """Describe in words what was drawn for one view.
 
     Args:
         draws: The draws of one sample: scalars, and a crop of four numbers.

@@ -20,8 +20,8 @@ def test_a_decoder_shows_one_picture_after_the_other() -> None:
         pixels = crop(number, 16, (20, 50))
         for kind in ("PNG", "JPEG"):
             data = encoded(Image.fromarray(pixels), kind)
-            want = np.asarray(Image.open(io.BytesIO(data))).astype(int)
-            assert np.abs(decode(data).astype(int) - want).mean() < 1
+            expected = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+            assert np.abs(decode(data).astype(int) - expected).mean() < 1
         with pytest.raises(ValueError, match="DALI does not decode it"):
             decode(data[: len(data) // 2])
 

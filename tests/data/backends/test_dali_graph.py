@@ -24,15 +24,15 @@ from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.backends.dali import Graph, Runner
 from vssl_dist.data.backends.dali_graph import (
     Node,
-    framed,
-    only_decoded,
-    views,
+    decode_only_graph,
+    frame_graph,
+    view_graph,
 )
-from vssl_dist.data.backends.dali_inputs import feed_of
+from vssl_dist.data.backends.dali_inputs import graph_inputs
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.methods import CONFIGS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CASES = {case.name: replace(case, side=min(case.side, 96)) for case in standard_cases()}
 KERNELS = {
     "cpu": set(registry.RegisteredCPUOps()),
@@ -43,12 +43,12 @@ KERNELS = {
 
 def specs() -> dict[BackendSpec, str]:
     """What the configs ask of a GPU, each set of views once, by one config that asks it."""
-    wanted: dict[tuple[ViewRecipe, ...], tuple[BackendSpec, str]] = {}
+    by_views: dict[tuple[ViewRecipe, ...], tuple[BackendSpec, str]] = {}
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         data = config.load(path, methods=CONFIGS).data
         spec = BackendSpec(data.views, data.image_size, data.normalise, data.threads, "cuda")
-        wanted.setdefault(data.views, (spec, path.stem))
-    return dict(wanted.values())
+        by_views.setdefault(data.views, (spec, path.stem))
+    return dict(by_views.values())
 
 
 SPECS = specs()
@@ -64,21 +64,21 @@ def defined(spec: BackendSpec, graph: Graph) -> Any:
 
 def flaws(pipeline: Any) -> list[str]:
     """Operators without a kernel for their device, and parameters that would come from a GPU."""
-    found = []
+    problems = []
     for op in pipeline._ops:
         name = getattr(op._op, "schema_name", type(op._op).__name__)
         device = op._op.device
         if name not in KERNELS[device]:
-            found.append(f"{name} has no kernel for {device}")
+            problems.append(f"{name} has no kernel for {device}")
         parameters = range(op.spec.NumRegularInput(), op.spec.NumInput())
         if any(op.spec.InputDevice(number) != "cpu" for number in parameters):
-            found.append(f"{name} takes a parameter from the GPU")
-    return found
+            problems.append(f"{name} takes a parameter from the GPU")
+    return problems
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=SPECS.values())
 def test_dali_has_a_kernel_for_all_that_a_recipe_does_on_a_gpu(spec: BackendSpec) -> None:
-    for graph in (views, framed, only_decoded):
+    for graph in (view_graph, frame_graph, decode_only_graph):
         pipeline = defined(spec, graph)
         assert flaws(pipeline) == []
         assert "mixed" in {op._op.device for op in pipeline._ops}
@@ -93,17 +93,17 @@ def test_what_a_gpu_cannot_do_is_noticed() -> None:
 
     assert flaws(defined(spec, without_kernel)) == ["PowerSpectrum has no kernel for gpu"]
     with pytest.raises(ValueError, match="must be on CPU"):  # the CPU's branch, on a GPU
-        defined(replace(spec, device="cpu"), views)
+        defined(replace(spec, device="cpu"), view_graph)
 
 
 def difference(case: Case, recipe: ViewRecipe, draws: Draws) -> float:
     """Mean difference between the GPU's branch, on the CPU, and the reference, in levels."""
     spec = BackendSpec((recipe,), case.side, LEVELS, 2, "cuda")
-    runner = Runner(spec, torch.device("cpu"), views)
-    (got,) = runner.run(case.samples.data, feed_of(spec, [draws]))
-    (want,) = build_backend("reference", replace(spec, device="cpu"))(case.samples, [draws])
-    assert got.shape == want.shape
-    return (got - want).abs().mean().item()
+    runner = Runner(spec, torch.device("cpu"), view_graph)
+    (actual,) = runner.run(case.samples.data, graph_inputs(spec, [draws]))
+    (expected,) = build_backend("reference", replace(spec, device="cpu"))(case.samples, [draws])
+    assert actual.shape == expected.shape
+    return (actual - expected).abs().mean().item()
 
 
 def fits(recipe: ViewRecipe, side: int) -> bool:
@@ -148,9 +148,9 @@ def test_each_recipe_of_the_configs_agrees_with_the_reference(
 def test_the_two_branches_are_two() -> None:
     case = CASES["patches of 32"]
     draws = drawn(case.samples, EVERYTHING)
-    made = []
+    views = []
     for device in ("cpu", "cuda"):
         spec = BackendSpec((EVERYTHING,), case.side, LEVELS, 2, device)
-        feed = feed_of(spec, [draws])
-        made.append(Runner(spec, torch.device("cpu"), views).run(case.samples.data, feed)[0])
-    assert not torch.equal(*made)
+        feed = graph_inputs(spec, [draws])
+        views.append(Runner(spec, torch.device("cpu"), view_graph).run(case.samples.data, feed)[0])
+    assert not torch.equal(*views)

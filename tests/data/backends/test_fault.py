@@ -18,8 +18,8 @@ from tests.support.encoders import vast_png
 from vssl_dist.config import ViewRecipe
 from vssl_dist.data.backends.base import BackendSpec, UndecodableError
 from vssl_dist.data.backends.build import build_backend
-from vssl_dist.data.backends.fault import DeviceError, device_failed
-from vssl_dist.data.backends.memory import brief
+from vssl_dist.data.backends.fault import DeviceError, is_device_failure
+from vssl_dist.data.backends.memory import error_cause
 from vssl_dist.data.render import centre_boxes
 
 REPORT = """Critical error in pipeline:
@@ -64,20 +64,20 @@ DAMAGED = np.frombuffer(b"<html>no image</html>", np.uint8)
 @pytest.mark.parametrize("text", OF_THE_DEVICE)
 def test_what_dali_says_of_a_device_is_of_the_device(text: str) -> None:
     error = RuntimeError(REPORT.format(text))
-    assert device_failed(error)
-    assert brief(error) == text.replace("\n", " ")
+    assert is_device_failure(error)
+    assert error_cause(error) == text.replace("\n", " ")
 
 
 @pytest.mark.parametrize("text", OF_AN_IMAGE)
 def test_what_dali_says_of_an_image_is_not(text: str) -> None:
-    assert not device_failed(RuntimeError(REPORT.format(text)))
+    assert not is_device_failure(RuntimeError(REPORT.format(text)))
 
 
 def test_what_torch_says_of_a_device_is_of_the_device() -> None:
-    assert device_failed(torch.OutOfMemoryError("tried to reserve 2 GiB"))
-    assert device_failed(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    assert device_failed(MemoryError())
-    assert not device_failed(ValueError("broken data stream when reading image file"))
+    assert is_device_failure(torch.OutOfMemoryError("tried to reserve 2 GiB"))
+    assert is_device_failure(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert is_device_failure(MemoryError())
+    assert not is_device_failure(ValueError("broken data stream when reading image file"))
 
 
 def picture(side: int, mode: str = "RGB") -> NDArray[np.uint8]:
@@ -98,7 +98,7 @@ def test_a_device_that_fails_for_good_is_named_and_no_image_is_replaced(
     monkeypatch.setattr(Pipeline, "run", fail)
     with pytest.raises(DeviceError) as caught:
         take(loader(config(sound, "dali")), 1)
-    assert str(caught.value).startswith(f"cpu: {brief(RuntimeError(REPORT.format(text)))} (")
+    assert str(caught.value).startswith(f"cpu: {error_cause(RuntimeError(REPORT.format(text)))} (")
     assert "\n" not in str(caught.value)
     assert not isinstance(caught.value, UndecodableError)
 

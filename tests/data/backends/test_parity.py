@@ -52,8 +52,8 @@ PATCHES = CASES["patches of 32"]
 def case(request: pytest.FixtureRequest) -> Case:
     if request.param != "real":
         return CASES[request.param]
-    given = os.environ.get("VSSL_TEST_DATA")
-    if given is None or not (real := Path(given) / "imagenet-native").is_dir():
+    data_folder = os.environ.get("VSSL_TEST_DATA")
+    if data_folder is None or not (real := Path(data_folder) / "imagenet-native").is_dir():
         pytest.skip("VSSL_TEST_DATA holds no imagenet-native")
     return replace(folder_case(real, limit=16), side=96)
 
@@ -112,8 +112,8 @@ def test_strong_jitter_agrees_too(case: Case) -> None:
     ids=lambda keys: "".join(str(int(k > 0)) for k in keys),
 )
 def test_any_part_of_the_jitter_may_be_left_out(keys: tuple[float, ...]) -> None:
-    parts = dict(zip(("brightness", "contrast", "saturation", "hue"), keys, strict=True))
-    recipe = ViewRecipe(jitter=0.7, grayscale=0, blur=0, **parts)
+    strengths = dict(zip(("brightness", "contrast", "saturation", "hue"), keys, strict=True))
+    recipe = ViewRecipe(jitter=0.7, grayscale=0, blur=0, **strengths)
     mean, greatest = compare(PATCHES, recipe, drawn(PATCHES.samples, recipe))
     assert mean < PROMISED / 2
     assert greatest < 12
@@ -122,9 +122,11 @@ def test_any_part_of_the_jitter_may_be_left_out(keys: tuple[float, ...]) -> None
 def test_resizing_differs_by_more_than_two_levels_at_the_border_only() -> None:
     samples = encoded(photographs(), "PNG")
     recipe = ViewRecipe(jitter=0, grayscale=0, blur=0)
-    got, want = (levels(n, (recipe,), 224)(samples, [identity(samples)])[0] for n in BACKENDS)
+    actual, expected = (
+        levels(n, (recipe,), 224)(samples, [identity(samples)])[0] for n in BACKENDS
+    )
     inner = np.s_[:, :, 1:-1, 1:-1]
-    assert (got[inner] - want[inner]).abs().max() < 2.001
+    assert (actual[inner] - expected[inner]).abs().max() < 2.001
 
 
 def naive(pixels: NDArray[np.uint8], d: Draws) -> NDArray[np.float64]:
@@ -135,9 +137,9 @@ def naive(pixels: NDArray[np.uint8], d: Draws) -> NDArray[np.float64]:
     x = np.floor(np.clip(contrast * x + (1 - contrast) * np.floor(x @ weights).mean(), 0, 255))
     grey = np.floor(x @ weights)[..., None]
     x = np.floor(np.clip(saturation * x + (1 - saturation) * grey, 0, 255))
-    for place in np.ndindex(x.shape[:2]):
-        hue, chroma, value = colorsys.rgb_to_hsv(*x[place] / 255)
-        x[place] = 255 * np.array(colorsys.hsv_to_rgb((hue + float(d.hue)) % 1, chroma, value))
+    for pixel in np.ndindex(x.shape[:2]):
+        hue, chroma, value = colorsys.rgb_to_hsv(*x[pixel] / 255)
+        x[pixel] = 255 * np.array(colorsys.hsv_to_rgb((hue + float(d.hue)) % 1, chroma, value))
     if d.grayscale:
         x = np.floor(x @ weights)[..., None].repeat(3, 2)
     if d.blur_sigma > 0:
@@ -155,11 +157,13 @@ def test_the_operations_and_their_order_are_those_of_a_naive_loop() -> None:
     recipe = ViewRecipe(jitter=1, saturation=0.4, hue=0.2, grayscale=0.2, blur=0.5, solarize=0.3)
     draws = replace(drawn(samples, recipe), crop=identity(samples).crop)
     assert min(draws.flip.sum(), draws.grayscale.sum(), draws.solarize.sum()) > 1
-    want = np.stack([naive(np.asarray(image), draws.take(row)) for row, image in enumerate(images)])
+    expected = np.stack(
+        [naive(np.asarray(image), draws.take(row)) for row, image in enumerate(images)]
+    )
     for name in BACKENDS:
-        got = levels(name, (recipe,), 32)(samples, [draws])[0].permute(0, 2, 3, 1).numpy()
-        assert np.abs(got - want).mean(axis=(1, 2, 3)).max() < PROMISED
-        assert np.abs(got - want).mean() < PROMISED / 2
+        actual = levels(name, (recipe,), 32)(samples, [draws])[0].permute(0, 2, 3, 1).numpy()
+        assert np.abs(actual - expected).mean(axis=(1, 2, 3)).max() < PROMISED
+        assert np.abs(actual - expected).mean() < PROMISED / 2
 
 
 def test_random_crops_agree(case: Case) -> None:
@@ -170,12 +174,12 @@ def test_random_crops_agree(case: Case) -> None:
 def test_normalisation_agrees() -> None:
     case = CASES["photographs"]
     spec = BackendSpec((EVERYTHING,), case.side, Normalisation())
-    got, want = (
+    actual, expected = (
         build_backend(name, spec)(case.samples, [identity(case.samples)])[0] for name in BACKENDS
     )
     std = torch.tensor(spec.normalise.std).reshape(3, 1, 1)
-    assert ((got - want) * std).abs().mean().item() * 255 < PROMISED / 4
-    assert want.mean().abs() < 1.5  # ImageNet's statistics, about which photographs scatter
+    assert ((actual - expected) * std).abs().mean().item() * 255 < PROMISED / 4
+    assert expected.mean().abs() < 1.5  # ImageNet's statistics, about which photographs scatter
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -193,25 +197,25 @@ def test_views_of_different_sizes_are_those_that_each_size_alone_gives(name: str
 def test_frames_are_the_centre_of_the_resized_image_in_both_backends() -> None:
     samples = encoded(photographs(), "JPEG")
     boxes = centre_boxes(samples, 64)
-    want = []
+    expected = []
     for row, data in enumerate(samples.data):
         image = Image.open(io.BytesIO(data.tobytes())).convert("RGB")
         scale = 73 / min(image.size)  # 64 * 256 / 224, rounded
         size = tuple(73 if side == min(image.size) else int(side * scale) for side in image.size)
         left, top = (round((side - 64) / 2) for side in size)
         resized = image.resize(size, Image.Resampling.BILINEAR)
-        want.append(np.array(resized.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1))
+        expected.append(np.array(resized.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1))
         assert boxes[row, 0] + boxes[row, 2] <= samples.height[row]
     for name in BACKENDS:
-        got = levels(name, (), 64).frame(samples, boxes)
-        assert np.abs(got.numpy() - np.stack(want)).mean() < PROMISED / 4
+        actual = levels(name, (), 64).frame(samples, boxes)
+        assert np.abs(actual.numpy() - np.stack(expected)).mean() < PROMISED / 4
 
 
 def test_frames_of_images_that_fit_are_untouched() -> None:
-    want = np.stack([np.asarray(image).transpose(2, 0, 1) for image in patches()])
+    expected = np.stack([np.asarray(image).transpose(2, 0, 1) for image in patches()])
     for name in BACKENDS:
-        got = levels(name, (), 32).frame(PATCHES.samples, centre_boxes(PATCHES.samples, 32))
-        np.testing.assert_allclose(got.numpy(), want, atol=1e-3)
+        actual = levels(name, (), 32).frame(PATCHES.samples, centre_boxes(PATCHES.samples, 32))
+        np.testing.assert_allclose(actual.numpy(), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -222,8 +226,8 @@ def test_pixels_do_not_depend_on_the_batch_or_on_threads(name: str, case: Case) 
     backend = levels(name, (EVERYTHING,), side, threads=3)
     order = np.random.default_rng(0).permutation(len(samples.data))
     for rows in (order[:1], order[1:8], order[8:], order[[3, 3, 3]]):
-        some = backend(rows_of(samples, rows), [draws.take(rows)])[0]
-        assert torch.equal(some, whole[torch.from_numpy(rows)])
+        view = backend(rows_of(samples, rows), [draws.take(rows)])[0]
+        assert torch.equal(view, whole[torch.from_numpy(rows)])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -253,15 +257,15 @@ def test_an_exif_orientation_is_ignored_by_both() -> None:
         exif[0x0112] = 6
         image.save(stream, "JPEG", quality="keep", exif=exif)
         samples.data[row] = np.frombuffer(stream.getvalue(), np.uint8)
-    for name, want in zip(BACKENDS, plain, strict=True):
-        got = levels(name, (), 48).frame(samples, centre_boxes(samples, 48))
-        assert (got - want).abs().mean() < PROMISED / 4
+    for name, expected in zip(BACKENDS, plain, strict=True):
+        actual = levels(name, (), 48).frame(samples, centre_boxes(samples, 48))
+        assert (actual - expected).abs().mean() < PROMISED / 4
 
 
 def test_the_certificate_in_the_docs_is_of_today(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "parity.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "parity.md").read_text()
     cells = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     assert cells == ["operation", "---", *OPERATIONS, "recipe", "---", *RECIPES]
     assert "**" not in text.partition("## ")[2]  # nothing beyond what is promised
@@ -272,7 +276,7 @@ def test_the_certificate_in_the_docs_is_of_today(
 def test_the_command_in_the_docs_can_be_typed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "parity.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "parity.md").read_text()
     monkeypatch.setenv("VSSL_TEST_DATA", str(tmp_path))
     assert f"--images {typed(tmp_path / 'imagenet-native')}`" in text
     assert typed(tmp_path / "a" / "b") == '"$VSSL_TEST_DATA"/a/b'

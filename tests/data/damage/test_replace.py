@@ -61,13 +61,13 @@ def test_whatever_lies_there_instead_of_an_image_is_replaced_and_no_batch_is_los
     # Every second one, so that each has a sound neighbour.
     wrong = dict(zip(range(1, 60, 2), NO_IMAGES.values(), strict=False))
     bad = rewritten(sound, tmp_path / "bad", wrong)
-    want, got = loader(config(sound, backend)), loader(config(bad, backend))
-    ids, _, pixels = joined(take(want, 4))
-    bad_ids, bad_labels, bad_pixels = joined(take(got, 4))
+    expected, actual = loader(config(sound, backend)), loader(config(bad, backend))
+    ids, _, pixels = joined(take(expected, 4))
+    bad_ids, bad_labels, bad_pixels = joined(take(actual, 4))
     assert bad_ids == ids
-    assert {s.planned for s in got.substitutions} == set(wrong) & set(ids)
-    assert all(s.reason.startswith("does not decode: ") for s in got.substitutions)
-    used = {s.planned: s.used for s in got.substitutions}
+    assert {s.planned for s in actual.substitutions} == set(wrong) & set(ids)
+    assert all(s.reason.startswith("does not decode: ") for s in actual.substitutions)
+    used = {s.planned: s.used for s in actual.substitutions}
     for row, sample in enumerate(ids):
         assert bad_labels[row] == used.get(sample, sample) % 4
         assert torch.equal(bad_pixels[row], pixels[row]) == (sample not in wrong)
@@ -84,11 +84,11 @@ def test_odd_images_that_somehow_came_this_far_cost_nobody_a_batch(
     odd = dict(enumerate(ODD_IMAGES.values()))
     bad = rewritten(sound, tmp_path / "odd", odd)
     ids, _, pixels = joined(take(loader(config(sound, backend)), 4))
-    got = loader(config(bad, backend))
-    odd_ids, _, odd_pixels = joined(take(got, 4))
+    actual = loader(config(bad, backend))
+    odd_ids, _, odd_pixels = joined(take(actual, 4))
     assert odd_ids == ids
     assert bool(odd_pixels.isfinite().all())
-    assert got.substitutions == []  # they decode, so they are shown
+    assert actual.substitutions == []  # they decode, so they are shown
     for row, sample in enumerate(ids):
         assert torch.equal(odd_pixels[row], pixels[row]) == (sample not in odd)
 
@@ -102,23 +102,23 @@ def test_a_substitute_is_the_same_on_every_topology_and_after_a_resume(
     flip(tar, offset + size // 2)  # the next three of 20 are no substitutes either
     alone = loader(config(bad, "reference"))
     batches = take(alone, 8)
-    want = sorted((s.position, s.planned, s.used) for s in alone.substitutions)
-    assert {(planned, used) for _, planned, used in want} == {(i, 24) for i in (20, 21, 22, 23)}
+    expected = sorted((s.position, s.planned, s.used) for s in alone.substitutions)
+    assert {(planned, used) for _, planned, used in expected} == {(i, 24) for i in (20, 21, 22, 23)}
     for world_size in (2, 4):
         ranks = [loader(config(bad, "reference"), rank, world_size) for rank in range(world_size)]
-        parts = [take(source, 8) for source in ranks]
+        rank_batches = [take(source, 8) for source in ranks]
         for step, whole in enumerate(batches):
-            assert torch.equal(joined([part[step] for part in parts])[2], joined([whole])[2]), (
-                f"step {step} on {world_size} ranks"
-            )
-        found = [s for source in ranks for s in source.substitutions]
-        assert sorted((s.position, s.planned, s.used) for s in found) == want
+            assert torch.equal(
+                joined([batches[step] for batches in rank_batches])[2], joined([whole])[2]
+            ), f"step {step} on {world_size} ranks"
+        substitutions = [s for source in ranks for s in source.substitutions]
+        assert sorted((s.position, s.planned, s.used) for s in substitutions) == expected
     for start in (1, 3, 5):
         resumed = loader(config(bad, "reference"))
         resumed.position = start * 16
         assert torch.equal(joined(take(resumed, 8 - start))[2], joined(batches[start:])[2])
         later = [(s.position, s.planned, s.used) for s in resumed.substitutions]
-        assert sorted(later) == [entry for entry in want if entry[0] > start * 16]
+        assert sorted(later) == [entry for entry in expected if entry[0] > start * 16]
 
 
 def test_what_an_index_claims_is_bounded_before_memory_is_given_to_it(

@@ -12,7 +12,7 @@ from tests.support.damage import one_line
 from tests.support.others import link_of_nobody, needs_root
 from tests.support.ranks import run_ranks
 from vssl_dist import dist
-from vssl_dist.data.damage.training_log import Ledger, bad_images_allowed
+from vssl_dist.data.damage.training_log import SubstitutionLog, bad_images_allowed
 from vssl_dist.data.store.dataset import Substitution
 from vssl_dist.errors import DataError
 
@@ -28,12 +28,12 @@ def entry(position: int, planned: int) -> Substitution:
 
 
 def test_the_ledger_lists_counts_and_forgets_what_a_resume_does_again(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "run", allowed=2)
+    ledger = SubstitutionLog(tmp_path / "run", allowed=2)
     ledger.restore(0)
     assert ledger.totals() == {"substituted_images": 0, "bad_images": 0}
     assert not (tmp_path / "run").exists()
-    ledger.note([entry(16, 3), entry(32, 5)])
-    ledger.note([entry(80, 3)])  # once more in the next epoch
+    ledger.record([entry(16, 3), entry(32, 5)])
+    ledger.record([entry(80, 3)])  # once more in the next epoch
     assert ledger.totals() == {"substituted_images": 3, "bad_images": 2}
     path = tmp_path / "run" / "substitutions.rank0.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -45,12 +45,12 @@ def test_the_ledger_lists_counts_and_forgets_what_a_resume_does_again(tmp_path: 
     }
     with path.open("a") as file:
         file.write('{"position": 96, "plan')  # torn by a crash
-    resumed = Ledger(tmp_path / "run", allowed=2)
+    resumed = SubstitutionLog(tmp_path / "run", allowed=2)
     resumed.restore(32)
     assert resumed.totals() == {"substituted_images": 2, "bad_images": 2}
     assert path.read_text().splitlines() == [json.dumps(line) for line in lines[:2]]
     resumed.check()
-    resumed.note([entry(48, 9)])
+    resumed.record([entry(48, 9)])
     assert resumed.totals() == {"substituted_images": 3, "bad_images": 3}  # told in any case
     with pytest.raises(DataError, match=r"3 training images are damaged .* allows 2") as error:
         resumed.check()
@@ -63,18 +63,18 @@ def test_lines_that_a_disk_has_damaged_are_left_out_at_a_resume(tmp_path: Path) 
     others = (b'{"position": "\xff\xfe", "planned": 4}', b"\xff", b"[" * 10**6, b"[16, 3]",
               b'{"position": 16, "planned": "4"}', b'{"position": 16}')  # fmt: skip
     path.write_bytes(b"\n".join([*others, sound, b""]))
-    ledger = Ledger(tmp_path, allowed=9)
+    ledger = SubstitutionLog(tmp_path, allowed=9)
     ledger.restore(20)
     assert ledger.totals() == {"substituted_images": 1, "bad_images": 1}
     assert path.read_bytes() == sound + b"\n"
 
 
 def keep_books(folder: Path) -> tuple[dict[str, float], str]:
-    ledger = Ledger(folder, allowed=3)
+    ledger = SubstitutionLog(folder, allowed=3)
     ledger.restore(100)
-    ledger.note([entry(110, 40 + dist.rank()), entry(110, 7)])
+    ledger.record([entry(110, 40 + dist.rank()), entry(110, 7)])
     totals = ledger.totals()
-    ledger.note([entry(120, 50)] if dist.rank() else [])
+    ledger.record([entry(120, 50)] if dist.rank() else [])
     ledger.totals()
     try:
         ledger.check()
@@ -100,8 +100,8 @@ def test_a_full_disk_costs_the_list_and_not_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "run").write_text("a file where the folder should be")
-    ledger = Ledger(tmp_path / "run", allowed=5)
-    ledger.note([entry(16, 3)])
+    ledger = SubstitutionLog(tmp_path / "run", allowed=5)
+    ledger.record([entry(16, 3)])
     assert ledger.totals()["bad_images"] == 1
     assert "1 bad images are not listed" in caplog.text
 
@@ -109,7 +109,7 @@ def test_a_full_disk_costs_the_list_and_not_the_run(
 def test_a_list_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "substitutions.rank1.jsonl")
     with pytest.raises(DataError, match="is no file: remove it"):
-        Ledger(tmp_path, 10).restore(0)
+        SubstitutionLog(tmp_path, 10).restore(0)
 
 
 @needs_root
@@ -120,5 +120,5 @@ def test_a_list_that_is_another_users_link_is_refused_and_what_it_points_to_stay
     mine.write_text("mine")
     link_of_nobody(tmp_path / "substitutions.rank0.jsonl", mine)
     with pytest.raises(DataError, match="a link that nobody made"):
-        Ledger(tmp_path, 10).restore(0)
+        SubstitutionLog(tmp_path, 10).restore(0)
     assert mine.read_text() == "mine"

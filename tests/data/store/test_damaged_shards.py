@@ -67,7 +67,7 @@ def test_a_hurt_shard_is_refused_at_the_start_or_caught_while_reading(
     folder: Path, how: str, at_once: None
 ) -> None:
     running = Dataset.open(folder)
-    want = [image.tobytes() for image in running.read(np.arange(13, 26))]
+    expected = [image.tobytes() for image in running.read(np.arange(13, 26))]
     blob, length = cuts(folder)[how]
     whole = (folder / "shard-000001.tar").stat().st_size
     (folder / "shard-000001.tar").write_bytes(blob)
@@ -79,7 +79,7 @@ def test_a_hurt_shard_is_refused_at_the_start_or_caught_while_reading(
     samples = running.read_checked(np.arange(13, 26))
     lost = {s.planned for s in samples.substitutions}
     for row, image in enumerate(samples.data):
-        assert (image.tobytes() == want[row]) == (13 + row not in lost)
+        assert (image.tobytes() == expected[row]) == (13 + row not in lost)
     assert (15 in lost) == (how not in ("between image and label", "header"))
     assert (len(lost) == 13) == (how == "empty")
     assert bool(lost) == (how != "header")  # no header is ever read
@@ -111,17 +111,18 @@ def test_shards_that_are_not_there_are_refused_at_the_start_with_the_list(
 def test_swapped_shards_of_one_length_are_refused_at_the_start_with_the_list(
     sound: Path, tmp_path: Path
 ) -> None:
-    first, *rest = stored(sound)
-    folder = write_shards(tmp_path / "train", [first, *rest, first[::-1]])
-    one, other = folder / "shard-000000.tar", folder / f"shard-{len(rest) + 1:06d}.tar"
-    assert one.stat().st_size == other.stat().st_size
-    one.rename(tmp_path / "held")
-    other.rename(one)
-    (tmp_path / "held").rename(other)
+    first, *other_shards = stored(sound)
+    folder = write_shards(tmp_path / "train", [first, *other_shards, first[::-1]])
+    first_tar = folder / "shard-000000.tar"
+    last_tar = folder / f"shard-{len(other_shards) + 1:06d}.tar"
+    assert first_tar.stat().st_size == last_tar.stat().st_size
+    first_tar.rename(tmp_path / "held")
+    last_tar.rename(first_tar)
+    (tmp_path / "held").rename(last_tar)
     Dataset.open(folder)  # to stat alone nothing is wrong
     with pytest.raises(DataError, match="damaged or swapped") as error:
         loader(config(folder))
-    assert all(path.name in one_line(error) for path in (one, other))
+    assert all(path.name in one_line(error) for path in (first_tar, last_tar))
     # Of two ranks each looks at every other shard, so one of them must find one.
     with pytest.raises(DataError, match="damaged or swapped"):
         [loader(config(folder), rank, 2) for rank in range(2)]
@@ -196,28 +197,30 @@ def test_a_shard_that_comes_back_in_time_costs_nothing(
     shutil.move(folder / "shard-000002.tar", folder / "away")
     back = threading.Timer(0.4, shutil.move, (folder / "away", folder / "shard-000002.tar"))
     back.start()
-    got = joined(take(source, 4))
+    actual = joined(take(source, 4))
     back.join()
-    want = joined(take(loader(config(sound)), 4))
-    assert got[0] == want[0]
-    assert torch.equal(got[2], want[2])
+    expected = joined(take(loader(config(sound)), 4))
+    assert actual[0] == expected[0]
+    assert torch.equal(actual[2], expected[2])
     assert source.substitutions == []
 
 
 def test_another_file_in_place_of_an_open_shard_is_not_mixed_in(
     folder: Path, tmp_path: Path, at_once: None
 ) -> None:
-    other = tmp_path / "other"
+    replacement = tmp_path / "other"
     dataset = Dataset.open(folder)
-    want = dataset.read(np.arange(13, 26))
-    other.write_bytes(bytes(reversed((folder / "shard-000001.tar").read_bytes())))
-    other.rename(folder / "shard-000001.tar")
+    expected = dataset.read(np.arange(13, 26))
+    replacement.write_bytes(bytes(reversed((folder / "shard-000001.tar").read_bytes())))
+    replacement.rename(folder / "shard-000001.tar")
     still = dataset.read_checked(np.arange(13, 26))  # the old file is open
-    assert [a.tobytes() for a in still.data] == [b.tobytes() for b in want]
+    assert [a.tobytes() for a in still.data] == [b.tobytes() for b in expected]
     dataset.close()
-    found = dataset.read_checked(np.arange(13, 26)).substitutions
-    assert [(s.planned, s.used) for s in found] == [(sample, 26) for sample in range(13, 26)]
-    assert "crc32 differs" in found[0].reason
+    substitutions = dataset.read_checked(np.arange(13, 26)).substitutions
+    assert [(s.planned, s.used) for s in substitutions] == [
+        (sample, 26) for sample in range(13, 26)
+    ]
+    assert "crc32 differs" in substitutions[0].reason
     with pytest.raises(DataError, match=r"shard-000001\.tar \(no image is in its place") as error:
         dataset.probe()
     one_line(error)
@@ -239,6 +242,8 @@ def test_one_bad_image_costs_no_batch_where_it_is_alone_in_its_shard(
     batches = take(alone, 4)
     assert {(s.planned, s.used) for s in alone.substitutions} == {(60, 1), (0, 1)}
     ranks = [loader(config(folder, backend), rank, 2) for rank in range(2)]
-    parts = [take(source, 4) for source in ranks]
+    rank_batches = [take(source, 4) for source in ranks]
     for step, whole in enumerate(batches):
-        assert torch.equal(joined([part[step] for part in parts])[2], joined([whole])[2])
+        assert torch.equal(
+            joined([batches[step] for batches in rank_batches])[2], joined([whole])[2]
+        )

@@ -42,15 +42,15 @@ def folder(written: Path, tmp_path: Path) -> Path:
 
 def images_of(folder: Path) -> list[bytes]:
     """The image members of all tars, by Python's own tar reader."""
-    found = []
+    images = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 if not member.name.endswith(".cls"):
                     stream = tar.extractfile(member)
                     assert stream is not None
-                    found.append(stream.read())
-    return found
+                    images.append(stream.read())
+    return images
 
 
 def flip(folder: Path, sample: int) -> None:
@@ -67,10 +67,10 @@ def flip(folder: Path, sample: int) -> None:
 
 def test_an_id_is_the_row_in_the_concatenated_shards(written: Path) -> None:
     dataset = Dataset.open(written)
-    want = [(shard, row) for shard, size in enumerate(SIZES) for row in range(size)]
-    got = zip(*(part.tolist() for part in dataset.locate(np.arange(50))), strict=True)
+    expected = [(shard, row) for shard, size in enumerate(SIZES) for row in range(size)]
+    actual = zip(*(column.tolist() for column in dataset.locate(np.arange(50))), strict=True)
     assert dataset.shard_sizes.tolist() == SIZES
-    assert list(got) == want
+    assert list(actual) == expected
 
 
 @pytest.mark.parametrize("bad", [-1, 50, 10**9])
@@ -80,22 +80,22 @@ def test_an_id_outside_the_dataset_is_an_index_error(written: Path, bad: int) ->
 
 
 def test_reads_what_tarfile_reads_in_any_order(written: Path) -> None:
-    want = images_of(written)
+    expected = images_of(written)
     ids = np.random.default_rng(0).permutation(50)
     dataset = Dataset.open(written)
     samples = dataset.read_checked(ids)
-    assert [image.tobytes() for image in dataset.read(ids)] == [want[i] for i in ids]
-    assert [image.tobytes() for image in samples.data] == [want[i] for i in ids]
+    assert [image.tobytes() for image in dataset.read(ids)] == [expected[i] for i in ids]
+    assert [image.tobytes() for image in samples.data] == [expected[i] for i in ids]
     assert samples.label.tolist() == (ids % 4).tolist()
     assert samples.substitutions == []
 
 
 def test_a_damaged_sample_is_replaced_by_the_next_intact_one_of_its_shard(folder: Path) -> None:
-    want = images_of(folder)
+    expected = images_of(folder)
     for sample in (14, 15, 0):  # the next intact one after 14 is 1: around the end of the shard
         flip(folder, sample)
     samples = Dataset.open(folder).read_checked(np.array([13, 14, 16, 0]))
-    assert [image.tobytes() for image in samples.data] == [want[i] for i in (13, 1, 16, 1)]
+    assert [image.tobytes() for image in samples.data] == [expected[i] for i in (13, 1, 16, 1)]
     assert samples.label.tolist() == [13 % 4, 1, 0, 1]
     assert [(s.planned, s.used) for s in samples.substitutions] == [(14, 1), (0, 1)]
     assert samples.substitutions[0].reason == "shard-000000.tar row 14: crc32 differs"
@@ -112,12 +112,12 @@ def test_a_shard_cut_under_a_running_job_gives_substitutes(folder: Path) -> None
 
 
 def test_a_shard_without_an_intact_sample_borrows_from_the_next_cyclically(folder: Path) -> None:
-    want = images_of(folder)
+    expected = images_of(folder)
     for sample in (48, 49, 0):
         flip(folder, sample)
     samples = Dataset.open(folder).read_checked(np.array([49, 48]))
     assert [(s.planned, s.used) for s in samples.substitutions] == [(49, 1), (48, 1)]
-    assert [image.tobytes() for image in samples.data] == [want[1], want[1]]
+    assert [image.tobytes() for image in samples.data] == [expected[1], expected[1]]
     assert samples.label.tolist() == [1, 1]
 
 
@@ -125,8 +125,8 @@ def test_a_substitute_is_looked_for_in_three_more_shards_and_not_in_all(tmp_path
     folder = tiny_shards(tmp_path / "train", 12, 2)
     for sample in range(2, 9):
         flip(folder, sample)
-    found = Dataset.open(folder).read_checked(np.array([2])).substitutions
-    assert [(s.planned, s.used) for s in found] == [(2, 9)]
+    substitutions = Dataset.open(folder).read_checked(np.array([2])).substitutions
+    assert [(s.planned, s.used) for s in substitutions] == [(2, 9)]
     flip(folder, 9)
     with pytest.raises(DataError, match="sample 2: not one usable image") as error:
         Dataset.open(folder).read_checked(np.array([2]))
@@ -140,15 +140,15 @@ def test_a_substitute_is_looked_for_in_three_more_shards_and_not_in_all(tmp_path
 def test_a_substitute_is_looked_for_among_so_many_of_a_shard_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "_NEAR", 2)
+    monkeypatch.setattr(dataset, "_CANDIDATES", 2)
     folder = tiny_shards(tmp_path / "train", 8, 4)
     for sample in (3, 0):
         flip(folder, sample)
-    found = Dataset.open(folder).read_checked(np.array([3])).substitutions
-    assert [(s.planned, s.used) for s in found] == [(3, 1)]
+    substitutions = Dataset.open(folder).read_checked(np.array([3])).substitutions
+    assert [(s.planned, s.used) for s in substitutions] == [(3, 1)]
     flip(folder, 1)
-    found = Dataset.open(folder).read_checked(np.array([3])).substitutions
-    assert [(s.planned, s.used) for s in found] == [(3, 4)]
+    substitutions = Dataset.open(folder).read_checked(np.array([3])).substitutions
+    assert [(s.planned, s.used) for s in substitutions] == [(3, 4)]
 
 
 def test_a_damaged_index_is_an_error_that_names_it(folder: Path) -> None:
@@ -205,8 +205,8 @@ def test_a_damaged_manifest_is_one_line(folder: Path, text: str) -> None:
 def test_no_byte_of_a_manifest_can_change_unnoticed(folder: Path) -> None:
     path = folder / "manifest.json"
     blob = path.read_bytes()
-    for at in range(0, len(blob), 7):
-        path.write_bytes(blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :])
+    for offset in range(0, len(blob), 7):
+        path.write_bytes(blob[:offset] + bytes([blob[offset] ^ 1]) + blob[offset + 1 :])
         with pytest.raises(DataError, match=r"manifest\.json"):
             Dataset.open(folder)
 
@@ -230,13 +230,13 @@ def test_the_fingerprint_is_the_digest_of_the_manifest(written: Path, tmp_path: 
 def test_more_shards_than_handles_and_many_threads_read_the_same(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "_MOST_OPEN", 1)
-    want = images_of(written)
+    monkeypatch.setattr(handles, "_MAX_OPEN", 1)
+    expected = images_of(written)
     dataset = pickle.loads(pickle.dumps(Dataset.open(written)))
     orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
     with ThreadPoolExecutor(4) as threads:
         for ids, samples in zip(orders, threads.map(dataset.read_checked, orders), strict=True):
-            assert [image.tobytes() for image in samples.data] == [want[i] for i in ids]
+            assert [image.tobytes() for image in samples.data] == [expected[i] for i in ids]
 
 
 def test_reading_shards_does_not_import_torch() -> None:
@@ -397,8 +397,8 @@ def test_an_index_is_read_without_pythons_parser_which_two_threads_cannot_share(
         raise SystemError("AST constructor recursion depth mismatch")  # CPython 3.11 in threads
 
     blob = as_npy(rows := rows_of(foreign))
-    words, rest = blob[10 : -rows.nbytes].rstrip(), rows.tobytes()
-    tight = blob[:8] + (len(words) + 1).to_bytes(2, "little") + words + b"\n" + rest
+    words, row_bytes = blob[10 : -rows.nbytes].rstrip(), rows.tobytes()
+    tight = blob[:8] + (len(words) + 1).to_bytes(2, "little") + words + b"\n" + row_bytes
     expected = Dataset.open(foreign).read_checked(np.arange(8))
     for index in (blob, tight):  # numpy fills headers up with blanks, some versions with others
         edit_index(foreign, index)

@@ -14,7 +14,7 @@ from tests.support.shards import encoded
 from vssl_dist.data.store.header import header_problem
 
 
-def told(blob: bytes, height: int, width: int) -> str:
+def problem_of(blob: bytes, height: int, width: int) -> str:
     return header_problem(np.frombuffer(blob, np.uint8), height, width)
 
 
@@ -51,9 +51,9 @@ def test_a_sound_image_of_the_stated_size_passes_and_of_any_other_does_not(
 ) -> None:
     blob = SOUND[kind](photograph(*size))
     assert Image.open(io.BytesIO(blob)).size == size[::-1]
-    assert told(blob, *size) == ""
+    assert problem_of(blob, *size) == ""
     for height, width in ((size[0] + 1, size[1]), (size[0], size[1] + 1), (100, 100)):
-        assert told(blob, height, width).startswith(f"is {size[1]}x{size[0]} pixels where")
+        assert problem_of(blob, height, width).startswith(f"is {size[1]}x{size[0]} pixels where")
 
 
 def test_what_pillow_skips_on_its_way_to_the_size_is_skipped() -> None:
@@ -62,20 +62,20 @@ def test_what_pillow_skips_on_its_way_to_the_size_is_skipped() -> None:
     for between in (b"\xff" * 9, b"junk", b"\xff\x00more", b"\xff\xd0"):
         odd = blob[:first] + between + blob[first:]
         assert Image.open(io.BytesIO(odd)).size == (30, 20)
-        assert told(odd, 20, 30) == ""
+        assert problem_of(odd, 20, 30) == ""
 
 
 def test_every_cut_of_a_header_is_a_reason_and_never_an_exception() -> None:
     for kind in ("baseline", "png"):
         blob = SOUND[kind](photograph(20, 30))
-        whole = next(n for n in range(len(blob)) if told(blob[:n], 20, 30) == "")
+        whole = next(n for n in range(len(blob)) if problem_of(blob[:n], 20, 30) == "")
         assert whole < 700
-        assert all(told(blob[:n], 20, 30) for n in range(whole))
+        assert all(problem_of(blob[:n], 20, 30) for n in range(whole))
 
 
 def test_sixteen_bits_are_a_reason() -> None:
     grey = np.asarray(photograph(20, 30).convert("L")).astype(np.uint16) * 257
-    assert "has 16 bits" in told(encoded(Image.fromarray(grey), "PNG"), 20, 30)
+    assert "has 16 bits" in problem_of(encoded(Image.fromarray(grey), "PNG"), 20, 30)
 
 
 def test_noise_is_a_reason_at_once() -> None:
@@ -83,5 +83,5 @@ def test_noise_is_a_reason_at_once() -> None:
     hostile = [b"\xff\xd8" + bytes(2**26), b"\xff\xd8" + b"\xff" * 2**26, b"", b"\xff\xd8\xff"]
     hostile += [b"\xff\xd8" + noise.bytes(500) for _ in range(200)]
     start = time.perf_counter()
-    assert all(told(blob, 20, 30) for blob in hostile)
+    assert all(problem_of(blob, 20, 30) for blob in hostile)
     assert time.perf_counter() - start < 2

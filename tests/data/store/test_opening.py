@@ -30,13 +30,13 @@ def refuse(reason: str) -> None:
 
 def test_a_dataset_is_looked_through_while_it_is_opened(tmp_path: Path) -> None:
     folder = tiny_dataset(tmp_path, samples=20, shard_size=8)
-    seen: list[int] = []
+    samples_seen: list[int] = []
 
     def look(dataset: Dataset) -> None:
-        seen.append(dataset.samples)
+        samples_seen.append(dataset.samples)
 
     opened = open_watched(folder, timeout_s=5, who="a test", share=slice(None), check=look)
-    assert (opened.samples, seen) == (20, [20])
+    assert (opened.samples, samples_seen) == (20, [20])
     shards = sorted(folder.glob("*.tar"))
     shards[0].write_bytes(bytes(shards[0].stat().st_size))
     assert open_watched(folder, timeout_s=5, who="a test").samples == 20

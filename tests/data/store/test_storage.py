@@ -38,7 +38,7 @@ from vssl_dist.preview.sheet import augmentation_sheet
 def test_short_reads_and_interrupted_ones_give_whole_images(
     sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = Dataset.open(sound).read(np.arange(SAMPLES))
+    expected = Dataset.open(sound).read(np.arange(SAMPLES))
     real, random = os.preadv, np.random.default_rng(0)
 
     def grudging(file: int, buffers: Sequence[memoryview], offset: int) -> int:
@@ -53,7 +53,7 @@ def test_short_reads_and_interrupted_ones_give_whole_images(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert samples.substitutions == []
-    assert [a.tobytes() for a in samples.data] == [b.tobytes() for b in want]
+    assert [a.tobytes() for a in samples.data] == [b.tobytes() for b in expected]
 
 
 @pytest.mark.parametrize("failures", [1, 3, 4])
@@ -108,7 +108,7 @@ def test_a_read_that_hangs_is_named_too_and_a_slow_one_is_waited_for(
     sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = config(sound, timeout_s=1.0)
-    want = joined(take(loader(cfg), 2))
+    expected = joined(take(loader(cfg), 2))
     source, release, real = loader(cfg), threading.Event(), os.preadv
     delay = [0.05]
 
@@ -119,9 +119,9 @@ def test_a_read_that_hangs_is_named_too_and_a_slow_one_is_waited_for(
     monkeypatch.setattr(shardfile.os, "preadv", slow)
     batches = iter(source)
     begun = time.monotonic()
-    got = joined(list(islice(batches, 2)))
+    actual = joined(list(islice(batches, 2)))
     assert time.monotonic() - begun > 1.0  # longer than any one answer may take
-    assert torch.equal(got[2], want[2])
+    assert torch.equal(actual[2], expected[2])
     delay[0] = 60.0
     with pytest.raises(DataError, match=r"rank 0 waits for data: .*storage has not answered"):
         list(islice(batches, 20))
@@ -136,9 +136,13 @@ def test_storage_that_stalls_before_the_first_batch_is_named(sound: Path) -> Non
 
 def test_a_sheet_names_storage_that_stalls_and_who_waits(sound: Path, tmp_path: Path) -> None:
     cfg = config(sound, timeout_s=0.4)
-    for at, name in (("read", ".tar"), ("stat", "shard-000000.tar"), ("stat", "manifest.json")):
+    for operation, name in (
+        ("read", ".tar"),
+        ("stat", "shard-000000.tar"),
+        ("stat", "manifest.json"),
+    ):
         stalls = pytest.raises(DataError, match=rf"^artist waits for data: .*{name}")
-        with stalls as error, stalled(name, at):
+        with stalls as error, stalled(name, operation):
             augmentation_sheet(cfg, tmp_path / "sheet.png", who="artist")
         one_line(error)
     assert list(tmp_path.iterdir()) == []
@@ -196,8 +200,8 @@ def test_a_shard_that_failed_all_tries_is_asked_once_until_it_answers(
     assert pauses == [0.5, 1.0, 2.0]
     assert [(s.planned, s.used) for s in samples.substitutions] == [(i, 26) for i in range(13, 26)]
     broken[0] = False
-    opened, real = [], shardfile._regular
-    monkeypatch.setattr(shardfile, "_regular", lambda path: opened.append(path) or real(path))
+    opened, real = [], shardfile._open_regular
+    monkeypatch.setattr(shardfile, "_open_regular", lambda path: opened.append(path) or real(path))
     assert dataset.read_checked(np.arange(13, 26)).substitutions == []
     assert len(opened) == 2  # tar and index: a handle of before a failure may stay stale
     broken[0] = True
@@ -223,13 +227,13 @@ def test_files_of_which_nothing_can_be_learned_are_listed_in_one_line(
     with pytest.raises(DataError) as error:
         Dataset.open(folder)
     why = os.strerror(code)
-    for told in (
+    for message in (
         "shard-000000.tar is missing,",
         f"shard-000001.tar cannot be read ({why}),",
         "shard-000002.tar links to what is missing,",
         f"shard-000003.idx.npy cannot be read ({why})",
     ):
-        assert told in one_line(error)
+        assert message in one_line(error)
 
 
 def test_an_evaluation_names_storage_that_stalls(folder: Path) -> None:
@@ -246,7 +250,7 @@ def test_an_evaluation_names_storage_that_stalls(folder: Path) -> None:
 def test_a_process_whose_storage_stalls_ends_and_leaves_one_line(folder: Path) -> None:
     program = f"""
 import sys
-from tests.data.test_storage import *
+from tests.data.store.test_storage import *
 source = loader(config(Path({str(folder)!r}), timeout_s=0.5))
 for path in Path({str(folder)!r}).glob("*.tar"):
     path.unlink()

@@ -34,7 +34,7 @@ from tests.support.damage import alone, memory_left
 from tests.support.encoders import SIGNATURE, chunk, png, rows, segment, vast_png
 from tests.support.kinds import KEEP, KINDS, exif, within
 from tests.support.photos import crop
-from vssl_dist.data.bare import bare
+from vssl_dist.data.bare import strip_metadata
 from vssl_dist.data.store.manifest import read_manifest
 
 PICTURE = crop(2, 16, (40, 56))
@@ -85,7 +85,7 @@ def test_pillow_and_dali_agree_on_plain_files_whole_or_hurt(kind: str, decode: D
             continue
         kept = examine(data, DEFAULT_RULES).verdict is Verdict.KEEP
         verdicts.append(kept)
-        picture = np.asarray(Image.open(io.BytesIO(bare(data)))) if kept else PICTURE
+        picture = np.asarray(Image.open(io.BytesIO(strip_metadata(data)))) if kept else PICTURE
         said = find_disagreement(data, picture, decode)
         assert said == ("" if kept else UNREAD_BY_DALI)
     assert verdicts[0]

@@ -1,1 +1,1 @@
-"""What turns encoded images and drawn parameters into views: DALI, or PIL and torchvision."""
+"""Backends that make views of encoded images and drawn parameters: DALI, PIL with torchvision."""

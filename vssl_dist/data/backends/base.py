@@ -1,4 +1,4 @@
-"""What turns encoded bytes and drawn parameters into tensors, whichever library does it."""
+"""The interface of the backends, which turn encoded images and drawn parameters into tensors."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from vssl_dist.data.views import Draws
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loader yields: one rank's rows of one micro-step."""
+    """Images, labels and ids that belong together, such as one rank's rows of a micro-step."""
 
     ids: Tensor
-    """``(B,)`` int64 on the CPU, where they are written down and nothing is computed from them:
-    the ids as planned, also where a substitute was shown."""
+    """``(B,)`` int64 on the CPU, where they are written down and nothing is computed from them.
+    A planned id stays, also where a substitute is shown."""
     views: list[Tensor]
     """V x ``(B, 3, S, S)`` float32, normalised, on the device of the run; S may differ by view."""
     labels: Tensor
     """``(B,)`` int64 on the device of the run, of the images shown."""
     substitutions: Sequence[Substitution] = ()
-    """Of an evaluation: the images that others are shown for; a `Loader` lists its own."""
+    """What is shown in place of damaged images; empty in the batches of a `Loader`, which keeps a
+    list of its own."""
 
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """What a backend needs to know before the first image."""
+    """The settings from which a backend is built."""
 
     recipes: tuple[ViewRecipe, ...]
     """One per view.  An operation that a recipe never draws is left out for that view."""
@@ -45,7 +46,7 @@ class BackendSpec:
     device: str = "cpu"
 
     def side(self, recipe: ViewRecipe) -> int:
-        """Height and width of a view, in pixels."""
+        """Return the height, which is the width, of a view in pixels."""
         return recipe.size or self.image_size
 
 
@@ -58,7 +59,7 @@ class Backend(Protocol):
     """
 
     def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
-        """Augmented views.
+        """Decode each image and make its augmented views.
 
         Args:
             samples: B encoded images.
@@ -69,12 +70,12 @@ class Backend(Protocol):
             recipe's size or that of the spec.
 
         Raises:
-            UndecodableError: Some of the images are no images; never that a device failed or
-                that memory ran out.
+            UndecodableError: Some of the files are no images; never because a device failed or
+                memory ran out.
         """
 
     def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:
-        """A fixed part of each image, resized and normalised.
+        """Resize and normalise a given region of each image.
 
         Args:
             samples: B encoded images.
@@ -84,7 +85,7 @@ class Backend(Protocol):
             ``(B, 3, S, S)`` float32, normalised, on the device.
 
         Raises:
-            UndecodableError: Some of the images are no images.
+            UndecodableError: Some of the files are no images.
         """
 
 
@@ -94,7 +95,7 @@ class UndecodableError(ValueError):
     def __init__(self, reasons: dict[int, str]) -> None:
         super().__init__(f"{len(reasons)} images do not decode: {next(iter(reasons.values()))}")
         self.reasons = reasons
-        """What was wrong, by row of the batch."""
+        """What is wrong with each image, by row of the batch."""
 
 
 class Placement:
@@ -112,7 +113,7 @@ class Placement:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Everything enqueued inside is finished at the end."""
+        """Enter the stream of this placement; what is enqueued inside is finished at the end."""
         if self._stream is None:
             yield
             return
@@ -122,14 +123,15 @@ class Placement:
 
 
 def record_on_current_stream(batch: Batch) -> Batch:
-    """A batch that was made on a stream of its own, ready for the caller's stream.
+    """Hand a batch that was made on a stream of its own to the caller's stream.
 
-    The allocator learns who uses the views, and the labels follow them to their device: only
-    here, because a copy enqueued by the thread that makes batches would wait for training.
+    The labels are copied to the device of the views here and not earlier: a copy enqueued by the
+    thread that makes batches would wait for training.
     """
     device = batch.views[0].device
     if device.type != "cuda":
         return batch
+    # Else the allocator would reuse a view's memory while kernels of this stream still read it.
     for view in batch.views:
         view.record_stream(torch.cuda.current_stream(device))
     labels = batch.labels.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Which backends there are; each one's libraries are loaded only where it is chosen."""
+"""Builds a backend by its name; its libraries are loaded only where it is chosen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vssl_dist.errors import ConfigError
 
 
 def build_backend(name: str, spec: BackendSpec) -> Backend:
-    """The backend called ``dali`` or ``reference``.
+    """Build the backend called ``dali`` or ``reference``.
 
     Raises:
         ConfigError: The backend is not installed, or the images are too small for the blur.

@@ -1,4 +1,4 @@
-"""Views with NVIDIA DALI: decoded once, on the CPU or with nvJPEG on the GPU; see `graph`."""
+"""Views with NVIDIA DALI: decoded once, on the CPU or with nvJPEG on the GPU; see `dali_graph`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from vssl_dist.data.backends.base import (
     Placement,
     UndecodableError,
 )
-from vssl_dist.data.backends.dali_decoder import Node, decoded
+from vssl_dist.data.backends.dali_decoder import Node, decoder_node
 from vssl_dist.data.backends.dali_graph import (
-    framed,
-    only_decoded,
-    views,
+    decode_only_graph,
+    frame_graph,
+    view_graph,
 )
-from vssl_dist.data.backends.dali_inputs import Feed, feed_of
+from vssl_dist.data.backends.dali_inputs import Inputs, graph_inputs
 from vssl_dist.data.backends.fault import (
     DeviceError,
-    device_failed,
-    sound_image,
+    intact_jpeg,
+    is_device_failure,
 )
-from vssl_dist.data.backends.memory import brief
+from vssl_dist.data.backends.memory import error_cause
 from vssl_dist.data.store.dataset import Samples
-from vssl_dist.data.store.header import pixels
+from vssl_dist.data.store.header import pixel_count
 from vssl_dist.data.views import Draws
 
 Graph = Callable[[Node, BackendSpec], list[Node]]
@@ -40,17 +40,17 @@ _ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
 
 
 class DaliBackend:
-    """See `Backend`."""
+    """A `Backend` of NVIDIA DALI, with one graph for views and one for frames."""
 
     def __init__(self, spec: BackendSpec) -> None:
         self._spec = spec
         self._placement = Placement(spec.device)
-        self._views = Runner(spec, self._placement.device, views)
-        self._frames = Runner(spec, self._placement.device, framed)
+        self._views = Runner(spec, self._placement.device, view_graph)
+        self._frames = Runner(spec, self._placement.device, frame_graph)
 
     def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
         with self._placement.scope():
-            return self._views.run(samples.data, feed_of(self._spec, draws))
+            return self._views.run(samples.data, graph_inputs(self._spec, draws))
 
     def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:
         start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
@@ -59,10 +59,10 @@ class DaliBackend:
 
 
 class Runner:
-    """Runs one graph on batch after batch, synchronously: prefetching is the loader's job.
+    """Runs one graph on batch after batch, synchronously: prefetching is done by `Prefetcher`.
 
     DALI declares a pipeline invalid after any error, and does not say which image caused it.
-    So after one the pipeline is thrown away and the images are decoded one by one.
+    So after an error the pipeline is thrown away and the images are decoded one by one.
     """
 
     def __init__(self, spec: BackendSpec, device: torch.device, graph: Graph) -> None:
@@ -71,21 +71,21 @@ class Runner:
         self._graph = graph
         self._pipeline: Any = None
 
-    def run(self, data: Sequence[NDArray[np.uint8]], feed: Feed) -> list[Tensor]:
-        """What the graph makes of a batch.
+    def run(self, data: Sequence[NDArray[np.uint8]], inputs: Inputs) -> list[Tensor]:
+        """Run the graph on a batch.
 
         Args:
             data: B encoded images.
-            feed: What else the graph takes, by name.
+            inputs: All other inputs of the graph, by name.
 
         Raises:
-            UndecodableError: Some of the images are no images.
+            UndecodableError: Some of the files are no images.
             DeviceError: The device failed, or memory ran out.
         """
         try:
             if self._pipeline is None or self._pipeline.max_batch_size < len(data):
                 self._pipeline = self._build(self._graph, len(data))
-            return _run(self._pipeline, {"bytes": list(data)} | dict(feed), self._device)
+            return _run(self._pipeline, data, inputs, self._device)
         except _ERRORS as error:
             self._pipeline = None
             self._raise_if_failed(error)
@@ -95,7 +95,7 @@ class Runner:
             raise UndecodableError(reasons) from None
 
     def define(self, batch_size: int) -> Any:
-        """The pipeline for up to ``batch_size`` images, of which nothing is built yet."""
+        """Return the pipeline for up to ``batch_size`` images without building it."""
         return self._define(self._graph, batch_size)
 
     def _define(self, graph: Graph, batch_size: int) -> Any:
@@ -109,7 +109,7 @@ class Runner:
             enable_conditionals=True,
         )
         def assembled() -> tuple[Node, ...]:
-            return tuple(graph(decoded(on_gpu), spec))
+            return tuple(graph(decoder_node(on_gpu), spec))
 
         return assembled()
 
@@ -119,36 +119,37 @@ class Runner:
         return pipeline
 
     def _undecodable(self, data: Sequence[NDArray[np.uint8]]) -> dict[int, str]:
-        """What is wrong with each image that does not decode, by row.
+        """Decode the images one by one and return why some do not decode, by row.
 
         Raises:
-            DeviceError: A sound image does not decode either.
+            DeviceError: An intact image does not decode either.
         """
         reasons: dict[int, str] = {}
-        probe = None
-        for row, image in enumerate([*data, sound_image()]):
+        pipeline = None
+        for row, image in enumerate([*data, intact_jpeg()]):
             try:
-                probe = probe or self._build(only_decoded, 1)
-                probe.feed_input("bytes", [image])
-                probe.run()
+                pipeline = pipeline or self._build(decode_only_graph, 1)
+                pipeline.feed_input("bytes", [image])
+                pipeline.run()
             except _ERRORS as error:
-                self._raise_if_failed(error, pixels(image))
+                self._raise_if_failed(error, pixel_count(image))
                 if row == len(data):
-                    raise DeviceError(self._device, brief(error)) from error
-                probe = None
-                reasons[row] = brief(error)
+                    raise DeviceError(self._device, error_cause(error)) from error
+                pipeline = None  # invalid after the error
+                reasons[row] = error_cause(error)
         return reasons
 
     def _raise_if_failed(self, error: Exception, pixels: int = 0) -> None:
-        if device_failed(error, pixels):
-            raise DeviceError(self._device, brief(error)) from error
+        if is_device_failure(error, pixels):
+            raise DeviceError(self._device, error_cause(error)) from error
 
 
-def _run(pipeline: Any, feed: Feed, device: torch.device) -> list[Tensor]:
-    for name, values in feed.items():
-        pipeline.feed_input(
-            name, values if isinstance(values, list) else np.ascontiguousarray(values)
-        )
+def _run(
+    pipeline: Any, data: Sequence[NDArray[np.uint8]], inputs: Inputs, device: torch.device
+) -> list[Tensor]:
+    pipeline.feed_input("bytes", list(data))
+    for name, values in inputs.items():
+        pipeline.feed_input(name, np.ascontiguousarray(values))
     results = []
     for output in pipeline.run():
         dense = output.as_tensor()

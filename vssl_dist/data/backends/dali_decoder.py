@@ -1,4 +1,4 @@
-"""DALI's decoder as trainings use it, alone: what imports it needs neither torch nor a graph."""
+"""DALI's decoder alone, as trainings use it; importing it loads neither torch nor a graph."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 
-from vssl_dist.data.backends.memory import ran_out
+from vssl_dist.data.backends.memory import is_out_of_memory
 
-Node = Any  # DALI's DataNode: a symbolic tensor of the graph
+Node = Any  # DALI is untyped; this is its DataNode, a symbolic tensor of the graph
 
 
-def decoded(on_gpu: bool) -> Node:
-    """The image of the input ``bytes``, as it is stored, in RGB."""
+def decoder_node(on_gpu: bool) -> Node:
+    """Return the node that decodes the input ``bytes``, as it is stored, to RGB."""
     return fn.decoders.image(
         fn.external_source(name="bytes"),
         device="mixed" if on_gpu else "cpu",
@@ -27,40 +27,40 @@ def decoded(on_gpu: bool) -> Node:
 
 
 class Decoder:
-    """Decodes one image after the other, on the CPU, as a training's pipeline does."""
+    """Decodes single images on the CPU as a training's pipeline does."""
 
     def __init__(self) -> None:
-        self._pipeline: Any = _single()
+        self._pipeline: Any = _decoding_pipeline()
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
-        """The image, ``(H, W, 3)`` uint8; it is overwritten by the next one.
+        """Return the image, ``(H, W, 3)`` uint8; it is overwritten by the next one.
 
         Raises:
             ValueError: DALI does not decode it.
             MemoryError: There is no memory left, or no thread.
         """
         try:
-            self._pipeline = self._pipeline or _single()
-        except RuntimeError as error:  # it started before
+            self._pipeline = self._pipeline or _decoding_pipeline()
+        except RuntimeError as error:  # it started before, so nothing but memory can be missing
             raise MemoryError("DALI does not start again") from error
         try:
             self._pipeline.feed_input("bytes", [np.frombuffer(data, np.uint8)])
             (images,) = self._pipeline.run()
         except (RuntimeError, ValueError, IndexError) as error:
             self._pipeline = None  # DALI declares one invalid after any error
-            if ran_out(error):
+            if is_out_of_memory(error):
                 raise MemoryError("DALI") from error
             raise ValueError("DALI does not decode it") from error
         image: NDArray[np.uint8] = images.at(0)
         return image
 
 
-def _single() -> Any:
+def _decoding_pipeline() -> Any:
     @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1
     )
     def assembled() -> Node:
-        return decoded(on_gpu=False)
+        return decoder_node(on_gpu=False)
 
     pipeline = assembled()
     pipeline.build()

@@ -1,4 +1,4 @@
-"""Whether the device failed or the image is damaged, of which DALI makes the same exception."""
+"""Tells a failed device from a damaged image, for which DALI raises the same exception."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vssl_dist.data.backends.memory import brief, ran_out
+from vssl_dist.data.backends.memory import error_cause, is_out_of_memory
 
-# In the words of DALI, torch, nvJPEG, nvImageCodec and C++.  What only says that decoding failed is
-# not here: damaged images cause that, too.
-_OF_THE_DEVICE = re.compile(
+# In the words of DALI, torch, nvJPEG, nvImageCodec and C++.  Words that only say that decoding
+# failed are not here: damaged images cause them, too.
+_DEVICE_WORDS = re.compile(
     r"\bCUDA|\bcuda(Error| call)|\b(NVML|[Nn]vml)\b|[Aa]lloc|ALLOC|[Mm]emory|ARCH_MISMATCH"
     # nvImageCodec's numbers for allocators (5, 15), architectures (7, 16) and calls of CUDA (21).
     r"|nvImageCodec failure: '#(5|7|15|16|21)'"
@@ -28,20 +28,20 @@ class DeviceError(RuntimeError):
         super().__init__(f"{device}: {reason} (the device or its memory failed, not the images)")
 
 
-def device_failed(error: Exception, pixels: int = 0) -> bool:
-    """Whether an error tells of the device or of memory, not of an image.
+def is_device_failure(error: Exception, pixels: int = 0) -> bool:
+    """Whether an error reports a failed device or a lack of memory, and not a damaged image.
 
     Args:
         error: What decoding failed with.
-        pixels: Of the image, if it is one and its header can be read.
+        pixels: Size of the image, as far as its header could be read.
     """
     if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
         return True
-    return bool(_OF_THE_DEVICE.search(brief(error))) or ran_out(error, pixels)
+    return bool(_DEVICE_WORDS.search(error_cause(error))) or is_out_of_memory(error, pixels)
 
 
-def sound_image() -> NDArray[np.uint8]:
-    """A small JPEG that decodes wherever anything does."""
+def intact_jpeg() -> NDArray[np.uint8]:
+    """Encode a small JPEG that every working decoder accepts."""
     stream = io.BytesIO()
     Image.new("RGB", (16, 16), (90, 120, 150)).save(stream, "JPEG")
     return np.frombuffer(stream.getvalue(), np.uint8)

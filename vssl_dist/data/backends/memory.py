@@ -1,4 +1,4 @@
-"""Whether memory ran out while an image was decoded, of which libraries say that it is damaged."""
+"""Tells a lack of memory from a damaged image, for which libraries report the same error."""
 
 from __future__ import annotations
 
@@ -6,40 +6,43 @@ import re
 
 import numpy as np
 
-_OF_MEMORY = re.compile(
+_MEMORY_WORDS = re.compile(
     r"bad_alloc|[Oo]ut of memory|[Ii]nsufficient memory|[Cc]an('t|not) allocate"
 )
-_PER_PIXEL, _BESIDES = 16, 64 << 20
-"""Bytes that decoders take at most: pixels twice over, coefficients of a JPEG, copies."""
-_MOST = 1 << 28
-"""Pixels of an image that is decoded at all; headers may claim any number."""
+_BYTES_PER_PIXEL = 16
+"""What decoders take at most: pixels twice over, coefficients of a JPEG, copies."""
+_FIXED_BYTES = 64 << 20
+"""What decoders take at most whatever the size of the image."""
+_MAX_PIXELS = 1 << 28
+"""Pixels of the largest image that is decoded at all; headers may claim any number."""
 
 
-def ran_out(error: Exception, pixels: int = 0) -> bool:
-    """Whether an error tells of memory, or comes where too little is left to decode with.
+def is_out_of_memory(error: Exception, pixels: int = 0) -> bool:
+    """Whether an error reports a lack of memory, or too little memory is left to decode with.
 
     Several libraries call an image damaged, in no other words, when they are given no memory.
 
     Args:
         error: What decoding failed with.
-        pixels: Of the image, as far as its header could be read.
+        pixels: Size of the image, as far as its header could be read.
 
-    >>> ran_out(MemoryError()), ran_out(ValueError("damaged"), 1000)
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("damaged"), 1000)
     (True, False)
     """
-    if isinstance(error, MemoryError) or _OF_MEMORY.search(brief(error)):
+    if isinstance(error, MemoryError) or _MEMORY_WORDS.search(error_cause(error)):
         return True
     try:
-        np.empty(_PER_PIXEL * min(pixels, _MOST) + _BESIDES, np.uint8)  # no page of it is touched
+        # Reserved and never touched: what is asked is whether an allocation would be granted.
+        np.empty(_BYTES_PER_PIXEL * min(pixels, _MAX_PIXELS) + _FIXED_BYTES, np.uint8)
     except MemoryError:
         return True
     return False
 
 
-def brief(error: Exception) -> str:
-    """In one line, what DALI's report says is wrong, without where in whose code.
+def error_cause(error: Exception) -> str:
+    """Return in one line the cause that an error of DALI reports, without its place in the code.
 
-    >>> brief(RuntimeError("Error in\\n  dali.py, line 8\\nencountered:\\n\\nno\\nimage"))
+    >>> error_cause(RuntimeError("Error in\\n  dali.py, line 8\\nencountered:\\n\\nno\\nimage"))
     'no image'
     """
     _, _, cause = str(error).rpartition("encountered:")

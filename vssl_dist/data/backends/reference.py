@@ -1,4 +1,4 @@
-"""Views with PIL and torchvision: the meaning of every operation, and where DALI has no wheel.
+"""Views with PIL and torchvision: defines every operation, and works where DALI has no wheel.
 
 The operations are torchvision's (v2 functional, on uint8 tensors) in the order of the recipe.
 DALI is held against this file, so it is written to be believed rather than to be fast.
@@ -24,11 +24,11 @@ from vssl_dist.data.backends.base import (
     Placement,
     UndecodableError,
 )
-from vssl_dist.data.backends.fault import DeviceError, device_failed
-from vssl_dist.data.backends.memory import brief
-from vssl_dist.data.bare import bare
+from vssl_dist.data.backends.fault import DeviceError, is_device_failure
+from vssl_dist.data.backends.memory import error_cause
+from vssl_dist.data.bare import strip_metadata
 from vssl_dist.data.store.dataset import Samples
-from vssl_dist.data.store.header import pixels
+from vssl_dist.data.store.header import pixel_count
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.vision import torchvision
 
@@ -39,25 +39,25 @@ Box = tuple[float, float, float, float]
 
 
 def decode(data: NDArray[np.uint8]) -> Image.Image:
-    """The image as stored, in RGB, whatever else its file tells.
+    """Decode an image as it is stored, in RGB; metadata such as the orientation are ignored.
 
     Raises:
-        ValueError: The bytes are no whole image.
+        ValueError: The bytes are not a whole image.
         DeviceError: There is no memory left.
     """
     try:
-        with Image.open(io.BytesIO(bare(data.tobytes()))) as image:
+        with Image.open(io.BytesIO(strip_metadata(data.tobytes()))) as image:
             return image.convert("RGB")
     except UnidentifiedImageError as error:  # its message names an address in memory
         raise ValueError("no format that Pillow knows") from error
     except Exception as error:  # PIL promises no common class: OSError, SyntaxError, struct.error
-        if device_failed(error, pixels(data)):
-            raise DeviceError(torch.device("cpu"), brief(error)) from error
+        if is_device_failure(error, pixel_count(data)):
+            raise DeviceError(torch.device("cpu"), error_cause(error)) from error
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
 
 class ReferenceBackend:
-    """See `Backend`; images are spread over threads, which PIL and torch let run in parallel."""
+    """A `Backend` of PIL and torchvision, which release the interpreter lock for its threads."""
 
     def __init__(self, spec: BackendSpec) -> None:
         torchvision()
@@ -67,37 +67,40 @@ class ReferenceBackend:
 
     def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
         def views(image: Image.Image, row: int) -> list[Tensor]:
-            sides = [self._spec.side(recipe) for recipe in self._spec.recipes]
-            parts = zip(sides, draws, strict=True)
-            return [self._view(image, side, draw.take(row)) for side, draw in parts]
+            return [
+                self._view(image, self._spec.side(recipe), view_draws.take(row))
+                for recipe, view_draws in zip(self._spec.recipes, draws, strict=True)
+            ]
 
         rows = self._map(samples, views)
-        return [self._finish([row[v] for row in rows]) for v in range(len(draws))]
+        return [self._finish([row[view] for row in rows]) for view in range(len(draws))]
 
     def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:
-        def framed(image: Image.Image, row: int) -> Tensor:
+        def resized_box(image: Image.Image, row: int) -> Tensor:
             top, left, height, width = boxes[row].tolist()
             box = (left, top, left + width, top + height)
             return _resized(image, self._spec.image_size, box)
 
-        return self._finish(self._map(samples, framed))
+        return self._finish(self._map(samples, resized_box))
 
     def _map(self, samples: Samples, make: Callable[[Image.Image, int], T]) -> list[T]:
-        one = partial(_try, samples, make)
+        """Decode all images and call ``make`` with each and its row."""
+        make_row = partial(_try, samples, make)
         rows = range(len(samples.data))
         if self._spec.threads == 1:
-            results = [one(row) for row in rows]
+            results = [make_row(row) for row in rows]
         else:
             with ThreadPoolExecutor(self._spec.threads) as pool:
-                results = list(pool.map(one, rows))
+                results = list(pool.map(make_row, rows))
         reasons = {row: result[1] for row, result in enumerate(results) if result[1]}
         if reasons:
             raise UndecodableError(reasons)
         return [result[0][0] for result in results]
 
     def _view(self, image: Image.Image, side: int, draw: Draws) -> Tensor:
-        """One view of one image; ``draw`` holds scalars."""
+        """Make one view of one image; ``draw`` holds scalars."""
         f: Any = self._functional
+        # Cropped first: resizing a box would let pixels from outside the crop blend in.
         top, left, height, width = draw.crop.tolist()
         x = _resized(image.crop((left, top, left + width, top + height)), side)
         if draw.flip:
@@ -136,12 +139,12 @@ def _resized(image: Image.Image, side: int, box: Box | None = None) -> Tensor:
 
 
 def _try(samples: Samples, make: Callable[[Image.Image, int], T], row: int) -> tuple[list[T], str]:
-    """What ``make`` makes of one image, or why there is no image."""
+    """Return ``[result]`` and "", or no result and why the image does not decode."""
     try:
         image = decode(samples.data[row])
     except ValueError as error:
         return [], str(error)
-    stated = (int(samples.width[row]), int(samples.height[row]))
-    if image.size != stated:  # the crop was drawn for another image
-        return [], f"is {image.size} pixels where the index says {stated}"
+    index_size = (int(samples.width[row]), int(samples.height[row]))
+    if image.size != index_size:  # the crop was drawn for another image
+        return [], f"is {image.size} pixels where the index says {index_size}"
     return [make(image, row)], ""

@@ -1,4 +1,4 @@
-"""Bad images never stop a run and never pass silently: they are replaced, and listed."""
+"""Damaged images do not stop a run and do not pass silently: they are replaced, and listed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vssl_dist.data.backends.base import UndecodableError
-from vssl_dist.data.bare import bare
+from vssl_dist.data.bare import strip_metadata
 from vssl_dist.data.store.dataset import (
     Dataset,
     Samples,
@@ -40,63 +40,77 @@ def read_decodable(
         The samples that were rendered (with the list of substitutions) and the rendering.
 
     Raises:
-        DataError: There is no usable sample near one.
+        DataError: There is no usable sample near a damaged one.
     """
     samples = dataset.read_checked(ids)
-    damaged = {found.planned: found for found in samples.substitutions}
-    shown = {row: damaged[i] for row, i in enumerate(ids.tolist()) if i in damaged}
+    by_planned = {damaged.planned: damaged for damaged in samples.substitutions}
+    substitutions = {
+        row: by_planned[planned]
+        for row, planned in enumerate(ids.tolist())
+        if planned in by_planned
+    }
+    # A substitute may not decode either, so this ends only when all rows do, or none is left near.
     while True:
         try:
             rendering = _rendered(samples, render)
         except UndecodableError as error:
             for row, reason in error.reasons.items():
-                last = shown.get(row, Substitution(int(ids[row]), int(ids[row]), ""))
-                known = last.reason or f"does not decode: {reason}"
-                shown[row] = _show_next(dataset, samples, row, replace(last, reason=known))
+                last = substitutions.get(row, Substitution(int(ids[row]), int(ids[row]), ""))
+                # The list says what is wrong with the planned image, not with its substitutes.
+                first_reason = last.reason or f"does not decode: {reason}"
+                substitutions[row] = _replace_row(
+                    dataset, samples, row, replace(last, reason=first_reason)
+                )
         else:
-            samples.substitutions = [shown[row] for row in sorted(shown)]
+            samples.substitutions = [substitutions[row] for row in sorted(substitutions)]
             return samples, rendering
 
 
 def _rendered(samples: Samples, render: Callable[[Samples], T]) -> T:
-    """The rendering.
+    """Check all headers, then render.
 
     Raises:
-        UndecodableError: Some images are none, or others than the index says.
+        UndecodableError: Some files are no images, or of other sizes than the index says.
     """
-    stated = zip(samples.data, samples.height.tolist(), samples.width.tolist(), strict=True)
+    images = zip(samples.data, samples.height.tolist(), samples.width.tolist(), strict=True)
     # Before anything is decoded: a crop drawn for another size would be of the wrong place, or
     # outside of the image, and a header can ask for all memory there is.
-    found = {row: wrong for row, each in enumerate(stated) if (wrong := header_problem(*each))}
-    if found:
-        raise UndecodableError(found)
+    problems = {
+        row: problem for row, image in enumerate(images) if (problem := header_problem(*image))
+    }
+    if problems:
+        raise UndecodableError(problems)
     try:
         return render(samples)
     except UndecodableError as error:
-        reasons = {row: _plain(samples.data[row], told) for row, told in error.reasons.items()}
+        reasons = {
+            row: _reason_in_words(samples.data[row], backend_reason)
+            for row, backend_reason in error.reasons.items()
+        }
         raise UndecodableError(reasons) from error
 
 
-def _plain(data: NDArray[np.uint8], told: str) -> str:
-    """What Pillow says of an image that a backend refused, or what the backend said of it.
+def _reason_in_words(data: NDArray[np.uint8], backend_reason: str) -> str:
+    """Return why Pillow refuses an image, or the backend's reason if Pillow decodes it.
 
-    DALI has a number for it, and where not, lines of its own source.
+    Pillow is asked because DALI's reason is a number, or lines of its own source.
     """
     try:
-        with Image.open(io.BytesIO(bare(data.tobytes()))) as image:
+        with Image.open(io.BytesIO(strip_metadata(data.tobytes()))) as image:
             image.load()
     except UnidentifiedImageError:
         return "no format that Pillow knows"
     except MemoryError:
-        return told
+        return backend_reason
     except Exception as error:  # Pillow promises no common class
         return " ".join(f"{type(error).__name__}: {error}".split())
-    return told
+    return backend_reason
 
 
-def _show_next(dataset: Dataset, samples: Samples, row: int, last: Substitution) -> Substitution:
+def _replace_row(dataset: Dataset, samples: Samples, row: int, last: Substitution) -> Substitution:
     """Put the next intact sample after ``last.used`` into ``row``."""
-    used, samples.data[row], facts = dataset.next_intact(last.planned, last.used, last.reason)
-    for name in ("height", "width", "label"):
-        getattr(samples, name)[row] = facts[name]
+    used, samples.data[row], index_row = dataset.next_intact(last.planned, last.used, last.reason)
+    samples.height[row] = index_row["height"]
+    samples.width[row] = index_row["width"]
+    samples.label[row] = index_row["label"]
     return replace(last, used=used)

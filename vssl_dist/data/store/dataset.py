@@ -23,9 +23,9 @@ from vssl_dist.data.store.manifest import (
     INDEX_DTYPE,
     MANIFEST,
     Manifest,
-    ill_sized,
-    listed,
+    join_first,
     read_manifest,
+    size_problems,
 )
 from vssl_dist.data.store.shardfile import Bytes, ShardFile
 from vssl_dist.data.store.stall import StallWatch
@@ -33,8 +33,10 @@ from vssl_dist.errors import DataError
 
 __all__ = ["INDEX_DTYPE", "Dataset", "Samples", "Substitution"]
 
-# Where a substitute is looked for: so many in a sample's own shard, then in each of the next few.
-_NEAR, _BEYOND = 64, 3
+_CANDIDATES = 64
+"""Samples that are tried as substitutes in each shard."""
+_NEXT_SHARDS = 3
+"""Shards that are tried after the damaged sample's own."""
 
 Ids = NDArray[np.int64]
 
@@ -47,18 +49,19 @@ class Substitution:
     used: int
     reason: str
     position: int = 0
-    """Samples that the whole job had consumed when it was shown."""
+    """Samples that the whole job had consumed when the substitute was shown."""
 
 
 @dataclass
 class Samples:
-    """Encoded images and what the index knows about them, row by row."""
+    """Encoded images and what the index states about them, row by row."""
 
     data: list[Bytes]
     """The bytes of each JPEG or PNG, as a flat array."""
     height: Ids
     width: Ids
     label: Ids
+    """Number of the class, -1 for unlabelled."""
     substitutions: list[Substitution]
 
 
@@ -70,8 +73,8 @@ class Dataset:
 
     Args:
         folder: The folder that holds ``manifest.json``.
-        manifest: Its contents.
-        watch: Told of every file operation, so that another thread can see which one hangs.
+        manifest: The contents of that file.
+        watch: Entered during every file operation, so that another thread sees which one hangs.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, watch: StallWatch | None = None) -> None:
@@ -86,22 +89,23 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path, watch: StallWatch | None = None) -> Dataset:
-        """Read the manifest of ``folder`` and see that its files are there in full length.
+        """Read the manifest of ``folder`` and check that its files are there in full length.
 
         Raises:
             DataError: One line: no dataset, or which files are missing, not readable or of
                 another size.
         """
-        folder, watch = Path(folder), watch or StallWatch()
+        folder = Path(folder)
+        watch = watch or StallWatch()
         with watch(folder / MANIFEST):
             manifest = read_manifest(folder)
-        wrong = [f"{name} {problem}" for name, problem in ill_sized(folder, manifest, watch)]
-        if wrong:
-            raise DataError(f"{folder}: {listed(wrong)} (data_prep/verify.py lists all)")
+        problems = [f"{name} {problem}" for name, problem in size_problems(folder, manifest, watch)]
+        if problems:
+            raise DataError(f"{folder}: {join_first(problems)} (data_prep/verify.py lists all)")
         return cls(folder, manifest, watch)
 
     def close(self) -> None:
-        """Let go of all files; reading again opens them anew."""
+        """Close all files; reading again opens them anew."""
         self._handles.close()
 
     @property
@@ -111,7 +115,7 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Name of each label."""
+        """Class names, in the order of the labels."""
         return self.manifest.classes
 
     @property
@@ -125,7 +129,7 @@ class Dataset:
         return np.array([shard.samples for shard in self.manifest.shards], np.int64)
 
     def locate(self, ids: Ids) -> tuple[Ids, Ids]:
-        """Where samples lie.
+        """Find the shards and rows in which samples lie.
 
         Args:
             ids: ``(B,)`` global sample ids.
@@ -143,44 +147,44 @@ class Dataset:
         return shard, ids - self._starts[shard]
 
     def rows(self, ids: Ids) -> NDArray[np.void]:
-        """The index rows of samples: ``(B,)`` of ``INDEX_DTYPE``.
+        """Return the index rows of samples: ``(B,)`` of ``INDEX_DTYPE``.
 
         Raises:
             DataError: An index file is missing or not the one the manifest was written for.
         """
         shards, rows = self.locate(ids)
-        found = np.empty(len(rows), INDEX_DTYPE)
+        index_rows = np.empty(len(rows), INDEX_DTYPE)
         for shard in np.unique(shards):
-            here = shards == shard
-            found[here] = self._handles.get(int(shard)).rows[rows[here]]
-        return found
+            in_shard = shards == shard
+            index_rows[in_shard] = self._handles.get(int(shard)).rows[rows[in_shard]]
+        return index_rows
 
     def probe(self, share: slice = slice(None)) -> None:
-        """See that shards are the ones of the manifest and not others of the same length.
+        """Check that shards are the ones of the manifest and not others of the same length.
 
-        Checks the index, and that the first, the middle or the last image is the one that was
-        sharded.  Damage within a shard is found, and mended, while reading, and so is that of a
-        shard with one image.
+        The index is checked, and that the first, the middle or the last image is the one that was
+        sharded.  Damage within a shard, or of its only image, is found while reading, and the image
+        replaced.
 
         Args:
-            share: Which shards to look at; all of them by default.
+            share: Which shards to check; all of them by default.
 
         Raises:
-            DataError: One line with the shards that are not, or cannot be read.
+            DataError: One line with the shards that are others, or cannot be read.
         """
-        if wrong := self._handles.foreign_shards(share):
+        if problems := self._handles.foreign_shards(share):
             raise DataError(
-                f"{self.folder}: damaged or swapped: {listed(wrong)} "
+                f"{self.folder}: damaged or swapped: {join_first(problems)} "
                 "(data_prep/verify.py lists all, data_prep/shard.py makes them anew)"
             )
 
     def read(self, ids: Ids) -> list[Bytes]:
-        """The encoded bytes of samples, unchecked; see `read_checked` for training.
+        """Read the encoded bytes of samples unchecked; training uses `read_checked`.
 
         Raises:
             DataError: A shard cannot be opened.
         """
-        return [shard.read(row) for shard, row in self._places(ids)]
+        return [shard.read(row) for shard, row in self._shard_rows(ids)]
 
     def read_checked(self, ids: Ids) -> Samples:
         """Read samples and replace those whose bytes are not what was sharded.
@@ -193,56 +197,60 @@ class Dataset:
         data: list[Bytes] = []
         used = np.empty(len(ids), INDEX_DTYPE)
         substitutions: list[Substitution] = []
-        shards, rows = (where.tolist() for where in self.locate(ids))
-        for at, (number, row) in enumerate(zip(shards, rows, strict=True)):
-            shard, image, reason = self._handles.checked(number, row)
-            used[at] = shard.rows[row]
+        shards, rows = self.locate(ids)
+        for index, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            shard, image, reason = self._handles.read_checked(number, row)
+            used[index] = shard.rows[row]
             if reason:
                 reason = f"{self.manifest.shards[number].name} row {row}: {reason}"
                 planned = int(self._starts[number]) + row
-                intact, image, used[at] = self.next_intact(planned, planned, reason)
+                intact, image, used[index] = self.next_intact(planned, planned, reason)
                 substitutions.append(Substitution(planned, intact, reason))
             data.append(image)
-        height, width, label = (used[n].astype(np.int64) for n in ("height", "width", "label"))
+        height, width, label = (
+            used[field].astype(np.int64) for field in ("height", "width", "label")
+        )
         return Samples(data, height, width, label, substitutions)
 
     def next_intact(self, planned: int, after: int, reason: str) -> tuple[int, Bytes, np.void]:
-        """What takes the place of a sample: the same on every machine and at every time.
+        """Find the substitute of a sample: the same one on every machine and at every time.
 
         The next 64 of its shard are looked at, cyclically, then the first 64 of each of the next
         three shards, and no more: nobody waits for a whole dataset to be read.
 
         Args:
-            planned: The sample whose place is to be taken.
+            planned: The sample that is to be replaced.
             after: Where the search goes on: at ``planned``, or at a substitute of no use.
-            reason: What is wrong with it.
+            reason: What is wrong with ``planned``, for the message.
 
         Returns:
             Id, bytes and index row of the next intact sample.
 
         Raises:
-            DataError: There is none, or a shard cannot be opened.
+            DataError: No sample near is intact, or a shard cannot be opened.
         """
         order = self._neighbours(planned)
         for candidate in order[order.index(after) + 1 :]:
-            number, row = (int(where[0]) for where in self.locate(np.array([candidate])))
-            shard, image, wrong = self._handles.checked(number, row)
-            if not wrong:
+            shards, rows = self.locate(np.array([candidate]))
+            number, row = int(shards[0]), int(rows[0])
+            shard, image, problem = self._handles.read_checked(number, row)
+            if not problem:
                 return candidate, image, shard.rows[row]
         raise DataError(
             f"{self.folder}: sample {planned}: not one usable image near it in its shard, nor in "
-            f"the {_BEYOND} after that ({reason}): run data_prep/verify.py"
+            f"the {_NEXT_SHARDS} after that ({reason}): run data_prep/verify.py"
         )
 
     def _neighbours(self, planned: int) -> list[int]:
-        """A sample, and those that may take its place, the first choice first."""
-        number, count = int(self.locate(np.array([planned]))[0][0]), len(self.shard_sizes)
-        near = [(number + step) % count for step in range(min(_BEYOND + 1, count))]
-        own, *others = (range(*self._starts[n : n + 2].tolist()) for n in near)
-        ring = [*range(planned, own.stop), *range(own.start, planned)]
-        return [*ring[: _NEAR + 1], *chain(*(shard[:_NEAR] for shard in others))]
+        """Return a sample and those that may take its place, the first choice first."""
+        number = int(self.locate(np.array([planned]))[0][0])
+        count = len(self.shard_sizes)
+        numbers = [(number + step) % count for step in range(min(_NEXT_SHARDS + 1, count))]
+        shard, *next_shards = (range(*self._starts[n : n + 2].tolist()) for n in numbers)
+        ring = [*range(planned, shard.stop), *range(shard.start, planned)]
+        return [*ring[: _CANDIDATES + 1], *chain(*(ids[:_CANDIDATES] for ids in next_shards))]
 
-    def _places(self, ids: Ids) -> Iterator[tuple[ShardFile, int]]:
+    def _shard_rows(self, ids: Ids) -> Iterator[tuple[ShardFile, int]]:
         shards, rows = self.locate(ids)
         for number, row in zip(shards.tolist(), rows.tolist(), strict=True):
             yield self._handles.get(number), row

@@ -1,4 +1,4 @@
-"""The manifest: what a folder of shards consists of, and how the rows of an index look.
+"""The manifest: what a folder of shards consists of, and the layout of an index row.
 
 It is written last and states names, counts, sizes and checksums, so that a folder with a
 manifest is a whole one.  Its last entry is a digest of the others; the digest of the file's
@@ -37,18 +37,17 @@ INDEX_DTYPE = np.dtype(
     ]
 )
 _SHARD_NAME = re.compile(r"shard-\d{6,18}\.tar")
-# A million shards take 300 MB; beyond this the file is not a manifest.
-_LOOKED_AT = 100
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-_MAX_MANIFEST = 2**30
+_SEARCHED_ENTRIES = 100  # of a folder in which pictures are searched, to name one in a message
+_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_MAX_MANIFEST = 2**30  # a million shards take 300 MB: a larger file is no manifest
 # numpy's header of an index, which it pads, takes a few hundred bytes.
 INDEX_HEADER = 4096
-_NAMED = 12  # files that a message names; it stays one line that a person reads
+_MAX_LISTED = 12  # files that a message names, so that it stays one line that a person reads
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest states about one shard."""
+    """The statements of the manifest about one shard."""
 
     name: str
     bytes: int
@@ -58,7 +57,7 @@ class ShardEntry:
 
     @property
     def index_name(self) -> str:
-        """File name of the shard's index.
+        """Return the file name of the shard's index.
 
         >>> ShardEntry("shard-000007.tar", 0, 0, "", "").index_name
         'shard-000007.idx.npy'
@@ -79,31 +78,31 @@ class Manifest:
     fingerprint: str
 
 
-def seal(contents: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest file: the contents as JSON, closed by a digest of themselves."""
+def seal(contents: Mapping[str, object]) -> bytes:
+    """Encode the contents of a manifest as JSON that ends with a digest of the contents."""
     body = {key: value for key, value in contents.items() if key != "digest"}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**body, "digest": digest}, indent=1) + "\n").encode()
 
 
 def read_manifest(folder: Path, *, sealed: bool = True) -> Manifest:
-    """Read and check ``folder/manifest.json``; looks at no other file.
+    """Read and check ``folder/manifest.json`` and no other file.
 
     Args:
         folder: The folder of one split.
-        sealed: Insist that every byte is as it was written.
+        sealed: Whether every byte must be as it was written.
 
     Raises:
         DataError: There is no dataset here, or its manifest is damaged or was edited.
     """
     path = folder / MANIFEST
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MAX_MANIFEST:
+        status = path.stat()  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_MANIFEST:
             raise DataError(f"{path}: not a file of at most {_MAX_MANIFEST} bytes")
         blob = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(_absent(folder)) from None
+        raise DataError(_absence(folder)) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
@@ -117,7 +116,7 @@ def read_manifest(folder: Path, *, sealed: bool = True) -> Manifest:
 
 
 def _parse(blob: bytes) -> tuple[Manifest, bool]:
-    """The manifest, and whether its bytes are the ones that `seal` wrote."""
+    """Return the manifest, and whether its bytes are the ones that `seal` wrote."""
     raw = json.loads(blob)
     if raw["format"] != FORMAT:
         raise ValueError(f"format {raw['format']!r} is not {FORMAT!r}")
@@ -150,83 +149,88 @@ def _parse(blob: bytes) -> tuple[Manifest, bool]:
 
 
 def _count(value: object) -> int:
-    """A number of bytes or samples: whole, above 0 and within an int64."""
+    """Check a number of bytes or samples: whole, above 0 and within an int64."""
     if type(value) is not int or not 0 < value < 2**63:
         raise ValueError(f"{value!r:.50} is not a number of bytes or samples")
     return value
 
 
-def _absent(folder: Path) -> str:
+def _absence(folder: Path) -> str:
+    """Say why a folder has no manifest, and what to do."""
     if not folder.is_dir():
         return f"{folder}: no such folder of shards (make it with data_prep/shard.py)"
-    below = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
-    if below:
-        choices = " or ".join(str(folder / name) for name in below)
+    splits = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    if splits:
+        choices = " or ".join(str(folder / split) for split in splits)
         return f"{folder}: holds splits, name one of them: {choices}"
     if _is_link(folder / MANIFEST):
         return f"{folder / MANIFEST}: links to what is missing (is its file system mounted?)"
-    if picture := _picture(folder):
-        shard = command_line("data_prep/shard.py")
+    if picture := _picture_name(folder):
+        shard_command = command_line("data_prep/shard.py")
         return (
-            f"{folder}: holds pictures such as {picture}, no shards: {shard} "
+            f"{folder}: holds pictures such as {picture}, no shards: {shard_command} "
             f"imagefolder --root {folder} --out FOLDER, then give FOLDER/train"
         )
     return f"{folder}: no {MANIFEST}, so sharding did not finish (run data_prep/shard.py again)"
 
 
-def _picture(folder: Path) -> str:
-    """The name of a picture in a folder or in one of its first folders, if there is any."""
+def _picture_name(folder: Path) -> str:
+    """Return the name of a picture in a folder or in one of its first folders, or ""."""
     try:
-        entries = list(islice(folder.iterdir(), _LOOKED_AT))
-        below = [islice(entry.iterdir(), _LOOKED_AT) for entry in entries[:3] if entry.is_dir()]
-        paths = [path for path in chain(entries, *below) if path.suffix.lower() in _PICTURES]
+        entries = list(islice(folder.iterdir(), _SEARCHED_ENTRIES))
+        below = [
+            islice(entry.iterdir(), _SEARCHED_ENTRIES) for entry in entries[:3] if entry.is_dir()
+        ]
+        paths = [
+            path for path in chain(entries, *below) if path.suffix.lower() in _PICTURE_SUFFIXES
+        ]
     except OSError:
         return ""
     return str(min(paths).relative_to(folder)) if paths else ""
 
 
-def ill_sized(
+def size_problems(
     folder: Path,
     manifest: Manifest,
     waiting: Callable[[Path], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[tuple[str, str]]:
-    """What can be told without reading: each file that is missing, unreadable or ill-sized.
+    """Yield each file that is missing, unreadable or of another size, without reading any.
 
     Args:
         folder: The folder of one split.
-        manifest: What there must be.
-        waiting: Entered with a file while the file system is asked about it.
+        manifest: The files that there must be.
+        waiting: Called with a path; entered while the file system is asked about it.
 
     Yields:
-        File name, and what is wrong with it.
+        File name, and what is wrong with the file.
     """
     for entry in manifest.shards:
-        rows = entry.samples * INDEX_DTYPE.itemsize
-        sizes = ((entry.name, entry.bytes, 0), (entry.index_name, rows, INDEX_HEADER))
-        for name, size, slack in sizes:
+        index_size = entry.samples * INDEX_DTYPE.itemsize
+        files = ((entry.name, entry.bytes, 0), (entry.index_name, index_size, INDEX_HEADER))
+        for name, size, slack in files:
             with waiting(folder / name):
-                problem = _ill(folder / name, size, slack)
+                problem = _size_problem(folder / name, size, slack)
             if problem:
                 yield name, problem
 
 
-def listed(problems: Sequence[str]) -> str:
-    """The first of the problems, and how many more there are."""
-    more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-    return f"{', '.join(problems[:_NAMED])}{more}"
+def join_first(problems: Sequence[str]) -> str:
+    """Join the first problems, and say how many more there are."""
+    more = f" and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+    return f"{', '.join(problems[:_MAX_LISTED])}{more}"
 
 
-def _ill(path: Path, size: int, slack: int) -> str:
+def _size_problem(path: Path, size: int, slack: int) -> str:
     try:
-        facts = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return "links to what is missing" if _is_link(path) else "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return "is not a regular file"
-    if not size <= facts.st_size <= size + slack:
-        return f"has {facts.st_size} bytes instead of {size}"
+    if not size <= status.st_size <= size + slack:
+        return f"has {status.st_size} bytes instead of {size}"
     return "" if os.access(path, os.R_OK) else "may not be read (permission denied)"
 
 

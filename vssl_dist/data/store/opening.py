@@ -1,4 +1,4 @@
-"""Datasets on storage that may not answer: whoever waits for it says so, and not for ever."""
+"""Opens and reads datasets with a timeout: storage that does not answer becomes an error."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ T = TypeVar("T")
 
 
 def run_with_timeout(watch: StallWatch, work: Callable[[], T], *, timeout_s: float, who: str) -> T:
-    """What ``work`` returns; it is done in a thread, where it may hang.
+    """Call ``work`` in a thread, where it may hang, and return its result.
 
     Args:
-        watch: That of the dataset which ``work`` reads.
-        work: What reads.
+        watch: The watch of the dataset that ``work`` reads.
+        work: A function that reads from storage.
         timeout_s: Seconds that a single open, stat or read may take.
-        who: Waits for it; named in the message.
+        who: The consumer that waits, for the message.
 
     Raises:
         DataError: Storage does not answer: one line with the file.
     """
 
-    def done() -> Iterator[T]:
+    def single_result() -> Iterator[T]:
         yield work()
 
     check = partial(watch.check, timeout_s, who)
-    results = Prefetcher([done()], 1, check)
+    results = Prefetcher([single_result()], 1, check)
     try:
         return next(results)
     except KeyboardInterrupt:  # after which nobody waits for storage
@@ -49,21 +49,21 @@ def open_watched(
     share: slice | None = None,
     check: Callable[[Dataset], None] | None = None,
 ) -> Dataset:
-    """`Dataset.open` for storage that may hang already here.
+    """Open a dataset as `Dataset.open` does, on storage that may not answer.
 
     Args:
         folder: The folder of one split.
         timeout_s: Seconds that a single open, stat or read may take.
-        who: Waits for it; named in the message.
+        who: The consumer that waits, for the message.
         share: Which shards to `Dataset.probe`; none by default.
-        check: What else is to be seen of it; may read.
+        check: A further check of the dataset, which may read from it.
 
     Raises:
         DataError: One line: no dataset, what is wrong with it, or storage does not answer.
     """
     watch = StallWatch()
 
-    def opened() -> Dataset:
+    def open_and_check() -> Dataset:
         dataset = Dataset.open(folder, watch)
         if share is not None:
             dataset.probe(share)
@@ -71,4 +71,4 @@ def open_watched(
             check(dataset)
         return dataset
 
-    return run_with_timeout(watch, opened, timeout_s=timeout_s, who=who)
+    return run_with_timeout(watch, open_and_check, timeout_s=timeout_s, who=who)

@@ -1,4 +1,4 @@
-"""One shard, opened: its index in memory and its tar as a file to read from at any place."""
+"""One open shard: its index in memory, and its tar as a file that is read at any offset."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vssl_dist.data.store.manifest import INDEX_DTYPE, INDEX_HEADER, ShardEntry
 from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import DataError
 
-# What an image may claim before memory is given to it: no photograph is larger, and the second
-# is where Pillow refuses to decode.
+# The most that an image may claim before memory is allocated for it: no photograph is larger, and
+# beyond that number of pixels Pillow refuses to decode.
 _MAX_BYTES = 2**28
 _MAX_PIXELS = 178_956_970
 
@@ -27,7 +27,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A shard ready to be read, by any number of threads."""
+    """An open shard that any number of threads may read."""
 
     # An unbuffered file object, not a bare descriptor: it stays open while any thread that
     # reads from it holds a reference, and is closed when the last one lets go.
@@ -42,27 +42,27 @@ class ShardFile:
         """Open the tar and load the index.
 
         Args:
-            folder: Where both are.
+            folder: The folder that holds both files.
             entry: What the manifest states about them.
-            classes: How many labels there are.
-            watch: Told of every file operation.
+            classes: Number of classes: labels lie below it.
+            watch: Entered during every file operation.
 
         Raises:
-            DataError: A file cannot be opened, or the index is not the one of the manifest, or
-                states what cannot be.
+            DataError: A file cannot be opened, the index is not the one of the manifest, or a
+                row states what cannot be.
         """
         # The index is small and read whole rather than mapped: its digest is checked on the
         # way, and a file truncated under a running job is an error and not a SIGBUS.
         path = folder / entry.index_name
-        least = entry.samples * INDEX_DTYPE.itemsize
+        rows_size = entry.samples * INDEX_DTYPE.itemsize
         try:
-            with watch(path), _regular(path) as index:
+            with watch(path), _open_regular(path) as index:
                 size = os.fstat(index.fileno()).st_size
-                if not least <= size <= least + INDEX_HEADER:
+                if not rows_size <= size <= rows_size + INDEX_HEADER:
                     raise DataError(f"{path}: has {size} bytes for {entry.samples} samples")
                 blob = index.readall()
             with watch(folder / entry.name):
-                file = _regular(folder / entry.name)
+                file = _open_regular(folder / entry.name)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be opened ({error.strerror})") from error
         if hashlib.sha256(blob).hexdigest() != entry.index_sha256:
@@ -72,7 +72,7 @@ class ShardFile:
         return cls(file, rows, folder / entry.name, watch)
 
     def read(self, row: int) -> Bytes:
-        """The encoded image of a row; short only if the file was cut.
+        """Read the encoded image of a row; it is short only if the file was cut.
 
         Returns:
             ``(size,)`` uint8, writable.
@@ -82,17 +82,17 @@ class ShardFile:
         """
         offset, size = self.rows[row].item()[:2]
         data = np.empty(size, np.uint8)
-        done = 0
+        filled = 0
         with self.watch(self.path):
-            while done < size:
-                got = os.preadv(self.file.fileno(), [data.data[done:]], offset + done)
-                if got == 0:
+            while filled < size:  # the kernel may return less than is asked for
+                count = os.preadv(self.file.fileno(), [data.data[filled:]], offset + filled)
+                if count == 0:
                     break
-                done += got
-        return data[:done]
+                filled += count
+        return data[:filled]
 
-    def checked(self, row: int) -> tuple[Bytes, str]:
-        """The encoded image of a row, and what is wrong with it ("" = nothing).
+    def read_checked(self, row: int) -> tuple[Bytes, str]:
+        """Read the encoded image of a row, and say what is wrong with it ("" = nothing).
 
         Raises:
             OSError: Storage fails.
@@ -108,8 +108,8 @@ class ShardFile:
         return image, ""
 
 
-def _regular(path: Path) -> io.FileIO:
-    """``path``, opened: a file and nothing that only looks like one."""
+def _open_regular(path: Path) -> io.FileIO:
+    """Open a regular file; a device, a pipe or a folder is refused."""
     file = io.FileIO(path)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -118,7 +118,7 @@ def _regular(path: Path) -> io.FileIO:
 
 
 def _parse(blob: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
-    """The rows of an index: a numpy file whose header must be the one that sharding writes.
+    """Return the rows of an index, whose numpy header must be the one that sharding writes.
 
     The header is compared, not parsed.  numpy would parse it as Python source, which CPython 3.11
     cannot do in two threads at once, and would believe whatever sizes it states.
@@ -127,8 +127,8 @@ def _parse(blob: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
     header = {"descr": INDEX_DTYPE.descr, "fortran_order": False, "shape": (entry.samples,)}
     np.lib.format.write_array_header_1_0(expected, header)
     start = len(blob) - entry.samples * INDEX_DTYPE.itemsize
-    # How many blanks fill the header up is a matter of numpy's version.
-    if _words(blob[:start]) != _words(expected.getvalue()):
+    # How many blanks pad the header depends on the version of numpy.
+    if _without_padding(blob[:start]) != _without_padding(expected.getvalue()):
         raise DataError(
             f"{path}: not an index of {entry.samples} samples, sized as the manifest says: shard "
             "the data anew"
@@ -136,23 +136,24 @@ def _parse(blob: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
     return np.frombuffer(blob, INDEX_DTYPE, entry.samples, start)
 
 
-def _words(header: bytes) -> tuple[bytes, bytes]:
-    """The magic string and the dictionary of a numpy header, without its length and filling."""
+def _without_padding(header: bytes) -> tuple[bytes, bytes]:
+    """Return the magic string and the dictionary of a numpy header, without length and blanks."""
     return header[:8], header[10:].replace(b" ", b"")
 
 
 def _check_rows(rows: NDArray[np.void], path: Path, entry: ShardEntry, classes: int) -> None:
     """Refuse rows that point outside their tar, or have a label that is no class (-1: none)."""
-    whole = np.uint64(entry.bytes)
-    outside = (rows["size"] > whole) | (rows["offset"] > whole - rows["size"])
+    tar_size = np.uint64(entry.bytes)
+    # Subtracted and not added: the sum of a hostile offset and size would wrap around.
+    outside = (rows["size"] > tar_size) | (rows["offset"] > tar_size - rows["size"])
     if outside.any():
         raise DataError(
             f"{path}: row {outside.argmax()} points outside the {entry.bytes} bytes of "
             f"{entry.name}: shard the data anew"
         )
-    strange = (rows["label"] < -1) | (rows["label"] >= classes)
-    if strange.any():
-        row = int(strange.argmax())
+    unknown = (rows["label"] < -1) | (rows["label"] >= classes)
+    if unknown.any():
+        row = int(unknown.argmax())
         raise DataError(
             f"{path}: row {row} has label {rows['label'][row]}, and there are {classes} classes: "
             "shard the data anew"

@@ -1,7 +1,7 @@
-"""Who is waiting for the file system, for which file, and since when.
+"""Notices that storage does not answer: which thread waits for which file, and since when.
 
-A read from storage that does not answer cannot be interrupted from within: the thread sleeps in
-the kernel.  Another one can notice, name the file and end the process.
+A read that hangs cannot be interrupted from within, because its thread sleeps in the kernel.
+Another thread can notice, name the file and end the process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StallWatch:
 
     @contextmanager
     def __call__(self, path: Path) -> Iterator[None]:
-        """Within, this thread waits for ``path``."""
+        """Enter while this thread waits for ``path``."""
         thread = get_ident()
         self._busy[thread] = (path, time.monotonic())
         try:
@@ -46,14 +46,16 @@ class StallWatch:
 
         Args:
             timeout_s: Seconds that a single open, stat or read may take.
-            who: Named in the message.
+            who: The consumer that waits, for the message.
 
         Raises:
             DataError: One line with the file that has been waited for longest.
         """
-        waited = [(time.monotonic() - since, path) for path, since in self._busy.copy().values()]
-        if waited and (longest := max(waited))[0] > timeout_s:
+        # Copied, because other threads begin and end operations meanwhile.
+        waits = [(time.monotonic() - since, path) for path, since in self._busy.copy().values()]
+        seconds, path = max(waits, default=(0.0, None))
+        if path is not None and seconds > timeout_s:
             raise DataError(
-                f"{who} waits for data: {longest[1]}: storage has not answered for "
-                f"{longest[0]:.0f} s (data.timeout_s={timeout_s:g}; is the file system up?)"
+                f"{who} waits for data: {path}: storage has not answered for "
+                f"{seconds:.0f} s (data.timeout_s={timeout_s:g}; is the file system up?)"
             )

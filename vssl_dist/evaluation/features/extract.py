@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vssl_dist.config import Normalisation
 from vssl_dist.console.bars import progress_bar
-from vssl_dist.data.damage.evaluation_log import Substitutes
+from vssl_dist.data.damage.evaluation_log import SubstitutionTally
 from vssl_dist.data.loader import BackendSpec, Batch
 from vssl_dist.data.passes import evaluation_batches
 from vssl_dist.data.store.dataset import Dataset
@@ -42,7 +42,9 @@ class Reading:
     """Precision of the network's products on a GPU, such as ``torch.bfloat16``."""
     timeout_s: float = 120.0
     """Seconds without an answer to one read after which storage counts as dead."""
-    substitutes: Substitutes = field(default_factory=Substitutes, compare=False, repr=False)
+    substitutes: SubstitutionTally = field(
+        default_factory=SubstitutionTally, compare=False, repr=False
+    )
     """Log of the damaged images that had to be replaced so far."""
 
     def batches(self, dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[Batch]:
@@ -64,7 +66,7 @@ class Reading:
             DataError: Too many images of the split are damaged.
         """
         for batch in batches:
-            self.substitutes.note(dataset, batch.substitutions)
+            self.substitutes.record(dataset, batch.substitutions)
             yield batch
 
     def spec(self) -> BackendSpec:

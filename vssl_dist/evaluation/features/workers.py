@@ -159,7 +159,7 @@ class _Worker:
             return
         # The budget of damaged images is one for the pass, so the parent counts those of all.
         image_pass = self.share.image_pass
-        image_pass.reading.substitutes.note(image_pass.dataset, message)
+        image_pass.reading.substitutes.record(image_pass.dataset, message)
         self.done = self.share.rows
         self.finished = True
 
@@ -229,7 +229,7 @@ def _compute(share: _Share, pipe: Connection) -> None:
         pipe.send(error)
     else:
         # Only now, after the renaming: the parent reads the folder when it has this message.
-        pipe.send(reading.substitutes.of(share.image_pass.dataset))
+        pipe.send(reading.substitutes.in_split(share.image_pass.dataset))
 
 
 def own_gpu(rank: int, gpus: int) -> int:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from vssl_dist.config import FinetuneConfig
 from vssl_dist.evaluation.features.extract import extract
 from vssl_dist.evaluation.figures import plots
-from vssl_dist.evaluation.finetune import Labelled, Schedule, best_lr, finetune
+from vssl_dist.evaluation.finetune import FinetuneRun, LabelledImages, choose_lr, finetune
 from vssl_dist.evaluation.scores.calibration import Calibration, calibration, outcomes
 from vssl_dist.evaluation.scores.probe import accuracy
 from vssl_dist.evaluation.scores.table import Features
@@ -29,16 +29,16 @@ def measure_finetune(frozen: FrozenFeatures, task: FinetuneConfig) -> TaskResult
     labelled = {}
     for split in ("bank", "queries"):
         ids = np.arange(images.count(split))
-        labelled[split] = Labelled(images.splits[split], ids, frozen.classes, images.reading)
+        labelled[split] = LabelledImages(images.splits[split], ids, frozen.classes, images.reading)
         labels = torch.from_numpy(labelled[split].labels)
         check_labels(frozen, Features(torch.empty(len(labels), 0), labels), split)
     bank = labelled["bank"]
     queries = labelled["queries"]
-    choice = best_lr(frozen.network.load(), bank, task)
+    choice = choose_lr(frozen.network.load(), bank, task)
     by_seed: list[dict[str, float]] = []
     losses_by_seed = []
     for seed in range(task.seeds):
-        plan = Schedule(choice["lr"], task.epochs, seed)
+        plan = FinetuneRun(choice["lr"], task.epochs, seed)
         model, losses = finetune(frozen.network.load(), bank, task, plan)
         logits = extract(model, queries.dataset, images.reading, ids=queries.ids)
         by_seed.append(_judge(Features(logits.features.float(), logits.labels), frozen.classes))
