@@ -44,6 +44,7 @@ from vssl_dist.durable import publish
 from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation.figures.plots import png
 from vssl_dist.methods import CONFIGS
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 
 DIVERGED = "diverged"
@@ -59,7 +60,7 @@ def read_outcome(study: Study, trial: Trial) -> Outcome:
     Raises:
         ConfigError: Its folder holds another experiment than the study file now says.
     """
-    if not (trial.cfg.dir / "config.yaml").exists():
+    if not RunFolder(trial.cfg.dir).config.exists():
         return Outcome(None)
     _check_unchanged(trial)
     notes = RunLog(trial).read()
@@ -121,8 +122,7 @@ def run(study: Study, trial: Trial) -> None:
 
 def _diverged(trial: Trial) -> bool:
     """Whether the last failure was that of the numbers, which would be the same again."""
-    logs = trial.cfg.dir / "logs"
-    failures = sorted(logs.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
+    failures = sorted(RunFolder(trial.cfg.dir).failures(), key=lambda path: path.stat().st_mtime)
     return bool(failures) and "Diverged" in failures[-1].read_text(errors="replace")
 
 
@@ -171,7 +171,8 @@ def finish_run(study: Study, trial: Trial, heading: str) -> None:
     run(study, trial)
     outcome = read_outcome(study, trial)
     if outcome.figures is None and not outcome.trouble:
-        raise DataError(f"{trial.cfg.dir}/export: no whole result after the evaluation")
+        exports = RunFolder(trial.cfg.dir).exports
+        raise DataError(f"{exports.path}: no whole result after the evaluation")
 
 
 def evaluate_baselines(study: Study, first: Trial) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.study_plan import BASE, Study
 from vssl_dist.errors import ConfigError
 from vssl_dist.exports.results import FORMAT, LIKELIHOODS
+from vssl_dist.run_folder import ExportFolder
 
 Figures = dict[str, float]
 """A run's figures by the names of their columns."""
@@ -76,7 +77,7 @@ def read_baselines(export_folder: Path, task: str) -> dict[str, object] | None:
     None: there are none, or those of an earlier version.
     """
     try:
-        baselines = json.loads((export_folder / f"{task}-baselines.json").read_text())
+        baselines = json.loads(ExportFolder(export_folder).baselines(task).read_text())
     except (OSError, ValueError):
         return None
     if baselines.get("format") != FORMAT:

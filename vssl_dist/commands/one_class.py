@@ -41,15 +41,17 @@ from vssl_dist.exports.results import read_result
 from vssl_dist.installed import command_line
 from vssl_dist.jsonfile import read_json
 from vssl_dist.methods import CONFIGS
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 
 if TYPE_CHECKING:
-    from data_prep.subset import Occupied, named, subset
+    from data_prep.subset import OccupiedFolderError, parse_class_names, write_subset
 else:  # in a checkout beside this folder, in a wheel within the package
     _subset = import_module(module_name("data_prep.subset"))
-    Occupied, named, subset = _subset.Occupied, _subset.named, _subset.subset
+    OccupiedFolderError = _subset.OccupiedFolderError
+    parse_class_names = _subset.parse_class_names
+    write_subset = _subset.write_subset
 
-BASELINES = "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
 """What a config gets that has no task ood: its own defaults would take longer than training."""
 
@@ -100,7 +102,7 @@ def trials(cfg: RunConfig, wanted: str | None) -> list[Trial]:
             f"{cfg.data.train} and {cfg.data.val}: have {len(train.classes)} and "
             f"{len(val.classes)} classes; the same ones, two at least, are needed"
         )
-    names = named(wanted, val.classes) if wanted else val.classes
+    names = parse_class_names(wanted, val.classes) if wanted else val.classes
     made = []
     for name in names:
         # A class may be called anything, a run may not.
@@ -121,10 +123,10 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
     assert val is not None
     others = [name for name in Dataset.open(val).classes if name != trial.name]
     try:
-        subset(train, [trial.name], trial.data / "train")
-        subset(val, [trial.name], trial.data / "val")
-        subset(val, others, trial.data / OTHERS)
-    except Occupied:
+        write_subset(train, [trial.name], trial.data / "train")
+        write_subset(val, [trial.name], trial.data / "val")
+        write_subset(val, others, trial.data / OTHERS)
+    except OccupiedFolderError:
         raise ConfigError(
             f"{trial.data} is of other data ({train}, {val}): give this run another name, "
             "with name=..."
@@ -139,7 +141,7 @@ def task_of(cfg: RunConfig) -> OodConfig:
 
 def results(trial: Trial, cfg: RunConfig) -> list[Path]:
     """Those of the finished evaluations of one class, the latest step's last."""
-    return sorted(trial.run.glob(f"export/{task_of(cfg).stem}-????????.json"))
+    return list(RunFolder(trial.run).exports.results(stem=task_of(cfg).stem))
 
 
 def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
@@ -183,7 +185,7 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> ClassResult:
     try:
         result = read_result(place)
         if with_baselines:
-            place = trial.run / BASELINES
+            place = RunFolder(trial.run).exports.baselines("ood")
             baselines = read_json(place)["results"]
         trained = ClassResult(trial.name, result, baselines, trial.seconds())
         for scores in (trained.auroc(), *map(trained.auroc, baselines)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,11 +27,10 @@ from vssl_dist.evaluation.tasks import TASKS, Plot
 from vssl_dist.exports.read import read_card
 from vssl_dist.exports.results import FORMAT, problem_of, with_current_names
 from vssl_dist.jsonfile import read_json
+from vssl_dist.run_folder import ExportFolder, RunFolder, is_export
 from vssl_dist.text import printable
 
 __all__ = ["EvalSettings", "baselines", "evaluate", "exports"]
-
-_CACHE = "features"
 
 
 class SubstitutionReport(TypedDict):
@@ -48,9 +46,9 @@ def exports(target: Path) -> list[Path]:
     Raises:
         ConfigError: There is none.
     """
-    if target.suffix == ".safetensors":
+    if is_export(target):
         return [target.absolute()]
-    export_paths = sorted(target.absolute().glob("export/backbone-*.safetensors"))
+    export_paths = RunFolder(target.absolute()).exports.backbones()
     if not export_paths:
         raise ConfigError(f"{target}: no export/backbone-STEP.safetensors in this folder yet")
     return export_paths
@@ -90,6 +88,7 @@ def evaluate(
     """
     card = read_card(export)
     settings = settings or EvalSettings()
+    folder = ExportFolder.of(export)
     density = has_embedding_density(card)
     task = task.asked_of(embedding_density=density)
     images = Images.open(card, task, settings)
@@ -98,10 +97,10 @@ def evaluate(
     facts |= {f"{name}_sha256": digest for name, digest in card.parts.items()}
     if density and isinstance(task, OodConfig):
         facts["density"] = task.density
-    result_path = export.with_name(f"{task.stem}-{card.step:08d}{images.suffix}.json")
+    result_path = folder.result(task.stem, card.step, images.suffix)
 
     def compute() -> dict[str, object]:
-        cache = FeatureCache(export.parent / _CACHE)
+        cache = FeatureCache(folder.features)
         frozen = FrozenFeatures(card, network, images, cache, settings.ranks)
         outcome = TASKS[task.task].measure(frozen, task)
         # The pictures first: a result on disk promises that those it names are there.
@@ -133,6 +132,7 @@ def baselines(
     """
     card = read_card(export)
     settings = settings or EvalSettings()
+    folder = ExportFolder.of(export)
     task = task.asked_of(embedding_density=False)
     images = Images.open(card, task, settings)
     facts = images.facts(task) | {"backbone": card.backbone}
@@ -140,10 +140,10 @@ def baselines(
         "raw_pixels": Network.pixels(),
         "random_network": Network.untrained(card.backbone, card.image_size),
     }
-    result_path = export.with_name(f"{task.task}-baselines{images.suffix}.json")
+    result_path = folder.baselines(task.task, images.suffix)
 
     def compute() -> dict[str, object]:
-        cache = FeatureCache(export.parent / _CACHE)
+        cache = FeatureCache(folder.features)
         results: dict[str, object] = {}
         plot_names: list[str] = []
         for name, network in networks.items():
@@ -182,14 +182,12 @@ def _can_keep(result_path: Path) -> bool:
     Raises:
         OSError: What stands in the way: a link of another user or out of the folder, or no file.
     """
-    folder = result_path.parent
-    if not os.access(folder, os.W_OK | os.X_OK):
+    folder = ExportFolder.of(result_path)
+    if not os.access(folder.path, os.W_OK | os.X_OK):
         return False
     # Asked before anything is computed: hours of work must not end at a link that stands there.
-    followed(folder / _CACHE)
-    picture_name = re.compile(rf"{re.escape(result_path.stem)}-.*\.png")
-    pictures = (path for path in folder.iterdir() if picture_name.fullmatch(path.name))
-    for path in [result_path, *pictures]:
+    followed(folder.features)
+    for path in [result_path, *folder.pictures(result_path)]:
         refuse_way_out(path)
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "is there already and no regular file", str(path))
@@ -200,7 +198,7 @@ def _write_plots(result_path: Path, plots: Mapping[str, Plot]) -> list[str]:
     """Write pictures beside where the result will be; returns the names of the files."""
     names = []
     for name, draw in plots.items() if _can_keep(result_path) else ():
-        path = result_path.with_name(f"{result_path.stem}-{name}.png")
+        path = ExportFolder.of(result_path).picture(result_path, name)
         publish_inside(path, png(draw()))
         names.append(path.name)
     return names

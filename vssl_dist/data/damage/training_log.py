@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 from vssl_dist import dist, durable
 from vssl_dist.data.store.dataset import Substitution
 from vssl_dist.errors import DataError
-from vssl_dist.text import printable, say
+from vssl_dist.run_folder import RunFolder
+from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 _ALWAYS = 10  # in a small dataset a share would be less than one image
 _NUMBERS = ("position", "planned")
 
@@ -45,8 +48,8 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, allowed: int) -> None:
-        self._folder, self._allowed = folder, allowed
-        self._path = folder / f"substitutions.rank{dist.rank()}.jsonl"
+        self._run, self._allowed = RunFolder(folder), allowed
+        self._path = self._run.substitutions(dist.rank())
         self._bad: set[int] = set()
         self._shown = 0
         self._new: list[int] = []
@@ -78,7 +81,7 @@ class Ledger:
             lines = "".join(json.dumps(asdict(s)) + "\n" for s in substitutions)
             durable.append(self._path, lines.encode())
         except OSError as error:  # a full disk costs the list, not the run
-            say(f"warning: {len(substitutions)} bad images are not listed: {error}")
+            _log.warning("%d bad images are not listed: %s", len(substitutions), error)
 
     def totals(self) -> dict[str, float]:
         """Over all ranks and the whole run; called by all ranks together.
@@ -102,12 +105,12 @@ class Ledger:
         if len(self._bad) > self._allowed:
             raise DataError(
                 f"{len(self._bad)} training images are damaged and data.max_bad allows "
-                f"{self._allowed}: {self._folder}/substitutions.rank*.jsonl lists them "
+                f"{self._allowed}: {self._run.substitutions('*')} lists them "
                 "(data_prep/verify.py checks all, data_prep/shard.py makes shards anew)"
             )
 
     def _files(self) -> list[Path]:
-        files = sorted(self._folder.glob("substitutions.rank*.jsonl"))
+        files = sorted(self._run.path.glob(self._run.substitutions("*").name))
         for path in files:  # a pipe would be waited for
             try:
                 if not durable.followed(path).is_file():

@@ -13,11 +13,12 @@ from vssl_dist.config import MethodConfig
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import Card
 from vssl_dist.exports.read import check_shapes, load_beside, read_card
-from vssl_dist.exports.write import BACKBONE, HEAD, beside
+from vssl_dist.exports.write import BACKBONE, HEAD
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.methods.base import Variational
 from vssl_dist.models.heads import Gaussian, GaussianBranch
+from vssl_dist.run_folder import part_of
 from vssl_dist.text import printable
 
 
@@ -98,7 +99,7 @@ def load_posterior(path: Path) -> Posterior | None:
     if tensors is None:
         return None
     card = read_card(path)
-    head_path = beside(path, HEAD)
+    head_path = part_of(path, HEAD)
     cfg = _method_config(head_path, card)
     with torch.device("meta"):  # a card may ask for more memory than the file's tensors need
         shapes = _untrained_branch(head_path, cfg, card).state_dict()
