@@ -41,39 +41,40 @@ from vssl_dist.evaluation.scores.table import Features
 
 Search = Callable[[Tensor, Tensor, int], Tensor]
 _CHUNK = 8192
-_KS, _TEMPERATURES = (1, 5, 10, 20, 50, 100, 200), (0.01, 0.03, 0.07, 0.1, 0.3, 1.0)
+_KS = (1, 5, 10, 20, 50, 100, 200)
+_TEMPERATURES = (0.01, 0.03, 0.07, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is searched for how much."""
+    """Numbers of bank features and of queries, and their width."""
 
     bank: int
     queries: int
     width: int
 
     def features(self) -> tuple[Tensor, Tensor]:
-        """Random bank ``(N, D)`` and queries ``(M, D)``, float32, always the same."""
-        random = torch.Generator().manual_seed(0)
+        """Draw a bank ``(N, D)`` and queries ``(M, D)``, float32, always the same."""
+        generator = torch.Generator().manual_seed(0)
         bank, queries = (
-            torch.randn(n, self.width, generator=random) for n in (self.bank, self.queries)
+            torch.randn(n, self.width, generator=generator) for n in (self.bank, self.queries)
         )
         return bank, queries
 
 
 def ours(bank: Tensor, queries: Tensor, k: int) -> Tensor:
-    """What the evaluation does."""
+    """Search as the evaluation does."""
     return neighbours(bank, queries, k, _CHUNK)[1]
 
 
 def naive(bank: Tensor, queries: Tensor, k: int) -> Tensor:
-    """The whole matrix of similarities, and the largest of each row."""
+    """Compute the whole matrix of similarities and take the largest of each row."""
     product = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
     return product.topk(k, dim=1)[1]
 
 
 def faiss(bank: Tensor, queries: Tensor, k: int) -> Tensor:
-    """A flat index of inner products."""
+    """Search a flat index of inner products with faiss."""
     import faiss
 
     index = faiss.IndexFlatIP(bank.shape[1])
@@ -82,28 +83,32 @@ def faiss(bank: Tensor, queries: Tensor, k: int) -> Tensor:
 
 
 def contestants() -> dict[str, Search]:
-    """By name, ours first; faiss where the extra ``compare`` is installed."""
-    found: dict[str, Search] = {"ours": ours, "naive": naive}
-    return found | ({"faiss": faiss} if find_spec("faiss") else {})
+    """List the searches by name, ours first; faiss where the extra ``compare`` is installed."""
+    searches: dict[str, Search] = {"ours": ours, "naive": naive}
+    return searches | ({"faiss": faiss} if find_spec("faiss") else {})
 
 
 def compare(size: Size, k: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round.
+    """Measure the seconds of each contestant in each round.
 
     Raises:
         RuntimeError: They disagree by more than what rounding swaps.
     """
     bank, queries = size.features()
     searches = contestants()
-    found = {name: search(bank, queries, k).sort(dim=1)[0] for name, search in searches.items()}
-    for name, index in found.items():
-        same = float((index == found["ours"]).float().mean())
-        if same < 0.99:
-            raise RuntimeError(f"{name} finds other neighbours: {100 * same:.1f} % are the same")
+    indices = {name: search(bank, queries, k).sort(dim=1)[0] for name, search in searches.items()}
+    for name, index in indices.items():
+        agreement = float((index == indices["ours"]).float().mean())
+        if agreement < 0.99:
+            raise RuntimeError(
+                f"{name} finds other neighbours: {100 * agreement:.1f} % are the same"
+            )
     seconds: dict[str, list[float]] = {name: [] for name in searches}
-    for turn in range(rounds):
-        order = list(searches)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+    for round_index in range(rounds):
+        # Each round begins with another one, so that none is always the first.
+        names = list(searches)
+        first = round_index % len(names)
+        for name in names[first:] + names[:first]:
             start = time.perf_counter()
             searches[name](bank, queries, k)
             seconds[name].append(time.perf_counter() - start)
@@ -111,59 +116,61 @@ def compare(size: Size, k: int, rounds: int) -> dict[str, list[float]]:
 
 
 def line(size: Size, k: int, seconds: dict[str, list[float]]) -> str:
-    """A row of the table: best seconds, and each one's time over ours."""
+    """Write a row of the table: best seconds, and each contestant's time over ours."""
     cells = []
     for times in seconds.values():
         ratio = statistics.median(
-            theirs / mine for theirs, mine in zip(times, seconds["ours"], strict=True)
+            time / our_time for time, our_time in zip(times, seconds["ours"], strict=True)
         )
         cells.append(f"{min(times):.2f} s ({ratio:.2f} x)")
-    named = f"{size.bank:,} x {size.width:,}, {size.queries:,} queries, k = {k}"
-    return f"| {named} | {' | '.join(cells)} |"
+    label = f"{size.bank:,} x {size.width:,}, {size.queries:,} queries, k = {k}"
+    return f"| {label} | {' | '.join(cells)} |"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a slice of the queries cost, and what all would."""
+    """The cost of a search, split so that it tells that of any number of queries."""
 
     fixed_s: float
-    """Reading the bank once, for up to 8,192 queries."""
+    """Seconds to read the bank once, for up to 8,192 queries."""
     query_s: float
+    """Seconds per query."""
     peak_gib: float
     """Most memory of the process, pages of the mapped bank included."""
 
     def total_s(self, queries: int) -> float:
-        """Seconds for so many queries."""
+        """Extrapolate the seconds for so many queries."""
         return math.ceil(queries / _CHUNK) * self.fixed_s + queries * self.query_s
 
 
-def bank_file(path: Path, size: Size) -> Features:
+def write_bank(path: Path, size: Size) -> Features:
     """Write a bank of random float16 features and map it into memory."""
-    random = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     stored = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.float16, shape=(size.bank, size.width)
     )
     for start in range(0, size.bank, _CHUNK):
         rows = stored[start : start + _CHUNK]
-        rows[:] = torch.randn(rows.shape, generator=random).half().numpy()
+        rows[:] = torch.randn(rows.shape, generator=generator).half().numpy()
     stored.flush()
     del stored
     mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
     return Features(mapped, torch.arange(size.bank) % 1000)
 
 
-def scale(bank: Features, slices: tuple[int, int]) -> Scale:
-    """The whole grid of k and temperatures for two slices of the queries, the smaller first."""
-    random = torch.Generator().manual_seed(1)
+def measure_scale(bank: Features, slices: tuple[int, int]) -> Scale:
+    """Time the whole grid of k and temperatures for two slices of queries, the smaller first."""
+    generator = torch.Generator().manual_seed(1)
     seconds = []
     for count in slices:
-        queries = torch.randn(count, bank.features.shape[1], generator=random)
+        queries = torch.randn(count, bank.features.shape[1], generator=generator)
         start = time.perf_counter()
         knn_grid(bank, Features(queries, torch.arange(count) % 1000), _KS, _TEMPERATURES)
         seconds.append(time.perf_counter() - start)
-    each = max(seconds[1] - seconds[0], 0.0) / (slices[1] - slices[0])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Scale(max(seconds[0] - slices[0] * each, 0.0), each, peak)
+    # Two points of a line: its slope is the cost of a query, its intercept that of the bank.
+    query_s = max(seconds[1] - seconds[0], 0.0) / (slices[1] - slices[0])
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return Scale(max(seconds[0] - slices[0] * query_s, 0.0), query_s, peak_gib)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -201,14 +208,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _scale(args: argparse.Namespace) -> None:
     size = Size(args.scale_bank, args.scale_queries[1], max(args.width))
     with tempfile.TemporaryDirectory(dir=args.scale) as folder:
-        bank = bank_file(Path(folder, "bank.npy"), size)
-        found = scale(bank, (args.scale_queries[0], args.scale_queries[1]))
+        bank = write_bank(Path(folder, "bank.npy"), size)
+        scale = measure_scale(bank, (args.scale_queries[0], args.scale_queries[1]))
     print(
         f"{size.bank:,} x {size.width:,} float16 ({size.bank * size.width * 2 / 2**30:.2f} GiB), "
         f"{len(_KS)} k x {len(_TEMPERATURES)} temperatures, threads: {args.threads}\n"
-        f"reading the bank {found.fixed_s:.1f} s, a query {1000 * found.query_s:.1f} ms, "
-        f"peak memory {found.peak_gib:.2f} GiB (the mapped bank included)\n"
-        f"50,000 queries: {found.total_s(50_000) / 60:.0f} minutes (extrapolated from "
+        f"reading the bank {scale.fixed_s:.1f} s, a query {1000 * scale.query_s:.1f} ms, "
+        f"peak memory {scale.peak_gib:.2f} GiB (the mapped bank included)\n"
+        f"50,000 queries: {scale.total_s(50_000) / 60:.0f} minutes (extrapolated from "
         f"{args.scale_queries[0]} and {args.scale_queries[1]} queries)"
     )
 

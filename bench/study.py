@@ -1,4 +1,4 @@
-"""A study: many runs, one factor at a time from a base point, and one page of what came of them.
+"""A study: many runs, one factor at a time from a base point, and one page of their results.
 
     python -m bench.study bench/studies/photographs.yaml --dry-run
     python -m bench.study bench/studies/photographs.yaml
@@ -31,9 +31,9 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     require_packages()
 
 from bench import study_report
-from bench.study_log import Log, claimed, commit, place
-from bench.study_picture import picture
-from bench.study_plan import Study, Trial, read_study, trials
+from bench.study_log import RunLog, claimed, commit, describe_machine
+from bench.study_picture import draw_picture
+from bench.study_plan import Study, Trial, plan_trials, read_study
 from bench.study_report import Key, Outcome
 from vssl_dist import config
 from vssl_dist.commands import evaluate, submit
@@ -54,36 +54,40 @@ class Refused(Exception):
     """A run could not be started or failed; the argument is its exit code."""
 
 
-def outcome(study: Study, trial: Trial) -> Outcome:
-    """What came of a run so far.
+def read_outcome(study: Study, trial: Trial) -> Outcome:
+    """Read how far a run has come.
 
     Raises:
         ConfigError: Its folder holds another experiment than the study file now says.
     """
     if not RunFolder(trial.cfg.dir).config.exists():
         return Outcome(None)
-    _same(trial)
-    log = Log(trial).read()
-    whole = not (log.get("interrupted", False) or log.get("running", False))
-    cost = {"seconds": log.get("seconds", 0.0), "whole": whole}
-    about = cost | {"commit": log.get("commit", ""), "place": log.get("place", "")}
-    if log.get("trouble"):
-        return Outcome(None, log["trouble"], **about)
-    results = trial.results()
-    return Outcome(None if results is None else study_report.figures(study, results), **about)
+    _check_unchanged(trial)
+    notes = RunLog(trial).read()
+    trouble = notes.get("trouble", "")
+    results = None if trouble else trial.results()
+    return Outcome(
+        None if results is None else study_report.read_figures(study, results),
+        trouble,
+        seconds=notes.get("seconds", 0.0),
+        # A run that notes itself as running while nobody is at it was killed.
+        whole=not (notes.get("interrupted", False) or notes.get("running", False)),
+        commit=notes.get("commit", ""),
+        place=notes.get("place", ""),
+    )
 
 
-def _same(trial: Trial) -> None:
-    then = config.load_run(trial.cfg.dir, methods=CONFIGS)
-    if changed := differences(_asked(then), _asked(trial.cfg)):
+def _check_unchanged(trial: Trial) -> None:
+    begun_with = config.load_run(trial.cfg.dir, methods=CONFIGS)
+    if changed := differences(_comparable(begun_with), _comparable(trial.cfg)):
         raise ConfigError(
             f"{trial.label}: {trial.cfg.dir} was begun with another configuration, "
             f"{named(changed)}: rename the study file, which gives its runs other names"
         )
 
 
-def _asked(cfg: RunConfig) -> dict[str, Any]:
-    """What a study file says of a run."""
+def _comparable(cfg: RunConfig) -> dict[str, Any]:
+    """Reduce a configuration to what must stay for a run to be that of the study file."""
     # Results are kept by density: another one is asked of the same exports.
     tasks = (task.absolute() for task in cfg.evaluations)
     evaluations = [task.model_dump(mode="json", exclude={"density"}) for task in tasks]
@@ -91,85 +95,87 @@ def _asked(cfg: RunConfig) -> dict[str, Any]:
 
 
 def run(study: Study, trial: Trial) -> None:
-    """Train and evaluate, or what is missing of it.
+    """Train and evaluate a run, or do what is missing of it.
 
     Raises:
         Refused: It cannot go on; the line that says why was printed.
     """
-    log = Log(trial)
-    before = log.read()
-    spent = float(before.get("seconds", 0.0))
-    interrupted = before.get("interrupted", False) or before.get("running", False)
-    log.write(running=True, interrupted=interrupted, commit=commit(), place=place(study))
+    log = RunLog(trial)
+    notes = log.read()
+    seconds_before = float(notes.get("seconds", 0.0))
+    interrupted = notes.get("interrupted", False) or notes.get("running", False)
+    machine = describe_machine(study)
+    # Before the training: after a kill the note tells that time is missing.
+    log.write(running=True, interrupted=interrupted, commit=commit(), place=machine)
     start = time.monotonic()
-    given = [literal(trial.config), *trial.overrides]
-    code = submit.main(["--local", str(study.ranks), *given])
+    code = submit.main(["--local", str(study.ranks), literal(trial.config), *trial.overrides])
     trouble = DIVERGED if code == 1 and _diverged(trial) else ""
     if code == 0:
         words = ["--task", ",".join(study.tasks)]
         if trial.density and "ood" in study.tasks:
             words += ["--density", trial.density]
         code = evaluate.main([literal(trial.cfg.dir), *words])
-    log.write(running=False, seconds=spent + time.monotonic() - start, trouble=trouble)
+    log.write(running=False, seconds=seconds_before + time.monotonic() - start, trouble=trouble)
     if code and not trouble:
         raise Refused(code)
 
 
 def _diverged(trial: Trial) -> bool:
     """Whether the last failure was that of the numbers, which would be the same again."""
-    found = sorted(RunFolder(trial.cfg.dir).failures(), key=lambda p: p.stat().st_mtime)
-    return bool(found) and "Diverged" in found[-1].read_text(errors="replace")
+    failures = sorted(RunFolder(trial.cfg.dir).failures(), key=lambda path: path.stat().st_mtime)
+    return bool(failures) and "Diverged" in failures[-1].read_text(errors="replace")
 
 
 def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
-    """Write the page of what there is so far."""
+    """Write the page of the results that there are so far."""
     outcomes: dict[Key, list[Outcome]] = {}
     for trial in planned:
         key = (trial.point, trial.factor, trial.value)
-        outcomes.setdefault(key, []).append(outcome(study, trial))
-    drawing = page.with_suffix(".png")
+        outcomes.setdefault(key, []).append(read_outcome(study, trial))
+    picture = page.with_suffix(".png")
     densities = ", ".join(sorted({trial.density for trial in planned if trial.density}))
-    facts = {"command": command, "place": place(study), "picture": drawing.name}
+    facts = {"command": command, "place": describe_machine(study), "picture": picture.name}
     facts |= {"densities": densities} if densities else {}
-    others = study_report.others(study, planned[0].export.parent)
-    text = study_report.document(study, outcomes, others, facts)
-    publish(drawing, png(picture(study, outcomes, others)))
+    reference_rows = study_report.read_reference_rows(study, planned[0].export.parent)
+    text = study_report.document(study, outcomes, reference_rows, facts)
+    # The picture first: the page names it.
+    publish(picture, png(draw_picture(study, outcomes, reference_rows)))
     publish(page, text.encode())
 
 
 def carry_out(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
-    """All runs that are not finished and that no other process is at, one after the other."""
-    elsewhere = 0
-    for number, trial in enumerate(planned):
-        with claimed(Log(trial).path.with_suffix(".lock")) as mine:
-            if mine:
-                begin(study, trial, number, len(planned))
-        elsewhere += not mine
-        compare(study, planned[0])
+    """Do all runs that are not finished and that no other process is at, one after the other."""
+    claimed_by_others = 0
+    for index, trial in enumerate(planned):
+        with claimed(RunLog(trial).path.with_suffix(".lock")) as is_claimed:
+            if is_claimed:
+                finish_run(study, trial, f"run {index + 1} of {len(planned)}")
+        claimed_by_others += not is_claimed
+        evaluate_baselines(study, planned[0])
         report(study, planned, command, page)
-    others = f", {elsewhere} of them with another process of this study" * bool(elsewhere)
-    say(f"{page}: {len(planned)} runs{others}")
+    note = f", {claimed_by_others} of them with another process of this study"
+    say(f"{page}: {len(planned)} runs{note if claimed_by_others else ''}")
 
 
-def begin(study: Study, trial: Trial, number: int, among: int) -> None:
+def finish_run(study: Study, trial: Trial, heading: str) -> None:
     """Do what is missing of a run.
 
     Raises:
         DataError: The evaluations left no whole result.
         Refused: It cannot go on.
     """
-    seen = outcome(study, trial)
-    if seen.figures is not None or seen.trouble:
+    outcome = read_outcome(study, trial)
+    if outcome.figures is not None or outcome.trouble:
         return
-    say(f"== run {number + 1} of {among}: {trial.label}")
+    say(f"== {heading}: {trial.label}")
     run(study, trial)
-    if outcome(study, trial).figures is None and not Log(trial).read().get("trouble"):
-        raise DataError(
-            f"{RunFolder(trial.cfg.dir).exports.path}: no whole result after the evaluation"
-        )
+    outcome = read_outcome(study, trial)
+    if outcome.figures is None and not outcome.trouble:
+        exports = RunFolder(trial.cfg.dir).exports
+        raise DataError(f"{exports.path}: no whole result after the evaluation")
 
 
-def compare(study: Study, first: Trial) -> None:
+def evaluate_baselines(study: Study, first: Trial) -> None:
     """Evaluate raw pixels and the random network, if the first run is there and they are not.
 
     They lie beside its exports and are no part of its cost.
@@ -177,17 +183,17 @@ def compare(study: Study, first: Trial) -> None:
     Raises:
         Refused: They cannot be evaluated; the line that says why was printed.
     """
-    found = [study_report.baselines(first.export.parent, task) for task in study.tasks]
-    if outcome(study, first).figures is None or None not in found:
+    by_task = [study_report.read_baselines(first.export.parent, task) for task in study.tasks]
+    if read_outcome(study, first).figures is None or None not in by_task:
         return
-    with claimed(Log(first).path.with_name("baselines.lock")) as mine:
+    with claimed(RunLog(first).path.with_name("baselines.lock")) as is_claimed:
         words = ["--task", ",".join(study.tasks), "--baselines"]
-        if mine and (code := evaluate.main([literal(first.cfg.dir), *words])):
+        if is_claimed and (code := evaluate.main([literal(first.cfg.dir), *words])):
             raise Refused(code)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, 1 (a run failed), 2 (refused), 130 (stopped by Ctrl-C)."""
+    """Run a study; exit code 0, 1 (a run failed), 2 (refused), 130 (stopped by Ctrl-C)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -202,10 +208,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check all runs and list them")
     args = parser.parse_args(argv)
     try:
-        study, name = read_study(args.study), args.study.stem
+        study = read_study(args.study)
+        name = args.study.stem
         if args.ranks:
             study = study.model_copy(update={"ranks": args.ranks})
-        planned = trials(study, name, args.out.absolute() / f"study_{name}")
+        planned = plan_trials(study, name, args.out.absolute() / f"study_{name}")
         if args.dry_run:
             for trial in planned:
                 words = ["--local", str(study.ranks), literal(trial.config), *trial.overrides]

@@ -1,4 +1,4 @@
-"""What the processes of a study know of each run besides its folder, and of each other."""
+"""The notes that the processes of a study keep of each run, and the locks between them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from vssl_dist.locks import private_lock
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Log:
-    """What a study remembers of one run besides its folder: cost, commit, and how it ended."""
+class RunLog:
+    """A study's notes on one run, kept beside its folder: cost, commit, and how it ended."""
 
     def __init__(self, trial: Trial) -> None:
         self.path = trial.cfg.out / "study" / f"{trial.cfg.name}.json"
 
     def read(self) -> dict[str, Any]:
-        """What is written, if it is whole."""
+        """Read the notes; those of a file that is missing or torn are empty."""
         try:
-            found = json.loads(self.path.read_text())
+            notes = json.loads(self.path.read_text())
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return notes if isinstance(notes, dict) else {}
 
     def write(self, **facts: Any) -> None:
         """Add facts, on disk before this returns."""
@@ -40,37 +40,38 @@ class Log:
 
 
 @contextmanager
-def claimed(lock: Path) -> Iterator[bool]:
-    """Whether this process, and no other one of the study, does what is inside."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    mine = private_lock(lock)
+def claimed(lock_path: Path) -> Iterator[bool]:
+    """Claim a run; yields whether this process, and no other one of the study, has it."""
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = private_lock(lock_path)
     try:
-        mine.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         yield False
         return
     try:
         yield True
     finally:
-        mine.release()
+        lock.release()
 
 
 def commit() -> str:
-    """The checked-out commit, ``-dirty`` if files differ from it that a study does not write."""
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+    """Name the checked-out commit, ``-dirty`` if files differ that a study does not write."""
+    changed_files = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     name = _git("describe", "--always", "--abbrev=7", "--exclude=*") or "unknown"
-    return f"{name}-dirty" if changed else name
+    return f"{name}-dirty" if changed_files else name
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    process = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return process.stdout.strip()
 
 
-def place(study: Study) -> str:
-    """What a run runs on."""
-    by = f"{study.ranks} rank{'s' * (study.ranks > 1)}"
+def describe_machine(study: Study) -> str:
+    """Say in words what a run runs on."""
+    ranks = f"{study.ranks} rank{'s' * (study.ranks > 1)}"
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()} by {by}"
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()} by {ranks}"
+    # Not the machine's cores: a process of a study may be bound to some of them.
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} CPU core{'s' * (cores > 1)} by {by}, no GPU"
+    return f"{cores} CPU core{'s' * (cores > 1)} by {ranks}, no GPU"

@@ -1,4 +1,4 @@
-"""What a study file says, and the runs that follow from it."""
+"""The schema of a study file, and the runs that follow from it."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ class Factor(Model):
     name: str
     point: str
     values: Annotated[dict[str, Words], Field(min_length=1)]
-    """Overrides by the value's name in the table; none: the base point itself."""
+    """Overrides by the value's name in the table; a value without any is the base point."""
 
 
 class Elsewhere(Model):
     """Figures of the base points that other programs have left in JSON files."""
 
     command: str
-    """What makes them."""
+    """The command that makes the files."""
     rows: Annotated[dict[str, Words], Field(min_length=1)]
     """The file, then the keys in it, by the row's name: a point's, or ``raw pixels``."""
 
 
 class Study(Model):
-    """A study file."""
+    """A study file: the runs, the columns of their tables, and the words around them."""
 
     title: str
     data: str
@@ -64,10 +64,10 @@ class Study(Model):
     conclusion: str = ""
     """What the figures say, written when they were there."""
     ranks: Positive = 2
-    """Of each run, on this machine."""
+    """Processes of each run, on this machine."""
     seeds: Annotated[Seeds, Field(min_length=1)] = (0,)
     common: Words = ()
-    """Overrides of every run."""
+    """Overrides that every run has."""
     columns: Annotated[dict[str, Words], Field(min_length=1)]
     """Where a figure lies in a result: the task, then the keys; a name with % is shown times
     100."""
@@ -102,49 +102,52 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """For people."""
-        what = self.value if self.factor == BASE else f"{self.factor} {self.value}"
-        return f"{self.point}, {what}, seed {self.seed}"
+        """Name of the run in messages: point, factor, value and seed."""
+        setting = self.value if self.factor == BASE else f"{self.factor} {self.value}"
+        return f"{self.point}, {setting}, seed {self.seed}"
 
     @property
     def export(self) -> Path:
-        """The backbone after the last step."""
+        """Path of the backbone after the last step."""
         steps = self.cfg.total_steps(Dataset.open(self.cfg.data.train).samples)
         return RunFolder(self.cfg.dir).exports.backbone(steps)
 
     def results(self) -> dict[str, dict[str, object]] | None:
-        """What each evaluation of the last export found.
+        """Read the results of each evaluation of the last export, by task.
 
-        None: something is not there, torn, or what an earlier version found.
+        None: something is not there, torn, or the result of an earlier version.
         """
         export = self.export
         step = int(export.stem.rpartition("-")[2])
-        due = [PendingEvaluation(export, step, task) for task in self.cfg.tasks]
-        if not all(one.done() for one in due):
+        evaluations = [PendingEvaluation(export, step, task) for task in self.cfg.tasks]
+        if not all(evaluation.done() for evaluation in evaluations):
             return None
-        results = {one.task.task: read_result(one.result) for one in due}
+        results = {
+            evaluation.task.task: read_result(evaluation.result) for evaluation in evaluations
+        }
         if any(result.get("format") != FORMAT for result in results.values()):
             return None
         return {task: result["results"] for task, result in results.items()}
 
     @property
     def density(self) -> str | None:
-        """Of the likelihoods in task ood, where the method and the study have them."""
-        tasks = (task for task in self.cfg.tasks if isinstance(task, OodConfig))
-        judges = self.cfg.method.has_embedding_density
-        return next((task.density for task in tasks), None) if judges else None
+        """Density of the likelihoods in task ood, where the method and the study have them."""
+        if not self.cfg.method.has_embedding_density:
+            return None
+        ood_tasks = (task for task in self.cfg.tasks if isinstance(task, OodConfig))
+        return next((task.density for task in ood_tasks), None)
 
 
 def read_study(path: Path) -> Study:
-    """A study file, as strictly read as a configuration.
+    """Read a study file, as strictly as a configuration.
 
     Raises:
         ConfigError: One line that names the file, the key and the remedy.
     """
     study = load_block(path, Study)
-    strange = sorted({*study.drawn} - {*study.columns})
-    if strange:
-        raise ConfigError(f"{path}: drawn: {strange[0]!r} is none of the columns")
+    unknown_columns = sorted({*study.drawn} - {*study.columns})
+    if unknown_columns:
+        raise ConfigError(f"{path}: drawn: {unknown_columns[0]!r} is none of the columns")
     for factor in study.factors:
         if factor.point not in study.points:
             raise ConfigError(
@@ -154,26 +157,26 @@ def read_study(path: Path) -> Study:
     return study
 
 
-def trials(study: Study, name: str, out: Path) -> list[Trial]:
-    """Every run, the base points first; a value without overrides is its base point's run.
+def plan_trials(study: Study, name: str, out: Path) -> list[Trial]:
+    """Plan every run, the base points first; a value without overrides is its base point's run.
 
     Args:
         study: The study.
-        name: Of the study, with which the names of its runs begin.
+        name: Name of the study, with which those of its runs begin.
         out: Folder of its runs.
 
     Raises:
         ConfigError: A run's configuration is wrong, lacks an evaluation that a column needs, or
             two runs would share a folder.
     """
-    planned = [*_base(study, name, out), *_changed(study, name, out)]
-    seen: dict[Path, Trial] = {}
+    planned = [*_base_trials(study, name, out), *_factor_trials(study, name, out)]
+    by_folder: dict[Path, Trial] = {}
     for trial in planned:
         try:
             cfg = trial.cfg
         except ConfigError as error:
             raise ConfigError(f"{trial.label}: {error}") from error
-        if other := seen.get(cfg.dir):
+        if other := by_folder.get(cfg.dir):
             raise ConfigError(f"{trial.label} and {other.label} would both be {cfg.dir}: rename")
         missing = set(study.tasks) - {task.task for task in cfg.evaluations}
         if missing:
@@ -181,35 +184,40 @@ def trials(study: Study, name: str, out: Path) -> list[Trial]:
                 f"{trial.label}: columns need {', '.join(sorted(missing))}, which evaluations "
                 "do not have"
             )
-        seen[cfg.dir] = trial
+        by_folder[cfg.dir] = trial
     return planned
 
 
-def _base(study: Study, name: str, out: Path) -> Iterator[Trial]:
+def _base_trials(study: Study, name: str, out: Path) -> Iterator[Trial]:
     for seed in study.seeds:
         for point in study.points:
             yield _trial(study, name, out, (point, BASE, "base", seed), ())
 
 
-def _changed(study: Study, name: str, out: Path) -> Iterator[Trial]:
+def _factor_trials(study: Study, name: str, out: Path) -> Iterator[Trial]:
     for factor in study.factors:
         for value, overrides in factor.values.items():
             for seed in study.seeds if overrides else ():
-                place = (factor.point, factor.name, value, seed)
-                yield _trial(study, name, out, place, overrides)
+                setting = (factor.point, factor.name, value, seed)
+                yield _trial(study, name, out, setting, overrides)
 
 
 def _trial(
-    study: Study, name: str, out: Path, place: tuple[str, str, str, int], more: Words
+    study: Study,
+    name: str,
+    out: Path,
+    setting: tuple[str, str, str, int],
+    factor_overrides: Words,
 ) -> Trial:
-    point, factor, value, seed = place
-    parts = [name, point, *([] if factor == BASE else [factor]), value, f"s{seed}"]
-    run = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
-    given = study.points[point]
-    own = (
-        config.override("name", run),
+    point, factor, value, seed = setting
+    words = [name, point, *([] if factor == BASE else [factor]), value, f"s{seed}"]
+    run_name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-")
+    base = study.points[point]
+    identity = (
+        config.override("name", run_name),
         config.override("out", literal(out)),
         config.override("seed", seed),
     )
-    overrides = (*study.common, *given.overrides, *more, *own)
-    return Trial(point, factor, value, seed, given.config, overrides)
+    # Later ones win: a factor over its point, and nothing over the run's own name.
+    overrides = (*study.common, *base.overrides, *factor_overrides, *identity)
+    return Trial(point, factor, value, seed, base.config, overrides)

@@ -32,11 +32,11 @@ CLASSES, WIDTH, STEPS = 3, 6, 8
 def batches() -> list[tuple[Tensor, Tensor]]:
     random = torch.Generator().manual_seed(0)
     centres = torch.randn(CLASSES, WIDTH, generator=random)
-    made = []
+    pairs = []
     for _ in range(STEPS):
         labels = torch.randint(0, CLASSES, (32,), generator=random)
-        made.append((5 + 3 * (centres[labels] + torch.randn(32, WIDTH, generator=random)), labels))
-    return made
+        pairs.append((5 + 3 * (centres[labels] + torch.randn(32, WIDTH, generator=random)), labels))
+    return pairs
 
 
 def learn(rank: int, world_size: int) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -48,8 +48,8 @@ def learn(rank: int, world_size: int) -> tuple[dict[str, Tensor], dict[str, floa
 
 
 def learn_on_this_rank() -> tuple[dict[str, object], dict[str, float]]:
-    state, told = learn(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    return {name: tensor.tolist() for name, tensor in state.items()}, told
+    state, metrics = learn(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return {name: tensor.tolist() for name, tensor in state.items()}, metrics
 
 
 def test_it_takes_the_steps_of_torchs_sgd() -> None:
@@ -67,11 +67,11 @@ def test_it_takes_the_steps_of_torchs_sgd() -> None:
         optimizer.zero_grad()
         F.cross_entropy(logits, y).backward()
         optimizer.step()
-    state, told = learn(0, 1)
+    state, metrics = learn(0, 1)
     torch.testing.assert_close(state["table"][:-1].T, linear.weight.data, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(state["table"][-1], linear.bias.data, rtol=1e-4, atol=1e-6)
-    assert told == {"online_top1": right / (32 * STEPS)}
-    assert told["online_top1"] > 0.5, "it learns: chance is 1/3"
+    assert metrics == {"online_top1": right / (32 * STEPS)}
+    assert metrics["online_top1"] > 0.5, "it learns: chance is 1/3"
 
 
 def test_what_is_exported_classifies_raw_features_by_running_moments() -> None:
@@ -80,21 +80,21 @@ def test_what_is_exported_classifies_raw_features_by_running_moments() -> None:
     mean = var = None
     for number, (x, y) in enumerate(batches()):
         probe.step(x, y, number + 1)
-        own = x.mean(0), x.var(0, correction=0)
-        mean = own[0] if mean is None else 0.9 * mean + 0.1 * own[0]
-        var = own[1] if var is None else 0.9 * var + 0.1 * own[1]
+        moments = x.mean(0), x.var(0, correction=0)
+        mean = moments[0] if mean is None else 0.9 * mean + 0.1 * moments[0]
+        var = moments[1] if var is None else 0.9 * var + 0.1 * moments[1]
     x, labels = batches()[-1]
     scaled = F.batch_norm(x, mean, var, training=False, eps=1e-5)
     table = probe._state["table"]
-    found = Probe(**probe.tensors()["online"])
-    torch.testing.assert_close(found.logits(x), scaled @ table[:-1] + table[-1])
-    assert (found.logits(x).argmax(1) == labels).float().mean() > 0.5
+    exported = Probe(**probe.tensors()["online"])
+    torch.testing.assert_close(exported.logits(x), scaled @ table[:-1] + table[-1])
+    assert (exported.logits(x).argmax(1) == labels).float().mean() > 0.5
 
 
 def test_the_number_of_ranks_changes_nothing() -> None:
-    alone, told = learn(0, 1)
+    alone, metrics = learn(0, 1)
     for state, same in run_ranks(learn_on_this_rank, 2):
-        assert same == told
+        assert same == metrics
         assert state == {name: tensor.tolist() for name, tensor in alone.items()}
 
 
@@ -239,8 +239,8 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
     assert 0 <= result["results"]["online"]["ece"] <= 1
     assert all(path.with_name(plot).exists() for path in [probed] for plot in result["plots"])
     assert "online" not in evaluate(plain, task)["results"]
-    place = EvalSettings(train=data.parent / "val", val=data)
-    elsewhere = evaluate(probed, task, place)
+    settings = EvalSettings(train=data.parent / "val", val=data)
+    elsewhere = evaluate(probed, task, settings)
     assert "online" not in elsewhere["results"], "its classes are others"
     part_of(probed, "online").unlink()
     with pytest.raises(ExportError, match=r"online-00000006\.safetensors: missing or damaged"):

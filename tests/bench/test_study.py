@@ -15,18 +15,18 @@ import psutil
 import pytest
 import yaml
 
-from bench.study import main, outcome, report
-from bench.study_log import place
-from bench.study_picture import picture
-from bench.study_plan import BASE, Study, Trial, read_study, trials
+from bench.study import main, read_outcome, report
+from bench.study_log import describe_machine
+from bench.study_picture import draw_picture
+from bench.study_plan import BASE, Study, Trial, plan_trials, read_study
 from bench.study_report import (
     Outcome,
     base_table,
-    baselines,
     document,
-    figures,
-    others,
-    table,
+    factor_table,
+    read_baselines,
+    read_figures,
+    read_reference_rows,
 )
 from tests.support.cards import card_text
 from tests.support.photos import tiny_dataset
@@ -96,7 +96,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_value_without_overrides_is_the_base_points_own_run(here: Path) -> None:
     study = read_study(write(here, tiny(here) | {"seeds": [0, 3]}))
-    planned = trials(study, "tiny", here / "runs")
+    planned = plan_trials(study, "tiny", here / "runs")
     assert [(t.factor, t.value, t.seed) for t in planned] == [
         (BASE, "base", 0),
         (BASE, "base", 3),
@@ -160,7 +160,7 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         "| q | 7.0 (1 of 2 seeds, diverged) | 1 |",
         "| r | not yet |  |",
     ]
-    assert table(study, outcomes, "f", "p").splitlines()[2:] == [
+    assert factor_table(study, outcomes, "f", "p").splitlines()[2:] == [
         "| **1** (base) | 52.0 ± 2.8 | > 20 |",
         "| 2 | diverged |  |",
     ]
@@ -177,7 +177,7 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         "## What it says\n\nAll is well.\n",
     ):
         assert part in text
-    assert png(picture(study, outcomes, {})).startswith(b"\x89PNG")
+    assert png(draw_picture(study, outcomes, {})).startswith(b"\x89PNG")
 
 
 def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_not_trained(
@@ -204,7 +204,7 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
         ("q", BASE, "base"): [Outcome(None)],
     }
     facts = {"command": "run me", "place": "2 cores", "picture": "t.png"}
-    found = others(study, tmp_path)
+    found = read_reference_rows(study, tmp_path)
     assert base_table(study, outcomes, found).splitlines() == [
         "|  | x % | y | z % | seconds |",
         "|---|---|---|---|---|",
@@ -215,9 +215,9 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
     ]
     assert "z %: `make z`" in document(study, outcomes, found, facts)
     beside.write_text(json.dumps({"results": compared, "format": FORMAT - 1}))
-    assert others(study, tmp_path) == {"p": {"z %": 75.0}, "raw pixels": {"z %": 50.0}}
-    assert baselines(tmp_path, "a") is None, "it is compared again, with all scores of today"
-    (axes,) = picture(study, outcomes, found).axes
+    assert read_reference_rows(study, tmp_path) == {"p": {"z %": 75.0}, "raw pixels": {"z %": 50.0}}
+    assert read_baselines(tmp_path, "a") is None, "it is compared again, with all scores of today"
+    (axes,) = draw_picture(study, outcomes, found).axes
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == ["raw pixels", "random network", "p", "q"]
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
@@ -229,7 +229,7 @@ def test_a_column_that_no_result_has_is_named_with_what_there_is() -> None:
         {"title": "T", "data": "", "columns": {"a": ("knn", "b")}, "points": {"p": {"config": "x"}}}
     )
     with pytest.raises(ConfigError, match=re.escape("columns: a: no 'b' in the result (has: c)")):
-        figures(study, {"knn": {"c": 1}})
+        read_figures(study, {"knn": {"c": 1}})
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -238,7 +238,7 @@ def test_a_shipped_study_can_run_and_changes_one_thing_at_a_time(
 ) -> None:
     monkeypatch.chdir(ROOT)
     study = read_study(path)
-    planned = trials(study, path.stem, Path("runs"))
+    planned = plan_trials(study, path.stem, Path("runs"))
     base = {t.point: t for t in planned if t.factor == BASE and t.seed == study.seeds[0]}
     for trial in planned:
         kept = config.frozen_part(base[trial.point].cfg)
@@ -279,7 +279,7 @@ def test_a_study_that_is_killed_goes_on_and_a_torn_result_is_found_again(
 ) -> None:
     path = write(here, tiny(here))
     study = read_study(path)
-    first, second = trials(study, "tiny", here / "runs" / "study_tiny")
+    first, second = plan_trials(study, "tiny", here / "runs" / "study_tiny")
 
     trace = first.cfg.dir / "trace.rank0.jsonl"
     killed = start(here)
@@ -294,18 +294,18 @@ def test_a_study_that_is_killed_goes_on_and_a_torn_result_is_found_again(
         killed.kill()
         killed.communicate()
     psutil.wait_procs(ranks, timeout=60)
-    assert outcome(study, first).figures is None
+    assert read_outcome(study, first).figures is None
 
     assert main([str(path)]) == 0
     for trial in (first, second):
         lines = (trial.cfg.dir / "trace.rank0.jsonl").read_text().splitlines()
         steps = [json.loads(line).get("step") for line in lines]
         assert steps == [*range(1, STEPS + 1), None], "steps are lost or done twice"
-    found = [outcome(study, trial) for trial in (first, second)]
+    found = [read_outcome(study, trial) for trial in (first, second)]
     assert [one.whole for one in found] == [False, True]
     page = (here / "docs" / "study_tiny.md").read_text()
     assert "2 of 2 runs; more than " in page
-    assert f"each run on {place(study)}; seeds" in page
+    assert f"each run on {describe_machine(study)}; seeds" in page
     for one in found:
         assert one.figures is not None
         assert f"{one.figures['k-NN %']:.1f}" in page
@@ -314,16 +314,16 @@ def test_a_study_that_is_killed_goes_on_and_a_torn_result_is_found_again(
 
     result = first.export.with_name(f"knn-{STEPS:08d}.json")
     result.write_text(result.read_text()[:100])
-    assert outcome(study, first).figures is None
-    trained, cost = trace.read_bytes(), outcome(study, second).seconds
+    assert read_outcome(study, first).figures is None
+    trained, cost = trace.read_bytes(), read_outcome(study, second).seconds
     baselines = first.export.with_name("knn-baselines.json")
     compared = json.loads(baselines.read_text())["results"]
     baselines.unlink()
     assert main([str(path)]) == 0
-    assert outcome(study, first).figures == found[0].figures
+    assert read_outcome(study, first).figures == found[0].figures
     assert json.loads(baselines.read_text())["results"] == compared
     assert trace.read_bytes() == trained
-    assert outcome(study, second).seconds == cost
+    assert read_outcome(study, second).seconds == cost
 
     other = tiny(here) | {"common": ["optim.weight_decay=1e-3"]}
     capsys.readouterr()
@@ -347,7 +347,7 @@ def test_a_run_of_another_density_goes_on_and_its_old_figures_are_not_shown(here
     column = ["ood", "x", "s1_self_likelihood", "auroc"]
     path = write(here, text | {"columns": {"S1 %": column}, "factors": []})
     study = read_study(path)
-    (trial,) = trials(study, "tiny", here / "runs")
+    (trial,) = plan_trials(study, "tiny", here / "runs")
     begun(study, trial, [ood | {"density": "cartesian"}])
     export = trial.export
     export.parent.mkdir()
@@ -358,15 +358,15 @@ def test_a_run_of_another_density_goes_on_and_its_old_figures_are_not_shown(here
     }  # fmt: skip
     place_of_result = export.with_name(f"ood-{STEPS:08d}.json")
     place_of_result.write_text(json.dumps(result | {"format": 4}))
-    assert outcome(study, trial).figures is None, "it is of an unnamed density, cartesian"
+    assert read_outcome(study, trial).figures is None, "it is of an unnamed density, cartesian"
     place_of_result.write_text(json.dumps(result | {"format": FORMAT, "density": "cartesian"}))
-    assert outcome(study, trial).figures is None
+    assert read_outcome(study, trial).figures is None
     place_of_result.write_text(json.dumps(result | {"format": FORMAT, "density": "polar"}))
-    assert outcome(study, trial).figures == {"S1 %": 50.0}
+    assert read_outcome(study, trial).figures == {"S1 %": 50.0}
     report(study, [trial], "command", here / "page.md")
     assert "Likelihoods of VJE: `density: polar`." in (here / "page.md").read_text()
 
     begun(study, trial, [ood | {"k": 3}])
     with pytest.raises(ConfigError, match=r"evaluations\[0\]\.k \(3 then, 50 now\)") as refused:
-        outcome(study, trial)
+        read_outcome(study, trial)
     assert "delete" not in str(refused.value)

@@ -308,5 +308,5 @@ def test_a_study_hands_its_folder_on_as_it_is(tmp_path: Path) -> None:
         "title: t\ndata: d\ncolumns: {top1: [knn, top1]}\n"
         f"points: {{a: {{config: '{ROOT}/configs/cifar10_byol.yaml'}}}}\n"
     )
-    (trial,) = study_plan.trials(study_plan.read_study(path), "s", tmp_path / "$x")
+    (trial,) = study_plan.plan_trials(study_plan.read_study(path), "s", tmp_path / "$x")
     assert trial.cfg.out == tmp_path / "$x"

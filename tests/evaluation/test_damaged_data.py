@@ -62,9 +62,9 @@ def test_a_result_counts_and_lists_what_was_replaced_and_says_it_once(
 ) -> None:
     path, _ = exported(tmp_path / "export", data)
     toggle(data / "val", BAD)
-    with pytest.warns(UserWarning, match="sample 3 is evaluated as 4") as told:
+    with pytest.warns(UserWarning, match="sample 3 is evaluated as 4") as caught:
         found = evaluate(path, TASK)
-    (line,) = [str(one.message) for one in told if one.category is UserWarning]
+    (line,) = [str(one.message) for one in caught if one.category is UserWarning]
     assert line.startswith(f"{data / 'val'}: damaged images: 3; ")
     assert found["substituted_images"] == found["metrics"]["knn/substituted_images"] == 3
     listed = found["substitutions"]["queries"]
@@ -149,9 +149,9 @@ def test_the_command_ends_with_2_beyond_the_budget(
     path, _ = exported(tmp_path / "export", data)
     toggle(data / "val", range(0, 40, 3))
     assert main([str(path), "--device", "cpu"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {data / 'val'}: ")
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"error: {data / 'val'}: ")
+    assert stderr.count("\n") == 1
 
 
 def test_a_result_with_substitutes_is_done_but_not_final(tmp_path: Path, data: Path) -> None:

@@ -139,14 +139,14 @@ def test_the_norm_is_a_baseline_and_a_short_embedding_counts_as_foreign(
     tmp_path: Path, data: Path, task: OodConfig
 ) -> None:
     path, network = exported(tmp_path / "export", data)
-    found = evaluate(path, task)["results"]["others"]["norm"]
+    result = evaluate(path, task)["results"]["others"]["norm"]
     with torch.no_grad():
         norms = [
             network(by_hand(data / part)[0]).double().norm(dim=1).numpy()
             for part in ("val", "foreign")
         ]
     truth = np.repeat([0, 1], [len(one) for one in norms])
-    assert found["auroc"] == pytest.approx(roc_auc_score(truth, -np.concatenate(norms)), abs=1e-3)
+    assert result["auroc"] == pytest.approx(roc_auc_score(truth, -np.concatenate(norms)), abs=1e-3)
 
 
 def test_results_of_two_densities_lie_side_by_side_and_their_curves_apart(
@@ -219,11 +219,11 @@ def test_where_no_embedding_has_a_likelihood_the_density_means_nothing(
         path, _ = exported_branch(tmp_path / "export", data, SMALL["vssl teacher"])
     else:
         path, _ = exported(tmp_path / "export", data)
-    found = evaluate(path, cartesian(task))
-    assert "density" not in found
+    result = evaluate(path, cartesian(task))
+    assert "density" not in result
     assert path.with_name(NAME).exists()
-    assert not any("polar" in key or "cartesian" in key for key in found["metrics"])
-    assert shown(found) == found["results"]
+    assert not any("polar" in key or "cartesian" in key for key in result["metrics"])
+    assert shown(result) == result["results"]
     aged(path.with_name(NAME), "cartesian")
     old = read_result(path.with_name(NAME))
     assert "density" not in old
@@ -272,29 +272,29 @@ def test_the_rank_of_centred_features_has_a_name_of_its_own_also_in_old_results(
     tmp_path: Path, data: Path
 ) -> None:
     path, _ = exported(tmp_path / "export", data)
-    found = evaluate(path, CollapseConfig(batch=50, pairs=0))
+    result = evaluate(path, CollapseConfig(batch=50, pairs=0))
     with torch.no_grad():
         x = load_export(path)[0](by_hand(data / "val")[0]).double().numpy()
     for name, rows in (("rankme", x), ("effective_rank_centred", x - x.mean(0))):
         values = np.linalg.svd(rows, compute_uv=False)
         share = values / values.sum()
         entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
-        assert found["results"][name] == pytest.approx(np.exp(entropy), rel=1e-3)
-    assert "effective_rank_centred" in found["results"]
-    assert '"effective_rank"' not in json.dumps(found)
-    place = path.with_name(f"collapse-{STEP:08d}.json")
-    today = place.read_text()
+        assert result["results"][name] == pytest.approx(np.exp(entropy), rel=1e-3)
+    assert "effective_rank_centred" in result["results"]
+    assert '"effective_rank"' not in json.dumps(result)
+    result_path = path.with_name(f"collapse-{STEP:08d}.json")
+    today = result_path.read_text()
     for name, number in (("effective_rank", 4), ("rankme_centred", 5)):
         text = today.replace("effective_rank_centred", name)
-        place.write_text(json.dumps(json.loads(text) | {"format": number}))
-        old = read_result(place)
-        assert (old["results"], old["metrics"]) == (found["results"], found["metrics"])
+        result_path.write_text(json.dumps(json.loads(text) | {"format": number}))
+        old = read_result(result_path)
+        assert (old["results"], old["metrics"]) == (result["results"], result["metrics"])
         titles = TASKS["collapse"].columns(old["results"])
         assert "effective rank centred" in titles, "as tables show it"
-    written = place.read_bytes()
+    written = result_path.read_bytes()
     again = evaluate(path, CollapseConfig(batch=50, pairs=0))
-    assert place.read_bytes() == written, "for a name alone nothing is computed"
-    assert (again["results"], again["metrics"]) == (found["results"], found["metrics"])
+    assert result_path.read_bytes() == written, "for a name alone nothing is computed"
+    assert (again["results"], again["metrics"]) == (result["results"], result["metrics"])
     against = baselines(path, CollapseConfig(batch=50, pairs=0))
     stored = path.with_name("collapse-baselines.json")
     stored.write_text(stored.read_text().replace("effective_rank_centred", "rankme_centred"))

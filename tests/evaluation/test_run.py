@@ -107,15 +107,17 @@ def test_the_same_evaluation_is_done_once(tmp_path: Path, data: Path) -> None:
 
 def test_datasets_can_be_given_instead_of_the_cards(tmp_path: Path, data: Path) -> None:
     path, _ = exported(tmp_path / "a", data)
-    there = evaluate(path, TASK)
+    default_result = evaluate(path, TASK)
     change(path, train=str(tmp_path / "moved" / "train"), val=None)
     with pytest.raises(DataError, match="held-out"):
         evaluate(path, TASK)
-    given = evaluate(path, TASK, EvalSettings(train=data / "train", val=data / "val", threads=1))
-    assert given["results"] == there["results"]
+    explicit_result = evaluate(
+        path, TASK, EvalSettings(train=data / "train", val=data / "val", threads=1)
+    )
+    assert explicit_result["results"] == default_result["results"]
     elsewhere = evaluate(path, TASK, EvalSettings(train=data / "val", val=data / "train"))
-    assert elsewhere["results"] != there["results"]
-    assert json.loads((tmp_path / "a" / "knn-00000040.json").read_text()) == there
+    assert elsewhere["results"] != default_result["results"]
+    assert json.loads((tmp_path / "a" / "knn-00000040.json").read_text()) == default_result
     assert len(list((tmp_path / "a").glob("knn-00000040-on-*.json"))) == 2
 
 

@@ -58,59 +58,59 @@ def test_every_task_of_the_schema_can_be_done() -> None:
 
 def test_linear_probes_beat_chance_on_every_line(export: tuple[Path, nn.Module]) -> None:
     path, _ = export
-    found = evaluate(path, QUICK)
+    result = evaluate(path, QUICK)
     for kind in ("sgd", "logistic", "logistic_0.25"):
-        assert 1 / 6 + 0.1 < found["results"][kind]["top1"] <= found["results"][kind]["top5"] <= 1
-    assert found["results"]["sgd"]["held_out_images"] == 18
-    assert found["results"]["logistic_0.25"]["images"] == 48
-    assert len(found["results"]["sgd"]["top1_of_seeds"]) == 2
-    assert found["metrics"]["linear/top1"] == found["results"]["sgd"]["top1"]
-    assert "linear/logistic_0.25_top1_std" in found["metrics"]
-    assert json.loads(path.with_name("linear-00000040.json").read_text()) == found
-    assert evaluate(path, QUICK) == found, "not done twice"
+        assert 1 / 6 + 0.1 < result["results"][kind]["top1"] <= result["results"][kind]["top5"] <= 1
+    assert result["results"]["sgd"]["held_out_images"] == 18
+    assert result["results"]["logistic_0.25"]["images"] == 48
+    assert len(result["results"]["sgd"]["top1_of_seeds"]) == 2
+    assert result["metrics"]["linear/top1"] == result["results"]["sgd"]["top1"]
+    assert "linear/logistic_0.25_top1_std" in result["metrics"]
+    assert json.loads(path.with_name("linear-00000040.json").read_text()) == result
+    assert evaluate(path, QUICK) == result, "not done twice"
     fresh = evaluate(path, QUICK.model_copy(update={"seeds": 1}))
-    assert fresh["results"]["logistic"] == found["results"]["logistic"]
+    assert fresh["results"]["logistic"] == result["results"]["logistic"]
 
 
 def test_under_lars_the_figures_have_the_same_names(export: tuple[Path, nn.Module]) -> None:
     path, _ = export
     settings = QUICK.model_copy(update={"optimizer": "lars", "lr": (30.0, 100.0), "shares": ()})
-    found = evaluate(path, settings)
-    assert set(found["results"]) == {"lars", "logistic"}
-    assert found["metrics"]["linear/top1"] == found["results"]["lars"]["top1"] > 1 / 6
-    assert {"linear/ece", "linear/logistic_top1"} <= found["metrics"].keys()
-    assert all(path.with_name(plot).exists() for plot in found["plots"])
+    result = evaluate(path, settings)
+    assert set(result["results"]) == {"lars", "logistic"}
+    assert result["metrics"]["linear/top1"] == result["results"]["lars"]["top1"] > 1 / 6
+    assert {"linear/ece", "linear/logistic_top1"} <= result["metrics"].keys()
+    assert all(path.with_name(plot).exists() for plot in result["plots"])
 
 
 def test_ood_is_what_scikit_learn_finds(export: tuple[Path, nn.Module], data: Path) -> None:
     path, network = export
     task = OodConfig(ood={"others": data / "foreign"}, k=3, bootstrap=20, batch=50)
-    found = evaluate(path, task)
+    result = evaluate(path, task)
     oracle = NearestNeighbors(n_neighbors=3, metric="cosine")
     oracle.fit(features(network, data / "train"))
     inside, outside = (
         oracle.kneighbors(features(network, data / part))[0][:, -1] for part in ("val", "foreign")
     )
-    theirs = roc_auc_score(np.r_[np.zeros(60), np.ones(80)], np.r_[inside, outside])
-    ours = found["results"]["others"]["knn"]
-    assert ours["auroc"] == pytest.approx(theirs, abs=1e-3)
-    assert found["metrics"]["ood/auroc_others_knn"] == ours["auroc"]
-    low, high = ours["auroc_interval"]
-    assert 0 <= low <= ours["auroc"] <= high <= 1
-    assert found["ood"]["others"]["samples"] == 80
+    expected = roc_auc_score(np.r_[np.zeros(60), np.ones(80)], np.r_[inside, outside])
+    actual = result["results"]["others"]["knn"]
+    assert actual["auroc"] == pytest.approx(expected, abs=1e-3)
+    assert result["metrics"]["ood/auroc_others_knn"] == actual["auroc"]
+    low, high = actual["auroc_interval"]
+    assert 0 <= low <= actual["auroc"] <= high <= 1
+    assert result["ood"]["others"]["samples"] == 80
     assert path.with_name("ood-00000040.json").exists()
     elsewhere = evaluate(path, task, EvalSettings(ood={"others": data / "foreign"}))
-    assert elsewhere["results"] == found["results"]
+    assert elsewhere["results"] == result["results"]
     assert len(list(path.parent.glob("ood-00000040-on-*.json"))) == 1
 
 
 def test_collapse_is_of_the_held_out_images(export: tuple[Path, nn.Module], data: Path) -> None:
     path, network = export
-    found = evaluate(path, CollapseConfig(batch=50))
-    theirs = rankme(torch.from_numpy(features(network, data / "val")).float())
-    assert found["results"]["rankme"] == pytest.approx(theirs, rel=1e-3)
-    assert found["metrics"]["collapse/uniformity"] < 0
-    assert "bank" not in found, "the training images are not even opened"
+    result = evaluate(path, CollapseConfig(batch=50))
+    expected = rankme(torch.from_numpy(features(network, data / "val")).float())
+    assert result["results"]["rankme"] == pytest.approx(expected, rel=1e-3)
+    assert result["metrics"]["collapse/uniformity"] < 0
+    assert "bank" not in result, "the training images are not even opened"
 
 
 def test_tasks_share_one_pass_over_the_images(
@@ -135,9 +135,9 @@ def test_tasks_share_one_pass_over_the_images(
 
 def test_baselines_are_found_alike(export: tuple[Path, nn.Module]) -> None:
     path, _ = export
-    found = baselines(path, QUICK.model_copy(update={"shares": (), "l2": (0.1,)}))["results"]
-    assert list(found) == ["raw_pixels", "random_network"]
-    assert all(1 / 6 < one["sgd"]["top1"] < 1 for one in found.values())
+    result = baselines(path, QUICK.model_copy(update={"shares": (), "l2": (0.1,)}))["results"]
+    assert list(result) == ["raw_pixels", "random_network"]
+    assert all(1 / 6 < one["sgd"]["top1"] < 1 for one in result.values())
     assert path.with_name("linear-baselines.json").exists()
 
 

@@ -171,7 +171,7 @@ class FrozenFeatures:
 
     @property
     def device(self) -> str:
-        """Where to compute."""
+        """Device to compute on."""
         return self.images.reading.device
 
     @property

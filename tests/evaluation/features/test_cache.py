@@ -42,18 +42,18 @@ class Source:
 
 
 def entry(folder: Path) -> Path:
-    (found,) = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return found
+    (entry_path,) = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return entry_path
 
 
 def test_what_is_stored_is_what_was_computed_and_is_computed_once(tmp_path: Path) -> None:
     source = Source()
     for _ in range(3):
-        found = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
-        assert torch.equal(found.features, source.features)
-        assert torch.equal(found.labels, source.labels)
+        features = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
+        assert torch.equal(features.features, source.features)
+        assert torch.equal(features.labels, source.labels)
     assert source.asked == 1
-    assert found.features.numpy().base is not None
+    assert features.features.numpy().base is not None
     assert np.array_equal(np.load(entry(tmp_path) / "features.npy"), source.features.numpy())
 
 
@@ -66,49 +66,49 @@ def test_other_facts_are_other_features(
 ) -> None:
     first, other = Source(0), Source(1)
     FeatureCache(tmp_path).get(NETWORK, IMAGES, first)
-    found = FeatureCache(tmp_path).get(network, images, other)
-    assert torch.equal(found.features, other.features)
+    features = FeatureCache(tmp_path).get(network, images, other)
+    assert torch.equal(features.features, other.features)
     assert torch.equal(FeatureCache(tmp_path).get(NETWORK, IMAGES, first).features, first.features)
     assert (first.asked, other.asked) == (1, 1)
 
 
-def one_bit(place: Path) -> None:
-    content = bytearray((place / "features.npy").read_bytes())
+def one_bit(entry_folder: Path) -> None:
+    content = bytearray((entry_folder / "features.npy").read_bytes())
     content[-5] ^= 4
-    (place / "features.npy").write_bytes(content)
+    (entry_folder / "features.npy").write_bytes(content)
 
 
-def one_label(place: Path) -> None:
-    labels = np.load(place / "labels.npy")
+def one_label(entry_folder: Path) -> None:
+    labels = np.load(entry_folder / "labels.npy")
     labels[3] += 1
-    np.save(place / "labels.npy", labels)
+    np.save(entry_folder / "labels.npy", labels)
 
 
-def cut_short(place: Path) -> None:
-    os.truncate(place / "features.npy", 500)
+def cut_short(entry_folder: Path) -> None:
+    os.truncate(entry_folder / "features.npy", 500)
 
 
-def without_labels(place: Path) -> None:
-    (place / "labels.npy").unlink()
+def without_labels(entry_folder: Path) -> None:
+    (entry_folder / "labels.npy").unlink()
 
 
-def half_a_seal(place: Path) -> None:
-    text = (place / "seal.json").read_text()
-    (place / "seal.json").write_text(text[: len(text) // 2])
+def half_a_seal(entry_folder: Path) -> None:
+    text = (entry_folder / "seal.json").read_text()
+    (entry_folder / "seal.json").write_text(text[: len(text) // 2])
 
 
-def a_list_as_seal(place: Path) -> None:
-    (place / "seal.json").write_text("[]")
+def a_list_as_seal(entry_folder: Path) -> None:
+    (entry_folder / "seal.json").write_text("[]")
 
 
-def of_another_format(place: Path) -> None:
-    seal = json.loads((place / "seal.json").read_text())
-    (place / "seal.json").write_text(json.dumps(seal | {"format": 0}))
+def of_another_format(entry_folder: Path) -> None:
+    seal = json.loads((entry_folder / "seal.json").read_text())
+    (entry_folder / "seal.json").write_text(json.dumps(seal | {"format": 0}))
 
 
-def a_file_in_its_place(place: Path) -> None:
-    shutil.rmtree(place)
-    place.mkdir()
+def a_file_in_its_place(entry_folder: Path) -> None:
+    shutil.rmtree(entry_folder)
+    entry_folder.mkdir()
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_a_damaged_entry_is_never_believed(tmp_path: Path, harm: Callable[[Path]
     FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
     harm(entry(tmp_path))
     for _ in range(2):
-        found = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
-        assert torch.equal(found.features, source.features)
-        assert torch.equal(found.labels, source.labels)
+        features = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
+        assert torch.equal(features.features, source.features)
+        assert torch.equal(features.labels, source.labels)
     assert source.asked == 2, "computed again, once"
 
 
@@ -142,9 +142,9 @@ def test_two_that_want_the_same_compute_it_once(tmp_path: Path) -> None:
         assert going.wait(60)
         second = pool.submit(FeatureCache(tmp_path).get, NETWORK, IMAGES, source)
         more.set()
-        found = first.result(60), second.result(60)
+        features = first.result(60), second.result(60)
     assert source.asked == 1
-    assert all(torch.equal(one.features, source.features) for one in found)
+    assert all(torch.equal(one.features, source.features) for one in features)
 
 
 def test_a_failed_pass_leaves_nothing_and_is_not_hidden(tmp_path: Path) -> None:
@@ -178,9 +178,9 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_one(tmp_path: Path) ->
     FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
     whole = entry(tmp_path)
     whole.rename(tmp_path / f".tmp-{whole.name}-0123456789ab")
-    found = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
+    features = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
     assert source.asked == 2
-    assert torch.equal(found.features, source.features)
+    assert torch.equal(features.features, source.features)
     assert not list(tmp_path.glob(".tmp-*"))
 
 
@@ -277,19 +277,19 @@ def test_entries_of_earlier_versions_are_recognised_and_pruned(
 
 def test_links_in_the_place_of_an_entry_or_its_files_lead_nowhere(tmp_path: Path) -> None:
     FeatureCache(tmp_path / "c").get(NETWORK, IMAGES, Source())
-    place = entry(tmp_path / "c")
-    kept = place.rename(tmp_path / "kept")
-    place.symlink_to(kept)
-    before = tree(kept)
+    entry_folder = entry(tmp_path / "c")
+    moved_entry = entry_folder.rename(tmp_path / "kept")
+    entry_folder.symlink_to(moved_entry)
+    before = tree(moved_entry)
     fill(tmp_path / "c")
-    place.unlink()
-    place.mkdir()
+    entry_folder.unlink()
+    entry_folder.mkdir()
     for name in before:
-        (place / name).symlink_to(kept / name)
+        (entry_folder / name).symlink_to(moved_entry / name)
     with pytest.warns(UserWarning, match="move it away"):
         assert features_of(FeatureCache(tmp_path / "c"), NETWORK, IMAGES, Source()) is None
     fill(tmp_path / "c")
-    assert tree(kept) == before
+    assert tree(moved_entry) == before
 
 
 @needs_root
@@ -302,16 +302,16 @@ def test_a_folder_by_another_users_link_is_refused() -> None:
         assert not list((folder / "mine").iterdir())
 
 
-def misshapen(place: Path) -> None:
-    np.save(place / "features.npy", np.zeros((3, 2, 2), np.float32))
+def misshapen(entry_folder: Path) -> None:
+    np.save(entry_folder / "features.npy", np.zeros((3, 2, 2), np.float32))
 
 
-def of_objects(place: Path) -> None:
-    np.save(place / "features.npy", np.zeros((50, 8), complex))
+def of_objects(entry_folder: Path) -> None:
+    np.save(entry_folder / "features.npy", np.zeros((50, 8), complex))
 
 
-def labels_of_floats(place: Path) -> None:
-    np.save(place / "labels.npy", np.zeros(50))
+def labels_of_floats(entry_folder: Path) -> None:
+    np.save(entry_folder / "labels.npy", np.zeros(50))
 
 
 @pytest.mark.parametrize("harm", [misshapen, of_objects, labels_of_floats])
@@ -320,11 +320,11 @@ def test_an_entry_whose_seal_agrees_with_nonsense_is_computed_again(
 ) -> None:
     source = Source()
     FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
-    place = entry(tmp_path)
-    harm(place)
-    seal = json.loads((place / "seal.json").read_text())
-    seal["sha256"] = {name: sha256(place / name) for name in seal["sha256"]}
-    (place / "seal.json").write_text(json.dumps(seal))
-    found = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
-    assert torch.equal(found.features, source.features)
+    entry_folder = entry(tmp_path)
+    harm(entry_folder)
+    seal = json.loads((entry_folder / "seal.json").read_text())
+    seal["sha256"] = {name: sha256(entry_folder / name) for name in seal["sha256"]}
+    (entry_folder / "seal.json").write_text(json.dumps(seal))
+    features = FeatureCache(tmp_path).get(NETWORK, IMAGES, source)
+    assert torch.equal(features.features, source.features)
     assert source.asked == 2

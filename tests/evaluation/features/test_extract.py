@@ -36,11 +36,11 @@ def narrow(images: Tensor) -> Tensor:
 def test_some_images_are_extracted_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
     dataset = Dataset.open(tiny_dataset(tmp_path, samples=40))
     reading = Reading(32, NORMALISE, batch=7, backend="reference")
-    whole = extract(raw_pixels, dataset, reading)
+    all_features = extract(raw_pixels, dataset, reading)
     ids = np.array([5, 39, 5, 0, 17, 3, 2, 1, 38])
     some = extract(raw_pixels, dataset, reading, ids=ids)
-    assert torch.equal(some.features, whole.features[ids])
-    assert torch.equal(some.labels, whole.labels[ids])
+    assert torch.equal(some.features, all_features.features[ids])
+    assert torch.equal(some.labels, all_features.labels[ids])
 
 
 def peak_mib() -> float:
@@ -51,24 +51,24 @@ def peak_mib() -> float:
 
 def growth(folder: Path) -> list[float]:
     """MiB by which the peak grows from FEW images to MANY: extracted, stored, and in a list."""
-    dataset, found = Dataset.open(folder / "train"), []
+    dataset, growth_mib = Dataset.open(folder / "train"), []
     cache = FeatureCache(folder / "cache")
 
     def kept(count: int) -> None:
-        whole = ImagePass(lambda: narrow, dataset, READING, count)
-        cache.get({"network": 1}, {"samples": count}, whole.source(1))
+        image_pass = ImagePass(lambda: narrow, dataset, READING, count)
+        cache.get({"network": 1}, {"samples": count}, image_pass.source(1))
 
     def listed(count: int) -> None:
         held.extend(batch.views[0] for batch in READING.batches(dataset, np.arange(count)))
 
     held: list[Tensor] = []
     passes = (lambda n: extract(narrow, dataset, READING, ids=np.arange(n)), kept, listed)
-    for one in passes:
-        one(FEW)
+    for run_pass in passes:
+        run_pass(FEW)
         before = peak_mib()
-        one(MANY)
-        found.append(peak_mib() - before)
-    return found
+        run_pass(MANY)
+        growth_mib.append(peak_mib() - before)
+    return growth_mib
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_the_memory_of_a_pass_does_not_grow_with_the_images(tmp_path: Path) -> N
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env=os.environ | {"MALLOC_ARENA_MAX": "2"},
         capture_output=True,
         text=True,

@@ -55,11 +55,11 @@ def a_pass(data: Path, network: Network, variants: Variants | None = None) -> Im
     return ImagePass(network.load, Dataset.open(data / "train"), READING, SAMPLES, variants)
 
 
-def computed(whole: ImagePass, ranks: int, folder: Path) -> Features:
-    images = {"samples": whole.rows}
-    found = FeatureCache(folder).get({"ranks": ranks}, images, whole.source(ranks))
+def computed(image_pass: ImagePass, ranks: int, folder: Path) -> Features:
+    images = {"samples": image_pass.rows}
+    features = FeatureCache(folder).get({"ranks": ranks}, images, image_pass.source(ranks))
     assert not list(folder.glob(".tmp-*")) + list(folder.glob("*/parts"))
-    return found
+    return features
 
 
 def workers() -> list[psutil.Process]:
@@ -70,13 +70,13 @@ def workers() -> list[psutil.Process]:
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 160, 1000])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 100])
-def test_stretches_are_whole_batches_of_every_image_once(count: int, ranks: int) -> None:
-    whole = ImagePass(lambda: raw_pixels, None, READING, count)  # type: ignore[arg-type]
-    found = whole.id_ranges(ranks)
-    assert [number for stretch in found for number in stretch] == list(range(count))
-    assert len(found) == min(ranks, -(-count // BATCH))
-    assert all(stretch.start % BATCH == 0 for stretch in found)
-    batches = [-(-len(stretch) // BATCH) for stretch in found]
+def test_id_ranges_are_whole_batches_of_every_image_once(count: int, ranks: int) -> None:
+    image_pass = ImagePass(lambda: raw_pixels, None, READING, count)  # type: ignore[arg-type]
+    id_ranges = image_pass.id_ranges(ranks)
+    assert [number for ids in id_ranges for number in ids] == list(range(count))
+    assert len(id_ranges) == min(ranks, -(-count // BATCH))
+    assert all(ids.start % BATCH == 0 for ids in id_ranges)
+    batches = [-(-len(ids) // BATCH) for ids in id_ranges]
     assert max(batches) - min(batches) <= 1
 
 
@@ -92,25 +92,25 @@ def test_the_features_are_those_of_one_process_bit_for_bit(
     tmp_path: Path, data: Path, variants: Variants | None, ranks: tuple[int, ...]
 ) -> None:
     path, _ = exported(tmp_path / "export", data)
-    whole = a_pass(data, Network.exported(path), variants)
-    one = computed(whole, 1, tmp_path / "cache")
-    assert one.features.shape == (whole.rows, 128)
+    image_pass = a_pass(data, Network.exported(path), variants)
+    one = computed(image_pass, 1, tmp_path / "cache")
+    assert one.features.shape == (image_pass.rows, 128)
     for count in ranks:
-        several = computed(whole, count, tmp_path / "cache")
+        several = computed(image_pass, count, tmp_path / "cache")
         assert several.features.numpy().tobytes() == one.features.numpy().tobytes(), count
         assert torch.equal(several.labels, one.labels), count
     assert workers() == []
 
 
 def test_each_image_is_seen_once_in_the_order_of_the_ids(tmp_path: Path, data: Path) -> None:
-    whole = a_pass(data, Network(pixels, None))
-    found = computed(whole, 4, tmp_path)
+    image_pass = a_pass(data, Network(pixels, None))
+    features = computed(image_pass, 4, tmp_path)
     dataset = Dataset.open(data / "train")
     ids = np.arange(SAMPLES)
     straight = [batch.views[0].flatten(1) for batch in READING.batches(dataset, ids)]
-    assert torch.equal(found.features, torch.cat(straight))
-    assert len(found.features.unique(dim=0)) == SAMPLES, "no two images are alike"
-    assert found.labels.tolist() == dataset.rows(ids)["label"].tolist()
+    assert torch.equal(features.features, torch.cat(straight))
+    assert len(features.features.unique(dim=0)) == SAMPLES, "no two images are alike"
+    assert features.labels.tolist() == dataset.rows(ids)["label"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_a_worker_that_dies_ends_all_with_one_line_and_leaves_nothing(
 ) -> None:
     batches = READING.batches(Dataset.open(data / "train"), np.arange(SAMPLES))
     late = [batch.views[0][0].numpy() for batch in batches][4]
-    whole = a_pass(data, Network(partial(load, late), None))
+    image_pass = a_pass(data, Network(partial(load, late), None))
     with pytest.raises(DataError) as error:
-        computed(whole, 2, tmp_path)
+        computed(image_pass, 2, tmp_path)
     assert words in str(error.value)
     assert str(data / "train") in str(error.value)
     assert "\n" not in str(error.value)
@@ -144,8 +144,8 @@ def test_what_a_worker_cannot_read_is_said_as_one_process_says_it(
 
 
 def test_who_loses_interest_ends_the_workers(tmp_path: Path, data: Path) -> None:
-    whole = a_pass(data, Network(pixels, None))
-    rows = whole.source(3)(tmp_path / "parts")
+    image_pass = a_pass(data, Network(pixels, None))
+    rows = image_pass.source(3)(tmp_path / "parts")
     next(rows)
     rows.close()
     assert workers() == []
@@ -160,9 +160,9 @@ def test_the_command_shares_a_pass_out(
         path, _ = exported(tmp_path / ranks / "export", data)
         arguments = [str(tmp_path / ranks), "--device", "cpu", "--ranks", ranks, "--threads", "1"]
         assert main([*arguments, "--task", "knn,collapse"]) == 0
-        found = [json.loads(path.with_name(f"{t}-00000040.json").read_text()) for t in
+        task_results = [json.loads(path.with_name(f"{t}-00000040.json").read_text()) for t in
                  ("knn", "collapse")]  # fmt: skip
-        results.append([one["results"] for one in found])
+        results.append([task_result["results"] for task_result in task_results])
     assert results[0] == results[1]
     with pytest.raises(SystemExit):
         main([*arguments, "--ranks", "0"])
@@ -214,5 +214,5 @@ def test_a_parent_that_is_killed_leaves_no_process_and_no_entry(tmp_path: Path, 
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
     assert not list(tmp_path.glob("*/seal.json"))
-    found = computed(a_pass(data, Network(pixels, None)), 3, tmp_path)
-    assert len(found.features) == SAMPLES
+    features = computed(a_pass(data, Network(pixels, None)), 3, tmp_path)
+    assert len(features.features) == SAMPLES

@@ -39,10 +39,10 @@ def said(confidence: list[float], correct: list[int]) -> Outcomes:
 
 def test_brier_and_likelihood_are_scikit_learns() -> None:
     logits, labels = predictions(500, seed=1)
-    found = calibration(outcomes(logits, labels))
+    actual = calibration(outcomes(logits, labels))
     p = logits.softmax(1).numpy()
-    assert found.brier == pytest.approx(brier_score_loss(labels, p, labels=range(CLASSES)))
-    assert found.nll == pytest.approx(log_loss(labels, p))
+    assert actual.brier == pytest.approx(brier_score_loss(labels, p, labels=range(CLASSES)))
+    assert actual.nll == pytest.approx(log_loss(labels, p))
 
 
 def test_the_error_is_that_of_a_loop_over_the_bins() -> None:
@@ -64,19 +64,21 @@ def test_the_error_is_torchmetrics() -> None:
         "torchmetrics.functional.classification", reason="pip install .[compare]"
     )
     logits, labels = predictions(700, seed=3)
-    theirs = functional.multiclass_calibration_error(logits.softmax(1), labels, CLASSES, n_bins=15)
-    assert calibration(outcomes(logits, labels)).ece == pytest.approx(float(theirs), abs=1e-6)
+    expected = functional.multiclass_calibration_error(
+        logits.softmax(1), labels, CLASSES, n_bins=15
+    )
+    assert calibration(outcomes(logits, labels)).ece == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_adaptive_bins_hold_equally_many() -> None:
     logits, labels = predictions(700, seed=4)
-    found = adaptive_reliability(outcomes(logits, labels))
-    assert found.predictions.tolist() == pytest.approx([700 / 15] * 15, abs=1)
+    actual = adaptive_reliability(outcomes(logits, labels))
+    assert actual.predictions.tolist() == pytest.approx([700 / 15] * 15, abs=1)
     p, best = logits.softmax(1).max(1)
     order = p.argsort()
     gaps = ((best == labels).double() - p)[order]
-    parts = np.split(gaps.numpy(), np.cumsum(found.predictions.astype(int))[:-1])
-    assert found.error == pytest.approx(sum(abs(part.sum()) for part in parts) / 700)
+    parts = np.split(gaps.numpy(), np.cumsum(actual.predictions.astype(int))[:-1])
+    assert actual.error == pytest.approx(sum(abs(part.sum()) for part in parts) / 700)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +96,9 @@ def test_adaptive_bins_hold_equally_many() -> None:
 def test_cases_worked_out_by_hand(
     confidence: list[float], correct: list[int], ece: float, adaptive: float
 ) -> None:
-    found = calibration(said(confidence, correct))
-    assert found.ece == pytest.approx(ece)
-    assert found.adaptive_ece == pytest.approx(adaptive)
+    actual = calibration(said(confidence, correct))
+    assert actual.ece == pytest.approx(ece)
+    assert actual.adaptive_ece == pytest.approx(adaptive)
 
 
 def test_a_bin_owns_its_upper_end() -> None:
@@ -108,10 +110,10 @@ def test_the_order_of_equal_confidences_does_not_matter() -> None:
     random = np.random.default_rng(0)
     confidence = random.choice([0.2, 0.5, 0.51, 0.9], 200)
     correct = random.integers(0, 2, 200)
-    found = calibration(said(list(confidence), list(correct)))
+    actual = calibration(said(list(confidence), list(correct)))
     turned = random.permutation(200)
     again = calibration(said(list(confidence[turned]), list(correct[turned])))
-    assert again == pytest.approx(found)
+    assert again == pytest.approx(actual)
 
 
 def test_a_probe_is_judged_in_blocks_as_at_once() -> None:
@@ -119,13 +121,13 @@ def test_a_probe_is_judged_in_blocks_as_at_once() -> None:
     features = Features(torch.randn(9000, 4, generator=random), torch.arange(9000) % 3)
     probe = Probe(torch.randn(4, 3, generator=random), torch.zeros(3))
     once = outcomes(features.features @ probe.weight, features.labels)
-    for ours, theirs in zip(probe_outcomes(probe, features), once, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for actual, expected in zip(probe_outcomes(probe, features), once, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_a_hopeless_but_certain_prediction_stays_finite() -> None:
-    found = calibration(outcomes(torch.tensor([[1e4, 0.0]]), torch.tensor([1])))
-    assert found == pytest.approx((1.0, 1.0, 2.0, 1e4))
+    actual = calibration(outcomes(torch.tensor([[1e4, 0.0]]), torch.tensor([1])))
+    assert actual == pytest.approx((1.0, 1.0, 2.0, 1e4))
 
 
 def test_nothing_to_judge_is_refused() -> None:

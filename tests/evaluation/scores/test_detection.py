@@ -57,9 +57,9 @@ def test_intervals_are_those_of_resampling_one_at_a_time() -> None:
     ]
     found = bootstrap_intervals(inside, outside, count=2000)
     for number, (name, ends) in enumerate(found.items()):
-        theirs = np.percentile([one[number] for one in drawn], [2.5, 97.5])
+        expected = np.percentile([one[number] for one in drawn], [2.5, 97.5])
         # Ends scatter by about a tenth of the interval between 400 draws and 400 others.
-        assert ends == pytest.approx(theirs, abs=0.2 * (theirs[1] - theirs[0])), name
+        assert ends == pytest.approx(expected, abs=0.2 * (expected[1] - expected[0])), name
         assert ends[0] <= getattr(detection(inside, outside), name) <= ends[1]
 
 

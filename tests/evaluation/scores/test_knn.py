@@ -61,8 +61,8 @@ def test_top1_equals_scikit_learn() -> None:
 
         oracle = KNeighborsClassifier(k, weights=weigh, metric="cosine", algorithm="brute")
         oracle.fit(bank.features.double().numpy(), bank.labels.numpy())
-        theirs = oracle.score(queries.features.double().numpy(), queries.labels.numpy())
-        assert accuracy.top1 == pytest.approx(theirs, abs=1e-12)
+        expected = oracle.score(queries.features.double().numpy(), queries.labels.numpy())
+        assert accuracy.top1 == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [(1, 1), (7, 13), (500, 64), (64, 5000)])

@@ -48,13 +48,13 @@ def test_logistic_regression_is_scikit_learns(l2: float) -> None:
     scaler = StandardScaler().fit(train.features.numpy())
     oracle = LogisticRegression(C=1 / (l2 * 400), tol=1e-8, max_iter=5000)
     oracle.fit(scaler.transform(train.features.numpy()), train.labels.numpy())
-    theirs = oracle.predict_proba(scaler.transform(test.features.numpy()))
+    expected = oracle.predict_proba(scaler.transform(test.features.numpy()))
     probe = fit_logistic(whole(train), [l2], tolerance=1e-8)[l2]
-    ours = probe.logits(test.features).softmax(1).numpy()
-    assert ours == pytest.approx(theirs, abs=1e-4)
+    actual = probe.logits(test.features).softmax(1).numpy()
+    assert actual == pytest.approx(expected, abs=1e-4)
     found = accuracy(probe, test)
     assert found.top1 == oracle.score(scaler.transform(test.features.numpy()), test.labels.numpy())
-    assert found.top5 == pytest.approx(top_k_accuracy_score(test.labels, theirs, k=5))
+    assert found.top5 == pytest.approx(top_k_accuracy_score(test.labels, expected, k=5))
     assert 0.3 < found.top1 < 0.95, "neither chance (1/7) nor perfect"
 
 
@@ -151,8 +151,8 @@ def test_every_probe_of_the_grid_is_the_one_trained_alone(
     assert list(probes) == [(seed, rate) for seed in seeds for rate in rates]
     for (seed, rate), probe in probes.items():
         alone = by_torch(train, rate, seed, 6, 32, optimizer)
-        ours, theirs = (p.logits(test.features.float()).softmax(1) for p in (probe, alone))
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+        actual, expected = (p.logits(test.features.float()).softmax(1) for p in (probe, alone))
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_under_lars_a_probe_whose_gradient_is_zero_stays() -> None:

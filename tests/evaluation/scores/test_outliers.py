@@ -56,9 +56,9 @@ def test_every_score_is_higher_for_what_is_foreign() -> None:
 def test_knn_distance_is_scikit_learns_to_the_kth_neighbour() -> None:
     bank, queries = clusters(100, 4), clusters(40, 5, shift=0.5)
     oracle = NearestNeighbors(n_neighbors=7, metric="cosine").fit(bank.features.double())
-    theirs = oracle.kneighbors(queries.features.double())[0][:, -1]
+    expected = oracle.kneighbors(queries.features.double())[0][:, -1]
     assert knn_distance(fitting(bank, k=7))(queries.features).numpy() == pytest.approx(
-        theirs, abs=1e-6
+        expected, abs=1e-6
     )
     farthest = knn_distance(fitting(bank, k=1000))(queries.features)
     assert torch.equal(farthest, knn_distance(fitting(bank, k=100))(queries.features))
@@ -69,11 +69,11 @@ def test_mahalanobis_is_the_distance_to_the_nearest_class_mean() -> None:
     x, labels = bank.features.double().numpy(), bank.labels.numpy()
     means = np.stack([x[labels == c].mean(0) for c in range(3)])
     precision = EmpiricalCovariance(assume_centered=True).fit(x - means[labels]).precision_
-    theirs = [
+    expected = [
         min(scipy_mahalanobis(q, m, precision) ** 2 for m in means)
         for q in queries.features.double().numpy()
     ]
-    assert mahalanobis(fitting(bank))(queries.features).numpy() == pytest.approx(theirs, rel=1e-8)
+    assert mahalanobis(fitting(bank))(queries.features).numpy() == pytest.approx(expected, rel=1e-8)
 
 
 def test_leaving_a_subspace_that_the_training_images_fill_is_anomalous() -> None:
@@ -91,9 +91,9 @@ def test_max_softmax_ranks_as_scikit_learns_probabilities_do() -> None:
     scaler = StandardScaler().fit(bank.features.double())
     oracle = LogisticRegression(C=1 / (1e-3 * 150), tol=1e-8, max_iter=5000)
     oracle.fit(scaler.transform(bank.features.double()), bank.labels)
-    theirs = oracle.predict_proba(scaler.transform(queries.features.double())).max(1)
-    ours = max_softmax(fitting(bank))(queries.features)
-    assert ours.exp().numpy() == pytest.approx(1 - theirs, abs=5e-3)
+    expected = oracle.predict_proba(scaler.transform(queries.features.double())).max(1)
+    actual = max_softmax(fitting(bank))(queries.features)
+    assert actual.exp().numpy() == pytest.approx(1 - expected, abs=5e-3)
     sure = max_softmax(fitting(bank))(1e3 * bank.features)
     assert len(sure.unique()) == len(sure), "probabilities that round to 1 still differ"
 
@@ -120,8 +120,8 @@ def test_uniformity_is_the_mean_potential_of_all_pairs(monkeypatch: pytest.Monke
     features = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
     unit = torch.nn.functional.normalize(features, dim=1).double()
     pairs = [math.exp(-2 * float((a - b).square().sum())) for a, b in combinations(unit, 2)]
-    theirs = math.log(sum(pairs) / len(pairs))
-    assert uniformity(features) == pytest.approx(theirs, abs=1e-5)
+    expected = math.log(sum(pairs) / len(pairs))
+    assert uniformity(features) == pytest.approx(expected, abs=1e-5)
     monkeypatch.setattr("vssl_dist.evaluation.scores.spectrum._BLOCK", 7)
-    assert uniformity(features) == pytest.approx(theirs, abs=1e-5)
+    assert uniformity(features) == pytest.approx(expected, abs=1e-5)
     assert uniformity(torch.ones(10, 4)) == pytest.approx(0, abs=1e-5)

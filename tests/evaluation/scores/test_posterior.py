@@ -28,12 +28,12 @@ def test_backbone_and_head_are_the_branch_bit_for_bit(tmp_path: Path, case: str)
     assert torch.equal(before, torch.get_rng_state()), "nobody's random numbers are used up"
     assert posterior is not None
     with torch.no_grad():
-        found, wanted = posterior.infer(backbone(images)), branch(images)
-    for name, value in wanted._asdict().items():
-        ours = getattr(found, name)
-        assert (ours is None) == (value is None), name
-        assert value is None or torch.equal(ours, value), name
-    assert (found.scale_logvar is not None) == (case == "vje, all learnt")
+        inferred, expected = posterior.infer(backbone(images)), branch(images)
+    for name, value in expected._asdict().items():
+        actual = getattr(inferred, name)
+        assert (actual is None) == (value is None), name
+        assert value is None or torch.equal(actual, value), name
+    assert (inferred.scale_logvar is not None) == (case == "vje, all learnt")
 
 
 def test_an_export_without_a_head_has_no_posterior(tmp_path: Path) -> None:

@@ -86,10 +86,10 @@ def test_failures_are_those_of_scikit_learns_neighbours() -> None:
     oracle = KNeighborsClassifier(
         9, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1)
     )
-    theirs = oracle.fit(bank.features, bank.labels).predict(queries.features)
-    ours = knn_failures(bank, queries, k=9, temperature=0.1)
-    assert ours.tolist() == (theirs != queries.labels.numpy()).astype(float).tolist()
-    assert 0 < ours.mean() < 1
+    expected = oracle.fit(bank.features, bank.labels).predict(queries.features)
+    actual = knn_failures(bank, queries, k=9, temperature=0.1)
+    assert actual.tolist() == (expected != queries.labels.numpy()).astype(float).tolist()
+    assert 0 < actual.mean() < 1
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

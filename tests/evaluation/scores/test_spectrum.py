@@ -90,11 +90,11 @@ def test_alignment_is_of_the_views_of_the_run(tmp_path: Path) -> None:
         config = {"data": {"backend": "reference", "views": [r.model_dump() for r in views]}}
         change(path, config=config)
         path.with_name("collapse-00000040.json").unlink()
-        found = evaluate(path, task)
+        result = evaluate(path, task)
         pair = views[:2] if len(views) > 1 else views * 2
         expected = by_hand(pair, tmp_path / "val", network)
-        assert found["results"]["alignment"] == pytest.approx(expected, rel=1e-4)
-        assert found["metrics"]["collapse/alignment"] == found["results"]["alignment"]
+        assert result["results"]["alignment"] == pytest.approx(expected, rel=1e-4)
+        assert result["metrics"]["collapse/alignment"] == result["results"]["alignment"]
         assert 0 < expected < 2
     others = baselines(path, task)["results"]
     assert all(0 < one["alignment"] < 2 for one in others.values())

@@ -22,7 +22,7 @@ from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.models.backbones import build_backbone
 
 Forward = Callable[[Tensor], Tensor]
-"""``(B, 3, H, W)`` to ``(B, D)``, in eval mode."""
+"""A network in eval mode: images ``(B, 3, H, W)`` to features ``(B, D)``."""
 Rows = Generator[tuple[Tensor, Tensor], None, None]
 """Features ``(B, D)`` float32 on the CPU and labels ``(B,)`` int64, batch by batch."""
 _FULL_PRECISION_BYTES = 2 << 30

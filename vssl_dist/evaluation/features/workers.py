@@ -111,7 +111,7 @@ class _Share:
     ids: range
     rank: int
     folder: Path
-    """Where its features are to be."""
+    """Folder that its features are written to."""
     threads: int
 
     @property

@@ -44,9 +44,9 @@ class Posterior:
     """
 
     branch: GaussianBranch
-    """In eval mode on the CPU; only its `infer` is used."""
+    """The branch that infers, in eval mode on the CPU; only its `infer` is used."""
     cfg: Variational
-    """The method's own keys, which know its likelihoods and bounds."""
+    """The method's config, which knows its likelihoods and bounds."""
 
     def infer(self, features: Tensor) -> Gaussian:
         """Infer the Gaussian of each image from its features.

@@ -73,7 +73,9 @@ def measure_linear(frozen: FrozenFeatures, task: LinearConfig) -> TaskResult:
 
 
 def _is_comparable(online: Probe, frozen: FrozenFeatures) -> bool:
-    """Whether the classes are those that it learnt: foreign data may have as many others.
+    """Whether the online probe learnt the classes of these images.
+
+    Foreign data may have other classes, as many.
 
     Raises:
         DataError: It is not of this network's features.
