@@ -81,24 +81,26 @@ class Policy:
 
 
 def decide(
-    splits: Sequence[tuple[Split, Survey]], sealed: Mapping[str, Digests], policy: Policy
+    splits: Sequence[tuple[Split, Survey]], sealed_digests: Mapping[str, Digests], policy: Policy
 ) -> list[SplitDecisions]:
     """Decide on every surveyed sample.
 
     Args:
         splits: The splits to be written.
-        sealed: Digests of the splits of this dataset that are finished already, by name.
+        sealed_digests: Digests of the splits of this dataset that are finished already, by name.
         policy: What the user wants.
 
     Returns:
-        One decision for each of ``splits``.
+        The decisions on each of ``splits``, in their order.
     """
     decisions = [_decide_within(split, survey, policy) for split, survey in splits]
-    digests_by_split = dict(sealed)
+    digests_by_split = dict(sealed_digests)
     for (split, survey), split_decisions in zip(splits, decisions, strict=True):
         digests_by_split[split.name] = _used_digests(survey, split_decisions.used_samples)
     return [
-        _decide_across((split, survey), split_decisions, digests_by_split, sealed, policy.dedup)
+        _decide_across(
+            (split, survey), split_decisions, digests_by_split, sealed_digests, policy.dedup
+        )
         for (split, survey), split_decisions in zip(splits, decisions, strict=True)
     ]
 
@@ -163,7 +165,7 @@ def _decide_across(
     surveyed: tuple[Split, Survey],
     decisions: SplitDecisions,
     digests_by_split: Mapping[str, Digests],
-    sealed: Mapping[str, Digests],
+    sealed_digests: Mapping[str, Digests],
     dedup: bool,
 ) -> SplitDecisions:
     """Deal with the images that a training split shares with one that is held out."""
@@ -171,7 +173,7 @@ def _decide_across(
     is_held_out = split.name in HELD_OUT
     if is_held_out:
         # A leak into a training split that is still to be written is reported by that split.
-        digests_by_split = {**sealed, split.name: digests_by_split[split.name]}
+        digests_by_split = {**sealed_digests, split.name: digests_by_split[split.name]}
     shared_digests = leaked_digests(split.name, digests_by_split)
     is_used = np.isin(survey.numbers, decisions.used_samples)
     digests = survey.rows["sha256"]

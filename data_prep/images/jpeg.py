@@ -22,7 +22,7 @@ from . import tiff_tags
 from .structure_report import StructureReport
 
 _MAX_SCANS = 100
-"""Scans that a file may have: each is a pass over the whole picture, and encoders make ten."""
+"""Scans that a file may have: each is a pass over the whole picture, encoders make ten or so."""
 _MAX_SEGMENTS = 100_000
 _PLAIN_MARKERS = frozenset((0xC0, 0xC2, 0xC4, SCAN, 0xDB, 0xDD, *APPLICATION, COMMENT))
 """Baseline and progressive frames, tables, scans, and what decoders pass over."""
@@ -35,7 +35,7 @@ _PICTURE_INDEX_TAG = 0xB002
 """Tags of the index of several pictures in one file (MPF)."""
 _INDEX_ENTRY_BYTES = 16
 _GAIN_MAP = b' hdrgm:Version="'
-"""In the XMP of a file whose second picture only brightens the first."""
+"""Text in the XMP of a file whose second picture only brightens the first."""
 
 
 def inspect_jpeg(data: bytes) -> StructureReport:

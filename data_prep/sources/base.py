@@ -132,7 +132,7 @@ class Split:
 
     dataset: str
     name: str
-    """Such as ``"train"`` or ``"val"``: also the name of the folder it is written to."""
+    """Name such as ``"train"`` or ``"val"``, also of the folder that it is written to."""
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     """``(N,)``: one per sample, `UNLABELED` where there is none."""

@@ -40,7 +40,9 @@ def contents(folder: Path) -> list[tuple[bytes, int]]:
 
 def told(folder: Path) -> dict[str, tuple[str, str]]:
     lines = (folder / "rejects.jsonl").read_text().splitlines()
-    return {one["file"]: (one["decision"], one["reason"]) for one in map(json.loads, lines)}
+    return {
+        record["file"]: (record["decision"], record["reason"]) for record in map(json.loads, lines)
+    }
 
 
 def samples(image: str, label: str, count: int = 4, first: int = 0) -> Files:
@@ -99,7 +101,7 @@ def test_a_label_may_be_anywhere_in_a_json_member(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--label-field", "target"), "of '0000' cannot be read (it has no field target, only cls, "
          "jpg, json (--label-field)"),
@@ -109,14 +111,14 @@ def test_a_label_may_be_anywhere_in_a_json_member(
     ],
 )  # fmt: skip
 def test_an_error_lists_the_fields_that_are_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str], message: str
 ) -> None:
     about = [(f"{n:04d}.json", b'{"id": 1, "caption": ""}') for n in range(4)]
     write(tmp_path / "raw" / "a.tar", sorted([*samples("jpg", "cls"), *about]))
     for more in ((), ("--on-bad", "skip")):
         assert run(tmp_path / "raw", tmp_path / "o", *options, *more) == 2
-        assert said.partition("(")[2] in (line := refusal(capsys))
-        assert more or said in line
+        assert message.partition("(")[2] in (line := refusal(capsys))
+        assert more or message in line
 
 
 def test_samples_without_and_with_several_images_list_them(
@@ -165,15 +167,15 @@ def test_a_label_that_could_be_several_numbers_is_refused_by_name(
 def test_what_is_no_sample_is_counted_and_a_sample_without_its_image_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    others = [("README.md", b"#"), ("LICENSE", b"x"), ("a/.DS_Store", b"x"), ("._0.jpg", b"x")]
+    strangers = [("README.md", b"#"), ("LICENSE", b"x"), ("a/.DS_Store", b"x"), ("._0.jpg", b"x")]
     folder = tmp_path / "raw"
-    write(folder / "a.tar", [*others, *samples("jpg", "cls")])
+    write(folder / "a.tar", [*strangers, *samples("jpg", "cls")])
     (folder / "index.json").write_text("{}")
     (folder / "a.idx").write_text("")
     (folder / "further.tar").mkdir()
     assert run(folder, tmp_path / "o") == 0
-    said = capsys.readouterr().out
-    assert "left out: 2 hidden, 1 .idx, 1 .json, 1 .md, 1 folder, 1 without suffix" in said
+    message = capsys.readouterr().out
+    assert "left out: 2 hidden, 1 .idx, 1 .json, 1 .md, 1 folder, 1 without suffix" in message
     assert contents(tmp_path / "o" / "train") == want()
     assert told(tmp_path / "o" / "train")["a.tar/README.md"] == ("left out", "no picture")
     assert verify.main([str(tmp_path / "o"), "--workers", "1"]) == 0
@@ -213,9 +215,9 @@ def test_a_compressed_tar_gives_the_bytes_of_a_plain_one(
         assert run(root, tmp_path / "o", "--shard-size", 3) == 0
         names = [path.name for path in (tmp_path / "p" / "train").glob("*.tar")]
         assert len(names) == 3
-        for one in names:
-            after = (tmp_path / "o" / "train" / one).read_bytes()
-            assert after == (tmp_path / "p" / "train" / one).read_bytes()
+        for file_name in names:
+            after = (tmp_path / "o" / "train" / file_name).read_bytes()
+            assert after == (tmp_path / "p" / "train" / file_name).read_bytes()
         assert [path.name for path in (tmp_path / "o").iterdir()] == ["train"]
     assert "complete already" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "raw").iterdir()] == [name]
@@ -224,7 +226,7 @@ def test_a_compressed_tar_gives_the_bytes_of_a_plain_one(
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (lambda blob: blob[:-30], "damaged archive ("),
         (lambda blob: blob[:400], "damaged archive ("),
@@ -235,7 +237,7 @@ def test_a_compressed_tar_gives_the_bytes_of_a_plain_one(
     ],
 )
 def test_a_damaged_compressed_tar_is_one_line_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: object, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: object, message: str
 ) -> None:
     assert callable(harm)
     blob = gzip.compress(packed(samples("jpg", "cls", 3)).ljust(20480, b"\0")[:20480])
@@ -245,7 +247,7 @@ def test_a_damaged_compressed_tar_is_one_line_and_leaves_nothing(
     assert run(path, tmp_path / "o") == 2
     line = refusal(capsys)
     assert line.startswith(f"{path}: ")
-    assert said in line
+    assert message in line
     assert not (tmp_path / "o").exists()
 
 
@@ -297,10 +299,10 @@ def test_archives_that_cannot_be_read_to_their_end_are_skipped_and_listed(
 ) -> None:
     root = tmp_path / "raw"
     write(root / "a.tar", samples("jpg", "cls", 3))
-    whole = packed(samples("jpg", "cls", 4, 3))
-    (root / "b.tar").write_bytes(whole[: whole.rindex(b"0006.jpg") + 700])
+    tar_bytes = packed(samples("jpg", "cls", 4, 3))
+    (root / "b.tar").write_bytes(tar_bytes[: tar_bytes.rindex(b"0006.jpg") + 700])
     (root / "c.tar").symlink_to("nowhere")
-    (root / "d.tar.gz").write_bytes(gzip.compress(whole)[:-20])
+    (root / "d.tar.gz").write_bytes(gzip.compress(tar_bytes)[:-20])
     assert run(root, tmp_path / "o") == 2
     assert refusal(capsys).startswith(f"{root}/b.tar: damaged archive (")
     assert run(root, tmp_path / "s", "--on-bad", "skip") == 0
@@ -335,17 +337,23 @@ def test_members_of_samples_that_are_not_used_are_counted_by_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Captions, masks, other labels: one line for a field, however many there are."""
-    rest = [(".txt", b"a cat"), (".seg.png", jpeg(9)), (".json", b'{"label": 77}'), (".png", b"")]
-    files = [(f"{n:04d}{field}", data) for n in range(4) for field, data in rest]
+    other_members = [
+        (".txt", b"a cat"),
+        (".seg.png", jpeg(9)),
+        (".json", b'{"label": 77}'),
+        (".png", b""),
+    ]
+    files = [(f"{n:04d}{field}", data) for n in range(4) for field, data in other_members]
     write(tmp_path / "raw" / "a.tar", sorted([*samples("jpg", "cls"), *files[:-1]]))
     options = ("--image-field", "jpg", "--label-field", "cls")
     assert run(tmp_path / "raw", tmp_path / "o", *options) == 0
-    said = capsys.readouterr().out
-    assert "; left out: 4 .json, 4 .seg.png, 4 .txt, 3 .png" in said
+    message = capsys.readouterr().out
+    assert "; left out: 4 .json, 4 .seg.png, 4 .txt, 3 .png" in message
     assert contents(tmp_path / "o" / "train") == want()
     reason = "in samples, neither image nor label"
     assert told(tmp_path / "o" / "train") == {
-        f"*{field}": ("left out", f"{3 if field == '.png' else 4} {reason}") for field, _ in rest
+        f"*{field}": ("left out", f"{3 if field == '.png' else 4} {reason}")
+        for field, _ in other_members
     }
     assert run(tmp_path / "raw", tmp_path / "o", *options) == 0
     assert "complete already); left out: 4 .json" in capsys.readouterr().out

@@ -70,8 +70,8 @@ def test_what_interrupted_writers_left_is_removed_and_nothing_else(tmp_path: Pat
     (tmp_path / ".tmp-00000000000a").mkdir()
     (tmp_path / ".tmp-00000000000b").symlink_to(tmp_path / OTHERS[0])
     remove_partial_files(tmp_path)
-    left = {*OTHERS, ".tmp-00000000000a", ".tmp-00000000000b"}
-    assert {path.name for path in tmp_path.iterdir()} == left
+    remaining = {*OTHERS, ".tmp-00000000000a", ".tmp-00000000000b"}
+    assert {path.name for path in tmp_path.iterdir()} == remaining
 
 
 @needs_root

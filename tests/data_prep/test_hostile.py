@@ -47,8 +47,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def sharded(source: str, root: Path, out: Path, *more: str) -> int:
-    arguments = [source, "--root", str(root), "--out", str(out), "--workers", "1", *more]
+def sharded(source: str, root: Path, out: Path, *options: str) -> int:
+    arguments = [source, "--root", str(root), "--out", str(out), "--workers", "1", *options]
     return shard.main(arguments)
 
 

@@ -93,8 +93,10 @@ def test_a_format_that_is_not_decoded_is_refused_and_can_be_skipped(
     bad = {f"a/{name}": encoded("AVIF"), f"b/{name}": encoded("JPEG2000")}
     write(root, {**bad, "b/c.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"})
     assert run(root, tmp_path / "o") == 2
-    said = refusal(capsys)
-    assert f"a/{name}: not a readable image (AVIF, which is not decoded here) (and 2 more" in said
+    message = refusal(capsys)
+    assert (
+        f"a/{name}: not a readable image (AVIF, which is not decoded here) (and 2 more" in message
+    )
     assert run(root, tmp_path / "s", "--on-bad", "skip") == 0
     assert "; 3 rejected: see rejects.jsonl" in capsys.readouterr().out
     assert stored(tmp_path / "s" / "train") == sorted(jpeg(n) for n in range(6))
@@ -119,7 +121,14 @@ def test_what_is_no_picture_is_counted_by_suffix_and_listed(
 ) -> None:
     plain = tmp_path / "plain"
     assert run(root, plain) == 0
-    write(root, {f"{place}/{name}": data for name, data in LINES.items() for place in ("a", "b/c")})
+    write(
+        root,
+        {
+            f"{parent_folder}/{name}": data
+            for name, data in LINES.items()
+            for parent_folder in ("a", "b/c")
+        },
+    )
     write(root, {"a/.DS_Store": b"\0\0\0\1Bud1", "b/._0.jpg": b"\0\5\x16\7", "a/empty.TXT": b""})
     write(root, {"a/.cache/1.jpg": jpeg(1), "readme.md": b"#", "lone.jpg": jpeg(9)})
     (root / "a" / "nothing").mkdir()
@@ -131,11 +140,11 @@ def test_what_is_no_picture_is_counted_by_suffix_and_listed(
         listener.bind(os.path.relpath(root / "a" / "s.sock"))
     capsys.readouterr()
     assert run(root, tmp_path / "o") == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     assert (
         "; left out: 4 folders, 3 .txt, 3 without suffix, 2 .json, 2 .npy, 2 hidden, 1 .bin, "
         "1 .jpg, 1 .md, 1 .sock"
-    ) in said
+    ) in message
     records = told(tmp_path / "o" / "train")
     assert {decision for decision, _ in records.values()} == {"left out"}
     assert len(records) == 4 + 3 + 3 + 2 + 2 + 2 + 4
@@ -161,9 +170,9 @@ def test_files_that_come_and_go_beside_the_images_change_nothing_of_a_dataset(
     (root / "a" / "1.txt").unlink()
     capsys.readouterr()
     assert run(root, tmp_path / "o", "--on-bad", "skip") == 0
-    said = capsys.readouterr().out
-    assert "complete already" in said
-    assert "left out: 1 .txt, 1 hidden" in said
+    message = capsys.readouterr().out
+    assert "complete already" in message
+    assert "left out: 1 .txt, 1 hidden" in message
     (out / "shard-000000.tar").unlink()
     assert run(root, tmp_path / "o", "--on-bad", "skip") == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -220,8 +229,8 @@ def test_what_cannot_be_read_is_refused_or_skipped_and_listed(
 ) -> None:
     names = unreadable(root)
     assert run(root, tmp_path / "o", "--workers", workers) == 2
-    assert ": cannot be read (" in (said := refusal(capsys))
-    assert "--on-bad skip" in said
+    assert ": cannot be read (" in (message := refusal(capsys))
+    assert "--on-bad skip" in message
     assert not (tmp_path / "o").exists()
     assert run(root, tmp_path / "s", "--on-bad", "skip", "--workers", workers) == 0
     records = told(tmp_path / "s" / "train")
@@ -310,8 +319,8 @@ def test_a_tar_that_vanishes_takes_all_of_its_images_along_and_no_other(
     monkeypatch.setattr(dataset_builder, "write_shard", write_shard)
     out = tmp_path / "o"
     arguments = ["webdataset", "--root", str(tmp_path / "raw"), "--out", str(out)]
-    more = ["--workers", "1", "--shard-size", "4", "--on-bad", "skip"]
-    assert shard.main([*arguments, *more]) == 0
+    options = ["--workers", "1", "--shard-size", "4", "--on-bad", "skip"]
+    assert shard.main([*arguments, *options]) == 0
     assert stored(out / "train") == sorted(jpeg(20 + n) for n in range(9))
     assert sorted(told(out / "train")) == [f"a.tar/{n}.jpg" for n in range(9)]
     assert verify.main([str(out), "--workers", "1"]) == 0
@@ -371,8 +380,8 @@ def test_the_second_split_goes_by_many_names(
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["train", "val"]
     assert stored(tmp_path / "o" / "val") == sorted(jpeg(100 + n) for n in range(2))
     assert read_manifest(tmp_path / "o" / "val").split == "val"
-    assert "/train: 4 samples" in (said := capsys.readouterr().out)
-    assert "left out: 1 .csv" in said
+    assert "/train: 4 samples" in (message := capsys.readouterr().out)
+    assert "left out: 1 .csv" in message
     assert told(tmp_path / "o" / "train")["../list.csv"][1] == "lies beside the splits"
 
 
@@ -403,8 +412,8 @@ def test_two_folders_of_one_split_are_both_named(
 ) -> None:
     root = write(tmp_path / "raw", photos("train", 4) | photos(one, 2, 8) | photos(other, 2, 16))
     assert run(root, tmp_path / "o") == 2
-    said = refusal(capsys)
-    assert f"{min(one, other)} and {max(one, other)} are both a split " in said
+    message = refusal(capsys)
+    assert f"{min(one, other)} and {max(one, other)} are both a split " in message
     assert not (tmp_path / "o").exists()
 
 
@@ -508,8 +517,10 @@ def test_splits_that_lie_one_folder_deeper_are_not_taken_for_one_class(
 ) -> None:
     write(tmp_path / "raw", photos("Images/Train", 4) | photos("Images/Val", 2, 50))
     assert run(tmp_path / "raw", tmp_path / "o") == 2
-    said = refusal(capsys)
-    assert f"its only folder Images holds the splits: give {tmp_path}/raw/Images as --root" in said
+    message = refusal(capsys)
+    assert (
+        f"its only folder Images holds the splits: give {tmp_path}/raw/Images as --root" in message
+    )
     assert run(tmp_path / "raw" / "Images", tmp_path / "o") == 0
 
 
@@ -523,9 +534,9 @@ def test_a_folder_of_other_files_is_no_class_and_its_files_are_counted(
     root = write(tmp_path / "raw", files | {"val/b/1.jpg": b"words"})
     (root / "val" / "b" / "1.jpg").rename(root / "val" / "b" / "1.txt")
     assert run(root, tmp_path / "o") == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith("left out: 2 .xml, 2 hidden")
-    assert said[1].endswith("left out: 2 .xml, 2 hidden, 1 .txt")
+    message = capsys.readouterr().out.splitlines()
+    assert message[0].endswith("left out: 2 .xml, 2 hidden")
+    assert message[1].endswith("left out: 2 .xml, 2 hidden, 1 .txt")
     assert Dataset.open(tmp_path / "o" / "train").classes == ("a", "b")
     assert stored(tmp_path / "o" / "val") == [jpeg(50)]
     records = told(tmp_path / "o" / "train")

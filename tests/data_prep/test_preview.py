@@ -47,7 +47,7 @@ def test_overrides_change_what_is_shown(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["data.train={tmp}/absent"], "no such folder"),
         (["data.views=[cifr, cifar]"], "'cifr' is no recipe"),
@@ -60,15 +60,15 @@ def test_what_cannot_be_shown_is_one_line_and_leaves_no_file(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
-    said: str,
+    message: str,
 ) -> None:
     overrides = [word.replace("{tmp}", str(tmp_path)) for word in words]
     assert main([str(config), *overrides, "--out", str(tmp_path / "no.png")]) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ")
-    assert told.err.count("\n") == 1
-    assert said in told.err
-    assert told.out == ""
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert message in output.err
+    assert output.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,9 +78,9 @@ def test_a_place_that_cannot_be_written_is_one_line(
     (tmp_path / "file").write_text("")
     for out in (tmp_path, tmp_path / "file" / "sheet.png"):
         assert main([str(config), "--out", str(out)]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("error: ")
-        assert told.count("\n") == 1
+        output = capsys.readouterr().err
+        assert output.startswith("error: ")
+        assert output.count("\n") == 1
     assert main([str(config.parent / "other.yaml"), "--out", str(tmp_path / "a.png")]) == 2
     assert "cannot be read" in capsys.readouterr().err
 
@@ -90,7 +90,7 @@ def test_storage_that_stalls_is_one_line_that_names_the_file(
 ) -> None:
     with stalled(".tar", "read"):
         assert main([str(config), "data.timeout_s=0.4", "--out", str(tmp_path / "a.png")]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: preview.py waits for data: ")
-    assert ".tar: storage has not answered" in told
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: preview.py waits for data: ")
+    assert ".tar: storage has not answered" in output
+    assert output.count("\n") == 1

@@ -58,9 +58,9 @@ def offspring(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def same(left: Path, right: Path) -> bool:
     """Whether two folders hold the same files with the same bytes, hidden ones included."""
     names = sorted(path.relative_to(left) for path in left.rglob("*"))
-    others = sorted(path.relative_to(right) for path in right.rglob("*"))
+    other_files = sorted(path.relative_to(right) for path in right.rglob("*"))
     files = [str(name) for name in names if (left / name).is_file()]
-    return names == others and filecmp.cmpfiles(left, right, files, shallow=False)[0] == files
+    return names == other_files and filecmp.cmpfiles(left, right, files, shallow=False)[0] == files
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def test_killed_and_started_again_it_writes_the_same_bytes(
         for path in (tmp_path / "train").glob("shard-*"):
             assert filecmp.cmp(path, undisturbed / "train" / path.name, shallow=False)
     assert run(tmp_path, "--workers", 2) == 0
-    said = capsys.readouterr().out
-    assert "(1500 written" not in said
+    output = capsys.readouterr().out
+    assert "(1500 written" not in output
     assert same(undisturbed, tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_killed_while_it_looks_at_the_images_it_does_not_look_twice(
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    known = {path.name for path in tmp_path.glob("train/.sharding/survey-*")}
+    note_names = {path.name for path in tmp_path.glob("train/.sharding/survey-*")}
     looked: list[str] = []
     genuine = survey._survey_chunk
 
@@ -115,8 +115,8 @@ def test_killed_while_it_looks_at_the_images_it_does_not_look_twice(
 
     monkeypatch.setattr(survey, "_survey_chunk", counted)
     assert run(tmp_path, "--workers", 1) == 0
-    assert not known & set(looked)
-    assert len(known) + len(looked) == 6
+    assert not note_names & set(looked)
+    assert len(note_names) + len(looked) == 6
     assert same(undisturbed, tmp_path)
 
 
@@ -175,8 +175,8 @@ def test_a_second_call_says_that_all_is_there_and_touches_nothing(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
     assert run(undisturbed) == 0
-    assert "1500 samples" in (said := capsys.readouterr().out)
-    assert "complete already" in said
+    assert "1500 samples" in (output := capsys.readouterr().out)
+    assert "complete already" in output
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
 

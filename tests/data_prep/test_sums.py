@@ -84,9 +84,9 @@ def grow(top: Path, dice: random.Random, classes: tuple[str, ...], first: int) -
     (top / ".cache" / "deep").mkdir(parents=True)
     (top / ".cache" / "deep" / "x.jpg").write_bytes(b"")
     for number in range(first, first + 40):
-        place = top / dice.choice(("", *classes)) / dice.choice(FOLDERS)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / (dice.choice(NAMES) % number)).write_bytes(dice.choice(PICTURES)(number))
+        image_folder = top / dice.choice(("", *classes)) / dice.choice(FOLDERS)
+        image_folder.mkdir(parents=True, exist_ok=True)
+        (image_folder / (dice.choice(NAMES) % number)).write_bytes(dice.choice(PICTURES)(number))
     for number, name in enumerate(classes, first + 40):
         (top / name).mkdir(exist_ok=True)
         (top / name / "sure.jpg").write_bytes(jpeg(number))
@@ -101,8 +101,8 @@ def test_every_file_of_a_tree_is_a_sample_a_reject_or_left_out(
     dice = random.Random(seed)
     # A folder of pictures beside the classes is one more, so these are as many as can be.
     classes = ("cat", "dog", "deep", "__MACOSX", "a b.", LATIN)
-    places = {"train": dice.choice(("train", "Train")), "val": dice.choice(("dev", "VALID"))}
-    for at, name in enumerate(places.values()):
+    split_folders = {"train": dice.choice(("train", "Train")), "val": dice.choice(("dev", "VALID"))}
+    for at, name in enumerate(split_folders.values()):
         grow(tmp_path / "raw" / name, dice, classes, 1000 * seed + 100 * at)
     (tmp_path / "raw" / "notes.md").write_text("")
     (tmp_path / "raw" / "more" / "below").mkdir(parents=True)
@@ -110,14 +110,16 @@ def test_every_file_of_a_tree_is_a_sample_a_reject_or_left_out(
         (tmp_path / "raw" / "more" / name).write_bytes(jpeg(5))
     lines = run(capsys, "imagefolder", tmp_path / "raw", tmp_path / "o")
     for line, split in zip(lines, ("train", "val"), strict=True):
-        folder, top = tmp_path / "o" / split, tmp_path / "raw" / places[split]
+        folder, top = tmp_path / "o" / split, tmp_path / "raw" / split_folders[split]
         samples, rejected, left_out, within = told(line)
         lines_of = records(folder)
         assert samples == read_manifest(folder).samples
-        assert rejected == sum(one["decision"] == "rejected" for one in lines_of)
-        others = [one["file"] for one in lines_of if one["decision"] == "left out"]
-        assert left_out == len(others) == len(set(others))
-        folders = [name for name in others if name.endswith("/")]
+        assert rejected == sum(record["decision"] == "rejected" for record in lines_of)
+        left_out_records = [
+            record["file"] for record in lines_of if record["decision"] == "left out"
+        ]
+        assert left_out == len(left_out_records) == len(set(left_out_records))
+        folders = [name for name in left_out_records if name.endswith("/")]
         assert within == sum(below(top / name) for name in folders) > 0
         there = below(top) + (split == "train") * 3  # and what lies beside the splits
         assert samples + rejected + left_out - len(folders) + within == there
@@ -159,8 +161,8 @@ def test_every_member_of_archives_is_part_of_a_sample_a_reject_or_left_out(
     (root / "index.json").write_text("{}")
     for name in ("a.tar", f"{LATIN}.TAR", "c.tar.gz", "d.tgz"):
         ends, blobs = (b"", bytes(512), bytes(51200)), []
-        for part in range(dice.randrange(1, 4)):
-            files = some(dice, 10_000 * seed + 1000 * len(list(root.iterdir())) + 100 * part)
+        for piece in range(dice.randrange(1, 4)):
+            files = some(dice, 10_000 * seed + 1000 * len(list(root.iterdir())) + 100 * piece)
             there += len(files)
             form = dice.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
             blobs.append(packed(files, form) + dice.choice(ends))
@@ -172,7 +174,7 @@ def test_every_member_of_archives_is_part_of_a_sample_a_reject_or_left_out(
     assert samples == read_manifest(tmp_path / "o" / "train").samples
     assert 2 * (samples + rejected) + left_out == there
     lines_of = records(tmp_path / "o" / "train")
-    assert rejected == sum(one["decision"] == "rejected" for one in lines_of)
-    others = [one for one in lines_of if one["decision"] == "left out"]
-    numbers = [re.match(r"([0-9]+) in samples,", one["reason"]) for one in others]
+    assert rejected == sum(record["decision"] == "rejected" for record in lines_of)
+    left_out_records = [record for record in lines_of if record["decision"] == "left out"]
+    numbers = [re.match(r"([0-9]+) in samples,", record["reason"]) for record in left_out_records]
     assert sum(int(number[1]) if number else 1 for number in numbers) == left_out

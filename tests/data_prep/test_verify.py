@@ -64,8 +64,8 @@ def test_a_cut_anywhere_is_found(out: Path, capsys: pytest.CaptureFixture[str]) 
     cuts = [0, 300, 512, image - 512, image + 5, image + int(row["size"]), len(blob) - 512]
     for cut in [*cuts, len(blob) - 1]:
         path.write_bytes(blob[:cut])
-        found = findings(out, capsys)
-        assert any(f"has {cut} bytes instead of {len(blob)}" in line for line in found)
+        problems = findings(out, capsys)
+        assert any(f"has {cut} bytes instead of {len(blob)}" in line for line in problems)
     path.write_bytes(blob + b"\0" * 512)
     assert len(findings(out, capsys)) == 1
 
@@ -74,9 +74,13 @@ def test_every_flipped_bit_is_found(out: Path, capsys: pytest.CaptureFixture[str
     random = np.random.default_rng(0)
     for path in sorted(out.rglob("*.*")):
         blob = path.read_bytes()
-        for at in [0, *random.integers(len(blob), size=6).tolist(), len(blob) - 1]:
-            path.write_bytes(blob[:at] + bytes([blob[at] ^ (1 << at % 8)]) + blob[at + 1 :])
-            assert findings(out, capsys), f"byte {at} of {path.name}"
+        for position in [0, *random.integers(len(blob), size=6).tolist(), len(blob) - 1]:
+            path.write_bytes(
+                blob[:position]
+                + bytes([blob[position] ^ (1 << position % 8)])
+                + blob[position + 1 :]
+            )
+            assert findings(out, capsys), f"byte {position} of {path.name}"
         path.write_bytes(blob)
     assert findings(out, capsys) == []
 
@@ -89,9 +93,9 @@ def test_a_flip_inside_an_image_names_the_sample(
     with path.open("r+b") as file:
         file.seek(int(row["offset"]) + 40)
         file.write(b"\x00\x01\x02")
-    found = findings(out, capsys)
-    assert any("shard-000002.tar: sample 21: crc32 differs" in line for line in found)
-    assert any("shard-000002.tar: sha256 is not" in line for line in found)
+    problems = findings(out, capsys)
+    assert any("shard-000002.tar: sample 21: crc32 differs" in line for line in problems)
+    assert any("shard-000002.tar: sha256 is not" in line for line in problems)
 
 
 def missing_tar(folder: Path) -> None:
@@ -204,10 +208,10 @@ def test_an_index_that_contradicts_its_tar_is_found_though_every_checksum_holds(
     out: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, int], complaint: str
 ) -> None:
     forge(out, **changes)
-    found = findings(out, capsys)
-    assert len(found) == 1
-    assert "sample 10: " in found[0]
-    assert complaint in found[0]
+    problems = findings(out, capsys)
+    assert len(problems) == 1
+    assert "sample 10: " in problems[0]
+    assert complaint in problems[0]
 
 
 def test_nothing_to_verify_is_exit_code_2(
@@ -232,10 +236,10 @@ def test_every_single_bit_of_a_manifest_counts(written: Path) -> None:
 def parsed(blob: bytes) -> Manifest | None:
     """As `read_manifest`, without a file; None where that refuses."""
     try:
-        found, intact = _parse(blob)
+        problems, intact = _parse(blob)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found if intact else None
+    return problems if intact else None
 
 
 @pytest.mark.parametrize("name", ["inputs.npy", "rejects.jsonl"])
@@ -249,10 +253,12 @@ def test_damage_to_what_lies_beside_the_shards_is_found(
     assert shard.main(["imagefolder", "--root", str(tmp_path / "raw"), "--out", str(out)]) == 0
     path = out / "train" / name
     blob = path.read_bytes()
-    for at in range(0, len(blob), 7):
-        path.write_bytes(blob[:at] + bytes([blob[at] ^ 1 << at % 8]) + blob[at + 1 :])
+    for position in range(0, len(blob), 7):
+        path.write_bytes(
+            blob[:position] + bytes([blob[position] ^ 1 << position % 8]) + blob[position + 1 :]
+        )
         assert findings(out, capsys)
-        path.write_bytes(blob[:at])
+        path.write_bytes(blob[:position])
         assert findings(out, capsys)
     path.unlink()
     assert findings(out, capsys)
@@ -284,8 +290,8 @@ def test_a_file_of_another_length_is_told_without_reading_it(
     for name in ("shard-000001.tar", "shard-000001.idx.npy"):
         with (out / "train" / name).open("r+b") as file:
             file.truncate(2**42)  # sparse: takes no room on disk, and an hour to read
-    found = findings(out, capsys)
-    assert [f"has {2**42} bytes instead of" in line for line in found] == [True, True]
+    problems = findings(out, capsys)
+    assert [f"has {2**42} bytes instead of" in line for line in problems] == [True, True]
 
 
 def test_a_val_that_was_wanted_and_never_begun_is_missed(

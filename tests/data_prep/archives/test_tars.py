@@ -120,21 +120,21 @@ def test_folders_are_no_members(tmp_path: Path) -> None:
 
 
 def header(**fields: bytes) -> bytearray:
-    made = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT))
-    places = {"size": slice(124, 136), "kind": slice(156, 157)}
+    raw_header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT))
+    header_fields = {"size": slice(124, 136), "kind": slice(156, 157)}
     for name, value in fields.items():
-        made[places[name]] = value
-    made[148:156] = b" " * 8
-    made[148:156] = b"%06o\0 " % sum(made)
-    return made
+        raw_header[header_fields[name]] = value
+    raw_header[148:156] = b" " * 8
+    raw_header[148:156] = b"%06o\0 " % sum(raw_header)
+    return raw_header
 
 
 def described(kind: bytes, text: bytes, times: int) -> bytes:
     """A member that is described by so many headers, one upon the other."""
     member = tarfile.TarInfo("about")
     member.type, member.size = kind, len(text)
-    one = member.tobuf(tarfile.GNU_FORMAT) + text.ljust(512, b"\0")
-    return packed([("0.jpg", PHOTO)])[: 512 + -(-len(PHOTO) // 512) * 512] + one * times
+    header_blocks = member.tobuf(tarfile.GNU_FORMAT) + text.ljust(512, b"\0")
+    return packed([("0.jpg", PHOTO)])[: 512 + -(-len(PHOTO) // 512) * 512] + header_blocks * times
 
 
 def goes_on(blob: bytes) -> bytes:
@@ -321,8 +321,12 @@ def test_archives_behind_one_another_are_read_as_tar_reads_them_that_ignores_zer
         want = [(m.name, m.offset_data + 6, m.size) for m in tar]
     assert [(m.name, m.offset, m.size) for m in iter_members(path, 6, len(blob))] == want
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(blob))
-    read = read_gzipped_members(tmp_path / "a.tar.gz", [one for one, _, _ in want], limit=1 << 20)
-    assert read == {one: (b"before" + blob)[at : at + size] for one, at, size in want}
+    read = read_gzipped_members(
+        tmp_path / "a.tar.gz", [member_name for member_name, _, _ in want], limit=1 << 20
+    )
+    assert read == {
+        member_name: (b"before" + blob)[at : at + size] for member_name, at, size in want
+    }
 
 
 @pytest.mark.parametrize(
@@ -341,13 +345,13 @@ def test_what_follows_an_end_and_is_no_archive_is_refused(tmp_path: Path, rest: 
     blob = some(0, 2)
     path = tmp_path / "a.tar"
     path.write_bytes(blob + rest)
-    said = (
+    message = (
         rf"a\.tar: damaged archive \(what follows its end, from byte {len(blob)} on, is no archive"
     )
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         list(iter_members(path))
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(blob + rest))
-    with pytest.raises(DataError, match=said.replace("a\\.tar:", "b\\.tar\\.gz:")):
+    with pytest.raises(DataError, match=message.replace("a\\.tar:", "b\\.tar\\.gz:")):
         read_gzipped_members(tmp_path / "b.tar.gz", ["0.jpg"], limit=1 << 20)
 
 

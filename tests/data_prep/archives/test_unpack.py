@@ -26,10 +26,10 @@ def archive(tmp_path: Path) -> Path:
 def test_it_is_there_as_long_as_it_is_needed(archive: Path, tmp_path: Path) -> None:
     with unpacking(tmp_path / "o") as unpack:
         assert not (tmp_path / "o").exists()
-        place = unpack(archive)
-        assert place.read_bytes() == b"contents" * 1000
-        assert place.parent == tmp_path / "o" / FOLDER
-        assert unpack(archive) == place
+        unpacked = unpack(archive)
+        assert unpacked.read_bytes() == b"contents" * 1000
+        assert unpacked.parent == tmp_path / "o" / FOLDER
+        assert unpack(archive) == unpacked
     assert not (tmp_path / "o").exists()
     (tmp_path / "o").mkdir()
     archive.write_bytes(gzip.compress(b"contents")[:-1])
@@ -43,13 +43,13 @@ def test_what_a_killed_process_left_is_used_if_it_is_whole_and_swept_away(
 ) -> None:
     folder = tmp_path / "o" / FOLDER
     with ExitStack() as ending:
-        place = Unpacker(folder, ending)(archive)
-        left = place.stat().st_ino
-        place.with_name(f".{place.name}.tmp-1").write_bytes(b"half")
+        unpacked = Unpacker(folder, ending)(archive)
+        inode = unpacked.stat().st_ino
+        unpacked.with_name(f".{unpacked.name}.tmp-1").write_bytes(b"half")
         ending.pop_all()
     with unpacking(tmp_path / "o") as unpack:
-        assert unpack(archive).stat().st_ino == left
-        assert sorted(path.name for path in folder.iterdir()) == sorted([place.name, "lock"])
+        assert unpack(archive).stat().st_ino == inode
+        assert sorted(path.name for path in folder.iterdir()) == sorted([unpacked.name, "lock"])
         archive.write_bytes(gzip.compress(b"another"))
         assert unpack(archive).read_bytes() == b"another"
     assert not folder.exists()
@@ -57,10 +57,10 @@ def test_what_a_killed_process_left_is_used_if_it_is_whole_and_swept_away(
 
 def test_a_second_process_is_refused(archive: Path, tmp_path: Path) -> None:
     with unpacking(tmp_path / "o") as unpack:
-        place = unpack(archive)
+        unpacked = unpack(archive)
         with (
             pytest.raises(DataError, match="another process is unpacking into it: wait for it"),
             unpacking(tmp_path / "o") as another,
         ):
             another(archive)
-        assert place.exists()
+        assert unpacked.exists()

@@ -28,8 +28,8 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def plain_files() -> dict[str, bytes]:
-    made = {f"train/{'ab'[n % 2]}/{n}.jpg": jpeg(n) for n in range(10)}
-    return made | {f"val/{'ab'[n % 2]}/{n}.jpg": jpeg(100 + n) for n in range(4)}
+    image_files = {f"train/{'ab'[n % 2]}/{n}.jpg": jpeg(n) for n in range(10)}
+    return image_files | {f"val/{'ab'[n % 2]}/{n}.jpg": jpeg(100 + n) for n in range(4)}
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 run = partial(sharded, "imagefolder")
 
 
-def told(folder: Path) -> dict[str, tuple[str, str]]:
+def decisions_by_file(folder: Path) -> dict[str, tuple[str, str]]:
     """By file, the decision and its reason."""
     lines = (folder / "rejects.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -76,13 +76,13 @@ def test_bad_images_stop_it_and_all_of_them_are_listed(
 ) -> None:
     write(root, BAD)
     assert run(root, tmp_path / "o") == 2
-    said = refusal(capsys)
-    assert "a/cut.jpg: not a readable image" in said
-    assert "(and 3 more, see rejects.jsonl)" in said
-    assert "--on-bad skip" in said
-    found = told(tmp_path / "o" / "train")
-    assert {f"train/{name}" for name in found} == set(BAD)
-    assert {decision for decision, _ in found.values()} == {"rejected"}
+    message = refusal(capsys)
+    assert "a/cut.jpg: not a readable image" in message
+    assert "(and 3 more, see rejects.jsonl)" in message
+    assert "--on-bad skip" in message
+    split_decisions = decisions_by_file(tmp_path / "o" / "train")
+    assert {f"train/{name}" for name in split_decisions} == set(BAD)
+    assert {decision for decision, _ in split_decisions.values()} == {"rejected"}
     assert "0x" not in (tmp_path / "o" / "train" / "rejects.jsonl").read_text()
     assert not list(tmp_path.rglob("manifest.json"))
 
@@ -93,31 +93,33 @@ def test_skipping_leaves_them_out_and_nothing_else(root: Path, tmp_path: Path) -
     good = [data for name, data in plain_files().items() if name.startswith("train")]
     assert sorted(stored(tmp_path / "o" / "train")) == sorted(good)
     assert Dataset.open(tmp_path / "o" / "train").shard_sizes.tolist() == [4, 4, 2]
-    assert {f"train/{name}" for name in told(tmp_path / "o" / "train")} == set(BAD)
+    assert {f"train/{name}" for name in decisions_by_file(tmp_path / "o" / "train")} == set(BAD)
     assert verify.main([str(tmp_path / "o"), "--workers", "1"]) == 0
 
 
 def test_reencoding_keeps_what_can_be_decoded(root: Path, tmp_path: Path) -> None:
     write(root, BAD)
     assert run(root, tmp_path / "o", "--on-bad", "reencode") == 0
-    found = told(tmp_path / "o" / "train")
-    assert found["a/cut.jpg"][0] == "reencoded"
-    assert [found[name][0] for name in ("a/empty.jpg", "b/page.jpg", "b/noise.jpg")] == [
+    split_decisions = decisions_by_file(tmp_path / "o" / "train")
+    assert split_decisions["a/cut.jpg"][0] == "reencoded"
+    assert [split_decisions[name][0] for name in ("a/empty.jpg", "b/page.jpg", "b/noise.jpg")] == [
         "rejected"
     ] * 3
     images = stored(tmp_path / "o" / "train")
     assert len(images) == 11
-    whole = np.asarray(Image.open(io.BytesIO(jpeg(50, (80, 90))))).astype(int)
-    known = set(plain_files().values())
-    (made,) = [data for data in images if data not in known]
-    rescued = np.asarray(Image.open(io.BytesIO(made))).astype(int)
-    assert np.abs(rescued[:16] - whole[:16]).mean() < 3
+    large_image = np.asarray(Image.open(io.BytesIO(jpeg(50, (80, 90))))).astype(int)
+    plain_images = set(plain_files().values())
+    (salvaged,) = [data for data in images if data not in plain_images]
+    rescued = np.asarray(Image.open(io.BytesIO(salvaged))).astype(int)
+    assert np.abs(rescued[:16] - large_image[:16]).mean() < 3
 
 
 def test_a_normalised_image_is_reported_with_its_oddity(root: Path, tmp_path: Path) -> None:
     write(root, {"train/a/odd.jpg": cmyk(60)})
     assert run(root, tmp_path / "o") == 0
-    assert told(tmp_path / "o" / "train") == {"a/odd.jpg": ("normalised", "JPEG of mode CMYK")}
+    assert decisions_by_file(tmp_path / "o" / "train") == {
+        "a/odd.jpg": ("normalised", "JPEG of mode CMYK")
+    }
     line = json.loads((tmp_path / "o" / "train" / "rejects.jsonl").read_text())
     assert line["sha256"] == hashlib.sha256(cmyk(60)).hexdigest()
 
@@ -131,7 +133,7 @@ def test_copies_are_kept_and_reported_or_dropped(root: Path, tmp_path: Path) -> 
     assert Dataset.open(tmp_path / "dropped" / "train").samples == 10
     for out, decision in (("kept", "duplicate"), ("dropped", "dropped")):
         same = "the same bytes as a/0.jpg"
-        assert told(tmp_path / out / "train") == {
+        assert decisions_by_file(tmp_path / out / "train") == {
             "a/x.jpg": (decision, same),
             "b/y.jpg": (decision, f"{same}, which is of another class"),
             "b/z.jpg": (decision, f"{same}, which is of another class"),
@@ -174,8 +176,8 @@ def test_pixels_without_a_white_are_refused(root: Path, tmp_path: Path) -> None:
         Image.fromarray(pixels).save(stream, "TIFF")
         write(root, {f"train/a/{name}.tiff": stream.getvalue()})
     assert run(root, tmp_path / "o", "--on-bad", "skip") == 0
-    found = told(tmp_path / "o" / "train")
-    assert {name: found[f"a/{name}.tiff"][0] for name in ("float", "int")} == {
+    split_decisions = decisions_by_file(tmp_path / "o" / "train")
+    assert {name: split_decisions[f"a/{name}.tiff"][0] for name in ("float", "int")} == {
         "float": "rejected",
         "int": "rejected",
     }
@@ -189,9 +191,9 @@ def test_an_image_in_train_and_val_is_an_error_unless_train_gives_it_up(
 ) -> None:
     write(root, LEAK)
     assert run(root, tmp_path / "o") == 2
-    said = refusal(capsys)
-    assert "a/4.jpg: is in train and in val (1 such images): --dedup drops them" in said
-    assert told(tmp_path / "o" / "train") == {
+    message = refusal(capsys)
+    assert "a/4.jpg: is in train and in val (1 such images): --dedup drops them" in message
+    assert decisions_by_file(tmp_path / "o" / "train") == {
         "a/4.jpg": ("leak", "the same bytes as an image of val")
     }
     assert not list(tmp_path.rglob("manifest.json"))
@@ -199,7 +201,7 @@ def test_an_image_in_train_and_val_is_an_error_unless_train_gives_it_up(
     assert Dataset.open(tmp_path / "o2" / "train").samples == 9
     assert Dataset.open(tmp_path / "o2" / "val").samples == 5
     assert jpeg(4) in stored(tmp_path / "o2" / "val")
-    assert told(tmp_path / "o2" / "train") == {
+    assert decisions_by_file(tmp_path / "o2" / "train") == {
         "a/4.jpg": ("dropped", "the same bytes as an image of val")
     }
     assert not (tmp_path / "o2" / "val" / "rejects.jsonl").exists()
@@ -213,9 +215,9 @@ def test_a_leak_is_found_when_the_splits_are_made_one_after_the_other(
     second = {"train": "val", "val": "train"}[first]
     assert run(root, tmp_path / "o", "--split", first) == 0
     assert run(root, tmp_path / "o", "--split", second) == 2
-    said = refusal(capsys)
-    assert "is in " in said
-    assert ("delete the finished training split" in said) == (first == "train")
+    message = refusal(capsys)
+    assert "is in " in message
+    assert ("delete the finished training split" in message) == (first == "train")
     code = run(root, tmp_path / "o", "--split", second, "--dedup")
     if first == "train":  # nothing can be dropped from what is finished
         assert code == 2
@@ -245,7 +247,7 @@ def test_a_split_without_one_usable_image_is_refused(
     root = write(tmp_path / "raw", {"a/x.jpg": b"no"})
     assert run(root, tmp_path / "o", "--on-bad", "skip") == 2
     assert "not one image of it can be used (rejects.jsonl tells why)" in refusal(capsys)
-    assert told(tmp_path / "o" / "train")["a/x.jpg"][0] == "rejected"
+    assert decisions_by_file(tmp_path / "o" / "train")["a/x.jpg"][0] == "rejected"
 
 
 def test_resizing_shrinks_the_shorter_side_and_leaves_small_images_alone(tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ def test_resizing_shrinks_the_shorter_side_and_leaves_small_images_alone(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("cifar10", "--classes", "x"), "cifar10 has no --classes"),
         (("stl10", "--on-bad", "skip"), "stl10 has no --on-bad"),
@@ -302,10 +304,10 @@ def test_options_that_mean_nothing_are_refused_before_anything_is_read(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
-    said: str,
+    message: str,
 ) -> None:
     assert shard.main([*arguments, "--out", str(tmp_path / "o")]) == 2
-    assert said in refusal(capsys)
+    assert message in refusal(capsys)
     assert not (tmp_path / "o").exists()
 
 

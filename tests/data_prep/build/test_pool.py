@@ -101,16 +101,16 @@ if __name__ == "__main__":
 
 def started(tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
     """A program elsewhere that uses the pool, in a folder full of traps."""
-    program, here = tmp_path / "program", tmp_path / "here"
-    for folder in (program, here):
+    program, trap_folder = tmp_path / "program", tmp_path / "here"
+    for folder in (program, trap_folder):
         folder.mkdir()
     (program / "job.py").write_text(JOB)
     (program / "main.py").write_text(PROGRAM)
     for name in ("selectors", "socket", "struct", "numpy", "data_prep", "job"):
-        (here / f"{name}.py").write_text("open('owned', 'w').close()\n")
+        (trap_folder / f"{name}.py").write_text("open('owned', 'w').close()\n")
     return subprocess.Popen(
         [sys.executable, str(program / "main.py")],
-        cwd=here,
+        cwd=trap_folder,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

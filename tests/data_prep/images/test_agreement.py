@@ -83,11 +83,11 @@ def test_pillow_and_dali_agree_on_plain_files_whole_or_hurt(kind: str, decode: D
             or not inspect_structure(data, form(data)).is_plain
         ):
             continue
-        kept = examine(data, DEFAULT_RULES).verdict is Verdict.KEEP
-        verdicts.append(kept)
-        picture = np.asarray(Image.open(io.BytesIO(strip_metadata(data)))) if kept else PICTURE
-        said = find_disagreement(data, picture, decode)
-        assert said == ("" if kept else UNREAD_BY_DALI)
+        is_kept = examine(data, DEFAULT_RULES).verdict is Verdict.KEEP
+        verdicts.append(is_kept)
+        picture = np.asarray(Image.open(io.BytesIO(strip_metadata(data)))) if is_kept else PICTURE
+        disagreement = find_disagreement(data, picture, decode)
+        assert disagreement == ("" if is_kept else UNREAD_BY_DALI)
     assert verdicts[0]
 
 
@@ -99,20 +99,20 @@ def hurt(rng: random.Random, data: bytes) -> bytes:
         changed[at] ^= 1 << rng.randrange(8)
     if not data.startswith(SIGNATURE) or rng.random() < 0.3:
         return bytes(changed)
-    parts, at = [SIGNATURE], len(SIGNATURE)
+    png_chunks, at = [SIGNATURE], len(SIGNATURE)
     while at < len(changed):
         end = at + 12 + int.from_bytes(changed[at : at + 4], "big")
         if end > len(changed):
             return bytes(changed)
-        parts.append(chunk(bytes(changed[at + 4 : at + 8]), bytes(changed[at + 8 : end - 4])))
+        png_chunks.append(chunk(bytes(changed[at + 4 : at + 8]), bytes(changed[at + 8 : end - 4])))
         at = end
-    return b"".join(parts)
+    return b"".join(png_chunks)
 
 
 def test_two_levels_of_difference_are_the_limit(decode: Decode) -> None:
     data = png(PICTURE // 2)
-    for levels, said in ((0, ""), (2, ""), (3, SHOWN_DIFFERENTLY)):
-        assert find_disagreement(data, PICTURE // 2 + np.uint8(levels), decode) == said
+    for levels, disagreement in ((0, ""), (2, ""), (3, SHOWN_DIFFERENTLY)):
+        assert find_disagreement(data, PICTURE // 2 + np.uint8(levels), decode) == disagreement
     assert find_disagreement(data, PICTURE[1:] // 2, decode) == SHOWN_DIFFERENTLY
     assert find_disagreement(png(PICTURE[..., 0]), PICTURE[..., 0], decode) == ""
 
@@ -136,8 +136,8 @@ def test_a_window_that_the_stream_outgrows_costs_a_png_its_form_only() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
     body = zlib.compress(rows(np.concatenate([pixels, pixels])))
     narrow = bytes([0x08, 31 - 0x0800 % 31]) + body[2:]
-    found = examine(png(np.concatenate([pixels, pixels]), coded=narrow), DEFAULT_RULES)
-    assert (found.verdict, found.reason) == (Verdict.REMAKE, UNREAD_BY_DALI)
+    finding = examine(png(np.concatenate([pixels, pixels]), coded=narrow), DEFAULT_RULES)
+    assert (finding.verdict, finding.reason) == (Verdict.REMAKE, UNREAD_BY_DALI)
 
 
 def test_what_inflates_to_gigabytes_is_not_inflated() -> None:

@@ -55,9 +55,9 @@ def pixels(data: bytes) -> np.ndarray:
 )
 def test_a_plain_file_is_kept_byte_for_byte(image: Image.Image, kind: str, suffix: str) -> None:
     data = saved(image, kind)
-    kept = stored(data)
-    assert (kept.data, kept.suffix) == (data, suffix)
-    assert (kept.width, kept.height) == image.size
+    encoded = stored(data)
+    assert (encoded.data, encoded.suffix) == (data, suffix)
+    assert (encoded.width, encoded.height) == image.size
 
 
 def wide(image: Image.Image) -> bytes:
@@ -82,10 +82,10 @@ def wide(image: Image.Image) -> bytes:
     ids=["rgba", "grey+alpha", "palette", "bilevel", "bmp", "tiff", "ppm", "gif", "16 bit"],
 )
 def test_lossless_oddities_become_the_png_of_their_pixels(data: bytes, golden: Image.Image) -> None:
-    made = stored(data)
-    assert made.suffix == "png"
-    assert stored(made.data).data == made.data
-    np.testing.assert_array_equal(pixels(made.data), np.asarray(golden.convert("RGB")))
+    encoded = stored(data)
+    assert encoded.suffix == "png"
+    assert stored(encoded.data).data == encoded.data
+    np.testing.assert_array_equal(pixels(encoded.data), np.asarray(golden.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -94,13 +94,13 @@ def test_exif_rotation_is_applied_once(orientation: int) -> None:
     exif[0x0112] = orientation
     for kind, suffix in (("JPEG", "jpg"), ("PNG", "png")):
         data = saved(PHOTO, kind, exif=exif)
-        made = stored(data)
+        encoded = stored(data)
         golden = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        again = Image.open(io.BytesIO(made.data))
-        assert made.suffix == suffix
+        again = Image.open(io.BytesIO(encoded.data))
+        assert encoded.suffix == suffix
         assert again.getexif().get(0x0112, 1) == 1
-        assert (made.width, made.height) == golden.size == again.size
-        assert np.abs(pixels(made.data) - np.asarray(golden).astype(int)).mean() < 2
+        assert (encoded.width, encoded.height) == golden.size == again.size
+        assert np.abs(pixels(encoded.data) - np.asarray(golden).astype(int)).mean() < 2
 
 
 def test_cmyk_and_webp_become_rgb_jpeg_close_to_pillows_conversion() -> None:
@@ -108,10 +108,10 @@ def test_cmyk_and_webp_become_rgb_jpeg_close_to_pillows_conversion() -> None:
         saved(PHOTO.convert("CMYK"), "JPEG", quality=95),
         saved(PHOTO, "WEBP", quality=90),
     ):
-        made = stored(data)
-        assert made.suffix == "jpg"
-        assert Image.open(io.BytesIO(made.data)).mode == "RGB"
-        assert np.abs(pixels(made.data) - pixels(data)).mean() < 2
+        encoded = stored(data)
+        assert encoded.suffix == "jpg"
+        assert Image.open(io.BytesIO(encoded.data)).mode == "RGB"
+        assert np.abs(pixels(encoded.data) - pixels(data)).mean() < 2
 
 
 def test_metadata_does_not_survive_reencoding() -> None:
@@ -171,9 +171,9 @@ def test_a_bomb_is_refused_from_its_header(side: int) -> None:
 @pytest.mark.parametrize("side", [(1, 1), (32, 32), (150, 97)])
 def test_a_small_png_is_pillows_own_byte_for_byte(side: tuple[int, int]) -> None:
     for image in (PHOTO.resize(side), PHOTO.convert("L").resize(side)):
-        made = encode_png(np.asarray(image))
-        assert made.data == saved(image, "PNG")
-        assert (made.width, made.height) == side
+        encoded = encode_png(np.asarray(image))
+        assert encoded.data == saved(image, "PNG")
+        assert (encoded.width, encoded.height) == side
 
 
 def test_lossless_means_lossless() -> None:
@@ -184,26 +184,26 @@ def test_lossless_means_lossless() -> None:
 def test_a_ycck_jpeg_becomes_rgb() -> None:
     # Pillow writes CMYK only; the marker of Adobe says that the same four planes are YCCK.
     data = saved(PHOTO.convert("CMYK"), "JPEG", quality=95)
-    at = data.index(b"Adobe") + 11
-    ycck = data[:at] + b"\x02" + data[at + 1 :]
-    assert data[at] == 0
-    made = stored(ycck)
+    position = data.index(b"Adobe") + 11
+    ycck = data[:position] + b"\x02" + data[position + 1 :]
+    assert data[position] == 0
+    encoded = stored(ycck)
     golden = Image.open(io.BytesIO(ycck))
     assert golden.mode == "CMYK"
-    assert np.abs(pixels(made.data) - np.asarray(golden.convert("RGB")).astype(int)).mean() < 2
+    assert np.abs(pixels(encoded.data) - np.asarray(golden.convert("RGB")).astype(int)).mean() < 2
 
 
 def test_a_png_that_is_called_jpeg_is_stored_as_what_it_is() -> None:
-    made = stored(saved(PHOTO, "PNG"))
-    assert (made.suffix, made.data) == ("png", saved(PHOTO, "PNG"))
+    encoded = stored(saved(PHOTO, "PNG"))
+    assert (encoded.suffix, encoded.data) == ("png", saved(PHOTO, "PNG"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (7, 9)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_images_of_any_shape_are_kept(size: tuple[int, int], kind: str) -> None:
     data = saved(PHOTO.resize(size), kind)
-    made = stored(data)
-    assert (made.data, made.width, made.height) == (data, *size)
+    encoded = stored(data)
+    assert (encoded.data, encoded.width, encoded.height) == (data, *size)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"L": True}])
@@ -212,8 +212,10 @@ def test_a_jpeg_passes_exactly_when_pillow_decodes_all_of_it(options: dict[str, 
     data = saved(image, "JPEG", **options)
     random = np.random.default_rng(0)
     hurt = [data[:cut] for cut in random.integers(0, len(data), 30)]
-    for at in random.integers(0, len(data), 90).tolist():
-        hurt += [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]]
+    for position in random.integers(0, len(data), 90).tolist():
+        hurt += [
+            data[:position] + bytes([data[position] ^ 1 << position % 8]) + data[position + 1 :]
+        ]
     passed = [examine(blob, DEFAULT_RULES).verdict is not Verdict.REJECT for blob in hurt]
     assert passed == [decodes(blob) for blob in hurt]
     assert 0 < sum(passed) < len(passed)
@@ -243,8 +245,8 @@ def png_bomb() -> bytes:
 
 
 def jpeg_bomb() -> bytes:
-    at = JPEG.index(b"\xff\xc0") + 5
-    return JPEG[:at] + struct.pack(">HH", 60_000, 60_000) + JPEG[at + 4 :]
+    position = JPEG.index(b"\xff\xc0") + 5
+    return JPEG[:position] + struct.pack(">HH", 60_000, 60_000) + JPEG[position + 4 :]
 
 
 @pytest.mark.parametrize("bomb", [png_bomb, jpeg_bomb])
@@ -254,33 +256,33 @@ def test_a_bomb_costs_neither_time_nor_memory(bomb: Callable[[], bytes], salvage
     examine(data, DEFAULT_RULES)
     before = psutil.Process().memory_info().rss
     start = time.process_time()
-    found = examine(data, Rules(salvage=salvage))
+    examined = examine(data, Rules(salvage=salvage))
     assert time.process_time() - start < 0.05
     assert psutil.Process().memory_info().rss - before < 50e6
-    assert found.verdict is Verdict.REJECT
-    assert f"more than the limit of {MAX_PIXELS}" in found.reason
+    assert examined.verdict is Verdict.REJECT
+    assert f"more than the limit of {MAX_PIXELS}" in examined.reason
 
 
 def test_salvage_keeps_the_part_that_is_there_and_never_an_empty_picture() -> None:
     head = JPEG.index(b"\xff\xda") + 14
     assert examine(JPEG[:head], Rules(salvage=True)).verdict is Verdict.REJECT
-    found = examine(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
-    assert found.verdict is Verdict.SALVAGE
-    assert found.reason.startswith("not a readable image")
-    made = stored(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
-    assert np.abs(pixels(made.data)[:24] - pixels(JPEG)[:24]).mean() < 2
+    examined = examine(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
+    assert examined.verdict is Verdict.SALVAGE
+    assert examined.reason.startswith("not a readable image")
+    encoded = stored(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
+    assert np.abs(pixels(encoded.data)[:24] - pixels(JPEG)[:24]).mean() < 2
     with pytest.raises(OSError, match="truncated"):  # and Pillow is as strict as before
         Image.open(io.BytesIO(JPEG[: len(JPEG) // 2])).load()
 
 
 @pytest.mark.parametrize("short", [60, 100, 122, 500])
 def test_shrinking_agrees_with_pillow_and_never_enlarges(short: int) -> None:
-    made = stored(PNG, Rules(resize_short=short))
+    encoded = stored(PNG, Rules(resize_short=short))
     assert PHOTO.size == (122, 133)
     side = (short, round(133 * short / 122)) if short < 122 else PHOTO.size
     golden = PHOTO.resize(side, Image.Resampling.LANCZOS) if short < 122 else PHOTO
-    np.testing.assert_array_equal(pixels(made.data), np.asarray(golden))
-    assert (made.data == PNG) == (short >= 122)
+    np.testing.assert_array_equal(pixels(encoded.data), np.asarray(golden))
+    assert (encoded.data == PNG) == (short >= 122)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
@@ -289,14 +291,14 @@ def test_no_side_is_longer_than_decoders_take(kind: str, turned: bool) -> None:
     for side, beyond in ((MAX_SIDE, False), (MAX_SIDE + 1, True)):
         stream = io.BytesIO()
         Image.new("L", (1, side) if turned else (side, 1)).save(stream, kind)
-        found = examine(stream.getvalue(), DEFAULT_RULES)
-        assert (found.verdict is Verdict.REJECT) == beyond
-        assert ("no side may have more than" in found.reason) == beyond
+        examined = examine(stream.getvalue(), DEFAULT_RULES)
+        assert (examined.verdict is Verdict.REJECT) == beyond
+        assert ("no side may have more than" in examined.reason) == beyond
         if not beyond:
             decode = dali_decoder()
             assert decode is not None
-            made = stored(stream.getvalue())
-            assert decode(made.data).shape == (made.height, made.width, 3)
+            encoded = stored(stream.getvalue())
+            assert decode(encoded.data).shape == (encoded.height, encoded.width, 3)
     small = Rules(resize_short=8)
     stream = io.BytesIO()
     Image.new("L", (16, MAX_SIDE + 16)).save(stream, kind)

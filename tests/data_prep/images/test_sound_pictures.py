@@ -158,8 +158,8 @@ def test_what_can_be_decoded_of_a_reject_is_stored_anew_when_asked(tmp_path: Pat
     assert replaced(tmp_path / "o" / "train") == {"dali": [], "reference": []}
 
 
-def run(source: str, root: Path, out: Path, *more: str) -> int:
-    return shard.main([source, "--root", str(root), "--out", str(out), "--workers", "1", *more])
+def run(source: str, root: Path, out: Path, *options: str) -> int:
+    return shard.main([source, "--root", str(root), "--out", str(out), "--workers", "1", *options])
 
 
 def replaced(folder: Path) -> dict[str, list[str]]:
@@ -167,7 +167,9 @@ def replaced(folder: Path) -> dict[str, list[str]]:
     spec, reasons = BackendSpec((), 32, LEVELS, 1, "cpu"), {}
     for backend in ("dali", "reference"):
         batches = evaluation_batches(Dataset.open(folder), spec, backend=backend, batch=8)
-        reasons[backend] = [one.reason for batch in batches for one in batch.substitutions]
+        reasons[backend] = [
+            substitution.reason for batch in batches for substitution in batch.substitutions
+        ]
     return reasons
 
 
@@ -178,8 +180,8 @@ def test_no_remark_costs_a_folder_a_picture(tmp_path: Path) -> None:
     names = ("png plain", "png 2 MB of text", "png xmp of 1.5 MB", "png exif of garbage")
     for kind, pixels in zip(names, PICTURES, strict=False):
         (root / f"{kind}.png").write_bytes(KINDS[kind](pixels))
-    for out, more in ((tmp_path / "a", ()), (tmp_path / "b", ("--on-bad", "reencode"))):
-        assert run("imagefolder", tmp_path / "raw", out, *more) == 0
+    for out, options in ((tmp_path / "a", ()), (tmp_path / "b", ("--on-bad", "reencode"))):
+        assert run("imagefolder", tmp_path / "raw", out, *options) == 0
         data = Dataset.open(out / "train")
         stored = {image.tobytes() for image in data.read(np.arange(data.samples))}
         assert stored == {path.read_bytes() for path in root.iterdir()}
@@ -213,11 +215,11 @@ def test_verify_names_what_an_older_version_kept_and_dali_cannot_decode(
 ) -> None:
     bad = KINDS["png stream without its checksum"](crop(0, 4, (32, 32)))
     text = KINDS["png private part of 9 MB"](crop(1, 4, (32, 32)))
-    whole = tiny_shards(tmp_path / "whole" / "train", samples=4, shard_size=4)
-    old = rewritten(whole, tmp_path / "old" / "train", {1: bad, 2: text})
+    whole_split = tiny_shards(tmp_path / "whole" / "train", samples=4, shard_size=4)
+    old = rewritten(whole_split, tmp_path / "old" / "train", {1: bad, 2: text})
     assert verify.main([str(old), "--workers", "1"]) == 1
     # Of the others it says that this tar was written by another program.
-    told = capsys.readouterr().out
-    assert "sample 1: not a readable image (the end of its coded pixels is missing)" in told
-    assert "sample 2: not a plain image of 32x32 pixels (Pillow decodes it and DALI" in told
-    assert told.count("tar and index disagree") == 2
+    output = capsys.readouterr().out
+    assert "sample 1: not a readable image (the end of its coded pixels is missing)" in output
+    assert "sample 2: not a plain image of 32x32 pixels (Pillow decodes it and DALI" in output
+    assert output.count("tar and index disagree") == 2

@@ -37,8 +37,8 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(pixels: bytes, head: bytes, *between: bytes) -> bytes:
-    parts = [chunk(b"IHDR", head), *between, chunk(b"IDAT", zlib.compress(pixels))]
-    return SIGNATURE + b"".join(parts) + chunk(b"IEND", b"")
+    png_chunks = [chunk(b"IHDR", head), *between, chunk(b"IDAT", zlib.compress(pixels))]
+    return SIGNATURE + b"".join(png_chunks) + chunk(b"IEND", b"")
 
 
 def interlaced(image: np.ndarray) -> bytes:
@@ -60,9 +60,9 @@ JPEG, PNG = saved(PHOTO, "JPEG"), saved(PHOTO, "PNG")
 
 @pytest.mark.parametrize("cut", range(1, 23))
 def test_a_png_without_its_end_is_refused_wherever_it_was_cut(cut: int) -> None:
-    found = examine(PNG[:-cut], DEFAULT_RULES)
-    assert found.verdict is Verdict.REJECT
-    assert found.reason.startswith("not a readable image (")
+    finding = examine(PNG[:-cut], DEFAULT_RULES)
+    assert finding.verdict is Verdict.REJECT
+    assert finding.reason.startswith("not a readable image (")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 8), (140, 90)])
@@ -100,9 +100,9 @@ def test_a_png_that_is_damaged_but_decodes_is_refused_or_salvaged() -> None:
         "no decoder knows": png(rows, head, chunk(b"ABCD", b"?")),
     }
     for reason, data in hurt.items():
-        found = examine(data, DEFAULT_RULES)
-        assert found.verdict is Verdict.REJECT
-        assert reason in found.reason
+        finding = examine(data, DEFAULT_RULES)
+        assert finding.verdict is Verdict.REJECT
+        assert reason in finding.reason
         assert examine(data, Rules(salvage=True)).verdict is Verdict.SALVAGE
     assert stored(png(rows, head, chunk(b"abCd", b"whatever"))).suffix == "png"
 
@@ -110,13 +110,13 @@ def test_a_png_that_is_damaged_but_decodes_is_refused_or_salvaged() -> None:
 def test_bytes_between_a_jpegs_segments_cost_it_its_form_and_not_its_picture() -> None:
     at = JPEG.index(b"\xff\xdb")
     stray = JPEG[:at] + b"\0\0\0" + JPEG[at:]
-    found = examine(stray, DEFAULT_RULES)
-    assert (found.verdict, found.reason) == (
+    finding = examine(stray, DEFAULT_RULES)
+    assert (finding.verdict, finding.reason) == (
         Verdict.REMAKE,
         "JPEG with bytes between its segments",
     )
-    made = np.asarray(Image.open(io.BytesIO(stored(stray).data))).astype(int)
-    assert np.abs(made - np.asarray(Image.open(io.BytesIO(JPEG)))).mean() < 2
+    decoded = np.asarray(Image.open(io.BytesIO(stored(stray).data))).astype(int)
+    assert np.abs(decoded - np.asarray(Image.open(io.BytesIO(JPEG)))).mean() < 2
     padded = JPEG[:at] + b"\xff\xff" + JPEG[at:] + b"trailing"
     assert stored(padded).data == padded
 
@@ -132,10 +132,10 @@ def test_a_jpeg_of_countless_scans_is_refused_before_they_are_decoded() -> None:
     last = data.rindex(b"\xff\xda")
     bomb = data[:last] + 3000 * data[last:-2] + data[-2:]
     start = time.process_time()
-    found = examine(bomb, Rules(salvage=True))
+    finding = examine(bomb, Rules(salvage=True))
     assert time.process_time() - start < 1
-    assert found.verdict is Verdict.REJECT
-    assert "more than 100 scans" in found.reason
+    assert finding.verdict is Verdict.REJECT
+    assert "more than 100 scans" in finding.reason
 
 
 def test_a_file_that_ends_in_erased_flash_is_walked_over_in_no_time() -> None:

@@ -42,10 +42,10 @@ def test_an_orientation_counts_in_any_whole_number_and_the_first_of_several_does
     code, width = kind
     for count in (1, 2, 3, 4):
         values = b"".join(value.to_bytes(width, order) for value in (6, 3, 1, 1)[:count])
-        place = values.ljust(4, b"\0") if len(values) <= 4 else (26).to_bytes(4, order)
+        value_field = values.ljust(4, b"\0") if len(values) <= 4 else (26).to_bytes(4, order)
         head = {"little": b"II*\0", "big": b"MM\0*"}[order] + (8).to_bytes(4, order)
         fields = [(1, 2), (0x0112, 2), (code, 2), (count, 4)]
-        entry = b"".join(value.to_bytes(width, order) for value, width in fields) + place
+        entry = b"".join(value.to_bytes(width, order) for value, width in fields) + value_field
         directory = head + entry + bytes(4) + values
         assert parse_orientation(directory) == 6
         if len(values) > 4:
@@ -68,7 +68,7 @@ def test_what_is_no_directory_says_nothing_and_never_raises() -> None:
 
 def test_bytes_under_a_tag_count_only_where_they_are_there() -> None:
     entry = b"\xb0\x02\0\7\0\0\0\x20\0\0\0\x1a"
-    whole = b"MM\0*\0\0\0\x08\0\1" + entry + bytes(4) + bytes(0x20)
-    assert byte_count(whole, 0xB002) == 0x20
-    assert byte_count(whole[:-1], 0xB002) == 0
-    assert byte_count(whole, 0xB001) == 0
+    directory_bytes = b"MM\0*\0\0\0\x08\0\1" + entry + bytes(4) + bytes(0x20)
+    assert byte_count(directory_bytes, 0xB002) == 0x20
+    assert byte_count(directory_bytes[:-1], 0xB002) == 0
+    assert byte_count(directory_bytes, 0xB001) == 0

@@ -128,7 +128,7 @@ def test_a_damaged_batch_is_one_line_that_names_it(
 
 
 @pytest.mark.parametrize(
-    ("blob", "said"),
+    ("blob", "message"),
     [
         (b"\x80\x02Nr" + (1 << 22).to_bytes(4, "little") + b".", "object 4194304 is numbered"),
         (b"(dp4194304\n.", "object 4194304 is numbered"),
@@ -139,7 +139,7 @@ def test_a_damaged_batch_is_one_line_that_names_it(
     ids=["numbered", "numbered in text", "shape", "one text many times"],
 )  # fmt: skip
 def test_what_a_pickle_only_states_takes_no_memory(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], blob: bytes, said: str
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], blob: bytes, message: str
 ) -> None:
     (root / "cifar-10-batches-py" / "batches.meta").write_bytes(blob)
     tracemalloc.start()
@@ -150,7 +150,7 @@ def test_what_a_pickle_only_states_takes_no_memory(
         tracemalloc.stop()
     error = capsys.readouterr().err
     assert error.startswith("error: batches.meta: damaged or not the official pickle (")
-    assert said in error
+    assert message in error
 
 
 @pytest.mark.parametrize("names", [[], [1], [["a"]], "ab", [b"ok", None]], ids=str)
@@ -169,9 +169,12 @@ def test_a_damaged_archive_is_one_line(
     archive = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
-    whole = archive.read_bytes()
-    hurt = [whole[:at] + b"\0" * 4 + whole[at + 4 :] for at in range(50, len(whole), 997)]
-    for blob in (b"", whole[: len(whole) // 2], *hurt):
+    archive_bytes = archive.read_bytes()
+    damaged_archives = [
+        archive_bytes[:position] + b"\0" * 4 + archive_bytes[position + 4 :]
+        for position in range(50, len(archive_bytes), 997)
+    ]
+    for blob in (b"", archive_bytes[: len(archive_bytes) // 2], *damaged_archives):
         archive.write_bytes(blob)
         assert run("cifar10", "--root", archive, "--out", tmp_path / "o") == 2
         error = capsys.readouterr().err

@@ -89,9 +89,9 @@ def test_without_a_devkit_train_works_and_val_says_what_it_needs(
     for options in (("--split", "val"), ()):
         capsys.readouterr()
         assert run(root, tmp_path / "o", *options) == 2
-        said = refusal(capsys)
-        assert "ILSVRC2012_img_val.tar: its labels are in ILSVRC2012_devkit_t12.tar.gz" in said
-        assert "a folder val of class folders" in said
+        message = refusal(capsys)
+        assert "ILSVRC2012_img_val.tar: its labels are in ILSVRC2012_devkit_t12.tar.gz" in message
+        assert "a folder val of class folders" in message
     (root / "ILSVRC2012_img_val.tar").unlink()
     assert run(root, tmp_path / "o2") == 0
     assert run(root / "ILSVRC2012_img_train.tar", tmp_path / "o3") == 0
@@ -106,17 +106,17 @@ def test_the_validation_archive_needs_the_devkit_only(root: Path, tmp_path: Path
 
 
 def test_an_unpacked_devkit_is_the_packed_one(root: Path) -> None:
-    known = read_devkit(root)
+    kit = read_devkit(root)
     (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     assert read_devkit(root) is None
     for name, data in devkit_files(val_files(8)).items():
         path = root / "ILSVRC2012_devkit_t12" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    assert read_devkit(root) == known
-    assert known is not None
-    assert known.classes == SYNSETS
-    assert list(known.validation) == [synset for synset, _ in val_files(8).values()]
+    assert read_devkit(root) == kit
+    assert kit is not None
+    assert kit.classes == SYNSETS
+    assert list(kit.validation) == [synset for synset, _ in val_files(8).values()]
 
 
 def test_a_class_list_selects_whatever_its_order(root: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_class_list_selects_whatever_its_order(root: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (b"n02102040\nn99999999\n", "list.txt: line 2: n99999999 is none of the 4 classes"),
         (b"n02102040\nn02102040\n", "list.txt: line 2: n02102040 is listed twice"),
@@ -148,12 +148,12 @@ def test_a_bad_class_list_is_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     text: bytes | None,
-    said: str,
+    message: str,
 ) -> None:
     if text is not None:
         (tmp_path / "list.txt").write_bytes(text)
     assert run(root, tmp_path / "o", "--classes", tmp_path / "list.txt") == 2
-    assert said in refusal(capsys)
+    assert message in refusal(capsys)
     assert not (tmp_path / "o").exists()
 
 
@@ -176,7 +176,7 @@ def whole() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("blob", "said"),
+    ("blob", "message"),
     [
         (lambda: b"", "damaged archive"),
         (lambda: b"<html>not found</html>" * 100, "damaged archive"),
@@ -197,13 +197,13 @@ def test_a_damaged_or_foreign_training_archive_is_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     blob: Callable[[], bytes],
-    said: str,
+    message: str,
 ) -> None:
     archive = root / "ILSVRC2012_img_train.tar"
     archive.write_bytes(blob())
     code = run(root, tmp_path / "o", "--split", "train")
     line = refusal(capsys)
-    assert (code, line.startswith(f"{archive}: "), said in line) == (2, True, True), line
+    assert (code, line.startswith(f"{archive}: "), message in line) == (2, True, True), line
     assert not (tmp_path / "o").exists()
 
 
@@ -273,7 +273,7 @@ def bomb(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (cut_gzip, "damaged archive"),
         (no_truth, "has no data/ILSVRC2012_validation_ground_truth.txt"),
@@ -289,11 +289,11 @@ def test_a_damaged_devkit_is_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     harm: Callable[[Path], None],
-    said: str,
+    message: str,
 ) -> None:
     harm(root)
     assert run(root, tmp_path / "o") == 2
-    assert said in refusal(capsys)
+    assert message in refusal(capsys)
     assert not (tmp_path / "o").exists()
 
 
@@ -303,8 +303,8 @@ def test_a_bad_image_within_the_archives_is_named_with_its_place(
     files = [("n02102040_1.JPEG", jpeg(3)[:200]), ("n02102040_2.JPEG", jpeg(3))]
     (root / "ILSVRC2012_img_train.tar").write_bytes(inner(n02102040=packed(files)))
     assert run(root, tmp_path / "o", "--split", "train") == 2
-    said = refusal(capsys)
-    assert "ILSVRC2012_img_train.tar/n02102040/n02102040_1.JPEG: not a readable image" in said
+    message = refusal(capsys)
+    assert "ILSVRC2012_img_train.tar/n02102040/n02102040_1.JPEG: not a readable image" in message
     assert run(root, tmp_path / "o", "--split", "train", "--on-bad", "skip") == 0
     assert Dataset.open(tmp_path / "o" / "train").samples == 3 * 3 + 1
 
@@ -315,8 +315,8 @@ def test_what_is_no_picture_in_an_archive_is_left_out_and_listed(
     """As the leaves of another system."""
     assert run(root, tmp_path / "plain") == 0
     for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
-        others = packed([("README.txt", b"words"), (f"._{name}", b"\0\5\x16\7")])
-        (root / name).write_bytes(others + (root / name).read_bytes())
+        other_members = packed([("README.txt", b"words"), (f"._{name}", b"\0\5\x16\7")])
+        (root / name).write_bytes(other_members + (root / name).read_bytes())
     capsys.readouterr()
     assert run(root, tmp_path / "o") == 0
     assert capsys.readouterr().out.count("left out: 1 .txt, 1 hidden") == 2

@@ -46,7 +46,7 @@ def test_blanks_are_no_label(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "key", "label"),
+    ("content", "key", "label"),
     [
         ({"label": 3}, "", 3),
         ({"class": "cat"}, "", "cat"),
@@ -61,9 +61,9 @@ def test_blanks_are_no_label(text: str) -> None:
         ([3], "", None),
     ],
 )
-def test_what_a_json_member_states(told: object, key: str, label: int | str | None) -> None:
+def test_what_a_json_member_states(content: object, key: str, label: int | str | None) -> None:
     for mark in (b"", b"\xef\xbb\xbf"):
-        assert read_label("json", key, mark + json.dumps(told).encode()) == label
+        assert read_label("json", key, mark + json.dumps(content).encode()) == label
 
 
 def test_a_key_that_is_not_there_is_named_with_those_that_are() -> None:

@@ -17,19 +17,19 @@ from vssl_dist.data.store.dataset import Dataset
 
 def test_no_pixel_is_in_a_training_and_a_validation_patch() -> None:
     for number, file in enumerate(PHOTOGRAPHS):
-        whole = picture(file)
-        seen = {}
+        full_photograph = picture(file)
+        covered_pixels = {}
         for split in ("train", "val"):
-            seen[split] = np.zeros(whole.shape[:2], bool)
-            places = patch_corners(number, whole, split)
-            assert len({tuple(place) for place in places.tolist()}) == len(places)
-            for _, y, x in places.tolist():
-                patch = seen[split][y : y + PATCH_SIDE, x : x + PATCH_SIDE]
+            covered_pixels[split] = np.zeros(full_photograph.shape[:2], bool)
+            corners = patch_corners(number, full_photograph, split)
+            assert len({tuple(corner) for corner in corners.tolist()}) == len(corners)
+            for _, y, x in corners.tolist():
+                patch = covered_pixels[split][y : y + PATCH_SIDE, x : x + PATCH_SIDE]
                 assert patch.shape == (PATCH_SIDE, PATCH_SIDE)
                 patch[:] = True
-        assert seen["train"].any()
-        assert seen["val"].any()
-        assert not (seen["train"] & seen["val"]).any()
+        assert covered_pixels["train"].any()
+        assert covered_pixels["val"].any()
+        assert not (covered_pixels["train"] & covered_pixels["val"]).any()
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,15 @@ def test_the_default_is_16_photographs_of_400_and_100_distinct_patches(out: Path
 def test_a_patch_is_a_part_of_the_photograph_of_its_class(out: Path) -> None:
     images, label = load(out / "val")
     for image, name in list(zip(images, (PHOTOGRAPHS[n] for n in label), strict=True))[:50]:
-        whole = picture(name)
+        full_photograph = picture(name)
         windows = np.lib.stride_tricks.sliding_window_view(
-            whole, (PATCH_SIDE, PATCH_SIDE), axis=(0, 1)
+            full_photograph, (PATCH_SIDE, PATCH_SIDE), axis=(0, 1)
         )
-        found = np.argwhere((windows[..., 0, 0] == image[0, 0]).all(-1))
-        assert any((whole[y : y + PATCH_SIDE, x : x + PATCH_SIDE] == image).all() for y, x in found)
+        matches = np.argwhere((windows[..., 0, 0] == image[0, 0]).all(-1))
+        assert any(
+            (full_photograph[y : y + PATCH_SIDE, x : x + PATCH_SIDE] == image).all()
+            for y, x in matches
+        )
 
 
 def test_photos_refuses_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

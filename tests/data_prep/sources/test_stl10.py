@@ -38,10 +38,10 @@ def load(folder: Path) -> tuple[np.ndarray, list[int]]:
 
 def test_labelled_splits_keep_pixels_labels_and_order(root: Path, tmp_path: Path) -> None:
     assert run(root, tmp_path / "o", "--shard-size", 8) == 0
-    for split, part in (("train", "train"), ("val", "test")):
+    for split, official_split in (("train", "train"), ("val", "test")):
         images, labels = load(tmp_path / "o" / split)
-        np.testing.assert_array_equal(images, pixels(part))
-        assert labels == [n * 7 % 10 for n in range(COUNTS[part])]
+        np.testing.assert_array_equal(images, pixels(official_split))
+        assert labels == [n * 7 % 10 for n in range(COUNTS[official_split])]
         assert Dataset.open(tmp_path / "o" / split).classes == NAMES
     assert verify.main([str(tmp_path / "o"), "--workers", "1"]) == 0
 
@@ -54,11 +54,11 @@ def test_it_is_read_as_torchvision_reads_it(
     STL10 = torchvision().datasets.STL10
     monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
     assert run(root, tmp_path / "o") == 0
-    for split, part in (("train", "train"), ("val", "test")):
-        theirs = STL10(str(root), split=part)
+    for split, official_split in (("train", "train"), ("val", "test")):
+        torchvision_split = STL10(str(root), split=official_split)
         images, labels = load(tmp_path / "o" / split)
-        np.testing.assert_array_equal(images, [np.asarray(image) for image, _ in theirs])
-        assert labels == theirs.labels.tolist()
+        np.testing.assert_array_equal(images, [np.asarray(image) for image, _ in torchvision_split])
+        assert labels == torchvision_split.labels.tolist()
 
 
 @pytest.mark.parametrize("split", ["unlabeled", "unlabelled", "train+unlabeled"])
@@ -91,7 +91,7 @@ def test_the_archive_gives_the_bytes_of_the_folder(root: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "said"),
+    ("file", "change", "message"),
     [
         ("train_X.bin", lambda b: b[:-1], "train_X.bin: 552959 bytes are no whole number"),
         ("train_X.bin", lambda b: b[:-27648], "train_y.bin: 20 labels for 19 images"),
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_one_line_that_names_it(
     capsys: pytest.CaptureFixture[str],
     file: str,
     change: Callable[[bytes], bytes] | None,
-    said: str,
+    message: str,
 ) -> None:
     path = root / "stl10_binary" / file
     if change is None:
@@ -118,7 +118,7 @@ def test_a_damaged_file_is_one_line_that_names_it(
     else:
         path.write_bytes(change(path.read_bytes()))
     assert run(root, tmp_path / "o") == 2
-    assert said in refusal(capsys)
+    assert message in refusal(capsys)
     assert not (tmp_path / "o").exists()
 
 

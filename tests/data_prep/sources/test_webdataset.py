@@ -49,7 +49,7 @@ def test_samples_and_labels_are_those_that_the_library_reads(tmp_path: Path) -> 
     assert run(tmp_path, tmp_path / "o", "--shard-size", 4) == 0
     urls = [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]
     library = webdataset.WebDataset(urls, shardshuffle=False)
-    want = sorted((one["jpg"], int(one["cls"])) for one in library)
+    want = sorted((sample_record["jpg"], int(sample_record["cls"])) for sample_record in library)
     assert contents(tmp_path / "o" / "train") == want
     assert Dataset.open(tmp_path / "o" / "train").classes == ("0", "1", "2")
     assert verify.main([str(tmp_path / "o"), "--workers", "1"]) == 0
@@ -110,7 +110,7 @@ A, B = sample("a", 1), sample("b", 2)
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ([*A, *B, *A], "the members of 'a' do not lie together, or it is there twice"),
         ([A[0], *B, A[1]], "the members of 'a' do not lie together"),
@@ -139,11 +139,11 @@ A, B = sample("a", 1), sample("b", 2)
     ],
 )
 def test_samples_that_are_not_whole_are_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[tuple[str, bytes]], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[tuple[str, bytes]], message: str
 ) -> None:
     write(tmp_path / "raw" / "a.tar", files)
     assert run(tmp_path / "raw", tmp_path / "o") == 2
-    assert said in refusal(capsys)
+    assert message in refusal(capsys)
     assert not list(tmp_path.rglob("manifest.json"))
     assert sorted((tmp_path / "raw").iterdir()) == [tmp_path / "raw" / "a.tar"]
 
@@ -157,8 +157,8 @@ def test_odd_members_are_left_out_and_listed_where_that_is_wanted(tmp_path: Path
     assert run(path, tmp_path / "o", "--on-bad", "skip") == 0
     assert Dataset.open(tmp_path / "o" / "train").samples == 1
     lines = (tmp_path / "o" / "train" / "rejects.jsonl").read_text().splitlines()
-    told = {record["file"]: record["reason"] for record in map(json.loads, lines)}
-    assert told == {
+    reasons = {record["file"]: record["reason"] for record in map(json.loads, lines)}
+    assert reasons == {
         "a.tar/link.jpg": "a symbolic link and not a regular member",
         "a.tar/../x.jpg": "a name that leads out of its folder or cannot be printed",
     }
@@ -191,9 +191,9 @@ def test_named_classes_are_the_same_whichever_split_is_wanted(tmp_path: Path) ->
     assert run(tmp_path / "raw", tmp_path / "both") == 0
     for split in ("train", "val"):
         assert run(tmp_path / "raw", tmp_path / "one", "--split", split) == 0
-        both, one = (Dataset.open(tmp_path / name / split) for name in ("both", "one"))
-        assert both.classes == one.classes == ("ant", "bee", "cat", "dog")
-        assert contents(both.folder) == contents(one.folder)
+        from_both, from_one = (Dataset.open(tmp_path / name / split) for name in ("both", "one"))
+        assert from_both.classes == from_one.classes == ("ant", "bee", "cat", "dog")
+        assert contents(from_both.folder) == contents(from_one.folder)
 
 
 def test_a_split_without_labels_does_not_keep_the_other_from_its_own(tmp_path: Path) -> None:
