@@ -119,9 +119,9 @@ class Trial:
         export = self.export
         step = int(export.stem.rpartition("-")[2])
         due = [PendingEvaluation(export, step, task) for task in self.cfg.tasks]
-        if not all(one.done() for one in due):
+        if not all(one.is_done() for one in due):
             return None
-        results = {one.task.task: read_result(one.result) for one in due}
+        results = {one.task.task: read_result(one.result_path) for one in due}
         if any(result.get("format") != FORMAT for result in results.values()):
             return None
         return {task: result["results"] for task, result in results.items()}

@@ -1,4 +1,4 @@
-"""One job per run folder: ``owner.json`` says which, and it is asked whether it still lives."""
+"""One job per run folder: ``owner.json`` names it, and is believed as long as the job lives."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JobId = Annotated[str, Field(pattern=r"^[0-9]{1,20}([_+][0-9]{1,10})?$")]
 
 @dataclass(frozen=True)
 class Owner:
-    """A SLURM job (``job``), or else a process of a host."""
+    """Who may write in a run folder: a SLURM job (``job``), or else a process of a host."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
 
@@ -37,22 +37,22 @@ class Owner:
     host: Annotated[str, Field(pattern=r"^[\w.:-]+$", max_length=255)]
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     started: Annotated[float, Field(allow_inf_nan=False)] = field(compare=False)
-    """When the process began: ids of processes are used again."""
+    """Time when the process began: ids of processes are used again."""
     run: Annotated[str, Field(pattern=r"^[\w-]*$", max_length=100)] = field(
         default="", compare=False
     )
-    """Uuid of the run: a copied folder brings the original's owner along."""
+    """Uuid of the run: the owner file in a copied folder is the original's."""
 
     @classmethod
     def this_process(cls) -> Owner:
-        """This process, on this host."""
+        """Describe this process."""
         return cls(None, socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def __str__(self) -> str:
         return f"SLURM job {self.job}" if self.job else f"process {self.pid} on {self.host}"
 
-    def lives(self, job_lives: Callable[[str], bool]) -> bool:
-        """Whether it may still write; yes where that cannot be known (another host's process)."""
+    def is_alive(self, job_lives: Callable[[str], bool]) -> bool:
+        """Whether the owner may still write; True where that cannot be known (another host)."""
         if self.job is not None:
             return job_lives(self.job)
         if self.host != socket.gethostname():
@@ -75,12 +75,12 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     """
     owner, identity = _read(run_dir), peek(run_dir)
     if owner is not None and owner.run and (identity is None or identity.uuid != owner.run):
-        return  # the original's
-    if owner is not None and owner != Owner.this_process() and owner.lives(job_lives):
+        return  # of the run that this folder is a copy of
+    if owner is not None and owner != Owner.this_process() and owner.is_alive(job_lives):
         remedy = (
             f"wait for it or stop it (scancel {owner.job})"
             if owner.job
-            else f"wait for it or stop it; if it is gone, remove {_file(run_dir)}"
+            else f"wait for it or stop it; if it is gone, remove {_path(run_dir)}"
         )
         raise ConfigError(f"{run_dir} is being written by {owner}: {remedy}")
 
@@ -106,22 +106,22 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
 
 
 def transfer_to_job(run_dir: Path, job: str) -> None:
-    """Make a SLURM job the owner, once it is submitted."""
+    """Make a SLURM job that has been submitted the owner of the run."""
     _write(run_dir, replace(Owner.this_process(), job=job, run=settle(run_dir).uuid))
 
 
 def release(run_dir: Path) -> None:
-    """Give the folder up, if it is this process's."""
+    """Give the folder up if this process owns it."""
     if _read(run_dir) == Owner.this_process():
-        _file(run_dir).unlink()
+        _path(run_dir).unlink()
 
 
-def _file(run_dir: Path) -> Path:
+def _path(run_dir: Path) -> Path:
     return run_dir / "owner.json"
 
 
 def _read(run_dir: Path) -> Owner | None:
-    path = _file(run_dir)
+    path = _path(run_dir)
     try:
         return TypeAdapter(Owner).validate_json(private.read(path, _MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
@@ -135,4 +135,4 @@ def _read(run_dir: Path) -> Owner | None:
 
 
 def _write(run_dir: Path, owner: Owner) -> None:
-    publish_inside(_file(run_dir), json.dumps(asdict(owner)).encode())
+    publish_inside(_path(run_dir), json.dumps(asdict(owner)).encode())
