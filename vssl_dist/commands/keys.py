@@ -65,11 +65,8 @@ def accepted_values(schema: Mapping[str, Any]) -> str:
     if "prefixItems" in schema:
         return f"[{', '.join(accepted_values(item) for item in schema['prefixItems'])}]"
     if schema.get("type") == "array":
-        return (
-            f"list of {accepted_values(schema['items'])}"
-            if "type" in schema["items"]
-            else "list of blocks"
-        )
+        items = schema["items"]
+        return f"list of {accepted_values(items) if 'type' in items else 'blocks'}"
     if "$ref" in schema:
         return "block"
     if schema.get("type") == "object":

@@ -80,7 +80,7 @@ def summarise(seconds: dict[str, float]) -> int:
 
 
 def main() -> int:
-    """Run the whole path; returns 0, 1 after a result that is too bad, or a failed command's code."""
+    """Run the whole path; returns 0, 1 if the result is too bad, or a failed command's code."""
     os.chdir(ROOT)
     watch = Stopwatch()
     with watch.phase("shard the photographs"):

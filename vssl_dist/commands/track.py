@@ -43,7 +43,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class AwayError(Refusal):
-    """The tracking server does not answer at the moment; the message is one line with the remedy."""
+    """The tracking server does not answer at the moment; one line with the remedy."""
 
     exit_code = 1
 
