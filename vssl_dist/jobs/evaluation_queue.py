@@ -142,7 +142,8 @@ class SlurmSubmitter:
             ranks=resources.ranks,
         )
         parameters = slurm.evaluation_parameters(name, self.launch)
-        # A controller that hangs must not keep later evaluations from being submitted.
+        # A controller that hangs must not keep later evaluations from being submitted.  No handler
+        # is set: the alarm ends this process, and with it the lock.
         signal.alarm(_SUBMIT_WITHIN_S)
         try:
             job_id = slurm.submit(self.run_dir / "slurm" / "evaluations", parameters, job)
@@ -200,12 +201,12 @@ def open_queue(run_dir: Path) -> EvaluationQueue:
 
 
 def lock_of(run_dir: Path) -> FileLock:
-    """The lock of the one process that evaluates a run, or submits its evaluations."""
+    """Return the lock of the one process that evaluates a run, or submits its evaluations."""
     return private_lock(lock_path(run_dir))
 
 
 def lock_path(run_dir: Path) -> Path:
-    """The file that `lock_of` locks."""
+    """Return the path of the file that `lock_of` locks."""
     return run_dir / "export" / ".evaluating.lock"
 
 
@@ -235,7 +236,7 @@ def drain(run_dir: Path) -> None:
 
 
 def _settings(run_dir: Path) -> bytes:
-    """The run's config and launch as text: a submission may change them while this works."""
+    """Read the run's config and launch as text: a submission may change them meanwhile."""
     files = (run_dir / name for name in ("config.yaml", "launch.yaml"))
     return b"".join(file.read_bytes() for file in files if file.is_file())
 

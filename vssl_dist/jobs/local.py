@@ -124,6 +124,7 @@ def run_local(run_dir: Path, launch: Launch) -> int:
     """
     attempt = f"{os.getpid()}-{int(time.time())}"
     ranks = RankProcesses(
+        # -P: nothing of the current folder is imported; -u: the log can be followed.
         [sys.executable, "-P", "-u", "-m", "vssl_dist.jobs.rank", str(run_dir)],
         run_dir / "logs",
         launch.world_size,

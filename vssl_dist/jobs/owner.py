@@ -58,6 +58,7 @@ class Owner:
         if self.host != socket.gethostname():
             return True
         try:
+            # Not equal: psutil derives the time from that of the boot, which adjustments move.
             return bool(abs(psutil.Process(self.pid).create_time() - self.started) < 1)
         except psutil.NoSuchProcess:
             return False
@@ -96,6 +97,7 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     identity = settle(run_dir)
     lock = run_dir / ".owner.lock"
     try:
+        # Of two claims at once the second has to find the first one's owner file.
         with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
             check_free(run_dir, job_lives)
             _write(run_dir, replace(Owner.this_process(), run=identity.uuid))

@@ -216,7 +216,7 @@ class _WithoutSlurm(submitit.SlurmExecutor):  # type: ignore[misc]
 
     @classmethod
     def affinity(cls) -> int:
-        return 2
+        return 2  # whatever is above 0: submitit refuses where it finds no srun
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -206,7 +206,7 @@ def note_failure(run_dir: Path, text: str) -> None:
     log = os.environ.get("VSSL_LEAD_LOG")
     if log and os.environ.get("RANK", "0") != "0":
         # Rank 0's log is the one that people follow.
-        line = logs.entry(writer(), "ERROR", text.removeprefix(REFUSAL).rstrip())
+        line = logs.format_entry(writer(), "ERROR", text.removeprefix(REFUSAL).rstrip())
         with suppress(OSError, ValueError), open_append(Path(log)) as file:
             file.write(f"{line}\n".encode(errors="backslashreplace"))
 
