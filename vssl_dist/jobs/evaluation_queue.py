@@ -230,7 +230,7 @@ def drain(run_dir: Path) -> None:
                     "no evaluations: %s is held by %s: have it stopped", path, holder(path)
                 )
             return  # else its holder looks again after it has let go
-        # What was exported or asked for before the lock was free again is nobody else's to do.
+        # A process that came while this one had the lock has left: its evaluations are tried here.
         if queue.next_pending() is None and settings == _settings(run_dir):
             return
 
