@@ -120,10 +120,10 @@ class Trial:
         export = self.export
         step = int(export.stem.rpartition("-")[2])
         evaluations = [PendingEvaluation(export, step, task) for task in self.cfg.tasks]
-        if not all(evaluation.done() for evaluation in evaluations):
+        if not all(evaluation.is_done() for evaluation in evaluations):
             return None
         results = {
-            evaluation.task.task: read_result(evaluation.result) for evaluation in evaluations
+            evaluation.task.task: read_result(evaluation.result_path) for evaluation in evaluations
         }
         if any(result.get("format") != FORMAT for result in results.values()):
             return None

@@ -1,7 +1,7 @@
-"""What processes say while they work: in log files with time, writer and level, on a terminal bare.
+"""Logging of this package: lines with time, writer and level in log files, bare on a terminal.
 
-Modules log through ``logging.getLogger(__name__)``.  A process decides once, where it starts,
-which of the two it writes; one that decides nothing (a notebook) has the warnings on stderr.
+Modules log through ``logging.getLogger(__name__)``.  A process chooses one of the two once, where
+it starts; where none is chosen, as in a notebook, Python shows the warnings alone.
 
     2026-11-30 20:40:01 rank 3 WARNING step 120 is not saved: No space left on device
 
@@ -34,17 +34,17 @@ def configure_log(writer: str) -> None:
     Args:
         writer: Who writes, such as ``rank 3``: one lower-case word, and a number if there are more.
     """
-    _handle(_Output(logging.NOTSET, _EntryFormatter(writer)))
+    _install(_Output(logging.NOTSET, _EntryFormatter(writer)))
     logging.captureWarnings(True)
 
 
 def configure_terminal() -> None:
     """Have this process log for who is watching it: warnings to stderr, the rest to stdout."""
-    _handle(_Output(logging.WARNING, _TerminalFormatter()))
+    _install(_Output(logging.WARNING, _TerminalFormatter()))
 
 
-def entry(writer: str, level: str, text: str) -> str:
-    """Text as `configure_log` would have it written now, without a line end.
+def format_entry(writer: str, level: str, text: str) -> str:
+    """Format text as an entry that `configure_log` would write now, without a line end.
 
     Args:
         writer: See `configure_log`.
@@ -56,7 +56,7 @@ def entry(writer: str, level: str, text: str) -> str:
 
 
 def terminal_text(line: str) -> str:
-    """A line of a log file as a terminal shows it; one that is no entry stays as it is.
+    """Turn a line of a log file into what a terminal shows; lines of older logs stay as they are.
 
     >>> terminal_text("2026-11-30 20:40:01 rank 0 WARNING step 9 is not saved")
     'warning: step 9 is not saved'
@@ -77,7 +77,7 @@ class _EntryFormatter(logging.Formatter):
         self._writer = writer
 
     def format(self, record: logging.LogRecord) -> str:
-        return entry(self._writer, record.levelname, _text(record, self))
+        return format_entry(self._writer, record.levelname, _text(record, self))
 
 
 class _TerminalFormatter(logging.Formatter):
@@ -119,7 +119,7 @@ class _Output(logging.Handler):
             stream.flush()
 
 
-def _handle(handler: logging.Handler) -> None:
+def _install(handler: logging.Handler) -> None:
     """Make a handler the only one of this package and of Python's warnings.
 
     Not of the root logger: submitit's logger has handlers of its own and passes everything on, so

@@ -48,7 +48,7 @@ def train(
     """Train until the last step, from the newest checkpoint if there is one.
 
     Args:
-        cfg: The same on every rank of a process group; all is written to ``cfg.dir``.
+        cfg: The run, the same on every rank; all is written to ``cfg.dir``.
         device: ``"cpu"`` or ``"cuda"``.
         should_stop: Asked every ``vote_every`` steps; one rank's yes stops all.
         on_export: Called on rank 0 with each exported backbone and its step.
@@ -56,7 +56,7 @@ def train(
             curves are called is for `vssl_dist.curves` to say.
 
     Raises:
-        Preempted: Someone was told to stop; all is saved, the same call continues.
+        Preempted: Some rank was asked to stop; all is saved, the same call continues.
         ValueError: The run on disk is another experiment, or none of its checkpoints is whole.
     """
     loader, engine, probe = build(cfg, device)
@@ -68,7 +68,7 @@ def train(
     batches = iter(loader)
     while engine.step < engine.total_steps:
         step_batches = meter.next_batches(batches, cfg.optim.accumulate)
-        out = engine.train_step(step_batches, by_part=curves.due(engine.step + 1))
+        out = engine.train_step(step_batches, by_part=curves.is_due(engine.step + 1))
         probe.step(out.embedding, step_batches[-1].labels, engine.step)
         if trace:
             trace.step(engine.step, loader.position, out.loss, step_batches)
@@ -78,7 +78,8 @@ def train(
             metrics |= probe.pop_metrics()
             epoch = {EPOCH: engine.step / engine.steps_per_epoch}
             log(metrics | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
-            saver.ledger.check()  # not before those it names are in the curves
+            # It raises where too many images are damaged: the curves have to show them first.
+            saver.ledger.check()
         if milestone:
             export(cfg, engine, probe, saver.provenance(), metrics, on_export)
         stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
@@ -91,7 +92,7 @@ def train(
 
 
 def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | NoProbe]:
-    """The data, the student-teacher engine and the online probe of a run at step 0."""
+    """Build the data loader, the student-teacher engine and the online probe of a run at step 0."""
     torch.manual_seed(cfg.seed)
     torch.backends.cudnn.deterministic = cfg.engine.deterministic
     torch.backends.cudnn.benchmark = not cfg.engine.deterministic
@@ -107,59 +108,77 @@ def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | No
 
 
 class Curves:
-    """What is logged: every ``every`` steps, at exports, and when the collapse alarm goes off."""
+    """Decides which steps are logged, and averages their metrics over the ranks.
+
+    Those are every ``every`` steps, exports, and the step at which the collapse alarm goes off.
+    """
 
     def __init__(self, every: int, total_steps: int) -> None:
-        self.every, self.total_steps = every, total_steps
+        self.every = every
+        self.total_steps = total_steps
         self.alarm = monitors.CollapseAlarm()
 
-    def due(self, step: int) -> bool:
-        """Whether ``step`` is logged whatever it brings."""
+    def is_due(self, step: int) -> bool:
+        """Whether ``step`` is logged whatever its metrics are."""
         return step == self.total_steps or step % self.every == 0
 
-    def metrics_if_due(self, out: LossOutput, step: int, wanted: bool) -> dict[str, float]:
-        """The metrics of ``step`` over all ranks; empty if not due nor ``wanted``; all call."""
-        due, checked = wanted or self.due(step), step % monitors.CHECK_EVERY == 0
-        if not due and not checked:
+    def metrics_if_due(self, out: LossOutput, step: int, milestone: bool) -> dict[str, float]:
+        """Average the metrics of ``step`` over all ranks, each of which calls this.
+
+        Args:
+            out: What the step gave on this rank.
+            step: Steps done.
+            milestone: Whether the step is exported, and so logged.
+
+        Returns:
+            The metrics; empty where the step is not logged.
+        """
+        is_logged = milestone or self.is_due(step)
+        is_checked = step % monitors.CHECK_EVERY == 0
+        if not is_logged and not is_checked:
             return {}
-        values = dist.mean_over_ranks({"loss": out.loss} | out.metrics)
-        whole = dist.all_gather(out.embedding)
-        values |= monitors.embedding(whole)
-        if checked:
-            rows, width = whole.shape
-            went_on = self.alarm.update(values, rows, width, rows_per_rank=len(out.embedding))
-            due |= dist.any_rank(went_on)
-        values["collapse_alarm"] = float(self.alarm.on)
-        return values if due else {}
+        metrics = dist.mean_over_ranks({"loss": out.loss} | out.metrics)
+        embedding = dist.all_gather(out.embedding)
+        metrics |= monitors.embedding(embedding)
+        if is_checked:
+            rows, width = embedding.shape
+            went_off = self.alarm.update(metrics, rows, width, rows_per_rank=len(out.embedding))
+            # All ranks log a step or none does: what follows is collective.
+            is_logged |= dist.any_rank(went_off)
+        metrics["collapse_alarm"] = float(self.alarm.on)
+        return metrics if is_logged else {}
 
 
 class Meter:
-    """Throughput, and the share of the time that was spent waiting for data."""
+    """Measures throughput, and the share of the time that is spent waiting for data."""
 
     def __init__(self, global_batch: int, step: int) -> None:
-        self.global_batch, self.step = global_batch, step
+        self.global_batch = global_batch
+        self.step = step
         self.start: float | None = None
         self.waited = 0.0
 
     def next_batches(self, batches: Iterator[Batch], count: int) -> list[Batch]:
-        """The next ``count`` batches; the time until they are there counts as waiting."""
-        asked = time.perf_counter()
-        taken = list(islice(batches, count))
+        """Take the next ``count`` batches; the time until they are there counts as waiting."""
+        begin = time.perf_counter()
+        step_batches = list(islice(batches, count))
         if self.start is None:  # the pipeline's own start is not throughput
             self.start = time.perf_counter()
         else:
-            self.waited += time.perf_counter() - asked
-        return taken
+            self.waited += time.perf_counter() - begin
+        return step_batches
 
     def rates(self, step: int) -> dict[str, float]:
-        """Images per second of the whole job, and the data-wait share, since the last call."""
+        """Return images per second of the whole job and the data-wait share since the last call."""
         now = time.perf_counter()
         seconds = now - self.start if self.start is not None else float("inf")
         rates = {
             "images_per_second": (step - self.step) * self.global_batch / seconds,
             "data_wait_share": self.waited / seconds,
         }
-        self.start, self.step, self.waited = now, step, 0.0
+        self.start = now
+        self.step = step
+        self.waited = 0.0
         return rates
 
 
@@ -171,15 +190,15 @@ def export(
     metrics: dict[str, float],
     on_export: Callable[[Path, int], None],
 ) -> None:
-    """Write the backbone as plain weights that need none of this code, then announce it.
+    """Export the backbone as plain weights that need none of this code, and announce the file.
 
     Args:
-        cfg: Of the run.
-        engine: Whose evaluated branch it is.
+        cfg: The run.
+        engine: Its evaluated branch is exported.
         probe: Its tensors are exported, too.
-        origin: Whence the weights come.
-        metrics: How well they did.
-        on_export: Called with the file, and of the step.
+        origin: Training data and versions behind the weights, for the card.
+        metrics: Those of this step, for the card.
+        on_export: Called on rank 0 with the file and its step.
     """
     path = RunFolder(cfg.dir).exports.backbone(engine.step)
     description = Description.of(cfg, engine.step, engine.method.evaluated, origin, metrics)

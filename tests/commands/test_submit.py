@@ -357,7 +357,7 @@ def test_on_many_nodes_a_run_needs_no_server_if_its_curves_may_wait(
 
 def test_a_login_node_needs_none_of_the_heavy_imports_and_sees_no_traceback(here: Path) -> None:
     program = (
-        "import sys; from launch import submit; code = submit.main(sys.argv[1:]);"
+        "import sys; from vssl_dist.commands import submit; code = submit.main(sys.argv[1:]);"
         "heavy = {'deepspeed', 'mlflow', 'nvidia.dali', 'sklearn'} & sys.modules.keys();"
         "print(code, sorted(heavy))"
     )

@@ -29,7 +29,7 @@ from vssl_dist.evaluation.run import (
     baselines,
     evaluate,
 )
-from vssl_dist.jobs.evaluation_job import PendingEvaluation, evaluate_one
+from vssl_dist.jobs.evaluation_job import PendingEvaluation, evaluate_export
 
 TASK = KnnConfig(k=(5,), temperature=(0.07,), batch=16)
 BAD = (3, 17, 30)
@@ -157,13 +157,13 @@ def test_the_command_ends_with_2_beyond_the_budget(
 def test_a_result_with_substitutes_is_done_but_not_final(tmp_path: Path, data: Path) -> None:
     path, _ = exported(tmp_path / "export", data)
     one = PendingEvaluation(path, 40, TASK)
-    assert not one.done()
-    assert not one.final()
+    assert not one.is_done()
+    assert not one.is_final()
     toggle(data / "val", (3,))
     with pytest.warns(UserWarning, match="damaged images: 1"):
-        evaluate_one(tmp_path, one, "cpu", 1)
-    assert one.done(), "who evaluates beside a training does not do it for ever"
-    assert not one.final()
+        evaluate_export(tmp_path, one, "cpu", 1)
+    assert one.is_done(), "who evaluates beside a training does not do it for ever"
+    assert not one.is_final()
     toggle(data / "val", (3,))
-    evaluate_one(tmp_path, one, "cpu", 1)
-    assert one.final()
+    evaluate_export(tmp_path, one, "cpu", 1)
+    assert one.is_final()

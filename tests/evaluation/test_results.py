@@ -174,7 +174,7 @@ def test_results_of_two_densities_lie_side_by_side_and_their_curves_apart(
     own = asked(data).model_dump(mode="json")
     change(path, config=read_card(path).config.as_json() | {"evaluations": [own]})
     for density, due in (("polar", task), ("cartesian", cartesian(task))):
-        assert PendingEvaluation(path, STEP, due).final()
+        assert PendingEvaluation(path, STEP, due).is_final()
         figures = TASKS["ood"].columns(shown(polar if density == "polar" else other))
         for columns in ("20", "40", "80", "200"):
             monkeypatch.setenv("COLUMNS", columns)
@@ -201,14 +201,14 @@ def test_an_old_result_is_marked_and_never_taken_for_a_polar_one(
         card = evaluations(path, read_card(path))["ood"]
         assert "ood/auroc_others_s3_negative_elbo_cartesian" in card
         assert "ood/auroc_others_s3_negative_elbo" not in card
-        assert not PendingEvaluation(path, STEP, task).done(), "a run that goes on asks again"
+        assert not PendingEvaluation(path, STEP, task).is_done(), "a run that goes on asks again"
     again = evaluate(path, task)
     assert again["density"] == "polar"
     assert (
         again["results"]["others"]["s1_self_likelihood"]
         != (figures["others"]["s1_self_likelihood"])
     )
-    assert PendingEvaluation(path, STEP, task).final()
+    assert PendingEvaluation(path, STEP, task).is_final()
 
 
 @pytest.mark.parametrize("kind", ["vssl", "none"])
@@ -227,7 +227,7 @@ def test_where_no_embedding_has_a_likelihood_the_density_means_nothing(
     aged(path.with_name(NAME), "cartesian")
     old = read_result(path.with_name(NAME))
     assert "density" not in old
-    assert PendingEvaluation(path, STEP, task).done(), "an old result holds as before"
+    assert PendingEvaluation(path, STEP, task).is_done(), "an old result holds as before"
     words = [str(tmp_path), "--device", "cpu", "--task", "ood", "--density", "polar"]
     assert main([*words, "--data", f"x={data / 'foreign'}"]) == 2
     said = capsys.readouterr().err

@@ -28,7 +28,7 @@ from tests.support.others import (
 )
 from tests.support.photos import tiny_dataset
 from vssl_dist.commands import export
-from vssl_dist.commands.evaluate import cells, main
+from vssl_dist.commands.evaluate import main, table_cells
 from vssl_dist.config import KnnConfig
 from vssl_dist.durable import sha256
 from vssl_dist.errors import ConfigError
@@ -345,16 +345,16 @@ def test_a_probe_that_is_none_is_one_line(
 )  # fmt: skip
 def test_a_record_of_attempts_that_is_none_counts_for_nothing(tmp_path: Path, raw: str) -> None:
     one = PendingEvaluation(tmp_path / "backbone-00000040.safetensors", 40, KnnConfig())
-    one.record.write_text(raw)
-    assert one.attempts() == Attempts()
+    one.attempts_path.write_text(raw)
+    assert one.read_attempts() == Attempts()
     one.record_attempt(Attempts(1, "123_4"))
-    assert one.attempts() == Attempts(1, "123_4")
+    assert one.read_attempts() == Attempts(1, "123_4")
 
 
 def test_attempts_are_not_noted_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     one = PendingEvaluation(tmp_path / "export" / "backbone-00000040.safetensors", 40, KnnConfig())
-    one.record.symlink_to(tmp_path / "mine")
+    one.attempts_path.symlink_to(tmp_path / "mine")
     with pytest.raises(OSError, match="leads out of its folder: remove it"):
         one.record_attempt(Attempts(1))
     assert not (tmp_path / "mine").exists()
@@ -363,4 +363,4 @@ def test_attempts_are_not_noted_through_a_link(tmp_path: Path) -> None:
 def test_a_figure_beyond_all_numbers_is_one_line() -> None:
     results = {"k5_t0.1": {"top1": 10**400, "top5": 1.0}}
     with pytest.raises(ConfigError, match=r"results of task knn are not such .*: remove knn-\*"):
-        cells("knn", [("step 1", results)])
+        table_cells("knn", [("step 1", results)])

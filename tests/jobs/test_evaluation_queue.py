@@ -47,15 +47,15 @@ class Recorder:
     def __init__(self, fails: set[int]) -> None:
         self.fails, self.taken = fails, list[int]()
 
-    def can_try(self, one: PendingEvaluation) -> bool:
-        return one.attempts().count < 2
+    def can_try(self, pending: PendingEvaluation) -> bool:
+        return pending.read_attempts().count < 2
 
-    def process(self, one: PendingEvaluation) -> None:
-        self.taken.append(one.step)
-        one.record_attempt(Attempts(one.attempts().count + 1))
-        if one.step in self.fails:
+    def process(self, pending: PendingEvaluation) -> None:
+        self.taken.append(pending.step)
+        pending.record_attempt(Attempts(pending.read_attempts().count + 1))
+        if pending.step in self.fails:
             raise RuntimeError("no luck")
-        one.result.write_text(json.dumps({"export_sha256": DIGEST}))
+        pending.result_path.write_text(json.dumps({"export_sha256": DIGEST}))
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def cfg(tmp_path: Path) -> RunConfig:
 
 def clear(cfg: RunConfig, place: Recorder) -> None:
     """One process's work."""
-    desk = EvaluationQueue(cfg, SAMPLES, place)  # type: ignore[arg-type]
-    while (one := desk.next()) is not None:
-        desk.attempt(one)
+    queue = EvaluationQueue(cfg, SAMPLES, place)  # type: ignore[arg-type]
+    while (pending := queue.next_pending()) is not None:
+        queue.attempt(pending)
 
 
 def test_every_milestone_is_evaluated_the_newest_first(cfg: RunConfig) -> None:
@@ -91,13 +91,13 @@ def test_a_failure_is_left_to_the_next_process_and_given_up_after_two(cfg: RunCo
         clear(cfg, place)
         taken.append(place.taken)
     assert taken == [[16, 8], [16], []]
-    assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [16]
+    assert [pending.step for pending in pending_evaluations(cfg, SAMPLES)] == [16]
 
 
 def test_a_refusal_is_one_line_of_the_log(cfg: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
     class Refuses(Recorder):
-        def process(self, one: PendingEvaluation) -> None:
-            super().process(one)
+        def process(self, pending: PendingEvaluation) -> None:
+            super().process(pending)
             raise ConfigError("the driver is too old")
 
     clear(cfg, Refuses(fails=set()))
@@ -117,13 +117,13 @@ def test_a_second_process_leaves_at_once_while_one_is_at_work(cfg: RunConfig) ->
 
 def test_an_export_is_due_once_its_card_is_there(cfg: RunConfig) -> None:
     (cfg.dir / "export" / "backbone-00000016.json").unlink()
-    assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [8]
+    assert [pending.step for pending in pending_evaluations(cfg, SAMPLES)] == [8]
 
 
 def test_other_weights_at_the_same_step_are_evaluated_again(cfg: RunConfig) -> None:
     clear(cfg, Recorder(fails=set()))
     (cfg.dir / "export" / "backbone-00000008.json").write_text(card_text("b" * 64))
-    assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [8]
+    assert [pending.step for pending in pending_evaluations(cfg, SAMPLES)] == [8]
 
 
 def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
@@ -136,14 +136,14 @@ def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
     class Late(EvaluationQueue):
         """The export appears after the last look under the lock."""
 
-        def next(self) -> PendingEvaluation | None:
-            found = super().next()
-            if found is None:
+        def next_pending(self) -> PendingEvaluation | None:
+            pending = super().next_pending()
+            if pending is None:
                 late.touch()
-            return found
+            return pending
 
-    desk = Late(cfg, SAMPLES, place)  # type: ignore[arg-type]
-    monkeypatch.setattr(evaluation_queue, "open_queue", lambda run_dir: desk)
+    queue = Late(cfg, SAMPLES, place)  # type: ignore[arg-type]
+    monkeypatch.setattr(evaluation_queue, "open_queue", lambda run_dir: queue)
     evaluation_queue.drain(cfg.dir)
     assert place.taken == [8, 16]
 
@@ -201,9 +201,9 @@ def test_a_refusal_of_slurm_is_tried_again_by_the_next_process_and_a_live_job_is
     monkeypatch.setattr(slurm, "is_live", lambda job: True)
     for expected in (["run-knn-00000016", "run-knn-00000008"], ["run-knn-00000016"], []):
         asked_before = len(asked)
-        desk = EvaluationQueue(cfg, SAMPLES, place)
-        while (one := desk.next()) is not None:
-            desk.attempt(one)
+        queue = EvaluationQueue(cfg, SAMPLES, place)
+        while (pending := queue.next_pending()) is not None:
+            queue.attempt(pending)
         assert asked[asked_before:] == expected
 
 
@@ -219,7 +219,7 @@ def test_an_evaluator_belongs_to_no_job_and_knows_whether_it_is_in_one(
         monkeypatch.setenv("VSSL_SLURM_JOB", job)
     evaluator = EvaluationSpawner(tmp_path, "local")
     evaluator.start()
-    (process,) = evaluator.started
+    (process,) = evaluator.processes
     try:
         environment = of_process(process.pid)
         assert isinstance(process.args, list)
@@ -253,14 +253,14 @@ def test_what_another_user_put_into_a_run_reaches_no_batch_script(
     "text", ["[" * 20_000, '{"count": "x"}', '{"count": -1}', '{"job": "; rm"}', "[]", "\xff"]
 )
 def test_attempts_of_any_content_are_none(cfg: RunConfig, text: str) -> None:
-    one = next(pending_evaluations(cfg, SAMPLES))
-    one.record.write_text(text, encoding="latin-1")
-    assert one.attempts() == Attempts()
-    one.card.write_text(text, encoding="latin-1")
-    assert not one.done()
+    pending = next(pending_evaluations(cfg, SAMPLES))
+    pending.attempts_path.write_text(text, encoding="latin-1")
+    assert pending.read_attempts() == Attempts()
+    pending.card_path.write_text(text, encoding="latin-1")
+    assert not pending.is_done()
 
 
 def test_a_file_of_the_user_s_own_among_the_exports_is_none(cfg: RunConfig) -> None:
     for name in ("backbone-best.safetensors", "backbone-\u00b2.safetensors"):
         (cfg.dir / "export" / name).touch()
-    assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [16, 8]
+    assert [pending.step for pending in pending_evaluations(cfg, SAMPLES)] == [16, 8]

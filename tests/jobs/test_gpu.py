@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vssl_dist.errors import ConfigError
-from vssl_dist.jobs.gpu import take_own_gpu, visible
+from vssl_dist.jobs.gpu import take_own_gpu, visible_gpus
 
 LISTS = [
     "", "0", "3", "0,1,2", "4, 6", " 1 ,0", "00,1", ",0", "0,,1", "0,-1,2", "-1", "+2,3", "0,0",
@@ -19,7 +19,7 @@ def test_what_cuda_sees_is_what_torch_says_that_it_sees(
     devices: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-    assert visible(devices) == [str(name) for name in torch.cuda._parse_visible_devices()]
+    assert visible_gpus(devices) == [str(name) for name in torch.cuda._parse_visible_devices()]
 
 
 def taken(devices: str | None, rank: str, ranks: str = "", present: int | None = None) -> str:

@@ -22,7 +22,7 @@ from vssl_dist.config import RunConfig
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.evaluation_job import EvalJob
-from vssl_dist.jobs.machine import Driver, Gpu, Wheel, line, prepare, why_no_cuda
+from vssl_dist.jobs.machine import Driver, Gpu, Wheel, describe, prepare, why_no_cuda
 from vssl_dist.jobs.preflight import Preflight
 from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
 from vssl_dist.jobs.stop import REFUSED, StopFlag
@@ -113,8 +113,10 @@ def test_a_driver_of_the_wheel_s_major_version_or_a_later_one_will_do(
 
 
 def test_a_rank_says_in_one_line_what_it_runs_on() -> None:
-    h200 = Gpu("NVIDIA H200", free=149_000_000_000, total=150_113_550_336, shown="GPU-8932f937")
-    said = line(PYPI, NEW, h200)
+    h200 = Gpu(
+        "NVIDIA H200", free=149_000_000_000, total=150_113_550_336, visible_devices="GPU-8932f937"
+    )
+    said = describe(PYPI, NEW, h200)
     assert said.startswith(
         "NVIDIA H200, 139.8 GiB (138.8 free), driver 580.65.06, torch 2.13.0 for CUDA 13.0, "
         "NCCL 2.28.9, CUDA_VISIBLE_DEVICES=GPU-8932f937, "
@@ -248,11 +250,11 @@ def test_by_hand_an_evaluation_never_takes_the_cpu_for_a_gpu_that_cannot_be_used
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device in ([], ["--device", "cuda"]):
         with pytest.raises(ConfigError, match="580 or newer"):
-            evaluate.place_of(evaluate.arguments(["runs/run", *device]))
-    chosen = evaluate.place_of(evaluate.arguments(["runs/run", "--device", "cpu"]))
+            evaluate.settings_of(evaluate.arguments(["runs/run", *device]))
+    chosen = evaluate.settings_of(evaluate.arguments(["runs/run", "--device", "cpu"]))
     assert chosen.device == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert evaluate.place_of(evaluate.arguments(["runs/run"])).device == "cpu"
+    assert evaluate.settings_of(evaluate.arguments(["runs/run"])).device == "cpu"
 
 
 @pytest.mark.gpu

@@ -20,19 +20,20 @@ def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
 ) -> None:
     caplog.set_level(logging.INFO, "vssl_dist")
     # Without what its constructor starts: flusher and evaluations are not asked anything here.
-    observer = RunReporter.__new__(RunReporter)
-    observer.reporter, observer.spool = Reporter(total=90), Spool(tmp_path, "train")
+    run_reporter = RunReporter.__new__(RunReporter)
+    run_reporter.progress = Reporter(total=90)
+    run_reporter.spool = Spool(tmp_path, "train")
     fine = {"loss": 1.0, "collapse_alarm": 0.0, "embedding_spread": 0.6, "effective_rank": 20.0}
     gone = fine | {"collapse_alarm": 1.0, "embedding_spread": 0.04}
     for step, metrics in ((25, fine), (50, gone), (75, gone)):
-        observer.log(metrics, step)
-    observer.spool.close()
+        run_reporter.log(metrics, step)
+    run_reporter.spool.close()
     levels = ["INFO", "INFO", "WARNING", "INFO"]
     assert [record.levelname for record in caplog.records] == levels
     reports = [line for line in caplog.messages if Report.parse(line)]
     assert len(reports) == 3
     assert "collapsed by step 50 (embedding_spread 0.040" in caplog.messages[2]
-    records, _ = read(observer.spool.path, 0)
+    records, _ = read(run_reporter.spool.path, 0)
     kinds = [record["kind"] for record in records]
     assert kinds == ["metrics", "metrics", "tags", "metrics"]
     assert records[2]["values"] == {"vssl_dist.collapsed": "step 50"}
@@ -43,11 +44,11 @@ def test_storage_that_stalls_costs_the_sheet_and_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = config(tiny_shards(tmp_path / "train"), timeout_s=0.4)
-    observer = RunReporter.__new__(RunReporter)
-    observer.spool = Spool(tmp_path, "train")
+    run_reporter = RunReporter.__new__(RunReporter)
+    run_reporter.spool = Spool(tmp_path, "train")
     with stalled(".tar", "read"):
-        observer._sheet(cfg)
-    observer.spool.close()
+        run_reporter._draw_sheet(cfg)
+    run_reporter.spool.close()
     (line,) = caplog.messages
     assert line.startswith("no augmentation sheet: rank 0 waits for data: ")
     assert ".tar: storage has not answered" in line

@@ -14,8 +14,8 @@ from vssl_dist.config import KnnConfig
 from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
 from vssl_dist.jobs.training_job import (
     TrainJob,
-    announcement,
     attempt,
+    job_variables,
     note_failure,
     stopping_s,
 )
@@ -54,7 +54,7 @@ def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has
     monkeypatch.setenv("RANK", "3")
     (tmp_path / "slurm").mkdir()
     for restart in ({}, {"SLURM_RESTART_COUNT": "1"}):
-        for name, value in announcement(task | restart).items():
+        for name, value in job_variables(task | restart).items():
             monkeypatch.setenv(name, value)
         note_failure(tmp_path, f"error: boom {len(restart)}\n")
     lines = (tmp_path / "slurm" / "77_0_log.out").read_text().splitlines()

@@ -188,7 +188,7 @@ def test_a_server_that_is_away_or_hangs_costs_a_training_nothing(tmp_path: Path)
 
 @pytest.mark.slow
 def test_what_a_server_that_is_away_did_not_get_waits_and_the_user_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
     with server(tmp_path) as remote:
@@ -199,8 +199,9 @@ def test_what_a_server_that_is_away_did_not_get_waits_and_the_user_is_told(
         start = time.monotonic()
         flush_to_mlflow(run, remote.url)
         assert time.monotonic() - start < 200, "a server that is away is given up in the end"
-        assert f"python launch/track.py {run} sends them" in capsys.readouterr().out
+        assert f"python launch/track.py {run} sends them" in caplog.text
+        caplog.clear()
         remote.start()
         flush_to_mlflow(run, remote.url)
-        assert capsys.readouterr().out == ""
+        assert caplog.messages == []
         assert remote.curve(run_id_of(run), "knn/top1") == [(3, 0.5)]

@@ -28,7 +28,7 @@ from tests.support.photos import tiny_dataset
 from vssl_dist.commands import evaluate, track
 from vssl_dist.durable import share_as_its_folder
 from vssl_dist.errors import ConfigError
-from vssl_dist.jobs.evaluation_job import flush_to_mlflow, send_unasked
+from vssl_dist.jobs.evaluation_job import flush_own_run, flush_to_mlflow
 from vssl_dist.tracker import Flusher, Record, Spool, flushed, holder, look, settle, shortfall
 from vssl_dist.tracker.address import database_uri
 from vssl_dist.tracker.cursor import cursor_at
@@ -158,35 +158,34 @@ def test_an_export_alone_is_not_the_word_to_send_its_run(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", own)
         export = handed_over(tmp_path / "run", data, own)
         assert evaluate.main([str(export), "--device", "cpu"]) == 0
-        assert "an export was named, and not its run" in capsys.readouterr().out
+        assert "an export was named, and not its run" in capsys.readouterr().err
         bare, _ = exported(tmp_path / "bare", data)
-        send_unasked(bare.parent.parent, own, whole=False)
-        assert capsys.readouterr().out == "", "there is nothing to send"
+        flush_own_run(bare.parent.parent, own, whole=False)
+        assert capsys.readouterr() == ("", ""), "there is nothing to send"
     assert asked == []
 
 
 @needs_root
 @pytest.mark.parametrize("foreign", [".", "mlflow_run.json", "spool/train.jsonl"])
 def test_what_another_user_has_made_is_not_sent_unasked(
-    foreign: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    foreign: str, tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with recorder() as (own, asked):
         handed_over(tmp_path / "run", data, own)
         os.chown(tmp_path / "run" / foreign, NOBODY, NOBODY)
-        send_unasked(tmp_path / "run", own, whole=True)
+        flush_own_run(tmp_path / "run", own, whole=True)
     assert asked == []
-    assert "belongs to nobody" in capsys.readouterr().out
+    assert "belongs to nobody" in caplog.text
 
 
 def test_an_address_with_a_password_is_not_repeated(
-    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     handed_over(tmp_path / "run", data, f"http://me:{PASSWORD}@theirs")
-    send_unasked(tmp_path / "run", f"http://me:{PASSWORD}@host", whole=True)
-    send_unasked(tmp_path / "run", "http://host", whole=True)
-    out = capsys.readouterr().out
-    assert out.count("not sent") == 2
-    assert PASSWORD not in out
+    flush_own_run(tmp_path / "run", f"http://me:{PASSWORD}@host", whole=True)
+    flush_own_run(tmp_path / "run", "http://host", whole=True)
+    assert caplog.text.count("not sent") == 2
+    assert PASSWORD not in caplog.text
 
 
 def test_what_the_user_says_is_where_the_password_goes(
@@ -331,8 +330,9 @@ def test_a_database_chooses_no_server_for_files(tmp_path: Path, uri: str, data: 
 
 
 def test_a_folder_that_names_another_mlflow_run_does_not_touch_it_and_gets_its_own(
-    tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "vssl_dist")
     best = replay(a_run(tmp_path / "best"), uri)
     client = MlflowClient(tracking_uri=uri)
     experiment = best.info.experiment_id
@@ -346,7 +346,7 @@ def test_a_folder_that_names_another_mlflow_run_does_not_touch_it_and_gets_its_o
         assert answer.problem is None
         assert f"MLflow run {named}" in str(answer.note)
         flush_to_mlflow(run, uri)
-        assert "with all of the history" in capsys.readouterr().out
+        assert "with all of the history" in caplog.messages[-1]
         own = Record.load(run, settle(run)).runs[uri]
         assert own != named
         assert client.get_run(named).to_dictionary() == before
@@ -461,7 +461,7 @@ def test_a_damaged_note_of_a_run_is_no_crash_and_no_wait(
 
 @needs_root
 def test_locks_of_the_tracker_are_their_users_alone_and_their_holder_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("vssl_dist.tracker.identity._WAIT_S", 0.1)
     with shared_folder() as folder:
@@ -478,7 +478,7 @@ def test_locks_of_the_tracker_are_their_users_alone_and_their_holder_is_named(
             start = time.monotonic()
             flush_to_mlflow(run, "http://host")
             assert time.monotonic() - start < 5, "nobody waits for a stranger"
-            assert f"process {pid} of nobody" in capsys.readouterr().out
+            assert f"process {pid} of nobody" in caplog.messages[-1]
         with locked_by_nobody(run / ".run.lock") as pid:
             (run / "run.json").unlink()
             with pytest.raises(

@@ -1,1 +1,1 @@
-"""The commands of `vssl`, one file each; `vssl_dist.cli` reads their words."""
+"""The commands of `vssl`, one file each; `vssl_dist.cli` parses their arguments."""

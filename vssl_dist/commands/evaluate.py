@@ -43,8 +43,8 @@ from vssl_dist.exports.results import shown
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.evaluation_job import (
     PendingEvaluation,
-    evaluate_one,
-    send_unasked,
+    evaluate_export,
+    flush_own_run,
 )
 from vssl_dist.jobs.evaluation_queue import lock_path
 from vssl_dist.jobs.resources import Device
@@ -56,82 +56,85 @@ from vssl_dist.tracker import default_tracking_uri
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
+    """Parse what the user typed; what is wrong with it ends the program with exit code 2."""
     return typed("evaluate", argv)
 
 
 def tasks_of(
-    card: Card, names: str, density: str | None = None, where: str = "the card"
+    card: Card, names: str, density: str | None = None, card_path: str = "the card"
 ) -> list[TaskConfig]:
-    """The run's own settings of the named tasks, or the tasks' defaults.
+    """Return the named tasks with the run's own settings, or with defaults where it has none.
 
     Args:
-        card: Of the export.
-        names: With commas between.
-        density: Of the likelihoods in task ood, instead of the run's own.
-        where: The card lies, for the message.
+        card: The card of the export.
+        names: Names of tasks with commas between.
+        density: Density of the likelihoods in task ood, instead of the run's own.
+        card_path: Where the card lies, for messages.
 
     Raises:
-        ConfigError: A name is none of a task, or stands twice; no likelihood has a density; or the
-            run's settings are none.
+        ConfigError: A task is unknown or stands twice, no likelihood has a density, or the card
+            holds no settings of tasks.
     """
-    own = {task.task: task.as_json() for task in card.config.evaluations}
-    wanted = [name.strip() for name in names.split(",")]
-    for name in wanted:
-        if name not in TASKS or wanted.count(name) > 1:
+    run_settings = {task.task: task.as_json() for task in card.config.evaluations}
+    task_names = [name.strip() for name in names.split(",")]
+    for name in task_names:
+        if name not in TASKS or task_names.count(name) > 1:
             problem = "stands twice" if name in TASKS else f"is not one of {', '.join(TASKS)}"
             raise ConfigError(f"--task {names}: {name!r} {problem}")
-    likelihoods = has_embedding_density(card)
-    if density and not (likelihoods and "ood" in wanted):
+    has_density = has_embedding_density(card)
+    if density and not (has_density and "ood" in task_names):
         raise ConfigError(
             f"--density {density}: is for task ood of an export of vje with its posterior: "
             "leave it out"
         )
-    settings = {name: own.get(name, {"task": name}) for name in wanted}
+    settings = {name: run_settings.get(name, {"task": name}) for name in task_names}
     if density:
         settings["ood"] = settings["ood"] | {"density": density}
     try:
         tasks = [read_task(raw) for raw in settings.values()]
     except ValidationError as error:
-        raise ConfigError(f"{where}: config.evaluations: {first_complaint(error)}") from error
-    return [task.asked_of(embedding_density=likelihoods) for task in tasks]
+        raise ConfigError(f"{card_path}: config.evaluations: {first_complaint(error)}") from error
+    return [task.asked_of(embedding_density=has_density) for task in tasks]
 
 
-Line = tuple[str, dict[str, Any]]
+NamedResults = tuple[str, dict[str, Any]]
+"""What a network is called in a table, and its results."""
 
 
-def lines(
-    tasks: Sequence[TaskConfig], place: EvalSettings, found: Sequence[Path], with_baselines: bool
-) -> dict[str, list[Line]]:
-    """Name and results of each line of each task's table.
-
-    One export after the other, because only the last few networks' features are kept.
-    """
-    made: dict[str, list[Line]] = {task.task: [] for task in tasks}
+def evaluate_all(
+    tasks: Sequence[TaskConfig],
+    settings: EvalSettings,
+    export_paths: Sequence[Path],
+    with_baselines: bool,
+) -> dict[str, list[NamedResults]]:
+    """Evaluate every export in every task; returns the results by task, in the tables' order."""
+    results: dict[str, list[NamedResults]] = {task.task: [] for task in tasks}
     for task in tasks if with_baselines else ():
-        for name, results in baselines(found[-1], task, place)["results"].items():
-            made[task.task].append((name.replace("_", " "), results))
-    for export in found:
+        for name, values in baselines(export_paths[-1], task, settings)["results"].items():
+            results[task.task].append((name.replace("_", " "), values))
+    # All tasks of an export before the next: only the last few networks' features are cached.
+    for export in export_paths:
         step = read_card(export).step
         for task in tasks:
-            results = shown(_evaluated(PendingEvaluation(export, step, task), place))
-            made[task.task].append((f"step {step}", results))
-    return made
+            values = shown(_evaluate(PendingEvaluation(export, step, task), settings))
+            results[task.task].append((f"step {step}", values))
+    return results
 
 
-def _evaluated(one: PendingEvaluation, place: EvalSettings) -> dict[str, Any]:
-    run = RunFolder.of_export(one.export)
-    own = place.train is None and place.val is None and not place.ood
-    kept = os.access(run.path, os.W_OK | os.X_OK)
-    if kept and run.config.exists() and own and not one.final():
-        device: Device = "cpu" if place.device == "cpu" else "cuda"
-        # Onto the run's curve, too.
-        return evaluate_one(run.path, one, device, place.threads, place.ranks)
-    return evaluate(one.export, one.task, place)
+def _evaluate(pending: PendingEvaluation, settings: EvalSettings) -> dict[str, Any]:
+    """Evaluate one export, with its metrics on the run's curves where the data is the run's own."""
+    run = RunFolder.of_export(pending.export)
+    is_writable = os.access(run.path, os.W_OK | os.X_OK)
+    is_run = is_writable and run.config.exists()
+    is_own_data = settings.train is None and settings.val is None and not settings.ood
+    if is_run and is_own_data and not pending.is_final():
+        device: Device = "cpu" if settings.device == "cpu" else "cuda"
+        return evaluate_export(run.path, pending, device, settings.threads, settings.ranks)
+    return evaluate(pending.export, pending.task, settings)
 
 
-def place_of(args: argparse.Namespace) -> EvalSettings:
-    """Where to run and which folders to read.
+def settings_of(args: argparse.Namespace) -> EvalSettings:
+    """Collect where to run and which folders to read.
 
     Raises:
         ConfigError: A ``--data`` is neither a pair nor a name with a folder, a variable in it is
@@ -143,7 +146,7 @@ def place_of(args: argparse.Namespace) -> EvalSettings:
         name, equals, folder = data.partition("=")
         train, comma, val = data.partition(",")
         if equals and folder and "/" not in name and "," not in name:
-            ood |= _foreign(name, _folder(data, folder))
+            ood |= _ood_folder(name, _folder(data, folder))
         elif train and comma and val and pair == (None, None):
             pair = _folder(data, train), _folder(data, val)
         else:
@@ -151,7 +154,7 @@ def place_of(args: argparse.Namespace) -> EvalSettings:
     return EvalSettings(_device(args.device), args.threads, *pair, ood, args.ranks)
 
 
-def _foreign(name: str, folder: Path) -> dict[str, Path]:
+def _ood_folder(name: str, folder: Path) -> dict[str, Path]:
     try:
         return OodConfig(ood={name: folder}).ood
     except ValidationError as error:
@@ -165,25 +168,25 @@ def _folder(data: str, text: str) -> Path:
         raise ConfigError(f"--data {data}: {error}") from None
 
 
-def _device(wanted: Device | None) -> Device:
+def _device(requested: Device | None) -> Device:
     import torch
 
     # Not whether one is available: a GPU that cannot be used is no reason to take the CPU.
-    device = wanted or ("cuda" if torch.cuda.device_count() else "cpu")
+    device = requested or ("cuda" if torch.cuda.device_count() else "cpu")
     machine.check(device)
     return device
 
 
-def cells(task: str, results: Sequence[Line]) -> tuple[str, list[tables.Line]]:
-    """What a task's table is called, and its figures as text.
+def table_cells(task: str, results: Sequence[NamedResults]) -> tuple[str, list[tables.Line]]:
+    """Return the title of a task's table, and its figures as text.
 
     Raises:
         ConfigError: They are not those of such a task: somebody else wrote the file.
     """
-    kind = MEASURES[task]
+    measure = MEASURES[task]
     try:
-        rows = [(name, kind.columns(found)) for name, found in results]
-        return kind.title, [
+        rows = [(name, measure.columns(values)) for name, values in results]
+        return measure.title, [
             (printable(name), {printable(key): printable(cell) for key, cell in row.items()})
             for name, row in rows
         ]
@@ -195,32 +198,34 @@ def cells(task: str, results: Sequence[Line]) -> tuple[str, list[tables.Line]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, 2 with one line that says what is missing, or 130 after Ctrl-C."""
+    """Run the command; returns 0, 2 after a line that says what is missing, or 130 after Ctrl-C."""
     args = arguments(argv)
     keep_others_from_writing()
     with one_line(interrupted="stopped: the same command does what is missing") as ending:
-        found = exports(args.target)
-        card, where = read_card(found[-1]), str(card_of(found[-1]))
-        tasks, place = tasks_of(card, args.task, args.density, where), place_of(args)
-        if place.ood and not any(isinstance(task, OodConfig) for task in tasks):
+        export_paths = exports(args.target)
+        card = read_card(export_paths[-1])
+        tasks = tasks_of(card, args.task, args.density, str(card_of(export_paths[-1])))
+        settings = settings_of(args)
+        if settings.ood and not any(isinstance(task, OodConfig) for task in tasks):
             raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
         for task in tasks:  # all that is missing is said before the first of them runs
-            for export in found:
+            for export in export_paths:
                 need_posterior(read_card(export), task)
-            Images.open(card, task, place)
-        address = default_tracking_uri()
+            Images.open(card, task, settings)
+        tracking_uri = default_tracking_uri()
         with _alone(args.target):
-            made = lines(tasks, place, found, args.baselines)
-        for name, results in made.items():
-            tables.show(*cells(name, results))
+            results = evaluate_all(tasks, settings, export_paths, args.baselines)
+        for task_name, named_results in results.items():
+            tables.show(*table_cells(task_name, named_results))
         # Also what an evaluation left when MLflow was out of reach.
-        send_unasked(RunFolder.of_export(found[-1]).path, address, whole=not is_export(args.target))
+        run_dir = RunFolder.of_export(export_paths[-1]).path
+        flush_own_run(run_dir, tracking_uri, whole=not is_export(args.target))
     return ending.code
 
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Let the evaluations in the background finish: their results are then there already.
+    """Wait until evaluations in the background have finished: their results are then there.
 
     In another user's run nothing is locked: he could not open the lock.  Nor is it where nothing
     can be written, as on an archive that is mounted for reading.

@@ -20,19 +20,19 @@ from vssl_dist.text import say
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
+    """Parse what the user typed; what is wrong with it ends the program with exit code 2."""
     return typed("export", argv)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, or 2 with one line that says what is missing."""
+    """Run the command; returns 0, or 2 after one line that says what is missing."""
     args = arguments(argv)
     with one_line() as ending:
-        kinds = [kind.strip() for kind in args.format.split(",")]
-        for kind in kinds:
-            if kind not in FORMATS:
-                raise ConfigError(f"--format {kind}: not one of {', '.join(FORMATS)}")
+        formats = [name.strip() for name in args.format.split(",")]
+        for name in formats:
+            if name not in FORMATS:
+                raise ConfigError(f"--format {name}: not one of {', '.join(FORMATS)}")
         export = exports(args.target)[-1]
-        for kind in kinds:
-            say(str(convert(export, kind, args.out)))
+        for name in formats:
+            say(str(convert(export, name, args.out)))
     return ending.code

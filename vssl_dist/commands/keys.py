@@ -46,56 +46,55 @@ BLOCKS: dict[str, tuple[str, type[Model]]] = {
     "profile": ("a machine's profile, slurm/*.yaml", Resources),
     "evaluation": ("evaluation, of a profile", EvaluationResources),
 }
-"""By the name that a user types: where the block stands, and its model."""
+"""Where each block stands in a config or profile, and its model, by the name that a user types."""
 _LOWER = {"gt": "<", "exclusiveMinimum": "<", "ge": "<=", "minimum": "<="}
 _UPPER = {"lt": "<", "exclusiveMaximum": "<", "le": "<=", "maximum": "<="}
 _TYPES = {"integer": "whole number", "number": "number", "boolean": "true, false", "null": "null"}
 
 
-def takes(schema: Mapping[str, Any]) -> str:
-    """What a JSON schema accepts, in words.
+def accepted_values(schema: Mapping[str, Any]) -> str:
+    """Say in words what a JSON schema accepts.
 
-    >>> takes({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "null"}]})
+    >>> accepted_values({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "null"}]})
     '0 < whole number; null'
     """
     if "anyOf" in schema:
-        return "; ".join(takes(option) for option in schema["anyOf"])
+        return "; ".join(accepted_values(option) for option in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
     if "prefixItems" in schema:
-        return f"[{', '.join(takes(item) for item in schema['prefixItems'])}]"
+        return f"[{', '.join(accepted_values(item) for item in schema['prefixItems'])}]"
     if schema.get("type") == "array":
-        return (
-            f"list of {takes(schema['items'])}" if "type" in schema["items"] else "list of blocks"
-        )
+        items = schema["items"]
+        return f"list of {accepted_values(items) if 'type' in items else 'blocks'}"
     if "$ref" in schema:
         return "block"
     if schema.get("type") == "object":
         (value,) = schema.get(
             "patternProperties", {"": schema.get("additionalProperties")}
         ).values()
-        return f"name: {takes(value)}"
-    kind = _TYPES.get(schema["type"], schema.get("format", "text"))
+        return f"name: {accepted_values(value)}"
+    type_name = _TYPES.get(schema["type"], schema.get("format", "text"))
     lower = [f"{schema[key]} {sign} " for key, sign in _LOWER.items() if key in schema]
     upper = [f" {sign} {schema[key]}" for key, sign in _UPPER.items() if key in schema]
-    return "".join([*lower, kind, *upper])
+    return "".join([*lower, type_name, *upper])
 
 
 def rows(model: type[Model]) -> Iterator[tuple[str, str, str, str]]:
-    """Key, default, accepted values and meaning of everything that a block's user may set."""
+    """Yield key, default, accepted values and meaning of everything that may be set in a block."""
     for key, schema in model.model_json_schema()["properties"].items():
         if "const" in schema:
             continue  # it names the block
         field = model.model_fields[key]
         default = "required" if field.is_required() else _yaml(schema.get("default", {}))
-        yield key, default, takes(schema), " ".join((field.description or "").split())
+        yield key, default, accepted_values(schema), " ".join((field.description or "").split())
     if model is ViewRecipe:
         yield "recipe", "none", ", ".join(RECIPES), "Whose values the entry starts from."
         yield "count", "`1`", "0 < whole number", "How many views the entry stands for."
 
 
 def markdown(name: str) -> str:
-    """A block as a section with a table."""
+    """Write a block as a section of Markdown with a table."""
     where, model = BLOCKS[name]
     lines = [
         f"## `{name}`: {where}",
@@ -108,25 +107,25 @@ def markdown(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: object) -> str:
     if isinstance(value, Mapping) and value:
         return "see there"
     return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
+    """Parse what the user typed; what is wrong with it ends the program with exit code 2."""
     return typed("keys", argv)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, or 2 with one line where there is no such block."""
-    wanted = arguments(argv).blocks
-    for name in wanted:
+    """Run the command; returns 0, or 2 after one line where there is no such block."""
+    names = arguments(argv).blocks
+    for name in names:
         if name not in BLOCKS:
             close = difflib.get_close_matches(name, BLOCKS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BLOCKS)}"
             say(f"error: no block {name!r}: {hint}", error=True)
             return 2
-    say(*"\n".join(markdown(name) for name in wanted or BLOCKS).splitlines())
+    say(*"\n".join(markdown(name) for name in names or BLOCKS).splitlines())
     return 0

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vssl_dist import config
 from vssl_dist.cli.places import module_name
@@ -53,27 +53,27 @@ else:  # in a checkout beside this folder, in a wheel within the package
     write_subset = _subset.write_subset
 
 QUICK = OodConfig(pairs=1, bootstrap=0)
-"""What a config gets that has no task ood: its own defaults would take longer than training."""
+"""Task ood of a config that has none: with the task's defaults it would outlast the training."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The training of one class."""
+    """The training on one class alone."""
 
     name: str
-    """Of the class."""
+    """Name of the class."""
     run: Path
-    """Its run folder."""
+    """Run folder of the training."""
     data: Path
-    """Its data: links into those of the config."""
+    """Folder of its splits, which are links into those of the config."""
 
     @property
     def clock(self) -> Path:
-        """Where the seconds are kept."""
+        """The file that holds the seconds spent so far."""
         return self.data / "seconds.json"
 
     def seconds(self) -> float:
-        """What it has cost so far, in all calls that were not killed."""
+        """Read the seconds that the trial has taken, in all calls that were not killed."""
         if not self.clock.exists():
             return 0.0
         try:
@@ -83,12 +83,16 @@ class Trial:
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
+    """Parse what the user typed; what is wrong with it ends the program with exit code 2."""
     return typed("one-class", argv)
 
 
-def trials(cfg: RunConfig, wanted: str | None) -> list[Trial]:
-    """One per class, all of them possible; nothing is written.
+def trials(cfg: RunConfig, class_names: str | None) -> list[Trial]:
+    """Plan a trial for each class, after checks that all are possible; nothing is written.
+
+    Args:
+        cfg: The config of all classes.
+        class_names: Names with commas between; None: every class of the dataset.
 
     Raises:
         ConfigError: There is no data.val.
@@ -102,21 +106,21 @@ def trials(cfg: RunConfig, wanted: str | None) -> list[Trial]:
             f"{cfg.data.train} and {cfg.data.val}: have {len(train.classes)} and "
             f"{len(val.classes)} classes; the same ones, two at least, are needed"
         )
-    names = parse_class_names(wanted, val.classes) if wanted else val.classes
-    made = []
+    names = parse_class_names(class_names, val.classes) if class_names else val.classes
+    planned = []
     for name in names:
         # A class may be called anything, a run may not.
         slug = f"{val.classes.index(name):02d}-{re.sub('[^A-Za-z0-9._-]+', '-', name)}"
         run = f"{cfg.name[:60]}-{slug}"[:100]
-        made.append(Trial(name, cfg.out / run, cfg.out / cfg.name / slug))
-    return made
+        planned.append(Trial(name, cfg.out / run, cfg.out / cfg.name / slug))
+    return planned
 
 
 def prepare(trial: Trial, cfg: RunConfig) -> None:
-    """Make the three splits of a class, or see that they are there.
+    """Make the three splits of a class, unless they are there.
 
     Raises:
-        ConfigError: They are there, of other data.
+        ConfigError: They are there, but of other data.
         DataError: A split has no image of the class.
     """
     train, val = cfg.data.train, cfg.data.val
@@ -134,78 +138,91 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
 
 
 def task_of(cfg: RunConfig) -> OodConfig:
-    """Task ood as the config asks it of its method."""
+    """Return task ood with the config's settings, as far as they suit its method."""
     task = next((t for t in cfg.evaluations if isinstance(t, OodConfig)), QUICK)
     return task.asked_of(embedding_density=cfg.method.has_embedding_density)
 
 
-def results(trial: Trial, cfg: RunConfig) -> list[Path]:
-    """Those of the finished evaluations of one class, the latest step's last."""
+def result_paths(trial: Trial, cfg: RunConfig) -> list[Path]:
+    """List the results of one class's finished evaluations, the latest step last."""
     return list(RunFolder(trial.run).exports.results(stem=task_of(cfg).stem))
 
 
 def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
-    """What makes the config that of one class; the settings of its task ood stay."""
+    """Return the overrides that make the config that of one class; task ood keeps its settings."""
     task = task_of(cfg)
-    changed = {"ood": {OTHERS: literal(trial.data / OTHERS)}, "every_epochs": cfg.optim.epochs}
-    scores = task.model_dump(mode="json") | changed
-    values: dict[str, Any] = {
+    changes = {"ood": {OTHERS: literal(trial.data / OTHERS)}, "every_epochs": cfg.optim.epochs}
+    ood_task = task.model_dump(mode="json") | changes
+    values: dict[str, object] = {
         "name": trial.run.name,
         "data.train": literal(trial.data / "train"),
         "data.val": literal(trial.data / "val"),
         "data.bank": None,
-        "evaluations": [scores],
+        "evaluations": [ood_task],
     }
     return [config.override(key, value) for key, value in values.items()]
 
 
 def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
-    """Train and evaluate one class, or what is missing of it; the first exit code that is not 0."""
-    start, before = time.monotonic(), bool(results(trial, cfg))
-    given = [literal(args.config), *args.overrides, *overrides(trial, cfg)]
-    code = call("submit", f"--local={args.ranks}", *given)
+    """Do what is missing of one class's training and evaluation.
+
+    Returns:
+        The exit code of the first command that failed, else 0.
+    """
+    start = time.monotonic()
+    was_finished = bool(result_paths(trial, cfg))
+    words = [literal(args.config), *args.overrides, *overrides(trial, cfg)]
+    code = call("submit", f"--local={args.ranks}", *words)
     if code == 0:
         words = [literal(trial.run), "--task", "ood"] + ["--baselines"] * args.baselines
         if cfg.method.has_embedding_density:  # a run that is there may have been begun with another
             words += ["--density", task_of(cfg).density]
         code = call("evaluate", *words)
-    if not before:
-        spent = trial.seconds() + time.monotonic() - start
-        publish_inside(trial.clock, json.dumps(round(spent, 1)).encode())
+    if not was_finished:  # a repetition only reads what is there
+        seconds = trial.seconds() + time.monotonic() - start
+        publish_inside(trial.clock, json.dumps(round(seconds, 1)).encode())
     return code
 
 
 def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> ClassResult:
-    """The results of a finished class.
+    """Read the results of a finished class.
 
     Raises:
         ConfigError: One line: one of them is damaged.
     """
-    place, baselines = results(trial, cfg)[-1], {}
+    path = result_paths(trial, cfg)[-1]
+    baselines = {}
     try:
-        result = read_result(place)
+        result = read_result(path)
         if with_baselines:
-            place = RunFolder(trial.run).exports.baselines("ood")
-            baselines = read_json(place)["results"]
+            path = RunFolder(trial.run).exports.baselines("ood")
+            baselines = read_json(path)["results"]
         trained = ClassResult(trial.name, result, baselines, trial.seconds())
         for scores in (trained.auroc(), *map(trained.auroc, baselines)):
             one_class_table.mean_auroc([scores])
     except ConfigError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"{place}: is no result of task ood ({error!r}): remove it") from error
+        raise ConfigError(f"{path}: is no result of task ood ({error!r}): remove it") from error
     return trained
 
 
-def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, wanted: int) -> str:
-    """Write table, figures and bars; returns the table."""
+def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, classes: int) -> str:
+    """Write the table of the classes so far as Markdown, JSON and picture; returns the table.
+
+    Args:
+        cfg: The config of all classes.
+        trained: The finished classes.
+        command: What the user typed, for the footnote.
+        classes: How many there will be.
+    """
     method = cfg.method.name
-    steps = sorted({one.result["step"] for one in trained})
-    seconds = [one.seconds for one in trained]
+    steps = sorted({trial.result["step"] for trial in trained})
+    seconds = [trial.seconds for trial in trained]
     first = trained[0].result
     tested = first["queries"]["samples"] + first["ood"][OTHERS]["samples"]
     footnote = (
-        f"{len(trained)} of {wanted} classes; {first['bank']['samples']} training images and "
+        f"{len(trained)} of {classes} classes; {first['bank']['samples']} training images and "
         f"{steps[-1]} steps each, tested on {tested} images; {max(seconds):.0f} s at most and "
         f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
     )
@@ -214,22 +231,23 @@ def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, wanted:
         "name": cfg.name,
         "command": command,
         "config": cfg.model_dump(mode="json"),
-        "complete": len(trained) == wanted,
+        "complete": len(trained) == classes,
         "mean_auroc": one_class_table.summarise(method, trained),
         "classes": {
-            one.class_name: one.result | {"baselines": one.baselines, "seconds_in_all": one.seconds}
-            for one in trained
+            trial.class_name: trial.result
+            | {"baselines": trial.baselines, "seconds_in_all": trial.seconds}
+            for trial in trained
         },
     }
-    place = cfg.out / cfg.name / "one_class"
-    publish_inside(place.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-    publish_inside(place.with_suffix(".png"), png(one_class_table.bar_chart(method, trained)))
-    publish_inside(place.with_suffix(".md"), table.encode())
+    path = cfg.out / cfg.name / "one_class"
+    publish_inside(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
+    publish_inside(path.with_suffix(".png"), png(one_class_table.bar_chart(method, trained)))
+    publish_inside(path.with_suffix(".md"), table.encode())
     return table
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """All classes, one after the other."""
+    """Train and evaluate all classes, one after the other; returns the exit code."""
     cfg = config.load(args.config, args.overrides, methods=CONFIGS)
     planned = trials(cfg, args.classes)
     for trial in planned:
@@ -248,7 +266,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, 2 (refused), 130 (stopped by Ctrl-C), or that of a run that failed."""
+    """Run the command; returns 0, 2 (refused), 130 (Ctrl-C) or the code of a run that failed."""
     args = arguments(argv)
     with one_line() as ending:
         ending.code = run(args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}")

@@ -26,7 +26,7 @@ LEAST_GAIN = 15.0
 
 
 class Stopwatch:
-    """Seconds of each phase, in order."""
+    """Times phases; `seconds` has them in their order."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -41,37 +41,37 @@ class Stopwatch:
 
 
 def run(command: str, *words: str) -> None:
-    """Run a command of `vssl` as a user would; leave with its code if it fails."""
+    """Run a command of `vssl` as a user would; ends the program with its exit code if it fails."""
     if code := call(command, *words):
         raise SystemExit(code)
 
 
 def accuracies() -> dict[str, float]:
-    """Top-1 in percent of raw pixels, the random network and each export, in this order.
+    """Read top-1 in percent of raw pixels, the random network and each export, in this order.
 
     Every file holds the same grid of (k, temperature); its first point is the one shown.
     """
     exports = RunFolder(ROOT / RUN).exports
-    found = json.loads(exports.baselines("knn").read_text())["results"]
-    named = {name.replace("_", " "): grid for name, grid in found.items()}
+    baselines = json.loads(exports.baselines("knn").read_text())["results"]
+    grids = {name.replace("_", " "): grid for name, grid in baselines.items()}
     for path, name in exports.results(stem="knn").items():
-        named[f"step {name.step}"] = json.loads(path.read_text())["results"]
-    return {name: 100 * next(iter(grid.values()))["top1"] for name, grid in named.items()}
+        grids[f"step {name.step}"] = json.loads(path.read_text())["results"]
+    return {name: 100 * next(iter(grid.values()))["top1"] for name, grid in grids.items()}
 
 
 def summarise(seconds: dict[str, float]) -> int:
-    """Print what came of it; the exit code says whether it is what it should be."""
+    """Print times and accuracies; returns 1 if the accuracy is worse than it should be."""
     stamp = ROOT / ".venv" / "installed"
-    install = {"install (once)": stamp.read_text().strip()} if stamp.exists() else {}
-    spent = install | {name: f"{value:.0f}" for name, value in seconds.items()}
+    phases = {"install (once)": stamp.read_text().strip()} if stamp.exists() else {}
+    phases |= {name: f"{value:.0f}" for name, value in seconds.items()}
     say("")
-    tables.show("phase", [(name, {"seconds": value}) for name, value in spent.items()])
+    tables.show("phase", [(name, {"seconds": value}) for name, value in phases.items()])
 
-    found = accuracies()
+    top1 = accuracies()
     say("", "k-NN top-1 on patches that training never saw")
-    tables.show("features", [(name, {"%": f"{value:.1f}"}) for name, value in found.items()])
+    tables.show("features", [(name, {"%": f"{value:.1f}"}) for name, value in top1.items()])
 
-    gain = list(found.values())[-1] - found["random network"]
+    gain = list(top1.values())[-1] - top1["random network"]
     say(f"VJE ends {gain:.1f} points above the random network")
     say(f"run folder  {RUN}", "next        .venv/bin/mlflow ui")
     if gain < LEAST_GAIN:
@@ -81,7 +81,7 @@ def summarise(seconds: dict[str, float]) -> int:
 
 
 def main() -> int:
-    """Exit code 0, 1 if the result is worse than it should be, or that of a failed command."""
+    """Run the whole path; returns 0, 1 if the result is too bad, or a failed command's code."""
     os.chdir(ROOT)
     watch = Stopwatch()
     with watch.phase("shard the photographs"):

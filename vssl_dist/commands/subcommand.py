@@ -1,4 +1,4 @@
-"""Commands that are made of others."""
+"""Running one command from another, as a user would."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def call(command: str, *words: str) -> int:
 def foreground(program: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a program to its end; returns its exit code.
 
-    Ctrl-C reaches it from the terminal, so here one only waits for what it makes of it.
+    Ctrl-C reaches it from the terminal, so this process only waits; SIGTERM is passed on.
     """
     process = subprocess.Popen(program, env=environment)
 
-    def stay(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
             process.terminate()
 
-    kept = {n: signal.signal(n, stay) for n in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = process.wait()
     finally:
-        for number, handler in kept.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     return 128 - code if code < 0 else code

@@ -3,7 +3,7 @@
     python launch/submit.py --nodes 8 configs/in1k_vje.yaml
     python launch/submit.py --local configs/quickstart.yaml optim.epochs=20
 
-Everything that can be known to be wrong is said here, before anything is written or submitted.
+What can be known to be wrong is refused here, before anything is written or submitted.
 The same command continues a run that was stopped.
 """
 
@@ -49,23 +49,23 @@ from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, 
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
+    """Parse what the user typed; what is wrong with it ends the program with exit code 2."""
     return typed("submit", argv)
 
 
 def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
-    """The configuration and the launch, each whole and consistent.
+    """Read config and profile, and resolve them to a run and its launch.
 
     Raises:
         ConfigError: One line that names the key and the remedy.
     """
-    here = args.local is not None
+    is_local = args.local is not None
     cfg = preflight.with_backend(
         config.load(args.config, args.overrides, methods=CONFIGS)
     ).absolute()
-    profile = load_profile(args.profile or shipped("slurm", "local" if here else "default"))
+    profile = load_profile(args.profile or shipped("slurm", "local" if is_local else "default"))
     uri = default_tracking_uri()
-    if here:
+    if is_local:
         launch = on_this_machine(profile, args.local or None, _gpus(cfg.data.streams), uri)
     else:
         launch = on_slurm(profile, args.nodes or 1, uri)
@@ -79,13 +79,13 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
 
 
 def _gpus(streams: int) -> int:
-    """How many of this machine's GPUs can share the streams evenly."""
+    """Return how many of this machine's GPUs can share the streams evenly."""
     present = torch.cuda.device_count()
     return next((count for count in range(present, 0, -1) if streams % count == 0), 0)
 
 
 def show(cfg: RunConfig, launch: Launch) -> None:
-    """Print what would be run."""
+    """Print the config and the batch script, as a dry run does."""
     say(f"# {RunFolder(cfg.dir).config}", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
@@ -96,13 +96,13 @@ def show(cfg: RunConfig, launch: Launch) -> None:
 
 
 def write(cfg: RunConfig, launch: Launch) -> None:
-    """Write what ranks and evaluations read into the run folder."""
+    """Write config and launch into the run folder, for ranks and evaluations to read."""
     publish_inside(RunFolder(cfg.dir).config, config.dump(cfg).encode())
     publish_inside(RunFolder(cfg.dir).launch, dump_launch(launch).encode())
 
 
 def refresh(cfg: RunConfig, launch: Launch) -> None:
-    """Let evaluations that are still to come be those that are asked for now."""
+    """Write the evaluations that are asked for now into the folder of a finished run."""
     owner.claim(cfg.dir, slurm.is_live)
     try:
         write(cfg, launch)
@@ -111,12 +111,12 @@ def refresh(cfg: RunConfig, launch: Launch) -> None:
 
 
 def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
-    """Claim the run folder and start; see `jobs.local.run_here` for the exit codes.
+    """Claim the run folder and start the run; see `jobs.local.run_local` for the exit codes.
 
     Args:
         cfg: The run.
-        launch: Where.
-        samples: Training images.
+        launch: Machines and ranks.
+        samples: Number of training images.
     """
     owner.claim(cfg.dir, slurm.is_live)
     try:
@@ -155,7 +155,7 @@ def _curves(cfg: RunConfig, launch: Launch) -> str:
 
 
 def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
-    """Say where everything is; evaluations that were lost are started again."""
+    """Say where everything of a finished run is; starts evaluations that are still missing."""
     missing = list(pending_evaluations(cfg, samples))
     say(f"{cfg.name} is finished; another name=... starts a new run")
     say(f"exports     {RunFolder(cfg.dir).exports.path}")
@@ -172,13 +172,13 @@ def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
 
 
 def warn(lines: Sequence[str]) -> None:
-    """Say what may be wrong and is no reason to refuse."""
+    """Print warnings on stderr: what may be wrong and is no reason to refuse."""
     for line in lines:
         say(f"warning: {line}", error=True)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, 1 (a rank failed), 2 (refused), 130 (stopped by Ctrl-C)."""
+    """Run the command; returns 0, 1 (a rank failed), 2 (refused) or 130 (stopped by Ctrl-C)."""
     args = arguments(argv)
     with one_line() as ending:
         ending.code = submit(args)
@@ -186,22 +186,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def submit(args: argparse.Namespace) -> int:
-    """Check everything, then show it, start it here or hand it to SLURM; returns the exit code.
+    """Check everything, then show the run, start it here or submit it; returns the exit code.
 
     Raises:
         Refusal: What is wrong, before anything is written or submitted.
     """
     cfg, launch = resolve(args)
     checks = preflight.Preflight(cfg, launch)
-    complaints = checks.problems()
-    if not args.dry_run and (first := next(complaints, "")):
-        raise ConfigError(first)
-    problems = list(complaints)
+    remaining = checks.problems()
+    # A dry run lists all problems, a real one ends with the first that is found.
+    if not args.dry_run and (problem := next(remaining, "")):
+        raise ConfigError(problem)
+    problems = list(remaining)
     tracking = preflight.look_at_tracking(cfg, launch)
     if tracking.problem and not args.dry_run:
         raise ConfigError(tracking.problem)
     findings = lint(cfg, checks.facts())
-    done = 0 if problems else check_resume(cfg, launch.world_size, checks.train)
+    done_steps = 0 if problems else check_resume(cfg, launch.world_size, checks.train)
     warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt, tracking.note))]
     warnings += [finding.line() for finding in findings]
     if args.dry_run:
@@ -212,7 +213,7 @@ def submit(args: argparse.Namespace) -> int:
         return 0
     owner.check_free(cfg.dir, slurm.is_live)
     samples = checks.train.samples
-    if done and done >= cfg.total_steps(samples):
+    if done_steps and done_steps >= cfg.total_steps(samples):
         if any(pending_evaluations(cfg, samples)):
             refresh(cfg, launch)
         say_finished(cfg, launch, samples)

@@ -1,4 +1,4 @@
-"""Send the curves of runs to where tracking points now, whoever was to take them before.
+"""Send the curves of runs to where tracking points now, wherever they went before.
 
     python launch/track.py runs/cifar10_vje
     python launch/track.py runs/* --to http://mlflow1:5000
@@ -38,21 +38,21 @@ _WITHIN_S = 3600.0
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
+    """Parse what the user typed; what is wrong with it ends the program with exit code 2."""
     return typed("track", argv)
 
 
 class AwayError(Refusal):
-    """Nobody takes curves at the moment: one line with what to do."""
+    """The tracking server does not answer at the moment; one line with the remedy."""
 
     exit_code = 1
 
 
 def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
-    """See that there is something to send and somebody who will take it.
+    """Find out which runs cannot be sent, before any of them is.
 
     Returns:
-        By folder, why it is not taken: it lies in the bin, or is no run's; others are sent.
+        By folder, why it is not sent: it is no run's, or its MLflow run is in the bin.
 
     Raises:
         ConfigError: One line that names what is wrong with all of them, and the remedy.
@@ -86,7 +86,7 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
 
 
 def send(run: Path, uri: str) -> bool:
-    """Send one run and say in a line how that went."""
+    """Send the curves of one run and say in a line how that went; returns whether all are there."""
     identity = settle(run)  # first: a copy's lease may be the original's
     sender = holder(run, _WAIT_S)
     if sender is None:
@@ -103,7 +103,7 @@ def send(run: Path, uri: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 (all is there), 1 (not all), 2 (refused), or 130 after Ctrl-C."""
+    """Run the command; returns 0 (all sent), 1 (not all), 2 (refused), or 130 after Ctrl-C."""
     args = arguments(argv)
     keep_others_from_writing()
     with one_line(interrupted="stopped: the same command sends what is missing") as ending:

@@ -22,56 +22,56 @@ from rich.text import Text
 from vssl_dist.text import printable
 
 SHORTEST = 10
-"""Cells of a bar that still says something."""
-_USUAL = 80
+"""Smallest width in cells of a bar that can still be read."""
+_USUAL_WIDTH = 80
 
 
 def screen(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
-    """A console that shows something also where ``COLUMNS`` is 0, as some launchers leave it."""
+    """Make a console, 80 cells wide where ``COLUMNS`` is 0, as some launchers leave it."""
     console = Console(stderr=stderr, soft_wrap=soft_wrap)
     if not console.width:
-        console.width = _USUAL
+        console.width = _USUAL_WIDTH
     return console
 
 
 class WholeProgress(Progress):
-    """A `rich.progress.Progress` that gives up its bar, and then its one line, before a figure."""
+    """A `Progress` that cuts no figure: a narrow screen costs the bar, then the columns."""
 
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
-        """The lines to show, of the tasks that are visible."""
+        """Lay out the visible tasks, as a table or, where it is too wide, as words."""
         visible = [task for task in tasks if task.visible]
         if not visible:  # also when a Progress is built, which has no console by then
             return super().make_tasks_table(visible)
-        bars = [isinstance(column, BarColumn) for column in self.columns]
+        is_bar = [isinstance(column, BarColumn) for column in self.columns]
         rows = [
             [c(task) if callable(c) else c.format(task=task) for c in self.columns]
             for task in visible
         ]
-        taken = [
+        widths = [
             max((self.console.measure(cell).maximum for cell in cells), default=0)
-            for bar, *cells in zip(bars, *rows, strict=True)
+            for bar, *cells in zip(is_bar, *rows, strict=True)
             if not bar
         ]
-        if sum(taken) + len(taken) + SHORTEST > self.console.width:
-            return self._as_words(bars, rows)
-        heads = [Column(no_wrap=not bar) for bar in bars]
+        if sum(widths) + len(widths) + SHORTEST > self.console.width:
+            return self._as_words(is_bar, rows)
+        heads = [Column(no_wrap=not bar) for bar in is_bar]
         table = Table.grid(*heads, padding=(0, 1), expand=self.expand)
         for row in rows:
             table.add_row(*row)
         return table
 
-    def _as_words(self, bars: Sequence[bool], rows: Sequence[Sequence[RenderableType]]) -> Table:
-        """Each row as a sentence without its bar, broken between its words."""
+    def _as_words(self, is_bar: Sequence[bool], rows: Sequence[Sequence[RenderableType]]) -> Table:
+        """Lay out each row without its bar, as a sentence that is broken between words."""
         table = Table.grid(Column(overflow="fold"), expand=self.expand)
         for row in rows:
-            words = (cell for bar, cell in zip(bars, row, strict=True) if not bar)
+            words = (cell for bar, cell in zip(is_bar, row, strict=True) if not bar)
             texts = (word if isinstance(word, Text) else Text(str(word)) for word in words)
             table.add_row(Text(" ").join(text for text in texts if text))
         return table
 
 
 def progress_bar() -> Progress:
-    """A progress bar, drawn only on a terminal."""
+    """Make a progress bar that is drawn on a terminal only."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     return WholeProgress(
         *columns,
@@ -82,7 +82,7 @@ def progress_bar() -> Progress:
 
 
 class _Rate(ProgressColumn):
-    """Samples per second of late."""
+    """Shows the present speed in samples per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

@@ -17,20 +17,20 @@ _MEMORY = "memory ran out (no file is to blame): start again with fewer processe
 
 @dataclass
 class Ending:
-    """The exit code of a program: 0 unless something else became of it."""
+    """How a command ended: its exit code, 0 unless something stopped it."""
 
     code: int = 0
 
 
 @contextmanager
-def one_line(place: Path | str = "disk", interrupted: str = "interrupted") -> Iterator[Ending]:
+def one_line(subject: Path | str = "disk", interrupted: str = "interrupted") -> Iterator[Ending]:
     """Say in one line what stopped the block, and end it there.
 
     What the block logs meanwhile is shown as a terminal shows it.
 
     Args:
-        place: What an error of the file system is about that names no file itself.
-        interrupted: What to say of Ctrl-C.
+        subject: What an error is about that names no file itself.
+        interrupted: The line after Ctrl-C.
 
     Yields:
         The ending.  Its code is that of the refusal (2 as a rule) after what a user can mend, an
@@ -43,9 +43,11 @@ def one_line(place: Path | str = "disk", interrupted: str = "interrupted") -> It
     except Refusal as error:
         ending.code = _say(f"error: {error}", error.exit_code)
     except OSError as error:
-        ending.code = _say(f"error: {error.filename or place}: {error.strerror or error}", REFUSED)
+        ending.code = _say(
+            f"error: {error.filename or subject}: {error.strerror or error}", REFUSED
+        )
     except MemoryError:
-        ending.code = _say(f"error: {place}: {_MEMORY}", REFUSED)
+        ending.code = _say(f"error: {subject}: {_MEMORY}", REFUSED)
     except KeyboardInterrupt:
         ending.code = _say(interrupted, INTERRUPTED)
 

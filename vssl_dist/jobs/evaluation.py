@@ -1,4 +1,4 @@
-"""Where evaluations that were queued by earlier versions look for what they run."""
+"""The old path of `EvalJob`, which the pickles of queued evaluations name."""
 
 from vssl_dist.jobs.evaluation_job import EvalJob
 

@@ -1,4 +1,4 @@
-"""One evaluation of one export: whether it is due, what was tried, and doing it."""
+"""One evaluation of one export: whether it is pending, how often it was tried, and running it."""
 
 from __future__ import annotations
 
@@ -39,50 +39,52 @@ class PendingEvaluation:
     task: TaskConfig
 
     @property
-    def result(self) -> Path:
-        """Where the evaluation leaves its result."""
+    def result_path(self) -> Path:
+        """The file that the evaluation writes its result to."""
         return ExportFolder.of(self.export).result(self.task.stem, self.step)
 
     @property
-    def record(self) -> Path:
-        """Where the attempts are counted."""
+    def attempts_path(self) -> Path:
+        """The hidden file that counts the attempts at this evaluation."""
         return ExportFolder.of(self.export).attempts(self.task.stem, self.step)
 
     @property
-    def card(self) -> Path:
-        """What the trainer says of the export, written after it."""
+    def card_path(self) -> Path:
+        """The card beside the export, which the trainer writes after the weights."""
         return card_of(self.export)
 
-    def done(self) -> bool:
-        """Whether there is a result, of the weights that lie there now and the density wanted."""
-        return self._found() is not None
+    def is_done(self) -> bool:
+        """Whether there is a result of the present weights and the density asked for."""
+        return self._read_result() is not None
 
-    def final(self) -> bool:
-        """Whether doing it again would find the same: it is done, and no image was replaced."""
-        found = self._found()
-        return found is not None and found.get("substituted_images") == 0
+    def is_final(self) -> bool:
+        """Whether a repetition would give the same result: none of the images was replaced."""
+        result = self._read_result()
+        return result is not None and result.get("substituted_images") == 0
 
-    def _found(self) -> dict[str, Any] | None:
+    def _read_result(self) -> dict[str, Any] | None:
         try:
-            result, card = read_result(self.result), Card.read(self.card)
-            same = bool(result["export_sha256"] == card.sha256)
+            result = read_result(self.result_path)
+            # Other weights may have been exported at the same step since.
+            is_current = bool(result["export_sha256"] == Card.read(self.card_path).sha256)
             if isinstance(self.task, OodConfig):
-                same &= result.get("density", self.task.density) == self.task.density
+                is_current &= result.get("density", self.task.density) == self.task.density
+        # Anybody's file may lie there, of any content: it is no result then.
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return result if same else None
+        return result if is_current else None
 
-    def attempts(self) -> Attempts:
-        """What has been tried."""
+    def read_attempts(self) -> Attempts:
+        """Read how often this was tried; a file that cannot be read counts as no attempt."""
         try:
-            tried = private.read(self.record, _MAX_BYTES)
-            return TypeAdapter(Attempts).validate_json(tried)
+            text = private.read(self.attempts_path, _MAX_BYTES)
+            return TypeAdapter(Attempts).validate_json(text)
         except (OSError, ValueError):
             return Attempts()
 
     def record_attempt(self, attempts: Attempts) -> None:
-        """Write down what has been tried, before it is, so that a kill counts too."""
-        publish_inside(self.record, json.dumps(asdict(attempts)).encode())
+        """Write the attempts down: before one begins, so that one that is killed counts too."""
+        publish_inside(self.attempts_path, json.dumps(asdict(attempts)).encode())
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Attempts:
 
 
 def pending_evaluations(cfg: RunConfig, samples: int) -> Iterator[PendingEvaluation]:
-    """Every evaluation that should have a result and has none, newest export first.
+    """Find every evaluation that should have a result and has none, newest export first.
 
     Args:
         cfg: The run; its exports lie in ``cfg.dir``.
@@ -104,18 +106,21 @@ def pending_evaluations(cfg: RunConfig, samples: int) -> Iterator[PendingEvaluat
     """
     for export in reversed(RunFolder(cfg.dir).exports.backbones()):
         step = step_of(export)
-        if step is None:  # somebody's own file
+        if step is None:  # a file that the user has put there
             continue
         for task in cfg.evaluations_at(step, samples):
-            candidate = PendingEvaluation(export, step, task)
-            # The card comes last, and whoever writes it asks again.
-            if candidate.card.exists() and not candidate.done():
-                yield candidate
+            evaluation = PendingEvaluation(export, step, task)
+            # Without its card an export is not whole yet; whoever writes the card asks again.
+            if evaluation.card_path.exists() and not evaluation.is_done():
+                yield evaluation
 
 
 @dataclass(frozen=True)
 class EvalJob:
-    """One evaluation as a SLURM job.  Picklable: text and paths."""
+    """One evaluation as a SLURM job.
+
+    Queued jobs are pickles: these fields keep their names, and hold text and paths alone.
+    """
 
     run_dir: Path
     export: Path
@@ -126,14 +131,14 @@ class EvalJob:
     ranks: int = 1
 
     def __call__(self) -> None:
-        """Evaluate and leave; the numbers are in MLflow, or in the spool if it is away."""
+        """Evaluate, then send the metrics to MLflow; they stay in the spool where it is away."""
         print_any_path()
         logs.configure_log("evaluation")
         task = read_task(self.task_json)
-        one = PendingEvaluation(self.export, self.step, task)
+        pending = PendingEvaluation(self.export, self.step, task)
         try:
             private.secure(self.run_dir)
-            evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
+            evaluate_export(self.run_dir, pending, self.device, self.threads, self.ranks)
             tracking_uri = load_launch(self.run_dir).tracking_uri
         except ConfigError as error:
             _log.error("%s", error)
@@ -141,14 +146,22 @@ class EvalJob:
         flush_to_mlflow(self.run_dir, tracking_uri)
 
 
-def evaluate_one(
-    run_dir: Path, one: PendingEvaluation, device: Device, threads: int, ranks: int = 1
+def evaluate_export(
+    run_dir: Path, pending: PendingEvaluation, device: Device, threads: int, ranks: int = 1
 ) -> dict[str, Any]:
-    """Evaluate one export of a run here and now; its metrics go to the step of the export,
-    its pictures to the run's artifacts, once they are sent (`flush_to_mlflow`).
+    """Evaluate one export in this process, and note metrics and pictures in the run's spool.
+
+    `flush_to_mlflow` then sends them: metrics to the export's step, pictures to the artifacts.
+
+    Args:
+        run_dir: The run's folder.
+        pending: The export and the task.
+        device: ``cuda`` or ``cpu``.
+        threads: Threads of torch in each process.
+        ranks: Processes that share a pass over the images.
 
     Returns:
-        What was written to ``one.result``.
+        What was written to ``pending.result_path``.
 
     Raises:
         ConfigError: torch cannot use the GPUs that it is to be done on.
@@ -160,24 +173,25 @@ def evaluate_one(
     from vssl_dist.tracker import Spool, settle
 
     machine.check(device)
-    writer = f"eval-{one.task.stem}-{one.step:08d}"
+    # A writer of its own for each evaluation: a spool file has one process that appends to it.
+    writer = f"eval-{pending.task.stem}-{pending.step:08d}"
     settle(run_dir)
     refuse_way_out(RunFolder(run_dir).spool_file(writer))
     torch.set_num_threads(threads)
-    result = evaluate(one.export, one.task, EvalSettings(device, threads, ranks=ranks))
+    result = evaluate(pending.export, pending.task, EvalSettings(device, threads, ranks=ranks))
     spool = Spool(run_dir, writer)
-    spool.metrics(result["metrics"], one.step)
+    spool.metrics(result["metrics"], pending.step)
     for plot in result.get("plots", ()):
-        spool.artifact(one.export.with_name(plot))
+        spool.artifact(pending.export.with_name(plot))
     spool.close()
     for name, value in [*result["metrics"].items()][:1]:
-        _log.info("%s: %s %.4g", one.export.name, name, value)
-    one.record.unlink(missing_ok=True)
+        _log.info("%s: %s %.4g", pending.export.name, name, value)
+    pending.attempts_path.unlink(missing_ok=True)
     return result
 
 
 def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
-    """Bring what a run's processes have noted to MLflow, or say why not and what will.
+    """Send what a run's processes have noted to MLflow, or log why not and which command will.
 
     Args:
         run_dir: The run's folder; nothing is sent of one that no tracker was ever asked for.
@@ -194,30 +208,33 @@ def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
         shortfall,
     )
 
-    before = Record.load(run_dir, peek(run_dir))
-    if not before.tracking_uri or tracking_uri == NOWHERE:
+    record = Record.load(run_dir, peek(run_dir))
+    if not record.tracking_uri or tracking_uri == NOWHERE:
         return
     if problem := check_tracking(tracking_uri, hosts=1):
         _log.warning("%s is not sent: %s", run_dir, problem)
         return
-    working = None if flushed(run_dir, tracking_uri) else holder(run_dir)
-    if working is None or working.is_known:
-        if working is not None and working.tracking_uri != tracking_uri:
-            _log.info("waiting for the curves: %s", working.doing)
+    sender = None if flushed(run_dir, tracking_uri) else holder(run_dir)
+    if sender is None or sender.is_known:
+        if sender is not None and sender.tracking_uri != tracking_uri:
+            _log.info("waiting for the curves: %s", sender.doing)
         flush_once(run_dir, tracking_uri)
-    own, now = before.runs.get(tracking_uri), Record.load(run_dir, peek(run_dir)).run_id
+    old_run_id = record.runs.get(tracking_uri)
+    run_id = Record.load(run_dir, peek(run_dir)).run_id
     if line := shortfall(run_dir, tracking_uri):
         _log.warning("%s", line)
-    elif before.tracking_uri != tracking_uri:
-        _log.info("curves      %s (before: %s)", tracking_uri, before.tracking_uri)
-    elif own not in (None, now):
+    elif record.tracking_uri != tracking_uri:
+        _log.info("curves      %s (before: %s)", tracking_uri, record.tracking_uri)
+    elif old_run_id not in (None, run_id):
         _log.info(
-            "curves      MLflow run %s with all of the history (%s is none of this run's)", now, own
+            "curves      MLflow run %s with all of the history (%s is none of this run's)",
+            run_id,
+            old_run_id,
         )
 
 
-def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
-    """The same for a command that is not about sending: it leaves alone what may be another's.
+def flush_own_run(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
+    """Send a run's curves after a command that was not asked to: never those of another user.
 
     Args:
         run_dir: See `flush_to_mlflow`.

@@ -30,7 +30,7 @@ from vssl_dist.jobs.evaluation_job import (
     Attempts,
     EvalJob,
     PendingEvaluation,
-    evaluate_one,
+    evaluate_export,
     flush_to_mlflow,
     pending_evaluations,
 )
@@ -46,15 +46,16 @@ _IN_A_JOB = "--in-a-job"
 
 
 class EvaluationSpawner:
-    """The trainer's end: starts processes, and on SLURM gives the last ones time to submit."""
+    """Starts evaluation processes for a trainer; on SLURM the last ones get time to submit."""
 
-    def __init__(self, run_dir: Path, kind: Literal["slurm", "local"]) -> None:
-        self.run_dir, self.kind = run_dir, kind
-        self.started: list[subprocess.Popen[bytes]] = []
+    def __init__(self, run_dir: Path, cluster: Literal["slurm", "local"]) -> None:
+        self.run_dir = run_dir
+        self.cluster = cluster
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Have everything that is due evaluated; returns at once and never raises."""
-        self.started = [process for process in self.started if process.poll() is None]
+        """Start a process for all pending evaluations; returns at once and never raises."""
+        self.processes = [process for process in self.processes if process.poll() is None]
         module = [sys.executable, "-P", "-m", "vssl_dist.jobs.evaluation_queue"]
         options = [_IN_A_JOB] if slurm_job() else []
         try:
@@ -70,13 +71,13 @@ class EvaluationSpawner:
         except OSError as error:
             _log.warning("no evaluation was started: %s", error)
             return
-        self.started.append(process)
+        self.processes.append(process)
 
     def close(self, timeout_s: float) -> None:
-        """On SLURM wait for submissions, which end with this job; elsewhere nothing."""
-        if self.kind != "slurm":
+        """Wait on SLURM for submissions, which would end with this job; elsewhere do nothing."""
+        if self.cluster != "slurm":
             return
-        for process in self.started:
+        for process in self.processes:
             try:
                 process.wait(timeout_s)
             except subprocess.TimeoutExpired:
@@ -87,21 +88,28 @@ class EvaluationSpawner:
 
 
 class InProcessRunner:
-    """Evaluates in this process, one after the other."""
+    """Runs evaluations in this process, one after the other."""
 
     def __init__(self, run_dir: Path, launch: Launch) -> None:
-        self.run_dir, self.launch = run_dir, launch
+        self.run_dir = run_dir
+        self.launch = launch
         os.nice(10)  # training comes first
 
-    def can_try(self, one: PendingEvaluation) -> bool:
-        """Whether it may be tried now."""
-        return one.attempts().count < _TRIES
+    def can_try(self, pending: PendingEvaluation) -> bool:
+        """Whether an attempt at this evaluation is left."""
+        return pending.read_attempts().count < _TRIES
 
-    def process(self, one: PendingEvaluation) -> None:
-        """Do it."""
-        one.record_attempt(Attempts(one.attempts().count + 1))
-        small, threads = self.launch.resources.evaluation, self.launch.cpus_per_rank
-        evaluate_one(self.run_dir, one, small.device or self.launch.device, threads, small.ranks)
+    def process(self, pending: PendingEvaluation) -> None:
+        """Evaluate the export and send its metrics."""
+        pending.record_attempt(Attempts(pending.read_attempts().count + 1))
+        resources = self.launch.resources.evaluation
+        evaluate_export(
+            self.run_dir,
+            pending,
+            resources.device or self.launch.device,
+            threads=self.launch.cpus_per_rank,
+            ranks=resources.ranks,
+        )
         flush_to_mlflow(self.run_dir, self.launch.tracking_uri)
 
 
@@ -109,66 +117,78 @@ class SlurmSubmitter:
     """Submits a job for each evaluation."""
 
     def __init__(self, run_dir: Path, launch: Launch) -> None:
-        self.run_dir, self.launch = run_dir, launch
+        self.run_dir = run_dir
+        self.launch = launch
 
-    def can_try(self, one: PendingEvaluation) -> bool:
-        """Whether it may be tried now: no job of an earlier attempt is waiting or at it."""
+    def can_try(self, pending: PendingEvaluation) -> bool:
+        """Whether an attempt is left and no job of an earlier one is waiting or running."""
         from vssl_dist.jobs import slurm
 
-        tried = one.attempts()
-        return tried.count < _TRIES and not (tried.job and slurm.is_live(tried.job))
+        attempts = pending.read_attempts()
+        return attempts.count < _TRIES and not (attempts.job and slurm.is_live(attempts.job))
 
-    def process(self, one: PendingEvaluation) -> None:
-        """Submit it."""
+    def process(self, pending: PendingEvaluation) -> None:
+        """Submit a job for the evaluation."""
         from vssl_dist.jobs import slurm
 
-        name = f"{self.run_dir.name}-{one.task.task}-{one.step:08d}"
-        small = self.launch.resources.evaluation
-        task, device = one.task.model_dump_json(), small.device or self.launch.device
-        job = EvalJob(self.run_dir, one.export, one.step, task, device, small.cpus, small.ranks)
+        name = f"{self.run_dir.name}-{pending.task.task}-{pending.step:08d}"
+        resources = self.launch.resources.evaluation
+        job = EvalJob(
+            self.run_dir,
+            pending.export,
+            pending.step,
+            task_json=pending.task.model_dump_json(),
+            device=resources.device or self.launch.device,
+            threads=resources.cpus,
+            ranks=resources.ranks,
+        )
         parameters = slurm.evaluation_parameters(name, self.launch)
-        # A controller that hangs must not keep later evaluations from being submitted.
+        # A controller that hangs must not keep later evaluations from being submitted.  No handler
+        # is set: the alarm ends this process, and with it the lock.
         signal.alarm(_SUBMIT_WITHIN_S)
         try:
             job_id = slurm.submit(RunFolder(self.run_dir).evaluation_jobs, parameters, job)
         finally:
             signal.alarm(0)
-        one.record_attempt(Attempts(one.attempts().count + 1, job_id))
+        pending.record_attempt(Attempts(pending.read_attempts().count + 1, job_id))
         _log.info("submitted %s: job %s", name, job_id)
 
 
 class EvaluationQueue:
-    """What is still to do in a run, and doing it."""
+    """The pending evaluations of a run, tried one by one by a runner."""
 
     def __init__(
         self, cfg: RunConfig, samples: int, runner: InProcessRunner | SlurmSubmitter
     ) -> None:
-        self.cfg, self.samples, self.runner = cfg, samples, runner
+        self.cfg = cfg
+        self.samples = samples
+        self.runner = runner
         self.failed: set[Path] = set()
+        """Attempt files of evaluations that failed in this process."""
 
-    def next(self) -> PendingEvaluation | None:
-        """The newest evaluation that may be tried now."""
-        fresh = (
-            one
-            for one in pending_evaluations(self.cfg, self.samples)
-            if one.record not in self.failed
-        )
-        return next((one for one in fresh if self.runner.can_try(one)), None)
+    def next_pending(self) -> PendingEvaluation | None:
+        """Find the newest evaluation that may be tried now."""
+        for pending in pending_evaluations(self.cfg, self.samples):
+            # What failed in this process is left to a later one.
+            if pending.attempts_path not in self.failed and self.runner.can_try(pending):
+                return pending
+        return None
 
-    def attempt(self, one: PendingEvaluation) -> None:
-        """Take care of one; a failure is reported, and left to a later process."""
+    def attempt(self, pending: PendingEvaluation) -> None:
+        """Try one evaluation; a failure is logged and left to a later process."""
+        name, task = pending.export.name, pending.task.task
         try:
-            self.runner.process(one)
+            self.runner.process(pending)
         except ConfigError as error:
-            self.failed.add(one.record)
-            _log.error("evaluation of %s (%s) refused: %s", one.export.name, one.task.task, error)
+            self.failed.add(pending.attempts_path)
+            _log.error("evaluation of %s (%s) refused: %s", name, task, error)
         except Exception:
-            self.failed.add(one.record)
-            _log.exception("evaluation of %s (%s) failed:", one.export.name, one.task.task)
+            self.failed.add(pending.attempts_path)
+            _log.exception("evaluation of %s (%s) failed:", name, task)
 
 
 def open_queue(run_dir: Path) -> EvaluationQueue:
-    """The desk of the run in ``run_dir``."""
+    """Open the queue of the run in ``run_dir``, as its present configuration and launch say."""
     # torch takes seconds: not for a process that finds another one at work.
     from vssl_dist import config
     from vssl_dist.data.store.opening import open_watched
@@ -182,28 +202,28 @@ def open_queue(run_dir: Path) -> EvaluationQueue:
 
 
 def lock_of(run_dir: Path) -> FileLock:
-    """Held by the one process that evaluates, or submits the evaluations of, a run."""
+    """Return the lock of the one process that evaluates a run, or submits its evaluations."""
     return private_lock(lock_path(run_dir))
 
 
 def lock_path(run_dir: Path) -> Path:
-    """The file of `lock_of`."""
+    """Return the path of the file that `lock_of` locks."""
     return RunFolder(run_dir).exports.evaluating_lock
 
 
 def drain(run_dir: Path) -> None:
-    """Take care of everything that is due in a run, unless another process is at it."""
+    """Try every pending evaluation of a run, unless another process is doing that."""
     lock = lock_of(run_dir)
-    desk: EvaluationQueue | None = None
-    orders = b""
+    queue: EvaluationQueue | None = None
+    settings = b""
     while True:
         try:
             with lock.acquire(timeout=0):
-                if desk is None or orders != _orders(run_dir):
-                    orders = _orders(run_dir)
-                    desk = open_queue(run_dir)
-                while (one := desk.next()) is not None:
-                    desk.attempt(one)
+                if queue is None or settings != _settings(run_dir):
+                    settings = _settings(run_dir)
+                    queue = open_queue(run_dir)
+                while (pending := queue.next_pending()) is not None:
+                    queue.attempt(pending)
         except Timeout:
             path = lock_path(run_dir)
             if held_by_stranger(path):
@@ -211,18 +231,19 @@ def drain(run_dir: Path) -> None:
                     "no evaluations: %s is held by %s: have it stopped", path, holder(path)
                 )
             return  # else its holder looks again after it has let go
-        if desk.next() is None and orders == _orders(run_dir):
+        # A process that came while this one had the lock has left: its evaluations are tried here.
+        if queue.next_pending() is None and settings == _settings(run_dir):
             return
 
 
-def _orders(run_dir: Path) -> bytes:
-    """What a run asks for now: somebody who found this process at work may have added to it."""
+def _settings(run_dir: Path) -> bytes:
+    """Read the run's config and launch as text: a submission may change them meanwhile."""
     files = (RunFolder(run_dir).config, RunFolder(run_dir).launch)
     return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
 def main() -> int:
-    """``python -m vssl_dist.jobs.evaluation_queue RUN``; 2 after one line that refuses."""
+    """Run ``python -m vssl_dist.jobs.evaluation_queue RUN``; returns 2 after a refusal."""
     parser = argparse.ArgumentParser(prog="python -m vssl_dist.jobs.evaluation_queue")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument(_IN_A_JOB, action="store_true", help="started by a rank on SLURM")

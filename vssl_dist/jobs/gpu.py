@@ -1,4 +1,4 @@
-"""Which of the GPUs that a job has on a node is a rank's own."""
+"""The choice of one GPU for each rank among those that a job has on a node."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from vssl_dist.errors import ConfigError
 _ORDINAL = re.compile(r"\s*([+-]?\d+)")
 
 
-def visible(devices: str) -> list[str]:
-    """The GPUs that a value of CUDA_VISIBLE_DEVICES lets CUDA see, by their names in it.
+def visible_gpus(devices: str) -> list[str]:
+    """List the GPUs that a value of CUDA_VISIBLE_DEVICES lets CUDA see, by their names in it.
 
     CUDA reads numbers, or names that begin with ``GPU-`` or ``MIG-``, up to the first that is
     none, and sees nothing where one stands twice.
 
-    >>> visible("4, 6,-1,7"), visible("MIG-a,MIG-b"), visible("NoDevFiles")
+    >>> visible_gpus("4, 6,-1,7"), visible_gpus("MIG-a,MIG-b"), visible_gpus("NoDevFiles")
     (['4', '6'], ['MIG-a', 'MIG-b'], [])
     """
-    kind = next((prefix for prefix in ("GPU-", "MIG-") if devices.startswith(prefix)), "")
+    prefix = next((prefix for prefix in ("GPU-", "MIG-") if devices.startswith(prefix)), "")
     names: list[str] = []
     for word in devices.split(","):
         ordinal = _ORDINAL.match(word)
-        if kind and word.strip().startswith(kind):
+        if prefix and word.strip().startswith(prefix):
             name = word.strip()
-        elif not kind and ordinal and int(ordinal[1]) >= 0:
+        elif not prefix and ordinal and int(ordinal[1]) >= 0:
             name = str(int(ordinal[1]))
         else:
             break
@@ -36,9 +36,9 @@ def visible(devices: str) -> list[str]:
 
 
 def take_own_gpu(environ: MutableMapping[str, str], present: int | None = None) -> None:
-    """Leave this process one GPU, its own among those that the job has on this node.
+    """Have this process see one GPU only, its share of those that the job has on this node.
 
-    It is device 0 then, and DeepSpeed, which takes the GPU of that number, is told so.  Where a
+    It is device 0 then, and LOCAL_RANK, by which DeepSpeed takes its GPU, becomes 0.  Where a
     site shows each rank a single GPU, that is its own, whatever the rank's number.
 
     Args:
@@ -53,31 +53,32 @@ def take_own_gpu(environ: MutableMapping[str, str], present: int | None = None) 
     >>> environ
     {'LOCAL_RANK': '0', 'CUDA_VISIBLE_DEVICES': '6'}
     """
-    rank = environ.get("LOCAL_RANK", "")
-    if not rank.isdecimal():
+    local_rank = environ.get("LOCAL_RANK", "")
+    if not local_rank.isdecimal():
         raise ConfigError(
-            f"LOCAL_RANK={rank!r} is not the number of a rank on its node, by which it takes its "
-            "GPU: start ranks with launch/submit.py"
+            f"LOCAL_RANK={local_rank!r} is not the number of a rank on its node, by which it takes "
+            "its GPU: start ranks with launch/submit.py"
         )
-    own, value = int(rank), environ.get("CUDA_VISIBLE_DEVICES")
+    position = int(local_rank)
+    devices = environ.get("CUDA_VISIBLE_DEVICES")
     size = environ.get("LOCAL_WORLD_SIZE", "")
-    ranks = max(own + 1, int(size) if size.isdecimal() else 0)
-    if value is not None:
-        names = visible(value)
+    ranks = max(position + 1, int(size) if size.isdecimal() else 0)
+    if devices is not None:
+        names = visible_gpus(devices)
     else:
-        names = [rank] if present is None else [str(gpu) for gpu in range(present)]
+        names = [local_rank] if present is None else [str(gpu) for gpu in range(present)]
     if len(names) < ranks and len(names) != 1:
         count = f"{len(names)} GPUs" if names else "no GPU"
         raise ConfigError(
-            f"{listed(environ)} shows {count} to LOCAL_RANK={own}, and this node has {ranks} "
-            f"rank{'s' * (ranks > 1)}: show each rank its own GPU alone, or all of them to all "
-            "(--gpu-bind and --gpus-per-task hide some), or use fewer ranks_per_node"
+            f"{visible_devices(environ)} shows {count} to LOCAL_RANK={position}, and this node has "
+            f"{ranks} rank{'s' * (ranks > 1)}: show each rank its own GPU alone, or all of them to "
+            "all (--gpu-bind and --gpus-per-task hide some), or use fewer ranks_per_node"
         )
-    environ["CUDA_VISIBLE_DEVICES"] = names[own] if own < len(names) else names[0]
+    environ["CUDA_VISIBLE_DEVICES"] = names[position] if position < len(names) else names[0]
     environ["LOCAL_RANK"] = "0"
 
 
-def listed(environ: Mapping[str, str]) -> str:
-    """CUDA_VISIBLE_DEVICES, for a message."""
+def visible_devices(environ: Mapping[str, str]) -> str:
+    """Return CUDA_VISIBLE_DEVICES with its value, for a message."""
     value = environ.get("CUDA_VISIBLE_DEVICES")
     return f"CUDA_VISIBLE_DEVICES ({'unset' if value is None else repr(value)})"

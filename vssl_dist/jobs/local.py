@@ -11,14 +11,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from vssl_dist.durable import open_append
 from vssl_dist.environment import outside_jobs
 from vssl_dist.installed import own_code_only
 from vssl_dist.jobs.progress import LogView
-from vssl_dist.jobs.resources import Launch, meeting_place
-from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED
+from vssl_dist.jobs.resources import Launch, interface_variables
+from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, SignalHandler
 from vssl_dist.logs import terminal_text
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable, printable_lines
@@ -32,22 +31,23 @@ _TAIL_BYTES = 100_000
 
 @dataclass
 class StopRequests:
-    """What the user wants: the first Ctrl-C (or SIGTERM, SIGHUP) stops, the second kills."""
+    """Counts Ctrl-C, SIGTERM and SIGHUP: the first asks the ranks to stop, the second kills."""
 
     count: int = 0
-    kept: dict[int, Any] = field(default_factory=dict)
+    handlers: dict[int, SignalHandler] = field(default_factory=dict)
+    """Those that `restore` brings back, by signal."""
 
     def listen(self) -> None:
-        """Take the signals over."""
+        """Count these signals from now on."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self.kept[number] = signal.signal(number, self._note)
+            self.handlers[number] = signal.signal(number, self._count)
 
     def restore(self) -> None:
-        """Give the signals back."""
-        for number, handler in self.kept.items():
+        """Bring back the handlers from before `listen`."""
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _count(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
 
 
@@ -62,21 +62,21 @@ class RankProcesses:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start all, to meet at a port that is theirs alone.
+        """Start all ranks, with a port to meet at that no other program can take.
 
         A port that is only looked up could be another program's by the time rank 0 has loaded
         torch: rank 0 inherits the listening socket itself.
         """
         self.run.logs.mkdir(parents=True, exist_ok=True)
-        with socket.create_server(("127.0.0.1", 0), backlog=self.world_size) as door:
-            address, port = door.getsockname()
+        with socket.create_server(("127.0.0.1", 0), backlog=self.world_size) as listener:
+            address, port = listener.getsockname()
             shared = self.environment | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-            first = shared | {"VSSL_LISTENER": str(door.fileno())}
+            first = shared | {"VSSL_LISTENER": str(listener.fileno())}
             for rank in range(self.world_size):
-                fds = () if rank else (door.fileno(),)
-                self.processes.append(self._start(rank, shared if rank else first, fds))
+                fds = () if rank else (listener.fileno(),)
+                self.processes.append(self._start_rank(rank, shared if rank else first, fds))
 
-    def _start(
+    def _start_rank(
         self, rank: int, environment: dict[str, str], fds: tuple[int, ...]
     ) -> subprocess.Popen[bytes]:
         with open_append(self.log(rank)) as log:
@@ -92,11 +92,11 @@ class RankProcesses:
             )
 
     def log(self, rank: int) -> Path:
-        """Where a rank writes."""
+        """Return the path of a rank's log file."""
         return self.run.rank_log(rank)
 
     def codes(self) -> list[int | None]:
-        """Each rank's exit code, None while it lives, negative if a signal ended it."""
+        """Return each rank's exit code: None while it lives, negative if a signal ended it."""
         return [process.poll() for process in self.processes]
 
     def signal(self, number: signal.Signals) -> None:
@@ -106,7 +106,7 @@ class RankProcesses:
                 process.send_signal(number)
 
     def kill(self) -> None:
-        """End them all, now."""
+        """Kill all ranks and wait until they are gone."""
         self.signal(signal.SIGKILL)
         for process in self.processes:
             process.wait()
@@ -125,6 +125,7 @@ def run_local(run_dir: Path, launch: Launch) -> int:
     """
     attempt = f"{os.getpid()}-{int(time.time())}"
     ranks = RankProcesses(
+        # -P: nothing of the current folder is imported; -u: the log can be followed.
         [sys.executable, "-P", "-u", "-m", "vssl_dist.jobs.rank", str(run_dir)],
         RunFolder(run_dir),
         launch.world_size,
@@ -134,11 +135,11 @@ def run_local(run_dir: Path, launch: Launch) -> int:
 
 
 def rank_environment(launch: Launch) -> dict[str, str]:
-    """What all ranks of a launch on this machine find in their environment."""
+    """Return the environment that all ranks of a launch on this machine have in common."""
     return {
         **outside_jobs(os.environ),
         "OMP_NUM_THREADS": str(launch.cpus_per_rank),
-        **meeting_place(launch.resources.interface),
+        **interface_variables(launch.resources.interface),
         **(settings := launch.resources.env),
         **own_code_only(os.environ | settings),
         "WORLD_SIZE": str(launch.world_size),
@@ -148,9 +149,16 @@ def rank_environment(launch: Launch) -> dict[str, str]:
 
 
 def supervise(ranks: RankProcesses, screen: LogView, failure: Path) -> int:
-    """Start the ranks, pass Ctrl-C on, end all when one fails; see `run_local`."""
-    orders, passed_on = StopRequests(), 0
-    orders.listen()
+    """Start the ranks, pass Ctrl-C on, end all when one fails; see `run_local`.
+
+    Args:
+        ranks: Not yet started.
+        screen: Shows the log of rank 0.
+        failure: The file in which the first rank that fails says why.
+    """
+    requests = StopRequests()
+    passed_on = 0
+    requests.listen()
     begin = ranks.log(0).stat().st_size if ranks.log(0).exists() else 0
     try:
         ranks.start()
@@ -158,10 +166,10 @@ def supervise(ranks: RankProcesses, screen: LogView, failure: Path) -> int:
             log.seek(begin)
             while None in (codes := ranks.codes()):
                 screen.show(log.read())
-                if any(code not in (None, 0, STOPPED) for code in codes) or orders.count > 1:
+                if any(code not in (None, 0, STOPPED) for code in codes) or requests.count > 1:
                     break
-                if orders.count > passed_on:
-                    passed_on = orders.count
+                if requests.count > passed_on:
+                    passed_on = requests.count
                     screen.say(
                         "stopping after a checkpoint and the last curves; Ctrl-C again ends at once"
                     )
@@ -172,12 +180,12 @@ def supervise(ranks: RankProcesses, screen: LogView, failure: Path) -> int:
     finally:
         ranks.kill()
         screen.close()
-        orders.restore()
-    return _verdict(ranks, codes, orders, failure)
+        requests.restore()
+    return _verdict(ranks, codes, requests, failure)
 
 
 def _end_of(path: Path) -> str:
-    """How a file of a rank ends, in lines that any terminal shows; empty where there is none."""
+    """Return the end of a rank's file as a terminal shows it; empty where there is no file."""
     try:
         with path.open("rb") as file:
             start = max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0)
@@ -185,12 +193,13 @@ def _end_of(path: Path) -> str:
             text = file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""
-    whole = printable_lines(text.partition("\n")[2] if start else text).rstrip()
-    return "\n".join(map(terminal_text, whole.split("\n")))
+    if start:  # in the middle of a line
+        text = text.partition("\n")[2]
+    return "\n".join(map(terminal_text, printable_lines(text).rstrip().split("\n")))
 
 
 def _refusal(ranks: RankProcesses, codes: list[int | None]) -> str:
-    """The line with which a rank ended that refused something, from its log."""
+    """Find in the logs the line with which a rank refused to go on; empty where none did."""
     for rank in (rank for rank, code in enumerate(codes) if code == REFUSED):
         lines = _end_of(ranks.log(rank)).split("\n")
         if refusals := [line for line in lines if line.startswith(REFUSAL)]:
@@ -199,24 +208,25 @@ def _refusal(ranks: RankProcesses, codes: list[int | None]) -> str:
 
 
 def _verdict(
-    ranks: RankProcesses, codes: list[int | None], orders: StopRequests, failure: Path
+    ranks: RankProcesses, codes: list[int | None], requests: StopRequests, failure: Path
 ) -> int:
+    """Say on stderr how the ranks ended; returns the exit code of `run_local`."""
     if all(code == 0 for code in codes):
         return 0
     saved = all(code in (0, STOPPED) for code in codes)
     # A rank that has not even found its signal handlers yet dies of the first Ctrl-C.
-    if saved or orders.count > 1 or (orders.count and -signal.SIGUSR2 in codes):
+    if saved or requests.count > 1 or (requests.count and -signal.SIGUSR2 in codes):
         how = "stopped at a checkpoint" if saved else "killed"
         print(f"{how}: the same command continues the run", file=sys.stderr)
         return INTERRUPTED
-    said = _end_of(failure) or _refusal(ranks, codes)
+    reason = _end_of(failure) or _refusal(ranks, codes)
     # Not the exit codes: a rank that lost its peer, or torch's threads, can be faster with another.
-    if said.startswith(REFUSAL):
-        print(said, file=sys.stderr)
+    if reason.startswith(REFUSAL):
+        print(reason, file=sys.stderr)
         return REFUSED
-    rank, code = next(((r, c) for r, c in enumerate(codes) if c), (0, None))
-    if said:
-        print(said, file=sys.stderr)
+    rank, code = next(((rank, code) for rank, code in enumerate(codes) if code), (0, None))
+    if reason:
+        print(reason, file=sys.stderr)
     else:
         lines = _end_of(ranks.log(rank)).split("\n")[-_TAIL_LINES:]
         print("\n".join(lines), file=sys.stderr)

@@ -1,7 +1,6 @@
-"""The machine under a rank: whether torch can use its GPU, and what it is.
+"""The machine under a rank: what it has, and whether torch can use its GPU.
 
-What is read of the machine is apart from what is concluded, so that a machine without a GPU can
-prove the conclusions.
+Reading the machine is apart from the conclusions, so that these can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vssl_dist.errors import ConfigError
-from vssl_dist.jobs.gpu import listed, take_own_gpu
+from vssl_dist.jobs.gpu import take_own_gpu, visible_devices
 
 _OLDEST = {11: "450", 12: "525", 13: "580"}
 """The oldest driver for any program of each major version of CUDA."""
@@ -27,42 +26,42 @@ _MODULE = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Driver:
-    """What the NVIDIA driver of this machine says of itself."""
+    """The NVIDIA driver of this machine."""
 
     cuda: tuple[int, int]
-    """The newest CUDA that it knows."""
+    """Newest version of CUDA that the driver supports, as major and minor."""
     release: str = "of an unknown release"
-    """Such as ``580.65.06``."""
+    """Release of the driver, such as ``580.65.06``."""
     gpus: int | None = None
-    """GPUs that this process may use, whatever CUDA_VISIBLE_DEVICES says; None: it does not say."""
+    """GPUs that this process may use, whatever CUDA_VISIBLE_DEVICES says; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """The torch that is installed."""
+    """The installed build of torch."""
 
     version: str
     cuda: str | None
-    """The version that it is built for, such as ``13.0``; None: for the CPU alone."""
+    """Version of CUDA that torch is built for, such as ``13.0``; None: for the CPU alone."""
     nccl: str = ""
-    """The version of NCCL that is built in."""
+    """Version of NCCL that is built into torch."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The one that this process has taken."""
+    """The GPU that this process has taken."""
 
     name: str
     free: int
-    """Bytes of memory that nobody uses."""
+    """Free memory in bytes."""
     total: int
-    """Bytes of memory."""
-    shown: str
-    """CUDA_VISIBLE_DEVICES."""
+    """Whole memory in bytes."""
+    visible_devices: str
+    """Value of CUDA_VISIBLE_DEVICES."""
 
 
 def read_driver() -> Driver | None:
-    """Ask the driver, without touching a GPU; None where there is no driver."""
+    """Ask the driver about itself, without touching a GPU; None where there is no driver."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
         newest = ctypes.c_int(0)
@@ -71,12 +70,12 @@ def read_driver() -> Driver | None:
     except (OSError, AttributeError):
         return None
     cuda = newest.value // 1000, newest.value % 1000 // 10
-    release, gpus = _from_nvml()
-    return Driver(cuda, release or _from_module() or Driver.release, gpus)
+    release, gpus = _read_nvml()
+    return Driver(cuda, release or _read_kernel_module() or Driver.release, gpus)
 
 
-def _from_module() -> str | None:
-    """Release of the kernel module: containers may lack NVML."""
+def _read_kernel_module() -> str | None:
+    """Read the driver's release from its kernel module: containers may lack NVML."""
     try:
         release = re.search(r"\d+\.\d+(\.\d+)?", _MODULE.read_text())
     except OSError:
@@ -84,8 +83,8 @@ def _from_module() -> str | None:
     return release and release[0]
 
 
-def _from_nvml() -> tuple[str | None, int | None]:
-    """Release, and the number of GPUs that the kernel lets this process open."""
+def _read_nvml() -> tuple[str | None, int | None]:
+    """Ask NVML for the release, and the number of GPUs that the kernel lets this process open."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         if nvml.nvmlInit_v2() != 0:
@@ -104,7 +103,7 @@ def _from_nvml() -> tuple[str | None, int | None]:
 
 
 def read_wheel() -> Wheel:
-    """The torch that this process has imported, or imports now."""
+    """Describe the torch that this process has imported, or imports now."""
     import torch
 
     version, cuda = str(torch.__version__), torch.version.cuda
@@ -115,7 +114,7 @@ def read_wheel() -> Wheel:
 
 
 def why_no_cuda(wheel: Wheel, driver: Driver | None) -> str | None:
-    """One line that says why torch cannot use any GPU of this machine, or None.
+    """Say in one line why torch cannot use any GPU of this machine; None if it can.
 
     >>> why_no_cuda(Wheel("2.13.0", "13.0"), Driver((13, 1), "590.44.01", gpus=8)) is None
     True
@@ -141,7 +140,7 @@ def why_no_cuda(wheel: Wheel, driver: Driver | None) -> str | None:
 
 
 def check(device: str) -> None:
-    """Refuse CUDA where torch cannot use it; on the CPU there is nothing to refuse.
+    """Refuse CUDA where torch cannot use it; the CPU is never refused.
 
     Raises:
         ConfigError: One line that says what is missing and the remedy.
@@ -153,33 +152,36 @@ def check(device: str) -> None:
     if reason := why_no_cuda(read_wheel(), read_driver()):
         raise ConfigError(reason)
     if torch.cuda.device_count() == 0:
-        raise ConfigError(f"{listed(os.environ)} shows no GPU: list one, or {_NO_GPU}")
+        raise ConfigError(f"{visible_devices(os.environ)} shows no GPU: list one, or {_NO_GPU}")
 
 
 def prepare(device: str, environ: MutableMapping[str, str]) -> str:
-    """Take this rank's GPU, before anything looks for one, and see that it can be used.
+    """Take this rank's GPU before anything else looks for one, and make sure that it works.
 
     Args:
         device: ``cuda`` or ``cpu``.
-        environ: See `take_own_gpu`; of this process, as CUDA reads it.
+        environ: Changed, see `take_own_gpu`; that of this process, as CUDA reads it.
 
     Returns:
         What this rank runs on, in one line.
 
     Raises:
-        ConfigError: It cannot run on that.
+        ConfigError: It cannot run on that device; one line says why.
     """
     if device == "cpu":
-        return line(read_wheel(), None, None)
+        return describe(read_wheel(), None, None)
     wheel, driver = read_wheel(), read_driver()
     if reason := why_no_cuda(wheel, driver):
         raise ConfigError(reason)
     take_own_gpu(environ, driver.gpus if driver else None)
-    return line(wheel, driver, read_gpu(environ["CUDA_VISIBLE_DEVICES"]))
+    return describe(wheel, driver, read_gpu(environ["CUDA_VISIBLE_DEVICES"]))
 
 
-def read_gpu(shown: str) -> Gpu:
-    """Ask the GPU, which is in use from then on.
+def read_gpu(visible_devices: str) -> Gpu:
+    """Ask the GPU for its name and memory; from then on this process uses it.
+
+    Args:
+        visible_devices: Value of CUDA_VISIBLE_DEVICES, for messages.
 
     Raises:
         ConfigError: It does not answer.
@@ -188,24 +190,24 @@ def read_gpu(shown: str) -> Gpu:
 
     try:
         free, total = torch.cuda.mem_get_info()
-        return Gpu(torch.cuda.get_device_name(), free, total, shown)
+        return Gpu(torch.cuda.get_device_name(), free, total, visible_devices)
     except RuntimeError as error:
-        first = str(error).strip().partition("\n")[0]
+        first_line = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"CUDA_VISIBLE_DEVICES={shown}: this GPU cannot be used: {first}"
+            f"CUDA_VISIBLE_DEVICES={visible_devices}: this GPU cannot be used: {first_line}"
         ) from error
 
 
-def line(wheel: Wheel, driver: Driver | None, gpu: Gpu | None) -> str:
-    """What a rank runs on."""
+def describe(wheel: Wheel, driver: Driver | None, gpu: Gpu | None) -> str:
+    """Describe in one line what a rank runs on: GPU and driver if any, torch, cores, threads."""
     import torch
 
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    place = f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}"
+    processor = f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}"
     if driver is None or gpu is None:
-        return f"CPU, torch {wheel.version}, {place}"
+        return f"CPU, torch {wheel.version}, {processor}"
     return (
         f"{gpu.name}, {gpu.total / 2**30:.1f} GiB ({gpu.free / 2**30:.1f} free), "
         f"driver {driver.release}, torch {wheel.version} for CUDA {wheel.cuda}, NCCL {wheel.nccl}, "
-        f"CUDA_VISIBLE_DEVICES={gpu.shown}, {place}"
+        f"CUDA_VISIBLE_DEVICES={gpu.visible_devices}, {processor}"
     )

@@ -1,4 +1,4 @@
-"""One job per run folder: ``owner.json`` says which, and it is asked whether it still lives."""
+"""One job per run folder: ``owner.json`` names it, and is believed as long as the job lives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JobId = Annotated[str, Field(pattern=r"^[0-9]{1,20}([_+][0-9]{1,10})?$")]
 
 @dataclass(frozen=True)
 class Owner:
-    """A SLURM job (``job``), or else a process of a host."""
+    """Who may write in a run folder: a SLURM job (``job``), or else a process of a host."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
 
@@ -38,27 +38,28 @@ class Owner:
     host: Annotated[str, Field(pattern=r"^[\w.:-]+$", max_length=255)]
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     started: Annotated[float, Field(allow_inf_nan=False)] = field(compare=False)
-    """When the process began: ids of processes are used again."""
+    """Time when the process began: ids of processes are used again."""
     run: Annotated[str, Field(pattern=r"^[\w-]*$", max_length=100)] = field(
         default="", compare=False
     )
-    """Uuid of the run: a copied folder brings the original's owner along."""
+    """Uuid of the run: the owner file in a copied folder is the original's."""
 
     @classmethod
     def this_process(cls) -> Owner:
-        """This process, on this host."""
+        """Describe this process."""
         return cls(None, socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def __str__(self) -> str:
         return f"SLURM job {self.job}" if self.job else f"process {self.pid} on {self.host}"
 
-    def lives(self, job_lives: Callable[[str], bool]) -> bool:
-        """Whether it may still write; yes where that cannot be known (another host's process)."""
+    def is_alive(self, job_lives: Callable[[str], bool]) -> bool:
+        """Whether the owner may still write; True where that cannot be known (another host)."""
         if self.job is not None:
             return job_lives(self.job)
         if self.host != socket.gethostname():
             return True
         try:
+            # Not equal: psutil derives the time from that of the boot, which adjustments move.
             return bool(abs(psutil.Process(self.pid).create_time() - self.started) < 1)
         except psutil.NoSuchProcess:
             return False
@@ -76,8 +77,8 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     """
     owner, identity = _read(run_dir), peek(run_dir)
     if owner is not None and owner.run and (identity is None or identity.uuid != owner.run):
-        return  # the original's
-    if owner is not None and owner != Owner.this_process() and owner.lives(job_lives):
+        return  # of the run that this folder is a copy of
+    if owner is not None and owner != Owner.this_process() and owner.is_alive(job_lives):
         remedy = (
             f"wait for it or stop it (scancel {owner.job})"
             if owner.job
@@ -100,6 +101,7 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
         refuse_way_out(path)
     lock = RunFolder(run_dir).owner_lock
     try:
+        # Of two claims at once the second has to find the first one's owner file.
         with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
             check_free(run_dir, job_lives)
             _write(run_dir, replace(Owner.this_process(), run=identity.uuid))
@@ -110,12 +112,12 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
 
 
 def transfer_to_job(run_dir: Path, job: str) -> None:
-    """Make a SLURM job the owner, once it is submitted."""
+    """Make a SLURM job that has been submitted the owner of the run."""
     _write(run_dir, replace(Owner.this_process(), job=job, run=settle(run_dir).uuid))
 
 
 def release(run_dir: Path) -> None:
-    """Give the folder up, if it is this process's."""
+    """Give the folder up if this process owns it."""
     if _read(run_dir) == Owner.this_process():
         RunFolder(run_dir).owner.unlink()
 

@@ -1,4 +1,4 @@
-"""Who but its owner may write a file, or what will be made in a folder: its mode, and its ACL."""
+"""Write permission of others on files and folders, in their modes and default ACLs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ACL_OWNER, _ACL_WRITE = 0x01, 0x02
 
 
 def is_loose(path: Path, state: os.stat_result) -> bool:
-    """Whether others may write it, or what will be made in it."""
+    """Whether others may write a file, a folder, or what will be made in the folder."""
     if state.st_mode & _WRITE_OF_OTHERS:
         return True
     return stat.S_ISDIR(state.st_mode) and _closed(acl := _default_acl(path)) != acl
 
 
-def close(path: Path) -> None:
-    """Take from others that they can write; what cannot be taken is found by looking again."""
+def close_to_others(path: Path) -> None:
+    """Take write permission from others; no error if that fails, `is_loose` then stays true."""
     with suppress(OSError):
         mode = path.lstat().st_mode
         path.chmod(stat.S_IMODE(mode) & ~_WRITE_OF_OTHERS)
@@ -32,7 +32,7 @@ def close(path: Path) -> None:
 
 
 def _default_acl(folder: Path) -> bytes:
-    """What a folder gives to all that is made in it, beyond the umask; mostly nothing."""
+    """Return the default ACL of a folder as its bytes; empty where there is none."""
     try:
         return os.getxattr(folder, _DEFAULT_ACL)
     except OSError:
@@ -40,9 +40,14 @@ def _default_acl(folder: Path) -> bytes:
 
 
 def _closed(acl: bytes) -> bytes:
-    """An ACL (a version, then tag, permissions and id of each) in which its owner alone writes."""
-    head, entries = acl[:4], acl[4 : 4 + len(acl[4:]) // _ACL_ENTRY.size * _ACL_ENTRY.size]
-    return head + b"".join(
+    """Return an ACL in which the owner alone may write.
+
+    Args:
+        acl: A version of 4 bytes, then tag, permissions and id of each entry.
+    """
+    whole = len(acl[4:]) // _ACL_ENTRY.size * _ACL_ENTRY.size
+    version, entries = acl[:4], acl[4 : 4 + whole]
+    return version + b"".join(
         _ACL_ENTRY.pack(tag, bits if tag == _ACL_OWNER else bits & ~_ACL_WRITE, who)
         for tag, bits, who in _ACL_ENTRY.iter_unpack(entries)
     )

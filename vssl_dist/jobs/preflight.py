@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a run before it is written or submitted."""
+"""The checks of a run before anything of it is written or submitted."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from vssl_dist.text import say
 from vssl_dist.tracker import Answer, check_tracking, look, why_no_locks
 
 _WHO = "submit.py"
-"""Waits for storage."""
+"""Who waits, in messages about storage that does not answer."""
 
 
 def with_backend(cfg: RunConfig) -> RunConfig:
-    """The run with the data backend that this installation has, and a line where that is another.
+    """Give a run the data backend that this installation has; says so where it is another one.
 
     A backend that the user named stays: `Preflight` says if it is missing.
     """
@@ -48,7 +48,7 @@ def with_backend(cfg: RunConfig) -> RunConfig:
 
 
 def check_network(cfg: RunConfig) -> None:
-    """Refuse a backbone that nobody knows, or that cannot take the views, at no cost of weights.
+    """Refuse a backbone that is unknown or cannot take the views; no weights are allocated.
 
     Raises:
         ConfigError: One line that names the key and the remedy.
@@ -60,17 +60,19 @@ def check_network(cfg: RunConfig) -> None:
 
 
 class Preflight:
-    """The checks of one submission.  Each dataset is opened once, for all that ask about it."""
+    """The checks of one submission, which opens each dataset once."""
 
     def __init__(self, cfg: RunConfig, launch: Launch) -> None:
-        self._cfg, self._launch = cfg, launch
+        self._cfg = cfg
+        self._launch = launch
         self._opened: dict[Path, Dataset] = {}
-        self._unopened: dict[Path, str] = {}
+        self._errors: dict[Path, str] = {}
+        """Why a dataset could not be opened, by its folder."""
 
     def problems(self) -> Iterator[str]:
-        """What this machine, the data and the tracking lack for this run, one line each.
+        """Yield what machine, data and tracking lack for this run, one line each.
 
-        Each is looked for when it is asked for: storage that does not answer takes its time.
+        A check runs when its turn comes: storage that does not answer takes its time.
         """
         yield from _folder(self._cfg)
         yield from _cluster(self._launch)
@@ -80,28 +82,28 @@ class Preflight:
         yield from _tracking(self._cfg, self._launch)
 
     def facts(self) -> Facts:
-        """What the linter may know; less where the data is not here."""
+        """Collect the facts that the linter judges by; fewer where a dataset cannot be opened."""
         data = self._cfg.data
         val = None if data.val is None else self._open(data.val)
         return Facts.of(self._launch.world_size, self._open(data.train), val)
 
     @property
     def train(self) -> Dataset:
-        """The training set.
+        """The training dataset.
 
         Raises:
             DataError: It cannot be opened.
         """
         dataset = self._open(self._cfg.data.train)
         if dataset is None:
-            raise DataError(self._unopened[self._cfg.data.train])
+            raise DataError(self._errors[self._cfg.data.train])
         return dataset
 
     def _datasets(self) -> Iterator[str]:
-        """Each folder of shards is there and sound, and good for what is to be done with it."""
+        """Yield what is wrong with the folders of shards, and with what is to be done with them."""
         for key, folder in _folders(self._cfg).items():
             if self._open(folder) is None:
-                yield f"{key}: {self._unopened[folder]}"
+                yield f"{key}: {self._errors[folder]}"
         if train := self._open(self._cfg.data.train):
             yield from self._training(train)
         unlabelled = list(self._unlabelled())
@@ -122,14 +124,14 @@ class Preflight:
             )
 
     def _unlabelled(self) -> Iterator[str]:
-        """Splits with images of no class, though an evaluation compares labels."""
+        """Yield the splits with images of no class, if an evaluation compares labels."""
         data = self._cfg.data
-        compare = [task.task for task in self._cfg.evaluations if "bank" in task.limits]
+        labelled_tasks = [task.task for task in self._cfg.evaluations if "bank" in task.limits]
         splits = {"data.bank" if data.bank else "data.train": data.bank or data.train}
         splits |= {"data.val": data.val} if data.val else {}
-        for key, folder in splits.items() if compare else ():
+        for key, folder in splits.items() if labelled_tasks else ():
             dataset = self._open(folder)
-            purpose = f"task {compare[0]} compares labels (data.bank, data.val)"
+            purpose = f"task {labelled_tasks[0]} compares labels (data.bank, data.val)"
             try:
                 if dataset is not None:
                     self._watched(dataset, partial(check_labelled, dataset, purpose))
@@ -137,7 +139,7 @@ class Preflight:
                 yield f"{key}: {error}"
 
     def _evaluations(self, *, labelled: bool) -> Iterator[str]:
-        """What each evaluation would refuse, hours later, of the datasets that could be opened.
+        """Yield what the evaluations would refuse, hours later, of the datasets that were opened.
 
         Args:
             labelled: Whether each image of a split that is compared has a label.
@@ -145,28 +147,28 @@ class Preflight:
         data = self._cfg.data
         folders = {"bank": data.bank or data.train, "queries": data.val}
         for task in self._cfg.evaluations:
-            own = {part: self._open(folders[part] or data.train) for part in task.limits}
-            parts = {part: dataset for part, dataset in own.items() if dataset is not None}
+            opened = {split: self._open(folders[split] or data.train) for split in task.limits}
+            splits = {split: dataset for split, dataset in opened.items() if dataset is not None}
             try:
-                for dataset in parts.values():
+                for dataset in splits.values():
                     check_filled(dataset, task)
-                if len(parts) == len(own) and labelled:
-                    check_pair(parts, task, data.timeout_s)
+                if len(splits) == len(opened) and labelled:
+                    check_pair(splits, task, data.timeout_s)
                 for name, folder in task.ood.items() if isinstance(task, OodConfig) else ():
                     if (foreign := self._open(folder)) is not None:
                         check_filled(foreign, task)
-                        check_foreign(name, foreign, parts)
+                        check_foreign(name, foreign, splits)
             except DataError as error:
                 yield f"evaluations: {error}"
 
     def _open(self, folder: Path) -> Dataset | None:
-        if folder not in self._opened and folder not in self._unopened:
+        if folder not in self._opened and folder not in self._errors:
             try:
                 self._opened[folder] = open_watched(
                     folder, timeout_s=self._cfg.data.timeout_s, who=_WHO, share=slice(None)
                 )
             except DataError as error:
-                self._unopened[folder] = str(error)
+                self._errors[folder] = str(error)
         return self._opened.get(folder)
 
     def _watched(self, dataset: Dataset, check: Callable[[], None]) -> None:
@@ -174,7 +176,7 @@ class Preflight:
 
 
 def _folder(cfg: RunConfig) -> Iterator[str]:
-    """A run that is there already is this user's."""
+    """Yield why a run folder that is there cannot be used: it is a link or not this user's."""
     try:
         private.survey(cfg.dir)
         private.refuse_link(cfg.dir)
@@ -188,7 +190,10 @@ def _cluster(launch: Launch) -> Iterator[str]:
 
 
 def _machine(launch: Launch) -> Iterator[str]:
-    """What GPUs need; on a cluster each rank sees for itself, this may be a node without any."""
+    """Yield why torch cannot use this machine's GPUs, if the ranks run here.
+
+    On a cluster each rank checks for itself: a login node may have no GPU.
+    """
     if launch.cluster == "local" and launch.device == "cuda":
         reason = machine.why_no_cuda(machine.read_wheel(), machine.read_driver())
         yield from [reason] if reason else []
@@ -203,8 +208,9 @@ def _backend(cfg: RunConfig) -> Iterator[str]:
 
 
 def _folders(cfg: RunConfig) -> dict[str, Path]:
-    named = {"data.train": cfg.data.train, "data.val": cfg.data.val, "data.bank": cfg.data.bank}
-    folders = {key: folder for key, folder in named.items() if folder is not None}
+    """Return the folders of shards that a run reads, by their keys in the config."""
+    splits = {"data.train": cfg.data.train, "data.val": cfg.data.val, "data.bank": cfg.data.bank}
+    folders = {key: folder for key, folder in splits.items() if folder is not None}
     for task in cfg.evaluations:
         if isinstance(task, OodConfig):
             folders |= {f"evaluations: ood {name}": path for name, path in task.ood.items()}
@@ -221,7 +227,7 @@ def _tracking(cfg: RunConfig, launch: Launch) -> Iterator[str]:
 
 
 def look_at_tracking(cfg: RunConfig, launch: Launch) -> Answer:
-    """Whether MLflow will take the curves; nothing is written, and it takes seconds at most."""
+    """Ask MLflow whether it will take the curves: writes nothing and takes seconds at most."""
     if check_tracking(launch.tracking_uri, hosts=1):
-        return Answer()  # which `problems` has said
+        return Answer()  # `problems` has that line
     return look(launch.tracking_uri, cfg.dir)

@@ -19,44 +19,44 @@ from pathlib import Path
 
 from vssl_dist.durable import followed, keep_others_from_writing, read_regular, user_name
 from vssl_dist.errors import ConfigError
-from vssl_dist.jobs.permissions import close, is_loose
+from vssl_dist.jobs.permissions import close_to_others, is_loose
 from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 _RUN = RunFolder(Path())
 _TEXT = tuple(path.name for path in (_RUN.exports.path, _RUN.logs, _RUN.spool))
-"""Whose contents are no code: colleagues may have evaluated a run whose folder they could write."""
+"""Folders that hold no code: colleagues who could write there may have evaluated the run."""
 _FOLDERS = (_RUN.checkpoints.name, _RUN.slurm.name, *_TEXT)
-"""What a run makes; a user's link to a folder elsewhere counts as that folder."""
+"""Folders that a run makes; a user's link to a folder elsewhere counts as that folder."""
 
 
 @dataclass
 class Survey:
-    """What of a run folder is not its user's alone."""
+    """Files and folders of a run that others can write, or own."""
 
     loose: list[Path] = field(default_factory=list)
-    """This user's, and others can write it: a folder before what is in it."""
-    theirs: list[tuple[Path, int]] = field(default_factory=list)
-    """Files and folders of others among results, curves and logs, and whose they are."""
+    """Paths of this user that others can write; a folder comes before what is in it."""
+    foreign: list[tuple[Path, int]] = field(default_factory=list)
+    """Paths of other users among results, curves and logs, each with its owner's uid."""
 
     def lines(self, run_dir: Path) -> Iterator[str]:
-        """What there is to say of it."""
+        """Yield the warnings about the folder, one line each."""
         if self.loose:
             yield (
                 f"others could write in {run_dir} ({_number(self.loose)}, first {self.loose[0]}), "
                 "and a run folder is code that runs as you: a start takes that from them (chmod -R "
                 "go-w), not reading; what they changed before stays"
             )
-        if self.theirs:
-            path, owner = self.theirs[0]
+        if self.foreign:
+            path, owner = self.foreign[0]
             yield (
                 f"{path} belongs to {user_name(owner)}, who can still change it "
-                f"({_number(self.theirs)} of others): remove what you did not ask for"
+                f"({_number(self.foreign)} of others): remove what you did not ask for"
             )
 
 
 def survey(run_dir: Path, *, whole: bool = True) -> Survey:
-    """Look at a run folder, which need not exist, and change nothing.
+    """Find what others can write or own in a run folder, which need not exist; change nothing.
 
     Args:
         run_dir: The run's folder.
@@ -65,7 +65,7 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     Raises:
         ConfigError: One line: it is no folder or not this user's, or something in it is not.
     """
-    seen = Survey()
+    result = Survey()
     try:
         if run_dir.is_symlink():
             followed(RunFolder(run_dir).owner)  # who made the links on the way
@@ -74,7 +74,7 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     except (FileNotFoundError, NotADirectoryError):
         if run_dir.is_symlink():
             raise ConfigError(f"{run_dir} is a link to nothing: remove it") from None
-        return seen
+        return result
     except OSError as error:
         raise _unreadable(run_dir, error) from error
     if not stat.S_ISDIR(top.st_mode):
@@ -85,13 +85,13 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
             "you: choose another name= or out="
         )
     if is_loose(target, top):
-        seen.loose.append(target)
-    _enter(target, seen, top=True, code=True, whole=whole)
-    return seen
+        result.loose.append(target)
+    _enter(target, result, top=True, code=True, whole=whole)
+    return result
 
 
 def refuse_link(run_dir: Path) -> None:
-    """Refuse a run folder that is a link: what it leads to may be another one tomorrow.
+    """Refuse a run folder that is a link: it may lead to another folder tomorrow.
 
     Raises:
         ConfigError: One line that says how to name the folder itself.
@@ -105,7 +105,7 @@ def refuse_link(run_dir: Path) -> None:
 
 
 def secure(run_dir: Path, *, whole: bool = False) -> None:
-    """See that only this user can write in a run folder, from now on in all that is made in it.
+    """Close a run folder, and all that this process will make in it, to the writing of others.
 
     Args:
         run_dir: The run's folder, which exists.
@@ -115,25 +115,26 @@ def secure(run_dir: Path, *, whole: bool = False) -> None:
         ConfigError: One line: it is not this user's, or something in it is not.
     """
     keep_others_from_writing()
-    seen = survey(run_dir, whole=whole)
-    if seen.loose:
-        seen = survey(run_dir)
-        for path in seen.loose:
-            close(path)
-        for line in seen.lines(run_dir):
+    result = survey(run_dir, whole=whole)
+    if result.loose:
+        result = survey(run_dir)
+        for path in result.loose:
+            close_to_others(path)
+        for line in result.lines(run_dir):
             _log.warning("%s", line)
         # What came in between, and a file system that knows no permissions.
-        if left := survey(run_dir).loose:
+        if loose := survey(run_dir).loose:
             _log.warning(
-                "%s: this file system keeps no permissions, so others may write there", left[0]
+                "%s: this file system keeps no permissions, so others may write there",
+                loose[0],
             )
     elif whole:
-        for line in seen.lines(run_dir):
+        for line in result.lines(run_dir):
             _log.warning("%s", line)
 
 
 def make(run_dir: Path) -> None:
-    """Make a run folder that only this user can write in, or see that it is one.
+    """Make a run folder that only this user can write in, or close one that is there.
 
     The folders above are made as the user's umask says: others may have runs there, too.
 
@@ -146,12 +147,12 @@ def make(run_dir: Path) -> None:
     keep_others_from_writing()
     with suppress(FileExistsError):
         run_dir.mkdir()
-        close(run_dir)  # of what a default ACL of the folder above gives
+        close_to_others(run_dir)  # a default ACL of the folder above may let them write
     secure(run_dir, whole=True)
 
 
 def make_hidden(folder: Path) -> None:
-    """Make a folder that only this user can look into; a link stays what it leads to.
+    """Make a folder that only this user can look into; a folder behind a link keeps its mode.
 
     Raises:
         ConfigError: One line: it is not this user's.
@@ -162,8 +163,8 @@ def make_hidden(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.is_symlink():
             state = folder.stat()
-            closed = state.st_uid == os.geteuid() and not is_loose(folder.resolve(), state)
-            if not closed:
+            is_mine = state.st_uid == os.geteuid()
+            if not is_mine or is_loose(folder.resolve(), state):
                 raise ConfigError(
                     f"{folder} leads to a folder in which others can write, and nodes run what "
                     "they find there: remove the link"
@@ -182,11 +183,11 @@ def make_hidden(folder: Path) -> None:
 
 
 def read(path: Path, limit: int) -> str:
-    """The text of a file that any process may have left in a run folder.
+    """Read a text file of a run folder, in which any process may have left anything.
 
     Args:
-        path: Of a regular file; nothing else is waited for.
-        limit: How many bytes it has at most.
+        path: A regular file; a pipe is refused and not waited for.
+        limit: Largest size in bytes.
 
     Raises:
         OSError: It is not there, no regular file or larger.
@@ -195,12 +196,12 @@ def read(path: Path, limit: int) -> str:
     return read_regular(path, limit).decode()
 
 
-def _enter(folder: Path, seen: Survey, *, top: bool, code: bool, whole: bool) -> None:
-    """Look at what is in a folder of the run.
+def _enter(folder: Path, result: Survey, *, top: bool, code: bool, whole: bool) -> None:
+    """Add what is in a folder of the run to a survey.
 
     Args:
         folder: The run's own (``top``) or one below.
-        seen: What is found is added to it.
+        result: Is added to.
         top: See ``folder``.
         code: Whether what is in it may be run, and so must not be of others.
         whole: Look into its folders, too.
@@ -229,12 +230,12 @@ def _enter(folder: Path, seen: Survey, *, top: bool, code: bool, whole: bool) ->
                     f"{path} belongs to {user_name(state.st_uid)}, and a run folder is code that "
                     "runs as you: remove it, or choose another name="
                 )
-            seen.theirs.append((path, state.st_uid))
+            result.foreign.append((path, state.st_uid))
             continue
         if state.st_uid == os.geteuid() and is_loose(path, state):
-            seen.loose.append(path)
+            result.loose.append(path)
         if stat.S_ISDIR(state.st_mode) and whole:
-            _enter(path, seen, top=False, code=inside, whole=True)
+            _enter(path, result, top=False, code=inside, whole=True)
 
 
 def _refuse_link(link: Path, state: os.stat_result) -> None:
@@ -246,6 +247,6 @@ def _unreadable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"{error.filename or path}: {error.strerror or error}")
 
 
-def _number(found: Sequence[object]) -> str:
-    several = "s" * (len(found) > 1)
-    return f"{len(found)} file{several} or folder{several}"
+def _number(paths: Sequence[object]) -> str:
+    plural = "s" * (len(paths) > 1)
+    return f"{len(paths)} file{plural} or folder{plural}"

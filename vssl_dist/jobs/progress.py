@@ -1,4 +1,4 @@
-"""How far a run is: one plain line per report, which a terminal turns into a bar."""
+"""Progress of a run: one plain line of the log per report, which a terminal turns into a bar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
 
 @dataclass
 class Report:
-    """One line about a step: ``step 120/600  loss -1.2345  2541 images/s  0:01:12 left``."""
+    """One line of progress: ``step 120/600  loss -1.2345  2541 images/s  0:01:12 left``."""
 
     step: int
     total: int
@@ -37,47 +37,49 @@ class Report:
 
     @classmethod
     def parse(cls, line: str) -> Report | None:
-        """The report that a line of a log is, or None.
+        """Read a report back from a line of a log; None where the line is none.
 
         >>> Report.parse("step  20/600  loss 1.0000")
         Report(step=20, total=600, text='loss 1.0000')
         >>> Report.parse("warning: step 20 is not saved") is None
         True
         """
-        found = _LINE.fullmatch(line.rstrip("\n"))
-        return cls(int(found[1]), int(found[2]), found[3]) if found else None
+        report = _LINE.fullmatch(line.rstrip("\n"))
+        return cls(int(report[1]), int(report[2]), report[3]) if report else None
 
 
 class Reporter:
-    """Turns metrics into reports; knows the pace from when it was asked before."""
+    """Turns metrics into reports, with the time left from the pace since the first report."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.first: tuple[float, int] | None = None
+        self.start: tuple[float, int] | None = None
+        """Time and step of the first report."""
         self.collapsed = False
 
     def report(self, metrics: Mapping[str, float], step: int) -> Report:
-        """What to say about ``step``; the time left is known from the second report on."""
+        """Report ``step``; the time left is known from the second report on."""
         now = time.monotonic()
-        parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+        figures = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
         if "images_per_second" in metrics:
-            parts.append(f"{metrics['images_per_second']:.0f} images/s")
-        if self.first is None:
-            self.first = (now, step)
-        elif step > self.first[1]:
-            pace = (now - self.first[0]) / (step - self.first[1])
-            parts.append(f"{timedelta(seconds=round(pace * (self.total - step)))} left")
-        return Report(step, self.total, "  ".join(parts))
+            figures.append(f"{metrics['images_per_second']:.0f} images/s")
+        if self.start is None:
+            self.start = (now, step)
+        elif step > self.start[1]:
+            pace = (now - self.start[0]) / (step - self.start[1])
+            figures.append(f"{timedelta(seconds=round(pace * (self.total - step)))} left")
+        return Report(step, self.total, "  ".join(figures))
 
     def alarm(self, metrics: Mapping[str, float], step: int) -> str | None:
-        """The one line that says that the embedding has collapsed, when it has just done so."""
-        was, self.collapsed = self.collapsed, bool(metrics.get("collapse_alarm"))
-        if was or not self.collapsed:
+        """Return a line that warns of a collapse, at the step where the alarm goes off."""
+        had_collapsed = self.collapsed
+        self.collapsed = bool(metrics.get("collapse_alarm"))
+        if had_collapsed or not self.collapsed:
             return None
-        known = ("embedding_spread", "effective_rank", "projection_spread")
-        said = ", ".join(f"{key} {metrics[key]:.3f}" for key in known if key in metrics)
+        keys = ("embedding_spread", "effective_rank", "projection_spread")
+        values = ", ".join(f"{key} {metrics[key]:.3f}" for key in keys if key in metrics)
         return (
-            f"the embedding has collapsed by step {step} ({said}): nearly the same "
+            f"the embedding has collapsed by step {step} ({values}): nearly the same "
             "features for every image; the run goes on, but look at what keeps views apart "
             "(target, predictor, weights) and at the learning rate"
         )
@@ -89,15 +91,15 @@ class LogView:
     def __init__(self) -> None:
         self.console = screen(soft_wrap=True)
         self.bar: Progress | None = None
-        self.half = ""
+        self.unfinished = ""
 
     def show(self, text: str) -> None:
         """Show more of the log; an unfinished line waits for its end."""
-        *lines, self.half = (self.half + text).split("\n")
+        *lines, self.unfinished = (self.unfinished + text).split("\n")
         for line in map(terminal_text, lines):
             report = Report.parse(line)
             if report is not None and self.console.is_terminal and self._fits(report):
-                self._move(report)
+                self._move_bar(report)
             else:
                 self.say(line)
 
@@ -113,20 +115,20 @@ class LogView:
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Leave the bar as it is and print what was left of the log."""
-        if self.half:
-            self.say(terminal_text(self.half))
-            self.half = ""
+        """Print an unfinished last line and leave the bar as it stands."""
+        if self.unfinished:
+            self.say(terminal_text(self.unfinished))
+            self.unfinished = ""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
     def _fits(self, report: Report) -> bool:
-        """Whether there is room for a bar beside what the report says."""
-        figures = cell_len(f" {report.total}/{report.total} {report.text.strip()}")
-        return self.console.width >= figures + SHORTEST
+        """Whether a bar has room beside the report's figures."""
+        cells = cell_len(f" {report.total}/{report.total} {report.text.strip()}")
+        return self.console.width >= cells + SHORTEST
 
-    def _move(self, report: Report) -> None:
+    def _move_bar(self, report: Report) -> None:
         if self.bar is None:
             self.bar = WholeProgress(
                 BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False),

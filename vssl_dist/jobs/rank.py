@@ -17,20 +17,20 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_the_launcher() -> None:
-    """Have the kernel kill this process when its launcher dies, even by SIGKILL."""
+    """Have the kernel kill this process when its launcher dies, even of SIGKILL."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(os.environ["VSSL_LAUNCHER"]):
         sys.exit("the launcher is gone")  # it died before the kernel was told
 
 
 def main() -> int:
-    """Train; the exit code is `jobs.stop.STOPPED` when the run was told to stop and has saved."""
+    """Train as one rank of the run in ``sys.argv[1]``; see `run_rank` for the exit code."""
     die_with_the_launcher()
     print_any_path()
     logs.configure_log(f"rank {os.environ['RANK']}")
     from vssl_dist.jobs.stop import REFUSED, StopFlag, leave
 
-    stop = StopFlag()
+    stop = StopFlag()  # before the slow imports: a signal may come at any time
     from vssl_dist.errors import ConfigError
     from vssl_dist.jobs import private
     from vssl_dist.jobs.resources import load_launch

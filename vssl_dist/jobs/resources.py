@@ -20,7 +20,7 @@ _WORD = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"
 
 # submitit writes these into a shell script as they are: a newline would be a command.
 Word = Annotated[str, Field(pattern=_WORD)]
-"""A value that can stand in an sbatch script."""
+"""A value that can stand in an sbatch script as it is."""
 Hosts = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]{1,1024}$")]
 """SLURM's notation for nodes, such as ``gpu[01-08],big3``."""
 Line = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=,+@% -]{1,256}$")]
@@ -36,59 +36,59 @@ Device = Literal["cuda", "cpu"]
 
 
 class EvaluationResources(Model):
-    """One evaluation job, of which each milestone gets one."""
+    """What one evaluation job asks of SLURM; each evaluation of a milestone is such a job."""
 
     partition: Word | None = None
-    """Where not given, this and the next three are the training job's."""
+    """SLURM's ``--partition`` of an evaluation job; null: the training job's."""
     account: Word | None = None
-    """Whom SLURM charges."""
+    """Account that SLURM charges for an evaluation; null: the training job's."""
     qos: Word | None = None
-    """Its quality of service."""
+    """Quality of service of an evaluation job; null: the training job's."""
     device: Device | None = None
-    """``cuda`` or ``cpu``."""
+    """Whether evaluations run on ``cuda`` or ``cpu``; null: as the training does."""
     ranks: Positive = 1
     """Processes that share a pass over images, each with a GPU and ``cpus`` cores of its own."""
     cpus: Positive = 8
-    """Cores of each."""
+    """Cores of each process of an evaluation."""
     mem_gb: Annotated[int, Field(ge=0)] | None = None
-    """Memory in GB; 0 is all of the node's, null is the partition's default."""
+    """Memory of an evaluation job in GB; 0: all of the node's, null: the partition's default."""
     minutes: Positive = 60
-    """Time limit."""
+    """Time limit of an evaluation job in minutes."""
 
 
 class Resources(Model):
-    """A profile: the machine's side of a run.  The science is in ``configs/``."""
+    """A profile: what a run asks of the machine.  What it computes is in ``configs/``."""
 
     partition: Word | None = None
-    """SLURM's ``--partition``, like the next ones; null: the site's default."""
+    """SLURM's ``--partition``; null: the site's default."""
     account: Word | None = None
-    """Whom SLURM charges."""
+    """Account that SLURM charges; null: the user's default."""
     qos: Word | None = None
-    """Quality of service."""
+    """Quality of service of the job; null: the site's default."""
     constraint: Word | None = None
-    """Features that every node must have."""
+    """Features that every node must have, in SLURM's notation."""
     reservation: Word | None = None
-    """Of nodes, by its name."""
+    """Name of a reservation of nodes to run in."""
     nodelist: Hosts | None = None
-    """These nodes, such as ``gpu[01-08],big3``."""
+    """Nodes that the job must have, such as ``gpu[01-08],big3``."""
     exclude: Hosts | None = None
-    """Not these."""
+    """Nodes that the job must not have."""
     exclusive: bool = False
-    """Take whole nodes."""
+    """Whether the job takes whole nodes."""
     ranks_per_node: Positive = 8
     """Processes per node, on ``cuda`` one per GPU."""
     device: Literal["auto", "cuda", "cpu"] = "cuda"
-    """``auto`` is for ``--local``: a login node cannot see what the compute nodes have."""
+    """Where ranks compute; ``auto``, for ``--local`` only, takes the GPUs if there are any."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """GPUs to ask for; where not given, one per rank on ``cuda`` and none on ``cpu``."""
     cpus_per_rank: Positive | None = None
     """Cores per rank; where not given, 8 on SLURM and an equal share of this machine locally."""
     mem_gb: Annotated[int, Field(ge=0)] | None = None
-    """Memory per node; 0 is all of it, none is the partition's default."""
+    """Memory per node in GB; 0: all of it, null: the partition's default."""
     minutes: Positive = 1440
-    """Time limit of one job; SLURM's end of it is survived by a checkpoint and a requeue."""
+    """Time limit of one job in minutes; a run that needs more is saved, requeued and goes on."""
     signal_delay_s: Positive = 300
-    """SLURM's warning before it ends the job: longer than one vote and one checkpoint take."""
+    """Seconds between SLURM's warning and its end of a job: enough for a vote and a checkpoint."""
     interface: Interface | None = None
     """Network interface by which ranks talk, such as ``ib0``; null: what gloo and NCCL choose, and
     on a single machine the loopback, which no other machine reaches."""
@@ -97,7 +97,7 @@ class Resources(Model):
     env: dict[Name, Word] = Field(default={})
     """Variables of every rank.  Secrets do not belong here: export them before submitting."""
     evaluation: EvaluationResources = EvaluationResources()
-    """Of each evaluation's own job."""
+    """What the job of each evaluation asks for."""
 
     @property
     def gpus(self) -> int:
@@ -122,39 +122,39 @@ class Resources(Model):
 
 
 def _why_secret(raw: dict[Any, Any]) -> str | None:
-    """What is wrong with a profile that would have a secret written into run folders."""
-    place = next(_secret_places(raw), None)
-    if place is None:
+    """Say in one line which key of a profile holds a secret; None if there is none."""
+    key = next(_secret_keys(raw), None)
+    if key is None:
         return None
     return (
-        f"{place} looks like a secret, which would be written into the run folder: "
+        f"{key} looks like a secret, which would be written into the run folder: "
         "export it in the shell that submits instead"
     )
 
 
-def _secret_places(raw: dict[Any, Any], where: str = "") -> Iterator[str]:
-    """The keys of a profile under which there is a secret."""
+def _secret_keys(raw: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a profile that hold a secret."""
     for key, value in raw.items():
-        place = f"{where}{printable(hidden(str(key)))}"
-        if in_text(str(key)) or (where == "env." and in_setting(str(key), str(value))):
-            yield place
+        dotted_key = f"{prefix}{printable(hidden(str(key)))}"
+        if in_text(str(key)) or (prefix == "env." and in_setting(str(key), str(value))):
+            yield dotted_key
         elif isinstance(value, dict):
-            yield from _secret_places(value, f"{place}.")
+            yield from _secret_keys(value, f"{dotted_key}.")
         elif any(in_command(line) for line in _lines(value)):
-            yield place
+            yield dotted_key
 
 
-def _lines(value: Any) -> Iterator[str]:
-    """What stands under a key, however many lists are around it."""
+def _lines(value: object) -> Iterator[str]:
+    """Yield every scalar under a key as text, however many lists are around it."""
     if not isinstance(value, list | tuple | dict):
         yield str(value)
         return
-    for one in value.items() if isinstance(value, dict) else value:
-        yield from _lines(one)
+    for item in value.items() if isinstance(value, dict) else value:
+        yield from _lines(item)
 
 
 class Launch(Model):
-    """One launch of a run, resolved: all that ranks and evaluations are told about the machine."""
+    """One launch of a run, resolved: all that ranks and evaluations know of the machine."""
 
     cluster: Literal["slurm", "local"]
     nodes: Positive
@@ -170,20 +170,20 @@ class Launch(Model):
         return self.nodes * self.ranks_per_node
 
 
-def meeting_place(interface: str | None) -> dict[str, str]:
-    """Variables that have gloo and NCCL use one network interface and no other.
+def interface_variables(interface: str | None) -> dict[str, str]:
+    """Return variables that have gloo and NCCL use one network interface and no other.
 
-    >>> meeting_place("ib0")
+    >>> interface_variables("ib0")
     {'GLOO_SOCKET_IFNAME': 'ib0', 'NCCL_SOCKET_IFNAME': '=ib0'}
     """
     if interface is None:
         return {}
-    # NCCL takes a bare name for the beginning of several.
+    # Without the equals sign NCCL would take the name for the beginning of several.
     return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"}
 
 
 def load_profile(path: Path) -> Resources:
-    """Read ``slurm/NAME.yaml``.
+    """Read a machine's profile, ``slurm/NAME.yaml``.
 
     Raises:
         ConfigError: One line that names the file, the key and the remedy.
@@ -192,7 +192,7 @@ def load_profile(path: Path) -> Resources:
 
 
 def on_slurm(profile: Resources, nodes: int, tracking_uri: str) -> Launch:
-    """The launch of a profile on ``nodes`` nodes of a cluster."""
+    """Resolve a profile to a launch on ``nodes`` nodes of a cluster."""
     if profile.device == "auto":
         raise ConfigError("device: auto is for --local; a profile for SLURM says cuda or cpu")
     return Launch(
@@ -207,7 +207,7 @@ def on_slurm(profile: Resources, nodes: int, tracking_uri: str) -> Launch:
 
 
 def on_this_machine(profile: Resources, ranks: int | None, gpus: int, tracking_uri: str) -> Launch:
-    """The launch of a profile on this machine.
+    """Resolve a profile to a launch on this machine.
 
     Args:
         profile: ``device: auto`` takes the GPUs if there are any.
@@ -239,13 +239,13 @@ def on_this_machine(profile: Resources, ranks: int | None, gpus: int, tracking_u
 
 
 def dump_launch(launch: Launch) -> str:
-    """The launch as YAML that `load_launch` reads back to an equal one."""
+    """Write a launch as YAML, which `load_launch` reads back to an equal one."""
     text: str = yaml.safe_dump(launch.model_dump(mode="json"), sort_keys=False)
     return text
 
 
 def load_launch(run_dir: Path) -> Launch:
-    """The launch of the run in ``run_dir``, as its last submission wrote it.
+    """Read the launch of the run in ``run_dir``, as its last submission wrote it.
 
     Raises:
         ConfigError: The folder holds no run.

@@ -1,4 +1,4 @@
-"""Rank 0's eyes: curves to the spool, progress to the log, exports to evaluations."""
+"""What rank 0 reports of a run: curves to the spool, progress to the log, exports to evaluate."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ _RANK = "rank 0"
 
 
 class NullReporter:
-    """What every rank but 0 holds, so that nobody asks who it is."""
+    """Reports nothing: what every rank but 0 has in place of a `RunReporter`."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Rank 0 has the same numbers."""
+        """Drop the metrics, which are the same on rank 0."""
 
     def on_export(self, path: Path, step: int) -> None:
-        """Rank 0 exports."""
+        """Do nothing: exports are announced on rank 0 alone."""
 
     def close(self, status: Status, timeout_s: float) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
-def observe(cfg: RunConfig, launch: Launch) -> RunReporter | NullReporter:
-    """What this rank holds; every rank of the process group calls this."""
+def open_reporter(cfg: RunConfig, launch: Launch) -> RunReporter | NullReporter:
+    """Open the reporter of this rank; every rank of the process group calls this."""
     hosts = sorted(set(dist.gather(socket.gethostname())))
     return RunReporter(cfg, launch, hosts) if dist.rank() == 0 else NullReporter()
 
 
 class RunReporter:
-    """Tracks, reports and evaluates one run while it trains.
+    """Tracks one run while it trains, logs its progress and has its exports evaluated.
 
     None of it may end or delay a training: the spool does not raise, the flusher and the
     evaluations are processes of their own.  A dataset that cannot be opened ends it here as it
@@ -63,8 +63,8 @@ class RunReporter:
 
     def __init__(self, cfg: RunConfig, launch: Launch, hosts: Sequence[str]) -> None:
         train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who=_RANK)
-        self.reporter = Reporter(cfg.total_steps(train.samples))
-        self.evaluator = EvaluationSpawner(cfg.dir, launch.cluster)
+        self.progress = Reporter(cfg.total_steps(train.samples))
+        self.spawner = EvaluationSpawner(cfg.dir, launch.cluster)
         self.spool = Spool(cfg.dir, "train")
         self.flusher = Flusher(
             cfg.dir, EXPERIMENT, launch.tracking_uri, system_every_s=_SYSTEM_EVERY_S
@@ -74,28 +74,28 @@ class RunReporter:
         self.spool.params(yaml.safe_load(dump(cfg)))
         self.spool.artifact(RunFolder(cfg.dir).config)
         self.flusher.start()
-        self._sheet(cfg)
+        self._draw_sheet(cfg)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Note the metrics of a step as the training's curves."""
+        """Append the metrics of a step to the run's curves, and log them."""
         self.spool.metrics(curves.training_curves(metrics), step)
-        _log.info("%s", self.reporter.report(metrics, step))
-        if alarm := self.reporter.alarm(metrics, step):
+        _log.info("%s", self.progress.report(metrics, step))
+        if alarm := self.progress.alarm(metrics, step):
             _log.warning("%s", alarm)
             self.spool.tags({"vssl_dist.collapsed": f"step {step}"})
 
     def on_export(self, path: Path, step: int) -> None:
-        """Have the export evaluated, elsewhere and later."""
+        """Start the evaluation of an export in a process that training does not wait for."""
         _log.info("exported %s", path)
-        self.evaluator.start()
+        self.spawner.start()
 
     def close(self, status: Status, timeout_s: float) -> None:
-        """Say how it ended and send what is left, within a bound."""
+        """Note how the run ended and send what is left, within ``timeout_s`` for each part."""
         if status == "KILLED":
             _log.info("told to stop: the same command goes on from the last checkpoint")
         self.spool.status(status)
         self.spool.close()
-        self.evaluator.close(timeout_s)
+        self.spawner.close(timeout_s)
         run_dir, uri = self.flusher.run_dir, self.flusher.tracking_uri
         if not flushed(run_dir, uri, TRAINER):
             _log.info("up to %g s for the last curves to reach MLflow", timeout_s)
@@ -103,7 +103,7 @@ class RunReporter:
         if uri != NOWHERE and (line := shortfall(run_dir, uri, TRAINER)) is not None:
             _log.warning("%s", line)
 
-    def _sheet(self, cfg: RunConfig) -> None:
+    def _draw_sheet(self, cfg: RunConfig) -> None:
         path = RunFolder(cfg.dir).augmentations
         if path.exists():
             return

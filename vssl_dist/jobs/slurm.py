@@ -1,4 +1,4 @@
-"""SLURM through submitit: what to ask for, the batch script, submission, and who is alive."""
+"""SLURM through submitit: parameters of jobs, the batch script, submission, and living jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vssl_dist.environment import DEFAULTS, no_job_around, outside_jobs
 from vssl_dist.errors import ConfigError, SubmissionError
 from vssl_dist.installed import own_code_only
 from vssl_dist.jobs import private
-from vssl_dist.jobs.resources import Launch, meeting_place
+from vssl_dist.jobs.resources import Launch, interface_variables
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
@@ -34,7 +34,7 @@ _ENDED = (
 
 
 def why_no_slurm() -> str | None:
-    """One line that says why nothing can be submitted from this machine, or None."""
+    """Say in one line why nothing can be submitted from this machine; None if it can."""
     for program in ("sbatch", "srun", "squeue", "scontrol"):
         if shutil.which(program) is None:
             return f"there is no SLURM on this machine ({program} is not on the PATH)"
@@ -63,9 +63,10 @@ def is_live(job: str) -> bool:
 
 
 def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
-    """A training job in sbatch's own words."""
+    """Return the parameters of a training job, by sbatch's names for them."""
     profile = launch.resources
-    threads = {"OMP_NUM_THREADS": str(launch.cpus_per_rank)}
+    variables = {"OMP_NUM_THREADS": str(launch.cpus_per_rank)}
+    variables |= interface_variables(profile.interface) | profile.env
     return _without_none(
         job_name=name,
         nodes=launch.nodes,
@@ -82,7 +83,7 @@ def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
         mem=None if profile.mem_gb is None else f"{profile.mem_gb}GB",
         time=profile.minutes,
         signal_delay_s=profile.signal_delay_s,
-        setup=[*profile.setup, *_exports(threads | meeting_place(profile.interface) | profile.env)],
+        setup=[*profile.setup, *_exports(variables)],
         # One dead rank ends the job instead of leaving the others in a collective; since 22.05
         # srun does not take the number of cores from sbatch.  Rank 0 ends last: it submits the
         # last evaluations and sends the last curves, however short the site's WaitTime is.
@@ -97,33 +98,34 @@ def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
 
 
 def evaluation_parameters(name: str, launch: Launch) -> dict[str, Any]:
-    """An evaluation job, which starts one process, in sbatch's own words."""
-    profile, small = launch.resources, launch.resources.evaluation
-    threads = {"OMP_NUM_THREADS": str(small.cpus)}
+    """Return the parameters of an evaluation job of one process, by sbatch's names for them."""
+    profile = launch.resources
+    evaluation = profile.evaluation
+    threads = {"OMP_NUM_THREADS": str(evaluation.cpus)}
     return _without_none(
         job_name=name,
         nodes=1,
         ntasks_per_node=1,
-        cpus_per_task=small.cpus * small.ranks,
-        gpus_per_node=small.ranks if (small.device or launch.device) == "cuda" else None,
-        partition=small.partition or profile.partition,
-        account=small.account or profile.account,
-        qos=small.qos or profile.qos,
+        cpus_per_task=evaluation.cpus * evaluation.ranks,
+        gpus_per_node=evaluation.ranks if (evaluation.device or launch.device) == "cuda" else None,
+        partition=evaluation.partition or profile.partition,
+        account=evaluation.account or profile.account,
+        qos=evaluation.qos or profile.qos,
         constraint=profile.constraint,
         exclude=profile.exclude,
-        mem=None if small.mem_gb is None else f"{small.mem_gb}GB",
-        time=small.minutes,
+        mem=None if evaluation.mem_gb is None else f"{evaluation.mem_gb}GB",
+        time=evaluation.minutes,
         setup=[*profile.setup, *_exports(threads | profile.env)],
-        srun_args=[f"--cpus-per-task={small.cpus * small.ranks}"],
+        srun_args=[f"--cpus-per-task={evaluation.cpus * evaluation.ranks}"],
         additional_parameters=_without_none(reservation=profile.reservation),
         stderr_to_stdout=True,
     )
 
 
 def script(folder: Path, parameters: Mapping[str, Any]) -> str:
-    """The text of the batch script that `submit` would write; nothing is written.
+    """Return the text of the batch script that `submit` would write.
 
-    Works where SLURM is not installed, so that a dry run can be read anywhere.
+    Nothing is written, and SLURM need not be installed: a dry run can be read anywhere.
     """
     executor = _WithoutSlurm(folder, max_num_timeout=_MAX_TIMEOUTS)
     executor.update_parameters(**_guarded(folder, parameters))
@@ -133,10 +135,10 @@ def script(folder: Path, parameters: Mapping[str, Any]) -> str:
 
 
 def submit(folder: Path, parameters: Mapping[str, Any], job: Callable[[], object]) -> str:
-    """Submit a picklable job.
+    """Submit a picklable job to SLURM.
 
     Args:
-        folder: For the script, the pickle and the logs (``JOB_RANK_log.out``); all nodes see it.
+        folder: Holds the script, the pickle and the logs (``JOB_RANK_log.out``); all nodes see it.
         parameters: From `train_parameters` or `evaluation_parameters`.
         job: Called without arguments by every task.
 
@@ -152,11 +154,11 @@ def submit(folder: Path, parameters: Mapping[str, Any], job: Callable[[], object
     executor.update_parameters(**_guarded(folder, parameters))
     try:
         # submitit echoes what sbatch says, which the exception says again.
-        with no_job_around(*_settled(parameters)), redirect_stderr(io.StringIO()):
+        with no_job_around(*_overridden_defaults(parameters)), redirect_stderr(io.StringIO()):
             submitted = executor.submit(job)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        said = printable(" ".join(str(error).split()))
-        raise SubmissionError(f"sbatch refused the job: {said[:300]}") from error
+        answer = printable(" ".join(str(error).split()))
+        raise SubmissionError(f"sbatch refused the job: {answer[:300]}") from error
     return str(submitted.job_id)
 
 
@@ -173,13 +175,13 @@ def check_path(path: Path) -> None:
 
 
 def _guarded(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a job whose nodes unpickle what lies in ``folder`` and nobody else's.
+    """Add lines to a job's script that end it where ``folder`` is not this user's any more.
 
-    Who may write in the folder above the run can put another in its place while a job waits: he
-    cannot make one that belongs to this user, but a link to one.
+    Nodes unpickle what lies there.  Who may write in the folder above the run can put another in
+    its place while a job waits: not one that belongs to this user, but a link to one.
     """
-    run_dir, *inner = _from_the_run_on(folder)
-    owned = " ".join(shlex.quote(str(place)) for place in (run_dir, *inner))
+    run_dir, *subfolders = _folders_from_run(folder)
+    owned = " ".join(shlex.quote(str(path)) for path in (run_dir, *subfolders))
     refusal = 'echo "error: $place is not yours, and nodes run what they find there" >&2; exit 2'
     lines = [
         "export PYTHONSAFEPATH=1",
@@ -191,15 +193,18 @@ def _guarded(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {**parameters, "setup": [*parameters.get("setup", ()), *lines], "wckey": None}
 
 
-def _from_the_run_on(folder: Path) -> list[Path]:
-    """The run's folder and those on the way to where a job's pickle lies."""
+def _folders_from_run(folder: Path) -> list[Path]:
+    """List the run's folder and those on the way to the one that holds a job's pickle."""
     depth = 2 if folder == RunFolder(folder.parent.parent).evaluation_jobs else 1
     return [*reversed(folder.parents[:depth]), folder]
 
 
 def _code_first(code: str) -> list[str]:
-    """Lines that put this code before what modules and the user's lines have added to the path,
-    and take its empty entries out, each of which would be the folder that the job starts in."""
+    """Return shell lines that put this code first in PYTHONPATH and drop empty entries.
+
+    Modules and the user's lines may have added to it.  An empty entry would be the folder that
+    the job starts in.
+    """
     return [
         f'PYTHONPATH=$(printf %s {shlex.quote(code)}:"$PYTHONPATH" | tr -s :)',
         "PYTHONPATH=${PYTHONPATH#:}",
@@ -208,9 +213,11 @@ def _code_first(code: str) -> list[str]:
 
 
 class _WithoutSlurm(submitit.SlurmExecutor):  # type: ignore[misc]
+    """An executor that claims to work where there is no SLURM, so that it writes its script."""
+
     @classmethod
     def affinity(cls) -> int:
-        return 2
+        return 2  # whatever is above 0: submitit refuses where it finds no srun
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -229,7 +236,7 @@ def _exports(variables: Mapping[str, str]) -> list[str]:
     return [f"export {name}={value}" for name, value in sorted(variables.items())]
 
 
-def _settled(parameters: Mapping[str, Any]) -> list[str]:
-    """The user's defaults that the script decides otherwise: sbatch would prefer them to it."""
-    more = {**parameters, **parameters.get("additional_parameters", {})}
-    return [name for name, key in DEFAULTS.items() if key in more]
+def _overridden_defaults(parameters: Mapping[str, Any]) -> list[str]:
+    """List the user's variables for sbatch that the script decides: sbatch would prefer them."""
+    keys = {*parameters, *parameters.get("additional_parameters", {})}
+    return [name for name, key in DEFAULTS.items() if key in keys]

@@ -1,4 +1,4 @@
-"""Being told to stop: remembered at once, acted on at a step boundary, by all ranks together."""
+"""Stop requests: remembered when the signal comes, obeyed by all ranks at the same step."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 STOPPED = 75
-"""Exit code of a rank that saved and left because it was told to (sysexits: try again)."""
+"""Exit code of a rank that has saved and left on request (EX_TEMPFAIL of sysexits: try again)."""
 REFUSED = 2
-"""Exit code of a rank that met something its user has to mend: it said so in one line."""
+"""Exit code of a rank that met something its user has to mend, after one line that says so."""
 REFUSAL = "error: "
-"""How that line begins, and so the failure file of a run whose first failure is a refusal."""
+"""How the line of a refusal begins, on a terminal and in the failure file of a run.
+
+The launcher tells refusals from crashes by it.
+"""
+SignalHandler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+"""What `signal.signal` gives and takes."""
 
 
 def leave(code: int) -> NoReturn:
@@ -31,39 +37,39 @@ def leave(code: int) -> NoReturn:
 
 
 class StopFlag:
-    """Remember SIGUSR2 and SIGTERM instead of acting on them.
+    """Remembers SIGUSR2 and SIGTERM instead of acting on them.
 
     submitit's own handler requeues from rank 0 in the middle of whatever runs, which may be a
-    collective.  It is kept aside, every rank reaches the same step boundary and saves, and rank
+    collective.  It is set aside, every rank reaches the same step boundary and saves, and rank
     0 calls it then.
     """
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
+        self.signals: set[int] = set()
         self.final = False
-        """Whether the job is not to come back: rank 0's `only_terminated`, known to all."""
-        self.kept: Any = signal.getsignal(signal.SIGUSR2)
+        """Whether the job is not to be requeued: rank 0's `only_terminated`, on all ranks."""
+        self.requeue_handler: SignalHandler = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._note)
+            signal.signal(number, self._remember)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen.add(number)
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signals.add(number)
 
     def __call__(self) -> bool:
-        """Whether this rank was told to stop."""
-        return bool(self.seen)
+        """Whether this rank has been asked to stop."""
+        return bool(self.signals)
 
     @property
     def only_terminated(self) -> bool:
-        """SIGTERM alone: a user's scancel, or SLURM's own requeue.  Neither wants ours."""
-        return self.seen == {signal.SIGTERM}
+        """Whether SIGTERM came alone, from scancel or SLURM's own requeue: requeue nothing then."""
+        return self.signals == {signal.SIGTERM}
 
     def requeue(self) -> None:
-        """Hand over to the handler that was there before; submitit's requeues and exits."""
-        if not callable(self.kept):
+        """Call the handler that was there before; submitit's requeues the job and exits."""
+        if not callable(self.requeue_handler):
             return
         try:
-            self.kept(signal.SIGUSR2, None)
+            self.requeue_handler(signal.SIGUSR2, None)
         except subprocess.CalledProcessError as error:
             if error.returncode >= 0:
                 raise

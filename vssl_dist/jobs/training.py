@@ -1,4 +1,4 @@
-"""Where jobs that were queued by earlier versions look for what they run."""
+"""The old path of `TrainJob`, which the pickles of queued jobs name."""
 
 from vssl_dist.jobs.training_job import TrainJob
 

@@ -39,20 +39,23 @@ _UNTIL_REQUEUED_S = 300
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Picklable: holds the resolved configuration as text, rebuilds everything on the worker."""
+    """A training as a job: its resolved configuration as text, from which a node rebuilds the rest.
+
+    Queued jobs are pickles: these fields keep their names.
+    """
 
     config_yaml: str
     launch: Launch
 
     def __call__(self) -> None:
-        """Run as one task of a SLURM job."""
+        """Train as one task of a SLURM job."""
         stop = StopFlag()  # before the slow imports: a signal may come at any time
         print_any_path()
-        meeting = submitit.helpers.TorchDistributedEnvironment()
+        rendezvous = submitit.helpers.TorchDistributedEnvironment()
         for name in os.environ.keys() - in_our_job(os.environ).keys():
             del os.environ[name]
-        os.environ |= announcement(os.environ)
-        meeting.export(set_cuda_visible_devices=False, overwrite=True)
+        os.environ |= job_variables(os.environ)
+        rendezvous.export(set_cuda_visible_devices=False, overwrite=True)
         logs.configure_log(writer())
         if self.launch.nodes == 1:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # which no other machine reaches
@@ -63,7 +66,7 @@ class TrainJob:
             leave(code)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """The job after a requeue: the same; what it has done is in the run's checkpoints."""
+        """Requeue this job as it is: what it has done is in the run's checkpoints."""
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -100,41 +103,42 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
 
 
 def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
-    """Train as one rank of a process group; see `run_rank`."""
+    """Join the process group, train, and turn what ends it into an exit code; see `run_rank`."""
     import torch
 
     from vssl_dist import dist
     from vssl_dist.errors import CheckpointError, DataError
-    from vssl_dist.jobs.run_reporter import NullReporter, observe
+    from vssl_dist.jobs.run_reporter import NullReporter, open_reporter
     from vssl_dist.train import Preempted, train
 
     device = launch.device
-    observer: RunReporter | NullReporter = NullReporter()
+    reporter: RunReporter | NullReporter = NullReporter()
     try:
         dist.init(device)
-        observer = observe(cfg, launch)
-        train(cfg, device=device, should_stop=stop, on_export=observer.on_export, log=observer.log)
+        reporter = open_reporter(cfg, launch)
+        train(cfg, device=device, should_stop=stop, on_export=reporter.on_export, log=reporter.log)
     except Preempted:
+        # Before the group is gone: every rank has to leave the way that rank 0 does.
         stop.final = dist.broadcast(stop.only_terminated)
         torch.distributed.destroy_process_group()
-        observer.close("KILLED", timeout_s=stopping_s(launch))
+        reporter.close("KILLED", timeout_s=stopping_s(launch))
         return STOPPED
     except (ConfigError, DataError, CheckpointError) as error:
         code = _refuse(cfg.dir, error)
-        observer.close("FAILED", timeout_s=5)
+        reporter.close("FAILED", timeout_s=5)
         return code
     except Exception:
         note_failure(cfg.dir, f"{_this_rank()} failed first:\n{traceback.format_exc()}")
         _log.error("training failed; what was raised follows")  # when: a traceback has no time
-        observer.close("FAILED", timeout_s=5)
+        reporter.close("FAILED", timeout_s=5)
         raise
     torch.distributed.destroy_process_group()
-    observer.close("FINISHED", timeout_s=60)
+    reporter.close("FINISHED", timeout_s=60)
     return 0
 
 
 def _refuse(run_dir: Path, error: Exception) -> int:
-    """Say in one line what the user has to mend."""
+    """Log in one line what the user has to mend, and leave it in the failure file."""
     reason = _reason(error)
     note_failure(run_dir, f"{REFUSAL}{reason}")
     _log.error("%s", reason)
@@ -145,14 +149,14 @@ def _reason(error: Exception) -> str:
     return f"{printable(str(error))} ({_this_rank()})"
 
 
-def announcement(environ: Mapping[str, str]) -> dict[str, str]:
-    """What says, in variables of our own, that our job on SLURM has started a rank.
+def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Name job, attempt and leading log in this program's own variables, for a rank on SLURM.
 
     Args:
         environ: Of a task of a job that submitit has started.
 
     >>> task = {"SUBMITIT_FOLDER": "/run/slurm", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}
-    >>> announcement(task)["VSSL_ATTEMPT"]
+    >>> job_variables(task)["VSSL_ATTEMPT"]
     '7.2'
     """
     job = environ["SLURM_JOB_ID"]
@@ -165,20 +169,26 @@ def announcement(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def stopping_s(launch: Launch) -> float:
-    """What the last curves of a stopped run are given: on SLURM the scheduler is waiting, here a
-    user, who can end it by another Ctrl-C."""
+    """Return how many seconds the last curves of a stopped run are waited for.
+
+    On SLURM the scheduler is waiting, elsewhere a user, who can end it by another Ctrl-C.
+    """
     return 3 if launch.cluster == "slurm" else 30
 
 
 def attempt() -> str:
-    """Names this start of the job: a requeued one begins a new attempt."""
+    """Return the name of this start of the job: a requeued job begins a new attempt."""
     return os.environ.get("VSSL_ATTEMPT") or str(os.getpid())
 
 
 def note_failure(run_dir: Path, text: str) -> None:
-    """Leave the reason of the rank that failed first: the others only lost a peer.
+    """Write down why a rank failed, unless another rank was first: later ones only lost a peer.
 
     Never raises: the failure itself is what has to be heard of.
+
+    Args:
+        run_dir: The run's folder.
+        text: A refusal's line, or a traceback.
     """
     path = RunFolder(run_dir).failure(attempt())
     with suppress(OSError, ValueError):
@@ -187,19 +197,19 @@ def note_failure(run_dir: Path, text: str) -> None:
         with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except FileExistsError:
-        return  # somebody was first
+        return  # another rank was first
     except (OSError, ValueError) as error:  # the disk may be the reason for the failure
         _log.warning("%s could not be written: %s", path, error)
     log = os.environ.get("VSSL_LEAD_LOG")
     if log and os.environ.get("RANK", "0") != "0":
         # Rank 0's log is the one that people follow.
-        line = logs.entry(writer(), "ERROR", text.removeprefix(REFUSAL).rstrip())
+        line = logs.format_entry(writer(), "ERROR", text.removeprefix(REFUSAL).rstrip())
         with suppress(OSError, ValueError), open_append(Path(log)) as file:
             file.write(f"{line}\n".encode(errors="backslashreplace"))
 
 
 def writer() -> str:
-    """What this rank is called in the lines of its log."""
+    """Return the name of this rank in the lines of its log."""
     return f"rank {os.environ.get('RANK', '0')}"
 
 

@@ -13,7 +13,7 @@ from tests.support.photos import tiny_dataset
 from vssl_dist.config import CollapseConfig, KnnConfig, LinearConfig, OodConfig, TaskConfig
 from vssl_dist.evaluation.figures import plots
 from vssl_dist.evaluation.run import baselines, evaluate
-from vssl_dist.jobs.evaluation_job import PendingEvaluation, evaluate_one
+from vssl_dist.jobs.evaluation_job import PendingEvaluation, evaluate_export
 
 LINEAR = LinearConfig(epochs=2, lr=(0.01, 0.1), l2=(0.1, 1.0), shares=(0.5,), seeds=1, batch=50)
 
@@ -65,7 +65,7 @@ def test_every_task_draws_what_it_found(tmp_path: Path, data: Path) -> None:
 
 def test_the_pictures_of_a_run_are_its_artifacts(tmp_path: Path, data: Path) -> None:
     path, _ = exported(tmp_path / "export", data)
-    evaluate_one(
+    evaluate_export(
         tmp_path, PendingEvaluation(path, 40, KnnConfig(k=(5,), temperature=(0.1,))), "cpu", 1
     )
     spool = (tmp_path / "spool" / "eval-knn-00000040.jsonl").read_text()
