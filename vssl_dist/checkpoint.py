@@ -84,7 +84,7 @@ def newest(root: Path) -> Committed | None:
             what rank 0 sees.
     """
     all_or_none(lambda: _sweep(root), only_on=0)
-    names = dist.broadcast(sealed.committed(root)[::-1])
+    names = dist.broadcast(sealed.committed_names(root)[::-1])
     quarantined = dist.broadcast(any(root.glob("step-*.corrupt*")))
     for path in (root / name for name in names):
         read = sealed.read(path, sealed.step_of(path.name)) if dist.rank() == 0 else ({}, None)
@@ -111,9 +111,9 @@ def manifests(root: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: Something in the newest is not this user's own: see `newest`.
     """
-    if reason := sealed.foreign_root(root):
+    if reason := sealed.why_foreign_root(root):
         raise CheckpointError(reason)
-    read = [sealed.read(root / name, sealed.step_of(name)) for name in sealed.committed(root)]
+    read = [sealed.read(root / name, sealed.step_of(name)) for name in sealed.committed_names(root)]
     last = next((problem for _, problem in reversed(read) if not problem or problem.stops), None)
     if last:
         raise CheckpointError(last.reason)
@@ -128,7 +128,7 @@ def retain(root: Path, keep_last: int, keep_every: int | None) -> None:
     """
     if dist.rank() != 0:
         return
-    for name in sealed.committed(root)[:-keep_last]:
+    for name in sealed.committed_names(root)[:-keep_last]:
         if (keep_every and sealed.step_of(name) % keep_every == 0) or (root / name).is_symlink():
             continue
         trash = root / f".trash-{uuid4().hex[:12]}-{name}"
@@ -162,7 +162,7 @@ def all_or_none(work: Callable[[], T], only_on: int | None = None) -> T | None:
     return result
 
 
-def agreed(place: Path, work: Callable[[], T]) -> T:
+def agree(place: Path, work: Callable[[], T]) -> T:
     """Every rank's own result of ``work``, which reads ``place``, or the same refusal on all.
 
     Raises:
@@ -223,15 +223,15 @@ def _problem(path: Path, manifest: dict[str, Any]) -> Problem | None:
         )
         return Problem(reason, stops=True)
     files = manifest["files"]
-    mine = [sealed.damage(path / name, files[name]) for name in _share(sorted(files))]
+    mine = [sealed.why_damaged(path / name, files[name]) for name in _share(sorted(files))]
     damage = next((why for whys in dist.gather(mine) for why in whys if why), None)
     return Problem(damage) if damage else None
 
 
 def _sweep(root: Path) -> None:
-    if reason := sealed.foreign_root(root):
+    if reason := sealed.why_foreign_root(root):
         raise CheckpointError(reason)
-    for path in sealed.remains(root):
+    for path in sealed.leftovers(root):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -83,17 +83,21 @@ def is_secret(name: str, value: str) -> bool:
     )
 
 
-def in_setting(name: str, value: str) -> bool:
+def has_secret_in_setting(name: str, value: str) -> bool:
     """Whether a variable of a process holds a secret, by its name or by its value.
 
     >>> in_setting("http_proxy", "me:hunter2@proxy:3128"), in_setting("SSH_AUTH_SOCK", "/run/s")
     (True, False)
     """
     is_address = name.lower().endswith(("_proxy", "_uri", "_url", "_dsn"))
-    return is_secret(name, value) or in_command(value) or (is_address and in_address(value))
+    return (
+        is_secret(name, value)
+        or has_secret_in_command(value)
+        or (is_address and has_secret_in_address(value))
+    )
 
 
-def in_command(line: str) -> bool:
+def has_secret_in_command(line: str) -> bool:
     """Whether a command assigns a secret to a variable or an option, or has one in its text.
 
     >>> in_command("export PGPASS=hunter2"), in_command("module load cuda/13.0")
@@ -101,15 +105,15 @@ def in_command(line: str) -> bool:
     """
     options = ((option or name, value) for option, name, value in _OPTION.findall(line))
     return (
-        in_text(line)
+        has_secret_in_text(line)
         or _CURL.search(line) is not None
         or _LOGIN.search(line) is not None
         or any(is_secret(*option) for option in options)
-        or any(in_setting(*field) for field in _FIELD.findall(line))
+        or any(has_secret_in_setting(*field) for field in _FIELD.findall(line))
     )
 
 
-def in_text(text: str) -> bool:
+def has_secret_in_text(text: str) -> bool:
     """Whether text has a secret in it: an address with a password, a header, a token.
 
     >>> in_text("see http://me:hunter2@host"), in_text("Bearer abc"), in_text("file:///a/me@home")
@@ -119,7 +123,7 @@ def in_text(text: str) -> bool:
         return True
     if any(_is_basic(login) for login in _BASIC.findall(text)):
         return True
-    return any(in_address(link) for link in _LINK.findall(text))
+    return any(has_secret_in_address(link) for link in _LINK.findall(text))
 
 
 def _is_basic(text: str) -> bool:
@@ -130,7 +134,7 @@ def _is_basic(text: str) -> bool:
         return False
 
 
-def in_address(address: str) -> bool:
+def has_secret_in_address(address: str) -> bool:
     """Whether an address holds a password, a token, or fields that sign in.
 
     It is read as its most careless reader would: SQLAlchemy takes all up to the last ``@`` for
@@ -164,7 +168,7 @@ def in_address(address: str) -> bool:
     return True
 
 
-def hidden(text: str) -> str:
+def redact(text: str) -> str:
     """Text without the secrets that this process knows, and those that say what they are.
 
     >>> hidden("no way to http://me:hunter2@host with password=hunter2")

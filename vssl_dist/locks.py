@@ -17,7 +17,7 @@ from vssl_dist.durable import user_name
 from vssl_dist.text import printable
 
 PATIENCE_S = 86_400.0
-"""How long `held` waits: what this user's own processes compute may take hours."""
+"""How long `hold_lock` waits: what this user's own processes compute may take hours."""
 _LOOK_EVERY_S = 5.0
 _PRIVATE = 0o600
 _HELD = re.compile(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\w+ +WRITE +(-?\d+) +(\w+):(\w+):(\d+) ", re.M)
@@ -37,7 +37,7 @@ def private_lock(path: Path) -> FileLock:
     return FileLock(path, mode=_PRIVATE)
 
 
-def holder(path: Path) -> str:
+def lock_holder(path: Path) -> str:
     """Who holds a lock, in words: for the line that says why one waits, or does not."""
     try:
         pid = _holding(path)
@@ -46,7 +46,7 @@ def holder(path: Path) -> str:
     return "a process on another machine" if pid is None else _process(pid)
 
 
-def held_by_stranger(path: Path) -> bool:
+def is_held_by_other_user(path: Path) -> bool:
     """Whether a process of another user holds a lock that is not in that user's own folder."""
     try:
         pid = _holding(path)
@@ -60,7 +60,7 @@ def held_by_stranger(path: Path) -> bool:
 
 
 @contextmanager
-def held(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
+def hold_lock(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
     """Hold a lock, after whoever has it; a line says who that is, and for how long one waits.
 
     Raises:
@@ -77,11 +77,11 @@ def held(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
             lock.acquire(timeout=min(_LOOK_EVERY_S, left_s) if said else 0)
             break
         except Timeout:
-            who = holder(path)
+            who = lock_holder(path)
         except PermissionError as error:
             reason = f"is a lock of {user_name(path.lstat().st_uid)}: remove it"
             raise OSError(errno.EACCES, reason, str(path)) from error
-        if held_by_stranger(path):
+        if is_held_by_other_user(path):
             raise OSError(errno.EAGAIN, f"is held by {who}: have it stopped", str(path))
         if time.monotonic() > deadline:
             reason = f"is still held by {who}: stop it, or wait for it"

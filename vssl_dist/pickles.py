@@ -31,7 +31,7 @@ _SHARD = frozenset(
         "deepspeed.utils.tensor_fragment.fragment_address",
     }
 )
-KNOWN: Mapping[int, Mapping[str, frozenset[str]]] = {
+ALLOWED_GLOBALS: Mapping[int, Mapping[str, frozenset[str]]] = {
     0: {"model": _MODEL},
     1: {"model": _MODEL, "shard": _SHARD},
     2: {"model": _MODEL, "shard": _SHARD},
@@ -40,13 +40,13 @@ KNOWN: Mapping[int, Mapping[str, frozenset[str]]] = {
 float32 and under autocast, for every optimizer."""
 
 
-def known_files(world_size: int, zero_stage: int) -> dict[str, frozenset[str]]:
-    """The files that DeepSpeed writes, and what each names: see `KNOWN`.
+def expected_files(world_size: int, zero_stage: int) -> dict[str, frozenset[str]]:
+    """The files that DeepSpeed writes, and what each names: see `ALLOWED_GLOBALS`.
 
     >>> [len(names) for names in known_files(world_size=2, zero_stage=1).values()]
     [0, 3, 3]
     """
-    known = KNOWN[zero_stage]
+    known = ALLOWED_GLOBALS[zero_stage]
     files = {"mp_rank_00_model_states.pt": known["model"]}
     if "shard" in known:
         shards = (f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in range(world_size))
@@ -54,12 +54,12 @@ def known_files(world_size: int, zero_stage: int) -> dict[str, frozenset[str]]:
     return files
 
 
-def look_through(folder: Path, files: Mapping[str, frozenset[str]]) -> None:
+def scan(folder: Path, files: Mapping[str, frozenset[str]]) -> None:
     """Look through this rank's share of a folder, building and running nothing.
 
     Args:
         folder: What DeepSpeed has written.
-        files: Those of `known_files`; there must be all of them and no others.
+        files: Those of `expected_files`; there must be all of them and no others.
 
     Raises:
         CheckpointError: One line: which file, and what it would run.
@@ -84,7 +84,7 @@ def _refusal(path: Path, known: frozenset[str]) -> str | None:
     return None
 
 
-def load(files: Mapping[str, frozenset[str]], path: str, map_location: Any = None) -> Any:
+def load_safely(files: Mapping[str, frozenset[str]], path: str, map_location: Any = None) -> Any:
     """`torch.load` of one of ``files``, in which nothing is called but what that file may name.
 
     Raises:

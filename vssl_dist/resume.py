@@ -39,7 +39,7 @@ class Saver:
     ) -> None:
         self.cfg, self.engine, self.loader, self.probe = cfg, engine, loader, probe
         self.root = RunFolder(cfg.dir).checkpoints
-        self.versions = dist.broadcast(versions() if dist.rank() == 0 else {})
+        self.versions = dist.broadcast(package_versions() if dist.rank() == 0 else {})
         self.saved_at = time.monotonic()
         allowed = bad_images_allowed(loader.samples, cfg.data.max_bad)
         self.ledger = Ledger(cfg.dir, allowed)
@@ -49,9 +49,9 @@ class Saver:
         found = checkpoint.newest(self.root)
         if found is not None:
             path, device = found.path, self.engine.device
-            same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
+            check_same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
             self.engine.load(path)
-            checkpoint.agreed(path, lambda: self.probe.load(path, device))
+            checkpoint.agree(path, lambda: self.probe.load(path, device))
             position = found.step * self.cfg.optim.global_batch
             if (self.engine.step, found.facts.get("position")) != (found.step, position):
                 raise CheckpointError(
@@ -107,7 +107,7 @@ class Saver:
         self.loader.substitutions.clear()
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """What computes the numbers: packages, and the commit where there is one."""
     code = commit()
     return {
@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
     } | ({"commit": code} if code else {})
 
 
-def same_experiment(
+def check_same_experiment(
     cfg: RunConfig, facts: Mapping[str, Any], world_size: int, fingerprint: str
 ) -> None:
     """Refuse to continue a run as another experiment.
@@ -136,7 +136,7 @@ def same_experiment(
     try:
         then = _completed(facts["experiment"], cfg)
         changed = differences(then, config.frozen_part(cfg))
-        state.counts(facts, ["world_size"])
+        state.checked_counts(facts, ["world_size"])
         fingerprint_then = facts["fingerprint"]
     # Whole as it is, its writer may be anybody.
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -178,7 +178,7 @@ def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
         _same_as_written(cfg)
         return 0
     facts = manifests[-1]["facts"]
-    same_experiment(cfg, facts, world_size, train.fingerprint)
+    check_same_experiment(cfg, facts, world_size, train.fingerprint)
     return int(manifests[-1]["step"])
 
 

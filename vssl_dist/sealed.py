@@ -55,7 +55,7 @@ def read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
         return {}, Problem(f"{MANIFEST} cannot be read: {type(error).__name__}")
 
 
-def committed(root: Path) -> list[str]:
+def committed_names(root: Path) -> list[str]:
     """Names of committed checkpoints, by ascending step; of links, too, which `read` refuses."""
     named = (path for path in root.glob("step-*") if _STEP.fullmatch(path.name))
     return sorted((path.name for path in named if path.is_symlink() or path.is_dir()), key=step_of)
@@ -66,23 +66,23 @@ def step_of(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-def remains(root: Path) -> list[Path]:
+def leftovers(root: Path) -> list[Path]:
     """What interrupted commits and removals of this user have left, and nothing else."""
     ours = (path for path in root.glob(".t*") if _REMAINS.fullmatch(path.name))
-    return [path for path in ours if stat.S_ISDIR(path.lstat().st_mode) and not foreign(path)]
+    return [path for path in ours if stat.S_ISDIR(path.lstat().st_mode) and not why_foreign(path)]
 
 
-def foreign_root(root: Path) -> str | None:
+def why_foreign_root(root: Path) -> str | None:
     """Why the folder of the checkpoints is not this user's; a new run has none yet."""
     try:
-        return foreign(durable.followed(root))
+        return why_foreign(durable.followed(root))
     except FileNotFoundError:
         return None
     except OSError as error:
         return f"{root}: {error.strerror}"
 
 
-def foreign(path: Path) -> str | None:
+def why_foreign(path: Path) -> str | None:
     """What is there in place of a file or folder of this user's own, or None.
 
     Raises:
@@ -103,7 +103,7 @@ def foreign(path: Path) -> str | None:
     return None
 
 
-def damage(path: Path, entry: dict[str, Any]) -> str | None:
+def why_damaged(path: Path, entry: dict[str, Any]) -> str | None:
     """How a file differs from its entry in the manifest."""
     try:
         if path.stat().st_size != entry["size"]:
@@ -150,7 +150,7 @@ def _foreign_below(folder: Path) -> str | None:
     waiting = [folder]
     while waiting:
         path = waiting.pop()
-        if reason := foreign(path):
+        if reason := why_foreign(path):
             return reason
         if path.is_dir():
             waiting += path.iterdir()

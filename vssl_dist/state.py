@@ -15,7 +15,7 @@ _WORDS = 624
 """Of a Mersenne Twister."""
 
 
-def plain(module: nn.Module) -> dict[str, Tensor]:
+def cpu_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The state dict as contiguous CPU tensors that share no memory, as safetensors wants it."""
     return {
         name: tensor.detach().to("cpu", copy=True).contiguous()
@@ -56,7 +56,7 @@ def _pieces(part: Any) -> Iterator[bytes]:
         yield f"{part!r};".encode()
 
 
-def counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+def checked_counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
     """Those of ``values`` that are counts, from JSON that may hold anything.
 
     Raises:
@@ -71,7 +71,7 @@ def counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
     return {name: values[name] for name in names}
 
 
-def generators() -> dict[str, Any]:
+def generator_states() -> dict[str, Any]:
     """Python's, NumPy's and torch's global generators, the current GPU's included, as JSON.
 
     Nothing in the mathematics draws from them: augmentations and noise are keyed by sample and
@@ -94,7 +94,7 @@ def generators() -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any]) -> None:
-    """Put the generators where :func:`generators` found them; ``state`` may come from JSON.
+    """Put the generators where :func:`generator_states` found them; ``state`` may come from JSON.
 
     Raises:
         Exception: Nearly any: it is no such state.

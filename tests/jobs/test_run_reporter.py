@@ -11,7 +11,7 @@ from vssl_dist.jobs.progress import Reporter
 from vssl_dist.jobs.resources import Resources, on_this_machine
 from vssl_dist.jobs.run_reporter import RunReporter
 from vssl_dist.tracker import Spool
-from vssl_dist.tracker.spool import read
+from vssl_dist.tracker.spool import read_records
 
 
 def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
@@ -28,7 +28,7 @@ def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == ["step", "step", "warning:", "step"]
     assert "collapsed by step 50 (embedding_spread 0.040" in printed[2]
-    records, _ = read(observer.spool.path, 0)
+    records, _ = read_records(observer.spool.path, 0)
     kinds = [record["kind"] for record in records]
     assert kinds == ["metrics", "metrics", "tags", "metrics"]
     assert records[2]["values"] == {"vssl_dist.collapsed": "step 50"}

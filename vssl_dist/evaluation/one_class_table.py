@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from vssl_dist import text
 from vssl_dist.evaluation.figures.plots import literal
-from vssl_dist.exports.results import shown
+from vssl_dist.exports.results import table_results
 
 OTHERS = "others"
 """What the held-out images of the other classes are called in an ``ood`` result."""
@@ -40,7 +40,7 @@ class Trained:
 
     def scores(self, baseline: str | None = None) -> dict[str, float]:
         """AUROC of each score, of the trained network or of a baseline."""
-        results = self.baselines[baseline] if baseline else shown(self.result)
+        results = self.baselines[baseline] if baseline else table_results(self.result)
         return {score: found["auroc"] for score, found in results[OTHERS].items()}
 
 

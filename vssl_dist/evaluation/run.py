@@ -25,7 +25,7 @@ from vssl_dist.evaluation.scores.posterior import has_embedding_density
 from vssl_dist.evaluation.subject import EvalSettings, FrozenFeatures, Images, Network
 from vssl_dist.evaluation.tasks import TASKS, Plot
 from vssl_dist.exports.read import read_card
-from vssl_dist.exports.results import FORMAT, problem_of, with_current_names
+from vssl_dist.exports.results import FORMAT, result_problem, with_current_names
 from vssl_dist.jsonfile import read_json
 from vssl_dist.run_folder import ExportFolder, RunFolder, is_export
 from vssl_dist.text import printable
@@ -199,7 +199,7 @@ def _once(
         stored = None
     wanted = facts | {"substituted_images": 0}
     needed = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
-    whole = problem_of(stored) is None and stored.keys() >= needed
+    whole = result_problem(stored) is None and stored.keys() >= needed
     if whole and all(stored.get(k) == v for k, v in wanted.items()):
         return with_current_names(stored)
     if not kept:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from vssl_dist.durable import refuse_way_out, sync
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import PortableCard
-from vssl_dist.exports.model_card import evaluations, model_card
+from vssl_dist.exports.model_card import evaluation_figures, model_card
 from vssl_dist.exports.read import load_export, read_card_file
 from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM, is_torchvision
 from vssl_dist.text import printable
@@ -77,7 +77,7 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
     with torch.inference_mode():
         width = backbone(_example(own.image_size)).shape[1]
     card = PortableCard.model_validate(
-        own.as_json() | {"width": width, "evaluations": evaluations(export, own)}
+        own.as_json() | {"width": width, "evaluations": evaluation_figures(export, own)}
     )
     write, suffix = FORMATS[kind]
     path = (folder or export.parent) / f"{export.stem}{suffix}"

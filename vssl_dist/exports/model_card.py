@@ -21,7 +21,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 _HUB_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def evaluations(export: Path, card: Card) -> dict[str, dict[str, float]]:
+def evaluation_figures(export: Path, card: Card) -> dict[str, dict[str, float]]:
     """The figures of all evaluations of these very weights that lie beside the export.
 
     Args:
@@ -52,7 +52,7 @@ def model_card(card: PortableCard, usage: str, library: str) -> str:
     """A model card: front matter for a hub, then how to use the weights and how they came about.
 
     Args:
-        card: Of the export, with the figures that `evaluations` finds.
+        card: Of the export, with the figures that `evaluation_figures` finds.
         usage: Python that opens the weights.
         library: What opens them, by the name that a hub knows.
     """

@@ -23,9 +23,9 @@ from vssl_dist.text import printable
 
 __all__ = [
     "check_shapes",
-    "load_beside",
     "load_export",
     "load_online",
+    "load_part",
     "read_card",
     "read_card_file",
 ]
@@ -119,7 +119,7 @@ def read_card_file(place: Path) -> Card:
     return card
 
 
-def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
+def load_part(path: Path, part: str) -> dict[str, Tensor] | None:
     """The tensors of another part of an export.
 
     Args:
@@ -163,7 +163,7 @@ def load_online(path: Path) -> Probe | None:
     Raises:
         ExportError: One line: it is missing, damaged, or not what the card says.
     """
-    tensors = load_beside(path, ONLINE)
+    tensors = load_part(path, ONLINE)
     if tensors is None:
         return None
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -59,7 +59,7 @@ def read_result(path: Path) -> dict[str, Any]:
         OSError, ValueError: It, or the card of its export, cannot be read or is none.
     """
     result: dict[str, Any] = read_json(path)
-    if problem := problem_of(result):
+    if problem := result_problem(result):
         raise ValueError(problem)
     if result.get("task") is None:
         return result
@@ -99,7 +99,7 @@ def _renamed(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {current_collapse_figure(name): value for name, value in figures.items()}
 
 
-def problem_of(result: object) -> str | None:
+def result_problem(result: object) -> str | None:
     """Why this is no result, in one line; None: it is one."""
     try:
         _Result.model_validate(result)
@@ -119,7 +119,7 @@ def score_name(name: str, density: str | None) -> str:
     return f"{name}_{density}" if density and name.endswith(LIKELIHOODS) else name
 
 
-def shown(result: Mapping[str, Any]) -> dict[str, Any]:
+def table_results(result: Mapping[str, Any]) -> dict[str, Any]:
     """The ``results`` of a result as tables name them: likelihoods by their density."""
     density = result.get("density")
     if density is None:

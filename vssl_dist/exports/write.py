@@ -28,7 +28,7 @@ Parts = Mapping[str, dict[str, Tensor]]
 
 def head_tensors(branch: nn.Module) -> dict[str, Tensor]:
     """All tensors of a branch but its backbone's, on the CPU, by their names in the branch."""
-    tensors = state.plain(branch)
+    tensors = state.cpu_state_dict(branch)
     return {k: v for k, v in tensors.items() if not k.startswith(f"{BACKBONE}.")}
 
 
@@ -56,7 +56,7 @@ def write_export(
         parts[part_of(path, part)] = packed
         digests[f"{part}_sha256"] = hashlib.sha256(packed).hexdigest()
     # The backbone after the rest: evaluations of a run look for backbones.
-    parts[path] = safetensors.torch.save(state.plain(branch.get_submodule(BACKBONE)))
+    parts[path] = safetensors.torch.save(state.cpu_state_dict(branch.get_submodule(BACKBONE)))
     digests["sha256"] = hashlib.sha256(parts[path]).hexdigest()
     place = card_of(path)
     card = Card.model_validate(description.as_json() | digests)

@@ -154,11 +154,11 @@ def evaluate_one(
     import torch
 
     from vssl_dist.evaluation.run import EvalSettings, evaluate
-    from vssl_dist.tracker import Spool, settle
+    from vssl_dist.tracker import Spool, settle_identity
 
     machine.check(device)
     writer = f"eval-{one.task.stem}-{one.step:08d}"
-    settle(run_dir)
+    settle_identity(run_dir)
     refuse_way_out(RunFolder(run_dir).spool_file(writer))
     torch.set_num_threads(threads)
     result = evaluate(one.export, one.task, EvalSettings(device, threads, ranks=ranks))
@@ -185,24 +185,24 @@ def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
         Record,
         check_tracking,
         flush_once,
-        flushed,
-        holder,
-        peek,
+        is_flushed,
+        lease_holder,
         shortfall,
+        stored_identity,
     )
 
-    before = Record.load(run_dir, peek(run_dir))
+    before = Record.load(run_dir, stored_identity(run_dir))
     if not before.tracking_uri or tracking_uri == NOWHERE:
         return
     if problem := check_tracking(tracking_uri, hosts=1):
         print(f"warning: {printable(str(run_dir))} is not sent: {problem}", flush=True)
         return
-    working = None if flushed(run_dir, tracking_uri) else holder(run_dir)
+    working = None if is_flushed(run_dir, tracking_uri) else lease_holder(run_dir)
     if working is None or working.is_known:
         if working is not None and working.tracking_uri != tracking_uri:
             print(f"waiting for the curves: {working.doing}", flush=True)
         flush_once(run_dir, tracking_uri)
-    own, now = before.runs.get(tracking_uri), Record.load(run_dir, peek(run_dir)).run_id
+    own, now = before.runs.get(tracking_uri), Record.load(run_dir, stored_identity(run_dir)).run_id
     if line := shortfall(run_dir, tracking_uri):
         print(f"warning: {line}", flush=True)
     elif before.tracking_uri != tracking_uri:
@@ -220,14 +220,14 @@ def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
         tracking_uri: The user's own address.
         whole: The user has named the run and not a single export.
     """
-    from vssl_dist.tracker import check_tracking, flushed, why_not_asked_for
+    from vssl_dist.tracker import check_tracking, is_flushed, why_not_asked_for
 
     if check_tracking(tracking_uri, hosts=1) is None and (
         line := why_not_asked_for(run_dir, tracking_uri, whole=whole)
     ):
         print(f"warning: {line}", flush=True)
     elif whole and not os.access(run_dir, os.W_OK | os.X_OK):
-        if not flushed(run_dir, tracking_uri):
+        if not is_flushed(run_dir, tracking_uri):
             place = printable(str(run_dir))
             print(f"warning: curves of {place} are not sent: nothing can be written there")
     elif whole:

@@ -35,7 +35,7 @@ from vssl_dist.jobs.evaluation_job import (
 )
 from vssl_dist.jobs.resources import Launch, load_launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED
-from vssl_dist.locks import held_by_stranger, holder, private_lock
+from vssl_dist.locks import is_held_by_other_user, lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
@@ -207,8 +207,8 @@ def drain(run_dir: Path) -> None:
                     desk.attempt(one)
         except Timeout:
             path = lock_path(run_dir)
-            if held_by_stranger(path):
-                print(f"no evaluations: {path} is held by {holder(path)}: have it stopped")
+            if is_held_by_other_user(path):
+                print(f"no evaluations: {path} is held by {lock_holder(path)}: have it stopped")
             return  # else its holder looks again after it has let go
         if desk.next() is None and orders == _orders(run_dir):
             return

@@ -25,7 +25,7 @@ from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides
-from vssl_dist.tracker import Answer, check_tracking, look, why_no_locks
+from vssl_dist.tracker import TrackingReport, check_tracking, probe_tracking, why_no_locks
 
 _WHO = "submit.py"
 """Waits for storage."""
@@ -220,8 +220,8 @@ def _tracking(cfg: RunConfig, launch: Launch) -> Iterator[str]:
         yield f"out: {reason}, which keep two jobs out of one run: use another folder"
 
 
-def look_at_tracking(cfg: RunConfig, launch: Launch) -> Answer:
+def look_at_tracking(cfg: RunConfig, launch: Launch) -> TrackingReport:
     """Whether MLflow will take the curves; nothing is written, and it takes seconds at most."""
     if check_tracking(launch.tracking_uri, hosts=1):
-        return Answer()  # which `problems` has said
-    return look(launch.tracking_uri, cfg.dir)
+        return TrackingReport()  # which `problems` has said
+    return probe_tracking(launch.tracking_uri, cfg.dir)

@@ -23,7 +23,7 @@ from vssl_dist.tracker import (
     Flusher,
     Spool,
     Status,
-    flushed,
+    is_flushed,
     run_tags,
     shortfall,
 )
@@ -95,7 +95,7 @@ class RunReporter:
         self.spool.close()
         self.evaluator.close(timeout_s)
         run_dir, uri = self.flusher.run_dir, self.flusher.tracking_uri
-        if not flushed(run_dir, uri, TRAINER):
+        if not is_flushed(run_dir, uri, TRAINER):
             print(f"up to {timeout_s:g} s for the last curves to reach MLflow", flush=True)
         self.flusher.close(timeout_s)
         if uri != NOWHERE and (line := shortfall(run_dir, uri, TRAINER)) is not None:

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from vssl_dist.confidential import hidden
+from vssl_dist.confidential import redact
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.tracker.address import NOWHERE
-from vssl_dist.tracker.cursor import flushed
-from vssl_dist.tracker.identity import settle
+from vssl_dist.tracker.cursor import is_flushed
+from vssl_dist.tracker.identity import settle_identity
 from vssl_dist.tracker.record import Record, Sender, lease
-from vssl_dist.tracker.refusals import may_pass, one_line
-from vssl_dist.tracker.spool import end_unfinished
+from vssl_dist.tracker.refusals import error_line, is_transient
+from vssl_dist.tracker.spool import mark_unfinished_failed
 
 if TYPE_CHECKING:
     from vssl_dist.tracker.replay import Replayer
@@ -83,7 +83,7 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, or a traceback."""
-        return hidden(super().format(record))
+        return redact(super().format(record))
 
 
 def _sampler(run_dir: Path, every_s: float) -> Sampler:
@@ -126,7 +126,7 @@ class _Server:
                     self._sampler.stop()
                 if orders.orphaned:
                     if not self._only_sends:
-                        end_unfinished(self._run_dir, self._began)
+                        mark_unfinished_failed(self._run_dir, self._began)
                     orders.orphaned = False
                 if self._flushed():
                     return True
@@ -146,8 +146,8 @@ class _Server:
         if self._uri == NOWHERE:
             return True
         if self._lease.is_locked:
-            return flushed(self._run_dir, self._uri)
-        return self._elsewhere and flushed(self._run_dir)
+            return is_flushed(self._run_dir, self._uri)
+        return self._elsewhere and is_flushed(self._run_dir)
 
     def _try(self) -> None:
         if self._is_settled:
@@ -171,7 +171,7 @@ class _Server:
 
     def _replay(self) -> None:
         if self._replayer is None:
-            identity = settle(self._run_dir)
+            identity = settle_identity(self._run_dir)
             record = Record.load(self._run_dir, identity)
             record.tracking_uri, record.experiment = self._uri, self._experiment
             record.save(self._run_dir)
@@ -189,16 +189,16 @@ class _Server:
 
     def _report(self, error: Exception | None) -> None:
         """Say when it begins to fail and when it works again, not every time between."""
-        refused = error is not None and not may_pass(error)
+        refused = error is not None and not is_transient(error)
         if error is not None and (self._failing_since is None or refused > self._refused):
             how = "MLflow refuses" if refused else "cannot send"
-            _log.warning("%s (will retry): %s", how, one_line(error))
+            _log.warning("%s (will retry): %s", how, error_line(error))
             self._failing_since = self._failing_since or time.monotonic()
         elif error is None and self._failing_since is not None:
             _log.warning("sending again")
             self._failing_since = None
         self._refused = refused
-        problem = None if error is None else one_line(error)
+        problem = None if error is None else error_line(error)
         if problem != self._problem:
             self._problem = problem
             with suppress(OSError):  # the disk may be what fails

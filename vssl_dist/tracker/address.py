@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
-from vssl_dist.confidential import in_address
+from vssl_dist.confidential import has_secret_in_address
 from vssl_dist.config.paths import expanded
 from vssl_dist.errors import ConfigError
 from vssl_dist.installed import command_line
@@ -31,10 +31,10 @@ def default_tracking_uri() -> str:
         ConfigError: A variable in it is not set.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-    return normal(uri) if uri else database_uri(Path("mlflow.db"))
+    return normalised_uri(uri) if uri else sqlite_uri(Path("mlflow.db"))
 
 
-def normal(uri: str) -> str:
+def normalised_uri(uri: str) -> str:
     """The address that a user typed as every job reads it, in whatever folder it starts.
 
     The path of a database may begin with ``~`` and name variables, as all paths may.
@@ -46,9 +46,9 @@ def normal(uri: str) -> str:
     if uri.lower() == NOWHERE:
         return NOWHERE
     parts = _split(uri)
-    file = database(uri)
+    file = sqlite_file(uri)
     if parts is not None and file is not None and not _is_uri(parts):
-        return database_uri(_expanded(parts), parts.query, parts.scheme)
+        return sqlite_uri(_expanded(parts), parts.query, parts.scheme)
     if parts is not None and parts.scheme in ("http", "https"):
         return parts._replace(path=parts.path.rstrip("/"), fragment="").geturl()
     return uri
@@ -61,7 +61,7 @@ def _expanded(parts: SplitResult) -> Path:
         raise ConfigError(f"MLFLOW_TRACKING_URI: {error}") from None
 
 
-def database_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
+def sqlite_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
     """The address of a database: what would end or change the path is written as ``%XX``.
 
     >>> database_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
@@ -71,7 +71,7 @@ def database_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
     return f"{scheme}:///{path}" + (f"?{query}" if query else "")
 
 
-def database(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
     """The absolute path of the sqlite file behind ``uri``, ``None`` for anything else.
 
     >>> database("http://127.0.0.1:5000") is None
@@ -118,7 +118,7 @@ def check_tracking(uri: str, hosts: int) -> str | None:
     if uri == NOWHERE:
         return None
     parts = _split(uri)
-    if in_address(uri):
+    if has_secret_in_address(uri):
         remedy = "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         if uri.partition(":")[0].partition("+")[0].lower() in _DATABASES:
             remedy = (
@@ -147,7 +147,7 @@ def check_tracking(uri: str, hosts: int) -> str | None:
 
 
 def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:
-    file = database(uri)
+    file = sqlite_file(uri)
     if file is None:
         return f"MLFLOW_TRACKING_URI={uri} names no file: use sqlite:////absolute/path/mlflow.db"
     if hosts > 1:

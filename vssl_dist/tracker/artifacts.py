@@ -14,7 +14,7 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
-def opened(run_dir: Path, place: str) -> Iterator[Path]:
+def open_artifact(run_dir: Path, place: str) -> Iterator[Path]:
     """A path of the same name that leads to an artifact, whatever happens to the folder meanwhile.
 
     The spool may be anybody's: of what it asks for only regular files inside of the folder are

@@ -12,11 +12,11 @@ from vssl_dist.curves import NAMES
 from vssl_dist.durable import publish_inside
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import NOWHERE
-from vssl_dist.tracker.identity import peek
-from vssl_dist.tracker.intake import is_whole, json_object
+from vssl_dist.tracker.identity import stored_identity
+from vssl_dist.tracker.intake import is_count, read_json_object
 from vssl_dist.tracker.record import Record
-from vssl_dist.tracker.refusals import may_pass
-from vssl_dist.tracker.spool import read
+from vssl_dist.tracker.refusals import is_transient
+from vssl_dist.tracker.spool import read_records
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Progress:
             ValueError: It is not what one of our programs writes.
         """
         progress = cls(**facts)
-        if not all(is_whole(number) for number in (progress.offset, *progress.last.values())):
+        if not all(is_count(number) for number in (progress.offset, *progress.last.values())):
             raise ValueError("no offset or no step")
         return progress
 
@@ -62,7 +62,7 @@ class Cursor:
         """The stored cursor, or a fresh one if there is none for this MLflow run."""
         path = RunFolder(run_dir).cursor
         try:
-            raw = json_object(path)
+            raw = read_json_object(path)
             others = raw.pop("others", {}) | {raw.get("tracking_uri", tracking_uri): raw}
             own = others.pop(tracking_uri, {})
         except (OSError, ValueError, AttributeError, TypeError):
@@ -99,14 +99,16 @@ class Cursor:
         publish_inside(self.path, json.dumps(facts).encode())
 
 
-def cursor_at(run_dir: Path, tracking_uri: str | None) -> Cursor:
+def load_cursor(run_dir: Path, tracking_uri: str | None) -> Cursor:
     """How much has been sent to an address, by default to the one where curves go now."""
-    record = Record.load(run_dir, peek(run_dir))
+    record = Record.load(run_dir, stored_identity(run_dir))
     uri = tracking_uri or record.tracking_uri
     return Cursor.load(run_dir, uri, record.runs.get(uri, ""))
 
 
-def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[str] = ()) -> bool:
+def is_flushed(
+    run_dir: Path, tracking_uri: str | None = None, writers: Collection[str] = ()
+) -> bool:
     """Whether everything in the spool has been sent there, by this process or another.
 
     Args:
@@ -114,7 +116,7 @@ def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[
         tracking_uri: By default where curves go now.
         writers: Ask for what these have written only; by default for everybody's.
     """
-    cursor = cursor_at(run_dir, tracking_uri)
+    cursor = load_cursor(run_dir, tracking_uri)
     if cursor.tracking_uri == NOWHERE:
         return True
     if cursor.files and cursor.names != NAMES:
@@ -124,10 +126,10 @@ def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[
             continue
         offset = cursor.files.get(path.name, Progress()).offset
         try:
-            if read(path, offset)[1] != offset:
+            if read_records(path, offset)[1] != offset:
                 return False
         except OSError as error:
-            if may_pass(error):
+            if is_transient(error):
                 return False
             continue  # which the replay names
     return not cursor.artifacts

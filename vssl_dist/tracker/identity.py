@@ -23,9 +23,9 @@ from filelock import Timeout
 from vssl_dist.config.paths import literal
 from vssl_dist.durable import publish_inside
 from vssl_dist.errors import ConfigError
-from vssl_dist.locks import holder, private_lock
+from vssl_dist.locks import lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder, is_export
-from vssl_dist.tracker.intake import is_texts, json_object, open_own
+from vssl_dist.tracker.intake import is_text_mapping, open_safely, read_json_object
 
 _WAIT_S = 60.0
 _LONGEST_NAME = 1000
@@ -51,13 +51,13 @@ class Identity:
     parent: Parent | None = None
 
 
-def peek(run_dir: Path) -> Identity | None:
+def stored_identity(run_dir: Path) -> Identity | None:
     """Which run a folder is, without writing anything; ``None`` for a new one and a new copy."""
     stored = _stored(run_dir)
     return None if stored is None or _original(stored, run_dir) is not None else stored
 
 
-def settle(run_dir: Path) -> Identity:
+def settle_identity(run_dir: Path) -> Identity:
     """Which run a folder is from now on, written down.
 
     Whoever is to write into a run folder calls this first: a copy gets files of its own in place
@@ -77,7 +77,9 @@ def settle(run_dir: Path) -> Identity:
     try:
         held = private_lock(lock).acquire(timeout=_WAIT_S)
     except Timeout:
-        raise ConfigError(f"{lock} is held by {holder(lock)}: wait for it, or stop it") from None
+        raise ConfigError(
+            f"{lock} is held by {lock_holder(lock)}: wait for it, or stop it"
+        ) from None
     with held:
         stored = _stored(run_dir)
         if stored is None:
@@ -93,7 +95,7 @@ def settle(run_dir: Path) -> Identity:
         return settled
 
 
-def is_anothers(place: str, run_dir: Path, uuid: str) -> bool:
+def is_copy_of(place: str, run_dir: Path, uuid: str) -> bool:
     """Whether a path is that of another folder which is the same run: this one is its copy, then.
 
     Args:
@@ -107,10 +109,10 @@ def is_anothers(place: str, run_dir: Path, uuid: str) -> bool:
     if original is None or _answers(original, run_dir):
         return False
     # A copy that was put where this run used to be does not say that it is the run.
-    return peek(original) is not None or not os.access(original, os.R_OK | os.X_OK)
+    return stored_identity(original) is not None or not os.access(original, os.R_OK | os.X_OK)
 
 
-def readable(text: str) -> str:
+def as_utf8(text: str) -> str:
     r"""Text of which MLflow takes every character: what is not UTF-8 in a path as ``\xXX``.
 
     >>> print(readable("caf\udce9"))
@@ -119,14 +121,14 @@ def readable(text: str) -> str:
     return os.fsencode(text).decode(errors="backslashreplace")
 
 
-def in_shell(path: Path) -> str:
+def shell_word(path: Path) -> str:
     r"""A path as one word of a shell command for ours, in characters that every terminal can show.
 
     >>> print(in_shell(Path("/data/caf\udce9")), in_shell(Path("/my data/$x")))
     $'/data/caf\xe9' '/my data/$$x'
     """
     typed = literal(path)
-    text = readable(typed)
+    text = as_utf8(typed)
     return shlex.quote(text) if text == typed else f"${shlex.quote(text)}"
 
 
@@ -154,7 +156,7 @@ def _is_path(text: str) -> bool:
 
 def _parent(facts: object) -> Parent | None:
     match facts:
-        case {"name": str(name), "uuid": str(theirs), "runs": dict(runs)} if is_texts(runs):
+        case {"name": str(name), "uuid": str(theirs), "runs": dict(runs)} if is_text_mapping(runs):
             return Parent(name[:_LONGEST_NAME], theirs[:_LONGEST_NAME], runs)
     return None
 
@@ -162,7 +164,7 @@ def _parent(facts: object) -> Parent | None:
 def _configured(run_dir: Path) -> str:
     """Where the last submission that wrote this folder's config saw it."""
     try:
-        with open_own(RunFolder(run_dir).config) as file:
+        with open_safely(RunFolder(run_dir).config) as file:
             config = yaml.safe_load(file.read(_LARGEST_CONFIG))
         return str(Path(config["out"], config["name"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
@@ -171,7 +173,7 @@ def _configured(run_dir: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json_object(path)
+        return read_json_object(path)
     except (OSError, ValueError):
         return {}
 
@@ -181,7 +183,7 @@ def _runs(run_dir: Path, owner: str) -> dict[str, str]:
     match _read(RunFolder(run_dir).mlflow_record):
         case {"uuid": str(theirs), "tracking_uri": str(uri), **facts} if theirs == owner:
             last = {uri: facts["run_id"]} if "run_id" in facts else {}
-            runs = [earlier for earlier in (facts.get("runs"), last) if is_texts(earlier)]
+            runs = [earlier for earlier in (facts.get("runs"), last) if is_text_mapping(earlier)]
             return {address: run_id for some in runs for address, run_id in some.items()}
     return {}
 

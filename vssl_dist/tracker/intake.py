@@ -11,7 +11,7 @@ from vssl_dist.jsonfile import read_json
 _LARGEST = 2**63
 
 
-def open_own(path: Path) -> BinaryIO:
+def open_safely(path: Path) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
@@ -20,11 +20,11 @@ def open_own(path: Path) -> BinaryIO:
     return open_regular(followed(path))
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """What a file of JSON holds.
 
     Raises:
-        OSError: See `open_own`.
+        OSError: See `open_safely`.
         ValueError: It is no object, or none that one of our programs has written.
     """
     facts = read_json(followed(path))
@@ -33,11 +33,11 @@ def json_object(path: Path) -> dict[str, Any]:
     return facts
 
 
-def is_whole(value: object) -> TypeGuard[int]:
+def is_count(value: object) -> TypeGuard[int]:
     """Whether it is a number of a step, a place or a time: not negative, and not of 100 digits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
 
 
-def is_texts(value: object) -> TypeGuard[dict[str, str]]:
+def is_text_mapping(value: object) -> TypeGuard[dict[str, str]]:
     """Whether it is an object that holds nothing but text."""
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())

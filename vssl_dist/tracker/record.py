@@ -18,7 +18,7 @@ from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT
 from vssl_dist.tracker.identity import Identity
-from vssl_dist.tracker.intake import is_texts, json_object
+from vssl_dist.tracker.intake import is_text_mapping, read_json_object
 
 
 @dataclass
@@ -39,18 +39,24 @@ class Record:
         """What is written down for this run, or an empty record."""
         uuid = identity.uuid if identity else ""
         try:
-            facts = json_object(RunFolder(run_dir).mlflow_record)
+            facts = read_json_object(RunFolder(run_dir).mlflow_record)
             owner, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
         except (OSError, ValueError, KeyError):
             return cls(uuid)
-        known = facts.get("runs", {})
-        if not is_texts({"": owner, " ": experiment, "  ": uri}) or not is_texts(known):
+        earlier_runs = facts.get("runs", {})
+        are_texts = all(isinstance(text, str) for text in (owner, experiment, uri))
+        if not are_texts or not is_text_mapping(earlier_runs):
             return cls(uuid)
         last = {uri: facts["run_id"]} if "run_id" in facts else {}
         if not re.fullmatch(r"(?!\.*$)[\w. -]{1,250}", experiment):
             experiment = EXPERIMENT
-        runs = {k: v for k, v in (known | last).items() if isinstance(v, str) and _is_run_id(v)}
-        return cls(owner if uuid == owner else uuid, experiment, uri, runs if uuid == owner else {})
+        run_ids = {
+            address: run_id
+            for address, run_id in (earlier_runs | last).items()
+            if isinstance(run_id, str) and _is_run_id(run_id)
+        }
+        # What a copied folder brings along is the original's.
+        return cls(uuid, experiment, uri, run_ids if uuid == owner else {})
 
     @property
     def run_id(self) -> str | None:
@@ -78,7 +84,7 @@ class Sender:
     def load(cls, run_dir: Path) -> Sender | None:
         """The one that is written down, if any."""
         try:
-            facts = json_object(RunFolder(run_dir).sender)
+            facts = read_json_object(RunFolder(run_dir).sender)
         except (OSError, ValueError):
             return None
         match facts:
@@ -104,7 +110,7 @@ class Sender:
         return printable(f"{self} is sending to {self.tracking_uri}")
 
 
-class Stranger(Sender):
+class UnknownSender(Sender):
     """Somebody who holds the lease and has not written down that he sends."""
 
     is_known = False
@@ -127,20 +133,20 @@ def lease(run_dir: Path) -> FileLock:
     return private_lock(RunFolder(run_dir).sender_lock)
 
 
-def holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
+def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     """Who has the lease, if it is not free within so long."""
     lock = RunFolder(run_dir).sender_lock
     try:
         with lease(run_dir).acquire(timeout=wait_s):
             return None
     except Timeout:
-        who = locks.holder(lock)
+        who = locks.lock_holder(lock)
     except PermissionError:
         if not lock.exists():
             raise
-        return Stranger(user_name(lock.lstat().st_uid), lock)
+        return UnknownSender(user_name(lock.lstat().st_uid), lock)
     if " of " in who and f" of {user_name(os.geteuid())} (" not in who:
-        return Stranger(who, lock)
+        return UnknownSender(who, lock)
     return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
 
 

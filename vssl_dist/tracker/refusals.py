@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from vssl_dist.confidential import hidden
+from vssl_dist.confidential import redact
 from vssl_dist.text import printable
 
 _PASSING_CODES = {
@@ -22,7 +22,7 @@ class Refused(RuntimeError):
     """MLflow will take nothing of this run until somebody does something, which it says."""
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same may work later: the server is away, busy or at fault.
 
     >>> may_pass(ConnectionResetError()), may_pass(PermissionError(errno.EACCES, "no"))
@@ -52,7 +52,7 @@ def _code(error: Exception) -> str | None:
     return code if isinstance(code, str) else None
 
 
-def one_line(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """What an error says, in a line of bounded length that holds no password."""
-    said = printable(" ".join(hidden(str(error)).split())[:300])
+    said = printable(" ".join(redact(str(error)).split())[:300])
     return said if isinstance(error, Refused) else f"{type(error).__name__}: {said}"

@@ -20,14 +20,14 @@ from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from vssl_dist.durable import share_as_its_folder, user_name
-from vssl_dist.locks import holder, private_lock
+from vssl_dist.locks import lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.tracker.address import database, database_uri
-from vssl_dist.tracker.identity import Identity, is_anothers, readable
-from vssl_dist.tracker.intake import is_whole
+from vssl_dist.tracker.address import sqlite_file, sqlite_uri
+from vssl_dist.tracker.identity import Identity, as_utf8, is_copy_of
+from vssl_dist.tracker.intake import is_count
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused
-from vssl_dist.tracker.spool import read
+from vssl_dist.tracker.spool import read_records
 
 UUID_TAG = "vssl_dist.run"
 _FOLDER_TAG = "vssl_dist.run_dir"
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 def connect(uri: str) -> MlflowClient:
     """A client; a database that is not there yet, or empty, is made, by one process at a time."""
-    file = database(uri)
+    file = sqlite_file(uri)
     if file is None:
         return MlflowClient(tracking_uri=uri)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def _alone(lock: Path) -> AcquireReturnProxy[FileLock]:
     try:
         return private_lock(lock).acquire(timeout=_MAKING_S)
     except Timeout:
-        raise TimeoutError(f"{lock} is held by {holder(lock)}") from None
+        raise TimeoutError(f"{lock} is held by {lock_holder(lock)}") from None
     except PermissionError as error:
         if not lock.exists():
             raise
@@ -87,7 +87,7 @@ def _without_escapes(uri: str, file: Path) -> str:
         return uri
     number = _opened(file.parent)
     query = uri.partition("?")[2]
-    return database_uri(Path(f"/proc/self/fd/{number}", file.name), query)
+    return sqlite_uri(Path(f"/proc/self/fd/{number}", file.name), query)
 
 
 @functools.cache
@@ -107,7 +107,7 @@ def _create_database(file: Path) -> None:
             leftover.unlink()
     # Another name each time: of one that MLflow has seen in this process it makes no tables again.
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.new")
-    uri = _without_escapes(database_uri(partial), partial)
+    uri = _without_escapes(sqlite_uri(partial), partial)
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     share_as_its_folder(partial)
     if file.exists() and _size(file) == 0:
@@ -157,7 +157,7 @@ def find_or_create(client: MlflowClient, run_dir: Path, identity: Identity, reco
         run = client.create_run(
             experiment,
             start_time=_began(run_dir),
-            run_name=readable(run_dir.name),
+            run_name=as_utf8(run_dir.name),
             tags={UUID_TAG: identity.uuid} | own_tags(run_dir, identity, record.tracking_uri),
         )
         run_id = run.info.run_id
@@ -168,9 +168,9 @@ def find_or_create(client: MlflowClient, run_dir: Path, identity: Identity, reco
 
 def own_tags(run_dir: Path, identity: Identity, uri: str) -> dict[str, str]:
     """Where a run is, and what it is a copy of."""
-    tags = {_FOLDER_TAG: readable(str(run_dir))}
+    tags = {_FOLDER_TAG: as_utf8(str(run_dir))}
     if (parent := identity.parent) is not None:
-        values = readable(parent.name), parent.runs.get(uri, parent.uuid)
+        values = as_utf8(parent.name), parent.runs.get(uri, parent.uuid)
         tags |= dict(zip(_PARENT_TAGS, values, strict=True))
     return tags
 
@@ -179,7 +179,7 @@ def _is_of(run: Run, run_dir: Path, identity: Identity) -> bool:
     """Whether an MLflow run is this folder's, and not that of one which it is a copy of."""
     tags = run.data.tags
     is_same = tags.get(UUID_TAG) == identity.uuid
-    return is_same and not is_anothers(tags.get(_FOLDER_TAG, ""), run_dir, identity.uuid)
+    return is_same and not is_copy_of(tags.get(_FOLDER_TAG, ""), run_dir, identity.uuid)
 
 
 def _existing(client: MlflowClient, run_id: str) -> Run | None:
@@ -195,7 +195,7 @@ def _existing(client: MlflowClient, run_id: str) -> Run | None:
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        file = database(uri)
+        file = sqlite_file(uri)
         # Beside the database, whatever folder this process happens to run in.
         folder = file.parent / "mlruns" / quote(name, safe="") if file else None
         place = folder.as_uri() if folder else None
@@ -237,5 +237,5 @@ def _began(run_dir: Path) -> int:
     times = []
     for path in RunFolder(run_dir).spool_files():
         with contextlib.suppress(OSError):
-            times += [record["t"] for record in read(path, 0)[0][:1]]
-    return min(filter(is_whole, times), default=int(time.time() * 1000))
+            times += [record["t"] for record in read_records(path, 0)[0][:1]]
+    return min(filter(is_count, times), default=int(time.time() * 1000))

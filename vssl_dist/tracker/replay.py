@@ -14,17 +14,17 @@ from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from vssl_dist.curves import NAMES, current_curve
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
-from vssl_dist.tracker.address import database
-from vssl_dist.tracker.artifacts import opened
+from vssl_dist.tracker.address import sqlite_file
+from vssl_dist.tracker.artifacts import open_artifact
 from vssl_dist.tracker.batch import Batch, clean_key
 from vssl_dist.tracker.cursor import Cursor, Progress
-from vssl_dist.tracker.identity import Identity, readable
-from vssl_dist.tracker.intake import is_whole
-from vssl_dist.tracker.look import look
+from vssl_dist.tracker.identity import Identity, as_utf8
+from vssl_dist.tracker.intake import is_count
+from vssl_dist.tracker.look import probe_tracking
 from vssl_dist.tracker.record import Record
-from vssl_dist.tracker.refusals import Refused, is_ambiguous, may_pass, one_line
+from vssl_dist.tracker.refusals import Refused, error_line, is_ambiguous, is_transient
 from vssl_dist.tracker.remote import OWN_TAGS, UUID_TAG, connect, find_or_create, own_tags
-from vssl_dist.tracker.spool import TRAINER, Status, stretch
+from vssl_dist.tracker.spool import TRAINER, Status, read_chunk
 
 _PARAM, _TAG = 6000, 5000
 _MOST_NAMED = 500
@@ -50,7 +50,7 @@ class Replayer:
     ) -> None:
         uri = record.tracking_uri
         # MLflow itself tries for minutes to open what can be seen to be closed.
-        if problem := look(uri, run_dir, record.experiment).problem:
+        if problem := probe_tracking(uri, run_dir, record.experiment).problem:
             raise Refused(problem)
         self.run_dir, self._identity = run_dir, identity
         self._client = connect(uri)
@@ -70,7 +70,7 @@ class Replayer:
         params = {}
         if self._identity.parent is not None:
             params = {"name": self.run_dir.name, "out": str(self.run_dir.parent)}
-        own = [Param(k, readable(v)) for k, v in params.items() if k not in self._params]
+        own = [Param(k, as_utf8(v)) for k, v in params.items() if k not in self._params]
         self._send(Batch((), own, new))
         self._params |= params.keys()
 
@@ -124,9 +124,9 @@ class Replayer:
         """Send one stretch of a file, then move the cursor; a crash between sends it twice."""
         done = self._cursor.files.get(path.name, Progress())
         try:
-            lines = stretch(path, done.offset)
+            lines = read_chunk(path, done.offset)
         except OSError as error:
-            if may_pass(error):
+            if is_transient(error):
                 raise
             raise _UnreadableError(error.strerror or str(error)) from error
         if lines.offset == done.offset:
@@ -185,7 +185,7 @@ class Replayer:
             try:
                 action()
             except Exception as error:
-                if may_pass(error) and not is_ambiguous(error):
+                if is_transient(error) and not is_ambiguous(error):
                     raise
                 self._client.set_tag(self._run().info.run_id, UUID_TAG, self._identity.uuid)
                 reason = error
@@ -198,8 +198,8 @@ class Replayer:
         if what not in refused and len(refused) >= _MOST_NAMED:
             what = "more than can be named"
         if what not in refused:
-            _log.warning("MLflow does not take %s: %s", printable(what), one_line(error))
-        refused[what] = one_line(error)
+            _log.warning("MLflow does not take %s: %s", printable(what), error_line(error))
+        refused[what] = error_line(error)
 
     def _cut(self, what: str, value: str, most: int) -> str:
         if len(value) > most:
@@ -215,9 +215,9 @@ class Replayer:
             self._set_aside(f"artifact {place or 'without a name'}", error)
 
     def _log_artifact(self, place: str) -> None:
-        if database(self._cursor.tracking_uri) and self._store.startswith(_SERVERS):
+        if sqlite_file(self._cursor.tracking_uri) and self._store.startswith(_SERVERS):
             raise Refused(f"the database has it sent to {self._store}, which nobody has asked for")
-        with opened(self.run_dir, place) as path:
+        with open_artifact(self.run_dir, place) as path:
             self._client.log_artifact(self.run_id, str(path))
 
     def _set_status(self, record: dict[str, Any]) -> None:
@@ -274,7 +274,7 @@ class _News:
         elif kind == "status":
             if record["value"] not in get_args(Status):
                 raise ValueError("no status of a run")
-            if is_whole(t):
+            if is_count(t):
                 self.status = {"value": record["value"], "t": t}
             else:
                 self.refused[f"status {record['value']}"] = ValueError(
@@ -286,7 +286,7 @@ class _News:
     def _add_metrics(self, values: dict[str, Any], step: object, t: object) -> None:
         for raw, value in values.items():
             key = clean_key(raw)
-            if not is_whole(step) or not is_whole(t):
+            if not is_count(step) or not is_count(t):
                 self.refused[f"metric {key}"] = ValueError("its step or time is no whole number")
                 continue
             try:
@@ -323,9 +323,9 @@ def _until(path: Path, end: int) -> Iterator[list[dict[str, Any]]]:
     offset = 0
     while offset < end:
         try:
-            lines = stretch(path, offset)
+            lines = read_chunk(path, offset)
         except OSError as error:
-            if may_pass(error):
+            if is_transient(error):
                 raise
             return  # which `Replayer.flush` names
         if lines.offset <= offset:
