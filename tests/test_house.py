@@ -85,7 +85,10 @@ EXPLAINED = {
         "vssl_dist/exports/formats.py",
         "(path / 'config.json').write_text(json.dumps(settings, indent=1))",
     ): SEALED,
-    ("vssl_dist/teacher.py", "safetensors.torch.save_file(state.plain(self.module), path)"): SEALED,
+    (
+        "vssl_dist/teacher.py",
+        "safetensors.torch.save_file(state.cpu_state_dict(self.module), path)",
+    ): SEALED,
     (
         "vssl_dist/jobs/training_job.py",
         "path.open('x', encoding='utf-8', errors='backslashreplace')",

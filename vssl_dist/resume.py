@@ -46,14 +46,16 @@ class Saver:
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, or start at step 0 if there is none."""
-        found = checkpoint.newest(self.root)
-        if found is not None:
-            path, device = found.path, self.engine.device
-            check_same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
+        newest = checkpoint.newest(self.root)
+        if newest is not None:
+            path, device = newest.path, self.engine.device
+            check_same_experiment(
+                self.cfg, newest.facts, dist.world_size(), self.loader.fingerprint
+            )
             self.engine.load(path)
             checkpoint.agree(path, lambda: self.probe.load(path, device))
-            position = found.step * self.cfg.optim.global_batch
-            if (self.engine.step, found.facts.get("position")) != (found.step, position):
+            position = newest.step * self.cfg.optim.global_batch
+            if (self.engine.step, newest.facts.get("position")) != (newest.step, position):
                 raise CheckpointError(
                     f"{path} is not of one piece, its parts are of other steps: {sealed.REMEDY}"
                 )
@@ -61,7 +63,7 @@ class Saver:
         self.ledger.restore(self.loader.position)
 
     def provenance(self) -> Origin:
-        """Whence the weights come: digest of the training data, and what computes with it."""
+        """Return the origin of the weights: training data's digest, and versions of the code."""
         return {"fingerprint": self.loader.fingerprint, "versions": self.versions}
 
     def due(self) -> bool:
@@ -70,8 +72,8 @@ class Saver:
         if rules.every_steps and step % rules.every_steps == 0:
             return True
         minutes = (time.monotonic() - self.saved_at) / 60
-        late = rules.every_minutes is not None and minutes >= rules.every_minutes
-        return step % self.cfg.vote_every == 0 and dist.any_rank(late)
+        is_late = rules.every_minutes is not None and minutes >= rules.every_minutes
+        return step % self.cfg.vote_every == 0 and dist.any_rank(is_late)
 
     def save(self) -> None:
         """Commit a checkpoint; a failure is reported and training goes on from the last one."""
@@ -98,7 +100,7 @@ class Saver:
         self.probe.save(folder)
 
     def substitutions(self) -> dict[str, float]:
-        """Write down the images that had to be replaced, and count them over all ranks."""
+        """Write down the images that had to be replaced, and return their counts over all ranks."""
         self._note_substitutions()
         return self.ledger.totals()
 
@@ -108,7 +110,7 @@ class Saver:
 
 
 def package_versions() -> dict[str, str]:
-    """What computes the numbers: packages, and the commit where there is one."""
+    """Return the versions of what computes: packages, and the commit where there is one."""
     code = commit()
     return {
         "vssl_dist": __version__,
@@ -134,8 +136,8 @@ def check_same_experiment(
         ConfigError: One line with what differs.
     """
     try:
-        then = _completed(facts["experiment"], cfg)
-        changed = differences(then, config.frozen_part(cfg))
+        experiment_then = _completed(facts["experiment"], cfg)
+        changed = differences(experiment_then, config.frozen_part(cfg))
         state.checked_counts(facts, ["world_size"])
         fingerprint_then = facts["fingerprint"]
     # Whole as it is, its writer may be anybody.
@@ -145,7 +147,7 @@ def check_same_experiment(
             f"{sealed.REMEDY}"
         ) from error
     if changed:
-        raise ConfigError(_other(cfg, changed))
+        raise ConfigError(_refusal(cfg, changed))
     if fingerprint_then != fingerprint:
         raise ConfigError(f"run {cfg.name} was started on other data ({cfg.data.train}): {_REMEDY}")
     if facts["world_size"] != world_size:
@@ -156,7 +158,7 @@ def check_same_experiment(
 
 
 def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
-    """What a login node can know of a run before it is started again.
+    """Check on a login node that a run may go on, and find the step from which it will.
 
     Args:
         cfg: What was asked for now.
@@ -175,25 +177,25 @@ def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if not manifests:
-        _same_as_written(cfg)
+        _check_same_as_written(cfg)
         return 0
     facts = manifests[-1]["facts"]
     check_same_experiment(cfg, facts, world_size, train.fingerprint)
     return int(manifests[-1]["step"])
 
 
-def _same_as_written(cfg: RunConfig) -> None:
-    """Curves and exports come before the first checkpoint, and must not be mixed either."""
+def _check_same_as_written(cfg: RunConfig) -> None:
+    """Refuse a run without checkpoints whose folder holds curves of another experiment."""
     run = RunFolder(cfg.dir)
     if not run.config.exists() or not run.spool.exists():
         return
     before = config.frozen_part(config.load_run(cfg.dir, methods=CONFIGS))
     if changed := differences(before, config.frozen_part(cfg)):
-        raise ConfigError(_other(cfg, changed))
+        raise ConfigError(_refusal(cfg, changed))
 
 
 def _completed(experiment: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
-    """What a checkpoint says of its experiment, with the defaults of keys that came later."""
+    """Complete the experiment that a checkpoint states by the defaults of keys that came later."""
     data = experiment["data"] | {"train": str(cfg.data.train)}
     text = yaml.safe_dump(experiment | {"name": cfg.name, "data": data})
     try:
@@ -202,5 +204,5 @@ def _completed(experiment: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
         return experiment
 
 
-def _other(cfg: RunConfig, changed: list[str]) -> str:
+def _refusal(cfg: RunConfig, changed: list[str]) -> str:
     return f"run {cfg.name} was started with other {printable(named(changed))}: {_REMEDY}"
