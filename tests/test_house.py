@@ -95,7 +95,7 @@ EXPLAINED = {
     ): "the first rank that fails writes it, and no other",
     ("vssl_dist/tracker/artifacts.py", "path.symlink_to(f'/proc/self/fd/{number}')"): FRESH,
     ("vssl_dist/tracker/identity.py", "mark.touch()"): FRESH,
-    ("vssl_dist/tracker/identity.py", "shutil.copy2(path, own)"): FRESH,
+    ("vssl_dist/tracker/identity.py", "shutil.copy2(path, copied_path)"): FRESH,
     (
         "vssl_dist/tracker/remote.py",
         "file.hardlink_to(partial)",

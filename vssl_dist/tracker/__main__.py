@@ -41,7 +41,7 @@ _log = logging.getLogger("vssl_dist.tracker")
 
 
 class _Orders:
-    """What the trainer says: nothing yet, to close by a time, or that it has died."""
+    """Requests of the trainer: to close by a time, or, by its death, to drain and leave."""
 
     def __init__(self) -> None:
         self._parent = os.getppid()
@@ -50,7 +50,7 @@ class _Orders:
         self.orphaned = False
 
     def wait(self, seconds: float) -> None:
-        """Listen for at most so long."""
+        """Listen to the trainer for at most so many seconds."""
         if self.deadline is not None:
             time.sleep(seconds)
             return
@@ -70,7 +70,7 @@ class _Orders:
 
     @property
     def closing_s(self) -> float:
-        """Seconds since it was told to close; negative before."""
+        """Seconds since the trainer asked to close; negative before."""
         return time.monotonic() - self._told
 
     @property
@@ -79,10 +79,10 @@ class _Orders:
 
 
 class _Lines(logging.Formatter):
-    """Lines of the log, without what only the environment may know."""
+    """Formatter of log lines that hides the secrets of the environment."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or a traceback."""
+        """Format a record without secrets."""
         return redact(super().format(record))
 
 
@@ -188,7 +188,7 @@ class _Server:
         self._replayer.flush()
 
     def _report(self, error: Exception | None) -> None:
-        """Say when it begins to fail and when it works again, not every time between."""
+        """Log when sending begins to fail and when it works again, not every time between."""
         refused = error is not None and not is_transient(error)
         if error is not None and (self._failing_since is None or refused > self._refused):
             how = "MLflow refuses" if refused else "cannot send"
@@ -205,13 +205,13 @@ class _Server:
                 Sender(self._uri, job=self._job, problem=problem).save(self._run_dir)
 
     def _outage(self) -> float:
-        """Seconds since it began to fail; 0 while it works."""
+        """Return the seconds since sending began to fail; 0 while it works."""
         since = self._failing_since
         return 0.0 if since is None else max(time.monotonic() - since, 1e-9)
 
 
 def main() -> int:
-    """0 when everything in the spool has been sent, else 1."""
+    """Run the flusher; return 0 when everything in the spool has been sent, else 1."""
     parser = argparse.ArgumentParser(prog="python -m vssl_dist.tracker", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--to", required=True, metavar="URI")

@@ -25,7 +25,7 @@ _ANOTHER = "use http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
 
 
 def default_tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or a database in the current folder, where ``mlflow ui`` looks.
+    """Return ``MLFLOW_TRACKING_URI``, or a database in the current folder, as ``mlflow ui`` does.
 
     Raises:
         ConfigError: A variable in it is not set.
@@ -35,7 +35,7 @@ def default_tracking_uri() -> str:
 
 
 def normalised_uri(uri: str) -> str:
-    """The address that a user typed as every job reads it, in whatever folder it starts.
+    """Normalise an address that a user typed, so that it means the same in every folder.
 
     The path of a database may begin with ``~`` and name variables, as all paths may.
 
@@ -62,7 +62,7 @@ def _expanded(parts: SplitResult) -> Path:
 
 
 def sqlite_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
-    """The address of a database: what would end or change the path is written as ``%XX``.
+    """Write the address of an sqlite file: what would end or change the path becomes ``%XX``.
 
     >>> database_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
     'sqlite:////data/50 %25/really%3F/mlflow.db?timeout=60'
@@ -72,7 +72,7 @@ def sqlite_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The absolute path of the sqlite file behind ``uri``, ``None`` for anything else.
+    """Return the absolute path of the sqlite file behind ``uri``, ``None`` for anything else.
 
     >>> database("http://127.0.0.1:5000") is None
     True
@@ -96,7 +96,7 @@ def _is_uri(parts: SplitResult) -> bool:
 
 
 def _split(uri: str) -> SplitResult | None:
-    """The parts, or ``None`` where it is no URI; only a server's has a fragment."""
+    """Split a URI, or return ``None`` if it is none; only a server's has a fragment."""
     try:
         parts = urlsplit(uri, allow_fragments=uri.lower().startswith("http"))
         _ = parts.port  # a number, or it raises
@@ -106,7 +106,7 @@ def _split(uri: str) -> SplitResult | None:
 
 
 def check_tracking(uri: str, hosts: int) -> str | None:
-    """One line that says why ``uri`` cannot serve jobs on ``hosts`` machines, or ``None``.
+    """Say in one line why ``uri`` cannot serve jobs on ``hosts`` machines, or return ``None``.
 
     It is known from the text alone and repeats no password; `look` asks who is there.
 
@@ -168,5 +168,5 @@ def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:
 
 
 def _plugins() -> set[str]:
-    """Schemes that installed packages add to MLflow."""
+    """Return the schemes that installed packages add to MLflow."""
     return {point.name for point in entry_points(group="mlflow.tracking_store")}

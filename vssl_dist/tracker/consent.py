@@ -20,7 +20,7 @@ from vssl_dist.tracker.record import Record
 
 
 def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -> str | None:
-    """Why a command that was not asked to send curves does not, in one line; ``None`` if it may.
+    """Say in one line why curves are not sent unless asked for; ``None`` if they may be.
 
     A folder that somebody else has made, or that names another address than the user's own, may
     hold anything: it reaches a server when the user says so.
@@ -53,7 +53,7 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
 
 
 def _evidence(run_dir: Path) -> Iterator[Path]:
-    """What says where curves go, and what they are."""
+    """Yield the files that say where curves go and what they are."""
     run = RunFolder(run_dir)
     yield from (run.mlflow_record, run.identity, run.spool)
     with suppress(OSError):

@@ -21,7 +21,7 @@ from vssl_dist.tracker.spool import read_records
 
 @dataclass
 class Progress:
-    """How far one spool file has been replayed."""
+    """Progress of replaying one spool file."""
 
     offset: int = 0
     last: dict[str, int] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Progress:
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Progress:
-        """What is written down.
+        """Read the progress that a cursor file states for one spool file.
 
         Raises:
             ValueError: It is not what one of our programs writes.
@@ -42,7 +42,7 @@ class Progress:
 
 @dataclass
 class Cursor:
-    """What one MLflow run has been sent, in ``spool/cursor.json``."""
+    """State of what one MLflow run has been sent, in ``spool/cursor.json``."""
 
     path: Path
     tracking_uri: str
@@ -59,23 +59,25 @@ class Cursor:
 
     @classmethod
     def load(cls, run_dir: Path, tracking_uri: str, run_id: str) -> Cursor:
-        """The stored cursor, or a fresh one if there is none for this MLflow run."""
+        """Load the stored cursor, or a fresh one if there is none for this MLflow run."""
         path = RunFolder(run_dir).cursor
         try:
-            raw = read_json_object(path)
-            others = raw.pop("others", {}) | {raw.get("tracking_uri", tracking_uri): raw}
-            own = others.pop(tracking_uri, {})
+            stored = read_json_object(path)
+            others = stored.pop("others", {}) | {stored.get("tracking_uri", tracking_uri): stored}
+            stored_here = others.pop(tracking_uri, {})
         except (OSError, ValueError, AttributeError, TypeError):
             # Sending everything once more does no harm.
             return cls(path, tracking_uri, run_id)
         fresh = cls(path, tracking_uri, run_id, others=others)
         try:
-            files = {name: Progress.read(progress) for name, progress in own["files"].items()}
-            artifacts, refused = own["artifacts"], own.get("refused", {})
+            files = {
+                name: Progress.read(progress) for name, progress in stored_here["files"].items()
+            }
+            artifacts, refused = stored_here["artifacts"], stored_here.get("refused", {})
             texts = [*artifacts, *refused.values()]
-            if own["run_id"] != run_id or not all(isinstance(text, str) for text in texts):
+            if stored_here["run_id"] != run_id or not all(isinstance(text, str) for text in texts):
                 return fresh
-            names = NAMES if own.get("names") == NAMES else 1
+            names = NAMES if stored_here.get("names") == NAMES else 1
             return cls(path, tracking_uri, run_id, files, [*artifacts], {**refused}, others, names)
         except (AttributeError, KeyError, TypeError, ValueError):
             return fresh
@@ -86,7 +88,7 @@ class Cursor:
         self.names = NAMES
 
     def save(self) -> None:
-        """Store it, in one piece."""
+        """Store the cursor, in one piece."""
         facts: Mapping[str, object] = {
             "tracking_uri": self.tracking_uri,
             "run_id": self.run_id,
@@ -100,7 +102,7 @@ class Cursor:
 
 
 def load_cursor(run_dir: Path, tracking_uri: str | None) -> Cursor:
-    """How much has been sent to an address, by default to the one where curves go now."""
+    """Load the cursor of an address, by default of the one where curves go now."""
     record = Record.load(run_dir, stored_identity(run_dir))
     uri = tracking_uri or record.tracking_uri
     return Cursor.load(run_dir, uri, record.runs.get(uri, ""))

@@ -20,7 +20,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def why_no_locks(folder: Path) -> str | None:
-    """Why files below a folder, which need not exist, cannot be locked, or ``None``.
+    """Say why files below a folder, which need not exist, cannot be locked, or return ``None``.
 
     A folder's own locks are the kernel's, so one of its files is asked.  Where there is none yet
     nothing can be known without writing.
@@ -43,7 +43,7 @@ def why_no_locks(folder: Path) -> str | None:
 
 
 def look_at_database(file: Path, question: TrackingQuery, timeout_s: float) -> TrackingReport:
-    """What keeps an sqlite database from taking the run."""
+    """Report what keeps an sqlite database from taking the run."""
     try:
         return next(_obstacles(file, question, timeout_s), TrackingReport())
     except sqlite3.OperationalError as error:
@@ -80,11 +80,11 @@ def _read(file: Path, question: TrackingQuery, timeout_s: float) -> Iterator[Tra
     if not head.startswith(_MAGIC):
         yield TrackingReport(f"tracking to {file}: is no sqlite database: {_ANOTHER}")
         return
-    place = f"file:{quote(os.fsencode(file.absolute()))}?mode=ro"
+    uri = f"file:{quote(os.fsencode(file.absolute()))}?mode=ro"
     if head[18] == 2:  # a write-ahead log, which readers would open for writing, too
         log = file.with_name(f"{file.name}-wal")
-        place += "&readonly_shm=1" if log.exists() and log.stat().st_size else "&immutable=1"
-    with closing(sqlite3.connect(place, uri=True, timeout=timeout_s / 2)) as base:
+        uri += "&readonly_shm=1" if log.exists() and log.stat().st_size else "&immutable=1"
+    with closing(sqlite3.connect(uri, uri=True, timeout=timeout_s / 2)) as base:
         yield from _inside(base, question)
 
 

@@ -123,7 +123,7 @@ class Flusher:
         return ended == 0
 
     def _end(self, deadline: float) -> int | None:
-        """The process's exit code, ``None`` if there is none or it did not end in time."""
+        """End the process; return its exit code, ``None`` if it did not run or end in time."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -151,7 +151,7 @@ class Flusher:
 
 
 def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bool:
-    """Bring a run's spool to MLflow: what an evaluation that ends after the trainer calls.
+    """Bring a run's spool to MLflow, for an evaluation that ends after the trainer.
 
     If another flusher holds the lease this waits until that one has sent everything where it
     sends.  A machine that is merely busy has all of the time; a server that is away is given up
@@ -177,7 +177,7 @@ def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bo
 
 
 def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -> str | None:
-    """What of a run MLflow does not have, why, and what to do, in one line; ``None`` if nothing.
+    """Say in one line what of a run MLflow lacks, why, and the remedy; ``None`` if it has all.
 
     Args:
         run_dir: The run's folder.

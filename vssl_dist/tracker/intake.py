@@ -12,7 +12,7 @@ _LARGEST = 2**63
 
 
 def open_safely(path: Path) -> BinaryIO:
-    """Open a file for reading.
+    """Open a file of a run folder for reading, through no link of another user.
 
     Raises:
         OSError: There is none, it is a folder, a pipe or a device, or a link of another user.
@@ -21,7 +21,7 @@ def open_safely(path: Path) -> BinaryIO:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """What a file of JSON holds.
+    """Read the object that a file of JSON holds.
 
     Raises:
         OSError: See `open_safely`.
@@ -34,10 +34,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether it is a number of a step, a place or a time: not negative, and not of 100 digits."""
+    """Whether a value can be a step, an offset or a time: not negative, not of 100 digits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
 
 
 def is_text_mapping(value: object) -> TypeGuard[dict[str, str]]:
-    """Whether it is an object that holds nothing but text."""
+    """Whether a value is an object that holds nothing but text."""
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())

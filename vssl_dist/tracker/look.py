@@ -22,19 +22,19 @@ _WITHIN_S = 5.0
 
 @dataclass(frozen=True)
 class TrackingReport:
-    """What keeps curves from arriving there, in one line each, with the remedy."""
+    """Report on what keeps curves from arriving at an address: a line each, with the remedy."""
 
     problem: str | None = None
-    """Will not pass by itself."""
+    """Obstacle that will not pass by itself."""
     doubt: str | None = None
-    """May pass: until then curves wait in the spool."""
+    """Obstacle that may pass: until then curves wait in the spool."""
     note: str | None = None
-    """Is as it should not be, and no reason to wait."""
+    """Oddity that is no reason to wait."""
 
 
 @dataclass(frozen=True)
 class TrackingQuery:
-    """What is looked for: the experiment, and the run if it has been there before."""
+    """Question to an address: has it the experiment, and the run if it was sent there before."""
 
     uri: str
     run_dir: Path
@@ -43,14 +43,14 @@ class TrackingQuery:
     run_id: str | None
 
     def experiment_in_bin(self, experiment_id: object) -> TrackingReport:
-        """The experiment was deleted, which MLflow can undo."""
+        """Report that the experiment was deleted, which MLflow can undo."""
         return TrackingReport(
             f"MLflow's experiment {self.experiment} at {self.uri} is in the bin and takes no runs: "
             f"{self._command('experiments', f'--experiment-id {experiment_id}')} brings it back"
         )
 
     def run_in_bin(self, run_id: object) -> TrackingReport:
-        """The run was deleted, which MLflow can undo."""
+        """Report that the run was deleted, which MLflow can undo."""
         return TrackingReport(
             f"the MLflow run of {as_utf8(str(self.run_dir))} at {self.uri} is in the bin and "
             f"takes no curves: {self._command('runs', f'--run-id {run_id}')} brings it back; or "
@@ -58,18 +58,18 @@ class TrackingQuery:
         )
 
     def run_of_another(self) -> TrackingReport:
-        """The MLflow run that is written down in the folder does not bear this run's mark."""
+        """Report that the MLflow run which the folder names does not bear this run's mark."""
         return TrackingReport(
             note=f"MLflow run {self.run_id} at {self.uri}, which "
             f"{printable(str(RunFolder(self.run_dir).mlflow_record))} names, is another run's: "
             "this one gets one of its own, with all of its history"
         )
 
-    def _command(self, what: str, which: str) -> str:
-        return f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow {what} restore {which}"
+    def _command(self, group: str, option: str) -> str:
+        return f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow {group} restore {option}"
 
     def away(self, reason: object) -> TrackingReport:
-        """It cannot be reached now."""
+        """Report that the address cannot be reached now."""
         return TrackingReport(
             doubt=f"MLflow at {self.uri} does not answer ({' '.join(str(reason).split())[:200]}): "
             f"curves wait in {as_utf8(str(RunFolder(self.run_dir).spool))}, and "
@@ -81,7 +81,7 @@ class TrackingQuery:
 def probe_tracking(
     uri: str, run_dir: Path, experiment: str = EXPERIMENT, timeout_s: float = _WITHIN_S
 ) -> TrackingReport:
-    """Whether MLflow at ``uri`` will take the curves of a run, found out within ``timeout_s``.
+    """Find out within ``timeout_s`` whether MLflow at ``uri`` will take the curves of a run.
 
     Args:
         uri: As `normal` makes it and `check_tracking` lets it pass.
@@ -122,7 +122,7 @@ def _ask(uri: str, run_dir: Path, experiment: str, timeout_s: float) -> Tracking
 
 
 def schema_history() -> tuple[str, set[str]]:
-    """The newest schema of the installed MLflow's databases, and all that went before.
+    """Return the newest schema of the installed MLflow's databases, and all that went before.
 
     They stand in its migrations, one file each, as ``revision`` and ``down_revision``.
     """
@@ -142,5 +142,5 @@ def schema_history() -> tuple[str, set[str]]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The first of a path's parents that is there."""
+    """Return the first of a path's parents that is there."""
     return next((parent for parent in path.parents if os.path.lexists(parent)), Path("/"))

@@ -36,7 +36,7 @@ class Record:
 
     @classmethod
     def load(cls, run_dir: Path, identity: Identity | None) -> Record:
-        """What is written down for this run, or an empty record."""
+        """Load what is written down for this run, or an empty record."""
         uuid = identity.uuid if identity else ""
         try:
             facts = read_json_object(RunFolder(run_dir).mlflow_record)
@@ -60,11 +60,11 @@ class Record:
 
     @property
     def run_id(self) -> str | None:
-        """The run at the address where curves go now."""
+        """Id of the MLflow run at the address where curves go now."""
         return self.runs.get(self.tracking_uri)
 
     def save(self, run_dir: Path) -> None:
-        """Write it down, with ``run_id`` for people and programs that ask for the run."""
+        """Store the record, with ``run_id`` for people and programs that ask for the run."""
         facts = asdict(self) | ({"run_id": self.run_id} if self.run_id else {})
         publish_inside(RunFolder(run_dir).mlflow_record, json.dumps(facts).encode())
 
@@ -82,7 +82,7 @@ class Sender:
 
     @classmethod
     def load(cls, run_dir: Path) -> Sender | None:
-        """The one that is written down, if any."""
+        """Load the sender that is written down, if any."""
         try:
             facts = read_json_object(RunFolder(run_dir).sender)
         except (OSError, ValueError):
@@ -94,7 +94,7 @@ class Sender:
         return None
 
     def save(self, run_dir: Path) -> None:
-        """Write it down."""
+        """Store the sender."""
         publish_inside(RunFolder(run_dir).sender, json.dumps(asdict(self)).encode())
 
     def __str__(self) -> str:
@@ -106,12 +106,12 @@ class Sender:
 
     @property
     def doing(self) -> str:
-        """What it does, as the subject of a line."""
+        """Activity of the sender, as the subject of a line."""
         return printable(f"{self} is sending to {self.tracking_uri}")
 
 
 class UnknownSender(Sender):
-    """Somebody who holds the lease and has not written down that he sends."""
+    """Process that holds the lease and has not written down that it sends."""
 
     is_known = False
 
@@ -124,17 +124,17 @@ class UnknownSender(Sender):
 
     @property
     def doing(self) -> str:
-        """What he does, as the subject of a line."""
+        """Activity of the process, as the subject of a line."""
         return printable(f"{self} holds {self.lock}")
 
 
 def lease(run_dir: Path) -> FileLock:
-    """Held by the one process that sends a run's spool."""
+    """Return the lock that the one process which sends a run's spool holds."""
     return private_lock(RunFolder(run_dir).sender_lock)
 
 
 def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
-    """Who has the lease, if it is not free within so long."""
+    """Return who holds the lease, or ``None`` if it is free within ``wait_s``."""
     lock = RunFolder(run_dir).sender_lock
     try:
         with lease(run_dir).acquire(timeout=wait_s):

@@ -19,11 +19,11 @@ _LASTING_ERRNOS = (
 
 
 class Refused(RuntimeError):
-    """MLflow will take nothing of this run until somebody does something, which it says."""
+    """Refusal of all of a run; the message says what somebody has to do about it."""
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same may work later: the server is away, busy or at fault.
+    """Whether an error may pass by itself: the server is away, busy or at fault.
 
     >>> may_pass(ConnectionResetError()), may_pass(PermissionError(errno.EACCES, "no"))
     (True, False)
@@ -41,18 +41,20 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_ambiguous(error: Exception) -> bool:
-    """Whether it may as well be one value's fault: what a database cannot store is a fault of
-    the server's to MLflow, and so is a server that is away."""
+    """Whether an error may as well be one value's fault as the server's.
+
+    What a database cannot store is an internal error to MLflow, and so is a server that is away.
+    """
     return _code(error) == "INTERNAL_ERROR"
 
 
 def _code(error: Exception) -> str | None:
-    """That of an MLflow exception."""
+    """Return the code of an MLflow exception, of others ``None``."""
     code = getattr(error, "error_code", None)
     return code if isinstance(code, str) else None
 
 
 def error_line(error: Exception) -> str:
-    """What an error says, in a line of bounded length that holds no password."""
-    said = printable(" ".join(redact(str(error)).split())[:300])
-    return said if isinstance(error, Refused) else f"{type(error).__name__}: {said}"
+    """Describe an error in one line of bounded length that holds no password."""
+    message = printable(" ".join(redact(str(error)).split())[:300])
+    return message if isinstance(error, Refused) else f"{type(error).__name__}: {message}"

@@ -24,7 +24,7 @@ _LONGEST = 1 << 20
 
 
 def look_at_server(question: TrackingQuery, timeout_s: float) -> TrackingReport:
-    """What keeps a server from taking the run."""
+    """Report what keeps a server from taking the run."""
     try:
         with _session() as session:
             return _ask(session, question, timeout_s)
@@ -76,7 +76,7 @@ def _ask(session: requests.Session, question: TrackingQuery, timeout_s: float) -
 
 
 def _tagged(run: dict[str, Any], key: str) -> list[Any]:
-    """The values of a run's tag: one, or none."""
+    """Return the values of a run's tag: one, or none."""
     tags = _inside(run, "data").get("tags")
     pairs = tags if isinstance(tags, list) else []
     return [tag.get("value") for tag in pairs if isinstance(tag, dict) and tag.get("key") == key]
@@ -85,7 +85,7 @@ def _tagged(run: dict[str, Any], key: str) -> list[Any]:
 def _obstacle(
     question: TrackingQuery, status: int, facts: dict[str, Any], body: bytes
 ) -> TrackingReport | None:
-    """What the answer itself says, whatever was asked."""
+    """Report what a reply itself says against the server, whatever was asked."""
     if status >= 500 or status in _PASSING:
         return question.away(f"HTTP {status}")
     if status in (401, 403):
@@ -108,7 +108,7 @@ def _obstacle(
 
 
 def _session() -> requests.Session:
-    """Signed as MLflow signs: user and password, or a token, from the environment or its file."""
+    """Open a session that signs as MLflow does, by the environment's or its file's login."""
     session = requests.Session()
     mlflow = stored_login()
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or mlflow.get("mlflow_tracking_username")
@@ -139,13 +139,13 @@ def _json(reply: requests.Response, body: bytes) -> dict[str, Any]:
 
 
 def _inside(facts: dict[str, Any], key: str) -> dict[str, Any]:
-    """What lies under a key, nothing if it is no object."""
+    """Return the object under a key, an empty one if there is none."""
     inner = facts.get(key)
     return inner if isinstance(inner, dict) else {}
 
 
 def _reason(error: Exception) -> str:
-    """The innermost cause, which says more than what it is wrapped in."""
+    """Describe the innermost cause, which says more than what it is wrapped in."""
     while isinstance(inner := error.__context__, Exception):
         error = inner
     if isinstance(error, ConnectionError) and not str(error):

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested values as dotted keys and text; blocks in a list are numbered.
+    """Flatten nested values to dotted keys and text; blocks in a list are numbered.
 
     >>> flatten({"optim": {"lr": 0.2, "betas": (0.9, 1)}, "views": [{"blur": None}], "name": "a"})
     {'optim.lr': '0.2', 'optim.betas': '[0.9, 1]', 'views.0.blur': 'null', 'name': 'a'}
@@ -62,7 +62,7 @@ def _number(value: float) -> float | str:
 
 
 class Spool:
-    """What one process has to say, one line at a time.
+    """Append-only file of one process, one record a line.
 
     A line reaches the operating system before the call returns, in one append: ``kill -9`` loses
     nothing, and at worst tears the last line, which the next writer ends and readers skip.  A
@@ -113,12 +113,15 @@ class Spool:
         self._append({"kind": "artifact", "path": str(place)})
 
     def status(self, value: Status) -> None:
-        """Say how the run stands.  Only the trainer does, or its flusher if it dies without a word:
-        an evaluation that flushes last replays that and adds none of its own."""
+        """Write the status of the run.
+
+        Only the trainer does, or its flusher if it dies without a word: an evaluation that flushes
+        last replays that and adds none of its own.
+        """
         self._append({"kind": "status", "value": value})
 
     def last_step(self) -> int:
-        """The step of the last metrics in this file, -1 if there are none."""
+        """Return the step of the last metrics in this file, -1 if there are none."""
         steps = (r.get("step") for r in all_records(self.path) if r["kind"] == "metrics")
         return max(filter(is_count, steps), default=-1)
 
@@ -172,17 +175,17 @@ def mark_unfinished_failed(run_dir: Path, before: float) -> None:
 
 @dataclass(frozen=True)
 class SpoolChunk:
-    """Some lines of a spool file."""
+    """Chunk of whole lines of a spool file."""
 
     records: list[dict[str, Any]]
     offset: int
-    """Where the next one begins."""
+    """Offset at which the next chunk begins."""
     broken: int = 0
     """Lines that are no records: torn by a crash, or nothing that we have written."""
 
 
 def read_chunk(path: Path, offset: int, limit: int | None = _AT_ONCE) -> SpoolChunk:
-    """Whole lines of a spool file from a byte offset on.
+    """Read whole lines of a spool file from a byte offset on.
 
     A line without an end is not whole yet and stays for the next call, unless it is longer than
     any record.
@@ -223,7 +226,7 @@ def read_records(
 
 
 def all_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Every record of a spool file; none of one that cannot be read."""
+    """Yield every record of a spool file; none of one that cannot be read."""
     offset = -1
     lines = SpoolChunk([], 0)
     while offset != lines.offset:
