@@ -86,8 +86,10 @@ def is_secret(name: str, value: str) -> bool:
 def has_secret_in_setting(name: str, value: str) -> bool:
     """Whether a variable of a process holds a secret, by its name or by its value.
 
-    >>> in_setting("http_proxy", "me:hunter2@proxy:3128"), in_setting("SSH_AUTH_SOCK", "/run/s")
-    (True, False)
+    >>> has_secret_in_setting("http_proxy", "me:hunter2@proxy:3128")
+    True
+    >>> has_secret_in_setting("SSH_AUTH_SOCK", "/run/s")
+    False
     """
     is_address = name.lower().endswith(("_proxy", "_uri", "_url", "_dsn"))
     return (
@@ -100,7 +102,10 @@ def has_secret_in_setting(name: str, value: str) -> bool:
 def has_secret_in_command(line: str) -> bool:
     """Whether a command assigns a secret to a variable or an option, or has one in its text.
 
-    >>> in_command("export PGPASS=hunter2"), in_command("module load cuda/13.0")
+    >>> (
+    ...     has_secret_in_command("export PGPASS=hunter2"),
+    ...     has_secret_in_command("module load cuda/13.0"),
+    ... )
     (True, False)
     """
     options = ((option or name, value) for option, name, value in _OPTION.findall(line))
@@ -116,8 +121,10 @@ def has_secret_in_command(line: str) -> bool:
 def has_secret_in_text(text: str) -> bool:
     """Whether text has a secret in it: an address with a password, a header, a token.
 
-    >>> in_text("see http://me:hunter2@host"), in_text("Bearer abc"), in_text("file:///a/me@home")
-    (True, True, False)
+    >>> has_secret_in_text("see http://me:hunter2@host"), has_secret_in_text("Bearer abc")
+    (True, True)
+    >>> has_secret_in_text("file:///a/me@home")
+    False
     """
     if _HEADER.search(text) or _ISSUED.search(text):
         return True
@@ -141,10 +148,14 @@ def has_secret_in_address(address: str) -> bool:
     the password, whatever is in it.  A user's name alone is a secret to servers only, whose
     tokens stand there.
 
-    >>> in_address("postgresql://me:hun/ter2@db/mlflow"), in_address("http://hunter2@host")
-    (True, True)
-    >>> in_address("postgresql://me@db/mlflow"), in_address("sqlite:////data/me@home/mlflow.db")
-    (False, False)
+    >>> has_secret_in_address("postgresql://me:hun/ter2@db/mlflow")
+    True
+    >>> has_secret_in_address("http://hunter2@host")
+    True
+    >>> has_secret_in_address("postgresql://me@db/mlflow")
+    False
+    >>> has_secret_in_address("sqlite:////data/me@home/mlflow.db")
+    False
     """
     scheme, slashes, rest = _split_address(address.strip())
     if any(_is_login(name, value) for name, value in _fields(rest)):
@@ -171,7 +182,7 @@ def has_secret_in_address(address: str) -> bool:
 def redact(text: str) -> str:
     """Replace the secrets in a text: those that this process knows, and those told by their form.
 
-    >>> hidden("no way to http://me:hunter2@host with password=hunter2")
+    >>> redact("no way to http://me:hunter2@host with password=hunter2")
     'no way to http://***@host with password=***'
     """
     for secret in sorted(_own_secrets(os.environ), key=len, reverse=True):

@@ -43,7 +43,7 @@ file: the same in float32 and under autocast, for every optimizer."""
 def expected_files(world_size: int, zero_stage: int) -> dict[str, frozenset[str]]:
     """Return the files that DeepSpeed writes, and the globals that each may name.
 
-    >>> [len(names) for names in known_files(world_size=2, zero_stage=1).values()]
+    >>> [len(names) for names in expected_files(world_size=2, zero_stage=1).values()]
     [0, 3, 3]
     """
     allowed = ALLOWED_GLOBALS[zero_stage]

@@ -62,7 +62,7 @@ def checked_counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     Raises:
         ValueError: One is none, or is missing.
 
-    >>> counts({"step": 3, "loss": 0.5}, ["step"])
+    >>> checked_counts({"step": 3, "loss": 0.5}, ["step"])
     {'step': 3}
     """
     for name in names:
@@ -79,7 +79,7 @@ def generator_states() -> dict[str, Any]:
     Nothing in the mathematics draws from them: augmentations and noise are keyed by sample and
     step.  A backbone that drops paths or features does.
 
-    >>> before = generators()
+    >>> before = generator_states()
     >>> drawn = torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
     >>> restore_generators(before)
     >>> drawn == (torch.rand(1), random.random(), np.random.rand())  # noqa: NPY002

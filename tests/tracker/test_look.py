@@ -408,8 +408,8 @@ def tls_to_plain(run: Path) -> TrackingReport:
 
 def test_a_look_imports_neither_mlflow_nor_torch(file: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from vssl_dist.tracker import look;"
-        "given = look(sys.argv[1], Path('/run'));"
+        "import sys; from pathlib import Path; from vssl_dist.tracker import probe_tracking;"
+        "given = probe_tracking(sys.argv[1], Path('/run'));"
         "print(given.problem is None, {'mlflow', 'torch', 'alembic'} & sys.modules.keys())"
     )
     done = subprocess.run(

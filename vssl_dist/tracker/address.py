@@ -39,7 +39,10 @@ def normalised_uri(uri: str) -> str:
 
     The path of a database may begin with ``~`` and name variables, as all paths may.
 
-    >>> normal("http://login1:5000/#/experiments/1"), normal("sqlite:////data/m.db?timeout=60")
+    >>> (
+    ...     normalised_uri("http://login1:5000/#/experiments/1"),
+    ...     normalised_uri("sqlite:////data/m.db?timeout=60"),
+    ... )
     ('http://login1:5000', 'sqlite:////data/m.db?timeout=60')
     """
     uri = uri.strip()
@@ -64,7 +67,7 @@ def _expanded(parts: SplitResult) -> Path:
 def sqlite_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
     """Write the address of an sqlite file: what would end or change the path becomes ``%XX``.
 
-    >>> database_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
+    >>> sqlite_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
     'sqlite:////data/50 %25/really%3F/mlflow.db?timeout=60'
     """
     path = re.sub(r"[%?#$\x00-\x1f]", lambda match: quote(match[0]), str(file.absolute()))
@@ -74,9 +77,9 @@ def sqlite_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
 def sqlite_file(uri: str) -> Path | None:
     """Return the absolute path of the sqlite file behind ``uri``, ``None`` for anything else.
 
-    >>> database("http://127.0.0.1:5000") is None
+    >>> sqlite_file("http://127.0.0.1:5000") is None
     True
-    >>> str(database("sqlite:////data/50%25/mlflow.db?timeout=60"))
+    >>> str(sqlite_file("sqlite:////data/50%25/mlflow.db?timeout=60"))
     '/data/50%/mlflow.db'
     """
     parts = _split(uri)

@@ -115,7 +115,7 @@ def is_copy_of(path: str, run_dir: Path, uuid: str) -> bool:
 def as_utf8(text: str) -> str:
     r"""Make text valid UTF-8, as MLflow wants it: other bytes of a path become ``\xXX``.
 
-    >>> print(readable("caf\udce9"))
+    >>> print(as_utf8("caf\udce9"))
     caf\xe9
     """
     return os.fsencode(text).decode(errors="backslashreplace")
@@ -124,7 +124,7 @@ def as_utf8(text: str) -> str:
 def shell_word(path: Path) -> str:
     r"""Quote a path as one word of a shell command, in characters that every terminal shows.
 
-    >>> print(in_shell(Path("/data/caf\udce9")), in_shell(Path("/my data/$x")))
+    >>> print(shell_word(Path("/data/caf\udce9")), shell_word(Path("/my data/$x")))
     $'/data/caf\xe9' '/my data/$$x'
     """
     typed = literal(path)

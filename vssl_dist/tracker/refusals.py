@@ -25,7 +25,7 @@ class Refused(RuntimeError):
 def is_transient(error: Exception) -> bool:
     """Whether an error may pass by itself: the server is away, busy or at fault.
 
-    >>> may_pass(ConnectionResetError()), may_pass(PermissionError(errno.EACCES, "no"))
+    >>> is_transient(ConnectionResetError()), is_transient(PermissionError(errno.EACCES, "no"))
     (True, False)
     """
     if (code := _code(error)) is not None:
