@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
     {"text", "confidential", "curves", "errors", "durable", "run_folder"},
+    {"logs"},
     {
         "jsonfile",
         "config",

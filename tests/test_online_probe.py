@@ -44,7 +44,7 @@ def learn(rank: int, world_size: int) -> tuple[dict[str, Tensor], dict[str, floa
     share = slice(rank * 32 // world_size, (rank + 1) * 32 // world_size)
     for number, (x, y) in enumerate(batches()):
         probe.step(x[share], y[share], number + 1)
-    return probe._state, probe.read()
+    return probe._state, probe.pop_metrics()
 
 
 def learn_on_this_rank() -> tuple[dict[str, object], dict[str, float]]:
@@ -105,9 +105,9 @@ def test_images_without_a_class_and_features_that_are_not_finite_teach_nothing()
         probe.step(x, y, 1)
     marked.step(more.index_fill(0, torch.tensor([3]), math.nan), labels, 2)
     assert torch.equal(marked._state["table"], clean._state["table"])
-    clean.read(), marked.read()
+    clean.pop_metrics(), marked.pop_metrics()
     marked.step(more, torch.full_like(labels, -1), 2)
-    assert marked.read() == {}
+    assert marked.pop_metrics() == {}
     marked.step(more, labels.index_fill(0, torch.arange(16), CLASSES), 3)
     assert marked._state["seen"] == 16
     assert marked._state["table"].isfinite().all()

@@ -11,6 +11,7 @@ such as a link or another owner, stops the run: going on from an older one would
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from vssl_dist.errors import CheckpointError
 from vssl_dist.sealed import FORMAT, MANIFEST, REMEDY, Problem
 from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 _NOT_BY_OTHERS = 0o7755  # what is left of a mode
 
 T = TypeVar("T")
@@ -141,7 +143,7 @@ def retain(root: Path, keep_last: int, keep_every: int | None) -> None:
             (root / name).rename(trash)
             shutil.rmtree(trash)
         except OSError as error:
-            print(f"warning: old checkpoint {root / name} is not removed: {error}", flush=True)
+            _log.warning("old checkpoint %s is not removed: %s", root / name, error)
 
 
 def all_or_none(work: Callable[[], T], only_on: int | None = None) -> T | None:
@@ -248,7 +250,7 @@ def _quarantine(path: Path, problem: str) -> None:
     while os.path.lexists(new_path):
         new_path = new_path.with_name(f"{path.name}.corrupt-{uuid4().hex[:4]}")
     path.rename(new_path)
-    print(f"warning: checkpoint {path} is damaged ({problem}); now {new_path.name}", flush=True)
+    _log.warning("checkpoint %s is damaged (%s); now %s", path, problem, new_path.name)
 
 
 def _share(names: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import time
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from vssl_dist.durable import user_name
 from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 PATIENCE_S = 86_400.0
 """Seconds that `hold_lock` waits: what this user's own processes compute may take hours."""
 _LOOK_EVERY_S = 5.0
@@ -90,10 +92,8 @@ def hold_lock(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
         if holder != announced_holder:
             announced_holder = holder
             shown_path = printable(str(path))
-            print(
-                f"waiting, {within_s / 3600:g} h at most, for {holder}, which has {shown_path}",
-                flush=True,
-            )
+            hours = within_s / 3600
+            _log.info("waiting, %g h at most, for %s, which has %s", hours, holder, shown_path)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from vssl_dist.online_probe import NoProbe, OnlineProbe
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 _REMEDY = "give this run another name, with name=..."
 
 
@@ -88,7 +90,7 @@ class Saver:
         try:
             checkpoint.commit(self.root, step=self.engine.step, write=self._write, facts=facts)
         except CheckpointError as error:
-            print(f"warning: step {self.engine.step} is not saved: {error}", flush=True)
+            _log.warning("step %d is not saved: %s", self.engine.step, error)
             return
         finally:
             self.saved_at = time.monotonic()

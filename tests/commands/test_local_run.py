@@ -70,7 +70,7 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
 def step_of(run: Path) -> int:
     """The last step that rank 0 reported."""
     log = run / "logs" / "rank-0.log"
-    found = re.findall(rf"^step +(\d+)/{STEPS} ", log.read_text() if log.exists() else "", re.M)
+    found = re.findall(rf" INFO step +(\d+)/{STEPS} ", log.read_text() if log.exists() else "")
     return int(found[-1]) if found else 0
 
 
@@ -116,8 +116,11 @@ def test_a_run_survives_ctrl_c_a_hanging_evaluation_and_its_death(folder: Path) 
         steps = [json.loads(line).get("step") for line in lines]
         assert steps == [*range(1, STEPS + 1), None], "steps are lost or done twice"
         log = (run / "logs" / f"rank-{rank}.log").read_text()
-        said = rf"^rank {rank} on \S+: CPU, torch \S+, \d+ cores?, \d+ threads?$"
-        assert len(re.findall(said, log, re.M)) == 2, "once at each start"
+        said = rf" rank {rank} INFO rank {rank} on \S+: CPU, torch \S+, \d+ cores?, \d+ threads?\n"
+        assert len(re.findall(said, log)) == 2, "once at each start"
+        entry = rf"[-0-9]{{10}} [:0-9]{{8}} rank {rank} (INFO|WARNING) "
+        odd = [line for line in log.splitlines() if not re.match(entry, line)]
+        assert not odd, "each line says when, who and how bad"
     results = [run / "export" / f"knn-{step:08d}.json" for step in (12, 24, 36)]
     wait_until(lambda: all(path.exists() for path in results), "an evaluation of every export")
 

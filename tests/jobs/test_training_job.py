@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from vssl_dist.jobs.training_job import (
     note_failure,
     stopping_s,
 )
+from vssl_dist.logs import terminal_text
 from vssl_dist.run_folder import RunFolder
 
 
@@ -54,9 +56,12 @@ def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has
     for restart in ({}, {"SLURM_RESTART_COUNT": "1"}):
         for name, value in announcement(task | restart).items():
             monkeypatch.setenv(name, value)
-        note_failure(tmp_path, f"error {len(restart)}\n")
-    log = (tmp_path / "slurm" / "77_0_log.out").read_text()
-    assert log == "error 0\nerror 1\n"
+        note_failure(tmp_path, f"error: boom {len(restart)}\n")
+    lines = (tmp_path / "slurm" / "77_0_log.out").read_text().splitlines()
+    assert [re.sub(r"^[-0-9]{10} [:0-9]{8} ", "", line) for line in lines] == [
+        "rank 3 ERROR boom 0",
+        "rank 3 ERROR boom 1",
+    ]
 
 
 IN_THE_WAY = {
@@ -103,7 +108,8 @@ def test_a_reason_that_its_own_file_cannot_hold_is_still_in_the_log_that_people_
     for name, value in {"RANK": "1", "VSSL_LEAD_LOG": str(tmp_path / "0.out")}.items():
         monkeypatch.setenv(name, value)
     note_failure(tmp_path, "error: the reason")
-    assert (tmp_path / "0.out").read_text() == "error: the reason\n"
+    (line,) = (tmp_path / "0.out").read_text().splitlines()
+    assert terminal_text(line) == "error: the reason"
 
 
 def test_an_evaluation_travels_as_text_and_keeps_an_infinite_temperature() -> None:

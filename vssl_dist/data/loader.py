@@ -1,9 +1,9 @@
 """The training data of one rank; its entire state is one integer.
 
-``plan`` says which samples, ``shards`` reads them, ``views`` draws what happens to them and a
-backend carries it out, a few batches ahead of the training loop.  A batch is a function of its
-position alone, so two are made at once, each by a thread and a backend of its own: while one is
-planned, read or on the GPU, the other one has the decoding threads.
+`Plan` says which samples come next and `Renderer` makes their views, a few batches ahead of the
+training loop.  A batch is a function of its position alone, so two are made at once, each by a
+thread and a backend of its own: while one is planned, read or on the GPU, the other one has the
+decoding threads.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from itertools import count, pairwise
 from threading import Lock
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from vssl_dist.config import RunConfig
 from vssl_dist.data.backends.base import (
@@ -28,12 +25,11 @@ from vssl_dist.data.backends.base import (
     record_on_current_stream,
 )
 from vssl_dist.data.backends.build import build_backend
-from vssl_dist.data.damage.replace import read_decodable
-from vssl_dist.data.plan import Plan
+from vssl_dist.data.plan import run_plan
 from vssl_dist.data.prefetch import Prefetcher
-from vssl_dist.data.store.dataset import Dataset, Samples, Substitution
+from vssl_dist.data.render import Renderer
+from vssl_dist.data.store.dataset import Dataset, Substitution
 from vssl_dist.data.store.opening import open_watched
-from vssl_dist.data.views import draw
 from vssl_dist.errors import DataError
 
 __all__ = [
@@ -45,10 +41,8 @@ __all__ = [
     "check_labelled",
 ]
 
-_AT_ONCE = 2
-"""Batches in the making; as many more lie ready."""
-
-Int64 = NDArray[np.int64]
+_BACKENDS = 2
+"""Batches in the making, each by a backend of its own; as many more lie ready."""
 
 
 class Loader:
@@ -66,25 +60,21 @@ class Loader:
         rank: int,
         world_size: int,
     ) -> None:
-        data, optim = cfg.data, cfg.optim
         self.position = 0
         self.substitutions: list[Substitution] = []
         """Samples shown in place of bad ones; whoever writes them down may empty the list."""
-        self._recipes, self._seed = data.views, cfg.seed
-        self._dataset, self._backends = dataset, backends
-        self._rank, self._world_size = rank, world_size
-        self._check = partial(dataset.watch.check, data.timeout_s, f"rank {rank}")
-        self._plan = Plan(
-            dataset.shard_sizes,
-            seed=cfg.seed,
-            streams=data.streams,
-            window=data.window,
-            global_batch=optim.global_batch,
-            accumulate=optim.accumulate,
-        )
+        self._dataset = dataset
+        self._renderers = [
+            Renderer(dataset, backend, cfg.data.views, cfg.seed) for backend in backends
+        ]
+        self._rank = rank
+        self._world_size = world_size
+        self._check = partial(dataset.watch.check, cfg.data.timeout_s, f"rank {rank}")
+        self._plan = run_plan(cfg, dataset.shard_sizes)
+        # Asked here only to refuse, before any file is read, ranks that do not divide the streams.
         self._plan.streams_of(rank, world_size)
-        self._planning = Lock()
-        self._running: Prefetcher[tuple[Batch, list[Substitution]]] | None = None
+        self._plan_lock = Lock()  # a plan keeps caches, and each source plans in its own thread
+        self._prefetcher: Prefetcher[Batch] | None = None
 
     @property
     def samples(self) -> int:
@@ -102,7 +92,7 @@ class Loader:
         return self._dataset.fingerprint
 
     def __iter__(self) -> Iterator[Batch]:
-        """From ``position`` on, for ever; a new iteration ends the one before it.
+        """Yield batches from ``position`` on, for ever; a new iteration ends the one before it.
 
         Raises:
             DataError: A shard cannot be read, holds no usable image, or storage does not answer.
@@ -110,46 +100,39 @@ class Loader:
         """
         self.close()
         starts = count(self.position, self._plan.micro_batch)
-        made = [self._batches(*each) for each in zip(self._backends, starts, strict=False)]
-        batches = Prefetcher(made, 1, self._check)
-        self._running = batches
+        sources = [
+            self._batches(renderer, start)
+            for renderer, start in zip(self._renderers, starts, strict=False)
+        ]
+        batches = Prefetcher(sources, 1, self._check)
+        self._prefetcher = batches
         with closing(batches):
-            for batch, substitutions in batches:
+            for batch in batches:
+                # Only now: what was prefetched and never yielded has not been consumed.
                 self.position += self._plan.micro_batch
-                self.substitutions += [replace(s, position=self.position) for s in substitutions]
-                yield record_on_current_stream(batch)
+                self.substitutions += [
+                    replace(substitution, position=self.position)
+                    for substitution in batch.substitutions
+                ]
+                yield record_on_current_stream(replace(batch, substitutions=()))
 
     def close(self) -> None:
-        """End the background threads and let go of the files; iterating again starts anew."""
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        """End the background threads and close all files; iterating again starts anew."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
             self._dataset.close()
 
-    def _batches(self, backend: Backend, start: int) -> Iterator[tuple[Batch, list[Substitution]]]:
-        """One backend's share: the batch at ``start``, then those whose turn is its own."""
-        for position in count(start, len(self._backends) * self._plan.micro_batch):
-            with self._planning:
+    def _batches(self, renderer: Renderer, start: int) -> Iterator[Batch]:
+        """Yield one renderer's share: the batch at ``start``, then every n-th of n renderers."""
+        for position in count(start, len(self._renderers) * self._plan.micro_batch):
+            with self._plan_lock:
                 ids, epochs = self._plan.micro_batch_ids(position, self._rank, self._world_size)
-            samples, views = self._render(backend, ids, epochs)
-            labels = torch.from_numpy(samples.label)
-            yield Batch(torch.from_numpy(ids), views, labels), samples.substitutions
-
-    def _render(self, backend: Backend, ids: Int64, epochs: Int64) -> tuple[Samples, list[Tensor]]:
-        def render(samples: Samples) -> list[Tensor]:
-            # A substitute is augmented as the planned sample would have been.
-            sizes = np.stack([samples.height, samples.width], axis=1)
-            draws = [
-                draw(recipe, self._seed, view, ids, epochs, sizes)
-                for view, recipe in enumerate(self._recipes)
-            ]
-            return backend(samples, draws)
-
-        return read_decodable(self._dataset, ids, render)
+            yield renderer.augment(ids, [epochs]).batch()
 
 
 def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> Loader:
-    """The training loader of one rank.
+    """Build the training loader of one rank.
 
     Args:
         cfg: The run.
@@ -171,7 +154,7 @@ def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> 
         share=slice(rank, None, world_size),  # together the ranks look at each shard once
         check=partial(check_classes, cfg),
     )
-    backends = [build_backend(cfg.data.backend, spec) for _ in range(_AT_ONCE)]
+    backends = [build_backend(cfg.data.backend, spec) for _ in range(_BACKENDS)]
     return Loader(cfg, dataset, backends, rank, world_size)
 
 
@@ -181,14 +164,15 @@ def check_classes(cfg: RunConfig, dataset: Dataset) -> None:
     Raises:
         DataError: It has another number of classes than ``method.classes``, or images without.
     """
-    wanted = cfg.method.classes_wanted
-    if wanted is not None and wanted != len(dataset.classes):
+    classes = cfg.method.classes_wanted
+    if classes is None:
+        return
+    if classes != len(dataset.classes):
         raise DataError(
-            f"{cfg.data.train} has {len(dataset.classes)} classes, but method.classes={wanted}: "
+            f"{cfg.data.train} has {len(dataset.classes)} classes, but method.classes={classes}: "
             "give method.classes that number"
         )
-    if wanted is not None:
-        check_labelled(dataset, f"method {cfg.method.name} learns from labels")
+    check_labelled(dataset, f"method {cfg.method.name} learns from labels")
 
 
 def check_labelled(dataset: Dataset, purpose: str) -> None:
@@ -196,11 +180,12 @@ def check_labelled(dataset: Dataset, purpose: str) -> None:
 
     Args:
         dataset: The split.
-        purpose: Why they are needed.
+        purpose: Why labels are needed.
 
     Raises:
-        DataError: It has some, or an index is damaged.
+        DataError: Some images have no label, or an index is damaged.
     """
+    # Shard by shard: the index rows of a large dataset do not fit into memory at once.
     starts = np.cumsum([0, *dataset.shard_sizes]).tolist()
     unlabelled = sum(
         int((dataset.rows(np.arange(first, last))["label"] < 0).sum())

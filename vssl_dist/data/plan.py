@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vssl_dist.config import RunConfig
 from vssl_dist.errors import ConfigError
 
 Int64 = NDArray[np.int64]
@@ -196,3 +197,23 @@ class Plan:
             while len(self._epochs) > _EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
+
+
+def run_plan(cfg: RunConfig, shard_sizes: Int64) -> Plan:
+    """Return the order in which a run passes through its training set.
+
+    Args:
+        cfg: The run.
+        shard_sizes: ``(shards,)`` samples of each shard of the training set.
+
+    Raises:
+        ConfigError: The numbers do not divide, or there is no sample.
+    """
+    return Plan(
+        shard_sizes,
+        seed=cfg.seed,
+        streams=cfg.data.streams,
+        window=cfg.data.window,
+        global_batch=cfg.optim.global_batch,
+        accumulate=cfg.optim.accumulate,
+    )

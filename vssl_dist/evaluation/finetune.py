@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,23 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vssl_dist import schedule
-from vssl_dist.config import FinetuneConfig, ViewRecipe
+from vssl_dist.config import FinetuneConfig
 from vssl_dist.console.bars import progress_bar
-from vssl_dist.data.backends.base import (
-    Backend,
-    Batch,
-    record_on_current_stream,
-)
-from vssl_dist.data.backends.build import build_backend
-from vssl_dist.data.damage.replace import read_decodable
-from vssl_dist.data.prefetch import Prefetcher
-from vssl_dist.data.store.dataset import Dataset, Samples
-from vssl_dist.data.views import draw
+from vssl_dist.data.loader import Batch
+from vssl_dist.data.passes import SeededEpoch, finetuning_batches
+from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
 from vssl_dist.evaluation.features.extract import Forward, Reading, extract
 from vssl_dist.evaluation.scores.probe import split
-
-_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -63,45 +53,23 @@ class Labelled:
             DataError: A shard cannot be read, storage does not answer, or too many images are
                 damaged.
         """
-        recipe = settings.recipe
-        backend = build_backend(
-            self.reading.backend, replace(self.reading.spec(), recipes=(recipe,))
-        )
         order = np.random.default_rng([seed, epoch]).permutation(self.ids)
-        full = self.steps(settings)
-        chunks = (
-            order[i * settings.train_batch : (i + 1) * settings.train_batch] for i in range(full)
+        batches = finetuning_batches(
+            self.dataset,
+            replace(self.reading.spec(), recipes=(settings.recipe,)),
+            SeededEpoch(seed, epoch),
+            backend=self.reading.backend,
+            batch=settings.train_batch,
+            ids=order[: self.steps(settings) * settings.train_batch],
+            timeout_s=self.reading.timeout_s,
         )
-        made = (_batch(self.dataset, backend, recipe, ids, (seed, epoch)) for ids in chunks)
-        check = partial(self.dataset.watch.check, self.reading.timeout_s, "fine-tuning")
-        try:
-            with closing(Prefetcher([made], _AHEAD, check)) as batches:
-                for batch in self.reading.counted(self.dataset, batches):
-                    yield record_on_current_stream(batch)
-        finally:
-            self.dataset.close()
+        # Closed here, because counting may refuse the dataset while batches are still being made.
+        with closing(batches):
+            yield from self.reading.counted(self.dataset, batches)
 
     def steps(self, settings: FinetuneConfig) -> int:
         """Optimizer steps of an epoch."""
         return max(len(self.ids) // settings.train_batch, 1)
-
-
-def _batch(
-    dataset: Dataset,
-    backend: Backend,
-    recipe: ViewRecipe,
-    ids: NDArray[np.int64],
-    when: tuple[int, int],
-) -> Batch:
-    seed, epoch = when
-
-    def render(samples: Samples) -> list[Tensor]:
-        sizes = np.stack([samples.height, samples.width], axis=1)
-        return backend(samples, [draw(recipe, seed, 0, ids, np.full_like(ids, epoch), sizes)])
-
-    samples, views = read_decodable(dataset, ids, render)
-    labels = torch.from_numpy(samples.label)
-    return Batch(torch.from_numpy(ids), views, labels, samples.substitutions)
 
 
 class Classifier(nn.Module):

@@ -19,6 +19,7 @@ from vssl_dist.installed import own_code_only
 from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Launch, meeting_place
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED
+from vssl_dist.logs import terminal_text
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable, printable_lines
 
@@ -184,7 +185,8 @@ def _end_of(path: Path) -> str:
             text = file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""
-    return printable_lines(text.partition("\n")[2] if start else text).rstrip()
+    whole = printable_lines(text.partition("\n")[2] if start else text).rstrip()
+    return "\n".join(map(terminal_text, whole.split("\n")))
 
 
 def _refusal(ranks: RankProcesses, codes: list[int | None]) -> str:

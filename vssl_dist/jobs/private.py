@@ -9,9 +9,9 @@ that this user or root made.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ from vssl_dist.durable import followed, keep_others_from_writing, read_regular, 
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.permissions import close, is_loose
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 _RUN = RunFolder(Path())
 _TEXT = tuple(path.name for path in (_RUN.exports.path, _RUN.logs, _RUN.spool))
 """Whose contents are no code: colleagues may have evaluated a run whose folder they could write."""
@@ -121,13 +121,15 @@ def secure(run_dir: Path, *, whole: bool = False) -> None:
         for path in seen.loose:
             close(path)
         for line in seen.lines(run_dir):
-            _warn(line)
+            _log.warning("%s", line)
         # What came in between, and a file system that knows no permissions.
         if left := survey(run_dir).loose:
-            _warn(f"{left[0]}: this file system keeps no permissions, so others may write there")
+            _log.warning(
+                "%s: this file system keeps no permissions, so others may write there", left[0]
+            )
     elif whole:
         for line in seen.lines(run_dir):
-            _warn(line)
+            _log.warning("%s", line)
 
 
 def make(run_dir: Path) -> None:
@@ -247,7 +249,3 @@ def _unreadable(path: Path, error: OSError) -> ConfigError:
 def _number(found: Sequence[object]) -> str:
     several = "s" * (len(found) > 1)
     return f"{len(found)} file{several} or folder{several}"
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {printable(line)}", file=sys.stderr, flush=True)

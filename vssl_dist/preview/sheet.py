@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,26 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vssl_dist.config import RECIPES, Normalisation, RunConfig, ViewRecipe
-from vssl_dist.data.backends.base import Backend, BackendSpec
+from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.backends.reference import decode
-from vssl_dist.data.damage.replace import read_decodable
-from vssl_dist.data.plan import Plan
-from vssl_dist.data.store.dataset import Dataset, Samples
+from vssl_dist.data.plan import run_plan
+from vssl_dist.data.render import Renderer, Rendering
+from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
-from vssl_dist.data.views import Draws, draw
+from vssl_dist.data.views import Draws
 from vssl_dist.durable import publish_inside
 from vssl_dist.preview.page import Tile, page
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """B images, what was drawn for them, and the views that came of it, as levels."""
-
-    ids: NDArray[np.int64]
-    samples: Samples
-    draws: list[Draws]
-    views: list[NDArray[np.uint8]]
 
 
 def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -> Path:
@@ -56,41 +45,31 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -
     data = cfg.data
     dataset = open_watched(data.train, timeout_s=data.timeout_s, who=who)
     backend = build_backend(data.backend, BackendSpec(data.views, data.image_size, data.normalise))
-    work = partial(_render, cfg, dataset, backend, rows)
-    shown = run_with_timeout(dataset.watch, work, timeout_s=data.timeout_s, who=who)
-    heads = [("original", "with its crops")]
-    heads += [
-        (f"view {number + 1}", f"{_called(recipe)}, {recipe.size or data.image_size} px")
+    renderer = Renderer(dataset, backend, data.views, cfg.seed)
+    rendering = run_with_timeout(
+        dataset.watch,
+        partial(_first_rows, cfg, renderer, rows),
+        timeout_s=data.timeout_s,
+        who=who,
+    )
+    headings = [("original", "with its crops")]
+    headings += [
+        (f"view {number + 1}", f"{_recipe_name(recipe)}, {recipe.size or data.image_size} px")
         for number, recipe in enumerate(data.views)
     ]
-    tiles = [_row(shown, row, dataset.classes) for row in range(len(shown.ids))]
-    facts = f"{data.train}, seed {cfg.seed}, first micro-step, backend {data.backend}"
+    tiles = _tiles(rendering, dataset, data.normalise)
+    subtitle = f"{data.train}, seed {cfg.seed}, first micro-step, backend {data.backend}"
     stream = io.BytesIO()
-    page((cfg.name, facts), heads, tiles).save(stream, format="PNG")
+    page((cfg.name, subtitle), headings, tiles).save(stream, format="PNG")
     publish_inside(path, stream.getvalue())
     return path
 
 
-def _render(cfg: RunConfig, dataset: Dataset, backend: Backend, rows: int) -> _Shown:
-    data, optim = cfg.data, cfg.optim
-    plan = Plan(
-        dataset.shard_sizes,
-        cfg.seed,
-        data.streams,
-        data.window,
-        optim.global_batch,
-        optim.accumulate,
-    )
-    ids, epochs = (column[:rows] for column in plan.micro_batch_ids(0, 0, 1))
-
-    def render(samples: Samples) -> tuple[list[Draws], list[NDArray[np.uint8]]]:
-        sizes = np.stack([samples.height, samples.width], axis=1)
-        draws = [draw(r, cfg.seed, v, ids, epochs, sizes) for v, r in enumerate(data.views)]
-        views = [_levels(view.numpy(), data.normalise) for view in backend(samples, draws)]
-        return draws, views
-
-    samples, (draws, views) = read_decodable(dataset, ids, render)
-    return _Shown(ids, samples, draws, views)
+def _first_rows(cfg: RunConfig, renderer: Renderer, rows: int) -> Rendering:
+    """Render the first rows of the micro-step that the run begins with."""
+    plan = run_plan(cfg, renderer.dataset.shard_sizes)
+    ids, epochs = plan.micro_batch_ids(0, rank=0, world_size=1)
+    return renderer.augment(ids[:rows], [epochs[:rows]])
 
 
 def _levels(view: NDArray[np.float32], normalise: Normalisation) -> NDArray[np.uint8]:
@@ -100,50 +79,54 @@ def _levels(view: NDArray[np.float32], normalise: Normalisation) -> NDArray[np.u
     return rounded
 
 
-def _row(shown: _Shown, row: int, classes: tuple[str, ...]) -> list[Tile]:
-    """The original with all crops, then each view with its parameters."""
-    draws = [column.take(row) for column in shown.draws]
-    image = decode(shown.samples.data[row])
-    label = int(shown.samples.label[row])
-    known = classes[label] if 0 <= label < len(classes) else "unlabelled"
-    caption = [known, f"id {shown.ids[row]}, {image.width} x {image.height}"]
-    tiles = [Tile(image, caption, None, [_box(drawn) for drawn in draws])]
-    for number, drawn in enumerate(draws):
-        view = Image.fromarray(shown.views[number][row])
-        tiles.append(Tile(view, described(drawn), number, []))
-    return tiles
+def _tiles(rendering: Rendering, dataset: Dataset, normalise: Normalisation) -> list[list[Tile]]:
+    """Return one row per image: the original with all crops, then each view with its parameters."""
+    views = [_levels(view.numpy(), normalise) for view in rendering.views]
+    rows = []
+    for row, sample_id in enumerate(rendering.ids.tolist()):
+        row_draws = [draws.take(row) for draws in rendering.draws]
+        image = decode(rendering.samples.data[row])
+        label = int(rendering.samples.label[row])
+        is_labelled = 0 <= label < len(dataset.classes)
+        class_name = dataset.classes[label] if is_labelled else "unlabelled"
+        caption = [class_name, f"id {sample_id}, {image.width} x {image.height}"]
+        tiles = [Tile(image, caption, None, [_box(draws) for draws in row_draws])]
+        for number, (view, draws) in enumerate(zip(views, row_draws, strict=True)):
+            tiles.append(Tile(Image.fromarray(view[row]), described(draws), number, []))
+        rows.append(tiles)
+    return rows
 
 
-def _box(drawn: Draws) -> tuple[int, int, int, int]:
-    top, left, height, width = drawn.crop.tolist()
+def _box(draws: Draws) -> tuple[int, int, int, int]:
+    top, left, height, width = draws.crop.tolist()
     return left, top, left + width, top + height
 
 
-def described(drawn: Draws) -> list[str]:
+def described(draws: Draws) -> list[str]:
     """What was drawn for one view, in words.
 
     Args:
-        drawn: The draws of one sample: scalars, and a crop of four numbers.
+        draws: The draws of one sample: scalars, and a crop of four numbers.
 
     Returns:
         Four lines: geometry, light, colour, and what came after the jitter.
     """
-    top, left, height, width = drawn.crop.tolist()
-    geometry = f"{width} x {height} at {left}, {top}" + (", flipped" if drawn.flip else "")
-    light = f"brightness {drawn.brightness:.2f}, contrast {drawn.contrast:.2f}"
-    colour = f"saturation {drawn.saturation:.2f}, hue {round(360 * float(drawn.hue)):+d}°"
-    if drawn.brightness == drawn.contrast == drawn.saturation == 1 and drawn.hue == 0:
+    top, left, height, width = draws.crop.tolist()
+    geometry = f"{width} x {height} at {left}, {top}" + (", flipped" if draws.flip else "")
+    light = f"brightness {draws.brightness:.2f}, contrast {draws.contrast:.2f}"
+    colour = f"saturation {draws.saturation:.2f}, hue {round(360 * float(draws.hue)):+d}°"
+    if draws.brightness == draws.contrast == draws.saturation == 1 and draws.hue == 0:
         light, colour = "no colour jitter", ""
-    rest = []
-    if drawn.grayscale:
-        rest.append("grey")
-    if drawn.blur_sigma > 0:
-        rest.append(f"blur {drawn.blur_sigma:.1f} px")
-    if drawn.solarize:
-        rest.append("solarised")
-    return [line for line in (geometry, light, colour, ", ".join(rest)) if line]
+    effects = []
+    if draws.grayscale:
+        effects.append("grey")
+    if draws.blur_sigma > 0:
+        effects.append(f"blur {draws.blur_sigma:.1f} px")
+    if draws.solarize:
+        effects.append("solarised")
+    return [line for line in (geometry, light, colour, ", ".join(effects)) if line]
 
 
-def _called(recipe: ViewRecipe) -> str:
-    names = [name for name, known in RECIPES.items() if known == recipe]
+def _recipe_name(recipe: ViewRecipe) -> str:
+    names = [name for name, shipped in RECIPES.items() if shipped == recipe]
     return names[0] if names else "own recipe"

@@ -20,7 +20,7 @@ from vssl_dist.data.backends.base import BackendSpec, UndecodableError
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.backends.fault import DeviceError, device_failed
 from vssl_dist.data.backends.memory import brief
-from vssl_dist.data.passes import centre_boxes
+from vssl_dist.data.render import centre_boxes
 
 REPORT = """Critical error in pipeline:
 Error in MIXED operator `nvidia.dali.fn.decoders.image`,

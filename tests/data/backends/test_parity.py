@@ -38,7 +38,7 @@ from vssl_dist.data.backends.base import (
     UndecodableError,
 )
 from vssl_dist.data.backends.build import build_backend
-from vssl_dist.data.passes import centre_boxes
+from vssl_dist.data.render import centre_boxes
 from vssl_dist.data.store.dataset import Samples
 from vssl_dist.data.views import Draws
 

@@ -132,7 +132,8 @@ def test_unreadable_shards_are_refused_at_the_start_with_the_list(folder: Path) 
     program = f"""
 import os, tempfile, shutil
 from pathlib import Path
-from vssl_dist.data.shards import DataError, Dataset
+from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.errors import DataError
 with tempfile.TemporaryDirectory() as name:
     copy = Path(shutil.copytree({str(folder)!r}, Path(name) / "train"))
     for hidden in {names!r}:

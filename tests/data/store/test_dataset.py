@@ -422,7 +422,7 @@ def test_few_files_stay_open_however_many_shards_there_are(tmp_path: Path) -> No
 import os, resource
 import numpy as np
 from pathlib import Path
-from vssl_dist.data.shards import Dataset
+from vssl_dist.data.store.dataset import Dataset
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 dataset = Dataset.open(Path({str(folder)!r}))
 before = len(os.listdir("/proc/self/fd"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,9 @@ from vssl_dist import dist, durable
 from vssl_dist.data.store.dataset import Substitution
 from vssl_dist.errors import DataError
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import printable, say
+from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 _ALWAYS = 10  # in a small dataset a share would be less than one image
 _NUMBERS = ("position", "planned")
 
@@ -79,7 +81,7 @@ class Ledger:
             lines = "".join(json.dumps(asdict(s)) + "\n" for s in substitutions)
             durable.append(self._path, lines.encode())
         except OSError as error:  # a full disk costs the list, not the run
-            say(f"warning: {len(substitutions)} bad images are not listed: {error}")
+            _log.warning("%d bad images are not listed: %s", len(substitutions), error)
 
     def totals(self) -> dict[str, float]:
         """Over all ranks and the whole run; called by all ranks together.

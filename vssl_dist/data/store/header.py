@@ -30,9 +30,9 @@ def header_problem(data: NDArray[np.uint8], height: int, width: int) -> str:
     >>> head = (
     ...     b"\\x89PNG\\r\\n\\x1a\\n\\0\\0\\0\\rIHDR\\0\\0\\0\\x05\\0\\0\\0\\x02\\x08\\x02\\0\\0\\0"
     ... )
-    >>> flaw(np.frombuffer(head, np.uint8), 2, 5)
+    >>> header_problem(np.frombuffer(head, np.uint8), 2, 5)
     ''
-    >>> flaw(np.frombuffer(head, np.uint8), 32, 32)
+    >>> header_problem(np.frombuffer(head, np.uint8), 32, 32)
     'is 5x2 pixels where the index says 32x32'
     """
     try:

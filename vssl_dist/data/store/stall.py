@@ -18,7 +18,7 @@ from vssl_dist.errors import DataError
 class StallWatch:
     """The file operations now under way, one per thread.
 
-    >>> watch = ReadWatch()
+    >>> watch = StallWatch()
     >>> with watch(Path("shard-000001.tar")):
     ...     watch.check(0.0, "rank 3")
     Traceback (most recent call last):
