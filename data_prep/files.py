@@ -15,7 +15,7 @@ from filelock import Timeout
 from vssl_dist import durable
 from vssl_dist.durable import open_regular
 from vssl_dist.errors import DataError
-from vssl_dist.locks import holder, private_lock
+from vssl_dist.locks import lock_holder, private_lock
 
 _EARLIER_PARTIAL = re.compile(
     r"\.(shard-\d+[\w.]*|survey-\d+|[0-9a-f]{32}\.tar|(manifest|recipe)\.json|inputs\.npy|rejects\.jsonl)"
@@ -78,7 +78,7 @@ def hold_lock(lock: Path, folder: Path, busy: str) -> Iterator[None]:
         acquired_lock = private_lock(lock)
         acquired_lock.acquire(timeout=0)
     except Timeout:
-        raise DataError(f"{folder}: another {busy}: wait for it ({holder(lock)})") from None
+        raise DataError(f"{folder}: another {busy}: wait for it ({lock_holder(lock)})") from None
     except PermissionError as error:
         reason = error.strerror
         if lock.exists():  # also of a colleague whose call was killed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vssl_dist.confidential import hidden, in_address, in_command, is_secret
+from vssl_dist.confidential import has_secret_in_address, has_secret_in_command, is_secret, redact
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from vssl_dist.confidential import hidden, in_address, in_command, is_secret
     ],
 )  # fmt: skip
 def test_a_secret_in_an_address_is_seen_in_every_spelling(address: str) -> None:
-    assert in_address(address)
+    assert has_secret_in_address(address)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_secret_in_an_address_is_seen_in_every_spelling(address: str) -> None:
     ],
 )  # fmt: skip
 def test_an_address_without_a_secret_is_taken(address: str) -> None:
-    assert not in_address(address)
+    assert not has_secret_in_address(address)
 
 
 SECRETS = [
@@ -91,7 +91,7 @@ def test_names_of_secrets_are_told_from_those_that_share_a_syllable() -> None:
     ],
 )  # fmt: skip
 def test_a_secret_in_a_command_is_seen(command: str) -> None:
-    assert in_command(command)
+    assert has_secret_in_command(command)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_secret_in_a_command_is_seen(command: str) -> None:
     ],
 )  # fmt: skip
 def test_a_command_without_a_secret_is_taken(command: str) -> None:
-    assert not in_command(command)
+    assert not has_secret_in_command(command)
 
 
 def test_what_the_environment_knows_is_kept_out_of_a_message(
@@ -118,6 +118,6 @@ def test_what_the_environment_knows_is_kept_out_of_a_message(
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunt\ner2")
     monkeypatch.setenv("SHORT_PWD", "a")
     monkeypatch.setenv("PWD", "/the/folder")
-    assert hidden("/the/folder/run") == "/the/folder/run"
+    assert redact("/the/folder/run") == "/the/folder/run"
     said = r"hun/ter2 hun%2Fter2 b'Bearer hunt\ner2' Basic bWU6aHVuL3RlcjI= at http://u:p/w@h a"
-    assert hidden(said) == r"*** *** b'Bearer ***' Basic *** at http://***@h a"
+    assert redact(said) == r"*** *** b'Bearer ***' Basic *** at http://***@h a"

@@ -62,7 +62,7 @@ OWNERS = {
 FRESH = "into a new folder of this call, of a name that nobody can know beforehand"
 SEALED = "into the folder of a checkpoint, an export or a cache entry that is renamed when whole"
 EXPLAINED = {
-    ("vssl_dist/engine.py", "own.write_text(json.dumps(state.generators()))"): SEALED,
+    ("vssl_dist/engine.py", "own.write_text(json.dumps(state.generator_states()))"): SEALED,
     ("vssl_dist/engine.py", "(folder / 'engine.json').write_text(json.dumps(facts))"): SEALED,
     ("vssl_dist/evaluation/features/cache.py", "(folder / 'features.npy').open('xb')"): SEALED,
     ("vssl_dist/evaluation/features/cache.py", "(folder / 'labels.npy').open('xb')"): SEALED,
@@ -86,14 +86,17 @@ EXPLAINED = {
         "vssl_dist/exports/formats.py",
         "(path / 'config.json').write_text(json.dumps(settings, indent=1))",
     ): SEALED,
-    ("vssl_dist/teacher.py", "safetensors.torch.save_file(state.plain(self.module), path)"): SEALED,
+    (
+        "vssl_dist/teacher.py",
+        "safetensors.torch.save_file(state.cpu_state_dict(self.module), path)",
+    ): SEALED,
     (
         "vssl_dist/jobs/training_job.py",
         "path.open('x', encoding='utf-8', errors='backslashreplace')",
     ): "the first rank that fails writes it, and no other",
     ("vssl_dist/tracker/artifacts.py", "path.symlink_to(f'/proc/self/fd/{number}')"): FRESH,
     ("vssl_dist/tracker/identity.py", "mark.touch()"): FRESH,
-    ("vssl_dist/tracker/identity.py", "shutil.copy2(path, own)"): FRESH,
+    ("vssl_dist/tracker/identity.py", "shutil.copy2(path, copied_path)"): FRESH,
     (
         "vssl_dist/tracker/remote.py",
         "file.hardlink_to(partial)",

@@ -11,16 +11,16 @@ import pytest
 from filelock import Timeout
 
 from tests.support.others import done_as_nobody, locked_by_nobody, needs_root, shared_folder
-from vssl_dist.locks import held, held_by_stranger, holder, private_lock
+from vssl_dist.locks import hold_lock, is_held_by_other_user, lock_holder, private_lock
 
 
 def test_the_process_that_holds_a_lock_is_named(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with private_lock(path):
-        assert f"process {os.getpid()} of " in holder(path)
+        assert f"process {os.getpid()} of " in lock_holder(path)
         with pytest.raises(Timeout):
             private_lock(path).acquire(timeout=0)
-    assert holder(path) == "a process on another machine"
+    assert lock_holder(path) == "a process on another machine"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -41,7 +41,7 @@ def test_a_lock_of_before_is_closed_to_others_and_who_still_holds_it_is_named() 
         with locked_by_nobody(path) as pid:
             with pytest.raises(Timeout):
                 private_lock(path).acquire(timeout=0.1)
-            assert holder(path).startswith(f"process {pid} of ")
+            assert lock_holder(path).startswith(f"process {pid} of ")
         with private_lock(path).acquire(timeout=5):
             assert not done_as_nobody(path.read_bytes)
 
@@ -62,15 +62,15 @@ def test_whoever_waits_is_told_for_whom_and_how_long_and_not_for_ever(
     caplog.set_level(logging.INFO, "vssl_dist")
     path = tmp_path / "lock"
     with private_lock(path):
-        assert not held_by_stranger(path)
+        assert not is_held_by_other_user(path)
         match = f"still held by process {os.getpid()} of "
-        with pytest.raises(OSError, match=match) as error, held(path, within_s=0.1):
+        with pytest.raises(OSError, match=match) as error, hold_lock(path, within_s=0.1):
             pass
         assert error.value.filename == str(path)
     (said,) = caplog.messages
     assert said.startswith("waiting, 2.77778e-05 h at most, for process ")
     assert said.endswith(f", which has {path}")
-    with held(path), pytest.raises(Timeout):
+    with hold_lock(path), pytest.raises(Timeout):
         private_lock(path).acquire(timeout=0)
 
 
@@ -80,18 +80,18 @@ def test_nobody_waits_for_a_stranger() -> None:
         path = folder / "lock"
         path.touch(mode=0o644)
         with locked_by_nobody(path) as pid:
-            assert held_by_stranger(path)
+            assert is_held_by_other_user(path)
             match = f"is held by process {pid} of "
-            with pytest.raises(OSError, match=match) as error, held(path):
+            with pytest.raises(OSError, match=match) as error, hold_lock(path):
                 pass
             assert error.value.filename == str(path)
-        with held(path):
+        with hold_lock(path):
             pass
 
 
 def test_a_link_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "target")
     match = "is a link and no lock: remove it"
-    with pytest.raises(OSError, match=match), held(tmp_path / "lock"):
+    with pytest.raises(OSError, match=match), hold_lock(tmp_path / "lock"):
         pass
     assert not (tmp_path / "target").exists()

@@ -49,12 +49,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def known() -> dict[str, frozenset[str]]:
-    return pickles.known_files(world_size=1, zero_stage=0)
+    return pickles.expected_files(world_size=1, zero_stage=0)
 
 
 def test_what_deepspeed_writes_is_opened(folder: Path) -> None:
-    pickles.look_through(folder, known())
-    state = pickles.load(known(), str(folder / MODEL), map_location="cpu")
+    pickles.scan(folder, known())
+    state = pickles.load_safely(known(), str(folder / MODEL), map_location="cpu")
     assert state["steps"] == 4
     assert torch.equal(state["module"]["weight"], torch.zeros(3))
 
@@ -65,7 +65,7 @@ def test_what_would_run_code_is_refused_in_one_line_and_runs_nothing(
 ) -> None:
     POISONS[kind](folder / MODEL, tmp_path / "touched")
     with pytest.raises(CheckpointError) as error:
-        pickles.look_through(folder, known())
+        pickles.scan(folder, known())
     assert MODEL in str(error.value)
     assert "restore" in str(error.value)
     assert "\n" not in str(error.value)
@@ -78,7 +78,7 @@ def test_the_reader_refuses_it_too_whatever_was_looked_at_before(
 ) -> None:
     POISONS[kind](folder / MODEL, tmp_path / "touched")
     with pytest.raises(Exception, match=r"."):
-        pickles.load(known(), str(folder / MODEL))
+        pickles.load_safely(known(), str(folder / MODEL))
     assert not (tmp_path / "touched").exists()
 
 
@@ -88,11 +88,11 @@ def test_the_reader_refuses_it_too_whatever_was_looked_at_before(
 def test_any_other_name_than_the_known_ones_is_refused_by_it(folder: Path, value: Any) -> None:
     torch.save({"module": value}, folder / MODEL)
     with pytest.raises(CheckpointError, match=r"would run \S+"):
-        pickles.look_through(folder, known())
+        pickles.scan(folder, known())
 
 
 def test_the_model_may_not_name_what_the_shards_may() -> None:
-    files = pickles.known_files(world_size=2, zero_stage=2)
+    files = pickles.expected_files(world_size=2, zero_stage=2)
     assert files.keys() == {MODEL, SHARD, SHARD.replace("1", "0", 1)}
     assert not files[MODEL]
     assert len(files[SHARD]) == 3
@@ -102,12 +102,12 @@ def test_the_model_may_not_name_what_the_shards_may() -> None:
 def test_a_file_more_or_less_is_refused(folder: Path, name: str) -> None:
     shutil.copy(folder / MODEL, folder / name)
     with pytest.raises(CheckpointError, match="odd") as error:
-        pickles.look_through(folder, known())
+        pickles.scan(folder, known())
     assert "\n" not in str(error.value)
     (folder / name).unlink()
     (folder / MODEL).unlink()
     with pytest.raises(CheckpointError, match="missing"):
-        pickles.look_through(folder, known())
+        pickles.scan(folder, known())
 
 
 # With DeepSpeed, on two ranks.
@@ -229,7 +229,7 @@ TENSORS = {
 def test_real_checkpoints_name_exactly_what_the_table_says(
     seen: list[dict[str, Any]], case: tuple[int, str, str]
 ) -> None:
-    table = pickles.known_files(world_size=2, zero_stage=case[0])
+    table = pickles.expected_files(world_size=2, zero_stage=case[0])
     names = seen[0]["names"][case]
     assert {name: found - TENSORS for name, found in names.items()} == table
 

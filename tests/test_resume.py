@@ -17,7 +17,7 @@ from vssl_dist.config.differences import differences
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
-from vssl_dist.resume import check_resume, same_experiment
+from vssl_dist.resume import check_resume, check_same_experiment
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -56,12 +56,12 @@ def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(tmp_path: 
     for key in ("beta_warmup_epochs", "variances", "learn_radial_scale"):
         del old["method"][key]
     facts = {"experiment": old, "fingerprint": "f", "world_size": 2}
-    same_experiment(cfg, facts, 2, "f")
+    check_same_experiment(cfg, facts, 2, "f")
     with pytest.raises(ConfigError, match=r"variances \(shared then, separate now\)"):
-        same_experiment(read(tmp_path, "method.variances=separate"), facts, 2, "f")
+        check_same_experiment(read(tmp_path, "method.variances=separate"), facts, 2, "f")
     old["method"]["no_longer_there"] = 3
     with pytest.raises(ConfigError, match=r"method\.no_longer_there \(3 then, None now\)"):
-        same_experiment(cfg, facts, 2, "f")
+        check_same_experiment(cfg, facts, 2, "f")
 
 
 def test_a_new_name_starts_a_new_run(begun: Path) -> None:
@@ -73,16 +73,16 @@ def test_a_run_does_not_go_on_with_data_that_changed(tmp_path: Path) -> None:
     folder = tiny_dataset(tmp_path / "photos")
     fingerprint = Dataset.open(folder).fingerprint
     facts = {"experiment": config.frozen_part(cfg), "world_size": 1, "fingerprint": fingerprint}
-    same_experiment(cfg, facts, 1, fingerprint)
+    check_same_experiment(cfg, facts, 1, fingerprint)
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     elsewhere = read(tmp_path, f"data.train={moved}")
-    same_experiment(elsewhere, facts, 1, Dataset.open(moved).fingerprint)
+    check_same_experiment(elsewhere, facts, 1, Dataset.open(moved).fingerprint)
     changed = rewritten(folder, tmp_path / "changed", {3: stored(folder)[0][4].data})
     other = read(tmp_path, f"data.train={changed}")
     with pytest.raises(ConfigError, match="was started on other data"):
-        same_experiment(other, facts, 1, Dataset.open(changed).fingerprint)
+        check_same_experiment(other, facts, 1, Dataset.open(changed).fingerprint)
     with pytest.raises(ConfigError, match=r"seed \(0 then, 1 now\)"):
-        same_experiment(read(tmp_path, "seed=1"), facts, 1, fingerprint)
+        check_same_experiment(read(tmp_path, "seed=1"), facts, 1, fingerprint)
 
 
 def test_patience_and_budget_may_change_on_a_resume(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def refusal(cfg: RunConfig, then: dict[str, Any]) -> str:
     """What is said of a run whose checkpoint has this experiment."""
     facts = {"experiment": then, "fingerprint": "f", "world_size": 2}
     with pytest.raises(ConfigError) as refused:
-        same_experiment(cfg, facts, 2, "f")
+        check_same_experiment(cfg, facts, 2, "f")
     return str(refused.value)
 
 
@@ -165,7 +165,7 @@ def test_no_refusal_of_a_run_advises_to_remove_it(begun: Path) -> None:
     refusals = []
     for world_size, fingerprint, overrides in ((3, "f", []), (2, "g", []), (2, "f", ["seed=1"])):
         with pytest.raises(ConfigError) as refused:
-            same_experiment(read(begun, *overrides), facts, world_size, fingerprint)
+            check_same_experiment(read(begun, *overrides), facts, world_size, fingerprint)
         refusals.append(str(refused.value))
     with pytest.raises(ConfigError) as refused:
         check_resume(read(begun, "seed=1"), 2, photos(begun))
@@ -204,7 +204,7 @@ def test_whatever_a_checkpoint_says_of_its_experiment_is_refused_in_one_line(
     cfg = read(tmp_path)
     facts = {"experiment": config.frozen_part(cfg), "fingerprint": "f", "world_size": 2} | changes
     with pytest.raises(ConfigError) as error:
-        same_experiment(cfg, facts, 2, "f")
+        check_same_experiment(cfg, facts, 2, "f")
     assert str(error.value).isprintable()
 
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Committed:
-    """A checkpoint whose every file was verified."""
+    """A committed checkpoint whose every file was verified."""
 
     path: Path
     step: int
@@ -60,7 +60,8 @@ def commit(root: Path, *, step: int, write: Callable[[Path], None], facts: dict[
         CheckpointError: Some rank could not write; nothing was committed, nothing was lost.
     """
     step, token = dist.broadcast((step, uuid4().hex[:12]))
-    final, partial = root / f"step-{step:08d}", root / f".tmp-{step:08d}-{token}"
+    final = root / f"step-{step:08d}"
+    partial = root / f".tmp-{step:08d}-{token}"
     if dist.broadcast(final.is_dir() and not final.is_symlink()):
         return final
     try:
@@ -75,7 +76,7 @@ def commit(root: Path, *, step: int, write: Callable[[Path], None], facts: dict[
 
 
 def newest(root: Path) -> Committed | None:
-    """The newest checkpoint that is whole, or None if the run has never saved one.
+    """Find the newest checkpoint that is whole, or None if the run has never saved one.
 
     Every rank calls this, once, before training.  Rank 0 decides; damaged directories are
     renamed to ``*.corrupt`` with a warning, remains of interrupted commits are removed.
@@ -86,17 +87,17 @@ def newest(root: Path) -> Committed | None:
             what rank 0 sees.
     """
     all_or_none(lambda: _sweep(root), only_on=0)
-    names = dist.broadcast(sealed.committed(root)[::-1])
+    names = dist.broadcast(sealed.committed_names(root)[::-1])
     quarantined = dist.broadcast(any(root.glob("step-*.corrupt*")))
     for path in (root / name for name in names):
-        read = sealed.read(path, sealed.step_of(path.name)) if dist.rank() == 0 else ({}, None)
-        manifest, problem = dist.broadcast(read)
+        verdict = sealed.read(path, sealed.step_of(path.name)) if dist.rank() == 0 else ({}, None)
+        manifest, problem = dist.broadcast(verdict)
         problem = problem or _problem(path, manifest)
         if problem is None:
             return Committed(path, manifest["step"], manifest["facts"])
         if problem.stops:
             raise CheckpointError(problem.reason)
-        all_or_none(bind(_set_aside, path, problem.reason), only_on=0)
+        all_or_none(bind(_quarantine, path, problem.reason), only_on=0)
     if names or quarantined:
         raise CheckpointError(
             f"every checkpoint in {root} is damaged (see *.corrupt there): restore one, or give "
@@ -106,20 +107,24 @@ def newest(root: Path) -> Committed | None:
 
 
 def manifests(root: Path) -> list[dict[str, Any]]:
-    """Readable manifests below ``root``, oldest first: for one process to look from outside.
+    """Read the manifests below ``root``, oldest first, in one process beside the run.
 
     No file is verified and nothing is changed.
 
     Raises:
         CheckpointError: Something in the newest is not this user's own: see `newest`.
     """
-    if reason := sealed.foreign_root(root):
+    if reason := sealed.why_foreign_root(root):
         raise CheckpointError(reason)
-    read = [sealed.read(root / name, sealed.step_of(name)) for name in sealed.committed(root)]
-    last = next((problem for _, problem in reversed(read) if not problem or problem.stops), None)
+    verdicts = [
+        sealed.read(root / name, sealed.step_of(name)) for name in sealed.committed_names(root)
+    ]
+    last = next(
+        (problem for _, problem in reversed(verdicts) if not problem or problem.stops), None
+    )
     if last:
         raise CheckpointError(last.reason)
-    return [manifest for manifest, problem in read if problem is None]
+    return [manifest for manifest, problem in verdicts if problem is None]
 
 
 def retain(root: Path, keep_last: int, keep_every: int | None) -> None:
@@ -130,7 +135,7 @@ def retain(root: Path, keep_last: int, keep_every: int | None) -> None:
     """
     if dist.rank() != 0:
         return
-    for name in sealed.committed(root)[:-keep_last]:
+    for name in sealed.committed_names(root)[:-keep_last]:
         if (keep_every and sealed.step_of(name) % keep_every == 0) or (root / name).is_symlink():
             continue
         trash = root / f".trash-{uuid4().hex[:12]}-{name}"
@@ -156,34 +161,37 @@ def all_or_none(work: Callable[[], T], only_on: int | None = None) -> T | None:
             result = work()
     except Exception as error:
         reason = printable((str(error).splitlines() or [""])[0])
-        told = isinstance(error, CheckpointError)
-        problem = reason if told else f"rank {dist.rank()}: {type(error).__name__}: {reason}"
-    first = next(filter(None, dist.gather(problem)), None)
-    if first:
-        raise CheckpointError(first)
+        is_refusal = isinstance(error, CheckpointError)
+        problem = reason if is_refusal else f"rank {dist.rank()}: {type(error).__name__}: {reason}"
+    first_problem = next(filter(None, dist.gather(problem)), None)
+    if first_problem:
+        raise CheckpointError(first_problem)
     return result
 
 
-def agreed(place: Path, work: Callable[[], T]) -> T:
-    """Every rank's own result of ``work``, which reads ``place``, or the same refusal on all.
+def agree(path: Path, work: Callable[[], T]) -> T:
+    """Run ``work``, which reads ``path``, on every rank; refuse on all if it fails on one.
+
+    Returns:
+        This rank's result.
 
     Raises:
-        CheckpointError: One line that names ``place``: it is whole, and not what was written here.
+        CheckpointError: One line that names ``path``: it is whole, and not what was written here.
     """
 
-    def named() -> T:
+    def work_or_refuse() -> T:
         try:
             return work()
         except Exception as error:  # what fits a file's checksum may hold anything
             reason = printable((str(error).splitlines() or [""])[0][:200])
-            why = f"{type(error).__name__}: {reason}"
-            raise CheckpointError(f"{place} does not fit this run ({why}): {REMEDY}") from error
+            cause = f"{type(error).__name__}: {reason}"
+            raise CheckpointError(f"{path} does not fit this run ({cause}): {REMEDY}") from error
 
-    return cast(T, all_or_none(named))
+    return cast(T, all_or_none(work_or_refuse))
 
 
 def _seal(partial: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file, each read back and synced to disk by one of the ranks."""
+    """Sync every file to disk and return its size and sha256; the ranks share the files."""
     names = dist.broadcast(
         sorted(p.relative_to(partial).as_posix() for p in partial.rglob("*") if p.is_file())
     )
@@ -193,8 +201,8 @@ def _seal(partial: Path) -> dict[str, dict[str, Any]]:
             durable.sync(partial / name)
         return {name: sealed.fingerprint(partial / name) for name in _share(names)}
 
-    parts = dist.gather(all_or_none(fingerprints))
-    return {name: entry for part in parts if part for name, entry in part.items()}
+    shares = dist.gather(all_or_none(fingerprints))
+    return {name: entry for share in shares if share for name, entry in share.items()}
 
 
 def _begin(partial: Path) -> None:
@@ -217,32 +225,32 @@ def _publish(partial: Path, final: Path, body: dict[str, Any]) -> None:
 
 
 def _problem(path: Path, manifest: dict[str, Any]) -> Problem | None:
-    """What is wrong with a directory, the same answer on all ranks, each looking at its share."""
-    seen = dist.gather(path.is_dir())
-    if not all(seen):
+    """Say what is wrong with a checkpoint; all ranks return the same, each verifies a share."""
+    visible = dist.gather(path.is_dir())
+    if not all(visible):
         reason = (
-            f"rank {seen.index(False)} cannot see {path}: all nodes must share that file system"
+            f"rank {visible.index(False)} cannot see {path}: all nodes must share that file system"
         )
         return Problem(reason, stops=True)
     files = manifest["files"]
-    mine = [sealed.damage(path / name, files[name]) for name in _share(sorted(files))]
-    damage = next((why for whys in dist.gather(mine) for why in whys if why), None)
+    problems = [sealed.why_damaged(path / name, files[name]) for name in _share(sorted(files))]
+    damage = next((why for whys in dist.gather(problems) for why in whys if why), None)
     return Problem(damage) if damage else None
 
 
 def _sweep(root: Path) -> None:
-    if reason := sealed.foreign_root(root):
+    if reason := sealed.why_foreign_root(root):
         raise CheckpointError(reason)
-    for path in sealed.remains(root):
+    for path in sealed.leftovers(root):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _set_aside(path: Path, problem: str) -> None:
-    aside = path.with_name(f"{path.name}.corrupt")
-    while os.path.lexists(aside):
-        aside = aside.with_name(f"{path.name}.corrupt-{uuid4().hex[:4]}")
-    path.rename(aside)
-    _log.warning("checkpoint %s is damaged (%s); now %s", path, problem, aside.name)
+def _quarantine(path: Path, problem: str) -> None:
+    new_path = path.with_name(f"{path.name}.corrupt")
+    while os.path.lexists(new_path):
+        new_path = new_path.with_name(f"{path.name}.corrupt-{uuid4().hex[:4]}")
+    path.rename(new_path)
+    _log.warning("checkpoint %s is damaged (%s); now %s", path, problem, new_path.name)
 
 
 def _share(names: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ _ENDINGS = ("PASS", "PW", "PWD", "KEY", "KEYS", "PASSES", "CREDS")
 _INNOCENT = {"BYPASS", "COMPASS", "PKEY", "HOTKEY", "MONKEY"}
 """Words with such an ending; a PKEY is the number of an InfiniBand partition."""
 _LIES_IN_FILES = ("KEY", "CREDENTIALS")
-"""Where the value of such a name is a path, it is no secret; keys of AWS may look like paths."""
+"""Endings of names whose value is no secret if it is a path; keys of AWS may look like paths."""
 _SWITCHES = {"DISABLE", "ENABLE", "USE", "REQUIRE", "ALLOW", "SKIP"}
 _POSITIONS = {"0", "1", "false", "true", "no", "yes", "off", "on"}
 _COUNTS = {"MAX", "MIN", "NUM", "COUNT", "SIZE", "LIMIT", "PER", "DIM"}
@@ -25,11 +25,11 @@ _PLACES = {
     "FILE", "PATH", "DIR", "FOLDER", "SOCK", "LOCATION", "ASKPASS", "PASSFILE", "KEYFILE",
     "TOKENFILE",
 }  # fmt: skip
-"""A name that ends so says where a secret lies, which is none."""
+"""Last words of names that say where a secret lies, which is none."""
 _PLUGINS = {"MLFLOW_TRACKING_AUTH"}
-"""The name of a plug-in that signs in."""
+"""Variables that name a plug-in which signs in."""
 _SHELLS_OWN = {"PWD", "OLDPWD"}
-"""A shell's folders."""
+"""Variables in which a shell keeps its folders."""
 _SIGNS_IN = {"USER", "USERNAME", "UID", "LOGIN"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _LINK = re.compile(r"[a-z][a-z0-9+.-]*:[/\\]+[^\s'\"<>]*", re.IGNORECASE)
@@ -52,7 +52,7 @@ _ISSUED = re.compile(
     r"|\bxox[abp]-[\w-]{16,}|\bA[KS]IA[0-9A-Z]{12,}|\bAIza[\w-]{30,}|\bdapi[0-9a-f]{32}"
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
-"""Tokens that say themselves who has issued them."""
+"""Tokens that can be told by their form."""
 _ASSIGNED = re.compile(r"([\w.-]+)(['\"]?\s*[:=]\s*)([^\s,;&]+)")
 _SHORTEST = 4
 
@@ -83,43 +83,54 @@ def is_secret(name: str, value: str) -> bool:
     )
 
 
-def in_setting(name: str, value: str) -> bool:
+def has_secret_in_setting(name: str, value: str) -> bool:
     """Whether a variable of a process holds a secret, by its name or by its value.
 
-    >>> in_setting("http_proxy", "me:hunter2@proxy:3128"), in_setting("SSH_AUTH_SOCK", "/run/s")
-    (True, False)
+    >>> has_secret_in_setting("http_proxy", "me:hunter2@proxy:3128")
+    True
+    >>> has_secret_in_setting("SSH_AUTH_SOCK", "/run/s")
+    False
     """
     is_address = name.lower().endswith(("_proxy", "_uri", "_url", "_dsn"))
-    return is_secret(name, value) or in_command(value) or (is_address and in_address(value))
+    return (
+        is_secret(name, value)
+        or has_secret_in_command(value)
+        or (is_address and has_secret_in_address(value))
+    )
 
 
-def in_command(line: str) -> bool:
+def has_secret_in_command(line: str) -> bool:
     """Whether a command assigns a secret to a variable or an option, or has one in its text.
 
-    >>> in_command("export PGPASS=hunter2"), in_command("module load cuda/13.0")
+    >>> (
+    ...     has_secret_in_command("export PGPASS=hunter2"),
+    ...     has_secret_in_command("module load cuda/13.0"),
+    ... )
     (True, False)
     """
     options = ((option or name, value) for option, name, value in _OPTION.findall(line))
     return (
-        in_text(line)
+        has_secret_in_text(line)
         or _CURL.search(line) is not None
         or _LOGIN.search(line) is not None
         or any(is_secret(*option) for option in options)
-        or any(in_setting(*field) for field in _FIELD.findall(line))
+        or any(has_secret_in_setting(*field) for field in _FIELD.findall(line))
     )
 
 
-def in_text(text: str) -> bool:
+def has_secret_in_text(text: str) -> bool:
     """Whether text has a secret in it: an address with a password, a header, a token.
 
-    >>> in_text("see http://me:hunter2@host"), in_text("Bearer abc"), in_text("file:///a/me@home")
-    (True, True, False)
+    >>> has_secret_in_text("see http://me:hunter2@host"), has_secret_in_text("Bearer abc")
+    (True, True)
+    >>> has_secret_in_text("file:///a/me@home")
+    False
     """
     if _HEADER.search(text) or _ISSUED.search(text):
         return True
     if any(_is_basic(login) for login in _BASIC.findall(text)):
         return True
-    return any(in_address(link) for link in _LINK.findall(text))
+    return any(has_secret_in_address(link) for link in _LINK.findall(text))
 
 
 def _is_basic(text: str) -> bool:
@@ -130,19 +141,23 @@ def _is_basic(text: str) -> bool:
         return False
 
 
-def in_address(address: str) -> bool:
+def has_secret_in_address(address: str) -> bool:
     """Whether an address holds a password, a token, or fields that sign in.
 
     It is read as its most careless reader would: SQLAlchemy takes all up to the last ``@`` for
     the password, whatever is in it.  A user's name alone is a secret to servers only, whose
     tokens stand there.
 
-    >>> in_address("postgresql://me:hun/ter2@db/mlflow"), in_address("http://hunter2@host")
-    (True, True)
-    >>> in_address("postgresql://me@db/mlflow"), in_address("sqlite:////data/me@home/mlflow.db")
-    (False, False)
+    >>> has_secret_in_address("postgresql://me:hun/ter2@db/mlflow")
+    True
+    >>> has_secret_in_address("http://hunter2@host")
+    True
+    >>> has_secret_in_address("postgresql://me@db/mlflow")
+    False
+    >>> has_secret_in_address("sqlite:////data/me@home/mlflow.db")
+    False
     """
-    scheme, slashes, rest = _taken_apart(address.strip())
+    scheme, slashes, rest = _split_address(address.strip())
     if any(_is_login(name, value) for name, value in _fields(rest)):
         return True
     if not slashes:
@@ -164,13 +179,13 @@ def in_address(address: str) -> bool:
     return True
 
 
-def hidden(text: str) -> str:
-    """Text without the secrets that this process knows, and those that say what they are.
+def redact(text: str) -> str:
+    """Replace the secrets in a text: those that this process knows, and those told by their form.
 
-    >>> hidden("no way to http://me:hunter2@host with password=hunter2")
+    >>> redact("no way to http://me:hunter2@host with password=hunter2")
     'no way to http://***@host with password=***'
     """
-    for secret in sorted(_known(os.environ), key=len, reverse=True):
+    for secret in sorted(_own_secrets(os.environ), key=len, reverse=True):
         text = text.replace(secret, "***")
     text = _ASSIGNED.sub(_without_value, text)
     return re.sub(r"(?<=://)[^\s'\"/@]*(?::[^\s'\"@]*)?@", "***@", text)
@@ -182,7 +197,7 @@ def _without_value(assigned: re.Match[str]) -> str:
 
 
 def stored_login() -> dict[str, str]:
-    """What ``mlflow login`` has left."""
+    """Read the user and password that ``mlflow login`` has stored, if any."""
     reader = ConfigParser(interpolation=None)
     try:
         reader.read(Path.home() / ".mlflow" / "credentials")
@@ -191,8 +206,8 @@ def stored_login() -> dict[str, str]:
         return {}
 
 
-def _known(environ: Mapping[str, str]) -> Iterator[str]:
-    """Every spelling of the secrets of this process."""
+def _own_secrets(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield every spelling of the secrets of this process."""
     stored = stored_login()
     user = environ.get("MLFLOW_TRACKING_USERNAME") or stored.get("mlflow_tracking_username", "")
     for name, value in (*stored.items(), *environ.items()):
@@ -200,14 +215,14 @@ def _known(environ: Mapping[str, str]) -> Iterator[str]:
             continue
         bare = value.strip()
         raw = value.encode(errors="surrogateescape")
-        spelled = {value, bare, repr(value)[1:-1], repr(raw)[2:-1], *bare.split("\n")}
-        spelled |= {quote(bare), quote(bare, safe="")}
-        spelled.add(base64.b64encode(f"{user}:".encode() + raw).decode())
-        yield from (secret for secret in spelled if len(secret) >= _SHORTEST)
+        spellings = {value, bare, repr(value)[1:-1], repr(raw)[2:-1], *bare.split("\n")}
+        spellings |= {quote(bare), quote(bare, safe="")}
+        spellings.add(base64.b64encode(f"{user}:".encode() + raw).decode())
+        yield from (secret for secret in spellings if len(secret) >= _SHORTEST)
 
 
-def _taken_apart(address: str) -> tuple[str, str, str]:
-    """Scheme, slashes, and all that follows."""
+def _split_address(address: str) -> tuple[str, str, str]:
+    """Split an address into scheme, slashes, and all that follows."""
     match = _SCHEME.match(address)
     if match is None:
         bare = address.lstrip("/\\")
@@ -222,11 +237,11 @@ def _is_of_files(scheme: str) -> bool:
 
 
 def _fields(rest: str) -> Iterator[tuple[str, str]]:
-    """Names and values behind the first question mark, and those inside of a value (ODBC's)."""
+    """Yield names and values behind the first question mark, and those inside a value (ODBC's)."""
     for field in re.split(r"[?#&;]", rest)[1:]:
         name, _, value = field.partition("=")
         yield _decoded(name), value
-        inner = (part.partition("=") for part in _decoded(value).split(";"))
+        inner = (pair.partition("=") for pair in _decoded(value).split(";"))
         yield from ((key, content) for key, equals, content in inner if equals)
 
 
@@ -235,7 +250,7 @@ def _is_login(name: str, value: str) -> bool:
 
 
 def _decoded(text: str) -> str:
-    """Without ``%XX``, also where that is written with ``%25``."""
+    """Replace ``%XX`` by its character, also where the percent sign is itself written ``%25``."""
     for _ in range(3):
         text = unquote(text)
     return text

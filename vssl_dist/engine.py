@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vssl_dist import dist, pickles, schedule, state
-from vssl_dist.checkpoint import agreed, all_or_none
+from vssl_dist.checkpoint import agree, all_or_none
 from vssl_dist.config import RunConfig
 from vssl_dist.errors import CheckpointError
 from vssl_dist.exports.card import Description
@@ -70,7 +70,9 @@ class Engine:
         self.student = synchronise(method.student).train().to(device)
         self.optimizer = build_optimizer(cfg.optim, self.student, cfg.engine.zero_stage > 0)
         self.ds = under_deepspeed(cfg, self.student, self.optimizer, device)
-        self.ds.checkpoint_engine.load = bind(pickles.load, pickles.known_files(**self._layout()))
+        self.ds.checkpoint_engine.load = bind(
+            pickles.load_safely, pickles.expected_files(**self._layout())
+        )
         method.student = self.ds
         self.teacher: Teacher | None = None
         self._buffers = list(self.student.buffers())
@@ -183,7 +185,7 @@ class Engine:
             dist.barrier()  # the one at the end of save_checkpoint, where the others wait
             raise
         own = folder / f"generators-{dist.rank():05d}.json"
-        own.write_text(json.dumps(state.generators()))
+        own.write_text(json.dumps(state.generator_states()))
         if dist.rank() == 0:
             for program in folder.glob("*.py"):  # DeepSpeed's, to be run by whoever finds them
                 program.unlink()
@@ -203,13 +205,13 @@ class Engine:
                 or ZeRO stage, could run code, or do not fit this network.
         """
         place, names = folder / "engine.json", ("step", "skipped", *self._layout())
-        facts = agreed(place, lambda: state.counts(json.loads(place.read_text()), names))
+        facts = agree(place, lambda: state.checked_counts(json.loads(place.read_text()), names))
         for key, now in self._layout().items():
             if facts[key] != now:
                 raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {now}")
-        files = pickles.known_files(**self._layout())
-        all_or_none(lambda: pickles.look_through(folder / TAG, files))
-        agreed(folder, lambda: self._restore(folder))
+        files = pickles.expected_files(**self._layout())
+        all_or_none(lambda: pickles.scan(folder / TAG, files))
+        agree(folder, lambda: self._restore(folder))
         self.step, self.skipped, self.skipped_on_end = facts["step"], facts["skipped"], 0
 
     def _restore(self, folder: Path) -> None:

@@ -16,19 +16,19 @@ _MAX_BYTES = 1 << 26
 _SHOWN = 60
 
 
-def _one_line(text: str) -> str:
+def _refuse_control(text: str) -> str:
     if strange := next((c for c in text if unicodedata.category(c) in ("Cc", "Zl", "Zp")), None):
         raise ValueError(f"holds the control character {strange!r}")
     return text
 
 
-Line = Annotated[str, Field(max_length=1000), AfterValidator(_one_line)]
-"""Text that stands in one line."""
+Line = Annotated[str, Field(max_length=1000), AfterValidator(_refuse_control)]
+"""Text of one line without control characters."""
 Step = Annotated[int, Field(ge=0, lt=10**10)]
 
 
 def read_json(path: Path) -> Any:
-    """What a file says, as plain values.
+    """Read a file of JSON as plain values.
 
     Raises:
         OSError: It cannot be read, is no regular file, or huge.
@@ -36,12 +36,12 @@ def read_json(path: Path) -> Any:
     """
     text = read_regular(path, _MAX_BYTES)
     try:
-        return json.loads(text.decode(), object_pairs_hook=_each_once)
+        return json.loads(text.decode(), object_pairs_hook=_unique_keys)
     except RecursionError:
         raise ValueError("nested beyond reason") from None
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     facts = dict(pairs)
     if len(facts) < len(pairs):
         names = [name for name, _ in pairs]
@@ -51,9 +51,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def first_complaint(error: ValidationError) -> str:
-    """What is wrong first, as one line with the key and what stands there."""
+    """Describe the first fault of a validation in one line, with its key and value."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(key) for key in first["loc"])
     value = repr(first["input"])
     value = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
     message = first["msg"].removeprefix("Value error, ")

@@ -19,39 +19,39 @@ from vssl_dist.text import printable
 
 _log = logging.getLogger(__name__)
 PATIENCE_S = 86_400.0
-"""How long `held` waits: what this user's own processes compute may take hours."""
+"""Seconds that `hold_lock` waits: what this user's own processes compute may take hours."""
 _LOOK_EVERY_S = 5.0
 _PRIVATE = 0o600
 _HELD = re.compile(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\w+ +WRITE +(-?\d+) +(\w+):(\w+):(\d+) ", re.M)
 
 
 def private_lock(path: Path) -> FileLock:
-    """A lock, not yet held, in a file that other users cannot open.
+    """Return a lock, not yet held, in a file that other users cannot open.
 
     Whoever may read a file can lock it: an older one that others may read is closed to them.
     """
     try:
-        before = path.lstat()
-        if before.st_uid == os.geteuid() and not path.is_symlink() and before.st_mode & 0o077:
+        status = path.lstat()
+        if status.st_uid == os.geteuid() and not path.is_symlink() and status.st_mode & 0o077:
             path.chmod(_PRIVATE)
     except FileNotFoundError:
         pass
     return FileLock(path, mode=_PRIVATE)
 
 
-def holder(path: Path) -> str:
-    """Who holds a lock, in words: for the line that says why one waits, or does not."""
+def lock_holder(path: Path) -> str:
+    """Say who holds a lock, for the line that tells why one waits."""
     try:
-        pid = _holding(path)
+        pid = _holding_pid(path)
     except OSError:
         return "another process"
-    return "a process on another machine" if pid is None else _process(pid)
+    return "a process on another machine" if pid is None else _describe_process(pid)
 
 
-def held_by_stranger(path: Path) -> bool:
+def is_held_by_other_user(path: Path) -> bool:
     """Whether a process of another user holds a lock that is not in that user's own folder."""
     try:
-        pid = _holding(path)
+        pid = _holding_pid(path)
         return pid is not None and psutil.Process(pid).uids().real not in {
             0,
             os.geteuid(),
@@ -62,8 +62,8 @@ def held_by_stranger(path: Path) -> bool:
 
 
 @contextmanager
-def held(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
-    """Hold a lock, after whoever has it; a line says who that is, and for how long one waits.
+def hold_lock(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
+    """Hold a lock, waiting for whoever has it; a line says who that is and how long it waits.
 
     Raises:
         OSError: Naming ``path``: it is a stranger's, still somebody's after ``within_s``, or
@@ -72,34 +72,36 @@ def held(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
     if path.is_symlink():
         raise OSError(errno.ELOOP, "is a link and no lock: remove it", str(path))
     lock = private_lock(path)
-    deadline, said = time.monotonic() + within_s, ""
+    deadline = time.monotonic() + within_s
+    announced_holder = ""
     while True:
         try:
             left_s = max(0.0, deadline - time.monotonic())
-            lock.acquire(timeout=min(_LOOK_EVERY_S, left_s) if said else 0)
+            lock.acquire(timeout=min(_LOOK_EVERY_S, left_s) if announced_holder else 0)
             break
         except Timeout:
-            who = holder(path)
+            holder = lock_holder(path)
         except PermissionError as error:
             reason = f"is a lock of {user_name(path.lstat().st_uid)}: remove it"
             raise OSError(errno.EACCES, reason, str(path)) from error
-        if held_by_stranger(path):
-            raise OSError(errno.EAGAIN, f"is held by {who}: have it stopped", str(path))
+        if is_held_by_other_user(path):
+            raise OSError(errno.EAGAIN, f"is held by {holder}: have it stopped", str(path))
         if time.monotonic() > deadline:
-            reason = f"is still held by {who}: stop it, or wait for it"
+            reason = f"is still held by {holder}: stop it, or wait for it"
             raise OSError(errno.EAGAIN, reason, str(path))
-        if who != said:
-            said = who
-            place = printable(str(path))
-            _log.info("waiting, %g h at most, for %s, which has %s", within_s / 3600, who, place)
+        if holder != announced_holder:
+            announced_holder = holder
+            shown_path = printable(str(path))
+            hours = within_s / 3600
+            _log.info("waiting, %g h at most, for %s, which has %s", hours, holder, shown_path)
     try:
         yield
     finally:
         lock.release()
 
 
-def _holding(path: Path) -> int | None:
-    """The process that holds a lock; None: it is not one of this machine."""
+def _holding_pid(path: Path) -> int | None:
+    """Return the process that holds a lock, or None if it is not one of this machine."""
     file, held = path.stat(), Path("/proc/locks").read_text()
     device = (os.major(file.st_dev), os.minor(file.st_dev))
     for pid, major, minor, inode in _HELD.findall(held):
@@ -108,7 +110,7 @@ def _holding(path: Path) -> int | None:
     return None
 
 
-def _process(pid: int) -> str:
+def _describe_process(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         return f"process {pid} of {process.username()} ({printable(process.name())})"

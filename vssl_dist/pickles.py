@@ -31,50 +31,50 @@ _SHARD = frozenset(
         "deepspeed.utils.tensor_fragment.fragment_address",
     }
 )
-KNOWN: Mapping[int, Mapping[str, frozenset[str]]] = {
+ALLOWED_GLOBALS: Mapping[int, Mapping[str, frozenset[str]]] = {
     0: {"model": _MODEL},
     1: {"model": _MODEL, "shard": _SHARD},
     2: {"model": _MODEL, "shard": _SHARD},
 }
-"""By ZeRO stage and kind of file, what it names beyond what torch holds for safe: the same in
-float32 and under autocast, for every optimizer."""
+"""Globals that a file may name beyond those that torch holds for safe, by ZeRO stage and kind of
+file: the same in float32 and under autocast, for every optimizer."""
 
 
-def known_files(world_size: int, zero_stage: int) -> dict[str, frozenset[str]]:
-    """The files that DeepSpeed writes, and what each names: see `KNOWN`.
+def expected_files(world_size: int, zero_stage: int) -> dict[str, frozenset[str]]:
+    """Return the files that DeepSpeed writes, and the globals that each may name.
 
-    >>> [len(names) for names in known_files(world_size=2, zero_stage=1).values()]
+    >>> [len(names) for names in expected_files(world_size=2, zero_stage=1).values()]
     [0, 3, 3]
     """
-    known = KNOWN[zero_stage]
-    files = {"mp_rank_00_model_states.pt": known["model"]}
-    if "shard" in known:
+    allowed = ALLOWED_GLOBALS[zero_stage]
+    files = {"mp_rank_00_model_states.pt": allowed["model"]}
+    if "shard" in allowed:
         shards = (f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in range(world_size))
-        files |= dict.fromkeys(shards, known["shard"])
+        files |= dict.fromkeys(shards, allowed["shard"])
     return files
 
 
-def look_through(folder: Path, files: Mapping[str, frozenset[str]]) -> None:
-    """Look through this rank's share of a folder, building and running nothing.
+def scan(folder: Path, files: Mapping[str, frozenset[str]]) -> None:
+    """Look through this rank's share of a folder's pickles, building and running nothing.
 
     Args:
-        folder: What DeepSpeed has written.
-        files: Those of `known_files`; there must be all of them and no others.
+        folder: Folder that DeepSpeed has written.
+        files: From `expected_files`; there must be all of them and no others.
 
     Raises:
         CheckpointError: One line: which file, and what it would run.
     """
-    odd = files.keys() ^ {path.name for path in folder.iterdir()}
-    if odd:
-        raise CheckpointError(f"{folder}: {printable(min(odd))} is missing or odd: {REMEDY}")
+    unexpected = files.keys() ^ {path.name for path in folder.iterdir()}
+    if unexpected:
+        raise CheckpointError(f"{folder}: {printable(min(unexpected))} is missing or odd: {REMEDY}")
     for name in sorted(files)[dist.rank() :: dist.world_size()]:
         if reason := _refusal(folder / name, files[name]):
             raise CheckpointError(f"{folder / name} {reason}: {REMEDY}")
 
 
-def _refusal(path: Path, known: frozenset[str]) -> str | None:
+def _refusal(path: Path, allowed: frozenset[str]) -> str | None:
     try:
-        foreign = set(get_unsafe_globals_in_checkpoint(str(path))) - known
+        foreign = set(get_unsafe_globals_in_checkpoint(str(path))) - allowed
     except Exception as error:  # torch raises nearly anything on what is no such file
         reason = printable((str(error).splitlines() or [""])[0][:120])
         return f"is not what DeepSpeed writes ({type(error).__name__}: {reason})"
@@ -84,8 +84,8 @@ def _refusal(path: Path, known: frozenset[str]) -> str | None:
     return None
 
 
-def load(files: Mapping[str, frozenset[str]], path: str, map_location: Any = None) -> Any:
-    """`torch.load` of one of ``files``, in which nothing is called but what that file may name.
+def load_safely(files: Mapping[str, frozenset[str]], path: str, map_location: Any = None) -> Any:
+    """Load one of ``files`` by torch, calling nothing but what that file may name.
 
     Raises:
         Exception: What torch raises: it names something else, or is no file of `torch.save`.

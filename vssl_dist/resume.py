@@ -41,21 +41,23 @@ class Saver:
     ) -> None:
         self.cfg, self.engine, self.loader, self.probe = cfg, engine, loader, probe
         self.root = RunFolder(cfg.dir).checkpoints
-        self.versions = dist.broadcast(versions() if dist.rank() == 0 else {})
+        self.versions = dist.broadcast(package_versions() if dist.rank() == 0 else {})
         self.saved_at = time.monotonic()
         allowed = bad_images_allowed(loader.samples, cfg.data.max_bad)
         self.ledger = SubstitutionLog(cfg.dir, allowed)
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, or start at step 0 if there is none."""
-        found = checkpoint.newest(self.root)
-        if found is not None:
-            path, device = found.path, self.engine.device
-            same_experiment(self.cfg, found.facts, dist.world_size(), self.loader.fingerprint)
+        newest = checkpoint.newest(self.root)
+        if newest is not None:
+            path, device = newest.path, self.engine.device
+            check_same_experiment(
+                self.cfg, newest.facts, dist.world_size(), self.loader.fingerprint
+            )
             self.engine.load(path)
-            checkpoint.agreed(path, lambda: self.probe.load(path, device))
-            position = found.step * self.cfg.optim.global_batch
-            if (self.engine.step, found.facts.get("position")) != (found.step, position):
+            checkpoint.agree(path, lambda: self.probe.load(path, device))
+            position = newest.step * self.cfg.optim.global_batch
+            if (self.engine.step, newest.facts.get("position")) != (newest.step, position):
                 raise CheckpointError(
                     f"{path} is not of one piece, its parts are of other steps: {sealed.REMEDY}"
                 )
@@ -63,7 +65,7 @@ class Saver:
         self.ledger.restore(self.loader.position)
 
     def provenance(self) -> Origin:
-        """Whence the weights come: digest of the training data, and what computes with it."""
+        """Return the origin of the weights: training data's digest, and versions of the code."""
         return {"fingerprint": self.loader.fingerprint, "versions": self.versions}
 
     def due(self) -> bool:
@@ -72,8 +74,8 @@ class Saver:
         if rules.every_steps and step % rules.every_steps == 0:
             return True
         minutes = (time.monotonic() - self.saved_at) / 60
-        late = rules.every_minutes is not None and minutes >= rules.every_minutes
-        return step % self.cfg.vote_every == 0 and dist.any_rank(late)
+        is_late = rules.every_minutes is not None and minutes >= rules.every_minutes
+        return step % self.cfg.vote_every == 0 and dist.any_rank(is_late)
 
     def save(self) -> None:
         """Commit a checkpoint; a failure is reported and training goes on from the last one."""
@@ -100,7 +102,7 @@ class Saver:
         self.probe.save(folder)
 
     def substitutions(self) -> dict[str, float]:
-        """Write down the images that had to be replaced, and count them over all ranks."""
+        """Write down the images that had to be replaced, and return their counts over all ranks."""
         self._note_substitutions()
         return self.ledger.totals()
 
@@ -109,8 +111,8 @@ class Saver:
         self.loader.substitutions.clear()
 
 
-def versions() -> dict[str, str]:
-    """What computes the numbers: packages, and the commit where there is one."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of what computes: packages, and the commit where there is one."""
     code = commit()
     return {
         "vssl_dist": __version__,
@@ -121,7 +123,7 @@ def versions() -> dict[str, str]:
     } | ({"commit": code} if code else {})
 
 
-def same_experiment(
+def check_same_experiment(
     cfg: RunConfig, facts: Mapping[str, Any], world_size: int, fingerprint: str
 ) -> None:
     """Refuse to continue a run as another experiment.
@@ -136,9 +138,9 @@ def same_experiment(
         ConfigError: One line with what differs.
     """
     try:
-        then = _completed(facts["experiment"], cfg)
-        changed = differences(then, config.frozen_part(cfg))
-        state.counts(facts, ["world_size"])
+        experiment_then = _completed(facts["experiment"], cfg)
+        changed = differences(experiment_then, config.frozen_part(cfg))
+        state.checked_counts(facts, ["world_size"])
         fingerprint_then = facts["fingerprint"]
     # Whole as it is, its writer may be anybody.
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -147,7 +149,7 @@ def same_experiment(
             f"{sealed.REMEDY}"
         ) from error
     if changed:
-        raise ConfigError(_other(cfg, changed))
+        raise ConfigError(_refusal(cfg, changed))
     if fingerprint_then != fingerprint:
         raise ConfigError(f"run {cfg.name} was started on other data ({cfg.data.train}): {_REMEDY}")
     if facts["world_size"] != world_size:
@@ -158,7 +160,7 @@ def same_experiment(
 
 
 def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
-    """What a login node can know of a run before it is started again.
+    """Check on a login node that a run may go on, and find the step from which it will.
 
     Args:
         cfg: What was asked for now.
@@ -177,25 +179,25 @@ def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if not manifests:
-        _same_as_written(cfg)
+        _check_same_as_written(cfg)
         return 0
     facts = manifests[-1]["facts"]
-    same_experiment(cfg, facts, world_size, train.fingerprint)
+    check_same_experiment(cfg, facts, world_size, train.fingerprint)
     return int(manifests[-1]["step"])
 
 
-def _same_as_written(cfg: RunConfig) -> None:
-    """Curves and exports come before the first checkpoint, and must not be mixed either."""
+def _check_same_as_written(cfg: RunConfig) -> None:
+    """Refuse a run without checkpoints whose folder holds curves of another experiment."""
     run = RunFolder(cfg.dir)
     if not run.config.exists() or not run.spool.exists():
         return
     before = config.frozen_part(config.load_run(cfg.dir, methods=CONFIGS))
     if changed := differences(before, config.frozen_part(cfg)):
-        raise ConfigError(_other(cfg, changed))
+        raise ConfigError(_refusal(cfg, changed))
 
 
 def _completed(experiment: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
-    """What a checkpoint says of its experiment, with the defaults of keys that came later."""
+    """Complete the experiment that a checkpoint states by the defaults of keys that came later."""
     data = experiment["data"] | {"train": str(cfg.data.train)}
     text = yaml.safe_dump(experiment | {"name": cfg.name, "data": data})
     try:
@@ -204,5 +206,5 @@ def _completed(experiment: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
         return experiment
 
 
-def _other(cfg: RunConfig, changed: list[str]) -> str:
+def _refusal(cfg: RunConfig, changed: list[str]) -> str:
     return f"run {cfg.name} was started with other {printable(named(changed))}: {_REMEDY}"

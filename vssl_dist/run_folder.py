@@ -119,7 +119,7 @@ class ExportFolder:
             path: name
             for path, name in names.items()
             if name is not None
-            and name.stem != _BACKBONE  # a card
+            and name.stem != _BACKBONE  # a card, which is called as a result would be
             and (stem is None or (name.stem, name.suffix) == (stem, ""))
             and step in (None, name.step)
         }
@@ -369,21 +369,6 @@ class _Placeholder(int):
         return self.word
 
 
-def _rows(folder: RunFolder | ExportFolder) -> Iterator[tuple[str, str, str, str]]:
-    """Yield path, docstring, whether it may be removed and whether it is sent, of each path."""
-    for name, member in vars(type(folder)).items():
-        if name not in _KEEPING:
-            continue
-        about = inspect.cleandoc(member.__doc__)
-        if isinstance(member, property):
-            path = getattr(folder, name)
-        else:
-            words = list(inspect.signature(member).parameters)[1:]
-            values = {word: _VALUES[word] for word in words if word in _VALUES}
-            path = member(folder, **values)
-        yield str(path), about, *_KEEPING[name]
-
-
 _VALUES = {
     "rank": _Placeholder("RANK"),
     "step": _Placeholder("STEP"),
@@ -396,6 +381,21 @@ _VALUES = {
     "result": Path("TASK-STEP.json"),
     "name": "NAME",
 }
+"""What stands for a parameter of a path in the table."""
+
+
+def _rows(folder: RunFolder | ExportFolder) -> Iterator[tuple[str, str, str, str]]:
+    """Yield path, docstring, whether it may be removed and whether it is sent, of each path."""
+    for name, member in vars(type(folder)).items():
+        if name not in _KEEPING:
+            continue
+        about = inspect.cleandoc(member.__doc__)
+        if isinstance(member, property):
+            path = getattr(folder, name)
+        else:
+            parameters = inspect.signature(member).parameters
+            path = member(folder, **{key: _VALUES[key] for key in parameters if key in _VALUES})
+        yield str(path), about, *_KEEPING[name]
 
 
 def markdown() -> str:

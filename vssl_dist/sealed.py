@@ -26,9 +26,9 @@ _STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})", re.ASCII)
 _REMAINS = re.compile(
     rf"\.tmp-\d{{8,}}-[0-9a-f]{{12}}|\.trash-[0-9a-f]{{12}}-{_STEP.pattern}", re.A
 )
-_LARGEST = 2**28
-"""Bytes of a manifest: one of a thousand ranks has half a million."""
-_PLACE = re.compile(r"(?!(?:.*/)?\.+(?:/|\Z))[\w.-]+(?:/[\w.-]+)*", re.ASCII)
+_MAX_BYTES = 2**28
+"""Most bytes of a manifest: that of a thousand ranks has half a million."""
+_INNER_PATH = re.compile(r"(?!(?:.*/)?\.+(?:/|\Z))[\w.-]+(?:/[\w.-]+)*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,7 +43,7 @@ class Problem:
 
 
 def read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
-    """The manifest of a checkpoint, or what is wrong with it or with whom the folder belongs to.
+    """Read the manifest of a checkpoint, and say what is wrong with it or with its owner.
 
     Args:
         folder: The checkpoint.
@@ -55,35 +55,39 @@ def read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
         return {}, Problem(f"{MANIFEST} cannot be read: {type(error).__name__}")
 
 
-def committed(root: Path) -> list[str]:
-    """Names of committed checkpoints, by ascending step; of links, too, which `read` refuses."""
-    named = (path for path in root.glob("step-*") if _STEP.fullmatch(path.name))
-    return sorted((path.name for path in named if path.is_symlink() or path.is_dir()), key=step_of)
+def committed_names(root: Path) -> list[str]:
+    """List the names of committed checkpoints by step, also of links, which `read` refuses."""
+    checkpoints = (path for path in root.glob("step-*") if _STEP.fullmatch(path.name))
+    return sorted(
+        (path.name for path in checkpoints if path.is_symlink() or path.is_dir()), key=step_of
+    )
 
 
 def step_of(name: str) -> int:
-    """The step of a committed checkpoint."""
+    """Return the step that a committed checkpoint's name says."""
     return int(name.removeprefix("step-"))
 
 
-def remains(root: Path) -> list[Path]:
-    """What interrupted commits and removals of this user have left, and nothing else."""
-    ours = (path for path in root.glob(".t*") if _REMAINS.fullmatch(path.name))
-    return [path for path in ours if stat.S_ISDIR(path.lstat().st_mode) and not foreign(path)]
+def leftovers(root: Path) -> list[Path]:
+    """List what this user's interrupted commits and removals have left, and nothing else."""
+    candidates = (path for path in root.glob(".t*") if _REMAINS.fullmatch(path.name))
+    return [
+        path for path in candidates if stat.S_ISDIR(path.lstat().st_mode) and not why_foreign(path)
+    ]
 
 
-def foreign_root(root: Path) -> str | None:
-    """Why the folder of the checkpoints is not this user's; a new run has none yet."""
+def why_foreign_root(root: Path) -> str | None:
+    """Say why the folder of checkpoints is not this user's; None if it is, or is not there yet."""
     try:
-        return foreign(durable.followed(root))
+        return why_foreign(durable.followed(root))
     except FileNotFoundError:
         return None
     except OSError as error:
         return f"{root}: {error.strerror}"
 
 
-def foreign(path: Path) -> str | None:
-    """What is there in place of a file or folder of this user's own, or None.
+def why_foreign(path: Path) -> str | None:
+    """Say why a path is no file or folder of this user's own, or return None if it is one.
 
     Raises:
         OSError: It cannot be looked at.
@@ -103,8 +107,8 @@ def foreign(path: Path) -> str | None:
     return None
 
 
-def damage(path: Path, entry: dict[str, Any]) -> str | None:
-    """How a file differs from its entry in the manifest."""
+def why_damaged(path: Path, entry: dict[str, Any]) -> str | None:
+    """Say how a file differs from its entry in the manifest, or return None."""
     try:
         if path.stat().st_size != entry["size"]:
             return f"{path.name} has {path.stat().st_size} bytes instead of {entry['size']}"
@@ -116,19 +120,19 @@ def damage(path: Path, entry: dict[str, Any]) -> str | None:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """A file's entry in the manifest."""
+    """Compute a file's entry in the manifest: size and sha256."""
     return {"size": path.stat().st_size, "sha256": durable.sha256(path)}
 
 
 def checksum(body: dict[str, Any]) -> str:
-    """What the manifest says of itself."""
+    """Compute the digest by which a manifest vouches for its own content."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
     if reason := _foreign_below(folder):
         return {}, Problem(reason, stops=True)
-    if (folder / MANIFEST).stat().st_size > _LARGEST:
+    if (folder / MANIFEST).stat().st_size > _MAX_BYTES:
         return {}, Problem(f"{MANIFEST} is longer than any manifest")
     manifest = json.loads((folder / MANIFEST).read_bytes())
     body = {key: value for key, value in manifest.items() if key != "checksum"}
@@ -139,38 +143,38 @@ def _read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
     if manifest["format"] != FORMAT:
         reason = f"{folder} has format {_short(manifest['format'])}, not {FORMAT}"
         return {}, Problem(reason, stops=True)
-    if wrong := _wrong(manifest):
-        reason = f"{folder / MANIFEST}: {wrong}, though its checksum is right: {REMEDY}"
+    if problem := _implausible(manifest):
+        reason = f"{folder / MANIFEST}: {problem}, though its checksum is right: {REMEDY}"
         return {}, Problem(reason, stops=True)
     return manifest, None
 
 
 def _foreign_below(folder: Path) -> str | None:
-    """What is foreign in a folder and all below it, whether the manifest names it or not."""
+    """Say what in a folder or below it is foreign, whether the manifest names it or not."""
     waiting = [folder]
     while waiting:
         path = waiting.pop()
-        if reason := foreign(path):
+        if reason := why_foreign(path):
             return reason
         if path.is_dir():
             waiting += path.iterdir()
     return None
 
 
-def _wrong(manifest: dict[str, Any]) -> str | None:
-    """What this program has not written into a manifest of its format."""
+def _implausible(manifest: dict[str, Any]) -> str | None:
+    """Say what in a manifest this program cannot have written, or return None."""
     if type(manifest["step"]) is not int:
         return "its step is no whole number"
     if not isinstance(manifest.get("facts"), dict) or not isinstance(manifest.get("files"), dict):
         return "it lacks facts or files"
     for name, entry in manifest["files"].items():
-        if not _PLACE.fullmatch(name):
+        if not _INNER_PATH.fullmatch(name):
             return f"it names {_short(name)}, which is no file inside the checkpoint"
         if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
             return f"{name} lacks size or sha256"
         size, sha256 = entry["size"], entry["sha256"]
-        whole = type(size) is int and size >= 0
-        if not whole or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        has_size = type(size) is int and size >= 0
+        if not has_size or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
             return f"{name} has a size or sha256 that is none"
     return None
 

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 _WORDS = 624
-"""Of a Mersenne Twister."""
+"""Words of state of a Mersenne Twister."""
 
 
-def plain(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict as contiguous CPU tensors that share no memory, as safetensors wants it."""
+def cpu_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """Copy a state dict to contiguous CPU tensors that share no memory, as safetensors wants it."""
     return {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in module.state_dict().items()
     }
 
 
-def digest(part: Any) -> str:
-    """sha256 of nested dicts and lists of tensors and plain values.
+def digest(value: Any) -> str:
+    """Compute the sha256 of nested dicts and lists of tensors and plain values.
 
     The order of a dict's keys does not count; every bit of a value does, and a tensor's type
     and shape do.
@@ -34,35 +34,35 @@ def digest(part: Any) -> str:
     (True, False)
     """
     total = hashlib.sha256()
-    for piece in _pieces(part):
+    for piece in _pieces(value):
         total.update(piece)
     return total.hexdigest()
 
 
-def _pieces(part: Any) -> Iterator[bytes]:
-    if isinstance(part, Tensor):
-        array = part.detach().cpu().contiguous().numpy()
+def _pieces(value: Any) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        array = value.detach().cpu().contiguous().numpy()
         yield f"{array.dtype}{array.shape}".encode()
         yield array.tobytes()
-    elif isinstance(part, dict):
-        for key in sorted(part, key=str):
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
             yield f"{key}:".encode()
-            yield from _pieces(part[key])
-    elif isinstance(part, list | tuple):
-        yield f"{len(part)} of:".encode()
-        for item in part:
+            yield from _pieces(value[key])
+    elif isinstance(value, list | tuple):
+        yield f"{len(value)} of:".encode()
+        for item in value:
             yield from _pieces(item)
     else:
-        yield f"{part!r};".encode()
+        yield f"{value!r};".encode()
 
 
-def counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
-    """Those of ``values`` that are counts, from JSON that may hold anything.
+def checked_counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """Return the named counts out of JSON that may hold anything.
 
     Raises:
         ValueError: One is none, or is missing.
 
-    >>> counts({"step": 3, "loss": 0.5}, ["step"])
+    >>> checked_counts({"step": 3, "loss": 0.5}, ["step"])
     {'step': 3}
     """
     for name in names:
@@ -71,13 +71,15 @@ def counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
     return {name: values[name] for name in names}
 
 
-def generators() -> dict[str, Any]:
-    """Python's, NumPy's and torch's global generators, the current GPU's included, as JSON.
+def generator_states() -> dict[str, Any]:
+    """Return the states of Python's, NumPy's and torch's global generators as JSON values.
+
+    The current GPU's is among them.
 
     Nothing in the mathematics draws from them: augmentations and noise are keyed by sample and
     step.  A backbone that drops paths or features does.
 
-    >>> before = generators()
+    >>> before = generator_states()
     >>> drawn = torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
     >>> restore_generators(before)
     >>> drawn == (torch.rand(1), random.random(), np.random.rand())  # noqa: NPY002
@@ -94,14 +96,14 @@ def generators() -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any]) -> None:
-    """Put the generators where :func:`generators` found them; ``state`` may come from JSON.
+    """Put the generators back to states of `generator_states`; ``state`` may come from JSON.
 
     Raises:
         Exception: Nearly any: it is no such state.
     """
     version, words, gauss = state["python"]
-    key, place = state["numpy"]["state"]["key"], state["numpy"]["state"]["pos"]
-    if len(key) != _WORDS or not 0 <= place <= _WORDS:  # NumPy would read beyond the key
+    key, position = state["numpy"]["state"]["key"], state["numpy"]["state"]["pos"]
+    if len(key) != _WORDS or not 0 <= position <= _WORDS:  # NumPy would read beyond the key
         raise ValueError("the state of NumPy's generator is none")
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(state["numpy"])  # noqa: NPY002

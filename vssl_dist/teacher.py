@@ -61,7 +61,7 @@ class Teacher:
 
     def save(self, path: Path) -> None:
         """Write it as plain safetensors."""
-        safetensors.torch.save_file(state.plain(self.module), path)
+        safetensors.torch.save_file(state.cpu_state_dict(self.module), path)
 
     def load(self, path: Path) -> None:
         """Become what :meth:`save` wrote; a missing or unknown tensor is a ``RuntimeError``."""

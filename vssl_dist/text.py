@@ -1,4 +1,4 @@
-"""Text of others, made harmless for where it is shown."""
+"""Text of unknown origin, made harmless for terminals and Markdown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _LINKS = re.compile(r"(?<=:)//|(?<=www)\.", re.I)
 
 
 def printable(text: str) -> str:
-    """One line that any terminal shows: names of files may hold line ends, commands to terminals
-    and bytes of no character.
+    """Escape text into one line that any terminal shows.
+
+    Names of files may hold line ends, commands to terminals and bytes of no character.
 
     >>> printable("caf\\u00e9\\n\\x1b[31m\\udcff")
     'café\\\\n\\\\x1b[31m\\\\udcff'
@@ -24,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Several such lines, in which tabs stay what they are.
+    """Escape text line by line for any terminal; tabs stay.
 
     >>> printable_lines("a\\tb\\n\\x1b[2J")
     'a\\tb\\n\\\\x1b[2J'
@@ -45,7 +46,7 @@ def say(*lines: str, error: bool = False) -> None:
 
 
 def markdown(text: str) -> str:
-    """One line of Markdown that reads as ``text``: no heading, link, formula, tag or cell.
+    """Escape text into one line of Markdown: no heading, link, formula, tag or cell.
 
     >>> markdown("a_b *c* | <b>")
     'a_b \\\\*c\\\\* \\\\| &lt;b&gt;'

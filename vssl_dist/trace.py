@@ -1,4 +1,4 @@
-"""What a run did, in a form in which two runs can be compared byte for byte.
+"""A trace of what a run did, by which two runs can be compared byte for byte.
 
 At the same world size two runs are the same run if and only if their traces are equal; across
 world sizes the sets of (id, pixels) of each step are.
@@ -19,7 +19,7 @@ from vssl_dist.run_folder import RunFolder
 
 
 def pixel_digests(views: Sequence[Tensor]) -> list[str]:
-    """One digest per image over the pixels of all its views.
+    """Digest the pixels of all views of each image.
 
     Args:
         views: ``V`` tensors ``(B, 3, H, W)``.
@@ -44,10 +44,10 @@ class Trace:
         """Open the file, dropping the lines after ``restored_step``: they are done again."""
         self.path = RunFolder(folder).trace(dist.rank())
         folder.mkdir(parents=True, exist_ok=True)
-        known = self.path.is_file()
-        lines = self.path.read_text(errors="replace").splitlines() if known else []
-        kept = [line for line in lines if _step(line) <= restored_step]
-        durable.publish_inside(self.path, "".join(f"{line}\n" for line in kept).encode())
+        exists = self.path.is_file()
+        lines = self.path.read_text(errors="replace").splitlines() if exists else []
+        kept_lines = [line for line in lines if _step(line) <= restored_step]
+        durable.publish_inside(self.path, "".join(f"{line}\n" for line in kept_lines).encode())
 
     def step(self, step: int, position: int, loss: Tensor, batches: Sequence[Batch]) -> None:
         """Record the optimizer step that made ``step`` steps and ``position`` images in all.
@@ -75,7 +75,7 @@ class Trace:
 
 
 def _step(line: str) -> float:
-    """The step of a trace line; the final line and a torn one come after every step."""
+    """Return the step of a trace line; the final line and a torn one come after every step."""
     try:
         return float(json.loads(line).get("step", "inf"))
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):

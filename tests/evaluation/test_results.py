@@ -31,9 +31,9 @@ from vssl_dist.evaluation.scores.posterior import Posterior
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.scores.variational import VariationalSetup, variational_scores
 from vssl_dist.evaluation.tasks import TASKS
-from vssl_dist.exports.model_card import evaluations
+from vssl_dist.exports.model_card import evaluation_figures
 from vssl_dist.exports.read import load_export, read_card
-from vssl_dist.exports.results import LIKELIHOODS, read_result, shown
+from vssl_dist.exports.results import LIKELIHOODS, read_result, table_results
 from vssl_dist.jobs.evaluation_job import PendingEvaluation
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.heads import GaussianBranch
@@ -175,7 +175,7 @@ def test_results_of_two_densities_lie_side_by_side_and_their_curves_apart(
     change(path, config=read_card(path).config.as_json() | {"evaluations": [own]})
     for density, due in (("polar", task), ("cartesian", cartesian(task))):
         assert PendingEvaluation(path, STEP, due).is_final()
-        figures = TASKS["ood"].columns(shown(polar if density == "polar" else other))
+        figures = TASKS["ood"].columns(table_results(polar if density == "polar" else other))
         for columns in ("20", "40", "80", "200"):
             monkeypatch.setenv("COLUMNS", columns)
             assert main([str(path), "--device", "cpu", "--task", "ood", "--density", density]) == 0
@@ -195,10 +195,10 @@ def test_an_old_result_is_marked_and_never_taken_for_a_polar_one(
         aged(path.with_name(NAME), density)
         old = read_result(path.with_name(NAME))
         assert old["density"] == "cartesian"
-        assert "s1_self_likelihood_cartesian" in shown(old)["others"]
-        assert "s1_self_likelihood" not in shown(old)["others"]
-        assert shown(old)["others"]["knn"] == figures["others"]["knn"]
-        card = evaluations(path, read_card(path))["ood"]
+        assert "s1_self_likelihood_cartesian" in table_results(old)["others"]
+        assert "s1_self_likelihood" not in table_results(old)["others"]
+        assert table_results(old)["others"]["knn"] == figures["others"]["knn"]
+        card = evaluation_figures(path, read_card(path))["ood"]
         assert "ood/auroc_others_s3_negative_elbo_cartesian" in card
         assert "ood/auroc_others_s3_negative_elbo" not in card
         assert not PendingEvaluation(path, STEP, task).is_done(), "a run that goes on asks again"
@@ -223,7 +223,7 @@ def test_where_no_embedding_has_a_likelihood_the_density_means_nothing(
     assert "density" not in result
     assert path.with_name(NAME).exists()
     assert not any("polar" in key or "cartesian" in key for key in result["metrics"])
-    assert shown(result) == result["results"]
+    assert table_results(result) == result["results"]
     aged(path.with_name(NAME), "cartesian")
     old = read_result(path.with_name(NAME))
     assert "density" not in old

@@ -20,7 +20,7 @@ from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.evaluation.run import evaluate
 from vssl_dist.exports.card import NO_LICENCE, PortableCard
 from vssl_dist.exports.formats import convert
-from vssl_dist.exports.model_card import evaluations, model_card
+from vssl_dist.exports.model_card import evaluation_figures, model_card
 from vssl_dist.exports.read import load_export, read_card
 from vssl_dist.methods import CONFIGS
 from vssl_dist.text import markdown
@@ -84,13 +84,13 @@ def test_only_evaluations_of_these_very_weights_are_told(tmp_path: Path) -> None
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     (tmp_path / ".knn-00000040.attempts.json").write_text("[1]")
     want = {"knn": {"top1": 0.5}, "ood-on-12345678": {"auroc": 0.75}}
-    assert evaluations(path, read_card(path)) == want
+    assert evaluation_figures(path, read_card(path)) == want
     made = convert(path, "torch_export")
     extra = {"card.json": ""}
     torch.export.load(made, extra_files=extra)
     assert json.loads(extra["card.json"])["evaluations"] == want
     change(path, sha256="0" * 64)
-    assert evaluations(path, read_card(path)) == {}
+    assert evaluation_figures(path, read_card(path)) == {}
 
 
 def trained(cfg: RunConfig) -> Mapping[int, Mapping[str, float]]:

@@ -12,7 +12,7 @@ from vssl_dist.jobs.progress import Report, Reporter
 from vssl_dist.jobs.resources import Resources, on_this_machine
 from vssl_dist.jobs.run_reporter import RunReporter
 from vssl_dist.tracker import Spool
-from vssl_dist.tracker.spool import read
+from vssl_dist.tracker.spool import read_records
 
 
 def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
@@ -33,7 +33,7 @@ def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
     reports = [line for line in caplog.messages if Report.parse(line)]
     assert len(reports) == 3
     assert "collapsed by step 50 (embedding_spread 0.040" in caplog.messages[2]
-    records, _ = read(run_reporter.spool.path, 0)
+    records, _ = read_records(run_reporter.spool.path, 0)
     kinds = [record["kind"] for record in records]
     assert kinds == ["metrics", "metrics", "tags", "metrics"]
     assert records[2]["values"] == {"vssl_dist.collapsed": "step 50"}

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import make_url
 
 from vssl_dist.errors import ConfigError
-from vssl_dist.tracker import check_tracking, default_tracking_uri, normal
-from vssl_dist.tracker.address import database, database_uri
+from vssl_dist.tracker import check_tracking, default_tracking_uri, normalised_uri
+from vssl_dist.tracker.address import sqlite_file, sqlite_uri
 
 NAMES = [
     "plain",
@@ -50,8 +50,8 @@ def test_a_database_may_lie_in_a_folder_of_any_name(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = default_tracking_uri()
     assert make_url(uri).database == str(folder / "mlflow.db")
-    assert database(uri) == folder / "mlflow.db"
-    assert normal(uri) == uri
+    assert sqlite_file(uri) == folder / "mlflow.db"
+    assert normalised_uri(uri) == uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f" {uri}?timeout=60 ")
     parsed = make_url(default_tracking_uri())
     assert (parsed.database, parsed.query["timeout"]) == (str(folder / "mlflow.db"), "60")
@@ -77,10 +77,10 @@ def test_an_address_is_the_same_from_every_folder(
     uri: str, same: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    absolute = normal(uri)
+    absolute = normalised_uri(uri)
     assert absolute == same.format(here=tmp_path)
     monkeypatch.chdir("/")
-    assert normal(absolute) == absolute
+    assert normalised_uri(absolute) == absolute
     assert check_tracking(absolute, hosts=1) is None
 
 
@@ -107,7 +107,7 @@ def test_an_address_is_the_same_from_every_folder(
     ],
 )
 def test_an_address_that_nobody_can_use_is_refused_with_the_remedy(uri: str, remedy: str) -> None:
-    line = check_tracking(normal(uri), hosts=1)
+    line = check_tracking(normalised_uri(uri), hosts=1)
     assert line is not None
     assert remedy in line
     assert "\n" not in line
@@ -126,7 +126,7 @@ def test_an_address_that_nobody_can_use_is_refused_with_the_remedy(uri: str, rem
     ],
 )
 def test_passwords_are_refused_in_every_scheme_and_not_repeated(uri: str) -> None:
-    line = check_tracking(normal(uri), hosts=1)
+    line = check_tracking(normalised_uri(uri), hosts=1)
     assert line is not None
     is_database = not uri.startswith("http")  # whose driver knows nothing of MLflow's variables
     assert ("PGUSER" if is_database else "MLFLOW_TRACKING_PASSWORD") in line
@@ -136,7 +136,7 @@ def test_passwords_are_refused_in_every_scheme_and_not_repeated(uri: str) -> Non
 
 def test_without_a_tracker_jobs_may_run_on_any_number_of_hosts(tmp_path: Path) -> None:
     assert check_tracking("none", hosts=64) is None
-    line = check_tracking(database_uri(tmp_path / "mlflow.db"), hosts=2)
+    line = check_tracking(sqlite_uri(tmp_path / "mlflow.db"), hosts=2)
     assert line is not None
     assert "MLFLOW_TRACKING_URI=none" in line
     assert "launch/track.py" in line

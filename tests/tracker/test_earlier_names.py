@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from vssl_dist.curves import current_curve, training_curves
-from vssl_dist.tracker import Record, Spool, flushed, settle, shortfall
-from vssl_dist.tracker.address import database_uri
+from vssl_dist.tracker import Record, Spool, is_flushed, settle_identity, shortfall
+from vssl_dist.tracker.address import sqlite_uri
 from vssl_dist.tracker.replay import Replayer
 
 WRITTEN = Path(__file__).with_name("spool_of_7dc44c1")
@@ -27,7 +27,7 @@ Curve = list[tuple[int, float]]
 @pytest.fixture
 def uri(database: Path, tmp_path: Path) -> str:
     """An empty database of MLflow's."""
-    return database_uri(Path(shutil.copy(database, tmp_path / "mlflow.db")))
+    return sqlite_uri(Path(shutil.copy(database, tmp_path / "mlflow.db")))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def replayer(run: Path, uri: str) -> Replayer:
-    identity = settle(run)
+    identity = settle_identity(run)
     record = Record.load(run, identity)
     record.tracking_uri = uri
     record.save(run)
@@ -50,7 +50,7 @@ def replayer(run: Path, uri: str) -> Replayer:
 def curves(run: Path, uri: str) -> dict[str, Curve]:
     """Every curve of the MLflow run, as lists of step and value."""
     client = MlflowClient(tracking_uri=uri)
-    run_id = Record.load(run, settle(run)).runs[uri]
+    run_id = Record.load(run, settle_identity(run)).runs[uri]
     names = client.get_run(run_id).data.metrics
     points = {name: client.get_metric_history(run_id, name) for name in names}
     return {name: [(point.step, point.value) for point in points[name]] for name in names}
@@ -132,7 +132,7 @@ def test_where_the_run_stands_under_earlier_names_the_whole_curve_comes_under_th
     before = sent_by_the_earlier_version(run, uri)
     assert curves(run, uri) == before
     (run / "augmentations.png").unlink()  # it is there: nobody asks for it again
-    assert not flushed(run, uri)
+    assert not is_flushed(run, uri)
     assert "not all curves" in str(shortfall(run, uri))
     wanted = whole(points_of("train"), go_on(run))
     sent: Counter[tuple[str, int]] = Counter()
@@ -151,9 +151,9 @@ def test_where_the_run_stands_under_earlier_names_the_whole_curve_comes_under_th
     assert {name: seen[name] for name in wanted} == wanted
     assert {name: seen[name] for name in before} == before, "what was there stays"
     assert seen["epoch"] == [(10, 1.25), (15, 1.875)]
-    assert flushed(run, uri)
+    assert is_flushed(run, uri)
     assert shortfall(run, uri) is None
-    there = MlflowClient(tracking_uri=uri).get_run(Record.load(run, settle(run)).runs[uri])
+    there = MlflowClient(tracking_uri=uri).get_run(Record.load(run, settle_identity(run)).runs[uri])
     assert there.info.status == "FINISHED"
 
 
@@ -166,7 +166,7 @@ def test_an_outage_while_earlier_points_are_sent_costs_none(run: Path, uri: str)
         pytest.raises(ConnectionError),
     ):
         sender.flush()
-    assert not flushed(run, uri)
+    assert not is_flushed(run, uri)
     replayer(run, uri).flush()
     seen = curves(run, uri)
     assert {name: seen[name] for name in wanted} == wanted

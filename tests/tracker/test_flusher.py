@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.support.launchers import HOSTILE, INNOCENT, of_process
-from vssl_dist.tracker import Flusher, Spool, flush_once, flushed, holder, shortfall
-from vssl_dist.tracker.spool import end_unfinished
+from vssl_dist.tracker import Flusher, Spool, flush_once, is_flushed, lease_holder, shortfall
+from vssl_dist.tracker.spool import mark_unfinished_failed
 
 TRAIN_AND_DIE = """
 import os, signal, sys
@@ -232,10 +232,10 @@ def test_a_trainer_that_has_taken_the_run_up_again_speaks_for_itself(tmp_path: P
     first = time.time()
     Spool(tmp_path, "train").status("RUNNING")
     before = (tmp_path / "spool" / "train.jsonl").read_text()
-    end_unfinished(tmp_path, before=first - 1)
+    mark_unfinished_failed(tmp_path, before=first - 1)
     assert (tmp_path / "spool" / "train.jsonl").read_text() == before
-    end_unfinished(tmp_path, before=first + 1)
-    end_unfinished(tmp_path, before=first + 1)
+    mark_unfinished_failed(tmp_path, before=first + 1)
+    mark_unfinished_failed(tmp_path, before=first + 1)
     words = [
         json.loads(line)["value"]
         for line in (tmp_path / "spool" / "train.jsonl").read_text().splitlines()
@@ -337,7 +337,7 @@ def test_a_database_that_is_removed_while_curves_are_sent_is_made_and_filled_aga
     spool.metrics({"loss": 1.0}, 0)
     flusher = run.flusher()
     flusher.start()
-    wait_for(lambda: flushed(run.folder))
+    wait_for(lambda: is_flushed(run.folder))
     file.unlink()
     spool.metrics({"loss": 2.0}, 1)
     assert flusher.close(60)
@@ -370,7 +370,7 @@ def test_who_tracks_nowhere_leaves_sending_to_others_and_only_a_trainers_death_e
     Spool(tmp_path, "train").status("RUNNING")
     flusher = Flusher(tmp_path, "tests", "none", only_sends=only_sends)
     flusher.start()
-    wait_for(lambda: (tmp_path / "spool" / "flusher.json").exists() and not holder(tmp_path))
+    wait_for(lambda: (tmp_path / "spool" / "flusher.json").exists() and not lease_holder(tmp_path))
     process = flusher._process
     assert process is not None
     assert process.poll() is None, "it is there, and has not the lease"

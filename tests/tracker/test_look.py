@@ -23,8 +23,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.store.db.utils import _get_latest_schema_revision
 
-from vssl_dist.tracker import Answer, Record, look, settle
-from vssl_dist.tracker.address import database_uri
+from vssl_dist.tracker import Record, TrackingReport, probe_tracking, settle_identity
+from vssl_dist.tracker.address import sqlite_uri
 from vssl_dist.tracker.look import schema_history
 
 
@@ -54,7 +54,7 @@ def execute(file: Path, *statements: str) -> None:
         base.commit()
 
 
-def answer(file: Path) -> Answer:
+def answer(file: Path) -> TrackingReport:
     """What a look at a database says; it changes nothing there."""
 
     def state() -> dict[str, tuple[bytes | None, int]]:
@@ -64,12 +64,12 @@ def answer(file: Path) -> Answer:
         }
 
     before = state()
-    given = look(database_uri(file), file.parent / "run")
+    given = probe_tracking(sqlite_uri(file), file.parent / "run")
     assert state() == before
     return given
 
 
-def said(given: Answer) -> str:
+def said(given: TrackingReport) -> str:
     """The one line of a problem."""
     assert given.problem is not None
     assert given.doubt is None
@@ -86,14 +86,14 @@ def test_the_newest_schema_is_known_without_mlflow() -> None:
 def test_a_database_that_will_do_or_that_will_be_made_is_nothing_to_speak_of(
     file: Path, tmp_path: Path
 ) -> None:
-    assert answer(file) == Answer()
+    assert answer(file) == TrackingReport()
     (tmp_path / "empty.db").touch()
     for fresh in (tmp_path / "no" / "such" / "folder" / "m.db", tmp_path / "empty.db"):
-        assert look(database_uri(fresh), tmp_path / "run") == Answer()
+        assert probe_tracking(sqlite_uri(fresh), tmp_path / "run") == TrackingReport()
     assert not (tmp_path / "no").exists()
     other = tmp_path / "other.db"
     execute(other, "CREATE TABLE mine (x)")
-    assert answer(other) == Answer()
+    assert answer(other) == TrackingReport()
 
 
 def test_a_binned_experiment_and_a_binned_run_are_named_with_what_brings_them_back(
@@ -103,17 +103,19 @@ def test_a_binned_experiment_and_a_binned_run_are_named_with_what_brings_them_ba
     assert "mlflow experiments restore --experiment-id 1" in said(answer(file))
     execute(file, "UPDATE experiments SET lifecycle_stage = 'active'",
             "UPDATE runs SET lifecycle_stage = 'deleted'")  # fmt: skip
-    assert answer(file) == Answer(), "that run is none of ours"
+    assert answer(file) == TrackingReport(), "that run is none of ours"
     run_id = (template / "run_id").read_text()
     remedy = f"mlflow runs restore --run-id {run_id}"
     run = file.parent / "run"
-    Record(settle(run).uuid, tracking_uri=database_uri(file),
-           runs={database_uri(file): run_id}).save(run)  # fmt: skip
+    Record(settle_identity(run).uuid, tracking_uri=sqlite_uri(file),
+           runs={sqlite_uri(file): run_id}).save(run)  # fmt: skip
     note = str(answer(file).note)
     assert f"MLflow run {run_id}" in note
     assert "is another run's" in note
     (run / "mlflow_run.json").unlink()
-    execute(file, f"UPDATE tags SET value = '{settle(run).uuid}' WHERE key = 'vssl_dist.run'")
+    execute(
+        file, f"UPDATE tags SET value = '{settle_identity(run).uuid}' WHERE key = 'vssl_dist.run'"
+    )
     assert remedy in said(answer(file)), "known by its uuid"
 
 
@@ -139,9 +141,11 @@ def test_what_is_no_database_or_cannot_hold_one_is_refused(file: Path, tmp_path:
     text.write_text("not a database, but longer than a header of one\n" * 9)
     assert "no sqlite database" in said(answer(text))
     assert "is no file" in said(answer(file.parent))
-    assert "no folder" in said(look(database_uri(text / "mlflow.db"), tmp_path))
+    assert "no folder" in said(probe_tracking(sqlite_uri(text / "mlflow.db"), tmp_path))
     for name in ("x" * 300, "%00"):
-        assert "tracking to" in said(look(f"sqlite:///{tmp_path}/{name}", tmp_path / "run"))
+        assert "tracking to" in said(
+            probe_tracking(f"sqlite:///{tmp_path}/{name}", tmp_path / "run")
+        )
     file.write_bytes(file.read_bytes()[:100] + bytes(4096))
     assert "malformed" in said(answer(file))
 
@@ -165,13 +169,13 @@ def test_a_database_of_another_program_is_used_where_mlflow_can_use_it(
         execute(theirs, *(f"INSERT INTO {name} VALUES ('v3.0.0.a')" for name in tables))
         assert "another program's" in said(answer(theirs))
     else:
-        assert answer(theirs) == Answer()
+        assert answer(theirs) == TrackingReport()
 
 
 def test_databases_with_a_log_are_read_without_touching_it(file: Path) -> None:
     binned = "UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'vssl-dist'"
     execute(file, "PRAGMA journal_mode = WAL")
-    assert answer(file) == Answer()
+    assert answer(file) == TrackingReport()
     # The writer is a process of its own, as MLflow's is: connections of one share their log.
     code = (
         "import sqlite3, sys; base = sqlite3.connect(sys.argv[1]);"
@@ -205,7 +209,7 @@ def refused_by_rights(file: Path) -> list[str]:
         if child == 0:
             if os.geteuid() == 0:
                 os.seteuid(65534)
-            os.write(writer, str(look(database_uri(file), Path("/run")).problem).encode())
+            os.write(writer, str(probe_tracking(sqlite_uri(file), Path("/run")).problem).encode())
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as pipe:
@@ -227,7 +231,7 @@ def test_a_database_that_is_busy_is_a_doubt_within_the_time(file: Path) -> None:
     with closing(sqlite3.connect(file)) as base:
         base.execute("BEGIN EXCLUSIVE")
         start = time.monotonic()
-        given = look(database_uri(file), file.parent / "my run", timeout_s=0.5)
+        given = probe_tracking(sqlite_uri(file), file.parent / "my run", timeout_s=0.5)
         assert time.monotonic() - start < 1
     assert given.problem is None
     assert "locked" in str(given.doubt)
@@ -293,7 +297,7 @@ def test_what_a_server_answers_is_a_problem_or_a_doubt_or_neither(
     status: int, body: bytes, problem: str | None, doubt: str | None, tmp_path: Path
 ) -> None:
     with answering(lambda path, headers: (status, body)) as uri:
-        given = look(uri, tmp_path / "run")
+        given = probe_tracking(uri, tmp_path / "run")
     for line, expected in ((given.problem, problem), (given.doubt, doubt)):
         assert (line is None) == (expected is None)
         assert expected is None or expected in str(line)
@@ -324,7 +328,7 @@ def test_half_an_answer_is_a_doubt_and_nonsense_a_problem(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)
         thread.start()
-        given = look(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path)
+        given = probe_tracking(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path)
         thread.join()
     assert (doubt or "None") in str(given.doubt)
     assert (problem or "None") in str(given.problem)
@@ -334,10 +338,10 @@ def test_half_an_answer_is_a_doubt_and_nonsense_a_problem(
 def test_a_look_that_cannot_be_asked_for_says_why_and_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "cannot be asked" in said(look(f"http://{'x' * 99}.org", tmp_path))
+    assert "cannot be asked" in said(probe_tracking(f"http://{'x' * 99}.org", tmp_path))
     for token in ("secr\net", "secr\u0436et"):
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
-        line = said(look("http://127.0.0.1:1", tmp_path))
+        line = said(probe_tracking("http://127.0.0.1:1", tmp_path))
         assert "password or token" in line
         assert "secr" not in line
 
@@ -351,11 +355,13 @@ def test_a_binned_run_of_a_server_is_named(tmp_path: Path) -> None:
         return (200, json.dumps({"run": run}).encode()) if named else (404, MISSING)
 
     with answering(reply) as uri:
-        assert look(uri, tmp_path) == Answer()
-        Record(settle(tmp_path).uuid, tracking_uri=uri, runs={uri: "a" * 32}).save(tmp_path)
-        assert "is another run's" in str(look(uri, tmp_path).note)
-        tags[0]["value"] = settle(tmp_path).uuid
-        assert f"mlflow runs restore --run-id {'a' * 32}" in said(look(uri, tmp_path))
+        assert probe_tracking(uri, tmp_path) == TrackingReport()
+        Record(settle_identity(tmp_path).uuid, tracking_uri=uri, runs={uri: "a" * 32}).save(
+            tmp_path
+        )
+        assert "is another run's" in str(probe_tracking(uri, tmp_path).note)
+        tags[0]["value"] = settle_identity(tmp_path).uuid
+        assert f"mlflow runs restore --run-id {'a' * 32}" in said(probe_tracking(uri, tmp_path))
 
 
 def test_a_look_signs_as_mlflow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,14 +377,14 @@ def test_a_look_signs_as_mlflow_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "[mlflow]\nmlflow_tracking_username = me\nmlflow_tracking_password = a%b\n"
     )
     with answering(reply) as uri:
-        look(uri, tmp_path)
+        probe_tracking(uri, tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "you")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "c")
-        look(uri, tmp_path)
+        probe_tracking(uri, tmp_path)
         monkeypatch.setenv("HOME", "/")
         monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
-        look(uri, tmp_path)
+        probe_tracking(uri, tmp_path)
     assert seen == ["Basic bWU6YSVi", "Basic eW91OmM=", "Bearer t"]
 
 
@@ -386,28 +392,28 @@ def test_who_does_not_answer_is_a_doubt_within_the_time(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         start = time.monotonic()
-        given = look(f"http://127.0.0.1:{port}", tmp_path, timeout_s=0.3)
+        given = probe_tracking(f"http://127.0.0.1:{port}", tmp_path, timeout_s=0.3)
         assert time.monotonic() - start < 0.6
         assert "does not answer" in str(given.doubt)
-    given = look(f"http://127.0.0.1:{port}", tmp_path)
+    given = probe_tracking(f"http://127.0.0.1:{port}", tmp_path)
     assert "refused" in str(given.doubt)
     assert f"python launch/track.py {tmp_path}" in str(given.doubt)
     assert "secure" in said(tls_to_plain(tmp_path))
 
 
-def tls_to_plain(run: Path) -> Answer:
+def tls_to_plain(run: Path) -> TrackingReport:
     with answering(lambda path, headers: (200, b"")) as uri:
-        return look(uri.replace("http:", "https:"), run)
+        return probe_tracking(uri.replace("http:", "https:"), run)
 
 
 def test_a_look_imports_neither_mlflow_nor_torch(file: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from vssl_dist.tracker import look;"
-        "given = look(sys.argv[1], Path('/run'));"
+        "import sys; from pathlib import Path; from vssl_dist.tracker import probe_tracking;"
+        "given = probe_tracking(sys.argv[1], Path('/run'));"
         "print(given.problem is None, {'mlflow', 'torch', 'alembic'} & sys.modules.keys())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, database_uri(file)],
+        [sys.executable, "-c", code, sqlite_uri(file)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -15,11 +15,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from vssl_dist.tracker import TRAINER, Record, Spool, flushed, settle, shortfall
-from vssl_dist.tracker.address import database_uri
-from vssl_dist.tracker.cursor import cursor_at
+from vssl_dist.tracker import TRAINER, Record, Spool, is_flushed, settle_identity, shortfall
+from vssl_dist.tracker.address import sqlite_uri
+from vssl_dist.tracker.cursor import load_cursor
 from vssl_dist.tracker.record import Sender, lease
-from vssl_dist.tracker.refusals import Refused, may_pass
+from vssl_dist.tracker.refusals import Refused, is_transient
 from vssl_dist.tracker.replay import Replayer
 
 
@@ -28,19 +28,19 @@ def uri(database: Path, tmp_path: Path) -> str:
     """An empty database of MLflow's in a folder with an awkward name."""
     folder = tmp_path / "50%25 ä?#"
     folder.mkdir()
-    return database_uri(Path(shutil.copy(database, folder)))
+    return sqlite_uri(Path(shutil.copy(database, folder)))
 
 
 def replay(run: Path, uri: str, *, afresh: bool = False) -> None:
     """What the flusher's process does."""
-    identity = settle(run)
+    identity = settle_identity(run)
     record = Record.load(run, identity)
     record.tracking_uri = uri
     Replayer(run, identity, record, afresh=afresh).flush()
 
 
 def mlflow_run(run: Path, uri: str) -> Run:
-    return MlflowClient(tracking_uri=uri).get_run(Record.load(run, settle(run)).runs[uri])
+    return MlflowClient(tracking_uri=uri).get_run(Record.load(run, settle_identity(run)).runs[uri])
 
 
 def curve(run: Path, uri: str, key: str = "loss") -> list[tuple[int, float]]:
@@ -82,8 +82,8 @@ def test_values_that_are_never_taken_are_named_and_hold_nothing_up(
     assert there.info.run_name == r"caf\xe9"
     client = MlflowClient(tracking_uri=uri)
     assert [a.path for a in client.list_artifacts(there.info.run_id)] == ["config.yaml"]
-    assert flushed(run, uri)
-    assert cursor_at(run, uri).refused.keys() == {
+    assert is_flushed(run, uri)
+    assert load_cursor(run, uri).refused.keys() == {
         "parameter name", "parameter data.train", "tag folder", "metric huge", "metric loss",
         "parameter long", "artifact never-written.png", f"artifact {'n' * 300}",
     }  # fmt: skip
@@ -115,9 +115,9 @@ def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -
     replay(run, uri)
     assert curve(run, uri) == [(1, 1.0), (2, 1 / 2), (4, 1 / 4)]
     assert mlflow_run(run, uri).data.params["number"] == "3"
-    assert flushed(run, uri)
+    assert is_flushed(run, uri)
     assert [curve(run, uri, f"train/{key}") for key in "pqr"] == [[(3, 1.0)], [], [(3, 2.0)]]
-    assert cursor_at(run, uri).refused.keys() == {
+    assert load_cursor(run, uri).refused.keys() == {
         "a line of train.jsonl", "metric train/loss", "metric train/other", "metric train/q",
         "status FINISHED",
     }  # fmt: skip
@@ -176,7 +176,7 @@ def test_an_artifact_store_that_nobody_may_write_holds_up_nothing(tmp_path: Path
         (run / name).touch()
         spool.artifact(run / name)
     replay(run, uri)
-    assert cursor_at(run, uri).refused.keys() == {"artifact a.txt", "artifact b.txt"}
+    assert load_cursor(run, uri).refused.keys() == {"artifact a.txt", "artifact b.txt"}
     assert len(curve(run, uri)) == 3
 
 
@@ -185,22 +185,22 @@ def test_between_two_servers_a_run_goes_back_and_forth_without_loss_or_double(
 ) -> None:
     run = tmp_path / "run"
     (tmp_path / "other").mkdir()
-    other = database_uri(Path(shutil.copy(database, tmp_path / "other")))
+    other = sqlite_uri(Path(shutil.copy(database, tmp_path / "other")))
     spool = a_run(run, 5)
     replay(run, uri)
     first = mlflow_run(run, uri).info.run_id
     spool.metrics({"loss": 1 / 6}, 6)
-    assert not flushed(run, other)
+    assert not is_flushed(run, other)
     replay(run, other)
     second = mlflow_run(run, other).info.run_id
     assert second != first
     assert len(curve(run, uri)) == 5
-    assert not flushed(run, uri)
-    sent = cursor_at(run, uri).files["train.jsonl"].offset
+    assert not is_flushed(run, uri)
+    sent = load_cursor(run, uri).files["train.jsonl"].offset
     assert sent > 0, "what it has is not forgotten"
     for address in (uri, other, uri):
         replay(run, address)
-        assert flushed(run, address)
+        assert is_flushed(run, address)
         assert curve(run, address) == [(s, 1 / s) for s in range(1, 7)]
     assert [mlflow_run(run, a).info.run_id for a in (uri, other)] == [first, second]
     for address in (uri, other):
@@ -246,7 +246,7 @@ def test_bins_are_said_with_what_empties_them_again(tmp_path: Path, uri: str) ->
     replay(run, uri)
     client = MlflowClient(tracking_uri=uri)
     run_id = mlflow_run(run, uri).info.run_id
-    replayer = Replayer(run, settle(run), Record.load(run, settle(run)))
+    replayer = Replayer(run, settle_identity(run), Record.load(run, settle_identity(run)))
     client.delete_run(run_id)
     Spool(run, "train").metrics({"loss": 0.0}, 3)
     with pytest.raises(Refused, match=f"restore --run-id {run_id}"):
@@ -288,9 +288,9 @@ def test_outages_are_raised_and_set_nothing_aside(
             with pytest.raises(type(error)):
                 replay(run, uri)
     assert len(sent) <= 4, "one request each, not one per value"
-    assert cursor_at(run, uri).refused == {}
+    assert load_cursor(run, uri).refused == {}
     replay(run, uri)
-    assert flushed(run, uri)
+    assert is_flushed(run, uri)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_outages_are_raised_and_set_nothing_aside(
     ],
 )
 def test_what_may_pass(error: Exception, passes: bool) -> None:
-    assert may_pass(error) == passes
+    assert is_transient(error) == passes
 
 
 @pytest.mark.slow

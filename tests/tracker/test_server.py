@@ -21,7 +21,14 @@ import pytest
 from PIL import Image
 
 from vssl_dist.jobs.evaluation_job import flush_to_mlflow
-from vssl_dist.tracker import Answer, Flusher, Spool, default_tracking_uri, flush_once, look
+from vssl_dist.tracker import (
+    Flusher,
+    Spool,
+    TrackingReport,
+    default_tracking_uri,
+    flush_once,
+    probe_tracking,
+)
 
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """Without the ten processes beside the server that wait for work nobody here gives it."""
@@ -134,9 +141,9 @@ def test_mlflow_ui_shows_the_run_its_curve_and_its_image(
         assert ui.curve(run_id, "loss") == [(s, 1 / (1 + s)) for s in range(20)]
         image = ui.get(f"/get-artifact?path=augmentations.png&run_uuid={run_id}")
         assert image == sheet.read_bytes()
-        assert look(ui.url, run) == Answer()
+        assert probe_tracking(ui.url, run) == TrackingReport()
         ui.post("experiments/delete", {"experiment_id": ids[0]})
-        assert "mlflow experiments restore" in str(look(ui.url, run).problem)
+        assert "mlflow experiments restore" in str(probe_tracking(ui.url, run).problem)
 
 
 @pytest.mark.slow

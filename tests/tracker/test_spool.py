@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from vssl_dist.tracker import Spool, check_tracking, default_tracking_uri, flatten, run_tags
-from vssl_dist.tracker.spool import read
+from vssl_dist.tracker.spool import read_records
 
 WRITE_FOR_EVER = """
 import itertools, sys
@@ -28,7 +28,7 @@ for step in itertools.count():
 
 
 def steps(path: Path) -> list[int]:
-    return [record["step"] for record in read(path, 0, limit=None)[0]]
+    return [record["step"] for record in read_records(path, 0, limit=None)[0]]
 
 
 def test_a_writer_killed_at_any_moment_leaves_whole_records_in_order(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_torn_last_line_is_skipped_and_the_next_writer_goes_on(tmp_path: Path)
     with path.open("ab") as file:
         file.write(b'{"kind": "metrics", "t": 1, "st')
     whole = path.read_bytes().index(b"\n") + 1
-    assert read(path, 0)[1] == whole
+    assert read_records(path, 0)[1] == whole
     Spool(tmp_path, "train").metrics({"loss": 2.0}, 2)
     assert steps(path) == [1, 2]
     assert Spool(tmp_path, "train").last_step() == 2
@@ -61,12 +61,12 @@ def test_reading_in_pieces_is_reading_the_whole(tmp_path: Path) -> None:
         spool.metrics({"loss": step}, step)
     pieces, offset = [], 0
     while True:
-        records, after = read(spool.path, offset, limit=200)
+        records, after = read_records(spool.path, offset, limit=200)
         if after == offset:
             break
         pieces += records
         offset = after
-    assert pieces == read(spool.path, 0, limit=None)[0]
+    assert pieces == read_records(spool.path, 0, limit=None)[0]
 
 
 def test_every_line_is_strict_json_and_gives_the_number_back(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_place_of_a_file_inside_the_run_is_relative(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "run", "train")
     spool.artifact(tmp_path / "run" / "config.yaml")
     spool.artifact(tmp_path / "other.png")
-    paths = [record["path"] for record in read(spool.path, 0)[0]]
+    paths = [record["path"] for record in read_records(spool.path, 0)[0]]
     assert paths == ["config.yaml", str(tmp_path / "other.png")]
 
 

@@ -29,9 +29,18 @@ from vssl_dist.commands import evaluate, track
 from vssl_dist.durable import share_as_its_folder
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.evaluation_job import flush_own_run, flush_to_mlflow
-from vssl_dist.tracker import Flusher, Record, Spool, flushed, holder, look, settle, shortfall
-from vssl_dist.tracker.address import database_uri
-from vssl_dist.tracker.cursor import cursor_at
+from vssl_dist.tracker import (
+    Flusher,
+    Record,
+    Spool,
+    is_flushed,
+    lease_holder,
+    probe_tracking,
+    settle_identity,
+    shortfall,
+)
+from vssl_dist.tracker.address import sqlite_uri
+from vssl_dist.tracker.cursor import load_cursor
 from vssl_dist.tracker.record import Sender
 from vssl_dist.tracker.replay import Replayer
 
@@ -145,7 +154,7 @@ def test_an_evaluation_adds_its_curve_through_no_link_out_of_its_folder(
 @pytest.mark.parametrize("uri", [["http://x"], {"http://x": "y"}, None])
 def test_an_address_that_is_no_text_is_none(tmp_path: Path, uri: object) -> None:
     run = tmp_path / "run"
-    identity = settle(run)
+    identity = settle_identity(run)
     facts = {"uuid": identity.uuid, "experiment": "e", "tracking_uri": uri, "run_id": "b" * 32}
     (run / "mlflow_run.json").write_text(json.dumps(facts))
     assert Record.load(run, identity) == Record(identity.uuid)
@@ -222,12 +231,12 @@ def test_no_file_holds_a_token_that_the_environment_spelled_wrongly(
 @pytest.fixture
 def uri(database: Path, tmp_path: Path) -> str:
     (tmp_path / "db").mkdir()
-    return database_uri(Path(shutil.copy(database, tmp_path / "db")))
+    return sqlite_uri(Path(shutil.copy(database, tmp_path / "db")))
 
 
 def replay(run: Path, uri: str) -> Run:
     """What the flusher's process does; returns the MLflow run."""
-    identity = settle(run)
+    identity = settle_identity(run)
     record = Record.load(run, identity)
     record.tracking_uri = uri
     replayer = Replayer(run, identity, record)
@@ -283,7 +292,7 @@ def test_only_regular_files_inside_of_the_run_are_sent_and_all_others_are_named(
     there = replay(run, uri)
     artifacts = MlflowClient(tracking_uri=uri).list_artifacts(there.info.run_id)
     assert {artifact.path for artifact in artifacts} == {"config.yaml", "plot.png", "copied.png"}
-    assert cursor_at(run, uri).refused.keys() == {
+    assert load_cursor(run, uri).refused.keys() == {
         f"artifact {place or 'without a name'}" for place in hostile
     }
     assert losses(there, uri) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
@@ -302,7 +311,7 @@ def test_a_database_in_a_folder_of_a_group_takes_curves_and_files_of_the_whole_g
     with shared_folder(0o2775, group=4242) as folder, shared_folder(0o3775, group=4242) as sticky:
         before = os.umask(0o022)
         try:
-            replay(run, database_uri(folder / "mlflow.db"))
+            replay(run, sqlite_uri(folder / "mlflow.db"))
         finally:
             os.umask(before)
 
@@ -326,7 +335,7 @@ def test_a_database_chooses_no_server_for_files(tmp_path: Path, uri: str, data: 
         append(run, '{"kind": "artifact", "t": 1, "path": "config.yaml"}')
         replay(run, uri)
     assert asked == []
-    assert theirs in cursor_at(run, uri).refused["artifact config.yaml"]
+    assert theirs in load_cursor(run, uri).refused["artifact config.yaml"]
 
 
 def test_a_folder_that_names_another_mlflow_run_does_not_touch_it_and_gets_its_own(
@@ -341,17 +350,17 @@ def test_a_folder_that_names_another_mlflow_run_does_not_touch_it_and_gets_its_o
         before = client.get_run(named).to_dictionary()
         run = a_run(tmp_path / f"hostile-{named}")
         append(run, '{"kind": "tags", "t": 1, "values": {"mlflow.note.content": "retracted"}}')
-        Record(settle(run).uuid, tracking_uri=uri, runs={uri: named}).save(run)
-        answer = look(uri, run)
+        Record(settle_identity(run).uuid, tracking_uri=uri, runs={uri: named}).save(run)
+        answer = probe_tracking(uri, run)
         assert answer.problem is None
         assert f"MLflow run {named}" in str(answer.note)
         flush_to_mlflow(run, uri)
         assert "with all of the history" in caplog.messages[-1]
-        own = Record.load(run, settle(run)).runs[uri]
+        own = Record.load(run, settle_identity(run)).runs[uri]
         assert own != named
         assert client.get_run(named).to_dictionary() == before
         assert len(losses(client.get_run(own), uri)) == 3
-        assert look(uri, run).note is None
+        assert probe_tracking(uri, run).note is None
 
 
 def test_a_copy_with_a_forged_run_json_is_shown_apart_from_the_original(
@@ -370,7 +379,7 @@ def test_a_copy_with_a_forged_run_json_is_shown_apart_from_the_original(
     assert replay(tmp_path / "a", uri).info.run_id == first.info.run_id
     assert replay(forged, uri).info.run_id == second.info.run_id
     moved = (tmp_path / "a").rename(tmp_path / "c")
-    settle(moved)
+    settle_identity(moved)
     shutil.copytree(moved, tmp_path / "a")  # a copy, where MLflow says that the run is
     assert replay(moved, uri).info.run_id == first.info.run_id
 
@@ -383,7 +392,7 @@ def test_a_run_of_the_first_version_goes_on_in_its_mlflow_run(tmp_path: Path, ur
     there = client.create_run(client.create_experiment("vssl-dist"), tags=tags).info.run_id
     facts = {"uuid": "c" * 32, "experiment": "vssl-dist", "tracking_uri": uri, "run_id": there}
     (run / "mlflow_run.json").write_text(json.dumps(facts))
-    assert look(uri, run).note is None
+    assert probe_tracking(uri, run).note is None
     assert replay(run, uri).info.run_id == there
 
 
@@ -391,9 +400,9 @@ def test_the_spool_does_not_say_which_run_it_is(tmp_path: Path, uri: str) -> Non
     run = a_run(tmp_path / "run")
     append(run, '{"kind": "tags", "t": 1, "values": {"vssl_dist.run": "x", "fine": "y"}}')
     there = replay(run, uri)
-    assert there.data.tags["vssl_dist.run"] == settle(run).uuid
+    assert there.data.tags["vssl_dist.run"] == settle_identity(run).uuid
     assert there.data.tags["fine"] == "y"
-    assert "tag vssl_dist.run" in cursor_at(run, uri).refused
+    assert "tag vssl_dist.run" in load_cursor(run, uri).refused
 
 
 def test_hostile_lines_and_files_of_the_spool_hold_nothing_up_and_are_named(
@@ -425,8 +434,8 @@ def test_hostile_lines_and_files_of_the_spool_hold_nothing_up_and_are_named(
     there = replay(run, uri)
     assert losses(there, uri) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert there.data.params["flat"] == "1"
-    assert flushed(run, uri)
-    assert cursor_at(run, uri).refused.keys() == {
+    assert is_flushed(run, uri)
+    assert load_cursor(run, uri).refused.keys() == {
         "a line of other.jsonl", "metric big", "metric yes", "metric back", "metric time",
         "parameter deep", "status FAILED", "the file pipe.jsonl of the spool",
         "the file folder.jsonl of the spool", "the file link.jsonl of the spool",
@@ -452,11 +461,11 @@ def test_a_damaged_note_of_a_run_is_no_crash_and_no_wait(
     path = run / name if name in ("run.json", "mlflow_run.json") else run / "spool" / name
     path.unlink(missing_ok=True)
     spoil(path)
-    assert not flushed(run, "http://host")
+    assert not is_flushed(run, "http://host")
     assert "nobody has sent them there" in str(shortfall(run, "http://host"))
     assert Sender.load(run) is None
     if path.is_file() and not path.is_symlink():  # over others nothing is written
-        assert settle(run) == settle(run)
+        assert settle_identity(run) == settle_identity(run)
 
 
 @needs_root
@@ -466,7 +475,7 @@ def test_locks_of_the_tracker_are_their_users_alone_and_their_holder_is_named(
     monkeypatch.setattr("vssl_dist.tracker.identity._WAIT_S", 0.1)
     with shared_folder() as folder:
         run = a_run(folder / "run")
-        assert holder(run) is None
+        assert lease_holder(run) is None
         for lock in (run / ".run.lock", run / "spool" / "flusher.lock"):
             assert lock.stat().st_mode & 0o077 == 0
             lock.chmod(0o644)  # as earlier versions left it
@@ -474,7 +483,7 @@ def test_locks_of_the_tracker_are_their_users_alone_and_their_holder_is_named(
             line = str(shortfall(run, "http://host"))
             assert f"process {pid} of nobody" in line
             assert "flusher.lock" in line
-            Record(settle(run).uuid, tracking_uri="http://host").save(run)
+            Record(settle_identity(run).uuid, tracking_uri="http://host").save(run)
             start = time.monotonic()
             flush_to_mlflow(run, "http://host")
             assert time.monotonic() - start < 5, "nobody waits for a stranger"
@@ -484,4 +493,4 @@ def test_locks_of_the_tracker_are_their_users_alone_and_their_holder_is_named(
             with pytest.raises(
                 ConfigError, match=rf"\.run\.lock is held by process {pid} of nobody"
             ):
-                settle(run)
+                settle_identity(run)

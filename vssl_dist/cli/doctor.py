@@ -22,13 +22,19 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from vssl_dist.cli.program import arguments
-from vssl_dist.confidential import hidden
+from vssl_dist.confidential import redact
 from vssl_dist.errors import ConfigError
 from vssl_dist.installed import NEEDED, has_dali
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.slurm import why_no_slurm
 from vssl_dist.text import printable, say
-from vssl_dist.tracker import NOWHERE, check_tracking, default_tracking_uri, look, why_no_locks
+from vssl_dist.tracker import (
+    NOWHERE,
+    check_tracking,
+    default_tracking_uri,
+    probe_tracking,
+    why_no_locks,
+)
 
 REFUSED = 2
 _WITHIN_S = 20.0
@@ -157,7 +163,7 @@ def tracking(out: Path) -> Finding:
         return Finding(
             "none: curves wait in each run's spool until vssl track sends them", absent=True
         )
-    answer = look(uri, out / "doctor")
+    answer = probe_tracking(uri, out / "doctor")
     if answer.problem:
         return Finding(answer.problem, fault=True)
     if answer.doubt:
@@ -203,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         for what, look_there in looks.items():
             finding = seen(what, look_there)
-            line = printable(hidden(finding.said))
+            line = printable(redact(finding.said))
             say(f"{finding.state:<6}{what:<10}{line}")
             if finding.fault and first is None:
                 first = f"error: {what}: {line}"

@@ -39,7 +39,7 @@ from vssl_dist.evaluation.subject import Images
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
 from vssl_dist.exports.card import Card
 from vssl_dist.exports.read import read_card
-from vssl_dist.exports.results import shown
+from vssl_dist.exports.results import table_results
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.evaluation_job import (
     PendingEvaluation,
@@ -49,7 +49,7 @@ from vssl_dist.jobs.evaluation_job import (
 from vssl_dist.jobs.evaluation_queue import lock_path
 from vssl_dist.jobs.resources import Device
 from vssl_dist.jsonfile import first_complaint
-from vssl_dist.locks import held
+from vssl_dist.locks import hold_lock
 from vssl_dist.run_folder import RunFolder, card_of, is_export
 from vssl_dist.text import printable
 from vssl_dist.tracker import default_tracking_uri
@@ -116,7 +116,7 @@ def evaluate_all(
     for export in export_paths:
         step = read_card(export).step
         for task in tasks:
-            values = shown(_evaluate(PendingEvaluation(export, step, task), settings))
+            values = table_results(_evaluate(PendingEvaluation(export, step, task), settings))
             results[task.task].append((f"step {step}", values))
     return results
 
@@ -235,5 +235,5 @@ def _alone(target: Path) -> Iterator[None]:
     if not is_mine or not os.access(export, os.W_OK | os.X_OK):
         yield
         return
-    with held(lock_path(target)):
+    with hold_lock(lock_path(target)):
         yield

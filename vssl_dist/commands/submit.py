@@ -45,7 +45,7 @@ from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
-from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
+from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, shell_word, shortfall
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -150,7 +150,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
 def _curves(cfg: RunConfig, launch: Launch) -> str:
     uri = launch.tracking_uri
     if uri == NOWHERE:
-        return f"{command_line('launch/track.py')} {in_shell(cfg.dir)} --to URI, then mlflow ui"
+        return f"{command_line('launch/track.py')} {shell_word(cfg.dir)} --to URI, then mlflow ui"
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
@@ -163,7 +163,7 @@ def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
         EvaluationSpawner(cfg.dir, launch.cluster).start()
         log = RunFolder(cfg.dir).evaluations_log
         say(f"evaluations {len(missing)} still to come, see {log}")
-    say(f"results     {command_line('launch/evaluate.py')} {in_shell(cfg.dir)}")
+    say(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
     say(f"curves      {_curves(cfg, launch)}")
     if launch.tracking_uri != NOWHERE and (
         line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)

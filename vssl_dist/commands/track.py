@@ -26,10 +26,10 @@ from vssl_dist.tracker import (
     Record,
     check_tracking,
     default_tracking_uri,
-    holder,
-    look,
-    normal,
-    settle,
+    lease_holder,
+    normalised_uri,
+    probe_tracking,
+    settle_identity,
     shortfall,
 )
 
@@ -72,7 +72,7 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
         if not RunFolder(run).spool.is_dir():
             problems[run] = "has no spool, so it is no run's folder"
             continue
-        answer = look(uri, run)
+        answer = probe_tracking(uri, run)
         if answer.problem:
             problems[run] = answer.problem
         if answer.note:
@@ -87,8 +87,8 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
 
 def send(run: Path, uri: str) -> bool:
     """Send the curves of one run and say in a line how that went; returns whether all are there."""
-    identity = settle(run)  # first: a copy's lease may be the original's
-    sender = holder(run, _WAIT_S)
+    identity = settle_identity(run)  # first: a copy's lease may be the original's
+    sender = lease_holder(run, _WAIT_S)
     if sender is None:
         record = Record.load(run, identity)
         flusher = Flusher(run, record.experiment, uri, afresh=True, only_sends=True)
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     with one_line(interrupted="stopped: the same command sends what is missing") as ending:
         if args.to is not None and not args.to.strip():
             raise ConfigError("--to: is empty; without --to curves go to MLFLOW_TRACKING_URI")
-        uri = normal(args.to) if args.to else default_tracking_uri()
+        uri = normalised_uri(args.to) if args.to else default_tracking_uri()
         runs = [run.resolve() for run in args.runs]
         problems = check(runs, uri)
         for run, problem in problems.items():

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from vssl_dist import text
 from vssl_dist.evaluation.figures.plots import literal
-from vssl_dist.exports.results import shown
+from vssl_dist.exports.results import table_results
 
 OTHERS = "others"
 """Name of the held-out images of the other classes in an ``ood`` result."""
@@ -41,7 +41,7 @@ class ClassResult:
 
     def auroc(self, baseline: str | None = None) -> dict[str, float]:
         """AUROC of each score, of the trained network or of a baseline."""
-        results = self.baselines[baseline] if baseline else shown(self.result)
+        results = self.baselines[baseline] if baseline else table_results(self.result)
         return {score: figures["auroc"] for score, figures in results[OTHERS].items()}
 
 

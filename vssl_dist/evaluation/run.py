@@ -25,7 +25,7 @@ from vssl_dist.evaluation.scores.posterior import has_embedding_density
 from vssl_dist.evaluation.subject import EvalSettings, FrozenFeatures, Images, Network
 from vssl_dist.evaluation.tasks import TASKS, Plot
 from vssl_dist.exports.read import read_card
-from vssl_dist.exports.results import FORMAT, problem_of, with_current_names
+from vssl_dist.exports.results import FORMAT, result_problem, with_current_names
 from vssl_dist.jsonfile import read_json
 from vssl_dist.run_folder import ExportFolder, RunFolder, is_export
 from vssl_dist.text import printable
@@ -213,7 +213,7 @@ def _stored_or_computed(
     """
     facts = {**facts, "format": FORMAT}
     can_keep = _can_keep(result_path)
-    # Unchecked input until `problem_of` has seen it: anybody may have written the file.
+    # Unchecked input until `result_problem` has seen it: anybody may have written the file.
     stored: Any
     try:
         stored = read_json(result_path)
@@ -222,7 +222,7 @@ def _stored_or_computed(
     expected = {**facts, "substituted_images": 0}
     # Baselines are no point on a run's curves and have no metrics.
     required = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
-    is_complete = problem_of(stored) is None and stored.keys() >= required
+    is_complete = result_problem(stored) is None and stored.keys() >= required
     if is_complete and all(stored.get(key) == value for key, value in expected.items()):
         return with_current_names(stored)
     if not can_keep:

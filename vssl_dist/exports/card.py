@@ -53,9 +53,13 @@ def _shallow(value: Any) -> Any:
     while level:
         if depth > _MAX_DEPTH:
             raise ValueError("is nested beyond reason")
-        inner = [each.values() if isinstance(each, dict) else each for each in level
-                 if isinstance(each, dict | list)]  # fmt: skip
-        level, depth = [one for each in inner for one in each], depth + 1
+        containers = [item for item in level if isinstance(item, dict | list)]
+        level = [
+            item
+            for container in containers
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+        depth += 1
     return value
 
 
@@ -69,13 +73,13 @@ Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """A name of something in this program."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PartDigest = Annotated[Digest | None, BeforeValidator(_not_null)]
-"""Of a part that an export may lack."""
+"""Digest of a part that an export may lack."""
 Folder = Annotated[FilePath, AfterValidator(_short_path), PlainSerializer(str, return_type=str)]
-"""Of shards: anywhere, because it is only read."""
+"""Folder of shards: anywhere, because it is only read."""
 
 
 class Block(BaseModel):
-    """A part of a card, written as it was read: the keys that it had, in their order.
+    """A block of a card, written as it was read: the keys that it had, in their order.
 
     Keys of other versions are kept and not used.
     """
@@ -142,7 +146,7 @@ class ConfigBlock(Block):
 
 
 class Origin(TypedDict):
-    """Whence weights come."""
+    """Origin of weights: training data and code."""
 
     fingerprint: str
     """Digest of the training data's manifest."""

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from vssl_dist.durable import refuse_way_out, sync
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import PortableCard
-from vssl_dist.exports.model_card import evaluations, model_card
+from vssl_dist.exports.model_card import evaluation_figures, model_card
 from vssl_dist.exports.read import load_export, read_card_file
 from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM, is_torchvision
 from vssl_dist.text import printable
@@ -40,7 +40,7 @@ _TOLERANCE = 1e-4
 _BATCH = 3
 _CARD, _WEIGHTS = "card.json", "model.safetensors"
 _FILES = {_CARD, _WEIGHTS, "README.md", "config.json"}
-"""Of the folders."""
+"""Files of the formats that are folders."""
 _BY_TORCHVISION = """import torch, torchvision
 from safetensors.torch import load_file
 
@@ -57,12 +57,12 @@ backbone = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:
 features = backbone.eval()(images)  # (B, 3, H, W) to (B, D)"""
 
 
-def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
+def convert(export: Path, format_name: str, folder: Path | None = None) -> Path:
     """Write an export in another format; the features are the same, or nothing is written.
 
     Args:
         export: The ``.safetensors`` file.
-        kind: One of `FORMATS`.
+        format_name: One of `FORMATS`.
         folder: Where to; beside the export if None.
 
     Returns:
@@ -73,13 +73,13 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
             installed, the features differ, or what is there already is not ours to replace.
         OSError: It cannot be written.
     """
-    backbone, own = load_export(export)
+    backbone, own_card = load_export(export)
     with torch.inference_mode():
-        width = backbone(_example(own.image_size)).shape[1]
+        width = backbone(_example(own_card.image_size)).shape[1]
     card = PortableCard.model_validate(
-        own.as_json() | {"width": width, "evaluations": evaluations(export, own)}
+        own_card.as_json() | {"width": width, "evaluations": evaluation_figures(export, own_card)}
     )
-    write, suffix = FORMATS[kind]
+    write, suffix = FORMATS[format_name]
     path = (folder or export.parent) / f"{export.stem}{suffix}"
     _check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +87,8 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
         raise ExportError(f"{path.parent}: cannot be written to: name another folder, with --out")
     partial = path.with_name(f".tmp-{uuid4().hex[:12]}{suffix}")
     try:
-        again = write(backbone, card, partial)
-        _compare(backbone, again, card, f"{path.name} as {kind}")
+        reopened = write(backbone, card, partial)
+        _compare(backbone, reopened, card, f"{path.name} as {format_name}")
         _replace(partial, path)
     finally:
         _remove(partial)
@@ -96,15 +96,16 @@ def convert(export: Path, kind: str, folder: Path | None = None) -> Path:
 
 
 def _compare(
-    backbone: nn.Module, again: Callable[[Tensor], Tensor], card: PortableCard, name: str
+    backbone: nn.Module, reopened: Callable[[Tensor], Tensor], card: PortableCard, name: str
 ) -> None:
-    """Another batch size than the one that was traced, so that nothing of it was kept."""
+    """Refuse a network whose features differ from those of the export."""
     random = torch.Generator().manual_seed(1)
+    # Another batch size than the one that was traced, lest that be a constant of the program.
     images = torch.randn(_BATCH + 2, 3, card.image_size, card.image_size, generator=random)
     with torch.inference_mode():
-        expected, found = backbone(images), again(images)
-    error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if found.shape != expected.shape or not error <= _TOLERANCE:
+        expected, features = backbone(images), reopened(images)
+    error = float((features - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if features.shape != expected.shape or not error <= _TOLERANCE:
         raise ExportError(f"{name}: its features differ by {error:.1e} of the largest: not written")
 
 
@@ -133,7 +134,7 @@ def _onnx(backbone: nn.Module, card: PortableCard, path: Path) -> Callable[[Tens
     import onnx
     import onnxruntime
 
-    made = torch.onnx.export(
+    program = torch.onnx.export(
         backbone,
         (_example(card.image_size),),
         dynamo=True,
@@ -142,8 +143,8 @@ def _onnx(backbone: nn.Module, card: PortableCard, path: Path) -> Callable[[Tens
         output_names=["features"],
         verbose=False,
     )
-    assert made is not None
-    model = made.model_proto
+    assert program is not None
+    model = program.model_proto
     onnx.helper.set_model_props(model, {_CARD: json.dumps(card.as_json())})
     onnx.save(model, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -155,17 +156,17 @@ def _onnx(backbone: nn.Module, card: PortableCard, path: Path) -> Callable[[Tens
 
 
 def _torchvision(backbone: nn.Module, card: PortableCard, path: Path) -> Callable[[Tensor], Tensor]:
-    name, small = card.backbone, card.image_size <= SMALL_IMAGE
+    name, is_small = card.backbone, card.image_size <= SMALL_IMAGE
     if not is_torchvision(name):
         raise ExportError(f"torchvision: it has no {name}")
-    usage = _BY_TORCHVISION.format(name=name, stem=_STEM if small else "")
+    usage = _BY_TORCHVISION.format(name=name, stem=_STEM if is_small else "")
     _folder(path, backbone, card, model_card(card, usage, "pytorch"))
-    again: nn.Module = torchvision().models.get_model(name, weights=None)
-    again.fc = nn.Identity()
-    if small:
-        again.conv1, again.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    again.load_state_dict(load_file(path / _WEIGHTS))
-    return again.eval()
+    reopened: nn.Module = torchvision().models.get_model(name, weights=None)
+    reopened.fc = nn.Identity()
+    if is_small:
+        reopened.conv1, reopened.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    reopened.load_state_dict(load_file(path / _WEIGHTS))
+    return reopened.eval()
 
 
 def _folder(path: Path, backbone: nn.Module, card: PortableCard, text: str) -> None:
@@ -180,24 +181,26 @@ def _timm(backbone: nn.Module, card: PortableCard, path: Path) -> Callable[[Tens
     import timm
 
     name, side = card.backbone.removeprefix(TIMM), card.image_size
-    theirs: dict[str, Any] | None = getattr(backbone, "pretrained_cfg", None)
-    known = theirs or {"first_conv": "conv1", "classifier": "fc"}
-    if theirs is None and (name in NARROW or side <= SMALL_IMAGE or not timm.is_model(name)):
+    pretrained_cfg: dict[str, Any] | None = getattr(backbone, "pretrained_cfg", None)
+    layers = pretrained_cfg or {"first_conv": "conv1", "classifier": "fc"}
+    if pretrained_cfg is None and (
+        name in NARROW or side <= SMALL_IMAGE or not timm.is_model(name)
+    ):
         raise ExportError(f"timm: it has no {card.backbone} for {side}-pixel images")
-    fixed = bool(known.get("fixed_input_size"))
+    has_fixed_size = bool(layers.get("fixed_input_size"))
     settings = {
         "architecture": name,
         "num_classes": 0,
         "num_features": card.width,
-        "model_args": {"img_size": side} if fixed else {},
+        "model_args": {"img_size": side} if has_fixed_size else {},
         "pretrained_cfg": {
             "tag": f"{card.run}-{card.step}",
             "input_size": [3, side, side],
-            "fixed_input_size": fixed,
+            "fixed_input_size": has_fixed_size,
             "num_classes": 0,
             **card.normalise.model_dump(mode="json"),
-            "first_conv": known.get("first_conv"),
-            "classifier": known.get("classifier"),
+            "first_conv": layers.get("first_conv"),
+            "classifier": layers.get("classifier"),
         },
     }
     _folder(path, backbone, card, model_card(card, _BY_TIMM, "timm"))
@@ -218,16 +221,18 @@ def _check_free(path: Path) -> None:
         raise ExportError(f"{path}: is there already and no export: move it away")
     if not path.is_dir():
         return
-    more = sorted(file.name for file in path.iterdir() if not _ours(file))
+    foreign_files = sorted(file.name for file in path.iterdir() if not _is_own_file(file))
     try:
         read_card_file(path / _CARD)
     except (OSError, ExportError):
-        more = more or [f"no {_CARD} of an export"]
-    if more:
-        raise ExportError(f"{path}: holds {printable(more[0])}, which would be lost: move it away")
+        foreign_files = foreign_files or [f"no {_CARD} of an export"]
+    if foreign_files:
+        raise ExportError(
+            f"{path}: holds {printable(foreign_files[0])}, which would be lost: move it away"
+        )
 
 
-def _ours(file: Path) -> bool:
+def _is_own_file(file: Path) -> bool:
     return file.name in _FILES and file.is_file() and not file.is_symlink()
 
 
@@ -244,7 +249,7 @@ def _replace(partial: Path, path: Path) -> None:
 
 
 def _remove(partial: Path) -> None:
-    """Delete what was written here, under a name of chance."""
+    """Delete what this process wrote, under a random name."""
     if partial.is_dir():
         shutil.rmtree(partial)
     else:

@@ -21,8 +21,8 @@ Metrics = Mapping[str, Mapping[str, float]]
 _HUB_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def evaluations(export: Path, card: Card) -> dict[str, dict[str, float]]:
-    """The figures of all evaluations of these very weights that lie beside the export.
+def evaluation_figures(export: Path, card: Card) -> dict[str, dict[str, float]]:
+    """Read the figures of all evaluations of these very weights that lie beside the export.
 
     Args:
         export: The ``.safetensors`` file.
@@ -34,7 +34,7 @@ def evaluations(export: Path, card: Card) -> dict[str, dict[str, float]]:
     Raises:
         ExportError: One line: a result is damaged.
     """
-    found: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for path, name in ExportFolder.of(export).results(step=card.step).items():
         if path == card_of(export):  # an export may be called as a result
             continue
@@ -44,15 +44,15 @@ def evaluations(export: Path, card: Card) -> dict[str, dict[str, float]]:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ExportError(f"{path}: {reason}; remove it, or evaluate again") from error
         if result.get("export_sha256") == card.sha256:
-            found[name.label] = result.get("metrics", {})
-    return found
+            figures[name.label] = result.get("metrics", {})
+    return figures
 
 
 def model_card(card: PortableCard, usage: str, library: str) -> str:
-    """A model card: front matter for a hub, then how to use the weights and how they came about.
+    """Write a model card: front matter for a hub, how to use the weights, how they came about.
 
     Args:
-        card: Of the export, with the figures that `evaluations` finds.
+        card: The export's card, with the figures that `evaluation_figures` finds.
         usage: Python that opens the weights.
         library: What opens them, by the name that a hub knows.
     """
@@ -71,14 +71,14 @@ def model_card(card: PortableCard, usage: str, library: str) -> str:
     metrics: Metrics = {"training": training, **card.evaluations}
     figures = [
         (task, key.removeprefix(f"{task}/"), value)
-        for task, told in metrics.items()
-        for key, value in told.items()
+        for task, task_figures in metrics.items()
+        for key, value in task_figures.items()
     ]
-    known = card.config.as_json()
-    config = yaml.safe_dump(known, sort_keys=False) if known else "unknown\n"
+    settings = card.config.as_json()
+    config = yaml.safe_dump(settings, sort_keys=False) if settings else "unknown\n"
     # Longer than any in it, which would end it.
     fence = "`" * (1 + max([2, *map(len, re.findall("`+", config))]))
-    parts = [
+    sections = [
         f"---\n{yaml.safe_dump(_front_matter(card, library), sort_keys=False)}---",
         f"# {markdown(card.run)}",
         f"A backbone that vssl-dist has trained by {markdown(card.method)}.",
@@ -88,18 +88,18 @@ def model_card(card: PortableCard, usage: str, library: str) -> str:
         _table(("evaluation", "figure", "value"), figures) if figures else "None were at hand.",
         f"## Configuration\n\n{fence}yaml\n{config}{fence}",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def _front_matter(card: PortableCard, library: str) -> dict[str, Any]:
-    said = card.config.licence
+    name = card.config.licence
     licence = {}
-    if said is not None:
-        known = _HUB_NAME.fullmatch(said)
-        licence = {"license": said} if known else {"license": "other", "license_name": said}
+    if name is not None:
+        is_hub_name = _HUB_NAME.fullmatch(name)
+        licence = {"license": name} if is_hub_name else {"license": "other", "license_name": name}
     tags = ["vssl-dist", card.method]
-    kind = {"library_name": library, "pipeline_tag": "image-feature-extraction", "tags": tags}
-    return kind | licence
+    facts = {"library_name": library, "pipeline_tag": "image-feature-extraction", "tags": tags}
+    return facts | licence
 
 
 def _table(titles: tuple[str, ...], rows: Any) -> str:

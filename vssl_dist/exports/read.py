@@ -23,9 +23,9 @@ from vssl_dist.text import printable
 
 __all__ = [
     "check_shapes",
-    "load_beside",
     "load_export",
     "load_online",
+    "load_part",
     "read_card",
     "read_card_file",
 ]
@@ -45,13 +45,13 @@ def load_export(path: Path) -> tuple[nn.Module, Card]:
     """
     card = read_card(path)
     try:
-        same = sha256(path) == card.sha256
+        is_intact = sha256(path) == card.sha256
         weights = load_file(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (safetensors.SafetensorError, KeyError) as error:  # a key: of an unknown type
         raise ExportError(f"{path}: damaged, or not safetensors ({error})") from error
-    if not same:
+    if not is_intact:
         raise ExportError(f"{path}: its bytes are not those its card was written for; export again")
     try:
         backbone, _ = build_backbone(card.backbone, card.image_size)
@@ -63,20 +63,22 @@ def load_export(path: Path) -> tuple[nn.Module, Card]:
 
 
 def check_shapes(
-    path: Path, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str
+    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str
 ) -> None:
     """Refuse tensors that are not those of the network that the card names.
 
     Args:
-        path: Where ``given`` was read.
-        given: What the file holds.
-        wanted: What a network of that name holds.
-        name: Of that network.
+        path: Where ``tensors`` were read.
+        tensors: What the file holds.
+        expected: What a network of that name holds.
+        name: Name of that network.
 
     Raises:
         ExportError: A tensor is missing, foreign, or of another shape.
     """
-    shapes = [{key: tensor.shape for key, tensor in each.items()} for each in (given, wanted)]
+    shapes = [
+        {key: tensor.shape for key, tensor in weights.items()} for weights in (tensors, expected)
+    ]
     wrong = sorted(k for k in shapes[0] | shapes[1] if shapes[0].get(k) != shapes[1].get(k))
     if wrong:
         raise ExportError(
@@ -95,32 +97,32 @@ def read_card(path: Path) -> Card:
         raise ExportError(f"{path}: there is no such export")
     if path.name.startswith((f"{HEAD}-", f"{ONLINE}-")):
         raise ExportError(f"{path}: is no backbone; name the backbone-STEP file beside it")
-    place = card_of(path)
+    card_path = card_of(path)
     try:
-        return read_card_file(place)
+        return read_card_file(card_path)
     except FileNotFoundError as error:
-        raise ExportError(f"{path}: its card {place.name} is missing; export again") from error
+        raise ExportError(f"{path}: its card {card_path.name} is missing; export again") from error
     except OSError as error:
-        raise ExportError(f"{place}: the card cannot be read ({error.strerror})") from error
+        raise ExportError(f"{card_path}: the card cannot be read ({error.strerror})") from error
 
 
-def read_card_file(place: Path) -> Card:
+def read_card_file(path: Path) -> Card:
     """Read a card, of a backbone that can be built.
 
     Raises:
         ExportError: One line with the file and what is wrong with it.
         OSError: It cannot be read.
     """
-    card = Card.read(place)
+    card = Card.read(path)
     try:
         check_name(card.backbone)
     except ConfigError as error:
-        raise ExportError(f"{place}: {error}") from error
+        raise ExportError(f"{path}: {error}") from error
     return card
 
 
-def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
-    """The tensors of another part of an export.
+def load_part(path: Path, part: str) -> dict[str, Tensor] | None:
+    """Load the tensors of another part of an export.
 
     Args:
         path: The backbone's ``.safetensors`` file.
@@ -135,24 +137,26 @@ def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
     digest = read_card(path).parts.get(part)
     if digest is None:
         return None
-    place = part_of(path, part)
+    part_path = part_of(path, part)
     try:
-        if not place.is_file():
+        if not part_path.is_file():
             raise OSError("no such file")
-        tensors = load_file(place)
+        tensors = load_file(part_path)
     except (OSError, safetensors.SafetensorError, KeyError) as error:
-        raise ExportError(f"{place}: missing or damaged ({error}); export again") from error
-    if sha256(place) != digest:
+        raise ExportError(f"{part_path}: missing or damaged ({error}); export again") from error
+    if sha256(part_path) != digest:
         raise ExportError(
-            f"{place}: its bytes are not those its card was written for; export again"
+            f"{part_path}: its bytes are not those its card was written for; export again"
         )
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise ExportError(f"{place}: is damaged, not all of it is finite; use an earlier export")
+        raise ExportError(
+            f"{part_path}: is damaged, not all of it is finite; use an earlier export"
+        )
     return tensors
 
 
 def load_online(path: Path) -> Probe | None:
-    """The online probe of an export, as it was at that step.
+    """Load the online probe of an export, as it was at that step.
 
     Args:
         path: The backbone's ``.safetensors`` file.
@@ -163,7 +167,7 @@ def load_online(path: Path) -> Probe | None:
     Raises:
         ExportError: One line: it is missing, damaged, or not what the card says.
     """
-    tensors = load_beside(path, ONLINE)
+    tensors = load_part(path, ONLINE)
     if tensors is None:
         return None
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -177,5 +181,5 @@ def load_online(path: Path) -> Probe | None:
 
 
 def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
-    few = (f"{name[:60]} {shape}" for name, shape in sorted(shapes.items())[:3])
-    return printable(", ".join(few) or "nothing")
+    examples = (f"{name[:60]} {shape}" for name, shape in sorted(shapes.items())[:3])
+    return printable(", ".join(examples) or "nothing")

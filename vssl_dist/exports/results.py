@@ -19,7 +19,7 @@ from vssl_dist.jsonfile import Line, Step, first_complaint, read_json
 from vssl_dist.run_folder import card_of
 
 FORMAT = 5
-"""Of the results; those of another format are found again when they are asked for."""
+"""Format of results; a result of another format is computed again when it is asked for."""
 LIKELIHOODS = (
     "s1_self_likelihood",
     "s2_cross_view_likelihood",
@@ -38,7 +38,7 @@ class _Task(BaseModel):
 
 
 class _Result(BaseModel):
-    """What every reader of a result relies on."""
+    """The keys of a result that every reader relies on."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -53,13 +53,13 @@ class _Result(BaseModel):
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result of an export, with ``density`` where its scores depend on one.
+    """Read a result of an export, with ``density`` where its scores depend on one.
 
     Raises:
         OSError, ValueError: It, or the card of its export, cannot be read or is none.
     """
     result: dict[str, Any] = read_json(path)
-    if problem := problem_of(result):
+    if problem := result_problem(result):
         raise ValueError(problem)
     if result.get("task") is None:
         return result
@@ -75,7 +75,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def with_current_names(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result, or one of baselines, whose figures have the names of today.
+    """Return a result, or baselines, with figures under their current names.
 
     >>> task = {"task": "collapse"}
     >>> with_current_names({"task": task, "results": {"rankme_centred": 2.0}})["results"]
@@ -99,8 +99,8 @@ def _renamed(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {current_collapse_figure(name): value for name, value in figures.items()}
 
 
-def problem_of(result: object) -> str | None:
-    """Why this is no result, in one line; None: it is one."""
+def result_problem(result: object) -> str | None:
+    """Say in one line why a value is no result, or return None if it is one."""
     try:
         _Result.model_validate(result)
     except ValidationError as error:
@@ -109,7 +109,7 @@ def problem_of(result: object) -> str | None:
 
 
 def score_name(name: str, density: str | None) -> str:
-    """What a score, or a curve of it, is called where several densities may stand side by side.
+    """Name a score, or a curve of it, so that several densities can stand side by side.
 
     >>> score_name("ood/auroc_svhn_s1_self_likelihood", "polar")
     'ood/auroc_svhn_s1_self_likelihood_polar'
@@ -119,19 +119,19 @@ def score_name(name: str, density: str | None) -> str:
     return f"{name}_{density}" if density and name.endswith(LIKELIHOODS) else name
 
 
-def shown(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``results`` of a result as tables name them: likelihoods by their density."""
+def table_results(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``results`` of a result with likelihoods named by their density."""
     density = result.get("density")
     if density is None:
         return dict(result["results"])
     return {
-        part: {score_name(score, density): found for score, found in by_score.items()}
-        for part, by_score in result["results"].items()
+        split: {score_name(score, density): value for score, value in by_score.items()}
+        for split, by_score in result["results"].items()
     }
 
 
 def _method(path: Path, result: Mapping[str, Any]) -> str | None:
-    """Of the export that a result is of; results did not say it."""
+    """Return the method of a result's export, which results of earlier versions do not state."""
     card = card_of(path.with_name(str(result.get("export", ""))))
     try:
         return Card.read(card).method

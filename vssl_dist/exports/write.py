@@ -27,13 +27,13 @@ Parts = Mapping[str, dict[str, Tensor]]
 
 
 def head_tensors(branch: nn.Module) -> dict[str, Tensor]:
-    """All tensors of a branch but its backbone's, on the CPU, by their names in the branch."""
-    tensors = state.plain(branch)
+    """Return a branch's tensors without its backbone's, on the CPU, by their names in it."""
+    tensors = state.cpu_state_dict(branch)
     return {k: v for k, v in tensors.items() if not k.startswith(f"{BACKBONE}.")}
 
 
 def write_export(
-    path: Path, branch: nn.Module, description: Description, more: Parts | None = None
+    path: Path, branch: nn.Module, description: Description, extra_parts: Parts | None = None
 ) -> None:
     """Write a branch's backbone, its posterior head if it has one, and the card.
 
@@ -41,31 +41,31 @@ def write_export(
     weights is removed first.  The card is ``description`` and the digests of all these files.
 
     Args:
-        path: Of the backbone's ``.safetensors`` file; the card has the same name, in ``.json``.
+        path: The backbone's ``.safetensors`` file; the card has the same name, in ``.json``.
         branch: What is evaluated; its ``backbone`` is a submodule.
         description: What the export says of itself.
-        more: Further parts.
+        extra_parts: Further parts.
 
     Raises:
         OSError: Something could not be written; then there is no card.
     """
-    parts, digests = {}, {}
+    files, digests = {}, {}
     head = {HEAD: head_tensors(branch)} if isinstance(branch, GaussianBranch) else {}
-    for part, tensors in (head | dict(more or {})).items():
+    for part, tensors in (head | dict(extra_parts or {})).items():
         packed = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        parts[part_of(path, part)] = packed
+        files[part_of(path, part)] = packed
         digests[f"{part}_sha256"] = hashlib.sha256(packed).hexdigest()
     # The backbone after the rest: evaluations of a run look for backbones.
-    parts[path] = safetensors.torch.save(state.plain(branch.get_submodule(BACKBONE)))
-    digests["sha256"] = hashlib.sha256(parts[path]).hexdigest()
-    place = card_of(path)
+    files[path] = safetensors.torch.save(state.cpu_state_dict(branch.get_submodule(BACKBONE)))
+    digests["sha256"] = hashlib.sha256(files[path]).hexdigest()
+    card_path = card_of(path)
     card = Card.model_validate(description.as_json() | digests)
     facts = json.dumps(card.as_json(), indent=1).encode()
-    for file in (*parts, place):
+    for file in (*files, card_path):
         durable.refuse_way_out(file)
-    if place.is_file() and place.read_bytes() != facts:
-        place.unlink()
-        durable.sync(place.parent)
-    for file, packed in parts.items():
+    if card_path.is_file() and card_path.read_bytes() != facts:
+        card_path.unlink()
+        durable.sync(card_path.parent)
+    for file, packed in files.items():
         durable.publish(file, packed)
-    durable.publish(place, facts)
+    durable.publish(card_path, facts)

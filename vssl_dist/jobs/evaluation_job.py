@@ -170,12 +170,12 @@ def evaluate_export(
     import torch
 
     from vssl_dist.evaluation.run import EvalSettings, evaluate
-    from vssl_dist.tracker import Spool, settle
+    from vssl_dist.tracker import Spool, settle_identity
 
     machine.check(device)
     # A writer of its own for each evaluation: a spool file has one process that appends to it.
     writer = f"eval-{pending.task.stem}-{pending.step:08d}"
-    settle(run_dir)
+    settle_identity(run_dir)
     refuse_way_out(RunFolder(run_dir).spool_file(writer))
     torch.set_num_threads(threads)
     result = evaluate(pending.export, pending.task, EvalSettings(device, threads, ranks=ranks))
@@ -202,25 +202,25 @@ def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
         Record,
         check_tracking,
         flush_once,
-        flushed,
-        holder,
-        peek,
+        is_flushed,
+        lease_holder,
         shortfall,
+        stored_identity,
     )
 
-    record = Record.load(run_dir, peek(run_dir))
+    record = Record.load(run_dir, stored_identity(run_dir))
     if not record.tracking_uri or tracking_uri == NOWHERE:
         return
     if problem := check_tracking(tracking_uri, hosts=1):
         _log.warning("%s is not sent: %s", run_dir, problem)
         return
-    sender = None if flushed(run_dir, tracking_uri) else holder(run_dir)
+    sender = None if is_flushed(run_dir, tracking_uri) else lease_holder(run_dir)
     if sender is None or sender.is_known:
         if sender is not None and sender.tracking_uri != tracking_uri:
             _log.info("waiting for the curves: %s", sender.doing)
         flush_once(run_dir, tracking_uri)
     old_run_id = record.runs.get(tracking_uri)
-    run_id = Record.load(run_dir, peek(run_dir)).run_id
+    run_id = Record.load(run_dir, stored_identity(run_dir)).run_id
     if line := shortfall(run_dir, tracking_uri):
         _log.warning("%s", line)
     elif record.tracking_uri != tracking_uri:
@@ -241,14 +241,14 @@ def flush_own_run(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
         tracking_uri: The user's own address.
         whole: The user has named the run and not a single export.
     """
-    from vssl_dist.tracker import check_tracking, flushed, why_not_asked_for
+    from vssl_dist.tracker import check_tracking, is_flushed, why_not_asked_for
 
     if check_tracking(tracking_uri, hosts=1) is None and (
         line := why_not_asked_for(run_dir, tracking_uri, whole=whole)
     ):
         _log.warning("%s", line)
     elif whole and not os.access(run_dir, os.W_OK | os.X_OK):
-        if not flushed(run_dir, tracking_uri):
+        if not is_flushed(run_dir, tracking_uri):
             _log.warning("curves of %s are not sent: nothing can be written there", run_dir)
     elif whole:
         flush_to_mlflow(run_dir, tracking_uri)

@@ -36,7 +36,7 @@ from vssl_dist.jobs.evaluation_job import (
 )
 from vssl_dist.jobs.resources import Launch, load_launch
 from vssl_dist.jobs.stop import REFUSED
-from vssl_dist.locks import held_by_stranger, holder, private_lock
+from vssl_dist.locks import is_held_by_other_user, lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger("vssl_dist.jobs.evaluation_queue")  # as a process it is __main__
@@ -226,9 +226,9 @@ def drain(run_dir: Path) -> None:
                     queue.attempt(pending)
         except Timeout:
             path = lock_path(run_dir)
-            if held_by_stranger(path):
+            if is_held_by_other_user(path):
                 _log.warning(
-                    "no evaluations: %s is held by %s: have it stopped", path, holder(path)
+                    "no evaluations: %s is held by %s: have it stopped", path, lock_holder(path)
                 )
             return  # else its holder looks again after it has let go
         # A process that came while this one had the lock has left: its evaluations are tried here.

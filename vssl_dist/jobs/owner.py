@@ -17,10 +17,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from vssl_dist.durable import publish_inside, refuse_way_out
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
-from vssl_dist.locks import holder, private_lock
+from vssl_dist.locks import lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
-from vssl_dist.tracker import peek, settle
+from vssl_dist.tracker import settle_identity, stored_identity
 
 _CLAIM_WITHIN_S = 30
 _MAX_BYTES = 10_000
@@ -75,7 +75,7 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     Raises:
         ConfigError: One line that names the owner.
     """
-    owner, identity = _read(run_dir), peek(run_dir)
+    owner, identity = _read(run_dir), stored_identity(run_dir)
     if owner is not None and owner.run and (identity is None or identity.uuid != owner.run):
         return  # of the run that this folder is a copy of
     if owner is not None and owner != Owner.this_process() and owner.is_alive(job_lives):
@@ -96,7 +96,7 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
         OSError: A file that will be added to is a link out of its folder.
     """
     private.make(run_dir)
-    identity = settle(run_dir)  # gives a copy files of its own in place of such links
+    identity = settle_identity(run_dir)  # gives a copy files of its own in place of such links
     for path in RunFolder(run_dir).appended():
         refuse_way_out(path)
     lock = RunFolder(run_dir).owner_lock
@@ -107,13 +107,14 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
             _write(run_dir, replace(Owner.this_process(), run=identity.uuid))
     except Timeout:
         raise ConfigError(
-            f"{run_dir} is being claimed by {holder(lock)}: wait for it or stop it, then try again"
+            f"{run_dir} is being claimed by {lock_holder(lock)}: wait for it or stop it, "
+            "then try again"
         ) from None
 
 
 def transfer_to_job(run_dir: Path, job: str) -> None:
     """Make a SLURM job that has been submitted the owner of the run."""
-    _write(run_dir, replace(Owner.this_process(), job=job, run=settle(run_dir).uuid))
+    _write(run_dir, replace(Owner.this_process(), job=job, run=settle_identity(run_dir).uuid))
 
 
 def release(run_dir: Path) -> None:

@@ -25,7 +25,7 @@ from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides
 from vssl_dist.text import say
-from vssl_dist.tracker import Answer, check_tracking, look, why_no_locks
+from vssl_dist.tracker import TrackingReport, check_tracking, probe_tracking, why_no_locks
 
 _WHO = "submit.py"
 """Who waits, in messages about storage that does not answer."""
@@ -226,8 +226,8 @@ def _tracking(cfg: RunConfig, launch: Launch) -> Iterator[str]:
         yield f"out: {reason}, which keep two jobs out of one run: use another folder"
 
 
-def look_at_tracking(cfg: RunConfig, launch: Launch) -> Answer:
+def look_at_tracking(cfg: RunConfig, launch: Launch) -> TrackingReport:
     """Ask MLflow whether it will take the curves: writes nothing and takes seconds at most."""
     if check_tracking(launch.tracking_uri, hosts=1):
-        return Answer()  # `problems` has that line
-    return look(launch.tracking_uri, cfg.dir)
+        return TrackingReport()  # `problems` has that line
+    return probe_tracking(launch.tracking_uri, cfg.dir)

@@ -10,7 +10,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from vssl_dist.confidential import hidden, in_command, in_setting, in_text
+from vssl_dist.confidential import (
+    has_secret_in_command,
+    has_secret_in_setting,
+    has_secret_in_text,
+    redact,
+)
 from vssl_dist.config import Model, load_block, refuse_no_file
 from vssl_dist.errors import ConfigError
 from vssl_dist.run_folder import RunFolder
@@ -135,12 +140,14 @@ def _why_secret(raw: dict[Any, Any]) -> str | None:
 def _secret_keys(raw: dict[Any, Any], prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of a profile that hold a secret."""
     for key, value in raw.items():
-        dotted_key = f"{prefix}{printable(hidden(str(key)))}"
-        if in_text(str(key)) or (prefix == "env." and in_setting(str(key), str(value))):
+        dotted_key = f"{prefix}{printable(redact(str(key)))}"
+        if has_secret_in_text(str(key)) or (
+            prefix == "env." and has_secret_in_setting(str(key), str(value))
+        ):
             yield dotted_key
         elif isinstance(value, dict):
             yield from _secret_keys(value, f"{dotted_key}.")
-        elif any(in_command(line) for line in _lines(value)):
+        elif any(has_secret_in_command(line) for line in _lines(value)):
             yield dotted_key
 
 

@@ -24,7 +24,7 @@ from vssl_dist.tracker import (
     Flusher,
     Spool,
     Status,
-    flushed,
+    is_flushed,
     run_tags,
     shortfall,
 )
@@ -97,7 +97,7 @@ class RunReporter:
         self.spool.close()
         self.spawner.close(timeout_s)
         run_dir, uri = self.flusher.run_dir, self.flusher.tracking_uri
-        if not flushed(run_dir, uri, TRAINER):
+        if not is_flushed(run_dir, uri, TRAINER):
             _log.info("up to %g s for the last curves to reach MLflow", timeout_s)
         self.flusher.close(timeout_s)
         if uri != NOWHERE and (line := shortfall(run_dir, uri, TRAINER)) is not None:

@@ -12,41 +12,41 @@ from vssl_dist.tracker.address import (
     NOWHERE,
     check_tracking,
     default_tracking_uri,
-    normal,
+    normalised_uri,
 )
 from vssl_dist.tracker.consent import why_not_asked_for
 from vssl_dist.tracker.context import run_tags
-from vssl_dist.tracker.cursor import flushed
+from vssl_dist.tracker.cursor import is_flushed
 from vssl_dist.tracker.files import why_no_locks
 from vssl_dist.tracker.flusher import Flusher, flush_once, shortfall
-from vssl_dist.tracker.identity import Identity, in_shell, peek, settle
-from vssl_dist.tracker.look import Answer, look
-from vssl_dist.tracker.record import Record, holder
+from vssl_dist.tracker.identity import Identity, settle_identity, shell_word, stored_identity
+from vssl_dist.tracker.look import TrackingReport, probe_tracking
+from vssl_dist.tracker.record import Record, lease_holder
 from vssl_dist.tracker.spool import TRAINER, Spool, Status, flatten
 
 __all__ = [
     "EXPERIMENT",
     "NOWHERE",
     "TRAINER",
-    "Answer",
     "Flusher",
     "Identity",
     "Record",
     "Spool",
     "Status",
+    "TrackingReport",
     "check_tracking",
     "default_tracking_uri",
     "flatten",
     "flush_once",
-    "flushed",
-    "holder",
-    "in_shell",
-    "look",
-    "normal",
-    "peek",
+    "is_flushed",
+    "lease_holder",
+    "normalised_uri",
+    "probe_tracking",
     "run_tags",
-    "settle",
+    "settle_identity",
+    "shell_word",
     "shortfall",
+    "stored_identity",
     "why_no_locks",
     "why_not_asked_for",
 ]

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from vssl_dist.confidential import hidden
+from vssl_dist.confidential import redact
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.tracker.address import NOWHERE
-from vssl_dist.tracker.cursor import flushed
-from vssl_dist.tracker.identity import settle
+from vssl_dist.tracker.cursor import is_flushed
+from vssl_dist.tracker.identity import settle_identity
 from vssl_dist.tracker.record import Record, Sender, lease
-from vssl_dist.tracker.refusals import may_pass, one_line
-from vssl_dist.tracker.spool import end_unfinished
+from vssl_dist.tracker.refusals import error_line, is_transient
+from vssl_dist.tracker.spool import mark_unfinished_failed
 
 if TYPE_CHECKING:
     from vssl_dist.tracker.replay import Replayer
@@ -41,7 +41,7 @@ _log = logging.getLogger("vssl_dist.tracker")
 
 
 class _Orders:
-    """What the trainer says: nothing yet, to close by a time, or that it has died."""
+    """Requests of the trainer: to close by a time, or, by its death, to drain and leave."""
 
     def __init__(self) -> None:
         self._parent = os.getppid()
@@ -50,7 +50,7 @@ class _Orders:
         self.orphaned = False
 
     def wait(self, seconds: float) -> None:
-        """Listen for at most so long."""
+        """Listen to the trainer for at most so many seconds."""
         if self.deadline is not None:
             time.sleep(seconds)
             return
@@ -70,7 +70,7 @@ class _Orders:
 
     @property
     def closing_s(self) -> float:
-        """Seconds since it was told to close; negative before."""
+        """Seconds since the trainer asked to close; negative before."""
         return time.monotonic() - self._told
 
     @property
@@ -79,11 +79,11 @@ class _Orders:
 
 
 class _Lines(logging.Formatter):
-    """Lines of the log, without what only the environment may know."""
+    """Formatter of log lines that hides the secrets of the environment."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or a traceback."""
-        return hidden(super().format(record))
+        """Format a record without secrets."""
+        return redact(super().format(record))
 
 
 def _sampler(run_dir: Path, every_s: float) -> Sampler:
@@ -126,7 +126,7 @@ class _Server:
                     self._sampler.stop()
                 if orders.orphaned:
                     if not self._only_sends:
-                        end_unfinished(self._run_dir, self._began)
+                        mark_unfinished_failed(self._run_dir, self._began)
                     orders.orphaned = False
                 if self._flushed():
                     return True
@@ -146,8 +146,8 @@ class _Server:
         if self._uri == NOWHERE:
             return True
         if self._lease.is_locked:
-            return flushed(self._run_dir, self._uri)
-        return self._elsewhere and flushed(self._run_dir)
+            return is_flushed(self._run_dir, self._uri)
+        return self._elsewhere and is_flushed(self._run_dir)
 
     def _try(self) -> None:
         if self._is_settled:
@@ -171,7 +171,7 @@ class _Server:
 
     def _replay(self) -> None:
         if self._replayer is None:
-            identity = settle(self._run_dir)
+            identity = settle_identity(self._run_dir)
             record = Record.load(self._run_dir, identity)
             record.tracking_uri, record.experiment = self._uri, self._experiment
             record.save(self._run_dir)
@@ -188,30 +188,30 @@ class _Server:
         self._replayer.flush()
 
     def _report(self, error: Exception | None) -> None:
-        """Say when it begins to fail and when it works again, not every time between."""
-        refused = error is not None and not may_pass(error)
+        """Log when sending begins to fail and when it works again, not every time between."""
+        refused = error is not None and not is_transient(error)
         if error is not None and (self._failing_since is None or refused > self._refused):
             how = "MLflow refuses" if refused else "cannot send"
-            _log.warning("%s (will retry): %s", how, one_line(error))
+            _log.warning("%s (will retry): %s", how, error_line(error))
             self._failing_since = self._failing_since or time.monotonic()
         elif error is None and self._failing_since is not None:
             _log.warning("sending again")
             self._failing_since = None
         self._refused = refused
-        problem = None if error is None else one_line(error)
+        problem = None if error is None else error_line(error)
         if problem != self._problem:
             self._problem = problem
             with suppress(OSError):  # the disk may be what fails
                 Sender(self._uri, job=self._job, problem=problem).save(self._run_dir)
 
     def _outage(self) -> float:
-        """Seconds since it began to fail; 0 while it works."""
+        """Return the seconds since sending began to fail; 0 while it works."""
         since = self._failing_since
         return 0.0 if since is None else max(time.monotonic() - since, 1e-9)
 
 
 def main() -> int:
-    """0 when everything in the spool has been sent, else 1."""
+    """Run the flusher; return 0 when everything in the spool has been sent, else 1."""
     parser = argparse.ArgumentParser(prog="python -m vssl_dist.tracker", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--to", required=True, metavar="URI")

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
-from vssl_dist.confidential import in_address
+from vssl_dist.confidential import has_secret_in_address
 from vssl_dist.config.paths import expanded
 from vssl_dist.errors import ConfigError
 from vssl_dist.installed import command_line
@@ -25,30 +25,33 @@ _ANOTHER = "use http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
 
 
 def default_tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or a database in the current folder, where ``mlflow ui`` looks.
+    """Return ``MLFLOW_TRACKING_URI``, or a database in the current folder, as ``mlflow ui`` does.
 
     Raises:
         ConfigError: A variable in it is not set.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-    return normal(uri) if uri else database_uri(Path("mlflow.db"))
+    return normalised_uri(uri) if uri else sqlite_uri(Path("mlflow.db"))
 
 
-def normal(uri: str) -> str:
-    """The address that a user typed as every job reads it, in whatever folder it starts.
+def normalised_uri(uri: str) -> str:
+    """Normalise an address that a user typed, so that it means the same in every folder.
 
     The path of a database may begin with ``~`` and name variables, as all paths may.
 
-    >>> normal("http://login1:5000/#/experiments/1"), normal("sqlite:////data/m.db?timeout=60")
+    >>> (
+    ...     normalised_uri("http://login1:5000/#/experiments/1"),
+    ...     normalised_uri("sqlite:////data/m.db?timeout=60"),
+    ... )
     ('http://login1:5000', 'sqlite:////data/m.db?timeout=60')
     """
     uri = uri.strip()
     if uri.lower() == NOWHERE:
         return NOWHERE
     parts = _split(uri)
-    file = database(uri)
+    file = sqlite_file(uri)
     if parts is not None and file is not None and not _is_uri(parts):
-        return database_uri(_expanded(parts), parts.query, parts.scheme)
+        return sqlite_uri(_expanded(parts), parts.query, parts.scheme)
     if parts is not None and parts.scheme in ("http", "https"):
         return parts._replace(path=parts.path.rstrip("/"), fragment="").geturl()
     return uri
@@ -61,22 +64,22 @@ def _expanded(parts: SplitResult) -> Path:
         raise ConfigError(f"MLFLOW_TRACKING_URI: {error}") from None
 
 
-def database_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
-    """The address of a database: what would end or change the path is written as ``%XX``.
+def sqlite_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
+    """Write the address of an sqlite file: what would end or change the path becomes ``%XX``.
 
-    >>> database_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
+    >>> sqlite_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
     'sqlite:////data/50 %25/really%3F/mlflow.db?timeout=60'
     """
     path = re.sub(r"[%?#$\x00-\x1f]", lambda match: quote(match[0]), str(file.absolute()))
     return f"{scheme}:///{path}" + (f"?{query}" if query else "")
 
 
-def database(uri: str) -> Path | None:
-    """The absolute path of the sqlite file behind ``uri``, ``None`` for anything else.
+def sqlite_file(uri: str) -> Path | None:
+    """Return the absolute path of the sqlite file behind ``uri``, ``None`` for anything else.
 
-    >>> database("http://127.0.0.1:5000") is None
+    >>> sqlite_file("http://127.0.0.1:5000") is None
     True
-    >>> str(database("sqlite:////data/50%25/mlflow.db?timeout=60"))
+    >>> str(sqlite_file("sqlite:////data/50%25/mlflow.db?timeout=60"))
     '/data/50%/mlflow.db'
     """
     parts = _split(uri)
@@ -96,7 +99,7 @@ def _is_uri(parts: SplitResult) -> bool:
 
 
 def _split(uri: str) -> SplitResult | None:
-    """The parts, or ``None`` where it is no URI; only a server's has a fragment."""
+    """Split a URI, or return ``None`` if it is none; only a server's has a fragment."""
     try:
         parts = urlsplit(uri, allow_fragments=uri.lower().startswith("http"))
         _ = parts.port  # a number, or it raises
@@ -106,7 +109,7 @@ def _split(uri: str) -> SplitResult | None:
 
 
 def check_tracking(uri: str, hosts: int) -> str | None:
-    """One line that says why ``uri`` cannot serve jobs on ``hosts`` machines, or ``None``.
+    """Say in one line why ``uri`` cannot serve jobs on ``hosts`` machines, or return ``None``.
 
     It is known from the text alone and repeats no password; `look` asks who is there.
 
@@ -118,7 +121,7 @@ def check_tracking(uri: str, hosts: int) -> str | None:
     if uri == NOWHERE:
         return None
     parts = _split(uri)
-    if in_address(uri):
+    if has_secret_in_address(uri):
         remedy = "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         if uri.partition(":")[0].partition("+")[0].lower() in _DATABASES:
             remedy = (
@@ -147,7 +150,7 @@ def check_tracking(uri: str, hosts: int) -> str | None:
 
 
 def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:
-    file = database(uri)
+    file = sqlite_file(uri)
     if file is None:
         return f"MLFLOW_TRACKING_URI={uri} names no file: use sqlite:////absolute/path/mlflow.db"
     if hosts > 1:
@@ -168,5 +171,5 @@ def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:
 
 
 def _plugins() -> set[str]:
-    """Schemes that installed packages add to MLflow."""
+    """Return the schemes that installed packages add to MLflow."""
     return {point.name for point in entry_points(group="mlflow.tracking_store")}

@@ -14,8 +14,8 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
-def opened(run_dir: Path, place: str) -> Iterator[Path]:
-    """A path of the same name that leads to an artifact, whatever happens to the folder meanwhile.
+def open_artifact(run_dir: Path, place: str) -> Iterator[Path]:
+    """Open an artifact and yield a path to it that holds whatever happens to the folder.
 
     The spool may be anybody's: of what it asks for only regular files inside of the folder are
     taken, reached through no link.  A second name (a hard link) is what a copied folder may have;
@@ -33,22 +33,22 @@ def opened(run_dir: Path, place: str) -> Iterator[Path]:
 
 
 def _descend(run_dir: Path, place: str, stack: ExitStack) -> int:
-    """Open each folder on the way in the one before, then the file."""
+    """Open each folder on the way inside the one before, then the file."""
     parts = PurePosixPath(place).parts
     if not parts or "\0" in place or ".." in parts or place.startswith("/"):
         raise OSError(errno.EINVAL, "is no place inside of the run folder")
     number = _opened(run_dir.resolve(), os.O_DIRECTORY, None, stack)
-    for part in parts[:-1]:
-        if not stat.S_ISDIR(_lstat(part, number).st_mode):
-            raise OSError(errno.ENOTDIR, f"{part} is a link or no folder")
-        number = _opened(part, os.O_DIRECTORY, number, stack)
+    for folder_name in parts[:-1]:
+        if not stat.S_ISDIR(_lstat(folder_name, number).st_mode):
+            raise OSError(errno.ENOTDIR, f"{folder_name} is a link or no folder")
+        number = _opened(folder_name, os.O_DIRECTORY, number, stack)
     if not stat.S_ISREG(_lstat(parts[-1], number).st_mode):  # opening a device may do something
         raise OSError(errno.EINVAL, "is a link or no regular file")
     number = _opened(parts[-1], 0, number, stack)
-    found = os.fstat(number)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
-    if found.st_nlink > 1 and not found.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+    if status.st_nlink > 1 and not status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
         raise OSError(errno.EPERM, "is a second name of a private file")
     return number
 

@@ -13,7 +13,7 @@ _KEY = 250
 
 
 def clean_key(key: str) -> str:
-    """A key as MLflow takes it: no strange characters, no path tricks, at most 250 long.
+    """Make a key one that MLflow takes: plain characters, no path tricks, at most 250 long.
 
     >>> clean_key("knn/top1_k20_t0.07"), clean_key("../a//b?")
     ('knn/top1_k20_t0.07', 'a/b_')
@@ -31,11 +31,11 @@ class Batch:
     tags: Sequence[RunTag] = ()
 
     def __len__(self) -> int:
-        """How many values it carries."""
+        """Count the values that the request carries."""
         return len(self.metrics) + len(self.params) + len(self.tags)
 
     def within_limits(self) -> Iterator[Batch]:
-        """The same in requests of at most 1000 metrics, 100 parameters and 100 tags."""
+        """Split into requests of at most 1000 metrics, 100 parameters and 100 tags."""
         for start in range(0, max(len(self.params), len(self.tags)), _PARAMS):
             stretch = slice(start, start + _PARAMS)
             yield Batch((), self.params[stretch], self.tags[stretch])
@@ -43,13 +43,13 @@ class Batch:
             yield Batch(self.metrics[start : start + _METRICS])
 
     def halves(self) -> tuple[Batch, Batch]:
-        """The same in two; neither is empty where there are two values."""
+        """Split into two requests, neither of them empty where there are two values."""
         values: list[Metric | Param | RunTag] = [*self.metrics, *self.params, *self.tags]
         middle = len(values) // 2
         return _batch(values[:middle]), _batch(values[middle:])
 
     def name(self) -> str:
-        """What its only value is called."""
+        """Name the only value of a request of one."""
         if self.metrics:
             return f"metric {self.metrics[0].key}"
         return f"parameter {self.params[0].key}" if self.params else f"tag {self.tags[0].key}"

@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from vssl_dist.confidential import hidden
+from vssl_dist.confidential import redact
 from vssl_dist.durable import user_name
 from vssl_dist.installed import command_line
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import NOWHERE
-from vssl_dist.tracker.cursor import flushed
-from vssl_dist.tracker.identity import in_shell, peek
+from vssl_dist.tracker.cursor import is_flushed
+from vssl_dist.tracker.identity import shell_word, stored_identity
 from vssl_dist.tracker.record import Record
 
 
 def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -> str | None:
-    """Why a command that was not asked to send curves does not, in one line; ``None`` if it may.
+    """Say in one line why curves are not sent unless asked for; ``None`` if they may be.
 
     A folder that somebody else has made, or that names another address than the user's own, may
     hold anything: it reaches a server when the user says so.
@@ -30,7 +30,7 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
         tracking_uri: The user's own address.
         whole: The user has named the run and not a single export of it.
     """
-    stored = Record.load(run_dir, peek(run_dir)).tracking_uri
+    stored = Record.load(run_dir, stored_identity(run_dir)).tracking_uri
     if not stored or tracking_uri == NOWHERE:
         return None
     reason = ""
@@ -41,19 +41,19 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
                 break
     if not reason and stored != tracking_uri:
         reason = f"its curves went to {stored}, your address is {tracking_uri}"
-    if not reason and not whole and not flushed(run_dir, tracking_uri):
+    if not reason and not whole and not is_flushed(run_dir, tracking_uri):
         reason = "an export was named, and not its run"
     if not reason:
         return None
     command = (
-        f"{command_line('launch/track.py')} {in_shell(run_dir)} --to {shlex.quote(tracking_uri)}"
+        f"{command_line('launch/track.py')} {shell_word(run_dir)} --to {shlex.quote(tracking_uri)}"
     )
-    facts = printable(hidden(f"curves of {run_dir} are not sent ({reason})"))
+    facts = printable(redact(f"curves of {run_dir} are not sent ({reason})"))
     return f"{facts}: {command} sends them"
 
 
 def _evidence(run_dir: Path) -> Iterator[Path]:
-    """What says where curves go, and what they are."""
+    """Yield the files that say where curves go and what they are."""
     run = RunFolder(run_dir)
     yield from (run.mlflow_record, run.identity, run.spool)
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""From where the numbers come."""
+"""Where a run's numbers come from: commit, user, program and machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vssl_dist.installed import commit
 
 
 def run_tags(world_size: int, hosts: Sequence[str]) -> dict[str, str]:
-    """What MLflow shows beside a run: commit, user, program, machines."""
+    """Return the tags that MLflow shows beside a run: commit, user, program, machines."""
     tags = {
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "LOCAL",

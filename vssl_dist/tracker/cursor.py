@@ -12,16 +12,16 @@ from vssl_dist.curves import NAMES
 from vssl_dist.durable import publish_inside
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import NOWHERE
-from vssl_dist.tracker.identity import peek
-from vssl_dist.tracker.intake import is_whole, json_object
+from vssl_dist.tracker.identity import stored_identity
+from vssl_dist.tracker.intake import is_count, read_json_object
 from vssl_dist.tracker.record import Record
-from vssl_dist.tracker.refusals import may_pass
-from vssl_dist.tracker.spool import read
+from vssl_dist.tracker.refusals import is_transient
+from vssl_dist.tracker.spool import read_records
 
 
 @dataclass
 class Progress:
-    """How far one spool file has been replayed."""
+    """Progress of replaying one spool file."""
 
     offset: int = 0
     last: dict[str, int] = field(default_factory=dict)
@@ -29,20 +29,20 @@ class Progress:
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Progress:
-        """What is written down.
+        """Read the progress that a cursor file states for one spool file.
 
         Raises:
             ValueError: It is not what one of our programs writes.
         """
         progress = cls(**facts)
-        if not all(is_whole(number) for number in (progress.offset, *progress.last.values())):
+        if not all(is_count(number) for number in (progress.offset, *progress.last.values())):
             raise ValueError("no offset or no step")
         return progress
 
 
 @dataclass
 class Cursor:
-    """What one MLflow run has been sent, in ``spool/cursor.json``."""
+    """State of what one MLflow run has been sent, in ``spool/cursor.json``."""
 
     path: Path
     tracking_uri: str
@@ -59,23 +59,25 @@ class Cursor:
 
     @classmethod
     def load(cls, run_dir: Path, tracking_uri: str, run_id: str) -> Cursor:
-        """The stored cursor, or a fresh one if there is none for this MLflow run."""
+        """Load the stored cursor, or a fresh one if there is none for this MLflow run."""
         path = RunFolder(run_dir).cursor
         try:
-            raw = json_object(path)
-            others = raw.pop("others", {}) | {raw.get("tracking_uri", tracking_uri): raw}
-            own = others.pop(tracking_uri, {})
+            stored = read_json_object(path)
+            others = stored.pop("others", {}) | {stored.get("tracking_uri", tracking_uri): stored}
+            stored_here = others.pop(tracking_uri, {})
         except (OSError, ValueError, AttributeError, TypeError):
             # Sending everything once more does no harm.
             return cls(path, tracking_uri, run_id)
         fresh = cls(path, tracking_uri, run_id, others=others)
         try:
-            files = {name: Progress.read(progress) for name, progress in own["files"].items()}
-            artifacts, refused = own["artifacts"], own.get("refused", {})
+            files = {
+                name: Progress.read(progress) for name, progress in stored_here["files"].items()
+            }
+            artifacts, refused = stored_here["artifacts"], stored_here.get("refused", {})
             texts = [*artifacts, *refused.values()]
-            if own["run_id"] != run_id or not all(isinstance(text, str) for text in texts):
+            if stored_here["run_id"] != run_id or not all(isinstance(text, str) for text in texts):
                 return fresh
-            names = NAMES if own.get("names") == NAMES else 1
+            names = NAMES if stored_here.get("names") == NAMES else 1
             return cls(path, tracking_uri, run_id, files, [*artifacts], {**refused}, others, names)
         except (AttributeError, KeyError, TypeError, ValueError):
             return fresh
@@ -86,7 +88,7 @@ class Cursor:
         self.names = NAMES
 
     def save(self) -> None:
-        """Store it, in one piece."""
+        """Store the cursor, in one piece."""
         facts: Mapping[str, object] = {
             "tracking_uri": self.tracking_uri,
             "run_id": self.run_id,
@@ -99,14 +101,16 @@ class Cursor:
         publish_inside(self.path, json.dumps(facts).encode())
 
 
-def cursor_at(run_dir: Path, tracking_uri: str | None) -> Cursor:
-    """How much has been sent to an address, by default to the one where curves go now."""
-    record = Record.load(run_dir, peek(run_dir))
+def load_cursor(run_dir: Path, tracking_uri: str | None) -> Cursor:
+    """Load the cursor of an address, by default of the one where curves go now."""
+    record = Record.load(run_dir, stored_identity(run_dir))
     uri = tracking_uri or record.tracking_uri
     return Cursor.load(run_dir, uri, record.runs.get(uri, ""))
 
 
-def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[str] = ()) -> bool:
+def is_flushed(
+    run_dir: Path, tracking_uri: str | None = None, writers: Collection[str] = ()
+) -> bool:
     """Whether everything in the spool has been sent there, by this process or another.
 
     Args:
@@ -114,7 +118,7 @@ def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[
         tracking_uri: By default where curves go now.
         writers: Ask for what these have written only; by default for everybody's.
     """
-    cursor = cursor_at(run_dir, tracking_uri)
+    cursor = load_cursor(run_dir, tracking_uri)
     if cursor.tracking_uri == NOWHERE:
         return True
     if cursor.files and cursor.names != NAMES:
@@ -124,10 +128,10 @@ def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[
             continue
         offset = cursor.files.get(path.name, Progress()).offset
         try:
-            if read(path, offset)[1] != offset:
+            if read_records(path, offset)[1] != offset:
                 return False
         except OSError as error:
-            if may_pass(error):
+            if is_transient(error):
                 return False
             continue  # which the replay names
     return not cursor.artifacts

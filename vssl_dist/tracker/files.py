@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from vssl_dist.tracker.look import Answer, Question, nearest_folder, schema_history
+from vssl_dist.tracker.look import TrackingQuery, TrackingReport, nearest_folder, schema_history
 
 _MAGIC = b"SQLite format 3\0"
 _MLFLOWS = {"experiments", "runs", "metrics", "params", "tags"}
@@ -20,7 +20,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def why_no_locks(folder: Path) -> str | None:
-    """Why files below a folder, which need not exist, cannot be locked, or ``None``.
+    """Say why files below a folder, which need not exist, cannot be locked, or return ``None``.
 
     A folder's own locks are the kernel's, so one of its files is asked.  Where there is none yet
     nothing can be known without writing.
@@ -42,53 +42,53 @@ def why_no_locks(folder: Path) -> str | None:
     return None
 
 
-def look_at_database(file: Path, question: Question, timeout_s: float) -> Answer:
-    """What keeps an sqlite database from taking the run."""
+def look_at_database(file: Path, question: TrackingQuery, timeout_s: float) -> TrackingReport:
+    """Report what keeps an sqlite database from taking the run."""
     try:
-        return next(_obstacles(file, question, timeout_s), Answer())
+        return next(_obstacles(file, question, timeout_s), TrackingReport())
     except sqlite3.OperationalError as error:
         # Locked, or busy with a rollback: both pass.
         return question.away(error)
     except (OSError, ValueError, sqlite3.Error) as error:
-        return Answer(f"tracking to {file}: {error}: {_ANOTHER}")
+        return TrackingReport(f"tracking to {file}: {error}: {_ANOTHER}")
 
 
-def _obstacles(file: Path, question: Question, timeout_s: float) -> Iterator[Answer]:
+def _obstacles(file: Path, question: TrackingQuery, timeout_s: float) -> Iterator[TrackingReport]:
     folder = nearest_folder(file)
     if not folder.is_dir():
-        yield Answer(f"tracking to {file}: {folder} is no folder: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: {folder} is no folder: {_ANOTHER}")
     # sqlite keeps its journal beside the database.
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        yield Answer(f"tracking to {file}: no right to write in {folder}: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: no right to write in {folder}: {_ANOTHER}")
     if reason := why_no_locks(folder):
-        yield Answer(f"tracking to {file}: {reason}, which sqlite needs: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: {reason}, which sqlite needs: {_ANOTHER}")
     try:
         file.lstat()  # which also says that no file can have this name
     except FileNotFoundError:
         return
     if not file.is_file():
-        yield Answer(f"tracking to {file}: is no file: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: is no file: {_ANOTHER}")
     if not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
-        yield Answer(f"tracking to {file}: no right to write into it: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: no right to write into it: {_ANOTHER}")
     if file.stat().st_size:
         yield from _read(file, question, timeout_s)
 
 
-def _read(file: Path, question: Question, timeout_s: float) -> Iterator[Answer]:
+def _read(file: Path, question: TrackingQuery, timeout_s: float) -> Iterator[TrackingReport]:
     with file.open("rb") as opened:
         head = opened.read(20)
     if not head.startswith(_MAGIC):
-        yield Answer(f"tracking to {file}: is no sqlite database: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: is no sqlite database: {_ANOTHER}")
         return
-    place = f"file:{quote(os.fsencode(file.absolute()))}?mode=ro"
+    uri = f"file:{quote(os.fsencode(file.absolute()))}?mode=ro"
     if head[18] == 2:  # a write-ahead log, which readers would open for writing, too
         log = file.with_name(f"{file.name}-wal")
-        place += "&readonly_shm=1" if log.exists() and log.stat().st_size else "&immutable=1"
-    with closing(sqlite3.connect(place, uri=True, timeout=timeout_s / 2)) as base:
+        uri += "&readonly_shm=1" if log.exists() and log.stat().st_size else "&immutable=1"
+    with closing(sqlite3.connect(uri, uri=True, timeout=timeout_s / 2)) as base:
         yield from _inside(base, question)
 
 
-def _inside(base: sqlite3.Connection, question: Question) -> Iterator[Answer]:
+def _inside(base: sqlite3.Connection, question: TrackingQuery) -> Iterator[TrackingReport]:
     tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
     version = ""
     if "alembic_version" in tables:
@@ -97,7 +97,7 @@ def _inside(base: sqlite3.Connection, question: Question) -> Iterator[Answer]:
         # MLflow makes its tables beside those of others, unless they are called the same.
         in_the_way = sorted(tables & _MLFLOWS) + ["alembic_version"] * bool(version)
         if in_the_way:
-            yield Answer(
+            yield TrackingReport(
                 f"the database {question.uri} is another program's, or MLflow was stopped while "
                 f"it made it (it has {', '.join(in_the_way)}): {_ANOTHER}"
             )
@@ -105,7 +105,7 @@ def _inside(base: sqlite3.Connection, question: Question) -> Iterator[Answer]:
     newest, earlier = schema_history()
     if newest and version != newest:
         is_older = not version or version in earlier
-        yield Answer(
+        yield TrackingReport(
             _of_another_version(question.uri, version or "of no version", newest, is_older)
         )
         return

@@ -15,10 +15,10 @@ from vssl_dist.environment import outside_jobs, slurm_job
 from vssl_dist.installed import command_line, own_code_only
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
-from vssl_dist.tracker.address import NOWHERE, database
-from vssl_dist.tracker.cursor import cursor_at, flushed
-from vssl_dist.tracker.identity import in_shell, readable, settle
-from vssl_dist.tracker.record import Record, Sender, holder
+from vssl_dist.tracker.address import NOWHERE, sqlite_file
+from vssl_dist.tracker.cursor import is_flushed, load_cursor
+from vssl_dist.tracker.identity import as_utf8, settle_identity, shell_word
+from vssl_dist.tracker.record import Record, Sender, lease_holder
 
 _GENTLE = {
     # mlflow's own defaults block a call to a dead server for minutes.
@@ -77,7 +77,9 @@ class Flusher:
         Raises:
             OSError: A file that it would write is a link out of its folder.
         """
-        identity = settle(self.run_dir)  # first: a copy's links to the original's become files
+        identity = settle_identity(
+            self.run_dir
+        )  # first: a copy's links to the original's become files
         run = RunFolder(self.run_dir)
         for path in (run.mlflow_record, run.cursor, run.sender, run.sender_log):
             refuse_way_out(path)
@@ -92,7 +94,7 @@ class Flusher:
         if self.system_every_s is not None:
             arguments += ["--system", str(self.system_every_s)]
         gentle = dict(_GENTLE)
-        if database(self.tracking_uri) is not None:
+        if sqlite_file(self.tracking_uri) is not None:
             # A connection that stays open goes on writing into a file that was removed.
             gentle["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
         with open_append(run.sender_log) as log:
@@ -121,7 +123,7 @@ class Flusher:
         return ended == 0
 
     def _end(self, deadline: float) -> int | None:
-        """The process's exit code, ``None`` if there is none or it did not end in time."""
+        """End the process; return its exit code, ``None`` if it did not run or end in time."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -149,7 +151,7 @@ class Flusher:
 
 
 def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bool:
-    """Bring a run's spool to MLflow: what an evaluation that ends after the trainer calls.
+    """Bring a run's spool to MLflow, for an evaluation that ends after the trainer.
 
     If another flusher holds the lease this waits until that one has sent everything where it
     sends.  A machine that is merely busy has all of the time; a server that is away is given up
@@ -166,8 +168,8 @@ def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bo
     """
     if not RunFolder(run_dir).mlflow_record.exists():
         return True
-    record = Record.load(run_dir, settle(run_dir))
-    if tracking_uri == NOWHERE or flushed(run_dir, tracking_uri):
+    record = Record.load(run_dir, settle_identity(run_dir))
+    if tracking_uri == NOWHERE or is_flushed(run_dir, tracking_uri):
         return True
     flusher = Flusher(run_dir, record.experiment, tracking_uri, only_sends=True)
     flusher.start()
@@ -175,7 +177,7 @@ def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bo
 
 
 def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -> str | None:
-    """What of a run MLflow does not have, why, and what to do, in one line; ``None`` if nothing.
+    """Say in one line what of a run MLflow lacks, why, and the remedy; ``None`` if it has all.
 
     Args:
         run_dir: The run's folder.
@@ -183,11 +185,11 @@ def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -
         writers: Ask for what these have written only; that somebody is sending it is as good as
             sent then.  By default everybody's, and who is sending is named.
     """
-    command = f"{command_line('launch/track.py')} {in_shell(run_dir)}"
+    command = f"{command_line('launch/track.py')} {shell_word(run_dir)}"
     if tracking_uri == NOWHERE:
         return f"curves are in the spool only (MLFLOW_TRACKING_URI={NOWHERE}): {command} --to URI"
-    if flushed(run_dir, tracking_uri, writers):
-        refused = cursor_at(run_dir, tracking_uri).refused
+    if is_flushed(run_dir, tracking_uri, writers):
+        refused = load_cursor(run_dir, tracking_uri).refused
         if not refused:
             return None
         names = [*refused][:_NAMED] + [f"{len(refused) - _NAMED} more"] * (len(refused) > _NAMED)
@@ -197,7 +199,7 @@ def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -
             "tries again"
         )
     sender = Sender.load(run_dir)
-    working = holder(run_dir)
+    working = lease_holder(run_dir)
     if working is not None and working.tracking_uri == tracking_uri and writers:
         if working.problem is None:
             return None
@@ -210,5 +212,5 @@ def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -
         reason = printable(sender.problem or "there was not enough time")
     return (
         f"not all curves have reached MLflow at {tracking_uri} ({reason}); they are in "
-        f"{readable(str(RunFolder(run_dir).spool))}: {command} sends them"
+        f"{as_utf8(str(RunFolder(run_dir).spool))}: {command} sends them"
     )

@@ -23,9 +23,9 @@ from filelock import Timeout
 from vssl_dist.config.paths import literal
 from vssl_dist.durable import publish_inside
 from vssl_dist.errors import ConfigError
-from vssl_dist.locks import holder, private_lock
+from vssl_dist.locks import lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder, is_export
-from vssl_dist.tracker.intake import is_texts, json_object, open_own
+from vssl_dist.tracker.intake import is_text_mapping, open_safely, read_json_object
 
 _WAIT_S = 60.0
 _LONGEST_NAME = 1000
@@ -44,21 +44,21 @@ class Parent:
 
 @dataclass(frozen=True)
 class Identity:
-    """What ``run.json`` says."""
+    """Identity of a run folder, as ``run.json`` states it."""
 
     uuid: str
     path: str
     parent: Parent | None = None
 
 
-def peek(run_dir: Path) -> Identity | None:
-    """Which run a folder is, without writing anything; ``None`` for a new one and a new copy."""
+def stored_identity(run_dir: Path) -> Identity | None:
+    """Read which run a folder is; ``None`` for a new folder and for a new copy."""
     stored = _stored(run_dir)
     return None if stored is None or _original(stored, run_dir) is not None else stored
 
 
-def settle(run_dir: Path) -> Identity:
-    """Which run a folder is from now on, written down.
+def settle_identity(run_dir: Path) -> Identity:
+    """Decide which run a folder is from now on, and write that down.
 
     Whoever is to write into a run folder calls this first: a copy gets files of its own in place
     of links to the original's.
@@ -77,15 +77,17 @@ def settle(run_dir: Path) -> Identity:
     try:
         held = private_lock(lock).acquire(timeout=_WAIT_S)
     except Timeout:
-        raise ConfigError(f"{lock} is held by {holder(lock)}: wait for it, or stop it") from None
+        raise ConfigError(
+            f"{lock} is held by {lock_holder(lock)}: wait for it, or stop it"
+        ) from None
     with held:
         stored = _stored(run_dir)
         if stored is None:
             settled = Identity(uuid.uuid4().hex, str(run_dir))
-        elif (original := _original(stored, run_dir)) is None or _answers(original, run_dir):
+        elif (original := _original(stored, run_dir)) is None or _is_same_folder(original, run_dir):
             settled = Identity(stored.uuid, str(run_dir), stored.parent)
         else:
-            _part(run_dir, original)
+            _detach(run_dir, original)
             parent = Parent(original.name, stored.uuid, _runs(run_dir, stored.uuid))
             settled = Identity(uuid.uuid4().hex, str(run_dir), parent)
         if settled != stored or not RunFolder(run_dir).identity.exists():
@@ -93,51 +95,55 @@ def settle(run_dir: Path) -> Identity:
         return settled
 
 
-def is_anothers(place: str, run_dir: Path, uuid: str) -> bool:
-    """Whether a path is that of another folder which is the same run: this one is its copy, then.
+def is_copy_of(path: str, run_dir: Path, uuid: str) -> bool:
+    """Whether a run folder is a copy of the folder at a path, which is the same run.
 
     Args:
-        place: Where MLflow says that the run is.
+        path: Where MLflow says that the run is.
         run_dir: The folder that says it is this run.
         uuid: Of the run.
     """
-    if not _is_path(place):
+    if not _is_path(path):
         return False
-    original = _original(Identity(uuid, place), run_dir)
-    if original is None or _answers(original, run_dir):
+    original = _original(Identity(uuid, path), run_dir)
+    if original is None or _is_same_folder(original, run_dir):
         return False
     # A copy that was put where this run used to be does not say that it is the run.
-    return peek(original) is not None or not os.access(original, os.R_OK | os.X_OK)
+    return stored_identity(original) is not None or not os.access(original, os.R_OK | os.X_OK)
 
 
-def readable(text: str) -> str:
-    r"""Text of which MLflow takes every character: what is not UTF-8 in a path as ``\xXX``.
+def as_utf8(text: str) -> str:
+    r"""Make text valid UTF-8, as MLflow wants it: other bytes of a path become ``\xXX``.
 
-    >>> print(readable("caf\udce9"))
+    >>> print(as_utf8("caf\udce9"))
     caf\xe9
     """
     return os.fsencode(text).decode(errors="backslashreplace")
 
 
-def in_shell(path: Path) -> str:
-    r"""A path as one word of a shell command for ours, in characters that every terminal can show.
+def shell_word(path: Path) -> str:
+    r"""Quote a path as one word of a shell command, in characters that every terminal shows.
 
-    >>> print(in_shell(Path("/data/caf\udce9")), in_shell(Path("/my data/$x")))
+    >>> print(shell_word(Path("/data/caf\udce9")), shell_word(Path("/my data/$x")))
     $'/data/caf\xe9' '/my data/$$x'
     """
     typed = literal(path)
-    text = readable(typed)
+    text = as_utf8(typed)
     return shlex.quote(text) if text == typed else f"${shlex.quote(text)}"
 
 
 def _stored(run_dir: Path) -> Identity | None:
-    """What the folder says; of a run from before ``run.json`` what its other files say."""
+    """Read the identity of a folder, of a run from before ``run.json`` from its other files."""
     match _read(RunFolder(run_dir).identity):
-        case {"uuid": str(own), "path": str(path), **others} if _is_uuid(own) and _is_path(path):
-            return Identity(own, path, _parent(others.get("parent")))
+        case {"uuid": str(run_uuid), "path": str(path), **others} if _is_uuid(
+            run_uuid
+        ) and _is_path(path):
+            return Identity(run_uuid, path, _parent(others.get("parent")))
     match _read(RunFolder(run_dir).mlflow_record):
-        case {"uuid": str(older)} if _is_uuid(older) and _is_path(path := _configured(run_dir)):
-            return Identity(older, path)
+        case {"uuid": str(run_uuid)} if _is_uuid(run_uuid) and _is_path(
+            path := _configured(run_dir)
+        ):
+            return Identity(run_uuid, path)
     return None
 
 
@@ -154,15 +160,17 @@ def _is_path(text: str) -> bool:
 
 def _parent(facts: object) -> Parent | None:
     match facts:
-        case {"name": str(name), "uuid": str(theirs), "runs": dict(runs)} if is_texts(runs):
-            return Parent(name[:_LONGEST_NAME], theirs[:_LONGEST_NAME], runs)
+        case {"name": str(name), "uuid": str(parent_uuid), "runs": dict(runs)} if is_text_mapping(
+            runs
+        ):
+            return Parent(name[:_LONGEST_NAME], parent_uuid[:_LONGEST_NAME], runs)
     return None
 
 
 def _configured(run_dir: Path) -> str:
-    """Where the last submission that wrote this folder's config saw it."""
+    """Return the path at which the last submission saw the folder, as its config states it."""
     try:
-        with open_own(RunFolder(run_dir).config) as file:
+        with open_safely(RunFolder(run_dir).config) as file:
             config = yaml.safe_load(file.read(_LARGEST_CONFIG))
         return str(Path(config["out"], config["name"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
@@ -171,35 +179,39 @@ def _configured(run_dir: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json_object(path)
+        return read_json_object(path)
     except (OSError, ValueError):
         return {}
 
 
 def _runs(run_dir: Path, owner: str) -> dict[str, str]:
-    """The MLflow runs that the copied ``mlflow_run.json`` knows."""
+    """Read the MLflow runs of the original from a copied ``mlflow_run.json``."""
     match _read(RunFolder(run_dir).mlflow_record):
-        case {"uuid": str(theirs), "tracking_uri": str(uri), **facts} if theirs == owner:
+        case {"uuid": str(run_uuid), "tracking_uri": str(uri), **facts} if run_uuid == owner:
             last = {uri: facts["run_id"]} if "run_id" in facts else {}
-            runs = [earlier for earlier in (facts.get("runs"), last) if is_texts(earlier)]
-            return {address: run_id for some in runs for address, run_id in some.items()}
+            runs = [
+                candidate for candidate in (facts.get("runs"), last) if is_text_mapping(candidate)
+            ]
+            return {address: run_id for mapping in runs for address, run_id in mapping.items()}
     return {}
 
 
 def _original(stored: Identity, run_dir: Path) -> Path | None:
-    """The folder that ``run_dir`` is a copy of, ``None`` if it is the run itself."""
-    place = Path(stored.path)
+    """Find the folder that ``run_dir`` is a copy of, ``None`` if it is the run itself."""
+    recorded_path = Path(stored.path)
     try:
-        if _is_at(stored.path, run_dir) or not place.is_dir():
+        if _is_at(stored.path, run_dir) or not recorded_path.is_dir():
             return None
-        there = _read(RunFolder(place).identity) or _read(RunFolder(place).mlflow_record)
+        facts = _read(RunFolder(recorded_path).identity) or _read(
+            RunFolder(recorded_path).mlflow_record
+        )
         # What its owner lets nobody read is not this folder, wherever that was.
-        readable = os.access(place, os.R_OK | os.X_OK)
+        is_readable = os.access(recorded_path, os.R_OK | os.X_OK)
     except PermissionError:
-        return place
+        return recorded_path
     except OSError:  # no path at all
         return None
-    return place if there.get("uuid") == stored.uuid or not readable else None
+    return recorded_path if facts.get("uuid") == stored.uuid or not is_readable else None
 
 
 def _is_at(path: str, run_dir: Path) -> bool:
@@ -210,7 +222,7 @@ def _is_at(path: str, run_dir: Path) -> bool:
         return False
 
 
-def _answers(original: Path, run_dir: Path) -> bool:
+def _is_same_folder(original: Path, run_dir: Path) -> bool:
     """Whether two paths are one folder under two mounts, which may number files differently."""
     probe = f".probe-{uuid.uuid4().hex}"
     mark = run_dir / probe
@@ -223,20 +235,20 @@ def _answers(original: Path, run_dir: Path) -> bool:
         mark.unlink()
 
 
-def _part(run_dir: Path, original: Path) -> None:
+def _detach(run_dir: Path, original: Path) -> None:
     """Give a copy (``cp -al``, ``cp -as``) files of its own, in place of links to the original's.
 
     Hard links to weights stay: those are never changed where they lie.
     """
-    theirs = original.resolve()
+    original_path = original.resolve()
     for folder, _, names in os.walk(run_dir):
         for path in (Path(folder, name) for name in names):
             if path.is_symlink():
-                shared = path.is_file() and path.resolve().is_relative_to(theirs)
+                shared = path.is_file() and path.resolve().is_relative_to(original_path)
             else:
                 weights = is_export(path) or path.is_relative_to(RunFolder(run_dir).checkpoints)
                 shared = not weights and path.is_file() and path.stat().st_nlink > 1
             if shared:
-                own = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")
-                shutil.copy2(path, own)
-                own.replace(path)
+                copied_path = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")
+                shutil.copy2(path, copied_path)
+                copied_path.replace(path)

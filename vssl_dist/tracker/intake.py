@@ -11,8 +11,8 @@ from vssl_dist.jsonfile import read_json
 _LARGEST = 2**63
 
 
-def open_own(path: Path) -> BinaryIO:
-    """Open a file for reading.
+def open_safely(path: Path) -> BinaryIO:
+    """Open a file of a run folder for reading, through no link of another user.
 
     Raises:
         OSError: There is none, it is a folder, a pipe or a device, or a link of another user.
@@ -20,11 +20,11 @@ def open_own(path: Path) -> BinaryIO:
     return open_regular(followed(path))
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """What a file of JSON holds.
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read the object that a file of JSON holds.
 
     Raises:
-        OSError: See `open_own`.
+        OSError: See `open_safely`.
         ValueError: It is no object, or none that one of our programs has written.
     """
     facts = read_json(followed(path))
@@ -33,11 +33,11 @@ def json_object(path: Path) -> dict[str, Any]:
     return facts
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a number of a step, a place or a time: not negative, and not of 100 digits."""
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value can be a step, an offset or a time: not negative, not of 100 digits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
 
 
-def is_texts(value: object) -> TypeGuard[dict[str, str]]:
-    """Whether it is an object that holds nothing but text."""
+def is_text_mapping(value: object) -> TypeGuard[dict[str, str]]:
+    """Whether a value is an object that holds nothing but text."""
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())

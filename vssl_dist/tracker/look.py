@@ -13,28 +13,28 @@ from pathlib import Path
 from vssl_dist.installed import command_line
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
-from vssl_dist.tracker.address import EXPERIMENT, NOWHERE, database
-from vssl_dist.tracker.identity import in_shell, peek, readable
+from vssl_dist.tracker.address import EXPERIMENT, NOWHERE, sqlite_file
+from vssl_dist.tracker.identity import as_utf8, shell_word, stored_identity
 from vssl_dist.tracker.record import Record
 
 _WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What keeps curves from arriving there, in one line each, with the remedy."""
+class TrackingReport:
+    """Report on what keeps curves from arriving at an address: a line each, with the remedy."""
 
     problem: str | None = None
-    """Will not pass by itself."""
+    """Obstacle that will not pass by itself."""
     doubt: str | None = None
-    """May pass: until then curves wait in the spool."""
+    """Obstacle that may pass: until then curves wait in the spool."""
     note: str | None = None
-    """Is as it should not be, and no reason to wait."""
+    """Oddity that is no reason to wait."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is looked for: the experiment, and the run if it has been there before."""
+class TrackingQuery:
+    """Question to an address: has it the experiment, and the run if it was sent there before."""
 
     uri: str
     run_dir: Path
@@ -42,46 +42,46 @@ class Question:
     uuid: str
     run_id: str | None
 
-    def experiment_in_bin(self, experiment_id: object) -> Answer:
-        """The experiment was deleted, which MLflow can undo."""
-        return Answer(
+    def experiment_in_bin(self, experiment_id: object) -> TrackingReport:
+        """Report that the experiment was deleted, which MLflow can undo."""
+        return TrackingReport(
             f"MLflow's experiment {self.experiment} at {self.uri} is in the bin and takes no runs: "
             f"{self._command('experiments', f'--experiment-id {experiment_id}')} brings it back"
         )
 
-    def run_in_bin(self, run_id: object) -> Answer:
-        """The run was deleted, which MLflow can undo."""
-        return Answer(
-            f"the MLflow run of {readable(str(self.run_dir))} at {self.uri} is in the bin and "
+    def run_in_bin(self, run_id: object) -> TrackingReport:
+        """Report that the run was deleted, which MLflow can undo."""
+        return TrackingReport(
+            f"the MLflow run of {as_utf8(str(self.run_dir))} at {self.uri} is in the bin and "
             f"takes no curves: {self._command('runs', f'--run-id {run_id}')} brings it back; or "
             "give this run another name"
         )
 
-    def run_of_another(self) -> Answer:
-        """The MLflow run that is written down in the folder does not bear this run's mark."""
-        return Answer(
+    def run_of_another(self) -> TrackingReport:
+        """Report that the MLflow run which the folder names does not bear this run's mark."""
+        return TrackingReport(
             note=f"MLflow run {self.run_id} at {self.uri}, which "
             f"{printable(str(RunFolder(self.run_dir).mlflow_record))} names, is another run's: "
             "this one gets one of its own, with all of its history"
         )
 
-    def _command(self, what: str, which: str) -> str:
-        return f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow {what} restore {which}"
+    def _command(self, group: str, option: str) -> str:
+        return f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow {group} restore {option}"
 
-    def away(self, reason: object) -> Answer:
-        """It cannot be reached now."""
-        return Answer(
+    def away(self, reason: object) -> TrackingReport:
+        """Report that the address cannot be reached now."""
+        return TrackingReport(
             doubt=f"MLflow at {self.uri} does not answer ({' '.join(str(reason).split())[:200]}): "
-            f"curves wait in {readable(str(RunFolder(self.run_dir).spool))}, and "
-            f"`{command_line('launch/track.py')} {in_shell(self.run_dir)}` "
+            f"curves wait in {as_utf8(str(RunFolder(self.run_dir).spool))}, and "
+            f"`{command_line('launch/track.py')} {shell_word(self.run_dir)}` "
             "sends them once it does"
         )
 
 
-def look(
+def probe_tracking(
     uri: str, run_dir: Path, experiment: str = EXPERIMENT, timeout_s: float = _WITHIN_S
-) -> Answer:
-    """Whether MLflow at ``uri`` will take the curves of a run, found out within ``timeout_s``.
+) -> TrackingReport:
+    """Find out within ``timeout_s`` whether MLflow at ``uri`` will take the curves of a run.
 
     Args:
         uri: As `normal` makes it and `check_tracking` lets it pass.
@@ -89,8 +89,8 @@ def look(
         experiment: Its name in MLflow.
         timeout_s: Storage and servers that hang get so long.
     """
-    question = Question(uri, run_dir, experiment, "", None)
-    answers: list[Answer] = []
+    question = TrackingQuery(uri, run_dir, experiment, "", None)
+    answers: list[TrackingReport] = []
 
     def ask() -> None:
         try:
@@ -105,11 +105,11 @@ def look(
     return answers[0] if answers else question.away(f"nothing within {timeout_s:g} s")
 
 
-def _ask(uri: str, run_dir: Path, experiment: str, timeout_s: float) -> Answer:
-    identity = peek(run_dir)
+def _ask(uri: str, run_dir: Path, experiment: str, timeout_s: float) -> TrackingReport:
+    identity = stored_identity(run_dir)
     record = Record.load(run_dir, identity)
-    question = Question(uri, run_dir, experiment, record.uuid, record.runs.get(uri))
-    file = database(uri)
+    question = TrackingQuery(uri, run_dir, experiment, record.uuid, record.runs.get(uri))
+    file = sqlite_file(uri)
     if file is not None:
         from vssl_dist.tracker.files import look_at_database
 
@@ -118,11 +118,11 @@ def _ask(uri: str, run_dir: Path, experiment: str, timeout_s: float) -> Answer:
         from vssl_dist.tracker.server import look_at_server
 
         return look_at_server(question, timeout_s)
-    return Answer()
+    return TrackingReport()
 
 
 def schema_history() -> tuple[str, set[str]]:
-    """The newest schema of the installed MLflow's databases, and all that went before.
+    """Return the newest schema of the installed MLflow's databases, and all that went before.
 
     They stand in its migrations, one file each, as ``revision`` and ``down_revision``.
     """
@@ -142,5 +142,5 @@ def schema_history() -> tuple[str, set[str]]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The first of a path's parents that is there."""
+    """Return the first of a path's parents that is there."""
     return next((parent for parent in path.parents if os.path.lexists(parent)), Path("/"))

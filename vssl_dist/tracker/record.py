@@ -18,7 +18,7 @@ from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT
 from vssl_dist.tracker.identity import Identity
-from vssl_dist.tracker.intake import is_texts, json_object
+from vssl_dist.tracker.intake import is_text_mapping, read_json_object
 
 
 @dataclass
@@ -36,29 +36,35 @@ class Record:
 
     @classmethod
     def load(cls, run_dir: Path, identity: Identity | None) -> Record:
-        """What is written down for this run, or an empty record."""
+        """Load what is written down for this run, or an empty record."""
         uuid = identity.uuid if identity else ""
         try:
-            facts = json_object(RunFolder(run_dir).mlflow_record)
+            facts = read_json_object(RunFolder(run_dir).mlflow_record)
             owner, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
         except (OSError, ValueError, KeyError):
             return cls(uuid)
-        known = facts.get("runs", {})
-        if not is_texts({"": owner, " ": experiment, "  ": uri}) or not is_texts(known):
+        earlier_runs = facts.get("runs", {})
+        are_texts = all(isinstance(text, str) for text in (owner, experiment, uri))
+        if not are_texts or not is_text_mapping(earlier_runs):
             return cls(uuid)
         last = {uri: facts["run_id"]} if "run_id" in facts else {}
         if not re.fullmatch(r"(?!\.*$)[\w. -]{1,250}", experiment):
             experiment = EXPERIMENT
-        runs = {k: v for k, v in (known | last).items() if isinstance(v, str) and _is_run_id(v)}
-        return cls(owner if uuid == owner else uuid, experiment, uri, runs if uuid == owner else {})
+        run_ids = {
+            address: run_id
+            for address, run_id in (earlier_runs | last).items()
+            if isinstance(run_id, str) and _is_run_id(run_id)
+        }
+        # What a copied folder brings along is the original's.
+        return cls(uuid, experiment, uri, run_ids if uuid == owner else {})
 
     @property
     def run_id(self) -> str | None:
-        """The run at the address where curves go now."""
+        """Id of the MLflow run at the address where curves go now."""
         return self.runs.get(self.tracking_uri)
 
     def save(self, run_dir: Path) -> None:
-        """Write it down, with ``run_id`` for people and programs that ask for the run."""
+        """Store the record, with ``run_id`` for people and programs that ask for the run."""
         facts = asdict(self) | ({"run_id": self.run_id} if self.run_id else {})
         publish_inside(RunFolder(run_dir).mlflow_record, json.dumps(facts).encode())
 
@@ -76,9 +82,9 @@ class Sender:
 
     @classmethod
     def load(cls, run_dir: Path) -> Sender | None:
-        """The one that is written down, if any."""
+        """Load the sender that is written down, if any."""
         try:
-            facts = json_object(RunFolder(run_dir).sender)
+            facts = read_json_object(RunFolder(run_dir).sender)
         except (OSError, ValueError):
             return None
         match facts:
@@ -88,7 +94,7 @@ class Sender:
         return None
 
     def save(self, run_dir: Path) -> None:
-        """Write it down."""
+        """Store the sender."""
         publish_inside(RunFolder(run_dir).sender, json.dumps(asdict(self)).encode())
 
     def __str__(self) -> str:
@@ -100,12 +106,12 @@ class Sender:
 
     @property
     def doing(self) -> str:
-        """What it does, as the subject of a line."""
+        """Activity of the sender, as the subject of a line."""
         return printable(f"{self} is sending to {self.tracking_uri}")
 
 
-class Stranger(Sender):
-    """Somebody who holds the lease and has not written down that he sends."""
+class UnknownSender(Sender):
+    """Process that holds the lease and has not written down that it sends."""
 
     is_known = False
 
@@ -118,29 +124,29 @@ class Stranger(Sender):
 
     @property
     def doing(self) -> str:
-        """What he does, as the subject of a line."""
+        """Activity of the process, as the subject of a line."""
         return printable(f"{self} holds {self.lock}")
 
 
 def lease(run_dir: Path) -> FileLock:
-    """Held by the one process that sends a run's spool."""
+    """Return the lock that the one process which sends a run's spool holds."""
     return private_lock(RunFolder(run_dir).sender_lock)
 
 
-def holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
-    """Who has the lease, if it is not free within so long."""
+def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
+    """Return who holds the lease, or ``None`` if it is free within ``wait_s``."""
     lock = RunFolder(run_dir).sender_lock
     try:
         with lease(run_dir).acquire(timeout=wait_s):
             return None
     except Timeout:
-        who = locks.holder(lock)
+        who = locks.lock_holder(lock)
     except PermissionError:
         if not lock.exists():
             raise
-        return Stranger(user_name(lock.lstat().st_uid), lock)
+        return UnknownSender(user_name(lock.lstat().st_uid), lock)
     if " of " in who and f" of {user_name(os.geteuid())} (" not in who:
-        return Stranger(who, lock)
+        return UnknownSender(who, lock)
     return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from vssl_dist.confidential import hidden
+from vssl_dist.confidential import redact
 from vssl_dist.text import printable
 
 _PASSING_CODES = {
@@ -19,13 +19,13 @@ _LASTING_ERRNOS = (
 
 
 class Refused(RuntimeError):
-    """MLflow will take nothing of this run until somebody does something, which it says."""
+    """Refusal of all of a run; the message says what somebody has to do about it."""
 
 
-def may_pass(error: Exception) -> bool:
-    """Whether the same may work later: the server is away, busy or at fault.
+def is_transient(error: Exception) -> bool:
+    """Whether an error may pass by itself: the server is away, busy or at fault.
 
-    >>> may_pass(ConnectionResetError()), may_pass(PermissionError(errno.EACCES, "no"))
+    >>> is_transient(ConnectionResetError()), is_transient(PermissionError(errno.EACCES, "no"))
     (True, False)
     """
     if (code := _code(error)) is not None:
@@ -41,18 +41,20 @@ def may_pass(error: Exception) -> bool:
 
 
 def is_ambiguous(error: Exception) -> bool:
-    """Whether it may as well be one value's fault: what a database cannot store is a fault of
-    the server's to MLflow, and so is a server that is away."""
+    """Whether an error may as well be one value's fault as the server's.
+
+    What a database cannot store is an internal error to MLflow, and so is a server that is away.
+    """
     return _code(error) == "INTERNAL_ERROR"
 
 
 def _code(error: Exception) -> str | None:
-    """That of an MLflow exception."""
+    """Return the code of an MLflow exception, of others ``None``."""
     code = getattr(error, "error_code", None)
     return code if isinstance(code, str) else None
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in a line of bounded length that holds no password."""
-    said = printable(" ".join(hidden(str(error)).split())[:300])
-    return said if isinstance(error, Refused) else f"{type(error).__name__}: {said}"
+def error_line(error: Exception) -> str:
+    """Describe an error in one line of bounded length that holds no password."""
+    message = printable(" ".join(redact(str(error)).split())[:300])
+    return message if isinstance(error, Refused) else f"{type(error).__name__}: {message}"

@@ -20,14 +20,14 @@ from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from vssl_dist.durable import share_as_its_folder, user_name
-from vssl_dist.locks import holder, private_lock
+from vssl_dist.locks import lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.tracker.address import database, database_uri
-from vssl_dist.tracker.identity import Identity, is_anothers, readable
-from vssl_dist.tracker.intake import is_whole
+from vssl_dist.tracker.address import sqlite_file, sqlite_uri
+from vssl_dist.tracker.identity import Identity, as_utf8, is_copy_of
+from vssl_dist.tracker.intake import is_count
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused
-from vssl_dist.tracker.spool import read
+from vssl_dist.tracker.spool import read_records
 
 UUID_TAG = "vssl_dist.run"
 _FOLDER_TAG = "vssl_dist.run_dir"
@@ -42,8 +42,8 @@ _log = logging.getLogger(__name__)
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client; a database that is not there yet, or empty, is made, by one process at a time."""
-    file = database(uri)
+    """Connect a client; one process at a time makes a database that is not there or empty."""
+    file = sqlite_file(uri)
     if file is None:
         return MlflowClient(tracking_uri=uri)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _alone(lock: Path) -> AcquireReturnProxy[FileLock]:
-    """Held while a database is made.
+    """Hold the lock under which a database is made.
 
     Raises:
         TimeoutError: Somebody else holds it for a minute.
@@ -63,7 +63,7 @@ def _alone(lock: Path) -> AcquireReturnProxy[FileLock]:
     try:
         return private_lock(lock).acquire(timeout=_MAKING_S)
     except Timeout:
-        raise TimeoutError(f"{lock} is held by {holder(lock)}") from None
+        raise TimeoutError(f"{lock} is held by {lock_holder(lock)}") from None
     except PermissionError as error:
         if not lock.exists():
             raise
@@ -79,7 +79,7 @@ def _size(file: Path) -> int:
 
 
 def _without_escapes(uri: str, file: Path) -> str:
-    """The same address for this process: MLflow makes the folders of one without reading ``%XX``.
+    """Return an address without ``%XX``, which MLflow does not read when it makes folders.
 
     The folder stays open as long as the process lives: MLflow keeps its connections for as long.
     """
@@ -87,12 +87,12 @@ def _without_escapes(uri: str, file: Path) -> str:
         return uri
     number = _opened(file.parent)
     query = uri.partition("?")[2]
-    return database_uri(Path(f"/proc/self/fd/{number}", file.name), query)
+    return sqlite_uri(Path(f"/proc/self/fd/{number}", file.name), query)
 
 
 @functools.cache
 def _opened(folder: Path) -> int:
-    """Once for each folder: MLflow keeps a store for each address that it has seen."""
+    """Open a folder, once: MLflow keeps a store for each address that it has seen."""
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
@@ -107,7 +107,7 @@ def _create_database(file: Path) -> None:
             leftover.unlink()
     # Another name each time: of one that MLflow has seen in this process it makes no tables again.
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.new")
-    uri = _without_escapes(database_uri(partial), partial)
+    uri = _without_escapes(sqlite_uri(partial), partial)
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     share_as_its_folder(partial)
     if file.exists() and _size(file) == 0:
@@ -125,7 +125,7 @@ def _create_database(file: Path) -> None:
 
 
 def find_or_create(client: MlflowClient, run_dir: Path, identity: Identity, record: Record) -> str:
-    """The id of the MLflow run of this folder, written down in its ``mlflow_run.json``.
+    """Find or create the MLflow run of a folder and write its id into ``mlflow_run.json``.
 
     The run is looked for by its tag before it is made: a kill between making it and writing its
     id down does not make a second one.  A run that bears another folder's mark is that folder's,
@@ -144,20 +144,22 @@ def find_or_create(client: MlflowClient, run_dir: Path, identity: Identity, reco
         if named is not None:
             _log.warning("MLflow run %s is another run's: this one gets its own", record.run_id)
     experiment = _experiment(client, record.experiment, record.tracking_uri)
-    found = client.search_runs(
+    candidates = client.search_runs(
         [experiment],
         f"tags.`{UUID_TAG}` = '{identity.uuid}'",
         run_view_type=ViewType.ALL,
         max_results=_CANDIDATES,
     )
-    own = next((candidate for candidate in found if _is_of(candidate, run_dir, identity)), None)
-    if own is not None:
-        run_id: str = own.info.run_id
+    own_run = next(
+        (candidate for candidate in candidates if _is_of(candidate, run_dir, identity)), None
+    )
+    if own_run is not None:
+        run_id: str = own_run.info.run_id
     else:
         run = client.create_run(
             experiment,
             start_time=_began(run_dir),
-            run_name=readable(run_dir.name),
+            run_name=as_utf8(run_dir.name),
             tags={UUID_TAG: identity.uuid} | own_tags(run_dir, identity, record.tracking_uri),
         )
         run_id = run.info.run_id
@@ -167,10 +169,10 @@ def find_or_create(client: MlflowClient, run_dir: Path, identity: Identity, reco
 
 
 def own_tags(run_dir: Path, identity: Identity, uri: str) -> dict[str, str]:
-    """Where a run is, and what it is a copy of."""
-    tags = {_FOLDER_TAG: readable(str(run_dir))}
+    """Return the tags that say where a run is, and what it is a copy of."""
+    tags = {_FOLDER_TAG: as_utf8(str(run_dir))}
     if (parent := identity.parent) is not None:
-        values = readable(parent.name), parent.runs.get(uri, parent.uuid)
+        values = as_utf8(parent.name), parent.runs.get(uri, parent.uuid)
         tags |= dict(zip(_PARENT_TAGS, values, strict=True))
     return tags
 
@@ -179,7 +181,7 @@ def _is_of(run: Run, run_dir: Path, identity: Identity) -> bool:
     """Whether an MLflow run is this folder's, and not that of one which it is a copy of."""
     tags = run.data.tags
     is_same = tags.get(UUID_TAG) == identity.uuid
-    return is_same and not is_anothers(tags.get(_FOLDER_TAG, ""), run_dir, identity.uuid)
+    return is_same and not is_copy_of(tags.get(_FOLDER_TAG, ""), run_dir, identity.uuid)
 
 
 def _existing(client: MlflowClient, run_id: str) -> Run | None:
@@ -193,33 +195,33 @@ def _existing(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        file = database(uri)
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
+        file = sqlite_file(uri)
         # Beside the database, whatever folder this process happens to run in.
         folder = file.parent / "mlruns" / quote(name, safe="") if file else None
-        place = folder.as_uri() if folder else None
+        location = folder.as_uri() if folder else None
         try:
-            created: str = client.create_experiment(name, artifact_location=place)
+            created: str = client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)
+            existing = client.get_experiment_by_name(name)
         else:
             if folder:
                 _make_for_all(folder)
             return created
-    assert found is not None
-    return _active(found, uri)
+    assert existing is not None
+    return _active(existing, uri)
 
 
 def _make_for_all(folder: Path) -> None:
     """Make the folder of artifacts, in which each user who shares the database makes some."""
     with contextlib.suppress(OSError):  # an upload will say what is wrong
-        for part in (folder.parent, folder):
-            if not part.exists():
-                part.mkdir(parents=True)
-                share_as_its_folder(part)
+        for path in (folder.parent, folder):
+            if not path.exists():
+                path.mkdir(parents=True)
+                share_as_its_folder(path)
 
 
 def _active(experiment: Experiment, uri: str) -> str:
@@ -233,9 +235,9 @@ def _active(experiment: Experiment, uri: str) -> str:
 
 
 def _began(run_dir: Path) -> int:
-    """When the first record was written: the run began then, not when a server was found."""
+    """Return when the first record was written: the run began then, not when a server was found."""
     times = []
     for path in RunFolder(run_dir).spool_files():
         with contextlib.suppress(OSError):
-            times += [record["t"] for record in read(path, 0)[0][:1]]
-    return min(filter(is_whole, times), default=int(time.time() * 1000))
+            times += [record["t"] for record in read_records(path, 0)[0][:1]]
+    return min(filter(is_count, times), default=int(time.time() * 1000))

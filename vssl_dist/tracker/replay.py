@@ -14,17 +14,17 @@ from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from vssl_dist.curves import NAMES, current_curve
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
-from vssl_dist.tracker.address import database
-from vssl_dist.tracker.artifacts import opened
+from vssl_dist.tracker.address import sqlite_file
+from vssl_dist.tracker.artifacts import open_artifact
 from vssl_dist.tracker.batch import Batch, clean_key
 from vssl_dist.tracker.cursor import Cursor, Progress
-from vssl_dist.tracker.identity import Identity, readable
-from vssl_dist.tracker.intake import is_whole
-from vssl_dist.tracker.look import look
+from vssl_dist.tracker.identity import Identity, as_utf8
+from vssl_dist.tracker.intake import is_count
+from vssl_dist.tracker.look import probe_tracking
 from vssl_dist.tracker.record import Record
-from vssl_dist.tracker.refusals import Refused, is_ambiguous, may_pass, one_line
+from vssl_dist.tracker.refusals import Refused, error_line, is_ambiguous, is_transient
 from vssl_dist.tracker.remote import OWN_TAGS, UUID_TAG, connect, find_or_create, own_tags
-from vssl_dist.tracker.spool import TRAINER, Status, stretch
+from vssl_dist.tracker.spool import TRAINER, Status, read_chunk
 
 _PARAM, _TAG = 6000, 5000
 _MOST_NAMED = 500
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class Replayer:
-    """Brings one run's spool into its MLflow run.  Only the holder of the lease has one.
+    """Replays one run's spool into its MLflow run; only the holder of the lease has one.
 
     Args:
         run_dir: The run's folder.
@@ -50,7 +50,7 @@ class Replayer:
     ) -> None:
         uri = record.tracking_uri
         # MLflow itself tries for minutes to open what can be seen to be closed.
-        if problem := look(uri, run_dir, record.experiment).problem:
+        if problem := probe_tracking(uri, run_dir, record.experiment).problem:
             raise Refused(problem)
         self.run_dir, self._identity = run_dir, identity
         self._client = connect(uri)
@@ -65,13 +65,15 @@ class Replayer:
         self._introduce(run, own_tags(run_dir, identity, uri))
 
     def _introduce(self, run: Any, tags: dict[str, str]) -> None:
-        """Say where the run is now; of a copy also what it is called, before its history does."""
-        new = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        """Send where the run is now; of a copy also its name, before its history does."""
+        new_tags = [
+            RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value
+        ]
         params = {}
         if self._identity.parent is not None:
             params = {"name": self.run_dir.name, "out": str(self.run_dir.parent)}
-        own = [Param(k, readable(v)) for k, v in params.items() if k not in self._params]
-        self._send(Batch((), own, new))
+        new_params = [Param(k, as_utf8(v)) for k, v in params.items() if k not in self._params]
+        self._send(Batch((), new_params, new_tags))
         self._params |= params.keys()
 
     def flush(self) -> None:
@@ -106,68 +108,70 @@ class Replayer:
         as in `_flush_some`, so that what ends this costs no point that has arrived.
         """
         for path in RunFolder(self.run_dir).spool_files():
-            done = self._cursor.files.get(path.name, Progress())
-            for records in _until(path, done.offset):
-                news = _News(dict(done.last), _is_of_training(path))
+            progress = self._cursor.files.get(path.name, Progress())
+            for records in _until(path, progress.offset):
+                content = _Content(dict(progress.last), _is_of_training(path))
                 for record in records:
                     # A line that is no record was named when it came.
                     with suppress(LookupError, TypeError, ValueError, AttributeError):
                         if record["kind"] == "metrics":
-                            news.add(record)
-                self._send(Batch(news.metrics))
-                done.last = news.last
+                            content.add(record)
+                self._send(Batch(content.metrics))
+                progress.last = content.last
                 self._cursor.save()
         self._cursor.names = NAMES
         self._cursor.save()
 
     def _flush_some(self, path: Path) -> bool:
         """Send one stretch of a file, then move the cursor; a crash between sends it twice."""
-        done = self._cursor.files.get(path.name, Progress())
+        progress = self._cursor.files.get(path.name, Progress())
         try:
-            lines = stretch(path, done.offset)
+            chunk = read_chunk(path, progress.offset)
         except OSError as error:
-            if may_pass(error):
+            if is_transient(error):
                 raise
             raise _UnreadableError(error.strerror or str(error)) from error
-        if lines.offset == done.offset:
+        if chunk.offset == progress.offset:
             return False
-        news = _News(dict(done.last), _is_of_training(path), artifacts=list(self._cursor.artifacts))
-        if lines.broken:
+        content = _Content(
+            dict(progress.last), _is_of_training(path), artifacts=list(self._cursor.artifacts)
+        )
+        if chunk.broken:
             self._set_aside(f"a line of {path.name}", ValueError("is no record"))
-        for record in lines.records:
+        for record in chunk.records:
             try:
-                news.add(record)
+                content.add(record)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 # Of another version, or damaged: no reason to keep back all that follows.
                 self._set_aside(f"a line of {path.name}", error)
-        for what, reason in news.refused.items():
-            self._set_aside(what, reason)
-        params = {k: self._cut(f"parameter {k}", v, _PARAM) for k, v in news.params.items()}
-        tags = {k: self._cut(f"tag {k}", v, _TAG) for k, v in news.tags.items()}
+        for value_name, reason in content.refused.items():
+            self._set_aside(value_name, reason)
+        params = {k: self._cut(f"parameter {k}", v, _PARAM) for k, v in content.params.items()}
+        tags = {k: self._cut(f"tag {k}", v, _TAG) for k, v in content.tags.items()}
         new = {k: v for k, v in params.items() if k not in self._params}
         self._send(
             Batch(
-                news.metrics,
+                content.metrics,
                 [Param(k, v) for k, v in new.items()],
                 [RunTag(k, v) for k, v in tags.items()],
             )
         )
         self._params |= new.keys()
-        if news.status is not None:
-            status = news.status
+        if content.status is not None:
+            status = content.status
             if (refusal := self._try(lambda: self._set_status(status))) is not None:
                 self._set_aside(f"status {status['value']}", refusal)
-        self._cursor.files[path.name] = Progress(lines.offset, news.last)
-        self._cursor.artifacts = news.artifacts
+        self._cursor.files[path.name] = Progress(chunk.offset, content.last)
+        self._cursor.artifacts = content.artifacts
         self._cursor.save()
         return True
 
     def _send(self, batch: Batch) -> None:
-        for part in batch.within_limits():
-            self._send_part(part)
+        for request in batch.within_limits():
+            self._send_part(request)
 
     def _send_part(self, batch: Batch) -> None:
-        """One value that MLflow will never take must not hold up all others for ever."""
+        """Send values, halving what is refused: one bad value must not hold up all others."""
         if len(batch) == 0:
             return
         error = self._try(lambda: self._log_batch(batch))
@@ -180,12 +184,12 @@ class Replayer:
             self._send_part(half)
 
     def _try(self, action: Callable[[], None]) -> Exception | None:
-        """Why MLflow does not take this, although it takes other things; ``None`` if it does."""
+        """Say why MLflow refuses this although it takes other things; ``None`` if it takes it."""
         for _ in range(2):
             try:
                 action()
             except Exception as error:
-                if may_pass(error) and not is_ambiguous(error):
+                if is_transient(error) and not is_ambiguous(error):
                     raise
                 self._client.set_tag(self._run().info.run_id, UUID_TAG, self._identity.uuid)
                 reason = error
@@ -193,17 +197,19 @@ class Replayer:
                 return None
         return reason
 
-    def _set_aside(self, what: str, error: Exception) -> None:
+    def _set_aside(self, value_name: str, error: Exception) -> None:
         refused = self._cursor.refused
-        if what not in refused and len(refused) >= _MOST_NAMED:
-            what = "more than can be named"
-        if what not in refused:
-            _log.warning("MLflow does not take %s: %s", printable(what), one_line(error))
-        refused[what] = one_line(error)
+        if value_name not in refused and len(refused) >= _MOST_NAMED:
+            value_name = "more than can be named"
+        if value_name not in refused:
+            _log.warning("MLflow does not take %s: %s", printable(value_name), error_line(error))
+        refused[value_name] = error_line(error)
 
-    def _cut(self, what: str, value: str, most: int) -> str:
+    def _cut(self, value_name: str, value: str, most: int) -> str:
         if len(value) > most:
-            self._set_aside(what, Refused(f"only the first {most} of {len(value)} characters"))
+            self._set_aside(
+                value_name, Refused(f"only the first {most} of {len(value)} characters")
+            )
         return value[:most]
 
     def _log_batch(self, batch: Batch) -> None:
@@ -215,9 +221,9 @@ class Replayer:
             self._set_aside(f"artifact {place or 'without a name'}", error)
 
     def _log_artifact(self, place: str) -> None:
-        if database(self._cursor.tracking_uri) and self._store.startswith(_SERVERS):
+        if sqlite_file(self._cursor.tracking_uri) and self._store.startswith(_SERVERS):
             raise Refused(f"the database has it sent to {self._store}, which nobody has asked for")
-        with opened(self.run_dir, place) as path:
+        with open_artifact(self.run_dir, place) as path:
             self._client.log_artifact(self.run_id, str(path))
 
     def _set_status(self, record: dict[str, Any]) -> None:
@@ -241,8 +247,8 @@ class _UnreadableError(ValueError):
 
 
 @dataclass
-class _News:
-    """What some records of a spool file come to."""
+class _Content:
+    """Content of some records of a spool file, ready to be sent."""
 
     last: dict[str, int]
     """The last step, by metric: curves only move forward."""
@@ -257,7 +263,7 @@ class _News:
     """What is no value at all."""
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take one record in; raises whatever a record that is none leads to."""
+        """Add one record; raises whatever a record that is none leads to."""
         kind, t = record["kind"], record["t"]
         if kind == "metrics":
             values = _values(record)
@@ -274,7 +280,7 @@ class _News:
         elif kind == "status":
             if record["value"] not in get_args(Status):
                 raise ValueError("no status of a run")
-            if is_whole(t):
+            if is_count(t):
                 self.status = {"value": record["value"], "t": t}
             else:
                 self.refused[f"status {record['value']}"] = ValueError(
@@ -286,7 +292,7 @@ class _News:
     def _add_metrics(self, values: dict[str, Any], step: object, t: object) -> None:
         for raw, value in values.items():
             key = clean_key(raw)
-            if not is_whole(step) or not is_whole(t):
+            if not is_count(step) or not is_count(t):
                 self.refused[f"metric {key}"] = ValueError("its step or time is no whole number")
                 continue
             try:
@@ -299,7 +305,7 @@ class _News:
                 self.metrics.append(Metric(key, number, t, step))
 
     def _texts(self, kind: str, values: dict[str, Any]) -> dict[str, str]:
-        """Values that are text or become it; which run this is, is not for the spool to say."""
+        """Return values that are text or become it, without tags that say which run this is."""
         texts = {}
         for raw, value in values.items():
             key = clean_key(raw)
@@ -319,19 +325,19 @@ class _News:
 
 
 def _until(path: Path, end: int) -> Iterator[list[dict[str, Any]]]:
-    """The records of a spool file up to an offset, or somewhat beyond, in some stretches."""
+    """Yield the records of a spool file up to an offset, or somewhat beyond, in chunks."""
     offset = 0
     while offset < end:
         try:
-            lines = stretch(path, offset)
+            chunk = read_chunk(path, offset)
         except OSError as error:
-            if may_pass(error):
+            if is_transient(error):
                 raise
             return  # which `Replayer.flush` names
-        if lines.offset <= offset:
+        if chunk.offset <= offset:
             return
-        offset = lines.offset
-        yield lines.records
+        offset = chunk.offset
+        yield chunk.records
 
 
 def _is_of_training(path: Path) -> bool:

@@ -10,9 +10,9 @@ import requests
 from requests.exceptions import ConnectionError, InvalidHeader, RequestException, SSLError
 from urllib3.exceptions import HTTPError
 
-from vssl_dist.confidential import hidden, stored_login
+from vssl_dist.confidential import redact, stored_login
 from vssl_dist.text import printable
-from vssl_dist.tracker.look import Answer, Question
+from vssl_dist.tracker.look import TrackingQuery, TrackingReport
 
 _PASSING = (408, 425, 429)
 _RIGHTS = (
@@ -23,20 +23,20 @@ _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _LONGEST = 1 << 20
 
 
-def look_at_server(question: Question, timeout_s: float) -> Answer:
-    """What keeps a server from taking the run."""
+def look_at_server(question: TrackingQuery, timeout_s: float) -> TrackingReport:
+    """Report what keeps a server from taking the run."""
     try:
         with _session() as session:
             return _ask(session, question, timeout_s)
     except SSLError as error:
-        return Answer(
+        return TrackingReport(
             f"MLflow at {question.uri}: no secure connection ({_reason(error)}): http:// if it has "
             "none, MLFLOW_TRACKING_SERVER_CERT_PATH if its certificate is your own"
         )
     except ValueError as error:  # an address or a header that is none
         is_secret = isinstance(error, InvalidHeader | UnicodeError)
         reason = "no server takes this user, password or token" if is_secret else _reason(error)
-        return Answer(
+        return TrackingReport(
             f"MLflow at {question.uri} cannot be asked ({reason}): correct MLFLOW_TRACKING_URI, or "
             "the variables that say how to sign in"
         )
@@ -44,7 +44,7 @@ def look_at_server(question: Question, timeout_s: float) -> Answer:
         return question.away(_reason(error))
 
 
-def _ask(session: requests.Session, question: Question, timeout_s: float) -> Answer:
+def _ask(session: requests.Session, question: TrackingQuery, timeout_s: float) -> TrackingReport:
     asked: list[tuple[str, dict[str, str]]] = [
         ("experiments/get-by-name", {"experiment_name": question.experiment})
     ]
@@ -72,31 +72,35 @@ def _ask(session: requests.Session, question: Question, timeout_s: float) -> Ans
             return question.run_of_another()
         if _inside(run, "info").get("lifecycle_stage") == "deleted":
             return question.run_in_bin(question.run_id)
-    return Answer()
+    return TrackingReport()
 
 
 def _tagged(run: dict[str, Any], key: str) -> list[Any]:
-    """The values of a run's tag: one, or none."""
+    """Return the values of a run's tag: one, or none."""
     tags = _inside(run, "data").get("tags")
     pairs = tags if isinstance(tags, list) else []
     return [tag.get("value") for tag in pairs if isinstance(tag, dict) and tag.get("key") == key]
 
 
-def _obstacle(question: Question, status: int, facts: dict[str, Any], body: bytes) -> Answer | None:
-    """What the answer itself says, whatever was asked."""
+def _obstacle(
+    question: TrackingQuery, status: int, facts: dict[str, Any], body: bytes
+) -> TrackingReport | None:
+    """Report what a reply itself says against the server, whatever was asked."""
     if status >= 500 or status in _PASSING:
         return question.away(f"HTTP {status}")
     if status in (401, 403):
         if _own_way_in():
             return question.away(f"HTTP {status}; how MLflow signs its requests is not tried here")
-        said = printable(hidden(" ".join(body[:200].decode(errors="replace").split())))
+        said = printable(redact(" ".join(body[:200].decode(errors="replace").split())))
         remedy = "start it with --allowed-hosts" if "ebinding" in said else _RIGHTS
-        return Answer(f"MLflow at {question.uri} lets nobody in (HTTP {status}: {said}): {remedy}")
+        return TrackingReport(
+            f"MLflow at {question.uri} lets nobody in (HTTP {status}: {said}): {remedy}"
+        )
     asked = _inside(facts, "experiment") or _inside(facts, "run")
     if not asked and facts.get("error_code") not in _NOT_THERE:
         if _own_way_in():
             return question.away(f"HTTP {status}; how MLflow signs its requests is not tried here")
-        return Answer(
+        return TrackingReport(
             f"what answers at {question.uri} is no MLflow server (HTTP {status}): set "
             "MLFLOW_TRACKING_URI=http://HOST:PORT of one, as its log says"
         )
@@ -104,7 +108,7 @@ def _obstacle(question: Question, status: int, facts: dict[str, Any], body: byte
 
 
 def _session() -> requests.Session:
-    """Signed as MLflow signs: user and password, or a token, from the environment or its file."""
+    """Open a session that signs as MLflow does, by the environment's or its file's login."""
     session = requests.Session()
     mlflow = stored_login()
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or mlflow.get("mlflow_tracking_username")
@@ -135,15 +139,15 @@ def _json(reply: requests.Response, body: bytes) -> dict[str, Any]:
 
 
 def _inside(facts: dict[str, Any], key: str) -> dict[str, Any]:
-    """What lies under a key, nothing if it is no object."""
+    """Return the object under a key, an empty one if there is none."""
     inner = facts.get(key)
     return inner if isinstance(inner, dict) else {}
 
 
 def _reason(error: Exception) -> str:
-    """The innermost cause, which says more than what it is wrapped in."""
+    """Describe the innermost cause, which says more than what it is wrapped in."""
     while isinstance(inner := error.__context__, Exception):
         error = inner
     if isinstance(error, ConnectionError) and not str(error):
         return "no connection"
-    return printable(hidden(str(error))) or type(error).__name__
+    return printable(redact(str(error))) or type(error).__name__

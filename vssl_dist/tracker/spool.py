@@ -23,8 +23,8 @@ from typing import Any, Literal
 from vssl_dist.curves import NAMES
 from vssl_dist.durable import open_append
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.tracker.identity import settle
-from vssl_dist.tracker.intake import is_whole, open_own
+from vssl_dist.tracker.identity import settle_identity
+from vssl_dist.tracker.intake import is_count, open_safely
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 TRAINER = ("train", "system")
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested values as dotted keys and text; blocks in a list are numbered.
+    """Flatten nested values to dotted keys and text; blocks in a list are numbered.
 
     >>> flatten({"optim": {"lr": 0.2, "betas": (0.9, 1)}, "views": [{"blur": None}], "name": "a"})
     {'optim.lr': '0.2', 'optim.betas': '[0.9, 1]', 'views.0.blur': 'null', 'name': 'a'}
@@ -62,7 +62,7 @@ def _number(value: float) -> float | str:
 
 
 class Spool:
-    """What one process has to say, one line at a time.
+    """Append-only file of one process, one record a line.
 
     A line reaches the operating system before the call returns, in one append: ``kill -9`` loses
     nothing, and at worst tears the last line, which the next writer ends and readers skip.  A
@@ -83,7 +83,7 @@ class Spool:
             raise ValueError(f"spool writer {writer!r}: use letters, digits, '.', '_' and '-'")
         self.run_dir = run_dir.absolute()
         self.path = RunFolder(self.run_dir).spool_file(writer)
-        settle(self.run_dir)
+        settle_identity(self.run_dir)
         self._lock = threading.Lock()
         self._file = open_append(self.path)
         self._torn = self._ends_torn()
@@ -113,14 +113,17 @@ class Spool:
         self._append({"kind": "artifact", "path": str(place)})
 
     def status(self, value: Status) -> None:
-        """Say how the run stands.  Only the trainer does, or its flusher if it dies without a word:
-        an evaluation that flushes last replays that and adds none of its own."""
+        """Write the status of the run.
+
+        Only the trainer does, or its flusher if it dies without a word: an evaluation that flushes
+        last replays that and adds none of its own.
+        """
         self._append({"kind": "status", "value": value})
 
     def last_step(self) -> int:
-        """The step of the last metrics in this file, -1 if there are none."""
-        steps = (r.get("step") for r in everything(self.path) if r["kind"] == "metrics")
-        return max(filter(is_whole, steps), default=-1)
+        """Return the step of the last metrics in this file, -1 if there are none."""
+        steps = (r.get("step") for r in all_records(self.path) if r["kind"] == "metrics")
+        return max(filter(is_count, steps), default=-1)
 
     def close(self) -> None:
         """Close the file; nothing is pending."""
@@ -153,7 +156,7 @@ class Spool:
         self._warned = True
 
 
-def end_unfinished(run_dir: Path, before: float) -> None:
+def mark_unfinished_failed(run_dir: Path, before: float) -> None:
     """Note ``FAILED`` for a trainer that died without a word on how its run stands.
 
     Args:
@@ -162,7 +165,7 @@ def end_unfinished(run_dir: Path, before: float) -> None:
             has taken the run up again, speaks for itself.
     """
     for path in RunFolder(run_dir).spool_files():
-        words = [r for r in everything(path) if r["kind"] == "status" and is_whole(r["t"])]
+        words = [r for r in all_records(path) if r["kind"] == "status" and is_count(r["t"])]
         last = words[-1] if words else {}
         if last.get("value") == "RUNNING" and last["t"] <= 1000 * before:
             spool = Spool(run_dir, path.stem)
@@ -171,18 +174,18 @@ def end_unfinished(run_dir: Path, before: float) -> None:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Some lines of a spool file."""
+class SpoolChunk:
+    """Chunk of whole lines of a spool file."""
 
     records: list[dict[str, Any]]
     offset: int
-    """Where the next one begins."""
+    """Offset at which the next chunk begins."""
     broken: int = 0
     """Lines that are no records: torn by a crash, or nothing that we have written."""
 
 
-def stretch(path: Path, offset: int, limit: int | None = _AT_ONCE) -> Stretch:
-    """Whole lines of a spool file from a byte offset on.
+def read_chunk(path: Path, offset: int, limit: int | None = _AT_ONCE) -> SpoolChunk:
+    """Read whole lines of a spool file from a byte offset on.
 
     A line without an end is not whole yet and stays for the next call, unless it is longer than
     any record.
@@ -196,7 +199,7 @@ def stretch(path: Path, offset: int, limit: int | None = _AT_ONCE) -> Stretch:
         OSError: It is no regular file, or a link of another user.
     """
     records, broken = [], 0
-    with open_own(path) as file:
+    with open_safely(path) as file:
         if offset > file.seek(0, os.SEEK_END):
             offset = 0
         start = file.seek(offset)
@@ -211,23 +214,25 @@ def stretch(path: Path, offset: int, limit: int | None = _AT_ONCE) -> Stretch:
                 broken += 1
             if limit is not None and offset - start >= limit:
                 break
-    return Stretch(records, offset, broken)
+    return SpoolChunk(records, offset, broken)
 
 
-def read(path: Path, offset: int, limit: int | None = _AT_ONCE) -> tuple[list[dict[str, Any]], int]:
-    """The records of a `stretch`, and where it ends."""
-    lines = stretch(path, offset, limit)
+def read_records(
+    path: Path, offset: int, limit: int | None = _AT_ONCE
+) -> tuple[list[dict[str, Any]], int]:
+    """The records of a `read_chunk`, and where it ends."""
+    lines = read_chunk(path, offset, limit)
     return lines.records, lines.offset
 
 
-def everything(path: Path) -> Iterator[dict[str, Any]]:
-    """Every record of a spool file; none of one that cannot be read."""
+def all_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield every record of a spool file; none of one that cannot be read."""
     offset = -1
-    lines = Stretch([], 0)
+    lines = SpoolChunk([], 0)
     while offset != lines.offset:
         offset = lines.offset
         try:
-            lines = stretch(path, offset)
+            lines = read_chunk(path, offset)
         except OSError:
             return
         yield from lines.records

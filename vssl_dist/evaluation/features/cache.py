@@ -32,7 +32,7 @@ from vssl_dist.durable import followed, sha256, sync
 from vssl_dist.evaluation.features.extract import Rows, feature_dtype
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.jsonfile import read_json
-from vssl_dist.locks import held
+from vssl_dist.locks import hold_lock
 from vssl_dist.text import printable
 
 KEPT_NETWORKS = 3
@@ -102,7 +102,7 @@ class FeatureCache:
         entry = self._entry(facts)
         followed(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with held(self._lock(entry)):
+        with hold_lock(self._lock(entry)):
             # Read under the lock: whoever held it before may have computed just these.
             features = _read(entry, facts)
             if features is None:

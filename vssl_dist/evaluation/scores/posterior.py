@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vssl_dist.config import MethodConfig
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import Card
-from vssl_dist.exports.read import check_shapes, load_beside, read_card
+from vssl_dist.exports.read import check_shapes, load_part, read_card
 from vssl_dist.exports.write import BACKBONE, HEAD
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import CONFIGS, build_method
@@ -95,7 +95,7 @@ def load_posterior(path: Path) -> Posterior | None:
     Raises:
         ExportError: One line: the head is missing, damaged, or does not fit the card.
     """
-    tensors = load_beside(path, HEAD)
+    tensors = load_part(path, HEAD)
     if tensors is None:
         return None
     card = read_card(path)
