@@ -17,12 +17,12 @@ import psutil
 import pytest
 import torch
 
-from launch import submit
 from tests.support.damage import flip, place
 from tests.support.photos import tiny_dataset
 from tests.support.ranks import run_ranks
 from tests.support.refusals import refusal
 from vssl_dist import config
+from vssl_dist.commands import submit
 from vssl_dist.errors import DataError
 from vssl_dist.methods import CONFIGS
 from vssl_dist.train import train

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from launch import evaluate
 from tests.support.photos import tiny_dataset
+from vssl_dist.commands import evaluate
 
 pytestmark = pytest.mark.slow
 
