@@ -143,7 +143,7 @@ def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(
         trained = one_class.collect(trial, cfg, with_baselines=False)
         assert trained.result["name"] == stem
         ending = f"_{density}" if density else ""
-        assert list(trained.scores()) == ["norm", f"s1_self_likelihood{ending}"]
+        assert list(trained.auroc()) == ["norm", f"s1_self_likelihood{ending}"]
         one_class.finish(trial, cfg, one_class.arguments(["tiny.yaml"]))
         asked = words[-1][words[-1].index("--density") + 1 :] if density else []
         assert asked == ([density] if density else [])

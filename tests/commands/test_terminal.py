@@ -20,7 +20,7 @@ from vssl_dist.commands import (
 )
 from vssl_dist.console import tables
 from vssl_dist.console.bars import sample_bar
-from vssl_dist.preview.page import Tile, page
+from vssl_dist.preview.page import Tile, draw_page
 from vssl_dist.text import say
 
 EVIL = os.fsdecode(b"x\x1b[2J\x1b]0;owned\x07\r\xff") + "\u202e\n== forged [red]"
@@ -175,7 +175,7 @@ def test_a_picture_is_captioned_with_any_name_however_long() -> None:
 
     image = Image.new("RGB", (8, 8))
     caption = [EVIL, "a" * 10_000_000]
-    assert page((EVIL, EVIL), [(EVIL, EVIL)], [[Tile(image, caption, None, [])]]).size
+    assert draw_page((EVIL, EVIL), [(EVIL, EVIL)], [[Tile(image, caption, None, [])]]).size
 
 
 def test_say_prints_each_of_its_lines_on_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from vssl_dist.evaluation.one_class_table import (
 )
 from vssl_dist.evaluation.run import evaluate
 from vssl_dist.exports.model_card import model_card
-from vssl_dist.preview.page import Tile, page
+from vssl_dist.preview.page import Tile, draw_page
 
 NAMES = [
     r"a$\frac{$", "$x$", "x\x1b[31m", "<script>", "a\nb", "\udcff", "\u732b", "\U0001f600",
@@ -88,7 +88,7 @@ def test_a_page_of_augmentations_draws_any_name_in_one_line() -> None:
     image = Image.new("RGB", (32, 32))
     for name in [*NAMES, "a" * 100_000]:
         tile = Tile(image, [name, name], None, [])
-        assert page((name, name), [(name, name)], [[tile]]).mode == "RGB"
+        assert draw_page((name, name), [(name, name)], [[tile]]).mode == "RGB"
 
 
 def test_a_one_class_table_has_a_row_for_any_name() -> None:
