@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.data.loader import check_classes, check_labelled
 from vssl_dist.data.store.dataset import Dataset
@@ -24,7 +22,7 @@ from vssl_dist.jobs import (
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
-from vssl_dist.models.backbones import check_sides
+from vssl_dist.models.backbones import check_sides, shapes_only
 from vssl_dist.tracker import Answer, check_tracking, look, why_no_locks
 
 _WHO = "submit.py"
@@ -54,7 +52,7 @@ def check_network(cfg: RunConfig) -> None:
         ConfigError: One line that names the key and the remedy.
     """
     data = cfg.data
-    with torch.device("meta"):
+    with shapes_only():
         method = build_method(cfg.method, data.image_size, data.sides)
     check_sides(method.student.get_submodule("backbone"), data.image_size, data.sides)
 

@@ -38,65 +38,70 @@ class EvaluationResources(Model):
     """One evaluation job, of which each milestone gets one."""
 
     partition: Word | None = None
-    """Where not given, this and the next three are the training job's."""
+    """SLURM's ``--partition`` of evaluation jobs; null: the training job's, as for the next three
+    keys."""
     account: Word | None = None
-    """Whom SLURM charges."""
+    """Account that SLURM charges for evaluations."""
     qos: Word | None = None
-    """Its quality of service."""
+    """SLURM's quality of service for evaluations."""
     device: Device | None = None
-    """``cuda`` or ``cpu``."""
+    """Device that evaluations run on; null: the training job's."""
     ranks: Positive = 1
     """Processes that share a pass over images, each with a GPU and ``cpus`` cores of its own."""
     cpus: Positive = 8
-    """Cores of each."""
+    """Cores of each of these processes."""
     mem_gb: Annotated[int, Field(ge=0)] | None = None
-    """Memory in GB; 0 is all of the node's, null is the partition's default."""
+    """Memory of an evaluation job in GB; 0: all of the node's; null: the partition's default."""
     minutes: Positive = 60
-    """Time limit."""
+    """Time limit of one evaluation job in minutes."""
 
 
 class Resources(Model):
     """A profile: the machine's side of a run.  The science is in ``configs/``."""
 
     partition: Word | None = None
-    """SLURM's ``--partition``, like the next ones; null: the site's default."""
+    """SLURM's ``--partition``; null: the site's default, as for the next keys."""
     account: Word | None = None
-    """Whom SLURM charges."""
+    """Account that SLURM charges."""
     qos: Word | None = None
-    """Quality of service."""
+    """SLURM's quality of service."""
     constraint: Word | None = None
     """Features that every node must have."""
     reservation: Word | None = None
-    """Of nodes, by its name."""
+    """Name of the reservation that nodes are taken from."""
     nodelist: Hosts | None = None
-    """These nodes, such as ``gpu[01-08],big3``."""
+    """Nodes that are used, such as ``gpu[01-08],big3``."""
     exclude: Hosts | None = None
-    """Not these."""
+    """Nodes that are never used, such as ``gpu07``."""
     exclusive: bool = False
-    """Take whole nodes."""
+    """Take whole nodes, shared with no other job."""
     ranks_per_node: Positive = 8
-    """Processes per node, on ``cuda`` one per GPU."""
+    """Processes per node; on ``cuda`` each has a GPU of its own."""
     device: Literal["auto", "cuda", "cpu"] = "cuda"
-    """``auto`` is for ``--local``: a login node cannot see what the compute nodes have."""
+    """Device of the ranks; ``auto`` is for ``--local`` alone, because a login node cannot see what
+    the compute nodes have."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    """GPUs to ask for; where not given, one per rank on ``cuda`` and none on ``cpu``."""
+    """GPUs to ask for per node; null: one per rank on ``cuda``, none on ``cpu``."""
     cpus_per_rank: Positive | None = None
-    """Cores per rank; where not given, 8 on SLURM and an equal share of this machine locally."""
+    """Cores per rank; null: 8 on SLURM, an equal share of this machine with ``--local``."""
     mem_gb: Annotated[int, Field(ge=0)] | None = None
-    """Memory per node; 0 is all of it, none is the partition's default."""
+    """Memory per node in GB; 0: all of it; null: the partition's default."""
     minutes: Positive = 1440
-    """Time limit of one job; SLURM's end of it is survived by a checkpoint and a requeue."""
+    """Time limit of one job in minutes; a job that SLURM ends saves a checkpoint and is
+    requeued."""
     signal_delay_s: Positive = 300
-    """SLURM's warning before it ends the job: longer than one vote and one checkpoint take."""
+    """Seconds between SLURM's warning and the end of a job: more than one vote and one checkpoint
+    take."""
     interface: Interface | None = None
     """Network interface by which ranks talk, such as ``ib0``; null: what gloo and NCCL choose, and
     on a single machine the loopback, which no other machine reaches."""
     setup: Lines = ()
-    """Commands that the batch script runs first; longer ones go into a file to ``source``."""
+    """Commands that the batch script runs first; put longer ones into a file and ``source`` it."""
     env: dict[Name, Word] = Field(default={})
-    """Variables of every rank.  Secrets do not belong here: export them before submitting."""
+    """Environment variables of every rank.  Secrets do not belong here: export them before
+    submitting."""
     evaluation: EvaluationResources = EvaluationResources()
-    """Of each evaluation's own job."""
+    """What each evaluation, a job of its own, asks of the machine."""
 
     @property
     def gpus(self) -> int:
