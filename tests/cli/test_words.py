@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,12 @@ TYPOS = [
     ("submit quickstart method.bta=3", "method.bta: no such key (did you mean 'beta'?)"),
     ("submit quickstart method.form=chord", "method.form: Input should be 'ambient'"),
     ("one-class quickstart method.name=simsam", "method.name: 'simsam' is not one of"),
+    ("submit quickstart method.backbone=resnet5", "(did you mean 'resnet50'?)"),
+    ("submit quickstart method.backbone=vit_tny_patch16", "did you mean 'vit_tiny_patch16_"),
+    ("submit quickstart data.views=[cifar]", "data.views has 1 entries, but vje compares 2 views"),
+    ('submit quickstart method={"name":dino,"local_crops":1}', "dino compares 3 views"),
+    ("submit quickstart optim.warmup_epochs=99", "is longer than optim.epochs=9"),
+    ("submit quickstart optim.global_batch=100", "must be a multiple of data.streams"),
     ("preview quickstart --out s.png data.vews=[]", "data.vews: no such key"),
     ("evaluate runs/x --task kn", "'kn' is not one of"),
     ("evaluate runs/x --densty polar", "Did you mean '--density'?"),
@@ -108,8 +115,15 @@ TYPOS = [
 def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of modules that end the program that imports them."""
     folder = tmp_path_factory.mktemp("heavy")
-    for name in ("torch", "torchvision", "numpy", "PIL", "mlflow", "deepspeed", "matplotlib"):
+    for name in ("torch", "numpy", "PIL", "mlflow", "deepspeed", "matplotlib"):
         (folder / f"{name}.py").write_text(f"raise SystemExit('{name} is imported')")
+    for name in ("torchvision", "timm"):  # whose sources may be read
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f"raise SystemExit('{name} is imported')")
+        (folder / name / "models").symlink_to(Path(spec.origin).parent / "models")
     return folder
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,3 +174,25 @@ def test_what_the_check_itself_cannot_run_is_no_reason_to_refuse() -> None:
             return x.mean((2, 3)) * (x.sum().item() > 0)
 
     check_sides(Peeks(), 32, [32, 16])
+
+
+_CHECK = """
+import sys
+from vssl_dist.config import RunConfig
+from vssl_dist.models.backbones import build_backbone, check_sides, shapes_only
+for name in ("resnet10_c16", "resnet50"):
+    with shapes_only():
+        backbone, _ = build_backbone(name, 32)
+    check_sides(backbone, 32, [32, 16])
+print("torch._dynamo" in sys.modules)
+from torchvision.ops.roi_align import is_compile_supported
+import torch._dynamo.utils
+print(is_compile_supported("cpu") == torch._dynamo.utils.is_compile_supported("cpu"))
+"""
+
+
+def test_a_resnet_is_checked_without_torch_s_compiler_which_is_there_when_somebody_asks() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CHECK], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "True"]

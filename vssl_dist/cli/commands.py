@@ -95,7 +95,7 @@ SUBMIT = Command(
         *_config_and_overrides(),
     ],
     wrong=_wrong_submit,
-    look=typos.refuse_config,
+    look=typos.refuse_run,
     number="--local",
 )
 EVALUATE = Command(
@@ -142,7 +142,7 @@ ONE_CLASS = Command(
         _baselines(),
         *_config_and_overrides(),
     ],
-    look=typos.refuse_config,
+    look=typos.refuse_run,
 )
 EXPORT = Command(
     "export",

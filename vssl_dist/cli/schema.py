@@ -13,7 +13,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vssl_dist.config import RECIPES, RunConfig
+from vssl_dist.cli.typos import RULE_CONSTANTS, RULES
+from vssl_dist.config import RECIPES, MethodConfig, RunConfig
 from vssl_dist.jobs.resources import Resources
 from vssl_dist.methods import CONFIGS
 from vssl_dist.text import say
@@ -33,7 +34,8 @@ def config_schema() -> dict[str, Any]:
     for model in CONFIGS.values():
         block = model.model_json_schema(ref_template="#/$defs/{model}")
         blocks |= block.pop("$defs", {})
-        blocks[model.__name__] = block | {"required": ["name", *block.get("required", ())]}
+        required = ["name", *block.get("required", ())]
+        blocks[model.__name__] = block | {"required": required} | _rules(model)
     keys = schema["properties"]
     keys["method"] = {
         "description": keys["method"]["description"],
@@ -43,12 +45,23 @@ def config_schema() -> dict[str, Any]:
     view = blocks["ViewRecipe"]
     view.pop("required", None)  # a recipe may have them
     view["properties"] |= {
-        "recipe": {"enum": list(RECIPES), "description": "Whose values the entry starts from."},
+        "recipe": {
+            "enum": list(RECIPES),
+            "description": "Recipe whose values the entry starts from.",
+        },
         "count": {"type": "integer", "minimum": 1, "description": "Views the entry stands for."},
     }
     views = blocks["DataConfig"]["properties"]["views"]
     views["items"] = {"anyOf": [{"enum": list(RECIPES)}, {"$ref": "#/$defs/ViewRecipe"}]}
     return {"$schema": _DRAFT} | _as_written(schema)
+
+
+def _rules(method: type[MethodConfig]) -> dict[str, Any]:
+    """What rules between a method's keys and a run's ask of the method, if that is constants."""
+    rules = ("views_wanted", "wrong_sizes")
+    if any(getattr(method, rule) is not getattr(MethodConfig, rule) for rule in rules):
+        return {}
+    return {RULES: {name: getattr(method, name) for name in RULE_CONSTANTS}}
 
 
 def profile_schema() -> dict[str, Any]:

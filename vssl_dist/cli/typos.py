@@ -12,16 +12,23 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from vssl_dist.cli.places import refuse_unknown
 from vssl_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vssl_dist.config import RunConfig
 
 BLOCKS = (
     "data", "views", "normalise", "optim", "engine", "checkpoint", "online", "profile",
     "evaluation",
 )  # fmt: skip
 """What ``vssl keys`` has besides the run itself, its methods and its tasks."""
+RULES = "x-rules"
+"""Key of a method's schema: the constants that rules between keys ask it for."""
+RULE_CONSTANTS = ("has_posterior", "global_views", "local_views_key")
+"""Class variables of ``MethodConfig``, of which rules consist."""
 _SCHEMAS = Path(__file__).parent
 
 
@@ -59,12 +66,29 @@ def refuse_blocks(args: Namespace) -> None:
             raise ValueError(f"no block {name!r}: {hint}")
 
 
+def refuse_run(args: Namespace) -> None:
+    """Refuse a run for what its config, its profile and the name of its backbone tell.
+
+    Raises:
+        ConfigError: One line, as the full check says it.
+    """
+    from vssl_dist.models.names import check_spelling
+
+    if (cfg := _read_config(args)) is not None:
+        check_spelling(cfg.method.backbone)
+
+
 def refuse_config(args: Namespace) -> None:
     """Refuse a config and its overrides for what their keys and values alone tell.
 
     Raises:
         ConfigError: One line, as the models themselves say it.
     """
+    _read_config(args)
+
+
+def _read_config(args: Namespace) -> RunConfig | None:
+    """Read the config and the profile; None where a rule asks a method for more than constants."""
     from pydantic import ValidationError
 
     from vssl_dist import config
@@ -73,18 +97,20 @@ def refuse_config(args: Namespace) -> None:
     refuse_unknown("configs", args.config)
     if profile is not None:
         refuse_unknown("slurm", profile)
+    methods = _Methods()
     try:
-        config.load(args.config, args.overrides, methods=_Methods())
+        cfg = config.load(args.config, args.overrides, methods=methods)
     except ConfigError as error:
         cause = error.__cause__
-        # A rule between keys asks the method, of which only the keys are known here.
-        if isinstance(cause, ValidationError) and not cause.errors()[0]["loc"]:
-            return
+        between_keys = isinstance(cause, ValidationError) and not cause.errors()[0]["loc"]
+        if between_keys and not methods.have_constant_rules:
+            return None
         raise
     if profile is not None:
         from vssl_dist.jobs.resources import load_profile
 
         load_profile(profile)
+    return cfg
 
 
 @lru_cache
@@ -101,16 +127,22 @@ class _Methods(Mapping[str, Any]):
         names = (block["properties"].get("name", {}).get("const") for block in blocks)
         self._blocks = {n: b for n, b in zip(names, blocks, strict=True) if n is not None}
 
+    @property
+    def have_constant_rules(self) -> bool:
+        """Whether the schema says all that rules between keys ask of any method."""
+        return all(RULES in block for block in self._blocks.values())
+
     def __getitem__(self, name: str) -> Any:
         from pydantic import create_model
 
         from vssl_dist.config import MethodConfig
 
         keys = self._blocks[name]["properties"]
+        base = type(name, (MethodConfig,), dict(self._blocks[name].get(RULES, {})))
         fields: dict[str, Any] = {
             key: (_annotation(schema), schema.get("default", ...)) for key, schema in keys.items()
         }
-        return create_model(name, __base__=MethodConfig, **fields)
+        return create_model(name, __base__=base, **fields)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._blocks)

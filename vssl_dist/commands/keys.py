@@ -89,8 +89,8 @@ def rows(model: type[Model]) -> Iterator[tuple[str, str, str, str]]:
         default = "required" if field.is_required() else _yaml(schema.get("default", {}))
         yield key, default, accepted_values(schema), " ".join((field.description or "").split())
     if model is ViewRecipe:
-        yield "recipe", "none", ", ".join(RECIPES), "Whose values the entry starts from."
-        yield "count", "`1`", "0 < whole number", "How many views the entry stands for."
+        yield "recipe", "none", ", ".join(RECIPES), "Recipe whose values the entry starts from."
+        yield "count", "`1`", "0 < whole number", "Number of views that the entry stands for."
 
 
 def markdown(name: str) -> str:

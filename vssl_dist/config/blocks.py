@@ -19,30 +19,31 @@ class DataConfig(Model):
     train: FilePath
     """Folder of training shards: the one that holds ``manifest.json``."""
     val: FilePath | None = None
-    """Folder of held-out shards: the queries of k-NN, whose bank is ``bank``."""
+    """Folder of held-out shards: the queries of every evaluation."""
     bank: FilePath | None = None
     """Folder of labelled training shards, where those of ``train`` have no labels: what k-NN and
     probes learn from; null: ``train``."""
     backend: Literal["dali", "reference"] = "dali"
-    """``reference`` decodes with PIL on the CPU: the oracle, and where DALI has no wheel."""
+    """What decodes images: DALI, or, where DALI has no wheel, Pillow on the CPU (``reference``)."""
     image_size: Side = 224
-    """Side of a view in pixels, of those that have no size of their own."""
+    """Side in pixels of each view that has no ``size`` of its own."""
     views: Views
     """One entry per view: the name of a recipe, or a block that may start from one (``recipe``),
     change its keys and stand for several views (``count``)."""
     normalise: Normalisation = Normalisation()
-    """What the network sees of a colour: less the mean, over the standard deviation."""
+    """Mean and standard deviation by which colours are normalised."""
     streams: Many = 64
-    """Independent sample streams; must be a multiple of the number of ranks, now and later."""
+    """Independent sequences of images that ranks share; a multiple of the number of ranks, now and
+    after any resume."""
     window: Many = 4096
-    """Samples of a stream that are shuffled together, after the shards have been."""
+    """Images of a stream that are shuffled together, after its shards have been shuffled."""
     threads: Positive = 4
-    """Decoding threads of each of the two batches that a rank has in the making."""
+    """Decoding threads for each of the two batches that a rank prepares at a time."""
     max_bad: Annotated[Finite, Field(ge=0, le=1)] = 1e-4
-    """Share of the images that may turn out to be damaged before the run stops; ten always may,
-    unless it is 0."""
+    """Share of the images that may be damaged before the run stops; ten always may, unless this is
+    0."""
     timeout_s: Annotated[Finite, Field(gt=0)] = 120.0
-    """Seconds without an answer to one read after which storage counts as dead."""
+    """Seconds that one read may take before the storage counts as dead and the run stops."""
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -54,35 +55,36 @@ class OptimConfig(Model):
     """The optimizer and how long it runs."""
 
     name: Literal["sgd", "adamw", "lars"] = "sgd"
-    """Which optimizer."""
+    """The optimizer's name."""
     base_lr: Annotated[Finite, Field(gt=0)]
     """Peak learning rate per 256 images: the run uses ``base_lr * global_batch / 256``."""
     momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
-    """Of SGD and LARS."""
+    """Momentum of SGD and LARS."""
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = (0.9, 0.999)
-    """Of AdamW."""
+    """Decay rates of AdamW's two moving averages."""
     trust: Annotated[Finite, Field(gt=0)] = 0.001
-    """Of LARS: a weight moves by this share of its norm, times the learning rate."""
+    """LARS: a weight moves by this share of its norm, times the learning rate."""
     trust_clip: bool = False
-    """Of LARS: never by more than its gradient times the learning rate."""
+    """LARS: a weight never moves by more than its gradient times the learning rate."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
-    """Added to the gradient by SGD and LARS, decoupled from it by AdamW."""
+    """Weight decay, added to the gradient by SGD and LARS, decoupled from it by AdamW."""
     weight_decay_end: Annotated[Finite, Field(ge=0)] | None = None
-    """Weight decay at the last step, half a cosine away from ``weight_decay``; null: it stays."""
+    """Weight decay at the last step, reached on half a cosine; null: it stays ``weight_decay``."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also reaches biases and normalisation weights."""
     epochs: Annotated[Finite, Field(gt=0)] = 100.0
-    """Passes over the training images, not necessarily whole ones."""
+    """Passes over the training images; need not be a whole number."""
     max_steps: Positive | None = None
-    """Stop (and end every schedule) after so many optimizer steps, whatever ``epochs`` says."""
+    """Optimizer steps after which the run and all of its schedules end, whatever ``epochs``
+    says."""
     warmup_epochs: Annotated[Finite, Field(ge=0)] = 0.0
-    """The first so many, in which the learning rate rises from 0; it falls on half a cosine."""
+    """Epochs in which the learning rate rises from 0; after them it falls on half a cosine."""
     global_batch: Many = 256
     """Images per optimizer step, over all ranks and accumulation steps."""
     accumulate: Positive = 1
     """Micro-steps per optimizer step; batch norm sees ``global_batch / accumulate`` images."""
     clip: Annotated[Finite, Field(ge=0)] = 0.0
-    """Largest norm of the gradient; 0 is off."""
+    """Largest norm of the gradient, which is scaled down to it; 0: no limit."""
 
     @property
     def peak_lr(self) -> float:
@@ -94,19 +96,19 @@ class EngineConfig(Model):
     """How the mathematics is carried out; the result may differ only by rounding."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """DeepSpeed's ZeRO: 1 shards the optimizer's state over the ranks, 2 also the gradients, 0
-    nothing; 3 is refused."""
+    """DeepSpeed's ZeRO stage: 0 shards nothing, 1 the optimizer's state, 2 also the gradients; 3 is
+    refused."""
     autocast: Literal["bfloat16", "none"] = "bfloat16"
-    """In which precision layers compute; weights stay float32, and losses are computed in it."""
+    """Precision that layers compute in; weights stay float32, and losses are computed in it."""
     ema_decay: Annotated[tuple[Decay, Decay], BeforeValidator(as_tuple)] = (0.99, 1.0)
-    """The teacher's decay at the first and at the last step; half a cosine in between."""
+    """The teacher's decay at the first and at the last step, with half a cosine in between."""
     compile: bool = False
-    """Whether torch.compile translates the network."""
+    """Compile the network with torch.compile."""
     channels_last: bool = False
-    """Whether images lie in memory pixel by pixel: faster for convolutions."""
+    """Store images with their channels last in memory, which is faster for convolutions."""
     deterministic: bool = True
-    """On a GPU: only convolutions that give the same bits each time, without which a resumed run
-    is not the uninterrupted one; a ViT's attention may still differ.  Off, cuDNN picks the
+    """On a GPU: use only convolutions that give the same bits each time, so that a resumed run
+    equals an uninterrupted one; a ViT's attention may still differ.  Off: cuDNN picks the
     fastest."""
 
 
@@ -114,10 +116,11 @@ class CheckpointConfig(Model):
     """When to save and what to keep."""
 
     every_minutes: Annotated[Finite, Field(gt=0)] | None = 15.0
-    """Minutes between two checkpoints; null: none by the clock."""
+    """Minutes between two checkpoints; null: the clock saves none."""
     every_steps: Positive | None = None
-    """Optimizer steps between two; null: none by steps.  The last step and a stop always save."""
+    """Optimizer steps between two checkpoints; null: none but those by the clock, at the last step
+    and at a stop."""
     keep_last: Positive = 2
-    """How many to keep, the newest ones."""
+    """How many of the newest checkpoints are kept."""
     keep_every: Positive | None = None
-    """Also keep each checkpoint whose step is a multiple of this."""
+    """Also keep each checkpoint whose step is a multiple of this; null: none."""

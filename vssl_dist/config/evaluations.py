@@ -24,7 +24,7 @@ class OnlineConfig(Model):
     """A linear classifier that learns beside the method, from its features as they are."""
 
     lr: Annotated[Finite, Field(gt=0)] = 0.1
-    """Peak learning rate per 256 images; it falls to 0 on half a cosine."""
+    """Peak learning rate of the probe per 256 images; it falls to 0 on half a cosine."""
 
 
 class KnnConfig(BankConfig):
@@ -32,9 +32,10 @@ class KnnConfig(BankConfig):
 
     task: Literal["knn"] = "knn"
     k: Counts = (10, 20, 100, 200)
-    """Numbers of neighbours that vote, each of them tried."""
+    """Numbers of neighbours that vote; each is tried."""
     temperature: Temperatures = (0.07, 0.1)
-    """Of their votes, each of them tried with each k; ``inf``: all votes count alike."""
+    """Temperatures of the neighbours' votes; each is tried with each k; ``inf``: all votes count
+    alike."""
 
 
 class LinearConfig(BankConfig):
@@ -42,25 +43,26 @@ class LinearConfig(BankConfig):
 
     task: Literal["linear"] = "linear"
     every_epochs: Period = 100.0
-    """An export, and with it an evaluation, every so many epochs and at the end."""
+    """Epochs between two exports that this task evaluates; the last export is always evaluated."""
     optimizer: Literal["sgd", "lars"] = "sgd"
     """SGD with momentum 0.9, or LARS with a trust of 0.001, which wants higher rates and larger
     batches (SimSiam's protocol: ``lr: [0.1]``, ``sgd_batch: 4096``, ``epochs: 90``)."""
     epochs: Positive = 100
-    """Passes over the training images, the learning rate on half a cosine."""
+    """Passes over the training images, with the learning rate on half a cosine."""
     lr: Rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    """Peak learning rates per 256 images; the best one on held-out training images is used."""
+    """Peak learning rates per 256 images that are tried; the best one on held-out training images
+    is used."""
     sgd_batch: Positive = 256
-    """Training images per step."""
+    """Training images per optimizer step."""
     l2: Rates = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    """Weights of half the squared norm beside the mean loss, for logistic regression; chosen
-    likewise."""
+    """Penalties tried for logistic regression: weights of half the squared norm beside the mean
+    loss; the best one on held-out training images is used."""
     held_out: Annotated[Finite, Field(gt=0, le=0.5)] = 0.1
-    """Share of the training images, of each class, on which both are chosen."""
+    """Share of the training images, of each class, on which ``lr`` and ``l2`` are chosen."""
     shares: Shares = (0.01, 0.1)
     """Low-shot: shares of the training images, of each class, for logistic regression."""
     seeds: Annotated[int, Field(gt=0, le=100)] = 3
-    """How often that descent is repeated, and a low-shot subset drawn."""
+    """How many times the optimizer's descent is repeated, and a low-shot subset drawn."""
 
 
 class OodConfig(BankConfig):
@@ -68,26 +70,27 @@ class OodConfig(BankConfig):
 
     task: Literal["ood"] = "ood"
     every_epochs: Period = 100.0
-    """An export, and with it an evaluation, every so many epochs and at the end."""
+    """Epochs between two exports that this task evaluates; the last export is always evaluated."""
     ood: dict[Name, FilePath] = Field(default_factory=dict)
-    """Folders of shards, by name: what is not to be taken for held-out images."""
+    """Folders of shards by the name of the dataset, whose images are to be told from held-out
+    ones."""
     k: Positive = 50
-    """The k-NN score is the distance to this neighbour among the training images."""
+    """Rank of the neighbour among the training images whose distance is the k-NN score."""
     l2: Annotated[Finite, Field(gt=0)] = 1e-4
-    """Of the logistic regression whose largest probability is a score."""
+    """Penalty of the logistic regression whose largest probability is a score."""
     bootstrap: Annotated[int, Field(ge=0, le=10_000)] = 200
     """Resamplings behind the 95 % intervals; 0: none."""
     density: Literal["polar", "cartesian"] = "polar"
-    """VJE: whether likelihoods are densities of the embedding's direction and norm, as in training,
-    or, as a control, of the embedding itself: that ranks images by their norm, large ones foreign.
-    """
+    """VJE: whether likelihoods are densities of the embedding's direction and norm (``polar``, as
+    in training) or, as a control, of the embedding itself (``cartesian``), which ranks images by
+    their norm."""
     draws: Positive = 8
-    """VJE and VSSL: samples of a posterior behind an expected likelihood."""
+    """VJE and VSSL: samples of a posterior that an expected likelihood is averaged over."""
     posteriors: Positive = 256
-    """VJE and VSSL: training images whose posteriors explain an image."""
+    """VJE and VSSL: number of training images whose posteriors explain an image."""
     pairs: Annotated[int, Field(ge=0, le=64)] = 4
-    """VJE and VSSL: pairs of augmented views that explain each other; two more passes over the
-    images for each.  0: none, and none of VSSL's scores that need them."""
+    """VJE and VSSL: pairs of augmented views that explain each other, each of which costs two more
+    passes over the images; 0: none, and none of VSSL's scores that need them."""
 
     @property
     def stem(self) -> str:
@@ -112,9 +115,10 @@ class CollapseConfig(TaskConfig):
 
     task: Literal["collapse"] = "collapse"
     max_queries: Positive | None = 25_600
-    """Use only the first so many held-out images; RankMe's authors use 25,600."""
+    """Use only this many of the held-out images, the first ones; RankMe's authors use 25,600; null:
+    all."""
     pairs: Annotated[int, Field(ge=0)] = 2048
-    """Alignment is that of two augmented views of so many held-out images; 0: none."""
+    """Held-out images of which two augmented views are compared for the alignment; 0: none."""
 
 
 class UncertaintyConfig(BankConfig):
@@ -124,15 +128,15 @@ class UncertaintyConfig(BankConfig):
 
     task: Literal["uncertainty"] = "uncertainty"
     every_epochs: Period = 100.0
-    """An export, and with it an evaluation, every so many epochs and at the end."""
+    """Epochs between two exports that this task evaluates; the last export is always evaluated."""
     k: Positive = 20
-    """The prediction at risk is that of so many nearest training images."""
+    """Nearest training images that vote on the prediction whose risk is measured."""
     temperature: Annotated[Finite, Field(gt=0)] = 0.07
-    """Of their votes."""
+    """Temperature of the neighbours' votes."""
     max_corrupted: Positive = 500
-    """So many of the held-out images are corrupted, each in 20 ways."""
+    """Held-out images that are corrupted, each in 20 ways."""
     shown: Annotated[int, Field(gt=0, le=24)] = 10
-    """The most and the least certain images on the sheet, so many of each."""
+    """Images on the sheet: this many of the most certain and of the least certain ones."""
 
 
 class FinetuneConfig(BankConfig):
@@ -140,26 +144,27 @@ class FinetuneConfig(BankConfig):
 
     task: Literal["finetune"] = "finetune"
     every_epochs: Period = 100.0
-    """An export, and with it an evaluation, every so many epochs and at the end."""
+    """Epochs between two exports that this task evaluates; the last export is always evaluated."""
     epochs: Positive = 30
-    """Passes over the training images."""
+    """Passes over the training images at the chosen learning rate."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum 0.9, or AdamW."""
     lr: OneOrMore = (0.01, 0.03, 0.1)
-    """Peak learning rates per 256 images, of all weights, each falling to 0 on half a cosine; the
-    best one on held-out training images is used.  AdamW wants lower ones."""
+    """Peak learning rates per 256 images that are tried for all weights, each falling to 0 on half
+    a cosine; the best one on held-out training images is used.  AdamW needs lower ones than SGD."""
     search_epochs: Positive = 5
-    """Passes over the other training images before that choice, for each learning rate."""
+    """Passes over the training images that are not held out, for each learning rate that is
+    tried."""
     held_out: Annotated[Finite, Field(gt=0, le=0.5)] = 0.1
-    """Share of the training images, of each class, on which it is chosen."""
+    """Share of the training images, of each class, on which the learning rate is chosen."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 1e-4
-    """Of all weights but biases and those of normalisations."""
+    """Weight decay of all weights but biases and those of normalisation layers."""
     train_batch: Positive = 256
-    """Training images per step."""
+    """Training images per optimizer step."""
     crop_scale: Range = (0.2, 1.0)
     """Share of an image's area that its random crop covers."""
     seeds: Annotated[int, Field(gt=0, le=100)] = 1
-    """How often it is repeated."""
+    """How many times the fine-tuning is repeated."""
 
     @property
     def recipe(self) -> ViewRecipe:

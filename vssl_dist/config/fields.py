@@ -100,10 +100,15 @@ class MethodConfig(Model):
     """Whether its likelihoods are those of an embedding, by the density that a task asks for."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What each preset's name stands for, where the method has a key ``preset``."""
+    global_views: ClassVar[int] = 2
+    """Views of each image that ``data.views`` lists first."""
+    local_views_key: ClassVar[str | None] = None
+    """Key that says how many smaller views follow them; None: there are none."""
 
     name: str
     backbone: str = "resnet50"
-    """A torchvision or timm name, or ``resnet10_c16`` (narrow); CIFAR stem by image size."""
+    """A torchvision ResNet, any timm model, or ``resnet10_c16`` (narrow); up to 64 pixels ResNets
+    get a CIFAR stem."""
 
     @model_validator(mode="before")
     @classmethod
@@ -127,7 +132,7 @@ class MethodConfig(Model):
     @property
     def views_wanted(self) -> int:
         """How many views of each image the method compares."""
-        return 2
+        return self.global_views + (getattr(self, self.local_views_key or "", None) or 0)
 
     @property
     def classes_wanted(self) -> int | None:
@@ -135,5 +140,18 @@ class MethodConfig(Model):
         return None
 
     def wrong_sizes(self, sides: Sequence[int]) -> str | None:
-        """Why views of these sides, in the order of ``data.views``, do not fit; None: they do."""
+        """Say why views of these sides, in the order of ``data.views``, do not fit; None: they do.
+
+        Where there are local views, the global ones come first, all of one side; so are the local
+        ones, and no larger.
+        """
+        if self.local_views_key is None:
+            return None
+        global_sides, local_sides = sides[: self.global_views], sides[self.global_views :]
+        if max(sides) > max(global_sides):
+            return "list the two global crops first, the smaller ones after"
+        for crops, size in ((global_sides, "global"), (local_sides, "local")):
+            if len(set(crops)) > 1:
+                pixels = ", ".join(str(side) for side in sorted(set(crops)))
+                return f"{size} crops of {pixels} pixels: give all {size} crops one size"
         return None

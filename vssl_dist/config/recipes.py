@@ -21,31 +21,31 @@ class ViewRecipe(Model):
     """What an entry of ``data.views`` may say besides."""
 
     crop_scale: Range = (0.08, 1.0)
-    """Share of the image's area that the random crop covers, uniform."""
+    """Share of the image's area that the random crop covers, drawn uniformly."""
     crop_ratio: Range = (3 / 4, 4 / 3)
-    """Aspect ratio (width / height) of the crop, log-uniform."""
+    """Aspect ratio (width / height) of the crop, drawn log-uniformly."""
     size: Side | None = None
-    """Side of this view in pixels; data.image_size unless given."""
+    """Side of this view in pixels; null: ``data.image_size``."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     jitter: Probability = 0.8
-    """Probability of the colour jitter: brightness, contrast, saturation, hue, in this order."""
+    """Probability of the colour jitter: brightness, contrast, saturation and hue, in this order."""
     brightness: Spread = 0.4
-    """Brightness factor, uniform in [1 - x, 1 + x]."""
+    """Largest change x of the brightness, whose factor is uniform in [1 - x, 1 + x]."""
     contrast: Spread = 0.4
-    """Contrast factor, likewise."""
+    """Largest change x of the contrast, whose factor is uniform in [1 - x, 1 + x]."""
     saturation: Spread = 0.2
-    """Saturation factor, likewise."""
+    """Largest change x of the saturation, whose factor is uniform in [1 - x, 1 + x]."""
     hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
-    """Hue shift, uniform in [-x, x], in turns of the colour circle."""
+    """Largest shift x of the hue, uniform in [-x, x], in turns of the colour circle."""
     grayscale: Probability = 0.2
-    """Probability of losing all colour."""
+    """Probability of turning the view grey."""
     blur: Probability = 0.5
     """Probability of a Gaussian blur."""
     blur_sigma: Range = (0.1, 2.0)
-    """Standard deviation of the blur in pixels, uniform."""
+    """Standard deviation of the blur in pixels, drawn uniformly."""
     solarize: Probability = 0.0
-    """Probability of inverting every value of at least 128."""
+    """Probability of inverting every colour value of at least 128."""
 
     @model_validator(mode="after")
     def _crops_something(self) -> ViewRecipe:
@@ -62,9 +62,9 @@ class Normalisation(Model):
     """Channel means and standard deviations on the scale [0, 1]."""
 
     mean: Triple = (0.485, 0.456, 0.406)
-    """Of red, green and blue."""
+    """Means of red, green and blue that are subtracted, on the scale [0, 1]."""
     std: Triple = (0.229, 0.224, 0.225)
-    """Likewise."""
+    """Standard deviations of red, green and blue that are divided by, on the scale [0, 1]."""
 
     @field_validator("std")
     @classmethod

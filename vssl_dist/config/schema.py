@@ -23,35 +23,35 @@ class RunConfig(Model):
     """A run: the resolved YAML, whole."""
 
     name: RunName
-    """Of the run; a file without one gives its own."""
+    """Name of the run and of its folder; a config without one is named after its file."""
     out: FilePath = Path("runs")
-    """Folder of runs; this run lives in ``out/name``."""
+    """Folder of all runs; this run's folder is ``out/name``."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the weights' start, the order of the images, their views and all noise."""
+    """Seed of the initial weights, the order of the images, their augmentation and all noise."""
     trace: bool = False
-    """Write ``trace.rank<r>.jsonl``: every loss, id and pixel digest, for comparing runs."""
+    """Write every loss, image id and pixel digest to ``trace.rank<r>.jsonl``, to compare runs."""
     method: SerializeAsAny[MethodConfig]
-    """What is learnt: a name and that method's own keys."""
+    """What is learnt: the name of a method and that method's own keys."""
     data: DataConfig
-    """Which images, in which order, seen how."""
+    """Which images are trained on, in which order and with which augmentation."""
     optim: OptimConfig
-    """The optimizer and how long it runs."""
+    """The optimizer, its schedules and the length of the training."""
     engine: EngineConfig = EngineConfig()
-    """How the mathematics is carried out."""
+    """How the mathematics is carried out: sharding, precision, determinism."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """When to save and what to keep."""
+    """When checkpoints are saved and which are kept."""
     evaluations: Annotated[tuple[Evaluation, ...], BeforeValidator(as_tuple)] = ()
-    """What is done with every export: a list of tasks, each of another kind."""
+    """What each export is evaluated by: a list of tasks, none of them twice."""
     online: OnlineConfig | None = None
-    """A linear probe that learns during the training, for its curve; null: none."""
+    """A linear probe that is trained beside the method, for its accuracy curve; null: none."""
     licence: Annotated[str, Field(pattern=r"^[^\n]{1,200}$")] | None = None
-    """Of the weights, said in the card of every export; null: nobody has said."""
+    """Licence of the weights, stated in the card of every export; null: the card states none."""
     log_every: Positive = 50
-    """Steps between two points of every curve."""
+    """Optimizer steps between two points of every curve."""
     vote_every: Positive = 20
-    """Steps between asking all ranks whether anyone was told to stop."""
+    """Optimizer steps between two votes of all ranks on whether to stop."""
     silence: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
-    """Names of warnings that are not to be printed before a run: see ``vssl_dist.linter``."""
+    """Names of warnings that are not printed before a run (docs/linter.md lists them)."""
 
     @property
     def dir(self) -> Path:

@@ -36,11 +36,11 @@ class TaskConfig(Model):
 
     task: str
     every_epochs: Period = 1.0
-    """An export, and with it an evaluation, every so many epochs and at the end."""
+    """Epochs between two exports that this task evaluates; the last export is always evaluated."""
     max_queries: Positive | None = None
-    """Use only the first so many held-out images."""
+    """Use only this many of the held-out images, the first ones; null: all."""
     batch: Positive = 256
-    """Images that go through the network at a time."""
+    """Images that pass through the network at a time."""
 
     @property
     def limits(self) -> dict[str, int | None]:
@@ -69,7 +69,7 @@ class BankConfig(TaskConfig):
     """What every task has that also sees the images of ``data.train``, its bank."""
 
     max_bank: Positive | None = None
-    """Use only the first so many training images."""
+    """Use only this many of the training images, the first ones; null: all."""
 
     @property
     def limits(self) -> dict[str, int | None]:

@@ -32,7 +32,8 @@ from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import PortableCard
 from vssl_dist.exports.model_card import evaluation_figures, model_card
 from vssl_dist.exports.read import load_export, read_card_file
-from vssl_dist.models.backbones import NARROW, SMALL_IMAGE, TIMM, is_torchvision
+from vssl_dist.models.backbones import SMALL_IMAGE, is_torchvision
+from vssl_dist.models.names import NARROW, TIMM
 from vssl_dist.text import printable
 from vssl_dist.vision import torchvision
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.data.loader import check_classes, check_labelled
 from vssl_dist.data.store.dataset import Dataset
@@ -23,7 +21,7 @@ from vssl_dist.jobs import (
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
-from vssl_dist.models.backbones import check_sides
+from vssl_dist.models.backbones import check_sides, shapes_only
 from vssl_dist.text import say
 from vssl_dist.tracker import TrackingReport, check_tracking, probe_tracking, why_no_locks
 
@@ -54,7 +52,7 @@ def check_network(cfg: RunConfig) -> None:
         ConfigError: One line that names the key and the remedy.
     """
     data = cfg.data
-    with torch.device("meta"):
+    with shapes_only():
         method = build_method(cfg.method, data.image_size, data.sides)
     check_sides(method.student.get_submodule("backbone"), data.image_size, data.sides)
 

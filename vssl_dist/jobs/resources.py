@@ -81,13 +81,13 @@ class Resources(Model):
     exclusive: bool = False
     """Whether the job takes whole nodes."""
     ranks_per_node: Positive = 8
-    """Processes per node, on ``cuda`` one per GPU."""
+    """Processes per node; on ``cuda`` each has a GPU of its own."""
     device: Literal["auto", "cuda", "cpu"] = "cuda"
     """Where ranks compute; ``auto``, for ``--local`` only, takes the GPUs if there are any."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    """GPUs to ask for; where not given, one per rank on ``cuda`` and none on ``cpu``."""
+    """GPUs to ask for per node; null: one per rank on ``cuda``, none on ``cpu``."""
     cpus_per_rank: Positive | None = None
-    """Cores per rank; where not given, 8 on SLURM and an equal share of this machine locally."""
+    """Cores per rank; null: 8 on SLURM, an equal share of this machine with ``--local``."""
     mem_gb: Annotated[int, Field(ge=0)] | None = None
     """Memory per node in GB; 0: all of it, null: the partition's default."""
     minutes: Positive = 1440
@@ -98,9 +98,10 @@ class Resources(Model):
     """Network interface by which ranks talk, such as ``ib0``; null: what gloo and NCCL choose, and
     on a single machine the loopback, which no other machine reaches."""
     setup: Lines = ()
-    """Commands that the batch script runs first; longer ones go into a file to ``source``."""
+    """Commands that the batch script runs first; put longer ones into a file and ``source`` it."""
     env: dict[Name, Word] = Field(default={})
-    """Variables of every rank.  Secrets do not belong here: export them before submitting."""
+    """Environment variables of every rank.  Secrets do not belong here: export them before
+    submitting."""
     evaluation: EvaluationResources = EvaluationResources()
     """What the job of each evaluation asks for."""
 

@@ -35,13 +35,13 @@ class BarlowTwinsConfig(MethodConfig):
 
     name: Literal["barlow_twins"] = "barlow_twins"
     zero_init_residual: bool = True
-    """As in the authors' code."""
+    """Start every residual block as the identity, as the authors' code does."""
     hidden: Positive = 8192
     """Width of the projector's two hidden layers."""
     dim: Positive = 8192
     """Width of the projection."""
     lambd: Annotated[Finite, Field(ge=0)] = 0.0051
-    """Weight of the entries beside the diagonal: the paper's lambda."""
+    """Weight of the entries beside the diagonal of the cross-correlation: the paper's lambda."""
     scale_loss: Annotated[Finite, Field(gt=0)] = 1.0
     """Factor of the whole loss; 1 is the paper's formula."""
 

@@ -32,7 +32,7 @@ class BYOLConfig(MethodConfig):
 
     name: Literal["byol"] = "byol"
     zero_init_residual: bool = True
-    """As in the authors' code."""
+    """Start every residual block as the identity, as the authors' code does."""
     hidden: Width = 4096
     """Hidden width of projector and predictor."""
     dim: Width = 256

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,48 +46,36 @@ GLOBAL = 2
 class DINOConfig(MethodConfig):
     """DINO's own keys; the teacher's decay is ``engine.ema_decay``."""
 
+    global_views: ClassVar[int] = GLOBAL
+    local_views_key: ClassVar[str | None] = "local_crops"
+
     name: Literal["dino"] = "dino"
     backbone: str = "vit_small_patch16_224"
-    """As for every method; this is the paper's."""
+    """A torchvision ResNet, any timm model, or ``resnet10_c16``; the default is the paper's
+    ViT-S/16."""
     local_crops: Annotated[int, Field(ge=0)] = 8
-    """Views beside the two global ones, which ``data.views`` lists first."""
+    """How many small crops follow the two global ones in ``data.views``."""
     hidden: Positive = 2048
     """Width of the projector's two hidden layers."""
     bottleneck: Positive = 256
     """Width of the projection that the prototypes are compared with."""
     prototypes: Positive = 65536
-    """How many, over which the distributions are."""
+    """Number of prototypes, over which the distributions are."""
     fixed_norm: bool = True
-    """Whether all prototypes keep the same norm; false is better for a small ViT, and less
-    stable."""
+    """Keep the norm of all prototypes equal; false is better for a small ViT, and less stable."""
     freeze_epochs: Epochs = 1.0
-    """How long the prototypes stay as they were initialised."""
+    """Epochs in which the prototypes stay as they were initialised."""
     student_temperature: Temperature = 0.1
-    """Of the student's distribution."""
+    """Temperature of the student's distribution."""
     teacher_temperature: Temperatures = (0.04, 0.07)
-    """At the start, and from ``teacher_warmup_epochs`` on; linear in between."""
+    """Temperatures of the teacher's distribution at the start and from ``teacher_warmup_epochs``
+    on, linear in between."""
     teacher_warmup_epochs: Epochs = 30.0
-    """How long the teacher's temperature rises."""
+    """Epochs in which the teacher's temperature rises."""
     centre_decay: Annotated[Finite, Field(ge=0, le=1)] = 0.9
-    """Of the running mean that the teacher's scores are centred by, per step."""
+    """Decay, per step, of the running mean that the teacher's scores are centred by."""
     evaluated: Literal["student", "teacher"] = "teacher"
     """Whose backbone is exported and judged; the paper keeps the teacher's."""
-
-    @property
-    def views_wanted(self) -> int:
-        """Global and local crops."""
-        return GLOBAL + self.local_crops
-
-    def wrong_sizes(self, sides: Sequence[int]) -> str | None:
-        """The global crops come first, all of one side; so are the local ones, and no larger."""
-        whole, parts = sides[:GLOBAL], sides[GLOBAL:]
-        if max(sides) > max(whole):
-            return "list the two global crops first, the smaller ones after"
-        for crops, kind in ((whole, "global"), (parts, "local")):
-            if len(set(crops)) > 1:
-                found = ", ".join(str(side) for side in sorted(set(crops)))
-                return f"{kind} crops of {found} pixels: give all {kind} crops one size"
-        return None
 
     @property
     def has_teacher(self) -> bool:

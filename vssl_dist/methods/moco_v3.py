@@ -39,17 +39,17 @@ class MoCoV3Config(MethodConfig):
 
     name: Literal["moco_v3"] = "moco_v3"
     zero_init_residual: bool = True
-    """As in the authors' code."""
+    """Start every residual block as the identity, as the authors' code does."""
     projector_layers: Annotated[int, Field(ge=1)] = 2
-    """Linear layers of the projector."""
+    """Number of linear layers of the projector."""
     hidden: Positive = 4096
     """Hidden width of projector and predictor."""
     dim: Positive = 256
     """Width of projection and prediction."""
     normalise_prediction: bool = False
-    """Whether the predictor, too, ends with a batch norm."""
+    """End the predictor, too, with a batch norm."""
     temperature: Annotated[Finite, Field(gt=0)] = 1.0
-    """What the cosines are divided by."""
+    """Temperature that cosine similarities are divided by."""
     freeze_patches: bool = False
     """Keep a ViT's patch projection as it was initialised: the paper's cure for instability."""
     evaluated: Literal["student", "teacher"] = "student"

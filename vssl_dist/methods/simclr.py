@@ -34,13 +34,13 @@ class SimCLRConfig(MethodConfig):
 
     name: Literal["simclr"] = "simclr"
     zero_init_residual: bool = True
-    """As in the authors' code."""
+    """Start every residual block as the identity, as the authors' code does."""
     hidden: Positive | None = None
     """Width of the projector's hidden layer; null: the backbone's width."""
     dim: Positive = 128
     """Width of the projection."""
     temperature: Annotated[Finite, Field(gt=0)] = 0.1
-    """What the cosines are divided by."""
+    """Temperature that cosine similarities are divided by."""
 
 
 class SimCLR:

@@ -32,9 +32,9 @@ class SimSiamConfig(MethodConfig):
 
     name: Literal["simsiam"] = "simsiam"
     zero_init_residual: bool = True
-    """As in the authors' code."""
+    """Start every residual block as the identity, as the authors' code does."""
     projector_layers: Annotated[int, Field(ge=1)] = 3
-    """Linear layers of the projector."""
+    """Number of linear layers of the projector."""
     hidden: Width | None = None
     """Width of the projector's hidden layers; null: the backbone's width."""
     dim: Width = 2048

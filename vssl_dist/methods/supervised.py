@@ -10,7 +10,7 @@ smoothing, residual blocks that start as the identity.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -28,18 +28,15 @@ from vssl_dist.models.heads import Projection, ProjectionBranch
 class SupervisedConfig(MethodConfig):
     """The supervised control's own keys."""
 
+    global_views: ClassVar[int] = 1
+
     name: Literal["supervised"] = "supervised"
     zero_init_residual: bool = True
     """Start every residual block as the identity."""
     classes: Annotated[int, Field(ge=2)] = 1000
     """Number of classes of the training set."""
     label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
-    """Share of the target that is spread over all classes."""
-
-    @property
-    def views_wanted(self) -> int:
-        """One."""
-        return 1
+    """Share of the target's probability that is spread over all classes."""
 
     @property
     def classes_wanted(self) -> int:

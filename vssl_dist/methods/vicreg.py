@@ -36,17 +36,17 @@ class VICRegConfig(MethodConfig):
 
     name: Literal["vicreg"] = "vicreg"
     zero_init_residual: bool = True
-    """As in the authors' code."""
+    """Start every residual block as the identity, as the authors' code does."""
     hidden: Positive = 8192
     """Width of the projector's two hidden layers."""
     dim: Positive = 8192
     """Width of the projection."""
     invariance_weight: Weight = 25.0
-    """Of the mean squared distance of the two views' projections."""
+    """Weight of the mean squared distance of the two views' projections."""
     variance_weight: Weight = 25.0
-    """Of what each feature's standard deviation lacks to 1."""
+    """Weight of what each feature's standard deviation lacks to 1."""
     covariance_weight: Weight = 1.0
-    """Of the squared covariances of different features."""
+    """Weight of the squared covariances of different features."""
 
 
 class VICReg:

@@ -59,32 +59,35 @@ class VJEConfig(MethodConfig):
 
     name: Literal["vje"] = "vje"
     zero_init_residual: bool = False
-    """UNKNOWN.  Off: embeddings near zero have no direction."""
+    """UNKNOWN.  Start residual blocks as the identity; off, because embeddings near zero have no
+    direction."""
     preset: Literal["vje_derived_v3", "vje_derived_v1"] | None = None
-    """DERIVED.  Our reading of a version of the paper: v3's likelihood is one on the sphere itself,
-    v1's one of the space around it.  It settles ``form``, ``variances`` and ``target``; null: each
-    is free."""
+    """DERIVED.  Our reading of a version of the paper, which settles ``form``, ``variances`` and
+    ``target``: v3's directional likelihood lives on the sphere itself, v1's in the space around it;
+    null: each key is free."""
     form: Form = "tangent_chord"
-    """UNKNOWN.  The directional likelihood: see ``densities.directional_log_prob``."""
+    """UNKNOWN.  Form of the directional likelihood; ``densities.directional_log_prob`` defines
+    each."""
     dof: Positive = 3.0
     """UNKNOWN.  Degrees of freedom of the directional likelihood; ``inf`` is the Gaussian."""
     dof_radial: Positive | None = None
-    """UNKNOWN.  The same of the radial likelihood; null: equal to ``dof``."""
+    """UNKNOWN.  Degrees of freedom of the radial likelihood; null: equal to ``dof``."""
     radial: Literal["linear", "log"] = "linear"
-    """UNKNOWN.  Whether the radial likelihood is one of the norm or of its logarithm."""
+    """UNKNOWN.  Whether the radial likelihood is a density of the norm or of its logarithm."""
     radial_scale: Annotated[Positive, Field(allow_inf_nan=False)] = 1.0
-    """UNKNOWN.  Scale of the radial likelihood; where it is learnt, the one to begin with."""
+    """UNKNOWN.  Scale of the radial likelihood, or its initial value where it is learnt."""
     learn_radial_scale: bool = False
-    """UNKNOWN.  Whether that scale is a parameter, one for all images."""
+    """UNKNOWN.  Whether the scale of the radial likelihood is a parameter, one for all images."""
     radial_weight: Weight = 1.0
-    """DERIVED.  Weight of the radial term; 1 in an evidence lower bound."""
+    """DERIVED.  Weight of the radial term, which is 1 in an evidence lower bound."""
     beta: Weight = 1.0
-    """UNKNOWN.  Weight of the KL divergence; 1 in an evidence lower bound.  Below 1 the variances
-    are rewarded for shrinking."""
+    """UNKNOWN.  Weight of the KL divergence, which is 1 in an evidence lower bound; below 1 the
+    variances are rewarded for shrinking."""
     beta_warmup_epochs: Weight = 0.0
-    """DERIVED.  Epochs over which that weight rises from 0 to ``beta``, linearly; 0: none."""
+    """DERIVED.  Epochs over which the KL divergence's weight rises linearly from 0 to ``beta``; 0:
+    none."""
     kl_reduce: Literal["sum", "mean"] = "sum"
-    """DERIVED.  ``mean`` divides the KL by the width, that is ``beta`` by the width."""
+    """DERIVED.  ``mean`` divides the KL divergence by the embedding's width, ``sum`` does not."""
     prior_scale: Annotated[Positive, Field(allow_inf_nan=False)] = 1.0
     """UNKNOWN.  Standard deviation of the zero-mean isotropic Gaussian prior."""
     samples: Count = 1
@@ -93,13 +96,14 @@ class VJEConfig(MethodConfig):
     """UNKNOWN.  Whether a sample or the posterior's mean explains the other view."""
     variances: Literal["shared", "separate"] = "shared"
     """DERIVED.  Whether the squared scales of the directional likelihood are the posterior's
-    variances, as the notes say, or outputs of their own: the control of that claim."""
+    variances, as the notes say, or, as a control of that claim, outputs of their own."""
     logvar_range: Pair = (-10.0, 6.0)
-    """UNKNOWN.  Log-variances and log squared scales are clamped to this."""
+    """UNKNOWN.  Bounds that log-variances and log squared scales are clamped to."""
     target: Literal["stop_gradient", "ema"] = "stop_gradient"
-    """DERIVED.  Whose embedding is the observation: the student's, held fixed, or a teacher's."""
+    """DERIVED.  Whose embedding is the observation: the student's, held fixed, or an EMA
+    teacher's."""
     hidden: Count | None = None
-    """UNKNOWN.  Hidden width of the inference network; null: a quarter of the embedding's."""
+    """UNKNOWN.  Hidden width of the inference network; null: a quarter of the embedding's width."""
 
     @model_validator(mode="after")
     def _ordered(self) -> VJEConfig:

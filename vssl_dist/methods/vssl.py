@@ -53,27 +53,30 @@ class VSSLConfig(MethodConfig):
 
     name: Literal["vssl"] = "vssl"
     zero_init_residual: bool = False
-    """UNKNOWN."""
+    """UNKNOWN.  Start every residual block as the identity."""
     preset: Literal["vssl_derived_gauss", "vssl_derived_cos"] | None = None
-    """DERIVED.  Gaussian terms or cosine ones: settles the next three keys; null: each is free."""
+    """DERIVED.  Gaussian terms or cosine ones, which settles ``denoising``, ``cosine`` and
+    ``radius``; null: each key is free."""
     denoising: Literal["A", "B"] = "A"
-    """UNKNOWN.  The term in the reconstruction's place.  A: expected log-density of the teacher's
-    Gaussian under the student's, in closed form.  B: the student's log-density of the teacher's
-    latent.  Form C3 of ``cosine`` brings its own."""
+    """UNKNOWN.  Term that takes the reconstruction's place.  A: expected log-density of the
+    teacher's Gaussian under the student's, in closed form.  B: the student's log-density of the
+    teacher's latent.  Form C3 of ``cosine`` brings its own."""
     cosine: Literal["none", "C1", "C2", "C3"] = "C1"
-    """UNKNOWN.  C1: unit means in both terms.  C2: the squared distance of the means becomes
-    ``2 - 2 cos`` over the mean variance.  C3: cosines of latents, means and standard deviations."""
+    """UNKNOWN.  Where cosines replace distances.  C1: unit means in both terms.  C2: the squared
+    distance of the means becomes ``2 - 2 cos`` over the mean variance.  C3: cosines of latents,
+    means and standard deviations."""
     radius: Literal["one", "sqrt_dim"] = "one"
     """DERIVED.  Length of C1's means.  ``sqrt_dim``: the square root of ``dim``, so that a variance
     of 1 is of the size of a mean's entry; at ``one`` it drowns the means until the variances have
     shrunk."""
     latent: Literal["sample", "mean"] = "sample"
-    """UNKNOWN.  The latent of B (the teacher's) and C3 (the student's)."""
+    """UNKNOWN.  Whether form B (of the teacher) and form C3 (of the student) use a sample of the
+    latent or its mean."""
     beta: Weight = 1.0
     """UNKNOWN.  Weight of the KL divergence."""
     logvar_bound: Literal["soft", "clamp"] = "soft"
-    """DERIVED.  ``soft``: a tanh between the bounds, so that a variance near its floor still has a
-    gradient; ``clamp`` is a cliff."""
+    """DERIVED.  How log-variances are bounded.  ``soft``: a tanh between the bounds, so that a
+    variance near its floor still has a gradient; ``clamp`` is a cliff."""
     logvar_range: Pair = (-6.0, 3.0)
     """UNKNOWN.  Bounds of the log-variances: without them they shrink without end."""
     variance_weight: Weight = 0.0
@@ -81,9 +84,9 @@ class VSSLConfig(MethodConfig):
     variances whatever the means do: at weight 1 they still shrink, ever more slowly; above 1 they
     rest at ``1 - 1 / weight`` (``beta: 1``)."""
     hidden: Width = 4096
-    """UNKNOWN.  Width of the head's hidden layers and of the predictor's one."""
+    """UNKNOWN.  Width of the hidden layers of the head and of the predictor."""
     head_layers: Literal[2, 3] = 3
-    """UNKNOWN.  Linear layers of the head."""
+    """UNKNOWN.  Number of linear layers of the head."""
     dim: Width = 256
     """UNKNOWN.  Width of the Gaussians."""
     predictor: bool = True

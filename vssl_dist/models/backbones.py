@@ -5,19 +5,19 @@ Their weights have the names that torchvision or timm gave them, so an export op
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vssl_dist.errors import ConfigError
+from vssl_dist.models.names import NARROW, TIMM, is_resnet, unknown_backbone
 from vssl_dist.vision import torchvision
 
-NARROW = {"resnet10_c16": 1, "resnet18_c16": 2}
-"""Residual blocks per stage of the networks for a CPU: 16, 32, 64 and 128 channels."""
-TIMM = "timm:"
 SMALL_IMAGE = 64
 """Up to this size a ResNet gets the CIFAR stem: its own would leave a map of 2 x 2 or less."""
 
@@ -60,6 +60,43 @@ def build_backbone(
     return net, width
 
 
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build networks on the meta device: they have shapes, and no weights to draw or to hold."""
+    with torch.device("meta"), _ShapesOnly():
+        yield
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Skip the values of random initialisation, batch norms and pooling to one pixel.
+
+    For these torch's meta device runs code in Python that first imports torch's compiler, which
+    takes longer than all else of a network's check.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Call ``func``, or return a tensor of the shape that it would return."""
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        if func is F.batch_norm and args[1] is not None:
+            images, running_mean = args[:2]
+            # A norm of other channels fails in `func`, as it would in training.
+            if images.ndim > 1 and images.shape[1] == running_mean.shape[0]:
+                return images
+        if func is F.adaptive_avg_pool2d and args[1] == (1, 1):
+            return args[0].new_empty(*args[0].shape[:-2], 1, 1)
+        return func(*args, **kwargs)
+
+
 def check_name(name: str) -> None:
     """Refuse a name that `build_backbone` does not know.
 
@@ -78,7 +115,7 @@ def is_torchvision(name: str) -> bool:
 def _resnets() -> list[str]:
     models = torchvision().models
     names: list[str] = models.list_models(module=models)
-    return [name for name in names if "resnet" in name or "resnext" in name]
+    return [name for name in names if is_resnet(name)]
 
 
 def _narrow(net: Any, channels: int, blocks: int) -> None:
@@ -117,12 +154,7 @@ def _known_to_timm(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
-        known = [*_resnets(), *NARROW, *timm.list_models()]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() lists them"
-        raise ConfigError(
-            f"method.backbone: {name!r} is neither a torchvision ResNet nor a timm name ({hint})"
-        )
+        raise unknown_backbone(name, [*_resnets(), *timm.list_models()])
 
 
 def _timm(name: str, image_size: int, any_size: bool) -> tuple[nn.Module, int]:
@@ -170,7 +202,7 @@ def is_vit(name: str, image_size: int) -> bool:
     """
     if name in NARROW or is_torchvision(name):
         return False
-    with torch.device("meta"):
+    with shapes_only():
         net: Any = build_backbone(name, image_size, any_size=True)[0]
     one_width = getattr(net, "embed_dim", None) == getattr(net, "num_features", 0)
     return hasattr(net, "patch_embed") and hasattr(net, "blocks") and one_width
@@ -189,7 +221,7 @@ def check_sides(backbone: nn.Module, image_size: int, sides: Sequence[int]) -> N
         ConfigError: One line that names the side.
 
     >>> def vit() -> nn.Module:
-    ...     with torch.device("meta"):
+    ...     with shapes_only():
     ...         return build_backbone("vit_tiny_patch16_224", 32, any_size=True)[0]
     >>> check_sides(vit(), 32, [32, 16])
     >>> check_sides(vit(), 32, [32, 20])
@@ -248,7 +280,8 @@ def _unfitting_patch(backbone: nn.Module, side: int, device: str) -> int | None:
 @torch.no_grad()
 def _complaint(backbone: nn.Module, side: int, device: str) -> Exception | None:
     try:
-        backbone(torch.empty(2, 3, side, side, device=device))
+        with _ShapesOnly() if device == "meta" else nullcontext():
+            backbone(torch.empty(2, 3, side, side, device=device))
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         return error
     return None
