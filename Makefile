@@ -27,8 +27,11 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not slurm"
 
+# Each slow test starts processes of its own, so two at a time fill two cores.  The cluster's
+# fixtures own addresses and ports of the machine: one after the other.
 test-all: test
-	$(BIN)/python -m pytest -m "slow or slurm"
+	$(PYTEST) --maxprocesses 2 -m "slow and not slurm"
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

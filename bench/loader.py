@@ -46,8 +46,8 @@ from bench.loader_memory import MARKS, family, long_run
 from bench.loader_ours import STREAMS, ours, report_stages, run_config, stages
 from bench.loader_peers import Batches, TwoViews, decoding, imagefolder, tars
 from bench.shard import write_folder
-from data_prep.build.build import Options, build_all
-from data_prep.shard import positive
+from data_prep.build.dataset import BuildOptions, build_dataset
+from data_prep.shard import positive_int
 from data_prep.sources import SOURCES
 from data_prep.sources.base import Request
 from vssl_dist import config
@@ -180,7 +180,9 @@ def report(found: dict[str, list[Turn]], taken: dict[str, float]) -> None:
 def shard(root: Path, out: Path) -> Path:
     """The image folder as shards; the train folder of them."""
     splits = SOURCES["imagefolder"].read(Request(root, ("train",), explicit=True))
-    build_all(splits, out, Options(shard_size=250), lambda *_: nullcontext(lambda done: None))
+    build_dataset(
+        splits, out, BuildOptions(shard_size=250), lambda *_: nullcontext(lambda done: None)
+    )
     return out / "train"
 
 
@@ -190,12 +192,12 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("--images", type=path_argument, help="image folder, with a folder train in it")
-    top.add_argument("--samples", type=positive, default=1000, help="of the photographs' cuts")
-    top.add_argument("--batch", type=positive, default=32)
-    top.add_argument("--batches", type=positive, default=12, help="of one turn")
-    top.add_argument("--rounds", type=positive, default=5)
-    top.add_argument("--long", type=positive, default=10_000, help="batches of the third table")
-    top.add_argument("--cores", type=positive, default=2, help="that everybody is held to")
+    top.add_argument("--samples", type=positive_int, default=1000, help="of the photographs' cuts")
+    top.add_argument("--batch", type=positive_int, default=32)
+    top.add_argument("--batches", type=positive_int, default=12, help="of one turn")
+    top.add_argument("--rounds", type=positive_int, default=5)
+    top.add_argument("--long", type=positive_int, default=10_000, help="batches of the third table")
+    top.add_argument("--cores", type=positive_int, default=2, help="that everybody is held to")
     top.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return top
 

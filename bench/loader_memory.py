@@ -12,7 +12,7 @@ import psutil
 
 from bench.loader_ours import ours, run_config
 from bench.shard import write_cifar
-from data_prep.build.build import Options, build_all
+from data_prep.build.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
 from data_prep.sources.base import Request
 
@@ -57,8 +57,8 @@ def long_run(scratch: Path, batches: int) -> None:
     """Print what so many small batches of this project's loader do to the memory of a process."""
     write_cifar(scratch / "small", 2000)
     splits = SOURCES["cifar10"].read(Request(scratch / "small", ("train",), explicit=True))
-    options = Options(shard_size=250)
-    build_all(splits, scratch / "shards32", options, lambda *_: nullcontext(lambda done: None))
+    options = BuildOptions(shard_size=250)
+    build_dataset(splits, scratch / "shards32", options, lambda *_: nullcontext(lambda done: None))
     cfg = run_config(scratch / "shards32" / "train", batch=8, cores=1, side=32)
     found = resident(ours(cfg), batches)
     print("\n| batches of 8 CIFAR-sized images | MiB resident |\n|---|---|")

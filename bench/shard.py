@@ -34,10 +34,10 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.build.build import Options, build_all
+from data_prep.build.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
 from data_prep.sources.base import Request
-from data_prep.sources.photos import FILES, photograph
+from data_prep.sources.photos import PHOTOGRAPHS, read_photograph
 
 SIZE = (375, 500)
 ONE, TWO = "one worker", "two workers"
@@ -48,7 +48,7 @@ Measure = Callable[[], int]
 def pictures(wanted: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     """``wanted`` different cuts of ``size`` (height, width) from the photographs."""
     folder = Path(_skimage()) / "data"
-    whole = [photograph(folder / name) for name in FILES]
+    whole = [read_photograph(folder / name) for name in PHOTOGRAPHS]
     whole = [one for one in whole if one.shape[0] > size[0] and one.shape[1] > size[1]]
     random = np.random.default_rng(0)
     cuts: list[NDArray[np.uint8]] = []
@@ -87,8 +87,10 @@ def sharding(source: str, root: Path, scratch: Path, workers: int) -> Measure:
     def run() -> int:
         with tempfile.TemporaryDirectory(dir=scratch) as out:
             splits = SOURCES[source].read(Request(root, ("train",), explicit=True))
-            options = Options(shard_size=250, workers=workers)
-            built = build_all(splits, Path(out), options, lambda *_: nullcontext(lambda done: None))
+            options = BuildOptions(shard_size=250, workers=workers)
+            built = build_dataset(
+                splits, Path(out), options, lambda *_: nullcontext(lambda done: None)
+            )
         return built[0].manifest.samples
 
     return run

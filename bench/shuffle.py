@@ -25,8 +25,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_prep.build.build import mixed as mixed_order
-from data_prep.shard import positive
+from data_prep.build.dataset import shuffled_order
+from data_prep.shard import positive_int
 from vssl_dist.config.paths import path_argument
 from vssl_dist.console.endings import one_line
 from vssl_dist.data.plan import Plan
@@ -55,7 +55,7 @@ class Dataset:
     def labels(self, *, mixed: bool) -> Int64:
         """Class of each sample: equally many of each, one after the other unless ``mixed``."""
         ordered = np.arange(self.samples) * self.classes // self.samples
-        return ordered[mixed_order(self.samples)] if mixed else ordered
+        return ordered[shuffled_order(self.samples)] if mixed else ordered
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,14 @@ def drawn(rows: Sequence[Quality]) -> bytes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code: 0, 2 (refused) or 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--samples", type=positive, default=1_281_167)
-    parser.add_argument("--classes", type=positive, default=1000)
-    parser.add_argument("--shard-size", type=positive, default=1000)
-    parser.add_argument("--streams", type=positive, default=64)
-    parser.add_argument("--batch", type=positive, default=4096)
-    parser.add_argument("--windows", type=positive, nargs="+", default=[1, 256, 1024, 4096, 16384])
+    parser.add_argument("--samples", type=positive_int, default=1_281_167)
+    parser.add_argument("--classes", type=positive_int, default=1000)
+    parser.add_argument("--shard-size", type=positive_int, default=1000)
+    parser.add_argument("--streams", type=positive_int, default=64)
+    parser.add_argument("--batch", type=positive_int, default=4096)
+    parser.add_argument(
+        "--windows", type=positive_int, nargs="+", default=[1, 256, 1024, 4096, 16384]
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=path_argument, help="write a PNG")
     args = parser.parse_args(argv)

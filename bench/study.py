@@ -44,6 +44,7 @@ from vssl_dist.durable import publish
 from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation.figures.plots import png
 from vssl_dist.methods import CONFIGS
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 
 DIVERGED = "diverged"
@@ -59,7 +60,7 @@ def outcome(study: Study, trial: Trial) -> Outcome:
     Raises:
         ConfigError: Its folder holds another experiment than the study file now says.
     """
-    if not (trial.cfg.dir / "config.yaml").exists():
+    if not RunFolder(trial.cfg.dir).config.exists():
         return Outcome(None)
     _same(trial)
     log = Log(trial).read()
@@ -116,7 +117,7 @@ def run(study: Study, trial: Trial) -> None:
 
 def _diverged(trial: Trial) -> bool:
     """Whether the last failure was that of the numbers, which would be the same again."""
-    found = sorted((trial.cfg.dir / "logs").glob("failure-*.txt"), key=lambda p: p.stat().st_mtime)
+    found = sorted(RunFolder(trial.cfg.dir).failures(), key=lambda p: p.stat().st_mtime)
     return bool(found) and "Diverged" in found[-1].read_text(errors="replace")
 
 
@@ -163,7 +164,9 @@ def begin(study: Study, trial: Trial, number: int, among: int) -> None:
     say(f"== run {number + 1} of {among}: {trial.label}")
     run(study, trial)
     if outcome(study, trial).figures is None and not Log(trial).read().get("trouble"):
-        raise DataError(f"{trial.cfg.dir}/export: no whole result after the evaluation")
+        raise DataError(
+            f"{RunFolder(trial.cfg.dir).exports.path}: no whole result after the evaluation"
+        )
 
 
 def compare(study: Study, first: Trial) -> None:

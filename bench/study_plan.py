@@ -20,6 +20,7 @@ from vssl_dist.errors import ConfigError
 from vssl_dist.exports.results import FORMAT, read_result
 from vssl_dist.jobs.evaluation_job import PendingEvaluation
 from vssl_dist.methods import CONFIGS
+from vssl_dist.run_folder import RunFolder
 
 Words = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
@@ -109,7 +110,7 @@ class Trial:
     def export(self) -> Path:
         """The backbone after the last step."""
         steps = self.cfg.total_steps(Dataset.open(self.cfg.data.train).samples)
-        return self.cfg.dir / "export" / f"backbone-{steps:08d}.safetensors"
+        return RunFolder(self.cfg.dir).exports.backbone(steps)
 
     def results(self) -> dict[str, dict[str, object]] | None:
         """What each evaluation of the last export found.

@@ -14,6 +14,7 @@ from typing import Any
 from bench.study_plan import BASE, Study
 from vssl_dist.errors import ConfigError
 from vssl_dist.exports.results import FORMAT, LIKELIHOODS
+from vssl_dist.run_folder import ExportFolder
 
 Figures = dict[str, float]
 """A run's figures by their columns."""
@@ -65,7 +66,7 @@ def baselines(export: Path, task: str) -> dict[str, Any] | None:
     None: there are none, or what an earlier version found.
     """
     try:
-        found = json.loads((export / f"{task}-baselines.json").read_text())
+        found = json.loads(ExportFolder(export).baselines(task).read_text())
     except (OSError, ValueError):
         return None
     results: dict[str, Any] | None = found["results"] if found.get("format") == FORMAT else None

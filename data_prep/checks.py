@@ -1,4 +1,4 @@
-"""What must hold of a finished dataset, checked against every byte of it."""
+"""Checks of a finished dataset against every byte of it."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from vssl_dist.durable import open_regular, read_regular
 from vssl_dist.errors import DataError
 
 from .build import pool
-from .build.folder import (
-    FOUND,
+from .build.split_folder import (
     INPUTS,
     REJECTS,
+    SURVEYED_KEYS,
 )
 from .build.writer import NOTES, sample_key
-from .images.agreement import DIFFERENT
+from .images.agreement import SHOWN_DIFFERENTLY
 from .images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     Rules,
     Verdict,
     examine,
 )
-from .sources.base import LABELS, UNLABELED
+from .sources.base import LABELS_KEY, UNLABELED
 
 _REPORT_EVERY = 64
 _SHOWN = 5
@@ -53,28 +53,28 @@ class CheckTask:
 
     folder: Path
     entry: ShardEntry
-    first: int
-    """Global id of its first sample."""
+    first_id: int
+    """Global id of the shard's first sample."""
     classes: int
     rules: Rules
     labels: list[int] | None = None
-    """For some classes of another split, whose tars these are: their labels in them."""
+    """Labels in the tars, by class, where the tars are another split's (`subset`)."""
 
 
-def datasets(out: Path) -> list[Path]:
-    """The folders of splits at or directly below ``out``, finished or not.
+def find_splits(out: Path) -> list[Path]:
+    """Find the folders of splits at or directly below ``out``, finished or not.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no split.
     """
     if not out.is_dir():
         raise DataError(f"{out}: no such folder")
     if _looks_sharded(out):
         return [out]
-    found = sorted(path for path in out.iterdir() if path.is_dir() and _looks_sharded(path))
-    if not found:
+    split_folders = sorted(path for path in out.iterdir() if path.is_dir() and _looks_sharded(path))
+    if not split_folders:
         raise DataError(f"{out}: no dataset in it (give the --out of data_prep/shard.py)")
-    return found
+    return split_folders
 
 
 def _looks_sharded(folder: Path) -> bool:
@@ -82,14 +82,14 @@ def _looks_sharded(folder: Path) -> bool:
 
 
 def stated_samples(folder: Path) -> int:
-    """How many samples the manifest states, 0 if it is illegible."""
+    """Return how many samples the manifest states; 0 if it is illegible."""
     try:
         return read_manifest(folder, sealed=False).samples
     except DataError:
         return 0
 
 
-def check(
+def check_split(
     folder: Path, *, workers: int, advance: Callable[[int], None]
 ) -> tuple[Manifest | None, list[str]]:
     """Check one split.
@@ -112,42 +112,46 @@ def check(
     except DataError as error:
         problems.append(str(error))
     expected = {MANIFEST, *(n for e in manifest.shards for n in (e.name, e.index_name))}
-    for key, name in zip(FOUND, (INPUTS, REJECTS), strict=True):
+    for key, name in zip(SURVEYED_KEYS, (INPUTS, REJECTS), strict=True):
         if sha256 := manifest.source.get(key):
             expected.add(name)
             problems += _compare_file(folder / name, str(sha256))
-    extra = sorted({path.name for path in folder.iterdir()} - expected)
-    problems += [f"{folder / name}: the manifest does not know it" for name in extra]
+    unknown_names = sorted({path.name for path in folder.iterdir()} - expected)
+    problems += [f"{folder / name}: the manifest does not know it" for name in unknown_names]
     try:
         rules, labels = _limits(manifest)
     except ValueError as error:
         return manifest, [*problems, f"{folder / MANIFEST}: {error}: shard the data anew"]
     starts = np.cumsum([0, *(entry.samples for entry in manifest.shards)]).tolist()
     tasks = [
-        CheckTask(folder, entry, first, len(manifest.classes), rules, labels)
-        for entry, first in zip(manifest.shards, starts, strict=False)
+        CheckTask(folder, entry, first_id, len(manifest.classes), rules, labels)
+        for entry, first_id in zip(manifest.shards, starts, strict=False)
     ]
-    found = dict(pool.run(check_shard, tasks, workers=workers, advance=advance, imports=[__name__]))
-    return manifest, problems + [line for entry in manifest.shards for line in found[entry.name]]
+    shard_problems = dict(
+        pool.run_tasks(check_shard, tasks, workers=workers, advance=advance, imports=[__name__])
+    )
+    return manifest, problems + [
+        line for entry in manifest.shards for line in shard_problems[entry.name]
+    ]
 
 
 def _limits(manifest: Manifest) -> tuple[Rules, list[int] | None]:
-    """What its source says of its images, and of the labels in tars that it shares.
+    """Read from a manifest's source the limits of its images and the labels in shared tars.
 
     Raises:
-        ValueError: That is nothing that was ever written.
+        ValueError: The source states what no version ever wrote.
     """
-    most = manifest.source.get("max_pixels", DEFAULT.max_pixels)
-    labels = manifest.source.get(LABELS)
-    if type(most) is not int or most < 1:
-        raise ValueError(f"max_pixels is {most!r:.40}")
+    max_pixels = manifest.source.get("max_pixels", DEFAULT_RULES.max_pixels)
+    labels = manifest.source.get(LABELS_KEY)
+    if type(max_pixels) is not int or max_pixels < 1:
+        raise ValueError(f"max_pixels is {max_pixels!r:.40}")
     if labels is not None and (
         not isinstance(labels, list)
         or len(labels) != len(manifest.classes)
         or any(type(label) is not int for label in labels)
     ):
-        raise ValueError(f"{LABELS} are {labels!r:.40} for {len(manifest.classes)} classes")
-    return Rules(most), labels
+        raise ValueError(f"{LABELS_KEY} are {labels!r:.40} for {len(manifest.classes)} classes")
+    return Rules(max_pixels), labels
 
 
 def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
@@ -159,42 +163,45 @@ def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
     Returns:
         The shard's name and a line for each thing that is wrong.
     """
-    path, entry = task.folder / task.entry.name, task.entry
+    entry = task.entry
+    path = task.folder / entry.name
     problems = _compare_file(path, entry.sha256, entry.bytes)
-    rows_bytes = entry.samples * INDEX_DTYPE.itemsize
+    index_bytes = entry.samples * INDEX_DTYPE.itemsize
     index = path.with_name(entry.index_name)
-    problems += _compare_file(index, entry.index_sha256, rows_bytes, INDEX_HEADER)
-    samples: list[str] = []
+    problems += _compare_file(index, entry.index_sha256, index_bytes, INDEX_HEADER)
+    sample_problems: list[str] = []
     try:
-        rows = _rows(index, entry.samples)
+        rows = _read_index(index, entry.samples)
         with open_regular(path) as file:
             for row, expected in enumerate(rows):
-                problem = _sample(file, task.first + row, expected, task)
-                samples += [f"{path}: sample {task.first + row}: {problem}"] if problem else []
+                problem = _check_sample(file, task.first_id + row, expected, task)
+                sample_problems += (
+                    [f"{path}: sample {task.first_id + row}: {problem}"] if problem else []
+                )
                 if (row + 1) % _REPORT_EVERY == 0:
                     yield _REPORT_EVERY
         yield len(rows) % _REPORT_EVERY
     except (OSError, DataError) as error:
         problems += [str(error)] if isinstance(error, DataError) else []
         yield entry.samples
-    if len(samples) > _SHOWN:
-        samples[_SHOWN:] = [f"{path}: and {len(samples) - _SHOWN} more samples"]
-    return entry.name, problems + samples
+    if len(sample_problems) > _SHOWN:
+        sample_problems[_SHOWN:] = [f"{path}: and {len(sample_problems) - _SHOWN} more samples"]
+    return entry.name, problems + sample_problems
 
 
 def _compare_file(path: Path, sha256: str, size: int | None = None, slack: int = 0) -> list[str]:
     try:
         with open_regular(path) as file:
-            actual = os.fstat(file.fileno()).st_size
-            if size is not None and not size <= actual <= size + slack:
-                return [f"{path}: has {actual} bytes instead of {size}"]
+            actual_size = os.fstat(file.fileno()).st_size
+            if size is not None and not size <= actual_size <= size + slack:
+                return [f"{path}: has {actual_size} bytes instead of {size}"]
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return [f"{path}: cannot be read ({error.strerror or error})"]
     return [] if digest == sha256 else [f"{path}: sha256 is not the manifest's"]
 
 
-def _rows(path: Path, samples: int) -> NDArray[np.void]:
+def _read_index(path: Path, samples: int) -> NDArray[np.void]:
     try:
         blob = read_regular(path, samples * INDEX_DTYPE.itemsize + INDEX_HEADER)
         rows: NDArray[np.void] = np.load(io.BytesIO(blob), allow_pickle=False)
@@ -208,8 +215,8 @@ def _rows(path: Path, samples: int) -> NDArray[np.void]:
     return rows
 
 
-def _sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTask) -> str:
-    """What is wrong with a sample ("" = nothing)."""
+def _check_sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTask) -> str:
+    """Say what is wrong with a sample; "" if nothing is."""
     offset, size, height, width, label, crc32 = expected.item()
     if not UNLABELED <= label < task.classes:
         return f"label {label} is not a class"
@@ -225,31 +232,31 @@ def _sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTask) -> 
     if finding.verdict is Verdict.REJECT:
         return f"{finding.reason}: shard the data anew"
     # Other versions of the two decoders may have shown it alike, and both read it.
-    stays = finding.verdict is Verdict.KEEP or finding.reason == DIFFERENT
-    if not stays or (finding.height, finding.width) != (height, width):
-        because = f" ({finding.reason})" if finding.reason else ""
-        return f"not a plain image of {width}x{height} pixels{because}"
+    is_plain = finding.verdict is Verdict.KEEP or finding.reason == SHOWN_DIFFERENTLY
+    if not is_plain or (finding.height, finding.width) != (height, width):
+        reason_text = f" ({finding.reason})" if finding.reason else ""
+        return f"not a plain image of {width}x{height} pixels{reason_text}"
     # The bytes around the image are known too: its header, and its label as a file.
     file.seek(offset - tarfile.BLOCKSIZE)
     if task.labels is not None:
-        sample, label = _key(file), task.labels[label]
+        sample, label = _read_sample_id(file), task.labels[label]
         file.seek(offset - tarfile.BLOCKSIZE)
-    record = b"".join(
-        _member(f"{sample_key(sample)}.{suffix}", content)
+    expected_members = b"".join(
+        _member_bytes(f"{sample_key(sample)}.{suffix}", content)
         for suffix, content in ((finding.suffix, data), ("cls", str(label).encode()))
     )
-    return "" if file.read(len(record)) == record else "tar and index disagree"
+    return "" if file.read(len(expected_members)) == expected_members else "tar and index disagree"
 
 
-def _member(name: str, content: bytes) -> bytes:
-    """What a file in a shard takes of it."""
+def _member_bytes(name: str, content: bytes) -> bytes:
+    """Make the bytes that a file takes in a shard: header, content and padding."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
     padding = bytes(-len(content) % tarfile.BLOCKSIZE)
     return header.tobuf(tarfile.USTAR_FORMAT) + content + padding
 
 
-def _key(file: BinaryIO) -> int:
-    """The id that a sample's tar header states; -1 if it states none."""
+def _read_sample_id(file: BinaryIO) -> int:
+    """Read the id that a sample's tar header states; -1 if it states none."""
     digits = file.read(12)
     return int(digits) if digits.isdigit() else -1

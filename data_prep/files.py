@@ -17,7 +17,7 @@ from vssl_dist.durable import open_regular
 from vssl_dist.errors import DataError
 from vssl_dist.locks import holder, private_lock
 
-_EARLIER = re.compile(
+_EARLIER_PARTIAL = re.compile(
     r"\.(shard-\d+[\w.]*|survey-\d+|[0-9a-f]{32}\.tar|(manifest|recipe)\.json|inputs\.npy|rejects\.jsonl)"
     r"\.tmp-\d+",
     re.ASCII,
@@ -26,10 +26,10 @@ _EARLIER = re.compile(
 
 
 def first_bytes(path: str | Path, size: int) -> bytes:
-    """How a file begins.
+    """Read the first bytes of a file.
 
     Raises:
-        OSError: It is no regular file, or cannot be read.
+        OSError: The file is not regular, or cannot be read.
     """
     with open_regular(Path(path)) as file:
         return os.read(file.fileno(), size)
@@ -37,7 +37,7 @@ def first_bytes(path: str | Path, size: int) -> bytes:
 
 @contextmanager
 def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
-    """Write a `durable.whole_file`.
+    """Write a file that exists only when it is whole, by `durable.whole_file`.
 
     Args:
         path: The file.
@@ -54,29 +54,29 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, blob: bytes, *, flush: bool = True) -> None:
-    """Write ``blob`` as a `whole_file`."""
+    """Write ``blob`` as a file that exists only when it is whole."""
     with whole_file(path, flush=flush) as file:
         file.write(blob)
 
 
 @contextmanager
-def held(lock: Path, folder: Path, busy: str) -> Iterator[None]:
+def hold_lock(lock: Path, folder: Path, busy: str) -> Iterator[None]:
     """Hold a lock while the block runs, in a folder that is made if needed.
 
     Args:
         lock: The lock's file.
-        folder: What it guards, for the line that says why not.
+        folder: The folder that the lock guards, to be named in a refusal.
         busy: What another process is doing there.
 
     Raises:
-        DataError: Another process has it, or the file system refuses something.
+        DataError: Another process has the lock, or the file system refuses something.
     """
     try:
         for path in (lock.parent, lock):
             durable.followed(path)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        mine = private_lock(lock)
-        mine.acquire(timeout=0)
+        acquired_lock = private_lock(lock)
+        acquired_lock.acquire(timeout=0)
     except Timeout:
         raise DataError(f"{folder}: another {busy}: wait for it ({holder(lock)})") from None
     except PermissionError as error:
@@ -89,12 +89,12 @@ def held(lock: Path, folder: Path, busy: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mine.release()
+        acquired_lock.release()
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what interrupted writers left behind, also those of earlier versions."""
     for path in folder.glob(".*"):
-        ours = durable.is_partial(path.name) or _EARLIER.fullmatch(path.name)
-        if ours and stat.S_ISREG(path.lstat().st_mode):
+        is_partial = durable.is_partial(path.name) or _EARLIER_PARTIAL.fullmatch(path.name)
+        if is_partial and stat.S_ISREG(path.lstat().st_mode):
             path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     sys.exit(script("preview", sys.argv[1:], "preview.py"))
 
 from vssl_dist import config
-from vssl_dist.cli.program import arguments as typed
+from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.console.endings import one_line
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
@@ -31,8 +31,8 @@ from vssl_dist.text import say
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
-    return typed("preview", sys.argv[1:] if words is None else words)
+    """Parse the command line; a mistake in it ends the program with exit code 2."""
+    return parse_arguments("preview", sys.argv[1:] if words is None else words)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ nor on interruptions.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,23 +23,23 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     sys.exit(script("shard", sys.argv[1:], "shard.py"))
 
-from vssl_dist.cli.program import arguments as typed
+from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.console.bars import sample_bar
 from vssl_dist.console.endings import one_line
 from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
 from .archives.unpack import unpacking
-from .build.build import (
-    Built,
-    Options,
-    build_all,
+from .build.dataset import (
+    BuildOptions,
+    BuiltSplit,
+    build_dataset,
 )
 from .build.decisions import Policy
-from .build.folder import REJECTS
+from .build.split_folder import REJECTS
 from .images.examine import MAX_PIXELS, Rules
 from .sources import SOURCES
-from .sources.base import Request, tally
+from .sources.base import Request, count_by_kind
 
 _ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
 _DECODER_LIMIT = 178_956_970
@@ -48,8 +47,8 @@ _DECODER_LIMIT = 178_956_970
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
-    return typed("shard", sys.argv[1:] if words is None else words)
+    """Parse the command line; a mistake in it ends the program with exit code 2."""
+    return parse_arguments("shard", sys.argv[1:] if words is None else words)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -62,23 +61,23 @@ def main(words: Sequence[str] | None = None) -> int:
         options, request = _options(args), _request(args)
         with unpacking(args.out) as unpack:
             splits = SOURCES[args.source].read(replace(request, unpack=unpack))
-            for built in build_all(splits, args.out, options, sample_bar):
+            for built in build_dataset(splits, args.out, options, sample_bar):
                 say(_summary(built, time.monotonic() - start))
     return ending.code
 
 
 def _request(args: argparse.Namespace) -> Request:
-    """What to ask of the source; refuses what it cannot give."""
+    """Make the request to the source; refuses options and splits that it does not have."""
     source = SOURCES[args.source]
     for option in ("--root", "--classes", "--download", "--resize-short", "--quality",
                    "--max-pixels", "--on-bad", "--image-field", "--label-field"):  # fmt: skip
-        given = getattr(args, option.removeprefix("--").replace("-", "_"))
-        if given not in (None, False) and option not in source.takes:
+        value = getattr(args, option.removeprefix("--").replace("-", "_"))
+        if value not in (None, False) and option not in source.options:
             raise DataError(f"{args.source} has no {option}")
     split = args.split if args.split in source.splits else _ALIASES.get(args.split, args.split)
     if split is not None and split not in source.splits:
         raise DataError(f"{args.source} has no split {split}, only {', '.join(source.splits)}")
-    splits = (split,) if split else source.default
+    splits = (split,) if split else source.default_splits
     return Request(
         args.root,
         splits,
@@ -91,47 +90,50 @@ def _request(args: argparse.Namespace) -> Request:
     )
 
 
-def _options(args: argparse.Namespace) -> Options:
-    quality, most = args.quality or Rules.quality, args.max_pixels or MAX_PIXELS
+def _options(args: argparse.Namespace) -> BuildOptions:
+    quality = args.quality or Rules.quality
+    max_pixels = args.max_pixels or MAX_PIXELS
     if quality > 100:
         raise DataError(f"--quality {quality}: is at most 100")
-    if most > _DECODER_LIMIT:
-        raise DataError(f"--max-pixels {most}: no decoder here takes more than {_DECODER_LIMIT}")
+    if max_pixels > _DECODER_LIMIT:
+        raise DataError(
+            f"--max-pixels {max_pixels}: no decoder here takes more than {_DECODER_LIMIT}"
+        )
     on_bad = args.on_bad or Policy.on_bad
-    rules = Rules(most, args.resize_short, quality, salvage=on_bad == "reencode")
-    return Options(args.shard_size, args.limit, args.workers, rules, Policy(on_bad, args.dedup))
+    rules = Rules(max_pixels, args.resize_short, quality, salvage=on_bad == "reencode")
+    return BuildOptions(
+        args.shard_size, args.limit, args.workers, rules, Policy(on_bad, args.dedup)
+    )
 
 
-def _summary(built: Built, seconds: float) -> str:
+def _summary(built: BuiltSplit, seconds: float) -> str:
     manifest = built.manifest
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
-    work = (
-        f"{built.written} written in {seconds:.1f} s, {built.written / seconds:,.0f}/s"
-        if built.written
+    progress_text = (
+        f"{built.samples_written} written in {seconds:.1f} s, "
+        f"{built.samples_written / seconds:,.0f}/s"
+        if built.samples_written
         else "complete already"
     )
-    met = ", ".join(f"{count} {decision}" for decision, count in built.decisions.items())
-    left_out = tally(built.split.left_out)
+    decisions_text = ", ".join(
+        f"{count} {decision}" for decision, count in built.decision_counts.items()
+    )
+    left_out = count_by_kind(built.split.left_out)
     notes = [
-        f"{met}: see {REJECTS}" if met else "",
+        f"{decisions_text}: see {REJECTS}" if decisions_text else "",
         f"left out: {left_out}" if left_out else "",
         built.split.remark,
     ]
     return (
         f"{built.folder}: {manifest.samples} samples, {len(manifest.classes)} classes, "
-        f"{len(manifest.shards)} shards, {size:.1f} MB ({work})"
+        f"{len(manifest.shards)} shards, {size:.1f} MB ({progress_text})"
         + "".join(f"; {note}" for note in notes if note)
     )
 
 
-def positive(text: str) -> int:
-    """An option's value that must be a whole number above 0."""
+def positive_int(text: str) -> int:
+    """Parse an option's value that must be a whole number above 0."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not a positive number")
     return number
-
-
-def cpus() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 if __name__ == "__main__":  # before what a bare Python cannot import
@@ -33,7 +32,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 import numpy as np
 
-from vssl_dist.cli.program import arguments as typed
+from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.config.paths import expanded
 from vssl_dist.console.endings import one_line
 from vssl_dist.data.store.dataset import Dataset
@@ -50,63 +49,67 @@ from vssl_dist.durable import is_partial, sync
 from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
-from .build.folder import refuse_foreign
+from .build.split_folder import refuse_foreign_folder
 from .build.writer import NOTES
-from .files import held, write_whole
-from .images.agreement import JUDGE
-from .sources.base import LABELS
-from .sources.classlist import chosen
+from .files import hold_lock, write_whole
+from .images.agreement import JUDGE_KEY
+from .sources.base import LABELS_KEY
+from .sources.classlist import read_class_list
 
-_OURS = re.compile(
+_SPLIT_FILES = re.compile(
     rf"{re.escape(MANIFEST)}|shard-\d+\.(tar|idx\.npy)|\.(shard-\d+|manifest)[\w.]*\.tmp-\d+",
     re.ASCII,
 )
-"""Files of a split, also of earlier versions' half-written ones."""
+"""File names that belong to a split, also those that earlier versions left half-written."""
 
 
-class Occupied(DataError):
-    """Where a split is to be made lies another dataset."""
+class OccupiedFolderError(DataError):
+    """The folder of a new split holds another dataset."""
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
-    return typed("subset", sys.argv[1:] if words is None else words)
+    """Parse the command line; a mistake in it ends the program with exit code 2."""
+    return parse_arguments("subset", sys.argv[1:] if words is None else words)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (a clear error) or 130 (Ctrl-C)."""
     args = arguments(words)
     with one_line(args.out) as ending:
-        made = subset(args.folder, named(args.classes, Dataset.open(args.folder).classes), args.out)
+        manifest = write_subset(
+            args.folder,
+            parse_class_names(args.classes, Dataset.open(args.folder).classes),
+            args.out,
+        )
         say(
-            f"{args.out}: {made.samples} samples, {len(made.classes)} classes, in links to "
-            f"{len(made.shards)} shards of {args.folder}"
+            f"{args.out}: {manifest.samples} samples, {len(manifest.classes)} classes, in links to "
+            f"{len(manifest.shards)} shards of {args.folder}"
         )
     return ending.code
 
 
-def named(text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Classes as a command line names them, in the order in which they are known.
+def parse_class_names(text: str, known_classes: Sequence[str]) -> tuple[str, ...]:
+    """Parse the classes that a command line names, in the order in which they are known.
 
     Args:
-        text: Names with commas between, or the path of a file as `classlist.chosen` reads it.
-        known: The classes there are.
+        text: Names with commas between, or the path of a file for `classlist.read_class_list`.
+        known_classes: The classes there are.
 
     Raises:
-        DataError: A name is none of them.
+        DataError: A name is none of the classes.
 
-    >>> named("dog, cat", ("cat", "cow", "dog"))
+    >>> parse_class_names("dog, cat", ("cat", "cow", "dog"))
     ('cat', 'dog')
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if not set(names) <= set(known) and (file := _file(text)).is_file():
-        names = list(chosen(file, known))
-    unknown = [name for name in names if name not in known]
+    if not set(names) <= set(known_classes) and (file := _file(text)).is_file():
+        names = list(read_class_list(file, known_classes))
+    unknown = [name for name in names if name not in known_classes]
     if unknown or not names:
-        shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-        odd = unknown[0] if unknown else "nothing"
-        raise DataError(f"--classes {text}: {odd} is none of {shown}")
-    return tuple(name for name in known if name in names)
+        known_text = ", ".join(known_classes[:12]) + (", ..." if len(known_classes) > 12 else "")
+        unknown_name = unknown[0] if unknown else "nothing"
+        raise DataError(f"--classes {text}: {unknown_name} is none of {known_text}")
+    return tuple(name for name in known_classes if name in names)
 
 
 def _file(text: str) -> Path:
@@ -116,77 +119,83 @@ def _file(text: str) -> Path:
         raise DataError(f"--classes {error}") from None
 
 
-def subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
-    """Write ``out``: the samples of ``folder`` that are of some classes, in their order.
+def write_subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
+    """Write the samples of some classes of a split as a split of their own, in their order.
 
     What is there already of the same classes of the same data is left alone; a call that was
     killed is made good by the same call.
 
     Args:
-        folder: A split.
-        classes: Those to keep.
+        folder: Folder of the split to take samples from.
+        classes: Classes to keep.
         out: Folder to make.
 
     Returns:
         The manifest of ``out``.
 
     Raises:
-        Occupied: ``out`` holds another dataset.
+        OccupiedFolderError: ``out`` holds another dataset.
         DataError: The split is damaged, has no image of these classes, or ``out`` is no folder for
             one.
     """
-    whole = Dataset.open(folder)
-    kept = [label for label, name in enumerate(whole.classes) if name in set(classes)]
-    before = whole.manifest.source
-    original = before.get(LABELS, range(len(whole.classes)))
-    source = {"subset_of": whole.fingerprint, LABELS: [original[label] for label in kept]}
-    source |= {key: before[key] for key in ("max_pixels", JUDGE) if key in before}
-    if made := _finished(out, source):
-        return made
-    with _claimed(out) as partial:
+    dataset = Dataset.open(folder)
+    kept_labels = [label for label, name in enumerate(dataset.classes) if name in set(classes)]
+    source_before = dataset.manifest.source
+    original_labels = source_before.get(LABELS_KEY, range(len(dataset.classes)))
+    source: dict[str, object] = {
+        "subset_of": dataset.fingerprint,
+        LABELS_KEY: [original_labels[label] for label in kept_labels],
+    }
+    source |= {key: source_before[key] for key in ("max_pixels", JUDGE_KEY) if key in source_before}
+    if manifest := _finished_manifest(out, source):
+        return manifest
+    with _claim(out) as partial:
         # Another call may have made it since.
-        if made := _finished(out, source):
-            return made
-        _write(whole, kept, partial, source)
+        if manifest := _finished_manifest(out, source):
+            return manifest
+        _write_split(dataset, kept_labels, partial, source)
         _discard(out)
+        # One rename: a killed call leaves either no subset or a whole one.
         partial.rename(out)
         sync(partial.parent)
     return read_manifest(out)
 
 
-def _finished(out: Path, source: dict[str, Any]) -> Manifest | None:
-    """The manifest of what is there already; None if it is to be made."""
-    refuse_foreign(out)
+def _finished_manifest(out: Path, source: dict[str, object]) -> Manifest | None:
+    """Return the manifest of a finished subset; None if it is still to be made."""
+    refuse_foreign_folder(out)
     if (out / NOTES).exists():
         raise DataError(f"{out}: data_prep/shard.py is at work there: choose another --out")
     if (out / MANIFEST).exists():
-        made = read_manifest(out)
-        if made.source != source:
-            raise Occupied(f"{out}: holds another dataset: delete it or choose another --out")
-        if not any(size_problems(out, made)):
-            return made
-        if more := _foreign(out):
+        manifest = read_manifest(out)
+        if manifest.source != source:
+            raise OccupiedFolderError(
+                f"{out}: holds another dataset: delete it or choose another --out"
+            )
+        if not any(size_problems(out, manifest)):
+            return manifest
+        if foreign_name := _foreign_name(out):
             raise DataError(
-                f"{out}: is damaged, and holds {more}, too: move that, or delete the rest"
+                f"{out}: is damaged, and holds {foreign_name}, too: move that, or delete the rest"
             )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise DataError(f"{out}: is a link or a file and no folder: choose another --out")
     return None
 
 
-def _foreign(folder: Path) -> str | None:
-    """Something in a split that is none of its files; None if there is nothing."""
+def _foreign_name(folder: Path) -> str | None:
+    """Name something in a split's folder that is none of its files; None if there is nothing."""
     names = (
         path.name
         for path in folder.iterdir()
-        if not (_OURS.fullmatch(path.name) or is_partial(path.name)) or _is_folder(path)
+        if not (_SPLIT_FILES.fullmatch(path.name) or is_partial(path.name)) or _is_folder(path)
     )
     return min(names, default=None)
 
 
 def _discard(folder: Path) -> None:
-    """Delete a split that is to be made anew, or begun; one with anything else in it stays."""
-    if _is_folder(folder) and _foreign(folder) is None:
+    """Delete a damaged or unfinished split, unless something else lies in its folder."""
+    if _is_folder(folder) and _foreign_name(folder) is None:
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
@@ -197,7 +206,7 @@ def _is_folder(path: Path) -> bool:
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[Path]:
+def _claim(out: Path) -> Iterator[Path]:
     """Hold ``out`` against a second call.
 
     Yields:
@@ -207,13 +216,13 @@ def _claimed(out: Path) -> Iterator[Path]:
         DataError: Another call holds it, or the file system refuses something.
     """
     lock = out.parent / f".{out.name}.lock"
-    with held(lock, out, "call is making it"):
+    with hold_lock(lock, out, "call is making it"):
         try:
-            place = out.parent.resolve()
-            for left in place.glob(".*"):
-                if _unfinished(left, out.name):
-                    _discard(left)
-            partial = place / f".{out.name}.tmp-{uuid4().hex[:12]}"
+            parent = out.parent.resolve()
+            for leftover in parent.glob(".*"):
+                if _is_unfinished(leftover, out.name):
+                    _discard(leftover)
+            partial = parent / f".{out.name}.tmp-{uuid4().hex[:12]}"
             partial.mkdir()
             try:
                 yield partial
@@ -224,40 +233,42 @@ def _claimed(out: Path) -> Iterator[Path]:
             raise DataError(f"{out}: cannot be made ({error.strerror or error})") from error
 
 
-def _unfinished(path: Path, name: str) -> bool:
-    """Whether a folder is what a call that was killed left of a split, also of earlier versions."""
+def _is_unfinished(path: Path, name: str) -> bool:
+    """Tell by its name whether a folder was left by a killed call, also of earlier versions."""
     pattern = rf"\.{re.escape(name)}\.tmp-(\d+|[0-9a-f]{{12}})"
     return re.fullmatch(pattern, path.name, re.ASCII) is not None
 
 
-def _write(whole: Dataset, kept: list[int], folder: Path, source: dict[str, Any]) -> None:
+def _write_split(
+    dataset: Dataset, labels: list[int], folder: Path, source: dict[str, object]
+) -> None:
     """Link the shards that hold a wanted sample, each with an index of those alone; seal."""
-    parts: list[ShardEntry] = []
+    entries: list[ShardEntry] = []
     first = 0
-    for entry in whole.manifest.shards:
-        rows = whole.rows(np.arange(first, first + entry.samples))
+    for entry in dataset.manifest.shards:
+        rows = dataset.rows(np.arange(first, first + entry.samples))
         first += entry.samples
-        mine = rows[np.isin(rows["label"], kept)]
-        if not len(mine):
+        selected = rows[np.isin(rows["label"], labels)]
+        if not len(selected):
             continue
-        mine["label"] = np.searchsorted(kept, mine["label"])
+        selected["label"] = np.searchsorted(labels, selected["label"])
         index = io.BytesIO()
-        np.save(index, mine, allow_pickle=False)
+        np.save(index, selected, allow_pickle=False)
         digest = hashlib.sha256(index.getvalue()).hexdigest()
-        parts.append(replace(entry, samples=len(mine), index_sha256=digest))
+        entries.append(replace(entry, samples=len(selected), index_sha256=digest))
         write_whole(folder / entry.index_name, index.getvalue())
-        target = (whole.folder / entry.name).resolve()
+        target = (dataset.folder / entry.name).resolve()
         (folder / entry.name).symlink_to(os.path.relpath(target, folder))
-    if not parts:
-        names = ", ".join(whole.classes[label] for label in kept)
-        raise DataError(f"{whole.folder}: has no image of {names}")
+    if not entries:
+        names = ", ".join(dataset.classes[label] for label in labels)
+        raise DataError(f"{dataset.folder}: has no image of {names}")
     contents = {
         "format": FORMAT,
-        "name": whole.manifest.name,
-        "split": whole.manifest.split,
-        "samples": sum(part.samples for part in parts),
-        "classes": [whole.classes[label] for label in kept],
-        "shards": [asdict(part) for part in parts],
+        "name": dataset.manifest.name,
+        "split": dataset.manifest.split,
+        "samples": sum(entry.samples for entry in entries),
+        "classes": [dataset.classes[label] for label in labels],
+        "shards": [asdict(entry) for entry in entries],
         "source": source,
     }
     write_whole(folder / MANIFEST, seal(contents))

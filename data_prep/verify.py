@@ -20,26 +20,26 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
     sys.exit(script("verify", sys.argv[1:], "verify.py"))
 
-from vssl_dist.cli.program import arguments as typed
+from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.console.bars import sample_bar
 from vssl_dist.console.endings import one_line
 from vssl_dist.text import say
 
-from .checks import check, datasets, stated_samples
+from .checks import check_split, find_splits, stated_samples
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the user typed; what is wrong with it ends the program with 2."""
-    return typed("verify", sys.argv[1:] if words is None else words)
+    """Parse the command line; a mistake in it ends the program with exit code 2."""
+    return parse_arguments("verify", sys.argv[1:] if words is None else words)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1, 2 or 130 (Ctrl-C)."""
     args = arguments(words)
     with one_line(args.out) as ending:
-        for folder in datasets(args.out):
+        for folder in find_splits(args.out):
             with sample_bar(f"verify {folder.name}", stated_samples(folder)) as advance:
-                manifest, problems = check(folder, workers=args.workers, advance=advance)
+                manifest, problems = check_split(folder, workers=args.workers, advance=advance)
             if problems:
                 ending.code = 1
             for line in problems:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +21,18 @@ os.environ["MPLBACKEND"] = "Agg"
 def pytest_configure() -> None:
     # A shell starts its background jobs deaf to Ctrl-C, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logging_of_one_test() -> Iterator[None]:
+    """Undo what a command that a test calls in this process has decided about logging."""
+    loggers = [logging.getLogger(name) for name in ("vssl_dist", "py.warnings")]
+    before = [(logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    logging.captureWarnings(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import vssl_dist
+from vssl_dist import run_folder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -25,6 +26,12 @@ def test_every_page_is_in_the_list_of_pages() -> None:
     listed = set(_LINK.findall((ROOT / "docs" / "README.md").read_text()))
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages <= listed
+
+
+def test_the_page_of_the_run_folder_is_what_its_module_prints() -> None:
+    page = (ROOT / "docs" / "run_folder.md").read_text()
+    assert page.endswith(f"\n\n{run_folder.markdown()}"), "python -m vssl_dist.run_folder"
+    assert len(run_folder.markdown().splitlines()) == 2 + len(run_folder._KEEPING)
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
+
+from vssl_dist import run_folder
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vssl_dist"
 FLOORS = [
-    {"text", "confidential", "curves", "errors", "durable"},
+    {"text", "confidential", "curves", "errors", "durable", "run_folder"},
+    {"logs"},
     {
         "jsonfile",
         "config",
@@ -117,6 +120,21 @@ EXPLAINED = {
     ("bench/shard.py", "Image.fromarray(cut).save(path, 'JPEG', quality=95)"): FRESH,
 }
 """By file and call, why it need not go through vssl_dist/durable.py."""
+SPELLED_AGAIN = {
+    (
+        "vssl_dist/cli/commands.py",
+        "slurm/default.yaml, or slurm/local.yaml",
+    ): "shipped profiles, not a run's folder",
+    (
+        "vssl_dist/evaluation/run.py",
+        ": no export/backbone-STEP.safetensors in this folder yet",
+    ): "a sentence for people, with STEP in it",
+    (
+        "vssl_dist/exports/read.py",
+        ": is no backbone; name the backbone-STEP file beside it",
+    ): "a sentence for people, with STEP in it",
+}
+"""By file and text, why a name of a run's file stands outside of vssl_dist/run_folder.py."""
 SPOKEN = (
     "launch", "data_prep", "vssl_dist/cli", "vssl_dist/commands", "vssl_dist/console",
     "vssl_dist/data", "vssl_dist/linter", "vssl_dist/preview",
@@ -288,6 +306,64 @@ def test_the_law_on_writing_knows_a_writer_when_it_sees_one() -> None:
         call = ast.parse(text, mode="eval").body
         assert isinstance(call, ast.Call)
         assert writes(call) == guilt, text
+
+
+def names_of_a_run() -> tuple[set[str], set[str]]:
+    """Names of a run's folders, and the pieces of its files' names that are always the same."""
+    paths = [PurePath(line.split("`")[1]) for line in run_folder.markdown().splitlines()[2:]]
+    words = "|".join(re.findall(r"[A-Z]{4,}|JOB", " ".join(map(str, paths))))
+    pieces = {piece for path in paths for piece in re.split(words, path.name)}
+    suffix = re.compile(r"\.[a-z]+|[^a-z]*")
+    folders = {parent.name for path in paths for parent in path.parents} - {""}
+    folders |= {path.name for path in paths if path.name.isalpha()}
+    return folders, {p for p in pieces if not suffix.fullmatch(p) and p not in folders}
+
+
+def spelled(tree: ast.AST) -> Iterator[ast.Constant]:
+    """Texts in which code spells the name of a run's file, or of its folder as part of a path."""
+    folders, pieces = names_of_a_run()
+    # Behind a letter it is another name: `crank-`, `prerun.json`.
+    file = re.compile("|".join(rf"(?<![a-z]){re.escape(piece)}" for piece in pieces))
+    folder = re.compile(rf"(?:^|/)(?:{'|'.join(folders)})/|/(?:{'|'.join(folders)})$")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            if isinstance(node.right, ast.Constant) and node.right.value in folders:
+                yield node.right
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and (file.search(node.value) or folder.search(node.value))
+        ):
+            yield node
+
+
+def test_paths_of_a_run_are_spelled_in_one_module() -> None:
+    met = set()
+    for path in sources("vssl_dist", "launch", "data_prep", "bench"):
+        place = path.relative_to(ROOT).as_posix()
+        tree = ast.parse(path.read_text())
+        texts = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        for node in spelled(tree) if place != "vssl_dist/run_folder.py" else ():
+            if id(node) not in texts:  # of a docstring
+                text = (place, str(node.value))
+                met.add(text)
+                assert text in SPELLED_AGAIN, f"{place}:{node.lineno}: {text[1]}"
+    assert [text for text in SPELLED_AGAIN if text not in met] == []
+
+
+def test_the_law_on_spelling_knows_a_path_of_a_run_when_it_sees_one() -> None:
+    guilty = [
+        "run / 'config.yaml'", "run / 'export'", "f'{run}/logs'", "f'rank-{rank}.log'",
+        "folder.glob('backbone-*.safetensors')", "'spool/cursor.json'", "f'{task}-baselines.json'",
+        "f'failure-{attempt}.txt'", "f'{job}_0_log.out'", "f'.{stem}-{step}.attempts.json'",
+    ]  # fmt: skip
+    innocent = ["typed('export', argv)", "cluster == 'slurm'", "f'{name}.json'", "x / 'parts'"]
+    for text, guilt in [*((t, True) for t in guilty), *((t, False) for t in innocent)]:
+        assert any(spelled(ast.parse(text, mode="eval"))) == guilt, text
 
 
 def test_what_names_files_prints_through_one_door() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -56,8 +57,9 @@ def test_a_lock_is_no_way_through_a_link(tmp_path: Path) -> None:
 
 
 def test_whoever_waits_is_told_for_whom_and_how_long_and_not_for_ever(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "vssl_dist")
     path = tmp_path / "lock"
     with private_lock(path):
         assert not held_by_stranger(path)
@@ -65,9 +67,9 @@ def test_whoever_waits_is_told_for_whom_and_how_long_and_not_for_ever(
         with pytest.raises(OSError, match=match) as error, held(path, within_s=0.1):
             pass
         assert error.value.filename == str(path)
-    said = capsys.readouterr().out
+    (said,) = caplog.messages
     assert said.startswith("waiting, 2.77778e-05 h at most, for process ")
-    assert said.endswith(f", which has {path}\n")
+    assert said.endswith(f", which has {path}")
     with held(path), pytest.raises(Timeout):
         private_lock(path).acquire(timeout=0)
 

@@ -20,10 +20,10 @@ from vssl_dist.config import LinearConfig, OnlineConfig, RunConfig, load
 from vssl_dist.errors import DataError, ExportError
 from vssl_dist.evaluation.run import EvalSettings, evaluate
 from vssl_dist.exports.read import load_export
-from vssl_dist.exports.write import beside
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.linear_probe import Probe
 from vssl_dist.online_probe import OnlineProbe, build_probe
+from vssl_dist.run_folder import part_of
 from vssl_dist.train import Preempted, train
 
 CLASSES, WIDTH, STEPS = 3, 6, 8
@@ -44,7 +44,7 @@ def learn(rank: int, world_size: int) -> tuple[dict[str, Tensor], dict[str, floa
     share = slice(rank * 32 // world_size, (rank + 1) * 32 // world_size)
     for number, (x, y) in enumerate(batches()):
         probe.step(x[share], y[share], number + 1)
-    return probe._state, probe.read()
+    return probe._state, probe.pop_metrics()
 
 
 def learn_on_this_rank() -> tuple[dict[str, object], dict[str, float]]:
@@ -105,9 +105,9 @@ def test_images_without_a_class_and_features_that_are_not_finite_teach_nothing()
         probe.step(x, y, 1)
     marked.step(more.index_fill(0, torch.tensor([3]), math.nan), labels, 2)
     assert torch.equal(marked._state["table"], clean._state["table"])
-    clean.read(), marked.read()
+    clean.pop_metrics(), marked.pop_metrics()
     marked.step(more, torch.full_like(labels, -1), 2)
-    assert marked.read() == {}
+    assert marked.pop_metrics() == {}
     marked.step(more, labels.index_fill(0, torch.arange(16), CLASSES), 3)
     assert marked._state["seen"] == 16
     assert marked._state["table"].isfinite().all()
@@ -230,7 +230,7 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
         tmp_path / n / "export/backbone-00000006.safetensors" for n in ("plain", "probed")
     )
     result = evaluate(probed, task)
-    weights = load_file(beside(probed, "online"))
+    weights = load_file(part_of(probed, "online"))
     backbone, card = load_export(probed)
     images, labels = by_hand(data.parent / "val", card.normalise)
     with torch.inference_mode():
@@ -242,6 +242,6 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
     place = EvalSettings(train=data.parent / "val", val=data)
     elsewhere = evaluate(probed, task, place)
     assert "online" not in elsewhere["results"], "its classes are others"
-    beside(probed, "online").unlink()
+    part_of(probed, "online").unlink()
     with pytest.raises(ExportError, match=r"online-00000006\.safetensors: missing or damaged"):
         evaluate(probed, task.model_copy(update={"epochs": 2}))

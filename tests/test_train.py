@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from launch import submit
 from tests.support.damage import flip, place
 from tests.support.photos import tiny_dataset
 from tests.support.ranks import run_ranks
@@ -35,8 +36,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_dataset(tmp_path_factory.mktemp("photos"), samples=96, classes=4)
 
 
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nobody disturbs, to its end; who shares it only reads it."""
+    run = Run(data, tmp_path_factory.mktemp("out"), "straight")
+    run.finish()
+    return run
+
+
 class Run:
-    """One run folder, driven as a user drives it: through ``launch/submit.py --local``."""
+    """One run folder, driven as a user drives it: through ``launch/submit.py --local``.
+
+    Its curves stay in its folder unless a test says where else they go: MLflow takes each start
+    seconds.
+    """
 
     def __init__(self, data: Path, out: Path, name: str, *overrides: str) -> None:
         self.dir = out / name
@@ -48,7 +61,7 @@ class Run:
             "checkpoint.every_steps=3", "evaluations=[]", *overrides,
         ]  # fmt: skip
         self.environment = os.environ | {
-            "MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db",
+            "MLFLOW_TRACKING_URI": "none",
             "OMP_NUM_THREADS": "1",
         }
 
@@ -63,6 +76,13 @@ class Run:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         return output
+
+    def answer(self, *overrides: str) -> int:
+        """Exit code of the same command where no rank is started."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setenv("MLFLOW_TRACKING_URI", self.environment["MLFLOW_TRACKING_URI"])
+            return submit.main([*self.command[2:], *overrides])
 
     def steps(self) -> int:
         """Steps in the trace of rank 0 so far."""
@@ -89,30 +109,48 @@ def lines(run: Run) -> list[dict[str, object]]:
     return [json.loads(line) for text in run.traces() for line in text.splitlines()]
 
 
+def assert_the_same(broken: Run, straight: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both are finished, and what was killed is the other bit by bit, asked once more too."""
+    assert len(straight.traces()) == 2
+    assert broken.traces() == straight.traces()
+    assert sum("final" in line for line in lines(broken)) == 2
+    capsys.readouterr()
+    assert broken.answer() == 0
+    assert "finished" in capsys.readouterr().out
+    assert broken.traces() == straight.traces()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "overrides", "kills"),
-    [
-        (0, [], [5]),
-        (1, [], [1, 8, 11]),
-        (2, ["method.target=ema", "optim.accumulate=2"], [7]),
-    ],
+    ("stage", "overrides", "kill"),
+    [(0, [], 5), (2, ["method.target=ema", "optim.accumulate=2"], 7)],
 )
 def test_a_killed_run_restarted_is_the_uninterrupted_run(
-    data: Path, tmp_path: Path, stage: int, overrides: list[str], kills: list[int]
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    stage: int,
+    overrides: list[str],
+    kill: int,
 ) -> None:
     changes = (f"engine.zero_stage={stage}", *overrides)
     straight, broken = (Run(data, tmp_path, name, *changes) for name in ("straight", "broken"))
     straight.finish()
-    for step in kills:
+    broken.kill_at(kill)
+    broken.finish()
+    assert_the_same(broken, straight, capsys)
+
+
+@pytest.mark.slow
+def test_a_tracked_run_killed_three_times_is_the_uninterrupted_run(
+    straight: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Run(data, tmp_path, "broken", "engine.zero_stage=1")
+    broken.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
+    for step in (1, 8, 11):
         broken.kill_at(step)
     broken.finish()
-    assert len(straight.traces()) == 2
-    assert broken.traces() == straight.traces()
-    assert sum("final" in line for line in lines(broken)) == 2
-    again = broken.finish()
-    assert "finished" in again
-    assert broken.traces() == straight.traces()
+    assert_the_same(broken, straight, capsys)
 
 
 @pytest.mark.gpu
@@ -134,9 +172,10 @@ def test_on_gpus_in_bfloat16_a_killed_run_is_the_uninterrupted_run_too(
 
 
 @pytest.mark.slow
-def test_told_to_stop_it_saves_at_once_and_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
-    straight, stopped = (Run(data, tmp_path, name) for name in ("straight", "stopped"))
-    straight.finish()
+def test_told_to_stop_it_saves_at_once_and_goes_on_where_it_was(
+    straight: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = Run(data, tmp_path, "stopped")
     process = stopped.start()
     while stopped.steps() < 4:
         assert process.poll() is None, process.communicate()[0]
@@ -147,11 +186,8 @@ def test_told_to_stop_it_saves_at_once_and_goes_on_where_it_was(data: Path, tmp_
     saved = sorted((stopped.dir / "checkpoints").glob("step-*"))[-1]
     assert int(saved.name.partition("-")[2]) == stopped.steps() < STEPS
     with all_damaged(stopped.dir / "checkpoints"):
-        refused = subprocess.run(
-            stopped.command, cwd=ROOT, env=stopped.environment, capture_output=True, text=True
-        )
-    assert refused.returncode == 2
-    assert "every checkpoint in" in refusal(refused.stderr)
+        assert stopped.answer() == 2
+    assert "every checkpoint in" in refusal(capsys.readouterr().err)
     stopped.finish()
     assert stopped.traces() == straight.traces()
 
@@ -202,10 +238,11 @@ def test_a_run_that_its_bad_images_stop_has_told_of_them_first(data: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_every_step_uses_the_same_pixels_on_one_rank_and_on_two(data: Path, tmp_path: Path) -> None:
-    two, one = Run(data, tmp_path, "two"), Run(data, tmp_path, "one")
+def test_every_step_uses_the_same_pixels_on_one_rank_and_on_two(
+    straight: Run, data: Path, tmp_path: Path
+) -> None:
+    one = Run(data, tmp_path, "one")
     one.command[one.command.index("--local") + 1] = "1"
-    two.finish()
     one.finish()
 
     def pixels(run: Run) -> dict[object, set[tuple[object, object]]]:
@@ -217,28 +254,25 @@ def test_every_step_uses_the_same_pixels_on_one_rank_and_on_two(data: Path, tmp_
         return found
 
     assert len(pixels(one)) == STEPS
-    assert pixels(one) == pixels(two)
+    assert pixels(one) == pixels(straight)
     losses = {
         run.dir.name: [float.fromhex(str(x["loss"])) for x in lines(run) if x.get("step") == 1]
-        for run in (one, two)
+        for run in (one, straight)
     }
-    assert losses["one"][0] == pytest.approx(losses["two"][0], rel=1e-5)
+    assert losses["one"][0] == pytest.approx(losses["straight"][0], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_run_does_not_continue_as_another_experiment(data: Path, tmp_path: Path) -> None:
-    run = Run(data, tmp_path, "run", "optim.max_steps=3")
-    run.finish()
-    before = run.traces()
+def test_a_run_does_not_continue_as_another_experiment(
+    straight: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = straight.traces()
     for override, named in [
         ("optim.base_lr=0.5", "optim.base_lr"),
         ("optim.accumulate=2", "optim.accumulate"),
         ("data.window=8", "data.window"),
     ]:
-        refused = subprocess.run(
-            [*run.command, override], cwd=ROOT, env=run.environment, capture_output=True, text=True
-        )
-        assert refused.returncode == 2
-        assert named in refused.stderr
-        assert "Traceback" not in refused.stderr
-    assert run.traces() == before
+        capsys.readouterr()
+        assert straight.answer(override) == 2
+        assert named in refusal(capsys.readouterr().err)
+    assert straight.traces() == before

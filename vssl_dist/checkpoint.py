@@ -11,6 +11,7 @@ such as a link or another owner, stops the run: going on from an older one would
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from vssl_dist.errors import CheckpointError
 from vssl_dist.sealed import FORMAT, MANIFEST, REMEDY, Problem
 from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 _NOT_BY_OTHERS = 0o7755  # what is left of a mode
 
 T = TypeVar("T")
@@ -136,7 +138,7 @@ def retain(root: Path, keep_last: int, keep_every: int | None) -> None:
             (root / name).rename(trash)
             shutil.rmtree(trash)
         except OSError as error:
-            print(f"warning: old checkpoint {root / name} is not removed: {error}", flush=True)
+            _log.warning("old checkpoint %s is not removed: %s", root / name, error)
 
 
 def all_or_none(work: Callable[[], T], only_on: int | None = None) -> T | None:
@@ -240,7 +242,7 @@ def _set_aside(path: Path, problem: str) -> None:
     while os.path.lexists(aside):
         aside = aside.with_name(f"{path.name}.corrupt-{uuid4().hex[:4]}")
     path.rename(aside)
-    print(f"warning: checkpoint {path} is damaged ({problem}); now {aside.name}", flush=True)
+    _log.warning("checkpoint %s is damaged (%s); now %s", path, problem, aside.name)
 
 
 def _share(names: list[str]) -> list[str]:

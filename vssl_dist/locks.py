@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import time
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from vssl_dist.durable import user_name
 from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 PATIENCE_S = 86_400.0
 """How long `held` waits: what this user's own processes compute may take hours."""
 _LOOK_EVERY_S = 5.0
@@ -89,9 +91,7 @@ def held(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
         if who != said:
             said = who
             place = printable(str(path))
-            print(
-                f"waiting, {within_s / 3600:g} h at most, for {who}, which has {place}", flush=True
-            )
+            _log.info("waiting, %g h at most, for %s, which has %s", within_s / 3600, who, place)
     try:
         yield
     finally:

@@ -36,12 +36,15 @@ class OnlineProbe:
 
     Args:
         cfg: Its learning rate.
-        classes: Of the training set.
-        total_steps: Where its learning rate ends.
+        classes: Number of classes of the training set.
+        total_steps: Step at which its learning rate ends.
     """
 
     def __init__(self, cfg: OnlineConfig, classes: int, total_steps: int) -> None:
-        self.cfg, self.classes, self.total_steps = cfg, classes, total_steps
+        self.cfg = cfg
+        self.classes = classes
+        self.total_steps = total_steps
+        # Empty until the first step tells the width of the features.
         self._state: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -55,38 +58,45 @@ class OnlineProbe:
             labels: ``(B,)`` int64; images whose label is no class are left out.
             step: Optimizer steps that the method has done, this one included.
         """
-        x, y = dist.all_gather(embedding.detach().float()), dist.all_gather(labels)
+        x = dist.all_gather(embedding.detach().float())
+        y = dist.all_gather(labels)
         var, mean = torch.var_mean(x, dim=0, correction=0)
         if not self._state:
             self._state = self._start(mean, var)
-        known = (y >= 0) & (y < self.classes)
-        y = torch.where(known, y, 0)
+        is_labelled = (y >= 0) & (y < self.classes)
+        y = torch.where(is_labelled, y, 0)
+        # The column of ones makes the table's last row the biases.
         x = F.pad((x - mean) / (var + _TINY).sqrt(), (0, 1), value=1.0)
         logits = x @ self._state["table"]
-        residual = (logits.softmax(1) - F.one_hot(y, self.classes)) * known[:, None]
-        gradient = x.T @ residual / known.sum().clamp_min(1)
+        residual = (logits.softmax(1) - F.one_hot(y, self.classes)) * is_labelled[:, None]
+        gradient = x.T @ residual / is_labelled.sum().clamp_min(1)
         velocity = _MOMENTUM * self._state["velocity"] + gradient
         peak = self.cfg.lr * len(x) / 256
         rate = schedule.cosine(step - 1, self.total_steps, peak, 0.0)
-        right = (logits.argmax(1) == y) & known
-        self._move("velocity", velocity, where=gradient)
-        self._move("table", self._state["table"] - rate * self._state["velocity"], where=gradient)
-        self._move("mean", self._state["mean"].lerp(mean, _MOMENTS), where=gradient)
-        self._move("var", self._state["var"].lerp(var, _MOMENTS), where=gradient)
-        self._state["right"] += right.sum()
-        self._state["seen"] += known.sum()
+        correct = (logits.argmax(1) == y) & is_labelled
+        self._update("velocity", velocity, gradient)
+        self._update("table", self._state["table"] - rate * self._state["velocity"], gradient)
+        self._update("mean", self._state["mean"].lerp(mean, _MOMENTS), gradient)
+        self._update("var", self._state["var"].lerp(var, _MOMENTS), gradient)
+        # Counted on the device: reading them would make the host wait at every step.
+        self._state["right"] += correct.sum()
+        self._state["seen"] += is_labelled.sum()
 
-    def read(self) -> dict[str, float]:
-        """``online_top1`` since the last call, over all ranks; nothing if nothing was seen."""
+    def pop_metrics(self) -> dict[str, float]:
+        """Return ``online_top1`` since the last call, over all ranks; nothing if nothing was seen.
+
+        The counts begin anew.
+        """
         if not self._state or not self._state["seen"]:
             return {}
-        right, seen = self._state["right"].item(), self._state["seen"].item()
+        correct = self._state["right"].item()
+        total = self._state["seen"].item()
         self._state["right"].zero_()
         self._state["seen"].zero_()
-        return {"online_top1": right / seen}
+        return {"online_top1": correct / total}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What an export holds of it: ``weight`` ``(D, C)`` and ``bias`` ``(C,)`` for raw features.
+        """Return what an export holds: ``weight`` ``(D, C)``, ``bias`` ``(C,)`` for raw features.
 
         The features' moments are the running ones of the last batches.
         """
@@ -97,7 +107,7 @@ class OnlineProbe:
         return {ONLINE: Probe.of_scaled(table[:-1], table[-1], scaling)._asdict()}
 
     def save(self, folder: Path) -> None:
-        """Write all that its next step depends on; every rank calls this."""
+        """Write all that the next step depends on; every rank calls this."""
         if dist.rank() == 0:
             save_file({k: v.contiguous() for k, v in self._state.items()}, folder / _FILE)
 
@@ -109,14 +119,14 @@ class OnlineProbe:
         """
         state = load_file(folder / _FILE, device=device)
         if state:  # it is empty before the first step
-            wanted = self._start(*[state["mean"].float()] * 2)
-            kinds = [{k: (t.shape, t.dtype) for k, t in each.items()} for each in (state, wanted)]
-            if kinds[0] != kinds[1] or state["mean"].ndim != 1:
+            # The stored mean tells the width, and every other tensor must fit it.
+            expected = self._start(state["mean"].float(), state["mean"].float())
+            if _signature(state) != _signature(expected) or state["mean"].ndim != 1:
                 raise ValueError(f"{_FILE} holds other tensors than a probe's")
         self._state = state
 
     def _start(self, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
-        """Zeros: the objective is convex, and no generator is touched."""
+        """Make a state of zeros: the objective is convex, and no generator is touched."""
         table = mean.new_zeros(len(mean) + 1, self.classes)
         count = torch.zeros((), dtype=torch.int64, device=mean.device)
         # Moments that are not finite would never leave a running average.
@@ -124,33 +134,39 @@ class OnlineProbe:
         counts = {"right": count, "seen": count.clone()}
         return {"table": table, "velocity": table.clone()} | moments | counts
 
-    def _move(self, name: str, value: Tensor, where: Tensor) -> None:
-        self._state[name] = torch.where(where.isfinite().all(), value, self._state[name])
+    def _update(self, name: str, value: Tensor, gradient: Tensor) -> None:
+        """Set a tensor of the state, unless the gradient is not finite."""
+        # Chosen on the device, like the counts.
+        self._state[name] = torch.where(gradient.isfinite().all(), value, self._state[name])
+
+
+def _signature(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
 class NoProbe:
-    """What a run without a probe has, so that the loop never asks."""
+    """The probe of a run without one, so that the loop never asks."""
 
     def step(self, embedding: Tensor, labels: Tensor, step: int) -> None:
-        """Nothing."""
+        """Learn nothing."""
 
-    def read(self) -> dict[str, float]:
-        """Nothing."""
+    def pop_metrics(self) -> dict[str, float]:
+        """Return no metrics."""
         return {}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Nothing."""
+        """Return no tensors to export."""
         return {}
 
     def save(self, folder: Path) -> None:
-        """Nothing."""
+        """Write nothing."""
 
     def load(self, folder: Path, device: str) -> None:
-        """Nothing."""
+        """Read nothing."""
 
 
 def build_probe(cfg: OnlineConfig | None, classes: int, total_steps: int) -> OnlineProbe | NoProbe:
-    """The probe of a run, if it wants one.
+    """Build the probe of a run, or one that does nothing where the config asks for none.
 
     Raises:
         DataError: The training set has no classes to tell apart.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Mapping
@@ -25,8 +26,10 @@ from vssl_dist.exports.card import Origin
 from vssl_dist.installed import commit
 from vssl_dist.methods import CONFIGS
 from vssl_dist.online_probe import NoProbe, OnlineProbe
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 _REMEDY = "give this run another name, with name=..."
 
 
@@ -37,7 +40,7 @@ class Saver:
         self, cfg: RunConfig, engine: Engine, loader: Loader, probe: OnlineProbe | NoProbe
     ) -> None:
         self.cfg, self.engine, self.loader, self.probe = cfg, engine, loader, probe
-        self.root = checkpoints_of(cfg)
+        self.root = RunFolder(cfg.dir).checkpoints
         self.versions = dist.broadcast(versions() if dist.rank() == 0 else {})
         self.saved_at = time.monotonic()
         allowed = bad_images_allowed(loader.samples, cfg.data.max_bad)
@@ -85,7 +88,7 @@ class Saver:
         try:
             checkpoint.commit(self.root, step=self.engine.step, write=self._write, facts=facts)
         except CheckpointError as error:
-            print(f"warning: step {self.engine.step} is not saved: {error}", flush=True)
+            _log.warning("step %d is not saved: %s", self.engine.step, error)
             return
         finally:
             self.saved_at = time.monotonic()
@@ -104,11 +107,6 @@ class Saver:
     def _note_substitutions(self) -> None:
         self.ledger.record(self.loader.substitutions)
         self.loader.substitutions.clear()
-
-
-def checkpoints_of(cfg: RunConfig) -> Path:
-    """Where the checkpoints of a run are."""
-    return cfg.dir / "checkpoints"
 
 
 def versions() -> dict[str, str]:
@@ -175,7 +173,7 @@ def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
             written.
     """
     try:
-        manifests = checkpoint.manifests(checkpoints_of(cfg))
+        manifests = checkpoint.manifests(RunFolder(cfg.dir).checkpoints)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if not manifests:
@@ -188,7 +186,8 @@ def check_resume(cfg: RunConfig, world_size: int, train: Dataset) -> int:
 
 def _same_as_written(cfg: RunConfig) -> None:
     """Curves and exports come before the first checkpoint, and must not be mixed either."""
-    if not (cfg.dir / "config.yaml").exists() or not (cfg.dir / "spool").exists():
+    run = RunFolder(cfg.dir)
+    if not run.config.exists() or not run.spool.exists():
         return
     before = config.frozen_part(config.load_run(cfg.dir, methods=CONFIGS))
     if changed := differences(before, config.frozen_part(cfg)):

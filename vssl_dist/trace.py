@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vssl_dist import dist, durable
 from vssl_dist.data.loader import Batch
+from vssl_dist.run_folder import RunFolder
 
 
 def pixel_digests(views: Sequence[Tensor]) -> list[str]:
@@ -41,7 +42,7 @@ class Trace:
 
     def __init__(self, folder: Path, restored_step: int) -> None:
         """Open the file, dropping the lines after ``restored_step``: they are done again."""
-        self.path = folder / f"trace.rank{dist.rank()}.jsonl"
+        self.path = RunFolder(folder).trace(dist.rank())
         folder.mkdir(parents=True, exist_ok=True)
         known = self.path.is_file()
         lines = self.path.read_text(errors="replace").splitlines() if known else []

@@ -5,6 +5,7 @@ It knows neither MLflow nor SLURM: whoever starts it hands in three callables.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -26,7 +27,10 @@ from vssl_dist.online_probe import (
     build_probe,
 )
 from vssl_dist.resume import Saver
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.trace import Trace
+
+_log = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
@@ -71,7 +75,7 @@ def train(
         last = engine.step == engine.total_steps
         milestone = last or bool(cfg.evaluations_at(engine.step, loader.samples))
         if metrics := curves.metrics_if_due(out, engine.step, milestone):
-            metrics |= probe.read()
+            metrics |= probe.pop_metrics()
             epoch = {EPOCH: engine.step / engine.steps_per_epoch}
             log(metrics | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
             saver.ledger.check()  # not before those it names are in the curves
@@ -177,12 +181,12 @@ def export(
         metrics: How well they did.
         on_export: Called with the file, and of the step.
     """
-    path = cfg.dir / "export" / f"backbone-{engine.step:08d}.safetensors"
+    path = RunFolder(cfg.dir).exports.backbone(engine.step)
     description = Description.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
     try:
         engine.export(path, description, probe.tensors())
     except CheckpointError as error:  # a full disk costs an evaluation, not the run
-        print(f"warning: step {engine.step} is not exported: {error}", flush=True)
+        _log.warning("step %d is not exported: %s", engine.step, error)
         return
     if dist.rank() == 0:
         on_export(path, engine.step)

@@ -21,32 +21,32 @@ from pathlib import Path, PurePosixPath
 from vssl_dist.durable import open_regular
 from vssl_dist.errors import DataError
 
-from ..images.pictures import (
-    HEAD,
-    called_picture,
+from ..images.signatures import (
+    HEAD_BYTES,
+    has_picture_suffix,
     is_picture,
 )
-from .streams import Unzipped, Window
+from .bounded_streams import FileWindow, GzipStream
 
 MAX_BYTES = 1 << 28
-"""Of one image file: more than any needs that `images.examine.MAX_PIXELS` lets through."""
+"""Size of an image file: more than any needs that `images.examine.MAX_PIXELS` lets through."""
 
-_DAMAGE = (
+_DAMAGE_ERRORS = (
     tarfile.TarError, zlib.error, OSError, EOFError, ValueError, ArithmeticError, LookupError,
     RecursionError,
 )  # fmt: skip
-"""As which a damaged archive surfaces: its reader trusts what it reads."""
+"""Errors that a damaged archive raises: its reader trusts what it reads."""
 
 
 class ArchiveError(DataError):
-    """An archive cannot be read to its end."""
+    """Error of an archive that cannot be read to its end."""
 
     flaw = ""
-    """Why, without the path."""
+    """Why the archive cannot be read, without its path."""
 
     @classmethod
     def of(cls, path: Path, flaw: str, remedy: str = "") -> ArchiveError:
-        """The error of an archive."""
+        """Make the error of an archive."""
         error = cls(f"{path}: {flaw}" + (f": {remedy}" if remedy else ""))
         error.flaw = flaw
         return error
@@ -58,14 +58,14 @@ class Member:
 
     name: str
     offset: int
-    """Of its first byte, from the start of the file."""
+    """Position of its first byte, from the start of the file."""
     size: int
     flaw: str
-    """Why it must not be read ("" = it may)."""
+    """Why the member must not be read; "" if it may."""
 
 
-def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
-    """What an uncompressed archive holds besides folders, in its order.
+def iter_members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
+    """Yield the members of an uncompressed archive, except folders, in its order.
 
     Args:
         path: The file.
@@ -75,41 +75,43 @@ def members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Mem
     Raises:
         DataError: It cannot be read, is damaged, or ends too early.
     """
-    with _opened(path) as file, damage_named(path):
-        whole = os.fstat(file.fileno()).st_size
-        window = Window(file.fileno(), start, whole - start if size is None else size)
-        for member in _headers(window):
-            end = member.offset_data + (0 if member.issparse() else member.size)
-            if end > window.size:
+    with _open(path) as file, damage_as_archive_error(path):
+        file_bytes = os.fstat(file.fileno()).st_size
+        window = FileWindow(file.fileno(), start, file_bytes - start if size is None else size)
+        for member in _iter_headers(window):
+            member_end = member.offset_data + (0 if member.issparse() else member.size)
+            if member_end > window.size:
                 raise tarfile.ReadError(f"{member.name} is cut short")
             if not member.isdir():
                 offset = start + member.offset_data
-                yield Member(member.name, offset, member.size, _flaw(member))
+                yield Member(member.name, offset, member.size, _member_flaw(member))
 
 
 def holds_picture(path: Path, member: Member) -> bool:
-    """Whether a member of an archive is a picture, or is called one, or must not be looked at.
+    """Tell whether a member is a picture, or is called one, or must not be looked at.
 
     Raises:
         DataError: The archive cannot be read.
     """
     if PurePosixPath(member.name).name.startswith("."):
         return False
-    return bool(member.flaw) or called_picture(member.name) or is_picture(begins(path, member))
+    return (
+        bool(member.flaw) or has_picture_suffix(member.name) or is_picture(read_head(path, member))
+    )
 
 
-def begins(path: Path, member: Member) -> bytes:
-    """The first bytes of a sound member: as many as tell what it is.
+def read_head(path: Path, member: Member) -> bytes:
+    """Read the first bytes of a sound member: as many as tell what it is.
 
     Raises:
         DataError: The archive cannot be read.
     """
-    with _opened(path) as file, damage_named(path):
-        return os.pread(file.fileno(), min(member.size, HEAD), member.offset)
+    with _open(path) as file, damage_as_archive_error(path):
+        return os.pread(file.fileno(), min(member.size, HEAD_BYTES), member.offset)
 
 
-def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
-    """Regular members of a ``.tar.gz`` by their exact names, in memory.
+def read_gzipped_members(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
+    """Read regular members of a ``.tar.gz`` by their exact names, into memory.
 
     Args:
         archive: The file.
@@ -119,49 +121,53 @@ def gzipped(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]
     Raises:
         DataError: The archive cannot be read or is damaged.
     """
-    found: dict[str, bytes] = {}
-    with _opened(archive) as file, damage_named(archive), gzip.open(file) as whole:
-        stream = Unzipped(whole)
+    blobs: dict[str, bytes] = {}
+    with _open(archive) as file, damage_as_archive_error(archive), gzip.open(file) as gzip_file:
+        stream = GzipStream(gzip_file)
         # All of it is read: gzip compares its checksum only at the end.
-        for member in _headers(stream):
-            if member.name in names and _regular(member) and member.size <= limit:
-                found[member.name] = stream.take(member.size)
-    return found
+        for member in _iter_headers(stream):
+            if member.name in names and _is_regular(member) and member.size <= limit:
+                blobs[member.name] = stream.read_data(member.size)
+    return blobs
 
 
-def stamp(path: Path) -> str:
-    """What changes when a file is replaced or written to, without reading it.
+def file_stamp(path: Path) -> str:
+    """Make a text that changes when a file is replaced or written to, without reading it.
 
     Raises:
-        DataError: It is not there.
+        DataError: The file is not there.
     """
     try:
-        facts = path.stat()
+        status = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
-def _headers(stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
-    """All members of an archive, in little memory however many and however described."""
-    at: int | None = 0
-    while at is not None:
-        stream.seek(at)
-        stream.described()
+def _iter_headers(stream: FileWindow | GzipStream) -> Iterator[tarfile.TarInfo]:
+    """Yield all members of an archive, in little memory however many and however described."""
+    start: int | None = 0
+    while start is not None:
+        stream.seek(start)
+        stream.begin_member()
         with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
             yield from _members_of(tar, stream)
-            end = tar.offset
-        stream.seek(end)
+            archive_end = tar.offset
+        stream.seek(archive_end)
         # The reader takes any nonsense between members for the end.
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            if end == at > 0:
-                raise tarfile.ReadError(f"what follows its end, from byte {end} on, is no archive")
+            if archive_end == start > 0:
+                raise tarfile.ReadError(
+                    f"what follows its end, from byte {archive_end} on, is no archive"
+                )
             raise tarfile.ReadError("it has no end, or a damaged header")
-        following = stream.past_zeros(end)
-        at = None if following is None else following - (following - end) % tarfile.BLOCKSIZE
+        next_data = stream.find_nonzero(archive_end)
+        start = (
+            None if next_data is None else next_data - (next_data - archive_end) % tarfile.BLOCKSIZE
+        )
 
 
-def _members_of(tar: tarfile.TarFile, stream: Window | Unzipped) -> Iterator[tarfile.TarInfo]:
+def _members_of(tar: tarfile.TarFile, stream: FileWindow | GzipStream) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         # A negative size would send the reader backwards, for ever.
         if member.size < 0:
@@ -169,24 +175,26 @@ def _members_of(tar: tarfile.TarFile, stream: Window | Unzipped) -> Iterator[tar
         yield member
         # Or it would remember every member of a large archive.
         tar.members = []  # type: ignore[attr-defined]
-        stream.described()
+        stream.begin_member()
 
 
-def _regular(member: tarfile.TarInfo) -> bool:
+def _is_regular(member: tarfile.TarInfo) -> bool:
     return member.isreg() and not member.issparse()
 
 
-def _flaw(member: tarfile.TarInfo) -> str:
-    if not _regular(member):
-        kinds = {
+def _member_flaw(member: tarfile.TarInfo) -> str:
+    if not _is_regular(member):
+        type_names = {
             tarfile.SYMTYPE: "a symbolic link",
             tarfile.LNKTYPE: "a hard link",
             tarfile.CHRTYPE: "a device",
             tarfile.BLKTYPE: "a device",
             tarfile.FIFOTYPE: "a pipe",
         }
-        kind = "a sparse file" if member.issparse() else kinds.get(member.type, "something else")
-        return f"{kind} and not a regular member"
+        type_name = (
+            "a sparse file" if member.issparse() else type_names.get(member.type, "something else")
+        )
+        return f"{type_name} and not a regular member"
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or not member.name.isprintable():
         return "a name that leads out of its folder or cannot be printed"
@@ -195,7 +203,7 @@ def _flaw(member: tarfile.TarInfo) -> str:
     return ""
 
 
-def _opened(path: Path) -> io.BufferedReader:
+def _open(path: Path) -> io.BufferedReader:
     try:
         return open_regular(path)
     except OSError as error:
@@ -203,17 +211,17 @@ def _opened(path: Path) -> io.BufferedReader:
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Say of which archive something is wrong, whatever reading it raises.
+def damage_as_archive_error(path: Path) -> Iterator[None]:
+    """Raise whatever reading a damaged archive raises as an error that names the archive.
 
     Raises:
-        ArchiveError: Something is.
+        ArchiveError: The archive is damaged or cannot be read.
     """
     try:
         yield
     except DataError:
         raise
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         if isinstance(error, OSError) and error.errno:  # storage's; gzip's own has no number
             raise ArchiveError.of(path, f"cannot be read ({error.strerror})") from error
         reason = " ".join(str(error).split()) or type(error).__name__

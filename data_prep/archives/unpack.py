@@ -15,46 +15,46 @@ from pathlib import Path
 
 from ..files import (
     first_bytes,
-    held,
-    sweep,
+    hold_lock,
+    remove_partial_files,
     whole_file,
 )
-from .tars import damage_named, stamp
+from .tars import damage_as_archive_error, file_stamp
 
 FOLDER = ".unpacked"
-_GZIP = b"\x1f\x8b"
-_PIECE = 1 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+_PIECE_BYTES = 1 << 20
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file is compressed; not if it cannot be read.
+    """Tell whether a file is compressed; one that cannot be read is not.
 
     A file that begins like a gzip is one, whatever it is called.
     """
     try:
-        return first_bytes(path, len(_GZIP)) == _GZIP
+        return first_bytes(path, len(_GZIP_MAGIC)) == _GZIP_MAGIC
     except OSError:
         return False
 
 
-class Unpacked:
-    """Archives as they are without compression, in a folder that is made for the first of them."""
+class Unpacker:
+    """Unpacks archives into a folder that is made for the first of them."""
 
-    def __init__(self, folder: Path, ending: ExitStack) -> None:
+    def __init__(self, folder: Path, exit_stack: ExitStack) -> None:
         self._folder = folder
-        self._ending = ending
+        self._exit_stack = exit_stack
         self._claimed = False
 
     def __call__(self, path: Path) -> Path:
-        """An uncompressed archive of the same contents.
+        """Unpack an archive, unless that was done; returns the path of the unpacked one.
 
         Raises:
             DataError: The archive is damaged, the disk full, or another process is at it.
         """
         if not self._claimed:
             self._claim()
-        facts = f"{path.absolute()}\0{stamp(path)}".encode("utf-8", "surrogateescape")
-        target = self._folder / f"{hashlib.sha256(facts).hexdigest()[:32]}.tar"
+        identity = f"{path.absolute()}\0{file_stamp(path)}".encode("utf-8", "surrogateescape")
+        target = self._folder / f"{hashlib.sha256(identity).hexdigest()[:32]}.tar"
         if not target.exists():
             with whole_file(target) as file:
                 for piece in _inflated(path):
@@ -62,26 +62,28 @@ class Unpacked:
         return target
 
     def _claim(self) -> None:
-        """Hold the folder until the end, and let it go then with whatever is in it."""
-        lone = not self._folder.parent.exists()
+        """Hold the folder until the end, and remove it then with whatever is in it."""
+        is_new_dataset = not self._folder.parent.exists()
         lock = self._folder / "lock"
-        self._ending.enter_context(held(lock, self._folder, "process is unpacking into it"))
+        self._exit_stack.enter_context(
+            hold_lock(lock, self._folder, "process is unpacking into it")
+        )
         self._claimed = True
-        if lone:
-            self._ending.callback(_remove_empty, self._folder.parent)
-        self._ending.callback(shutil.rmtree, self._folder, ignore_errors=True)
-        sweep(self._folder)
+        if is_new_dataset:
+            self._exit_stack.callback(_remove_empty, self._folder.parent)
+        self._exit_stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        remove_partial_files(self._folder)
 
 
 @contextmanager
-def unpacking(out: Path) -> Iterator[Unpacked]:
-    """Have archives unpacked while the block runs.
+def unpacking(out: Path) -> Iterator[Unpacker]:
+    """Unpack archives for as long as the block runs.
 
     Args:
         out: Folder of the dataset; made when the first archive is unpacked.
     """
-    with ExitStack() as ending:
-        yield Unpacked(out / FOLDER, ending)
+    with ExitStack() as exit_stack:
+        yield Unpacker(out / FOLDER, exit_stack)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -90,6 +92,6 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _inflated(path: Path) -> Iterator[bytes]:
-    with damage_named(path), gzip.open(path) as whole:
-        while piece := whole.read(_PIECE):
+    with damage_as_archive_error(path), gzip.open(path) as gzip_file:
+        while piece := gzip_file.read(_PIECE_BYTES):
             yield piece

@@ -27,43 +27,43 @@ Digests = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Decided:
-    """What becomes of one split."""
+class SplitDecisions:
+    """What was decided on the samples of one split."""
 
-    used: NDArray[np.int64]
+    used_samples: NDArray[np.int64]
     """Ascending numbers of the samples to write."""
     records: dict[int, list[dict[str, str]]]
-    """By sample number: the lines about it in ``rejects.jsonl``."""
+    """Lines about each sample in ``rejects.jsonl``, by sample number."""
     errors: list[str] = field(default_factory=list)
     """One line for each kind of thing that must not be passed over."""
     left_out: Sequence[LeftOut] = ()
-    """What is no sample."""
+    """Files and folders of the source that are no samples."""
 
-    def judged(self) -> bytes:
-        """The lines about samples: in their order, the same on any machine."""
+    def sample_lines(self) -> bytes:
+        """Make the lines of ``rejects.jsonl`` about samples: in their order, the same anywhere."""
         return _jsonl(record for number in sorted(self.records) for record in self.records[number])
 
-    def lines(self) -> bytes:
-        """The contents of ``rejects.jsonl``: those about samples, then what is none."""
-        return self.judged() + _jsonl(
-            {"file": one.name, "decision": LEFT_OUT, "reason": one.reason, "sha256": ""}
-            for one in self.left_out
+    def rejects_lines(self) -> bytes:
+        """Make the contents of ``rejects.jsonl``: lines about samples, then about all else."""
+        return self.sample_lines() + _jsonl(
+            {"file": entry.name, "decision": LEFT_OUT, "reason": entry.reason, "sha256": ""}
+            for entry in self.left_out
         )
 
     def counts(self) -> dict[str, int]:
-        """How many samples met with each decision; one may meet with several."""
-        met = [record["decision"] for records in self.records.values() for record in records]
-        return {decision: met.count(decision) for decision in sorted(set(met))}
+        """Count the samples of each decision; a sample may meet with several."""
+        decisions = [record["decision"] for records in self.records.values() for record in records]
+        return {decision: decisions.count(decision) for decision in sorted(set(decisions))}
 
 
-def judged_alone(lines: bytes) -> bytes:
-    """The lines of a ``rejects.jsonl`` that are about samples.
+def without_left_out(lines: bytes) -> bytes:
+    """Keep the lines of a ``rejects.jsonl`` that are about samples.
 
     Raises:
-        ValueError: It holds something else.
+        ValueError: The lines are no JSON.
     """
-    kept = lines.splitlines(keepends=True)
-    return b"".join(line for line in kept if json.loads(line).get("decision") != LEFT_OUT)
+    split_lines = lines.splitlines(keepends=True)
+    return b"".join(line for line in split_lines if json.loads(line).get("decision") != LEFT_OUT)
 
 
 def _jsonl(records: Iterable[dict[str, str]]) -> bytes:
@@ -72,7 +72,7 @@ def _jsonl(records: Iterable[dict[str, str]]) -> bytes:
 
 @dataclass(frozen=True)
 class Policy:
-    """What the user wants done."""
+    """What the user wants done with bad images and with copies."""
 
     on_bad: str = "fail"
     """``fail``, ``skip``, or ``reencode`` what can be decoded of it and skip the rest."""
@@ -82,7 +82,7 @@ class Policy:
 
 def decide(
     splits: Sequence[tuple[Split, Survey]], sealed: Mapping[str, Digests], policy: Policy
-) -> list[Decided]:
+) -> list[SplitDecisions]:
     """Decide on every surveyed sample.
 
     Args:
@@ -93,122 +93,142 @@ def decide(
     Returns:
         One decision for each of ``splits``.
     """
-    made = [_within(split, survey, policy) for split, survey in splits]
-    known = dict(sealed)
-    for (split, survey), decided in zip(splits, made, strict=True):
-        known[split.name] = _digests(survey, decided.used)
+    decisions = [_decide_within(split, survey, policy) for split, survey in splits]
+    digests_by_split = dict(sealed)
+    for (split, survey), split_decisions in zip(splits, decisions, strict=True):
+        digests_by_split[split.name] = _used_digests(survey, split_decisions.used_samples)
     return [
-        _across((split, survey), decided, known, sealed, policy.dedup)
-        for (split, survey), decided in zip(splits, made, strict=True)
+        _decide_across((split, survey), split_decisions, digests_by_split, sealed, policy.dedup)
+        for (split, survey), split_decisions in zip(splits, decisions, strict=True)
     ]
 
 
-def leaks(name: str, known: Mapping[str, Digests]) -> set[bytes]:
-    """Digests that a split shares with another one that it must not share any with.
+def leaked_digests(name: str, digests_by_split: Mapping[str, Digests]) -> set[bytes]:
+    """Find the digests that a split shares with splits that it must share none with.
 
     Args:
-        name: The split.
-        known: Digests of all splits.
+        name: Name of the split.
+        digests_by_split: Digests of all splits.
     """
-    others = [n for n in known if (n in HELD_OUT) != (name in HELD_OUT)]
-    mine = {row.tobytes() for row in known[name]} if others else set()
-    return {row.tobytes() for other in others for row in known[other]} & mine
+    opposite_splits = [
+        other for other in digests_by_split if (other in HELD_OUT) != (name in HELD_OUT)
+    ]
+    split_digests = {row.tobytes() for row in digests_by_split[name]} if opposite_splits else set()
+    return {
+        row.tobytes() for other in opposite_splits for row in digests_by_split[other]
+    } & split_digests
 
 
-def _within(split: Split, survey: Survey, policy: Policy) -> Decided:
+def _decide_within(split: Split, survey: Survey, policy: Policy) -> SplitDecisions:
     verdicts = survey.rows["verdict"]
     usable = verdicts != Verdict.REJECT
     records: dict[int, list[dict[str, str]]] = {}
-    worded = {
+    decision_words = {
         Verdict.REMAKE: "normalised",
         Verdict.SALVAGE: "reencoded",
         Verdict.REJECT: "rejected",
     }
-    for at, number in zip(*_positions(survey), strict=True):
-        records[number] = [_record(split, number, worded[Verdict(verdicts[at])], survey, at)]
-    first: dict[bytes, int] = {}
-    for at in np.flatnonzero(usable).tolist():
-        number = int(survey.numbers[at])
-        kept = first.setdefault(survey.rows["sha256"][at].tobytes(), number)
-        if kept != number:
-            usable[at] = not policy.dedup
-            twin = f"the same bytes as {split.names(kept)}"
-            if split.labels[kept] != split.labels[number]:
-                twin += ", which is of another class"
-            word = "dropped" if policy.dedup else "duplicate"
-            told = _record(split, number, word, survey, at) | {"reason": twin}
-            records[number] = [told] if policy.dedup else [*records.get(number, []), told]
-    bad = [number for number, told in records.items() if told[0]["decision"] == "rejected"]
-    errors: list[str] = []
-    if bad and policy.on_bad == "fail":
-        more = f" (and {len(bad) - 1} more, see rejects.jsonl)" if len(bad) > 1 else ""
-        worst = min(bad)
-        errors = [
-            f"{split.called(worst)}: {records[worst][0]['reason']}{more}: repair or remove it, or "
-            "give --on-bad skip"
+    for row, number in zip(*_rows_with_reasons(survey), strict=True):
+        records[number] = [
+            _record(split, number, decision_words[Verdict(verdicts[row])], survey, row)
         ]
-    return Decided(survey.numbers[usable], records, errors, split.left_out)
+    first_number: dict[bytes, int] = {}
+    for row in np.flatnonzero(usable).tolist():
+        number = int(survey.numbers[row])
+        original = first_number.setdefault(survey.rows["sha256"][row].tobytes(), number)
+        if original != number:
+            usable[row] = not policy.dedup
+            reason = f"the same bytes as {split.name_of(original)}"
+            if split.labels[original] != split.labels[number]:
+                reason += ", which is of another class"
+            decision = "dropped" if policy.dedup else "duplicate"
+            record = _record(split, number, decision, survey, row) | {"reason": reason}
+            records[number] = [record] if policy.dedup else [*records.get(number, []), record]
+    rejected = [number for number, record in records.items() if record[0]["decision"] == "rejected"]
+    errors: list[str] = []
+    if rejected and policy.on_bad == "fail":
+        more_text = (
+            f" (and {len(rejected) - 1} more, see rejects.jsonl)" if len(rejected) > 1 else ""
+        )
+        first_rejected = min(rejected)
+        reason = records[first_rejected][0]["reason"]
+        errors = [
+            f"{split.full_name(first_rejected)}: {reason}{more_text}: repair or remove it, or give "
+            "--on-bad skip"
+        ]
+    return SplitDecisions(survey.numbers[usable], records, errors, split.left_out)
 
 
-def _across(
+def _decide_across(
     surveyed: tuple[Split, Survey],
-    decided: Decided,
-    known: Mapping[str, Digests],
+    decisions: SplitDecisions,
+    digests_by_split: Mapping[str, Digests],
     sealed: Mapping[str, Digests],
     dedup: bool,
-) -> Decided:
+) -> SplitDecisions:
     """Deal with the images that a training split shares with one that is held out."""
     split, survey = surveyed
-    validates = split.name in HELD_OUT
-    if validates:
-        # Of training splits that are still to be written it is told there.
-        known = {**sealed, split.name: known[split.name]}
-    shared = leaks(split.name, known)
-    used = np.isin(survey.numbers, decided.used)
+    is_held_out = split.name in HELD_OUT
+    if is_held_out:
+        # A leak into a training split that is still to be written is reported by that split.
+        digests_by_split = {**sealed, split.name: digests_by_split[split.name]}
+    shared_digests = leaked_digests(split.name, digests_by_split)
+    is_used = np.isin(survey.numbers, decisions.used_samples)
     digests = survey.rows["sha256"]
-    leaked = [at for at in np.flatnonzero(used).tolist() if digests[at].tobytes() in shared]
-    if not leaked:
-        return decided
-    drops = dedup and not validates
-    others = [n for n in HELD_OUT if n in known and leaks(split.name, _pair(known, split.name, n))]
-    other = "a training split" if validates else " and ".join(others)
-    for at in leaked:
-        number, word = int(survey.numbers[at]), "dropped" if drops else "leak"
-        reason = {"reason": f"the same bytes as an image of {other}"}
-        told = _record(split, number, word, survey, at) | reason
-        decided.records[number] = [told] if drops else [*decided.records.get(number, []), told]
-    if drops:
-        used[leaked] = False
-        return replace(decided, used=survey.numbers[used])
-    # Training splits that are still to be written are told so there, and not here.
+    leaked_rows = [
+        row for row in np.flatnonzero(is_used).tolist() if digests[row].tobytes() in shared_digests
+    ]
+    if not leaked_rows:
+        return decisions
+    is_dropping = dedup and not is_held_out
+    leaked_into = [
+        held_out
+        for held_out in HELD_OUT
+        if held_out in digests_by_split
+        and leaked_digests(split.name, _only_splits(digests_by_split, split.name, held_out))
+    ]
+    other_name = "a training split" if is_held_out else " and ".join(leaked_into)
+    for row in leaked_rows:
+        number, decision = int(survey.numbers[row]), "dropped" if is_dropping else "leak"
+        reason = {"reason": f"the same bytes as an image of {other_name}"}
+        record = _record(split, number, decision, survey, row) | reason
+        decisions.records[number] = (
+            [record] if is_dropping else [*decisions.records.get(number, []), record]
+        )
+    if is_dropping:
+        is_used[leaked_rows] = False
+        return replace(decisions, used_samples=survey.numbers[is_used])
     remedy = (
         "delete the finished training split and shard both with --dedup, which drops them from it"
-        if validates
+        if is_held_out
         else "--dedup drops them from training"
     )
-    first = split.called(int(survey.numbers[leaked[0]]))
-    error = f"{first}: is in {split.name} and in {other} ({len(leaked)} such images): {remedy}"
-    return replace(decided, errors=[*decided.errors, error])
+    first_name = split.full_name(int(survey.numbers[leaked_rows[0]]))
+    error = (
+        f"{first_name}: is in {split.name} and in {other_name} ({len(leaked_rows)} such images): "
+        f"{remedy}"
+    )
+    return replace(decisions, errors=[*decisions.errors, error])
 
 
-def _pair(known: Mapping[str, Digests], *names: str) -> dict[str, Digests]:
-    return {name: known[name] for name in names}
+def _only_splits(digests_by_split: Mapping[str, Digests], *names: str) -> dict[str, Digests]:
+    return {name: digests_by_split[name] for name in names}
 
 
-def _positions(survey: Survey) -> tuple[list[int], list[int]]:
-    """Places in the survey, and numbers, of the samples that there is a reason for."""
+def _rows_with_reasons(survey: Survey) -> tuple[list[int], list[int]]:
+    """List the survey rows, and the sample numbers, of all samples with a reason."""
     numbers = sorted(survey.reasons)
     return np.searchsorted(survey.numbers, numbers).tolist(), numbers
 
 
-def _record(split: Split, number: int, decision: str, survey: Survey, at: int) -> dict[str, str]:
+def _record(split: Split, number: int, decision: str, survey: Survey, row: int) -> dict[str, str]:
     return {
-        "file": split.names(number),
+        "file": split.name_of(number),
         "decision": decision,
         "reason": survey.reasons.get(number, ""),
-        "sha256": survey.rows["sha256"][at].tobytes().hex(),
+        "sha256": survey.rows["sha256"][row].tobytes().hex(),
     }
 
 
-def _digests(survey: Survey, used: NDArray[np.int64]) -> Digests:
-    return np.ascontiguousarray(survey.rows["sha256"][np.isin(survey.numbers, used)])
+def _used_digests(survey: Survey, used_samples: NDArray[np.int64]) -> Digests:
+    return np.ascontiguousarray(survey.rows["sha256"][np.isin(survey.numbers, used_samples)])

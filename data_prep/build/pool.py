@@ -18,10 +18,10 @@ from vssl_dist.errors import DataError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Work = Callable[[Task], Generator[int, None, Result]]
-"""Does one task; yields how many samples it has just dealt with, returns the result."""
+"""Function of a task: yields how many samples it has just dealt with, returns the result."""
 
 
-def run(
+def run_tasks(
     work: Work[Task, Result],
     tasks: Sequence[Task],
     *,
@@ -44,42 +44,47 @@ def run(
     """
     if min(workers, len(tasks)) <= 1:
         for task in tasks:
-            yield _here(work(task), advance)
+            yield _run_in_process(work(task), advance)
         return
     context = multiprocessing.get_context("forkserver")
     # Imported once, in the server that workers are forked from, not once in each of them.
     context.set_forkserver_preload(list(imports))
-    team: dict[Connection, BaseProcess] = {}
+    processes: dict[Connection, BaseProcess] = {}
     try:
-        with _sheltered():
+        # Only starting is shielded: the parent itself has to see Ctrl-C while it waits.
+        with _isolated_start():
             for _ in range(min(workers, len(tasks))):
-                ours, theirs = context.Pipe()
+                parent_end, worker_end = context.Pipe()
                 process: BaseProcess = context.Process(
-                    target=_serve, args=(theirs, work), daemon=True
+                    target=_worker_loop, args=(worker_end, work), daemon=True
                 )
                 process.start()
-                theirs.close()
-                team[ours] = process
-        yield from _deal(team, tasks, advance)
+                worker_end.close()
+                processes[parent_end] = process
+        yield from _distribute(processes, tasks, advance)
     finally:
-        for link, process in team.items():
+        for connection, process in processes.items():
             process.terminate()
             process.join()
-            link.close()
+            connection.close()
 
 
 @contextmanager
-def _sheltered() -> Iterator[None]:
+def _isolated_start() -> Iterator[None]:
     """Start processes to which Ctrl-C and the current folder mean nothing.
 
     The server that workers are forked from is a ``python -c``: it would take a ``selectors.py``
     of the folder it is started in for Python's own, and shows Ctrl-C until it ignores it.
     """
-    ours = str(Path(__file__).resolve().parents[1])
-    before = {name: os.environ.get(name, "") for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    package_parent = str(Path(__file__).resolve().parents[1])
+    environment_before = {
+        name: os.environ.get(name, "") for name in ("PYTHONSAFEPATH", "PYTHONPATH")
+    }
     os.environ["PYTHONSAFEPATH"] = "1"
     # To find what it imports beforehand also where the package is not installed.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (before["PYTHONPATH"], ours)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (environment_before["PYTHONPATH"], package_parent))
+    )
     try:
         resource_tracker.ensure_running()  # starting it would lift the mask
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -88,13 +93,13 @@ def _sheltered() -> Iterator[None]:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     finally:
-        for name, value in before.items():
+        for name, value in environment_before.items():
             os.environ[name] = value
             if not value:
                 del os.environ[name]
 
 
-def _here(steps: Generator[int, None, Result], advance: Callable[[int], None]) -> Result:
+def _run_in_process(steps: Generator[int, None, Result], advance: Callable[[int], None]) -> Result:
     while True:
         try:
             advance(next(steps))
@@ -103,49 +108,52 @@ def _here(steps: Generator[int, None, Result], advance: Callable[[int], None]) -
             return result
 
 
-def _deal(
-    team: dict[Connection, BaseProcess], tasks: Sequence[Any], advance: Callable[[int], None]
+def _distribute(
+    processes: dict[Connection, BaseProcess],
+    tasks: Sequence[object],
+    advance: Callable[[int], None],
 ) -> Iterator[Any]:
-    waiting = iter(tasks)
-    for link in team:
-        link.send(next(waiting))
-    left = len(tasks)
-    while left:
-        ready = wait(list(team))
-        for link in [one for one in team if one in ready]:
-            kind, value = _receive(link)
-            if kind == "failed":
+    pending_tasks = iter(tasks)
+    for connection in processes:
+        connection.send(next(pending_tasks))
+    unfinished = len(tasks)
+    while unfinished:
+        ready = wait(list(processes))
+        for connection in [connection for connection in processes if connection in ready]:
+            message_kind, value = _receive(connection)
+            if message_kind == "failed":
                 raise value
-            if kind == "progress":
+            if message_kind == "progress":
                 advance(value)
                 continue
-            left -= 1
-            for task in waiting:
-                link.send(task)
+            unfinished -= 1
+            # One task at a time: a worker that is done early takes the next.
+            for task in pending_tasks:
+                connection.send(task)
                 break
             yield value
 
 
-def _receive(link: Connection) -> tuple[str, Any]:
+def _receive(connection: Connection) -> tuple[str, Any]:
     try:
-        message: tuple[str, Any] = link.recv()
+        message: tuple[str, Any] = connection.recv()
     except (EOFError, ConnectionError) as error:
         raise DataError("a worker process died (out of memory?): try fewer --workers") from error
     return message
 
 
-def _serve(link: Connection, work: Work[Any, Any]) -> None:
-    """A worker's life: its pipe is all it has, and when the other end closes it stops."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent decides
+def _worker_loop(connection: Connection, work: Work[Any, Any]) -> None:
+    """Do tasks from a pipe until its other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the parent decides
     try:
         while True:
-            steps = work(link.recv())
+            steps = work(connection.recv())
             try:
                 while True:
-                    link.send(("progress", next(steps)))
+                    connection.send(("progress", next(steps)))
             except StopIteration as end:
-                link.send(("done", end.value))
+                connection.send(("done", end.value))
             except (DataError, MemoryError) as error:
-                link.send(("failed", error))
+                connection.send(("failed", error))
     except (EOFError, ConnectionError):
         return

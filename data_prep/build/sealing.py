@@ -16,8 +16,8 @@ from vssl_dist.errors import DataError
 
 from ..files import write_whole
 from ..sources.base import Split
-from .decisions import leaks
-from .folder import INPUTS, REJECTS, Recipe, sealed_digests
+from .decisions import leaked_digests
+from .split_folder import INPUTS, REJECTS, Recipe, read_sealed_digests
 from .writer import NOTES
 
 
@@ -28,22 +28,22 @@ def seal_split(
     recipe: Recipe,
     contents: Mapping[str, bytes],
 ) -> None:
-    """Make a folder of written shards a dataset.
+    """Seal a folder of written shards as a dataset.
 
     Args:
         split: What was written.
-        folder: Where.
-        shards: All of them, in order.
-        recipe: What the manifest states as its source.
+        folder: The folder of the split.
+        shards: Manifest entries of all shards, in order.
+        recipe: The source that the manifest states.
         contents: The files beside the shards, by name.
 
     Raises:
         DataError: A split that was finished meanwhile shares images with it.
     """
-    # Another process may have finished the other split since this one was looked at.
-    known = sealed_digests(folder.parent, {split.name})
-    mine = np.load(io.BytesIO(contents[INPUTS]), allow_pickle=False)
-    if leaks(split.name, {**known, split.name: mine}):
+    # Another process may have finished the other split since this one was surveyed.
+    sealed_digests = read_sealed_digests(folder.parent, {split.name})
+    split_digests = np.load(io.BytesIO(contents[INPUTS]), allow_pickle=False)
+    if leaked_digests(split.name, {**sealed_digests, split.name: split_digests}):
         raise DataError(
             f"{folder}: shares images with a split that was finished meanwhile: run again"
         )

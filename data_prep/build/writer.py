@@ -21,13 +21,13 @@ from vssl_dist.errors import DataError
 from ..files import whole_file, write_whole
 from ..images.encode import Encoded
 from ..images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     Rules,
     encode_png,
-    make,
+    encode_to_store,
 )
-from ..sources.base import Raw
-from .survey import digest, finding
+from ..images.raw_image import RawImage
+from .survey import finding_from_row, input_digest
 
 NOTES = ".sharding"
 """Folder, inside the dataset's, of what an unfinished run needs to continue."""
@@ -41,24 +41,24 @@ class ShardTask:
 
     folder: Path
     number: int
-    first: int
+    first_id: int
     """Global id of the shard's first sample; the tar's keys are the global ids."""
     labels: NDArray[np.int64]
-    images: Iterable[Raw]
-    survey: NDArray[np.void]
-    """``(samples,)`` of ``SURVEY_DTYPE``: what was found out about these images."""
-    rules: Rules = DEFAULT
+    images: Iterable[RawImage]
+    survey_rows: NDArray[np.void]
+    """``(samples,)`` of ``SURVEY_DTYPE``: what the survey found out about these images."""
+    rules: Rules = DEFAULT_RULES
 
 
-class UnreadError(DataError):
+class UnreadableError(DataError):
     """Samples that were surveyed cannot be read any more, and may be left out."""
 
     flaws: dict[int, str]
-    """By their place in the order of writing: why."""
+    """Why each cannot be read, by its position in the order of writing."""
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard.
+    """Make the file name of a shard.
 
     >>> shard_name(12)
     'shard-000012.tar'
@@ -66,8 +66,8 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-class _Sink:
-    """A file that is only added to: what it holds is hashed and counted on the way."""
+class _HashingFile:
+    """An append-only file that hashes and counts what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -75,7 +75,7 @@ class _Sink:
         self.size = 0
 
     def write(self, data: bytes) -> int:
-        """Add to the file; returns how many bytes."""
+        """Append to the file; returns how many bytes."""
         # After an error tarfile ends the archive when it is collected: nobody wants it any more.
         if self._file.closed:
             return len(data)
@@ -86,7 +86,7 @@ class _Sink:
 
 
 def sample_key(sample: int) -> str:
-    """What stands before the dot of a member's name; by it WebDataset groups a sample's files.
+    """Make the part of a member's name by which WebDataset groups a sample's files.
 
     >>> sample_key(7)
     '000000000007'
@@ -94,8 +94,8 @@ def sample_key(sample: int) -> str:
     return f"{sample:012d}"
 
 
-def note_path(folder: Path, number: int) -> Path:
-    """Where a finished shard's manifest entry waits for the others."""
+def shard_note_path(folder: Path, number: int) -> Path:
+    """Return the path at which a finished shard's manifest entry waits for the others."""
     return folder / NOTES / f"{shard_name(number)}.json"
 
 
@@ -116,19 +116,19 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     rows = np.empty(len(task.labels), INDEX_DTYPE)
     path = task.folder / shard_name(task.number)
     with whole_file(path) as file:
-        sink = _Sink(file)
+        sink = _HashingFile(file)
         # Nothing in a shard depends on when, where or by whom it is written.
         writer = TarWriter(sink, user="", group="", mode=0o644, mtime=0, encoder=False)
-        samples = zip(task.images, task.survey, task.labels.tolist(), strict=True)
-        for row, (raw, surveyed, label) in enumerate(samples):
-            if raw.asked_again:
-                raise _unread(raw, samples, task.first + row)
-            image = _encoded(raw, surveyed, task)
+        samples = zip(task.images, task.survey_rows, task.labels.tolist(), strict=True)
+        for row, (raw, survey_row, label) in enumerate(samples):
+            if raw.may_recover:
+                raise _unreadable_error(raw, samples, task.first_id + row)
+            image = _encode_checked(raw, survey_row, task)
             offset = writer.tarstream.offset + tarfile.BLOCKSIZE
             crc32 = zlib.crc32(image.data)
             rows[row] = (offset, len(image.data), image.height, image.width, label, crc32)
             # Two writes, as one would sort the label before the image.
-            key = sample_key(task.first + row)
+            key = sample_key(task.first_id + row)
             writer.write({"__key__": key, image.suffix: image.data})
             writer.write({"__key__": key, "cls": str(label).encode()})
             if (row + 1) % _REPORT_EVERY == 0:
@@ -147,20 +147,31 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     write_whole(task.folder / entry.index_name, index.getvalue())
     # If a power cut takes the note, its shard is written again.
     note = json.dumps(asdict(entry)).encode()
-    write_whole(note_path(task.folder, task.number), note, flush=False)
+    write_whole(shard_note_path(task.folder, task.number), note, flush=False)
     return entry
 
 
-def _unread(raw: Raw, following: Iterable[tuple[Raw, np.void, int]], sample: int) -> UnreadError:
-    """The error of a sample that cannot be read, and of those behind it that cannot either."""
-    error = UnreadError(f"{raw.name}: {raw.flaw}, and could be when it was looked at: start again")
-    more = {at: each for at, (each, _, _) in enumerate(following, sample + 1) if each.asked_again}
-    error.flaws = {at: each.flaw for at, each in {sample: raw, **more}.items()}
+def _unreadable_error(
+    raw: RawImage, following: Iterable[tuple[RawImage, np.void, int]], first_unreadable: int
+) -> UnreadableError:
+    """Make the error of a sample that cannot be read, and of those behind it that cannot either."""
+    error = UnreadableError(
+        f"{raw.name}: {raw.flaw}, and could be when it was looked at: start again"
+    )
+    later_raws = {
+        sample_id: later_raw
+        for sample_id, (later_raw, _, _) in enumerate(following, first_unreadable + 1)
+        if later_raw.may_recover
+    }
+    error.flaws = {
+        sample_id: later_raw.flaw
+        for sample_id, later_raw in {first_unreadable: raw, **later_raws}.items()
+    }
     return error
 
 
-def _encoded(raw: Raw, surveyed: np.void, task: ShardTask) -> Encoded:
-    if digest(raw) != surveyed["sha256"].tobytes():
+def _encode_checked(raw: RawImage, survey_row: np.void, task: ShardTask) -> Encoded:
+    if input_digest(raw) != survey_row["sha256"].tobytes():
         raise DataError(
             f"{raw.name or task.folder}: changed while it was being sharded: delete {task.folder} "
             "and start again"
@@ -168,7 +179,7 @@ def _encoded(raw: Raw, surveyed: np.void, task: ShardTask) -> Encoded:
     if isinstance(raw.data, np.ndarray):
         return encode_png(raw.data)
     try:
-        return make(raw.data, finding(surveyed), task.rules)
+        return encode_to_store(raw.data, finding_from_row(survey_row), task.rules)
     except MemoryError:
         raise
     # Pillow raises nearly anything, and the disk is not to blame for it.

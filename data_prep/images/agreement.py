@@ -13,29 +13,31 @@ from numpy.typing import NDArray
 from vssl_dist.data.backends.memory import is_out_of_memory
 from vssl_dist.installed import has_dali
 
-UNREAD = "Pillow decodes it and DALI does not"
-DIFFERENT = "Pillow and DALI show it differently"
-JUDGE, PILLOW = "judged_by", "Pillow alone"
-"""What a manifest states of its source where DALI, which had a say, was not there."""
-_LEVELS = 2
+UNREAD_BY_DALI = "Pillow decodes it and DALI does not"
+SHOWN_DIFFERENTLY = "Pillow and DALI show it differently"
+JUDGE_KEY = "judged_by"
+"""Key in a manifest's source: which decoders judged, where DALI was not among them."""
+PILLOW_ALONE = "Pillow alone"
+"""Value under `JUDGE_KEY` where DALI should have been asked and was not installed."""
+_TOLERATED_LEVELS = 2
 """Mean difference, of 255, up to which two pictures are the same; tests of parity allow it."""
-_STRIP = 256
+_STRIP_ROWS = 256
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
 
 
-def judge(alone: bool) -> dict[str, str]:
-    """What a manifest has to state of its source: nothing where DALI had its say.
+def judge_entry(pillow_only: bool) -> dict[str, str]:
+    """Make the manifest entry that says that DALI was not asked; empty if it was.
 
     Args:
-        alone: Whether it could not be asked about some image.
+        pillow_only: Whether some image had to be judged without DALI.
     """
-    return {JUDGE: PILLOW} if alone or not has_dali() else {}
+    return {JUDGE_KEY: PILLOW_ALONE} if pillow_only or not has_dali() else {}
 
 
 @cache
-def dali() -> Decode | None:
-    """DALI's decoder on the CPU, None where it cannot be imported or does not start.
+def dali_decoder() -> Decode | None:
+    """Start DALI's decoder on the CPU; None where it cannot be imported or does not start.
 
     Imported by the process that meets the first file that needs it: most datasets have none.
 
@@ -54,47 +56,50 @@ def dali() -> Decode | None:
         return None
 
 
-def objection(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:
-    """Why a file must not be trained on as it is ("" = nothing).
+def find_disagreement(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:
+    """Say how DALI's picture of a file differs from Pillow's; "" if it does not.
 
     Args:
         data: The file, with all that stands in it.
         pixels: ``(H, W, 3)`` or ``(H, W)``, as Pillow decodes its picture.
-        decode: The other decoder.
+        decode: DALI's decoder.
 
     Raises:
-        MemoryError: There is none left to decode it with.
+        MemoryError: DALI ran out of memory, which says nothing about the file.
     """
-    with _hushed():
+    with _stderr_silenced():
         try:
-            theirs = decode(data)
+            dali_pixels = decode(data)
         except ValueError as error:
             if is_out_of_memory(error, pixels.shape[0] * pixels.shape[1]):
                 raise MemoryError("DALI") from error
-            return UNREAD
-    ours = pixels if pixels.ndim == 3 else pixels[..., None]
-    if theirs.shape[:2] != ours.shape[:2]:
-        return DIFFERENT
-    total = 0
-    for row in range(0, len(ours), _STRIP):
-        strip = slice(row, row + _STRIP)
-        total += int(np.abs(theirs[strip].astype(np.int16) - ours[strip]).sum(dtype=np.int64))
-    return DIFFERENT if total > _LEVELS * theirs.size else ""
+            return UNREAD_BY_DALI
+    pillow_pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    if dali_pixels.shape[:2] != pillow_pixels.shape[:2]:
+        return SHOWN_DIFFERENTLY
+    total_difference = 0
+    # In strips, as int16 copies of two whole pictures would take several times their memory.
+    for row in range(0, len(pillow_pixels), _STRIP_ROWS):
+        strip = slice(row, row + _STRIP_ROWS)
+        total_difference += int(
+            np.abs(dali_pixels[strip].astype(np.int16) - pillow_pixels[strip]).sum(dtype=np.int64)
+        )
+    return SHOWN_DIFFERENTLY if total_difference > _TOLERATED_LEVELS * dali_pixels.size else ""
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Without what C libraries print of each file, past Python, to where errors are told."""
+def _stderr_silenced() -> Iterator[None]:
+    """Silence what C libraries write to stderr by themselves, past `sys.stderr`."""
     try:
-        before = os.dup(2)
+        stderr_copy = os.dup(2)
     except OSError:  # it is closed
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, 2)
+    os.close(null_device)
     try:
         yield
     finally:
-        os.dup2(before, 2)
-        os.close(before)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)

@@ -21,12 +21,12 @@ class Encoded:
     width: int
 
 
-def encode(image: Image.Image, quality: int | None) -> Encoded:
-    """As a JPEG of some quality, or as a PNG.
+def encode_image(image: Image.Image, quality: int | None) -> Encoded:
+    """Encode a picture as a JPEG of some quality, or as a PNG.
 
     Args:
-        image: Of mode RGB or L.
-        quality: Of the JPEG; None for a PNG.
+        image: A picture of mode RGB or L.
+        quality: JPEG quality; None makes a PNG.
     """
     if quality is None:
         return Encoded(_png(image), "png", image.height, image.width)
@@ -36,17 +36,19 @@ def encode(image: Image.Image, quality: int | None) -> Encoded:
 
 
 def _png(image: Image.Image) -> bytes:
-    """A PNG of an RGB or grey image, by Pillow's encoder.
+    """Encode an RGB or grey picture as a PNG with Pillow's compressor.
 
-    Around it Pillow's own writer of files takes as long again as a small image does.
+    Pillow's own writer of files would double the time that a small image takes.
     """
     colour = {"L": 0, "RGB": 2}[image.mode]
-    head = struct.pack(">IIBBBBB", image.width, image.height, 8, colour, 0, 0, 0)
-    body = image.tobytes("zip", image.mode, False, -1, -1, b"")
-    chunks = ((b"IHDR", head), (b"IDAT", body), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
+    header = struct.pack(">IIBBBBB", image.width, image.height, 8, colour, 0, 0, 0)
+    pixels = image.tobytes("zip", image.mode, False, -1, -1, b"")
+    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        _png_chunk(chunk_type, data) for chunk_type, data in chunks
+    )
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    crc32 = zlib.crc32(data, zlib.crc32(kind))
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32)
+def _png_chunk(chunk_type: bytes, data: bytes) -> bytes:
+    crc32 = zlib.crc32(data, zlib.crc32(chunk_type))
+    return struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", crc32)

@@ -21,38 +21,38 @@ from PIL import Image, UnidentifiedImageError
 from vssl_dist.data.backends.memory import is_out_of_memory
 from vssl_dist.data.bare import strip_metadata
 
-from .agreement import dali, objection
-from .encode import Encoded, encode
-from .normalise import lenient, oddity, quietly, shrunk, to_rgb_or_grey
-from .structure import orientation, structure
+from .agreement import dali_decoder, find_disagreement
+from .encode import Encoded, encode_image
+from .normalise import find_oddity, shrink, to_rgb_or_grey, truncation_allowed, without_warnings
+from .structure import inspect_structure, read_orientation
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused from their header: they are bombs, or need shrinking first."""
 
 MAX_SIDE = 1_000_000
-"""Of what is stored: DALI decodes no PNG beyond."""
+"""Longest side of a stored image: DALI decodes no longer PNG."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _LOSSY = ("JPEG", "WEBP")
-_WORTH = 0.5
-"""Share of its rows that must be left of a damaged image."""
-_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
+_MIN_DECODED_ROWS = 0.5
+"""Share of its rows that must decode for a damaged image to be salvaged."""
+_OBJECT_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What becomes of an image file."""
+    """Limits for image files, and settings for those that are written anew."""
 
     max_pixels: int = MAX_PIXELS
     resize_short: int | None = None
     """Shrink so that the shorter side has so many pixels; never enlarge."""
     quality: int = 95
-    """Of the JPEGs that have to be written anew."""
+    """Quality of the JPEGs that have to be written anew."""
     salvage: bool = False
     """Keep what can be decoded of a damaged image."""
 
 
-DEFAULT = Rules()
+DEFAULT_RULES = Rules()
 
 
 class Verdict(IntEnum):
@@ -66,18 +66,18 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look at an image file gave."""
+    """What the examination of an image file found out."""
 
     verdict: Verdict
     reason: str = ""
     """Why it cannot stay as it is; "" if it can, or if only `Rules.resize_short` is why."""
     suffix: str = ""
-    """Of a file to keep: ``"jpg"`` or ``"png"``."""
+    """Suffix under which the file is kept: ``"jpg"`` or ``"png"``."""
     height: int = 0
     width: int = 0
-    """As the file has it, like the height: neither turned nor shrunk."""
-    alone: bool = False
-    """Whether Pillow decided alone what DALI should have been asked about, and is not there."""
+    """Width as the file has it, like the height: neither turned nor shrunk."""
+    pillow_only: bool = False
+    """Whether Pillow judged without DALI, which should have been asked and is not installed."""
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> Encoded:
@@ -89,7 +89,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> Encoded:
     >>> encode_png(np.zeros((2, 5, 3), np.uint8)).width
     5
     """
-    return encode(Image.fromarray(pixels), None)
+    return encode_image(Image.fromarray(pixels), None)
 
 
 def examine(data: bytes, rules: Rules) -> Finding:
@@ -104,44 +104,49 @@ def examine(data: bytes, rules: Rules) -> Finding:
     if not data:
         return Finding(Verdict.REJECT, "not a readable image (empty file)")
     try:
-        with quietly():
-            image = _opened(data)
+        with without_warnings():
+            image = _open(data)
     except Image.DecompressionBombError:
         return _too_large("its", rules)
     # Pillow's parsers raise nearly anything on a damaged file, and all of it means the same.
     except Exception as error:
-        return _rejected(error)
-    height, width, kind = image.height, image.width, image.format
+        return _rejection(error)
+    height, width = image.height, image.width
+    format_name = image.format
+    # Before a pixel is decoded: a decompression bomb is small until then.
     if height * width > rules.max_pixels:
         return _too_large(f"{width}x{height}", rules)
-    if _side(height, width, rules) > MAX_SIDE:
+    if _stored_long_side(height, width, rules) > MAX_SIDE:
         return Finding(
             Verdict.REJECT, f"{width}x{height} pixels: no side may have more than {MAX_SIDE}"
         )
-    form = structure(data, kind)
-    if form.endless:
-        return Finding(Verdict.REJECT, f"not a readable image ({form.endless})")
+    report = inspect_structure(data, format_name)
+    if report.refusal:
+        return Finding(Verdict.REJECT, f"not a readable image ({report.refusal})")
     try:
-        with quietly():
-            if form.broken:
-                raise ValueError(form.broken)
-            odd, alone = oddity(image) or form.odd, False
-            if odd:
-                _upright(image, data)
-            elif form.plain:
+        with without_warnings():
+            if report.damage:
+                raise ValueError(report.damage)
+            oddity = find_oddity(image) or report.oddity
+            pillow_only = False
+            if oddity:
+                _to_upright(image, data)
+            elif report.is_plain:
                 _decode_plain(image)
             else:
-                odd, alone = _second_opinion(data, image)
+                oddity, pillow_only = _second_opinion(data, image)
     except Exception as error:
-        rejected = _rejected(error, height * width)
-        return _rescue(data, rejected, height * width) if rules.salvage else rejected
+        rejection = _rejection(error, height * width)
+        return _rescue(data, rejection, height * width) if rules.salvage else rejection
     shrinks = rules.resize_short is not None and min(height, width) > rules.resize_short
-    verdict = Verdict.REMAKE if odd or shrinks else Verdict.KEEP
-    return Finding(verdict, odd, "jpg" if kind == "JPEG" else "png", height, width, alone)
+    verdict = Verdict.REMAKE if oddity or shrinks else Verdict.KEEP
+    return Finding(
+        verdict, oddity, "jpg" if format_name == "JPEG" else "png", height, width, pillow_only
+    )
 
 
-def _side(height: int, width: int, rules: Rules) -> float:
-    """The longer side of what will be stored."""
+def _stored_long_side(height: int, width: int, rules: Rules) -> float:
+    """Compute the longer side of the picture that will be stored."""
     short, long = sorted((height, width))
     return long * min(1.0, (rules.resize_short or short) / max(1, short))
 
@@ -155,40 +160,40 @@ def _decode_plain(image: Image.Image) -> None:
 
 
 def _second_opinion(data: bytes, image: Image.Image) -> tuple[str, bool]:
-    """What DALI objects to, and whether it could not be asked."""
+    """Compare with DALI; returns the disagreement, and whether Pillow judged without DALI."""
     image.load()
-    decode = dali()
+    decode = dali_decoder()
     if decode is None:
         return "", True
-    return objection(data, np.asarray(image), decode), False
+    return find_disagreement(data, np.asarray(image), decode), False
 
 
-def make(data: bytes, finding: Finding, rules: Rules) -> Encoded:
-    """Do with a file what was found necessary.
+def encode_to_store(data: bytes, finding: Finding, rules: Rules) -> Encoded:
+    """Make the bytes that are stored for a file that was not rejected.
 
     Args:
         data: The file's bytes.
         finding: What `examine` said of them; not a rejection.
-        rules: The same as then.
+        rules: What `examine` was called with.
     """
     if finding.verdict is Verdict.KEEP:
         return Encoded(data, finding.suffix, finding.height, finding.width)
-    with quietly(), lenient(finding.verdict is Verdict.SALVAGE):
-        image = _opened(data)
+    with without_warnings(), truncation_allowed(finding.verdict is Verdict.SALVAGE):
+        image = _open(data)
         lossy = image.format in _LOSSY
-        upright = shrunk(_upright(image, data), rules.resize_short)
+        upright = shrink(_to_upright(image, data), rules.resize_short)
     # A new image: the old one's metadata (EXIF, colour profile) would be saved along.
     clean = Image.frombytes(upright.mode, upright.size, upright.tobytes())
-    return encode(clean, rules.quality if lossy else None)
+    return encode_image(clean, rules.quality if lossy else None)
 
 
-def _opened(data: bytes) -> Image.Image:
-    """By Pillow, which is shown the picture alone."""
+def _open(data: bytes) -> Image.Image:
+    """Open a file with Pillow, stripped of what stands around its picture."""
     return Image.open(io.BytesIO(strip_metadata(data)), formats=_FORMATS)
 
 
-def _upright(image: Image.Image, data: bytes) -> Image.Image:
-    return to_rgb_or_grey(image, orientation(image, data))
+def _to_upright(image: Image.Image, data: bytes) -> Image.Image:
+    return to_rgb_or_grey(image, read_orientation(image, data))
 
 
 def _too_large(size: str, rules: Rules) -> Finding:
@@ -196,34 +201,36 @@ def _too_large(size: str, rules: Rules) -> Finding:
     return Finding(Verdict.REJECT, f"{limit} (--max-pixels)")
 
 
-def _unreadable(error: Exception) -> str:
+def _unreadable_reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         reason = "of no known format"
     else:
-        reason = " ".join(_ADDRESS.sub("it", str(error)).split()) or type(error).__name__
+        reason = " ".join(_OBJECT_ADDRESS.sub("it", str(error)).split()) or type(error).__name__
     return f"not a readable image ({reason})"
 
 
-def _rejected(error: Exception, pixels: int = 0) -> Finding:
-    """What an error says of an image.
+def _rejection(error: Exception, pixels: int = 0) -> Finding:
+    """Turn a decoder's error into a rejection.
 
     Raises:
-        MemoryError: It says nothing: memory ran out.
+        MemoryError: Memory ran out, which says nothing about the file.
     """
     if is_out_of_memory(error, pixels):
-        raise MemoryError(_unreadable(error)) from error
-    return Finding(Verdict.REJECT, _unreadable(error))
+        raise MemoryError(_unreadable_reason(error)) from error
+    return Finding(Verdict.REJECT, _unreadable_reason(error))
 
 
-def _rescue(data: bytes, rejected: Finding, pixels: int) -> Finding:
-    """Whether enough of a damaged image can be decoded."""
+def _rescue(data: bytes, rejection: Finding, pixels: int) -> Finding:
+    """Turn a rejection into a salvage if enough of the damaged image can be decoded."""
     try:
-        with quietly(), lenient(True):
-            image = _upright(_opened(data), data)
+        with without_warnings(), truncation_allowed(True):
+            image = _to_upright(_open(data), data)
     except Exception as error:
-        _rejected(error, pixels)
-        return rejected
+        _rejection(error, pixels)
+        return rejection
     rows = np.asarray(image).reshape(image.height, image.width, -1)
     # What was not decoded is rows of one colour.
     decoded = (rows != rows[:, :1]).any(axis=(1, 2)).mean()
-    return replace(rejected, verdict=Verdict.SALVAGE) if decoded >= _WORTH else rejected
+    return (
+        replace(rejection, verdict=Verdict.SALVAGE) if decoded >= _MIN_DECODED_ROWS else rejection
+    )

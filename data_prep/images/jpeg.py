@@ -1,4 +1,4 @@
-"""The form of a JPEG file, from its markers; what libraries make of the segments is not asked."""
+"""Structure of a JPEG file, from its markers and without any library that reads JPEGs."""
 
 from __future__ import annotations
 
@@ -18,97 +18,120 @@ from vssl_dist.data.bare import (
     segments,
 )
 
-from . import tags
-from .form import Form
+from . import tiff_tags
+from .structure_report import StructureReport
 
-_MOST_SCANS = 100
-"""Each is a pass over the whole picture, and encoders make some ten."""
-_MOST_SEGMENTS = 100_000
-_PLAIN = frozenset((0xC0, 0xC2, 0xC4, SCAN, 0xDB, 0xDD, *APPLICATION, COMMENT))
+_MAX_SCANS = 100
+"""Scans that a file may have: each is a pass over the whole picture, and encoders make ten."""
+_MAX_SEGMENTS = 100_000
+_PLAIN_MARKERS = frozenset((0xC0, 0xC2, 0xC4, SCAN, 0xDB, 0xDD, *APPLICATION, COMMENT))
 """Baseline and progressive frames, tables, scans, and what decoders pass over."""
-_SAMPLED = frozenset(bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x12, 0x21, 0x22))
-_EXIF, _SEVERAL = (0xE1, b"Exif\0\0", 6), (0xE2, b"MPF\0", 4)
+_PLAIN_SAMPLINGS = frozenset(bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x12, 0x21, 0x22))
+_EXIF = (0xE1, b"Exif\0\0", 6)
+_MULTI_PICTURE = (0xE2, b"MPF\0", 4)
 _XMP = (0xE1, b"http://ns.adobe.com/xap/1.0/\0", 29)
-_IMAGES, _ENTRIES, _ENTRY_BYTES = 0xB001, 0xB002, 16
-"""Tags of the index of several pictures in one file, and what an entry of it takes."""
+_PICTURE_COUNT_TAG = 0xB001
+_PICTURE_INDEX_TAG = 0xB002
+"""Tags of the index of several pictures in one file (MPF)."""
+_INDEX_ENTRY_BYTES = 16
 _GAIN_MAP = b' hdrgm:Version="'
 """In the XMP of a file whose second picture only brightens the first."""
 
 
-def form(data: bytes) -> Form:
-    """Walk over a JPEG, from marker to marker."""
-    parts = list(islice(segments(data), _MOST_SEGMENTS + 1))
-    if sum(part.marker == SCAN for part in parts) > _MOST_SCANS:
-        return Form(f"more than {_MOST_SCANS} scans, which no encoder makes")
-    if len(parts) > _MOST_SEGMENTS:
-        return Form(f"more than {_MOST_SEGMENTS} segments, which no encoder makes")
-    frames = [data[part.body + 2 : part.end] for part in parts if part.marker in FRAMES]
-    gaps = _gaps(data, parts)
-    ahead = list(takewhile(lambda part: part.marker != SCAN, parts))
-    taken = _first(data, ahead, _EXIF)
-    turn = tags.orientation(taken, _first(data, ahead, _XMP))
-    odd = f"EXIF orientation {turn}" if turn != 1 else ""
+def inspect_jpeg(data: bytes) -> StructureReport:
+    """Inspect the structure of a JPEG, from marker to marker."""
+    jpeg_segments = list(islice(segments(data), _MAX_SEGMENTS + 1))
+    if sum(segment.marker == SCAN for segment in jpeg_segments) > _MAX_SCANS:
+        return StructureReport(f"more than {_MAX_SCANS} scans, which no encoder makes")
+    if len(jpeg_segments) > _MAX_SEGMENTS:
+        return StructureReport(f"more than {_MAX_SEGMENTS} segments, which no encoder makes")
+    frames = [
+        data[segment.body + 2 : segment.end]
+        for segment in jpeg_segments
+        if segment.marker in FRAMES
+    ]
+    gaps = _gaps(data, jpeg_segments)
+    header_segments = list(takewhile(lambda segment: segment.marker != SCAN, jpeg_segments))
+    exif = _segment_content(data, header_segments, _EXIF)
+    orientation = tiff_tags.parse_orientation(exif, _segment_content(data, header_segments, _XMP))
+    oddity = f"EXIF orientation {orientation}" if orientation != 1 else ""
     if any(gap.strip(b"\xff") for gap in gaps):  # any number of these may come before a marker
-        odd = odd or "JPEG with bytes between its segments"
-    plain = (
+        oddity = oddity or "JPEG with bytes between its segments"
+    is_plain = (
         not any(gaps)
-        and [part.marker for part in parts[-2:]] == [SCAN, END]
-        and parts[-1].end == len(data)
-        and _PLAIN.issuperset(part.marker for part in parts[:-1])
-        and [_ordinary(frame) for frame in frames] == [True]
-        and {data[part.body + 13] for part in parts if has_signature(data, part, ADOBE)} <= {1}
-        and (not taken or tags.well_formed(taken))
+        and [segment.marker for segment in jpeg_segments[-2:]] == [SCAN, END]
+        and jpeg_segments[-1].end == len(data)
+        and _PLAIN_MARKERS.issuperset(segment.marker for segment in jpeg_segments[:-1])
+        and [_is_plain_frame(frame) for frame in frames] == [True]
+        and {
+            data[segment.body + 13]
+            for segment in jpeg_segments
+            if has_signature(data, segment, ADOBE)
+        }
+        <= {1}
+        and (not exif or tiff_tags.is_tiff_directory(exif))
     )
-    broken = next((wrong for frame in frames if (wrong := _sampling(frame))), "")
-    return Form("", broken, "MPO file" if _several(data, parts) else odd, plain)
+    damage = next((flaw for frame in frames if (flaw := _sampling_flaw(frame))), "")
+    return StructureReport(
+        "", damage, "MPO file" if _holds_more_pictures(data, jpeg_segments) else oddity, is_plain
+    )
 
 
-def orientation(data: bytes) -> int:
-    """How the picture has to be turned, by EXIF or XMP ahead of it."""
-    walk = takewhile(lambda part: part.marker != SCAN, segments(data))
-    parts = list(islice(walk, _MOST_SEGMENTS))
-    return tags.orientation(_first(data, parts, _EXIF), _first(data, parts, _XMP))
+def read_orientation(data: bytes) -> int:
+    """Read how the picture has to be turned, from EXIF or XMP ahead of it."""
+    walk = takewhile(lambda segment: segment.marker != SCAN, segments(data))
+    jpeg_segments = list(islice(walk, _MAX_SEGMENTS))
+    return tiff_tags.parse_orientation(
+        _segment_content(data, jpeg_segments, _EXIF), _segment_content(data, jpeg_segments, _XMP)
+    )
 
 
-def _gaps(data: bytes, parts: Sequence[Segment]) -> list[bytes]:
-    """What lies between the segments and belongs to none, as a scan's coded data does."""
-    walk = [Segment(0xD8, 0, 2, 2), *parts]
-    return [data[a.end : b.start] for a, b in pairwise(walk) if a.marker != SCAN]
+def _gaps(data: bytes, jpeg_segments: Sequence[Segment]) -> list[bytes]:
+    """List the bytes between segments that belong to none; coded data belongs to its scan."""
+    walk = [Segment(0xD8, 0, 2, 2), *jpeg_segments]
+    return [
+        data[before.end : after.start] for before, after in pairwise(walk) if before.marker != SCAN
+    ]
 
 
-def _first(data: bytes, parts: Iterable[Segment], sort: tuple[int, bytes, int]) -> bytes:
-    """What follows the name in the first segment of a sort, b"" if there is none."""
-    for part in parts:
-        if has_signature(data, part, sort):
-            return data[part.body + 2 + len(sort[1]) : part.end]
+def _segment_content(
+    data: bytes, jpeg_segments: Iterable[Segment], identifier: tuple[int, bytes, int]
+) -> bytes:
+    """Return what follows the identifier in the first such segment; b"" if there is none."""
+    for segment in jpeg_segments:
+        if has_signature(data, segment, identifier):
+            return data[segment.body + 2 + len(identifier[1]) : segment.end]
     return b""
 
 
-def _several(data: bytes, parts: Sequence[Segment]) -> bool:
-    """Whether there are more pictures behind the first one, and not only its gain map."""
-    index = _first(data, parts, _SEVERAL)
-    images = tags.number(index, _IMAGES) or 0
-    if images < 2 or tags.size(index, _ENTRIES) < images * _ENTRY_BYTES:
+def _holds_more_pictures(data: bytes, jpeg_segments: Sequence[Segment]) -> bool:
+    """Tell whether more pictures follow the first one, other than its gain map."""
+    index = _segment_content(data, jpeg_segments, _MULTI_PICTURE)
+    pictures = tiff_tags.read_number(index, _PICTURE_COUNT_TAG) or 0
+    if (
+        pictures < 2
+        or tiff_tags.byte_count(index, _PICTURE_INDEX_TAG) < pictures * _INDEX_ENTRY_BYTES
+    ):
         return False
-    remarks = (part for part in parts if part.marker == 0xE1)
-    return all(data.find(_GAIN_MAP, part.body, part.end) < 0 for part in remarks)
+    app1_segments = (segment for segment in jpeg_segments if segment.marker == 0xE1)
+    return all(data.find(_GAIN_MAP, segment.body, segment.end) < 0 for segment in app1_segments)
 
 
-def _ordinary(frame: bytes) -> bool:
-    """Whether it is of 8 bits, grey, or sampled as cameras do and numbered as JFIF says."""
+def _is_plain_frame(frame: bytes) -> bool:
+    """Tell whether a frame has 8 bits and is grey, or is sampled as cameras do and as JFIF says."""
     depth, height, width, channels = struct.unpack_from(">BHHB", frame.ljust(6, b"\0"))
     if depth != 8 or not height or not width or len(frame) != 6 + 3 * channels:
         return False
     if channels == 1:
         return frame[7] == 0x11
-    return channels == 3 and frame[6::3] == b"\1\2\3" and frame[7::3] in _SAMPLED
+    return channels == 3 and frame[6::3] == b"\1\2\3" and frame[7::3] in _PLAIN_SAMPLINGS
 
 
-def _sampling(frame: bytes) -> str:
-    """Whether each channel has a whole fraction of the pixels of the finest one."""
+def _sampling_flaw(frame: bytes) -> str:
+    """Say what is wrong with the sampling: each channel must divide the finest one."""
     factors = [(byte >> 4, byte & 15) for byte in frame[7::3]]
-    for own in zip(*factors, strict=True):
-        finest = max(own)
-        if any(factor == 0 or finest % factor for factor in own):
+    for axis_factors in zip(*factors, strict=True):
+        finest = max(axis_factors)
+        if any(factor == 0 or finest % factor for factor in axis_factors):
             return "channels sampled in steps that decoders refuse"
     return ""

@@ -18,22 +18,22 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF's orientation; Pillow turns TIFFs itself."""
+"""The transposition for each EXIF orientation; Pillow turns TIFFs itself."""
 
 
-def oddity(image: Image.Image) -> str:
-    """What decoders could disagree on in an image whose header was read ("" = nothing)."""
+def find_oddity(image: Image.Image) -> str:
+    """Say what decoders could disagree on in an image, by its header; "" for nothing."""
     if image.format not in ("JPEG", "PNG"):
         return f"{image.format} file"
     return "" if image.mode in ("RGB", "L") else f"{image.format} of mode {image.mode}"
 
 
 def to_rgb_or_grey(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture upright and of mode RGB or L.
+    """Turn a picture upright and convert it to mode RGB or L.
 
     Args:
-        image: Opened.
-        orientation: By EXIF, 1 to 8.
+        image: The opened picture.
+        orientation: EXIF's orientation, 1 to 8.
 
     Raises:
         ValueError: Its pixels have more than 16 bits, or are no whole numbers.
@@ -55,29 +55,29 @@ def to_rgb_or_grey(image: Image.Image, orientation: int) -> Image.Image:
     return upright.convert("L" if upright.mode in ("1", "LA") else "RGB")
 
 
-def shrunk(image: Image.Image, short: int | None) -> Image.Image:
-    """The picture with a shorter side of at most ``short`` pixels; never an enlarged one."""
-    if short is None or min(image.size) <= short:
+def shrink(image: Image.Image, shorter_side: int | None) -> Image.Image:
+    """Shrink a picture to a shorter side of ``shorter_side`` pixels; never enlarge it."""
+    if shorter_side is None or min(image.size) <= shorter_side:
         return image
-    scale = short / min(image.size)
-    width, height = (max(short, round(side * scale)) for side in image.size)
+    scale = shorter_side / min(image.size)
+    width, height = (max(shorter_side, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without Pillow's warnings of sizes and metadata that are dealt with here."""
+def without_warnings() -> Iterator[None]:
+    """Ignore Pillow's warnings of sizes and metadata that are dealt with here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextmanager
-def lenient(wanted: bool) -> Iterator[None]:
+def truncation_allowed(allowed: bool) -> Iterator[None]:
     """Let Pillow fill in what is missing of an image instead of refusing it."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = wanted
+    setting_before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = allowed
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        ImageFile.LOAD_TRUNCATED_IMAGES = setting_before

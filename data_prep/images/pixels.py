@@ -8,41 +8,41 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sources.base import Raw
+from .raw_image import RawImage
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Rows of arrays as images; only the wanted rows travel to another process.
+class PixelRows:
+    """Rows of arrays as images; only the selected rows travel to another process.
 
     >>> rows = np.arange(24, dtype=np.uint8).reshape(2, 12)
-    >>> image = next(iter(Pixels((rows,), np.array([1]), (3, 2, 2), (1, 2, 0)))).data
+    >>> image = next(iter(PixelRows((rows,), np.array([1]), (3, 2, 2), (1, 2, 0)))).data
     >>> image[0, 0].tolist()
     [12, 16, 20]
     """
 
-    parts: tuple[NDArray[np.uint8], ...]
-    """``(n, values)`` each, one after the other; may be mapped from files."""
-    which: NDArray[np.int64]
-    """Rows of the whole, counted over all parts."""
+    arrays: tuple[NDArray[np.uint8], ...]
+    """Arrays of ``(n, values)``, one after the other; may be mapped from files."""
+    rows: NDArray[np.int64]
+    """Numbers of the selected rows, counted over all arrays."""
     shape: tuple[int, int, int]
-    """Of a row, as it is stored."""
+    """Shape of a row, as it is stored."""
     axes: tuple[int, int, int]
     """The permutation of ``shape`` that gives height, width, channel."""
 
-    def __reduce__(self) -> tuple[type[Pixels], tuple[object, ...]]:
-        rows = self._rows()
-        return Pixels, ((rows,), np.arange(len(rows)), self.shape, self.axes)
+    def __reduce__(self) -> tuple[type[PixelRows], tuple[object, ...]]:
+        selected = self._rows()
+        return PixelRows, ((selected,), np.arange(len(selected)), self.shape, self.axes)
 
-    def __iter__(self) -> Iterator[Raw]:
+    def __iter__(self) -> Iterator[RawImage]:
         for row in self._rows():
-            yield Raw(np.ascontiguousarray(row.reshape(self.shape).transpose(self.axes)))
+            yield RawImage(np.ascontiguousarray(row.reshape(self.shape).transpose(self.axes)))
 
     def _rows(self) -> NDArray[np.uint8]:
-        rows = np.empty((len(self.which), self.parts[0].shape[1]), np.uint8)
+        selected = np.empty((len(self.rows), self.arrays[0].shape[1]), np.uint8)
         start = 0
-        for part in self.parts:
-            here = (self.which >= start) & (self.which < start + len(part))
-            rows[here] = part[self.which[here] - start]
-            start += len(part)
-        return rows
+        for array in self.arrays:
+            in_array = (self.rows >= start) & (self.rows < start + len(array))
+            selected[in_array] = array[self.rows[in_array] - start]
+            start += len(array)
+        return selected

@@ -1,4 +1,4 @@
-"""The form of a PNG file, from its chunks; of these only the coded pixels are looked into."""
+"""Structure of a PNG file, from its chunks; only the coded pixels are decompressed."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ from typing import NamedTuple
 
 from vssl_dist.data.bare import Chunk, chunks
 
-from . import tags
-from .form import Form
+from . import tiff_tags
+from .structure_report import StructureReport
 
-_MOST_CHUNKS = 100_000
-_KNOWN = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_MAX_CHUNKS = 100_000
+_CRITICAL_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_TRANSPARENT = {0: 2, 2: 6}
-"""Bytes that state a transparent grey or colour, by the kind of colour."""
+_TRANSPARENCY_BYTES = {0: 2, 2: 6}
+"""Bytes that state a transparent grey or colour, by colour type."""
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
           (0, 1, 1, 2))  # fmt: skip
 """First column and row, and steps to the next ones, of an interlaced PNG's seven passes."""
-_PACKED, _MOST_GAIN = (b"zTXt", b"iTXt", b"iCCP"), 1032
-"""Texts and profiles that a decoder inflates, and how many times a byte may become."""
-_MOST_EACH, _MOST_INFLATED = 8_000_000, 256_000_000
-"""Bytes that a decoder inflates of one of them, and at most for nothing: a second or two."""
+_COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
+"""Texts and profiles that a decoder inflates."""
+_MAX_INFLATION = 1032
+"""Bytes that a single byte of deflate can become."""
+_MAX_INFLATED_EACH = 8_000_000
+"""Bytes that a decoder inflates of one text or profile."""
+_MAX_INFLATED = 256_000_000
+"""Bytes that a decoder may have to inflate for nothing: a second or two."""
 _XMP = b"XML:com.adobe.xmp\0\0"
-_LONGEST = 1 << 16
-"""Side of a plain picture: libraries have limits of their own beyond."""
-_MOST_FRAMES = 1 << 31
-_WIDEST = 15
+_MAX_PLAIN_SIDE = 1 << 16
+"""Side below which a picture is plain: libraries have limits of their own beyond."""
+_MAX_FRAMES = 1 << 31
+_MAX_WINDOW_BITS = 15
 """Base two logarithm of how far back a zlib stream may refer."""
-_PIECE = 1 << 20
+_PIECE_BYTES = 1 << 20
 
 
 class _Header(NamedTuple):
@@ -44,121 +48,125 @@ class _Header(NamedTuple):
     interlaced: int
 
 
-def form(data: bytes) -> Form:
-    """Walk over a PNG, from chunk to chunk."""
-    parts = list(islice(chunks(data), _MOST_CHUNKS + 1))
-    if len(parts) > _MOST_CHUNKS:
-        return Form(f"more than {_MOST_CHUNKS} parts, which no encoder makes")
+def inspect_png(data: bytes) -> StructureReport:
+    """Inspect the structure of a PNG, from chunk to chunk."""
+    png_chunks = list(islice(chunks(data), _MAX_CHUNKS + 1))
+    if len(png_chunks) > _MAX_CHUNKS:
+        return StructureReport(f"more than {_MAX_CHUNKS} parts, which no encoder makes")
     try:
-        intact = [_intact(data, part) for part in parts]
-        if [part.kind for part in parts[-1:]] != [b"IEND"]:
+        intact = [_check_chunk(data, chunk) for chunk in png_chunks]
+        if [chunk.kind for chunk in png_chunks[-1:]] != [b"IEND"]:
             raise ValueError("its end is missing")
-        header = _header(data, parts)
-        exact, unread = _pixels(data, parts, header)
+        header = _header(data, png_chunks)
+        is_exact, unread_bytes = _check_pixels(data, png_chunks, header)
     except (ValueError, zlib.error) as error:
-        return Form(broken=str(error))
-    kinds = [part.kind for part in parts]
-    told = [part for part, right in zip(parts, intact, strict=True) if right]
-    plain = (
-        exact
+        return StructureReport(damage=str(error))
+    kinds = [chunk.kind for chunk in png_chunks]
+    intact_chunks = [chunk for chunk, is_right in zip(png_chunks, intact, strict=True) if is_right]
+    is_plain = (
+        is_exact
         and all(intact)
         and kinds == [b"IHDR", *[b"IDAT"] * (len(kinds) - 2), b"IEND"]
-        and all(part.end - part.start > 12 for part in parts[:-1])
-        and parts[-1].start + 12 == len(data)
+        and all(chunk.end - chunk.start > 12 for chunk in png_chunks[:-1])
+        and png_chunks[-1].start + 12 == len(data)
         and header[4:6] == (0, 0)
-        and max(header[:2]) < _LONGEST
+        and max(header[:2]) < _MAX_PLAIN_SIDE
     )
-    odd = _oddity(data, told, header)
-    if not odd and _MOST_GAIN * unread > _MOST_INFLATED:
-        odd = "PNG with more behind its pixels than decoders should have to read"
-    return Form("", "", odd, plain and not odd)
+    oddity = _find_oddity(data, intact_chunks, header)
+    if not oddity and _MAX_INFLATION * unread_bytes > _MAX_INFLATED:
+        oddity = "PNG with more behind its pixels than decoders should have to read"
+    return StructureReport("", "", oddity, is_plain and not oddity)
 
 
-def _oddity(data: bytes, told: Sequence[Chunk], header: _Header) -> str:
-    if header.depth != 8 or header.colour not in _TRANSPARENT:
+def _find_oddity(data: bytes, intact_chunks: Sequence[Chunk], header: _Header) -> str:
+    if header.depth != 8 or header.colour not in _TRANSPARENCY_BYTES:
         return f"PNG of {header.depth} bits and colour type {header.colour}"
-    texts = (part.end - part.start for part in told if part.kind in _PACKED)
-    if sum(min(_MOST_GAIN * size, _MOST_EACH) for size in texts) > _MOST_INFLATED:
+    texts = (chunk.end - chunk.start for chunk in intact_chunks if chunk.kind in _COMPRESSED_CHUNKS)
+    if sum(min(_MAX_INFLATION * size, _MAX_INFLATED_EACH) for size in texts) > _MAX_INFLATED:
         return "PNG with more compressed texts than decoders should have to read"
-    if _layered(data, told, header):
+    if _is_layered(data, intact_chunks, header):
         return "PNG with transparency or animation"
-    turn = _turn(data, told)
-    return f"EXIF orientation {turn}" if turn != 1 else ""
+    orientation = _stated_orientation(data, intact_chunks)
+    return f"EXIF orientation {orientation}" if orientation != 1 else ""
 
 
-def orientation(data: bytes) -> int:
-    """How the picture has to be turned, by EXIF or XMP that is not compressed."""
-    walk = islice(chunks(data), _MOST_CHUNKS)
-    return _turn(data, [p for p in walk if p.kind in (b"eXIf", b"iTXt") and _right(data, p)])
+def read_orientation(data: bytes) -> int:
+    """Read how the picture has to be turned, from EXIF or XMP that is not compressed."""
+    walk = islice(chunks(data), _MAX_CHUNKS)
+    return _stated_orientation(
+        data, [p for p in walk if p.kind in (b"eXIf", b"iTXt") and _is_checksum_right(data, p)]
+    )
 
 
-def _turn(data: bytes, told: Sequence[Chunk]) -> int:
-    """By the last EXIF, or XMP, if there are several: that is the one that libraries go by."""
+def _stated_orientation(data: bytes, intact_chunks: Sequence[Chunk]) -> int:
+    """Return the orientation by the last EXIF or XMP, which is the one that libraries go by."""
     exif = xmp = b""
-    for part in told:
-        if part.kind == b"eXIf":
-            exif = _body(data, part)
-        elif part.kind == b"iTXt" and data.startswith(_XMP, part.start + 8):
-            xmp = _body(data, part)
-    return tags.orientation(exif, xmp)
+    for chunk in intact_chunks:
+        if chunk.kind == b"eXIf":
+            exif = _content(data, chunk)
+        elif chunk.kind == b"iTXt" and data.startswith(_XMP, chunk.start + 8):
+            xmp = _content(data, chunk)
+    return tiff_tags.parse_orientation(exif, xmp)
 
 
-def _body(data: bytes, part: Chunk) -> bytes:
-    return data[part.start + 8 : part.end - 4]
+def _content(data: bytes, chunk: Chunk) -> bytes:
+    return data[chunk.start + 8 : chunk.end - 4]
 
 
-def _intact(data: bytes, part: Chunk) -> bool:
-    """Whether a chunk's checksum is right, which that of the end or a remark need not be.
+def _check_chunk(data: bytes, chunk: Chunk) -> bool:
+    """Tell whether a chunk's checksum is right, which only the picture's own chunks must have.
 
     Raises:
-        ValueError: It is cut short, or it is of the picture and damaged or unknown.
+        ValueError: The chunk is cut short, or is of the picture and damaged or unknown.
     """
-    name = part.kind.decode("ascii", "replace")
-    if part.end > len(data) or len(part.kind) < 4:
+    name = chunk.kind.decode("ascii", "replace")
+    if chunk.end > len(data) or len(chunk.kind) < 4:
         raise ValueError(f"it is cut short in {name or 'a chunk'}")
-    picture = part.kind[:1].isupper()
-    if picture and part.kind not in _KNOWN:
+    is_critical = chunk.kind[:1].isupper()
+    if is_critical and chunk.kind not in _CRITICAL_CHUNKS:
         raise ValueError(f"it has a part {name!r} that no decoder knows")
-    right = _right(data, part)
-    if picture and not right and part.kind != b"IEND":
+    is_right = _is_checksum_right(data, chunk)
+    if is_critical and not is_right and chunk.kind != b"IEND":
         raise ValueError(f"the checksum of its {name} differs")
-    return right
+    return is_right
 
 
-def _right(data: bytes, part: Chunk) -> bool:
-    stated = int.from_bytes(data[part.end - 4 : part.end], "big")
-    return zlib.crc32(memoryview(data)[part.start + 4 : part.end - 4]) == stated
+def _is_checksum_right(data: bytes, chunk: Chunk) -> bool:
+    stated = int.from_bytes(data[chunk.end - 4 : chunk.end], "big")
+    return zlib.crc32(memoryview(data)[chunk.start + 4 : chunk.end - 4]) == stated
 
 
-def _header(data: bytes, parts: Iterable[Chunk]) -> _Header:
-    """What the first chunk that describes the picture says.
+def _header(data: bytes, png_chunks: Iterable[Chunk]) -> _Header:
+    """Parse the first chunk that describes the picture.
 
     Raises:
-        ValueError: There is none.
+        ValueError: It is missing or of a wrong length.
     """
-    body = next((_body(data, part) for part in parts if part.kind == b"IHDR"), b"")
+    body = next((_content(data, chunk) for chunk in png_chunks if chunk.kind == b"IHDR"), b"")
     if len(body) != 13:
         raise ValueError(f"its IHDR has {len(body)} bytes instead of 13")
     return _Header(*struct.unpack(">IIBBBBB", body))
 
 
-def _layered(data: bytes, told: Iterable[Chunk], header: _Header) -> bool:
-    """Whether pixels are transparent, or pictures follow the first one."""
+def _is_layered(data: bytes, intact_chunks: Iterable[Chunk], header: _Header) -> bool:
+    """Tell whether pixels are transparent, or pictures follow the first one."""
     frames = 0
-    ahead = list(takewhile(lambda part: part.kind != b"IDAT", told))
-    for part in ahead:
-        body = _body(data, part)
-        if part.kind == b"tRNS" and len(body) >= _TRANSPARENT.get(header.colour, len(body) + 1):
+    chunks_before_pixels = list(takewhile(lambda chunk: chunk.kind != b"IDAT", intact_chunks))
+    for chunk in chunks_before_pixels:
+        body = _content(data, chunk)
+        if chunk.kind == b"tRNS" and len(body) >= _TRANSPARENCY_BYTES.get(
+            header.colour, len(body) + 1
+        ):
             return True
-        if part.kind == b"acTL" and len(body) >= 8:
+        if chunk.kind == b"acTL" and len(body) >= 8:
             frames = int.from_bytes(body[:4], "big")
     # A picture without a frame of its own is one more, to be shown where nothing moves.
-    more = all(part.kind != b"fcTL" for part in ahead)
-    return 0 < frames <= _MOST_FRAMES and frames + more > 1
+    has_separate_still = all(chunk.kind != b"fcTL" for chunk in chunks_before_pixels)
+    return 0 < frames <= _MAX_FRAMES and frames + has_separate_still > 1
 
 
-def _pixels(data: bytes, parts: Iterable[Chunk], header: _Header) -> tuple[bool, int]:
-    """Look through the coded pixels.
+def _check_pixels(data: bytes, png_chunks: Iterable[Chunk], header: _Header) -> tuple[bool, int]:
+    """Decompress the coded pixels to see whether they are whole.
 
     Returns:
         Whether they are all there and nothing else is, and how many bytes of the file a decoder
@@ -167,44 +175,51 @@ def _pixels(data: bytes, parts: Iterable[Chunk], header: _Header) -> tuple[bool,
     Raises:
         ValueError, zlib.error: Some are missing, or they are damaged.
     """
-    due = left = _due(header)
-    coded = zlib.decompressobj()
-    first, behind, unread = b"", False, 0
-    for part in parts:
-        if part.kind != b"IDAT":
+    # Inflated piece by piece and counted, never held: a bomb would take all memory.
+    expected = remaining = _expected_bytes(header)
+    decompressor = zlib.decompressobj()
+    first_byte = b""
+    has_data_behind = False
+    unread_bytes = 0
+    for chunk in png_chunks:
+        if chunk.kind != b"IDAT":
             continue
-        body = _body(data, part)
-        first = first or body[:1]
-        behind = behind or (coded.eof and body != b"")
-        if left < 0:
-            unread += len(body)
+        compressed = _content(data, chunk)
+        first_byte = first_byte or compressed[:1]
+        has_data_behind = has_data_behind or (decompressor.eof and compressed != b"")
+        if remaining < 0:
+            unread_bytes += len(compressed)
             continue
-        left -= _inflated(coded, body, left)
-        unread = len(coded.unconsumed_tail)
-    if left > 0:
-        raise ValueError(f"{due - left} of {due} bytes of pixels are there")
-    if left == 0 and not coded.eof:
+        remaining -= _inflate(decompressor, compressed, remaining)
+        unread_bytes = len(decompressor.unconsumed_tail)
+    if remaining > 0:
+        raise ValueError(f"{expected - remaining} of {expected} bytes of pixels are there")
+    if remaining == 0 and not decompressor.eof:
         raise ValueError("the end of its coded pixels is missing")
-    reach = 1 << (8 + (first[0] >> 4)) if first else 0
-    exact = left == 0 and not behind and not coded.unused_data
-    return exact and reach >= min(due, 1 << _WIDEST), unread
+    window_bytes = 1 << (8 + (first_byte[0] >> 4)) if first_byte else 0
+    is_exact = remaining == 0 and not has_data_behind and not decompressor.unused_data
+    return is_exact and window_bytes >= min(expected, 1 << _MAX_WINDOW_BITS), unread_bytes
 
 
-def _due(header: _Header) -> int:
-    """How many bytes of pixels there must be, each row with its filter."""
+def _expected_bytes(header: _Header) -> int:
+    """Compute how many bytes of pixels there must be, each row with its filter byte."""
     bits = header.depth * _CHANNELS.get(header.colour, 0)
     total = 0
-    for left, top, across, down in _ADAM7 if header.interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(header.width - left) // across), -(-(header.height - top) // down)
+    for first_column, first_row, column_step, row_step in (
+        _ADAM7 if header.interlaced else ((0, 0, 1, 1),)
+    ):
+        columns = -(-(header.width - first_column) // column_step)
+        rows = -(-(header.height - first_row) // row_step)
         if columns > 0 and rows > 0:
             total += rows * (1 + (columns * bits + 7) // 8)
     return total
 
 
-def _inflated(coded: zlib._Decompress, body: bytes, most: int) -> int:
-    """How many bytes a part of the coded pixels gives, counted to a little beyond ``most``."""
-    given, rest = 0, body
-    while rest and given <= most and not coded.eof:
-        given += len(coded.decompress(rest, _PIECE))
-        rest = coded.unconsumed_tail
-    return given
+def _inflate(decompressor: zlib._Decompress, compressed: bytes, limit: int) -> int:
+    """Count the bytes that compressed pixels give, to a little beyond ``limit``."""
+    inflated = 0
+    pending = compressed
+    while pending and inflated <= limit and not decompressor.eof:
+        inflated += len(decompressor.decompress(pending, _PIECE_BYTES))
+        pending = decompressor.unconsumed_tail
+    return inflated

@@ -1,36 +1,38 @@
-"""How an image file is built: what of its picture is missing, and whether all read it alike."""
+"""Structure of image files: what is missing, and whether all decoders read them alike."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-from . import jpeg, png, tags
-from .form import Form
+from . import jpeg, png, tiff_tags
+from .structure_report import StructureReport
 
 
-def structure(data: bytes, kind: str | None) -> Form:
-    """Walk over the parts of a file; only the coded pixels of a PNG are looked into.
+def inspect_structure(data: bytes, format_name: str | None) -> StructureReport:
+    """Inspect the structure of a file; only the coded pixels of a PNG are decompressed.
 
     Args:
         data: The file.
-        kind: Pillow's name of its format; other than JPEG and PNG there is nothing to find.
+        format_name: Pillow's name of its format; only JPEG and PNG are inspected.
     """
-    if kind == "JPEG":
-        return jpeg.form(data)
-    return png.form(data) if kind == "PNG" else Form()
+    if format_name == "JPEG":
+        return jpeg.inspect_jpeg(data)
+    return png.inspect_png(data) if format_name == "PNG" else StructureReport()
 
 
-def orientation(image: Image.Image, data: bytes) -> int:
-    """How a picture has to be turned, 1 (not at all) to 8; Pillow turns TIFFs itself.
+def read_orientation(image: Image.Image, data: bytes) -> int:
+    """Read how a picture has to be turned, 1 (not at all) to 8.
+
+    A TIFF is never turned here, as Pillow does that itself.
 
     Args:
         image: Opened.
         data: Its file.
     """
     if image.format == "JPEG":
-        return jpeg.orientation(data)
+        return jpeg.read_orientation(data)
     if image.format == "PNG":
-        return png.orientation(data)
+        return png.read_orientation(data)
     if image.format == "TIFF":
         return 1
-    return tags.orientation(image.info.get("exif", b""), image.info.get("xmp", b""))
+    return tiff_tags.parse_orientation(image.info.get("exif", b""), image.info.get("xmp", b""))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from . import cifar, imagefolder, imagenet, photos, stl10, webdataset
 from .base import Request, Split
 
-_FILES = frozenset({"--resize-short", "--quality", "--max-pixels", "--on-bad"})
-"""What only makes sense where there are image files to decode."""
-_FOLDERS = ("train", "val", "test")
+_FILE_OPTIONS = frozenset({"--resize-short", "--quality", "--max-pixels", "--on-bad"})
+"""Options that only make sense where there are image files to decode."""
+_FOLDER_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Source:
     """A layout of raw images."""
 
     read: Callable[[Request], Sequence[Split]]
-    takes: frozenset[str]
-    """Its options, of those that not every source has."""
+    options: frozenset[str]
+    """Options of the command line that this source takes, of those that not every source does."""
     splits: tuple[str, ...] = ("train", "val")
-    """What ``--split`` may name."""
-    default: tuple[str, ...] = ("train", "val")
+    """Splits that ``--split`` may name."""
+    default_splits: tuple[str, ...] = ("train", "val")
     """The splits to make, as far as they are there, if none is named."""
 
 
@@ -30,20 +30,23 @@ SOURCES: dict[str, Source] = {
     "cifar10": Source(cifar.cifar10, frozenset({"--root", "--download"})),
     "cifar100": Source(cifar.cifar100, frozenset({"--root", "--download"})),
     "imagefolder": Source(
-        imagefolder.imagefolder, _FILES | {"--root", "--classes"}, _FOLDERS, _FOLDERS
+        imagefolder.imagefolder,
+        _FILE_OPTIONS | {"--root", "--classes"},
+        _FOLDER_SPLITS,
+        _FOLDER_SPLITS,
     ),
-    "imagenet": Source(imagenet.imagenet, _FILES | {"--root", "--classes"}),
+    "imagenet": Source(imagenet.imagenet, _FILE_OPTIONS | {"--root", "--classes"}),
     "photos": Source(photos.photos, frozenset()),
     "stl10": Source(
         stl10.stl10,
         frozenset({"--root", "--download"}),
         splits=stl10.SPLITS,
-        default=("train", "val", "unlabeled"),
+        default_splits=("train", "val", "unlabeled"),
     ),
     "webdataset": Source(
         webdataset.webdataset,
-        _FILES | {"--root", "--image-field", "--label-field"},
-        _FOLDERS,
-        _FOLDERS,
+        _FILE_OPTIONS | {"--root", "--image-field", "--label-field"},
+        _FOLDER_SPLITS,
+        _FOLDER_SPLITS,
     ),
 }

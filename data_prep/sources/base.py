@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from vssl_dist.errors import DataError
 
+from ..images.raw_image import RawImage
+
 UNLABELED = -1
 """The label of an image whose class is not known."""
-LABELS = "labels"
-"""What the manifest of some classes of a split states of its source: their labels there."""
-_MOST_KINDS = 12
-"""Of what was left out, so many are counted one by one: it remains a line."""
+LABELS_KEY = "labels"
+"""Key in a subset's manifest: the labels that its classes have in the whole split."""
+_MAX_KINDS = 12
+"""Kinds of left-out files that are counted one by one: the count remains a line."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,24 @@ class Request:
     classes: Path | None = None
     """File that lists the classes to keep; None keeps all."""
     on_bad: str = "fail"
-    """What becomes of what cannot be used: unless it is ``fail``, it is left out and listed."""
+    """What to do with what cannot be used: unless it is ``fail``, that is left out and listed."""
     image_field: str | None = None
     """Which member of a WebDataset's sample is its image; None looks for it."""
     label_field: str | None = None
-    """Which member is its label, or ``FIELD:KEY`` for what a JSON member states."""
+    """Which member of such a sample is its label, or ``FIELD:KEY`` for a key of a JSON member."""
     unpack: Callable[[Path], Path] | None = None
-    """Where a compressed archive is unpacked to, which is done if need be."""
+    """Unpacks a compressed archive if need be, and returns the path of the unpacked one."""
 
     @property
-    def skips(self) -> bool:
-        """Whether one file that cannot be read is left out, and does not end the whole."""
+    def skip_unreadable(self) -> bool:
+        """Whether a file that cannot be read is left out instead of ending the program."""
         return self.on_bad != "fail"
 
     def existing_root(self) -> Path:
-        """The root, which is there.
+        """Return the root, which exists.
 
         Raises:
-            DataError: None was given, or it does not exist.
+            DataError: No root was given, or it does not exist.
         """
         if self.root is None:
             raise DataError("--root is required: the folder with the raw images")
@@ -62,36 +64,22 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Raw:
-    """An image as the source has it."""
-
-    data: bytes | NDArray[np.uint8]
-    """A file's bytes, or ``(H, W, 3)`` pixels that no file needs to be decoded for."""
-    name: str = ""
-    """What to call it should it be another one than before."""
-    flaw: str = ""
-    """Why it must not even be read, or could not be ("" = it may)."""
-    asked_again: bool = False
-    """Whether the flaw is one of the storage, which may have gone the next time."""
-
-
-@dataclass(frozen=True)
 class LeftOut:
     """Something that lies among the images and is none."""
 
     name: str
-    """As a sample's: within ``where``."""
+    """Name within the location of the split, like a sample's."""
     reason: str
     kind: str
-    """What it is counted as, such as ``".txt"``."""
+    """Kind that it is counted as, such as ``".txt"``."""
     count: int = 1
-    """So many of them are told as one."""
-    within: int = 0
-    """Files in a folder that is told as one."""
+    """How many files this entry stands for."""
+    files_within: int = 0
+    """How many files are in a folder that is one entry."""
 
     @classmethod
     def file(cls, name: str, reason: str = "no picture") -> LeftOut:
-        """A file, which counts by its suffix.
+        """Make the entry of a file, which counts by its suffix.
 
         >>> LeftOut.file("a/words.TXT").kind, LeftOut.file("a/.DS_Store").kind
         ('.txt', 'hidden')
@@ -102,34 +90,36 @@ class LeftOut:
         return cls(name, reason, path.suffix.lower() or "without suffix")
 
     @classmethod
-    def folder(cls, name: str, reason: str, within: int = 0) -> LeftOut:
-        """A folder with all files that are in it."""
-        return cls(f"{name}/", reason, "folder", within=within)
+    def folder(cls, name: str, reason: str, files_within: int = 0) -> LeftOut:
+        """Make the entry of a folder with all files that are in it."""
+        return cls(f"{name}/", reason, "folder", files_within=files_within)
 
 
-def tally(left_out: Sequence[LeftOut]) -> str:
-    """How many of each kind, in words, the most frequent first; "" of none.
+def count_by_kind(left_out: Sequence[LeftOut]) -> str:
+    """Count left-out entries by kind, in words, the most frequent first; "" for none.
 
-    >>> tally([LeftOut.file("a.txt"), LeftOut.file("b"), LeftOut.file("c.txt")])
+    >>> count_by_kind([LeftOut.file("a.txt"), LeftOut.file("b"), LeftOut.file("c.txt")])
     '2 .txt, 1 without suffix'
-    >>> tally([LeftOut.folder("a", "", 3), LeftOut.folder("b", "", 4)])
+    >>> count_by_kind([LeftOut.folder("a", "", 3), LeftOut.folder("b", "", 4)])
     '2 folders (7 files in folders)'
     """
-    of_kind: Counter[str] = Counter()
-    for one in left_out:
-        of_kind[one.kind] += one.count
-    counts = sorted(of_kind.items(), key=lambda one: (-one[1], one[0]))
-    shown = [
+    counts_by_kind: Counter[str] = Counter()
+    for entry in left_out:
+        counts_by_kind[entry.kind] += entry.count
+    counts = sorted(counts_by_kind.items(), key=lambda entry: (-entry[1], entry[0]))
+    phrases = [
         f"{count} {kind}s" if kind == "folder" and count > 1 else f"{count} {kind}"
-        for kind, count in counts[:_MOST_KINDS]
+        for kind, count in counts[:_MAX_KINDS]
     ]
-    if rest := sum(count for _, count in counts[_MOST_KINDS:]):
-        shown.append(f"{rest} others")
-    within = sum(one.within for one in left_out)
-    return ", ".join(shown) + (f" ({within} file{'s'[: within > 1]} in folders)" if within else "")
+    if other_count := sum(count for _, count in counts[_MAX_KINDS:]):
+        phrases.append(f"{other_count} others")
+    files_within = sum(entry.files_within for entry in left_out)
+    return ", ".join(phrases) + (
+        f" ({files_within} file{'s'[: files_within > 1]} in folders)" if files_within else ""
+    )
 
 
-def _unstamped(which: NDArray[np.int64]) -> str:
+def _no_stamp(numbers: NDArray[np.int64]) -> str:
     return ""
 
 
@@ -146,38 +136,39 @@ class Split:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     """``(N,)``: one per sample, `UNLABELED` where there is none."""
-    images: Callable[[NDArray[np.int64]], Iterable[Raw]]
-    """From sample numbers to their images: picklable, and read only when iterated."""
+    images_of: Callable[[NDArray[np.int64]], Iterable[RawImage]]
+    """Makes the images of some sample numbers: picklable, and read only when iterated."""
     facts: Mapping[str, str | int]
     """What the bytes depend on besides options and content; goes into the manifest."""
-    grouped: bool
+    is_grouped: bool
     """Whether neighbours are of one class, so that the order has to be mixed."""
-    names: Callable[[int], str] = "image {}".format
-    """From a sample's number to what it is called within ``where``, on every machine alike."""
-    where: str = ""
-    """What stands before a name in messages: the path of a folder or archive."""
-    stamp: Callable[[NDArray[np.int64]], str] = _unstamped
-    """What tells, without reading, that the images of some numbers may have been replaced."""
+    name_of: Callable[[int], str] = "image {}".format
+    """Names a sample, by its number, within ``location``: on every machine alike."""
+    location: str = ""
+    """Path of the folder or archive, which stands before a name in messages."""
+    stamp_of: Callable[[NDArray[np.int64]], str] = _no_stamp
+    """Makes, without reading, a text that changes when the images of some numbers do."""
     left_out: Sequence[LeftOut] = ()
-    """What lies there besides: no sample, and without effect on any."""
+    """Files and folders beside the samples, without effect on any."""
     remark: str = ""
     """What the user should know about all of it."""
 
     @property
-    def labelling(self) -> str:
+    def labels_digest(self) -> str:
         """Digest of the classes and of all labels: a class more or less renumbers the others."""
-        named = json.dumps(self.classes).encode()
-        return hashlib.sha256(named + self.labels.astype("<i8").tobytes()).hexdigest()
+        classes_json = json.dumps(self.classes).encode()
+        return hashlib.sha256(classes_json + self.labels.astype("<i8").tobytes()).hexdigest()
 
-    def called(self, number: int) -> str:
-        """A sample's name for messages.
+    def full_name(self, number: int) -> str:
+        """Make a sample's name for messages.
 
         >>> nothing = np.zeros(0, np.int64)
-        >>> Split("d", "val", (), nothing, lambda which: [], {}, False, where="a.tar").called(3)
+        >>> split = Split("d", "val", (), nothing, lambda numbers: [], {}, False, location="a.tar")
+        >>> split.full_name(3)
         'a.tar/image 3'
         """
-        return f"{self.where}/{self.names(number)}" if self.where else self.names(number)
+        return f"{self.location}/{self.name_of(number)}" if self.location else self.name_of(number)
 
-    def besides(self, left_out: Iterable[LeftOut]) -> Split:
-        """This split, with more that was left out beside it."""
+    def with_left_out(self, left_out: Iterable[LeftOut]) -> Split:
+        """Copy this split with more entries that were left out beside it."""
         return replace(self, left_out=(*self.left_out, *left_out))

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from vssl_dist.durable import read_regular
 from vssl_dist.errors import DataError
 
-from ..archives.tars import gzipped
-from ..images.pixels import Pixels
+from ..archives.tars import read_gzipped_members
+from ..images.pixels import PixelRows
 from .base import Request, Split
-from .download import fetch
+from .download import fetch_archive
 
 _MAX_BYTES = 1 << 30
-_ROW = 3 * 32 * 32
-_NUMBERING = ("PUT", "BINPUT", "LONG_BINPUT")
+_ROW_BYTES = 3 * 32 * 32
+_MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Layout:
     dataset: str
     folder: str
     archive: str
-    parts: dict[str, tuple[str, ...]]
+    split_files: dict[str, tuple[str, ...]]
     """The files of each split."""
-    meta: str
+    meta_file: str
     names_key: str
     labels_key: str
 
@@ -45,8 +45,8 @@ CIFAR10 = Layout(
     dataset="cifar10",
     folder="cifar-10-batches-py",
     archive="cifar-10-python.tar.gz",
-    parts={"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "val": ("test_batch",)},
-    meta="batches.meta",
+    split_files={"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "val": ("test_batch",)},
+    meta_file="batches.meta",
     names_key="label_names",
     labels_key="labels",
 )
@@ -54,54 +54,63 @@ CIFAR100 = Layout(
     dataset="cifar100",
     folder="cifar-100-python",
     archive="cifar-100-python.tar.gz",
-    parts={"train": ("train",), "val": ("test",)},
-    meta="meta",
+    split_files={"train": ("train",), "val": ("test",)},
+    meta_file="meta",
     names_key="fine_label_names",
     labels_key="fine_labels",
 )
 
 
 def cifar10(request: Request) -> list[Split]:
-    """CIFAR-10; see `_splits`."""
-    return _splits(CIFAR10, request)
+    """Read the requested splits of CIFAR-10."""
+    return _read_splits(CIFAR10, request)
 
 
 def cifar100(request: Request) -> list[Split]:
-    """CIFAR-100 with its 100 fine labels; see `_splits`."""
-    return _splits(CIFAR100, request)
+    """Read the requested splits of CIFAR-100 with its 100 fine labels."""
+    return _read_splits(CIFAR100, request)
 
 
-def _splits(layout: Layout, request: Request) -> list[Split]:
-    """The wanted splits, in memory.
+def _read_splits(layout: Layout, request: Request) -> list[Split]:
+    """Read the requested splits into memory.
 
     Raises:
         DataError: A file is missing, damaged, or holds anything but arrays and labels.
     """
     if request.download and request.root is not None:
-        fetch(layout.dataset, request.root)
+        fetch_archive(layout.dataset, request.root)
     root = request.existing_root()
-    wanted = [layout.meta, *(file for name in request.splits for file in layout.parts[name])]
-    blobs = _read(layout, root, wanted)
-    meta = _unpickle(blobs[layout.meta], layout.meta)
-    classes = tuple(_texts(meta.get(layout.names_key), layout.meta))
-    return [_split(layout, name, classes, blobs) for name in request.splits]
+    needed_files = [
+        layout.meta_file,
+        *(file for name in request.splits for file in layout.split_files[name]),
+    ]
+    blobs = _read_files(layout, root, needed_files)
+    meta = _unpickle(blobs[layout.meta_file], layout.meta_file)
+    classes = tuple(_class_names(meta.get(layout.names_key), layout.meta_file))
+    return [_make_split(layout, name, classes, blobs) for name in request.splits]
 
 
-def _split(layout: Layout, name: str, classes: tuple[str, ...], blobs: dict[str, bytes]) -> Split:
+def _make_split(
+    layout: Layout, name: str, classes: tuple[str, ...], blobs: dict[str, bytes]
+) -> Split:
     rows: list[NDArray[np.uint8]] = []
     labels: list[NDArray[np.int64]] = []
     digest = hashlib.sha256()
-    for file in layout.parts[name]:
+    for file in layout.split_files[name]:
         batch = _unpickle(blobs[file], file)
-        data, numbers = batch.get("data"), batch.get(layout.labels_key)
+        data, batch_labels = batch.get("data"), batch.get(layout.labels_key)
         if not isinstance(data, np.ndarray) or data.ndim != 2:
             raise DataError(f"{file}: holds no pixels: unpack the official archive again")
-        if not isinstance(numbers, list) or len(numbers) != len(data) or data.shape[1] != _ROW:
+        if (
+            not isinstance(batch_labels, list)
+            or len(batch_labels) != len(data)
+            or data.shape[1] != _ROW_BYTES
+        ):
             raise DataError(f"{file}: pixels and {layout.labels_key} do not match")
-        if not all(type(n) is int and 0 <= n < len(classes) for n in numbers):
+        if not all(type(label) is int and 0 <= label < len(classes) for label in batch_labels):
             raise DataError(f"{file}: labels are not numbers below {len(classes)}")
         rows.append(data)
-        labels.append(np.array(numbers, np.int64))
+        labels.append(np.array(batch_labels, np.int64))
         digest.update(hashlib.sha256(blobs[file]).digest())
     pixels = np.concatenate(rows)
     return Split(
@@ -109,27 +118,27 @@ def _split(layout: Layout, name: str, classes: tuple[str, ...], blobs: dict[str,
         name=name,
         classes=classes,
         labels=np.concatenate(labels),
-        images=lambda which: Pixels((pixels,), which, (3, 32, 32), (1, 2, 0)),
+        images_of=lambda numbers: PixelRows((pixels,), numbers, (3, 32, 32), (1, 2, 0)),
         facts={"input": digest.hexdigest()},
-        grouped=False,  # the official order is mixed already
-        names=lambda number: f"{name} image {number}",
+        is_grouped=False,  # the official order is mixed already
+        name_of=lambda number: f"{name} image {number}",
     )
 
 
-def _read(layout: Layout, root: Path, files: Sequence[str]) -> dict[str, bytes]:
-    """The files by name, from the official folder at or below ``root``, or from the archive."""
+def _read_files(layout: Layout, root: Path, files: Sequence[str]) -> dict[str, bytes]:
+    """Read files by name, from the official folder at or below ``root`` or from the archive."""
     for folder in (root / layout.folder, root):
-        if (folder / layout.meta).is_file():
-            return {name: _file(folder / name) for name in files}
+        if (folder / layout.meta_file).is_file():
+            return {name: _read_file(folder / name) for name in files}
     archive = root if root.is_file() else root / layout.archive
     if not archive.is_file():
         raise DataError(
             f"{root}: neither {layout.folder}/ nor {layout.archive} in it (--download fetches it)"
         )
-    return _from_archive(archive, layout.folder, files)
+    return _read_from_archive(archive, layout.folder, files)
 
 
-def _file(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return read_regular(path, _MAX_BYTES)
     except FileNotFoundError:
@@ -140,42 +149,42 @@ def _file(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _from_archive(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
-    """Regular members by their exact names, into memory: nothing is extracted to disk."""
-    members = gzipped(archive, [f"{folder}/{name}" for name in files], _MAX_BYTES)
-    found = {name.removeprefix(f"{folder}/"): blob for name, blob in members.items()}
+def _read_from_archive(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
+    """Read regular members by their exact names: nothing is extracted to disk."""
+    members = read_gzipped_members(archive, [f"{folder}/{name}" for name in files], _MAX_BYTES)
+    blobs = {name.removeprefix(f"{folder}/"): blob for name, blob in members.items()}
     for name in files:
-        if name not in found:
+        if name not in blobs:
             raise DataError(f"{archive}: has no {folder}/{name} (--split makes one split only)")
-    return found
+    return blobs
 
 
-class _Array:
+class _ArrayStandIn:
     """What a pickle builds in numpy's place: a stated shape takes no memory but for its bytes."""
 
     def __init__(self, *stated: object) -> None:
         self.pixels: NDArray[np.uint8] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, columns_first, raw = state
-        if kind is not _BYTES:
+        _, shape, element_type, columns_first, buffer = state
+        if element_type is not _BYTE_TYPE:
             raise pickle.UnpicklingError("it holds an array of other things than bytes")
-        flat = np.frombuffer(raw, np.uint8)
+        flat = np.frombuffer(buffer, np.uint8)
         self.pixels = flat.reshape(shape, order="F" if columns_first else "C")
 
 
-class _Bytes:
+class _ByteType:
     """The type of an array's elements, ``dtype("u1")``."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         pass
 
 
-_BYTES = _Bytes()
+_BYTE_TYPE = _ByteType()
 
 
-def _dtype(code: str | bytes, *more: object) -> _Bytes | None:
-    return _BYTES if code in ("u1", b"u1") else None
+def _dtype(code: str | bytes, *ignored: object) -> _ByteType | None:
+    return _BYTE_TYPE if code in ("u1", b"u1") else None
 
 
 class _Unpickler(pickle.Unpickler):
@@ -187,9 +196,9 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return _Array
+            return _ArrayStandIn
         if module == "numpy" and name in ("ndarray", "dtype"):
-            return _Array if name == "ndarray" else _dtype
+            return _ArrayStandIn if name == "ndarray" else _dtype
         if (module, name) == ("_codecs", "encode"):
             return self._encode_latin1
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
@@ -205,28 +214,37 @@ class _Unpickler(pickle.Unpickler):
         return text.encode("latin-1")
 
 
-def _check_numbering(blob: bytes) -> None:
+def _check_memo_numbers(blob: bytes) -> None:
     """See that objects are numbered as they come: the unpickler makes a table of so many."""
-    for count, (opcode, number, _) in enumerate(pickletools.genops(blob)):
-        if opcode.name in _NUMBERING and (number or 0) > count:
-            raise pickle.UnpicklingError(f"object {number} is numbered before there are as many")
+    for count, (opcode, memo_index, _) in enumerate(pickletools.genops(blob)):
+        if opcode.name in _MEMO_OPCODES and (memo_index or 0) > count:
+            raise pickle.UnpicklingError(
+                f"object {memo_index} is numbered before there are as many"
+            )
 
 
 def _unpickle(blob: bytes, name: str) -> dict[str, Any]:
     try:
-        _check_numbering(blob)
+        _check_memo_numbers(blob)
         items = _Unpickler(blob).load().items()
-        found = {key.decode() if isinstance(key, bytes) else key: value for key, value in items}
+        values = {key.decode() if isinstance(key, bytes) else key: value for key, value in items}
     # The unpickler raises nearly anything on damaged input, and all of it means the same.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{name}: damaged or not the official pickle ({reason}): unpack the archive again"
         ) from error
-    return {key: each.pixels if isinstance(each, _Array) else each for key, each in found.items()}
+    return {
+        key: value.pixels if isinstance(value, _ArrayStandIn) else value
+        for key, value in values.items()
+    }
 
 
-def _texts(values: object, name: str) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(v, (bytes, str)) for v in values or [0]):
+def _class_names(values: object, name: str) -> list[str]:
+    if not isinstance(values, list) or not all(
+        isinstance(value, (bytes, str)) for value in values or [0]
+    ):
         raise DataError(f"{name}: holds no class names: unpack the official archive again")
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+    return [
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values
+    ]

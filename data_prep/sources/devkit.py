@@ -11,7 +11,7 @@ import numpy as np
 
 from vssl_dist.errors import DataError
 
-from ..archives.tars import gzipped
+from ..archives.tars import read_gzipped_members
 
 FOLDER = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{FOLDER}.tar.gz"
@@ -32,7 +32,7 @@ class Devkit:
 
 
 def read_devkit(root: Path) -> Devkit | None:
-    """The kit in ``root``, packed or unpacked; None if there is none.
+    """Read the kit in ``root``, packed or unpacked; None if there is none.
 
     Raises:
         DataError: It is damaged.
@@ -40,39 +40,45 @@ def read_devkit(root: Path) -> Devkit | None:
     archive = root.parent / ARCHIVE if root.is_file() else root / ARCHIVE
     folder = archive.with_name(FOLDER)
     if archive.is_file():
-        found = gzipped(archive, [f"{FOLDER}/{name}" for name in (_META, _TRUTH)], _MAX_BYTES)
-        blobs = {name.removeprefix(f"{FOLDER}/"): blob for name, blob in found.items()}
-        place = archive
+        members = read_gzipped_members(
+            archive, [f"{FOLDER}/{name}" for name in (_META, _TRUTH)], _MAX_BYTES
+        )
+        blobs = {name.removeprefix(f"{FOLDER}/"): blob for name, blob in members.items()}
+        location = archive
     elif folder.is_dir():
         files = [folder / name for name in (_META, _TRUTH)]
-        small = [path for path in files if path.is_file() and path.stat().st_size <= _MAX_BYTES]
-        blobs = {path.relative_to(folder).as_posix(): path.read_bytes() for path in small}
-        place = folder
+        readable_files = [
+            path for path in files if path.is_file() and path.stat().st_size <= _MAX_BYTES
+        ]
+        blobs = {path.relative_to(folder).as_posix(): path.read_bytes() for path in readable_files}
+        location = folder
     else:
         return None
     for name in (_META, _TRUTH):
         if name not in blobs:
-            raise DataError(f"{place}: has no {name}: fetch the official {ARCHIVE}")
-    synsets = _synsets(blobs[_META], place)
+            raise DataError(f"{location}: has no {name}: fetch the official {ARCHIVE}")
+    synsets = _read_synsets(blobs[_META], location)
     try:
         truth = [int(line) for line in blobs[_TRUTH].decode().split()]
         return Devkit(tuple(sorted(synsets.values())), tuple(synsets[number] for number in truth))
     except (ValueError, KeyError) as error:
-        raise DataError(f"{place}: {_TRUTH}: {error} is no class of {_META}") from error
+        raise DataError(f"{location}: {_TRUTH}: {error} is no class of {_META}") from error
 
 
-def _synsets(blob: bytes, place: Path) -> dict[int, str]:
-    """WordNet ids by the numbers that the ground truth uses; those without children."""
+def _read_synsets(blob: bytes, location: Path) -> dict[int, str]:
+    """Read the WordNet ids of synsets without children, by their numbers in the ground truth."""
     # Imported here, because it takes time that only the validation archive should cost.
     loadmat = import_module("scipy.io").loadmat
     try:
         table = np.atleast_1d(loadmat(io.BytesIO(blob), squeeze_me=True)["synsets"])
         leaves = [row for row in table if int(row["num_children"]) == 0]
-        found = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+        synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
     # A damaged file fails in any way that the reader of the format can.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{place}: {_META}: damaged ({reason}): fetch {ARCHIVE} again") from error
-    if not found:
-        raise DataError(f"{place}: {_META}: names no synsets: fetch {ARCHIVE} again")
-    return found
+        raise DataError(
+            f"{location}: {_META}: damaged ({reason}): fetch {ARCHIVE} again"
+        ) from error
+    if not synsets:
+        raise DataError(f"{location}: {_META}: names no synsets: fetch {ARCHIVE} again")
+    return synsets

@@ -13,8 +13,8 @@ _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
 _TIMEOUT_S = 30.0
 
 
-def fetch(dataset: str, root: Path) -> None:
-    """Put the official archive into ``root`` unless it is there with the right md5.
+def fetch_archive(dataset: str, root: Path) -> None:
+    """Download the official archive into ``root`` unless it is there with the right md5.
 
     Only the download is torchvision's: the archive is read in memory and never extracted.
 
@@ -26,7 +26,7 @@ def fetch(dataset: str, root: Path) -> None:
     vision.torchvision()
     layout = getattr(import_module("torchvision.datasets"), _CLASSES[dataset])
     download = import_module("torchvision.datasets.utils").download_url
-    before = socket.getdefaulttimeout()
+    timeout_before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)
     try:
         followed(root / layout.filename)  # torchvision writes through any link
@@ -38,4 +38,4 @@ def fetch(dataset: str, root: Path) -> None:
             f"{layout.url}: cannot be fetched ({reason}): put {layout.filename} into {root} by hand"
         ) from error
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout_before)

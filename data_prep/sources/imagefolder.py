@@ -14,121 +14,144 @@ from vssl_dist.durable import read_regular
 from vssl_dist.errors import DataError
 
 from ..archives.tars import MAX_BYTES
+from ..images.raw_image import RawImage
 from .base import (
     LeftOut,
-    Raw,
     Request,
     Split,
 )
-from .classlist import chosen
-from .splits import (
-    beside,
-    is_folder,
-    lone,
-    names_in,
-    sought,
-    split_folders,
-    split_of,
-    unread,
-    wanted_splits,
+from .class_folders import (
+    FileFacts,
+    is_class_folder,
+    list_classes,
+    list_classless,
+    walk_class_folder,
 )
-from .walk import Facts, classless, holds_a_class, subfolders, walked
+from .classlist import read_class_list
+from .split_folders import (
+    describe_left_out,
+    describe_splits,
+    find_split_folders,
+    is_folder,
+    list_beside_splits,
+    list_names,
+    select_splits,
+    split_by_folder_name,
+    unreadable_error,
+)
 
-_FLAWS = (errno.EINVAL, errno.EFBIG)
-"""Reasons to leave out one file, rather than of a file system that has failed."""
+_FILE_FLAWS = (errno.EINVAL, errno.EFBIG)
+"""Errors of a single file, rather than of a file system that has failed."""
 
 
 @dataclass(frozen=True)
-class Files:
-    """Image files to read."""
+class ImageFiles:
+    """Image files, read when iterated."""
 
     folder: Path
     names: Sequence[str]
-    skips: bool = False
-    """Whether one that cannot be read is flawed, and not the end of the whole."""
+    skip_unreadable: bool = False
+    """Whether a file that cannot be read is a flawed image instead of an error."""
 
-    def __iter__(self) -> Iterator[Raw]:
+    def __iter__(self) -> Iterator[RawImage]:
         for name in self.names:
             path = self.folder / name
             try:
-                raw = Raw(read_regular(path, MAX_BYTES), str(path))
+                raw = RawImage(read_regular(path, MAX_BYTES), str(path))
             except OSError as error:
                 if error.errno == errno.ENXIO:  # what opening a socket gives
-                    raw = Raw(b"", flaw="not a regular file")
-                elif error.errno in _FLAWS:
-                    raw = Raw(b"", flaw=error.strerror or "unusable")
-                elif self.skips:
+                    raw = RawImage(b"", flaw="not a regular file")
+                elif error.errno in _FILE_FLAWS:
+                    raw = RawImage(b"", flaw=error.strerror or "unusable")
+                elif self.skip_unreadable:
                     flaw = f"cannot be read ({error.strerror})"
-                    raw = Raw(b"", str(path), flaw, asked_again=True)
+                    raw = RawImage(b"", str(path), flaw, may_recover=True)
                 else:
-                    raise unread(path, error) from error
+                    raise unreadable_error(path, error) from error
             yield raw
 
 
 def imagefolder(request: Request) -> list[Split]:
-    """The folders of a root that are splits, or the root itself as training images.
+    """Find the folders of a root that are splits, or take the root itself as training images.
 
     Raises:
         DataError: A folder is missing, unreadable, or without images.
     """
     root = request.existing_root()
-    places, besides = {"train": root}, list[LeftOut]()
-    if _has_training(root):
-        places = split_folders(root, _may_be_split, request.skips)
-        besides = beside(root, places)
+    folders = {"train": root}
+    left_out: list[LeftOut] = []
+    if _has_training_split(root):
+        folders = find_split_folders(root, _may_be_split, request.skip_unreadable)
+        left_out = list_beside_splits(root, folders)
     else:
         _refuse_splits(root)
     # Labels are numbers of training classes in all splits, so train is listed in any case.
-    known = subfolders(places["train"])
+    known_classes = list_classes(folders["train"])
     if not request.explicit:
-        for name in [name for name in places if _is_no_split(name, places[name], known)]:
-            folder = places.pop(name)
-            besides.append(lone(folder, f"../{folder.name}", "has no folders of known classes"))
-    test_serves = "val" in places and split_of(places["val"].name) == "test"
-    wanted = wanted_splits(request.splits, request.explicit, places, test_serves)
-    if not wanted:
-        raise DataError(f"{root}: no folder {sought(request.splits)} beside train in it")
-    classes = chosen(request.classes, known)
-    for name in wanted:
-        refuse_unknown(places[name], known)
-    made = [folder_split("imagefolder", n, places[n], classes, request.skips) for n in wanted]
-    return [made[0].besides(besides), *made[1:]]
+        for name in [name for name in folders if _is_no_split(name, folders[name], known_classes)]:
+            folder = folders.pop(name)
+            left_out.append(
+                describe_left_out(folder, f"../{folder.name}", "has no folders of known classes")
+            )
+    test_serves = "val" in folders and split_by_folder_name(folders["val"].name) == "test"
+    split_names = select_splits(request.splits, request.explicit, folders, test_serves)
+    if not split_names:
+        raise DataError(f"{root}: no folder {describe_splits(request.splits)} beside train in it")
+    classes = read_class_list(request.classes, known_classes)
+    for name in split_names:
+        refuse_unknown_classes(folders[name], known_classes)
+    splits = [
+        split_from_folder("imagefolder", name, folders[name], classes, request.skip_unreadable)
+        for name in split_names
+    ]
+    return [splits[0].with_left_out(left_out), *splits[1:]]
 
 
-def _has_training(root: Path) -> bool:
-    """Whether a root holds splits: without one to train on, they are classes of such names."""
-    names = [name for name in names_in(root) if split_of(name) == "train"]
+def _has_training_split(root: Path) -> bool:
+    """Tell whether a root holds splits: without one to train on, they are classes of such names."""
+    names = [name for name in list_names(root) if split_by_folder_name(name) == "train"]
     return any(is_folder(root / name) and _may_be_split(root / name) for name in names)
 
 
 def _may_be_split(folder: Path) -> bool:
-    """Whether a folder is a split by more than its name: ``training`` may be a class, too."""
-    if split_of(folder.name) != "train" or folder.name == "train":
+    """Tell whether a folder is a split by more than its name: ``training`` may be a class, too."""
+    if split_by_folder_name(folder.name) != "train" or folder.name == "train":
         return True
-    others = [name for name in names_in(folder.parent) if split_of(name) not in ("", "train")]
-    return any(is_folder(folder.parent / name) for name in others) or any(
-        is_folder(folder / name) for name in names_in(folder)
+    other_splits = [
+        name
+        for name in list_names(folder.parent)
+        if split_by_folder_name(name) not in ("", "train")
+    ]
+    return any(is_folder(folder.parent / name) for name in other_splits) or any(
+        is_folder(folder / name) for name in list_names(folder)
     )
 
 
-def _is_no_split(name: str, folder: Path, known: Sequence[str]) -> bool:
-    """Whether a folder has only the name of a split: a third one may be without labels."""
-    if name == "train" or not set(known).isdisjoint(names_in(folder)):
+def _is_no_split(name: str, folder: Path, known_classes: Sequence[str]) -> bool:
+    """Tell whether a folder has only the name of a split, as a third one without labels may."""
+    if name == "train" or not set(known_classes).isdisjoint(list_names(folder)):
         return False
-    return name == "test" or not walked(folder.parent, folder.name, skips=True).images
+    return (
+        name == "test"
+        or not walk_class_folder(folder.parent, folder.name, skip_unreadable=True).images
+    )
 
 
 def _refuse_splits(root: Path) -> None:
-    """See that what lies in a root without ``train`` are classes, and not splits."""
-    names = subfolders(root)
-    inner = root / names[0]
-    if len(names) == 1 and _has_training(inner) and _holds_classes(split_folders(inner)["train"]):
-        told = f"its only folder {names[0]} holds the splits"
-        raise DataError(f"{root}: {told}: give {inner} as --root")
-    if not all(split_of(name) for name in names):
+    """Refuse a root without ``train`` whose folders are splits, and not classes."""
+    names = list_classes(root)
+    only_folder = root / names[0]
+    if (
+        len(names) == 1
+        and _has_training_split(only_folder)
+        and _holds_classes(find_split_folders(only_folder)["train"])
+    ):
+        reason = f"its only folder {names[0]} holds the splits"
+        raise DataError(f"{root}: {reason}: give {only_folder} as --root")
+    if not all(split_by_folder_name(name) for name in names):
         return
     # A class may be called so as well, but then it has its images right in it.
-    for name in (each for each in names if _holds_classes(root / each)):
+    for name in (name for name in names if _holds_classes(root / name)):
         raise DataError(
             f"{root}: {name} looks like a split, and there is no train: call the folder of "
             "training images train, or give one folder of class folders as --root"
@@ -136,65 +159,70 @@ def _refuse_splits(root: Path) -> None:
 
 
 def _holds_classes(folder: Path) -> bool:
-    """Whether there are images in its folders, and none beside these."""
-    images = [name for name, _ in walked(folder.parent, folder.name, skips=True).images]
+    """Tell whether a folder has images in its folders, and none beside these."""
+    images = [
+        name
+        for name, _ in walk_class_folder(folder.parent, folder.name, skip_unreadable=True).images
+    ]
     return bool(images) and all(name.count("/") > 1 for name in images)
 
 
-def refuse_unknown(folder: Path, known: Sequence[str]) -> None:
-    """See that every class folder is of a known class.
+def refuse_unknown_classes(folder: Path, known_classes: Sequence[str]) -> None:
+    """Refuse class folders that are of no known class.
 
     Raises:
-        DataError: One is not.
+        DataError: A class folder is of no known class.
     """
-    unknown = sorted(set(subfolders(folder)) - set(known))
+    unknown = sorted(set(list_classes(folder)) - set(known_classes))
     if unknown:
         raise DataError(f"{folder / unknown[0]}: a class that the training folder does not have")
 
 
-def folder_split(
-    dataset: str, name: str, folder: Path, classes: tuple[str, ...], skips: bool = False
+def split_from_folder(
+    dataset: str, name: str, folder: Path, classes: tuple[str, ...], skip_unreadable: bool = False
 ) -> Split:
-    """A folder of class folders as a split.
+    """Make a split of a folder of class folders.
 
     Args:
         dataset: What to call the data set.
-        name: Of the split.
-        folder: Holds a folder for each class.
-        classes: Those to take, sorted; only a split that is not trained on may lack some.
-        skips: Whether what cannot be read is left out, and does not end it.
+        name: Name of the split.
+        folder: Folder that holds a folder for each class.
+        classes: Classes to take, sorted; only a split that is not trained on may lack some.
+        skip_unreadable: Whether what cannot be read is left out instead of being an error.
 
     Raises:
         DataError: A folder is unreadable or without images.
     """
     files: list[str] = []
     labels: list[int] = []
-    stamps: list[Facts] = []
-    left_out = classless(folder, skips)
+    file_facts: list[FileFacts] = []
+    left_out = list_classless(folder, skip_unreadable)
     digest = hashlib.sha256()
     for label, class_name in enumerate(classes):
-        if name != "train" and not holds_a_class(folder / class_name):
+        if name != "train" and not is_class_folder(folder / class_name):
             continue
-        walk = walked(folder, class_name, skips)
+        walk = walk_class_folder(folder, class_name, skip_unreadable)
         if not walk.images:
             raise DataError(f"{folder / class_name}: no image in this class folder")
         for file, facts in walk.images:
             digest.update(f"{file}\0{facts[0]}\0".encode("utf-8", "surrogateescape"))
             files.append(file)
-            stamps.append(facts)
+            file_facts.append(facts)
         labels += [label] * len(walk.images)
         left_out += walk.left_out
-    table = np.array(stamps, np.int64).reshape(-1, 4)
+    facts_table = np.array(file_facts, np.int64).reshape(-1, 4)
     return Split(
         dataset=dataset,
         name=name,
         classes=classes,
         labels=np.array(labels, np.int64),
-        images=lambda which: Files(folder, [files[number] for number in which], skips),
+        images_of=lambda numbers: ImageFiles(
+            folder, [files[number] for number in numbers], skip_unreadable
+        ),
         facts={"input": digest.hexdigest()},
-        grouped=True,
-        names=lambda number: files[number],
-        where=str(folder),
-        stamp=lambda which: hashlib.sha256(table[which].tobytes()).hexdigest(),
+        is_grouped=True,
+        name_of=lambda number: files[number],
+        location=str(folder),
+        stamp_of=lambda numbers: hashlib.sha256(facts_table[numbers].tobytes()).hexdigest(),
         left_out=left_out,
     )

@@ -16,26 +16,26 @@ import numpy as np
 
 from vssl_dist.errors import DataError
 
-from ..archives.spans import Spans
+from ..archives.archived_images import ArchivedImages
 from ..archives.tars import (
     Member,
+    file_stamp,
     holds_picture,
-    members,
-    stamp,
+    iter_members,
 )
 from .base import (
     LeftOut,
     Request,
     Split,
 )
-from .classlist import chosen
+from .class_folders import list_classes
+from .classlist import read_class_list
 from .devkit import ARCHIVE as DEVKIT
 from .devkit import FOLDER as DEVKIT_FOLDER
 from .devkit import Devkit, read_devkit
-from .imagefolder import folder_split, refuse_unknown
-from .splits import beside, split_folders, split_of
+from .imagefolder import refuse_unknown_classes, split_from_folder
+from .split_folders import find_split_folders, list_beside_splits, split_by_folder_name
 from .tarlist import is_tar
-from .walk import subfolders
 
 DATASET = "imagenet"
 TRAIN = "ILSVRC2012_img_train.tar"
@@ -46,7 +46,7 @@ _VALIDATION = re.compile(r"(?:\./)?ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 def imagenet(request: Request) -> list[Split]:
-    """The splits that are in ``root``, each as its archive or as an image folder.
+    """Find the splits in ``root``, each as its archive or as an image folder.
 
     Without a devkit the classes are the training archive's, sorted; only the labels of the
     validation archive need it.
@@ -55,112 +55,124 @@ def imagenet(request: Request) -> list[Split]:
         DataError: A split or the devkit is missing, or an archive is damaged or another one.
     """
     root = request.existing_root()
-    places = _places(root, request.skips)
-    wanted = [name for name in request.splits if name in places]
-    if not places or (request.explicit and wanted != list(request.splits)):
-        missing = " or ".join(name for name in request.splits if name not in places)
+    split_paths = _find_split_paths(root, request.skip_unreadable)
+    split_names = [name for name in request.splits if name in split_paths]
+    if not split_paths or (request.explicit and split_names != list(request.splits)):
+        missing = " or ".join(name for name in request.splits if name not in split_paths)
         raise DataError(
             f"{root}: no {missing}: neither {TRAIN if missing != 'val' else VAL} nor a folder of "
             f"that name"
         )
-    devkit = read_devkit(root) if "val" in wanted and not places["val"].is_dir() else None
-    archives, others = _class_archives(places["train"]) if _archived(places, "train") else ([], [])
-    known = _known(places, archives, devkit)
-    classes = chosen(request.classes, known)
-    made: list[Split] = []
-    for name in wanted:
-        if places[name].is_dir():
-            refuse_unknown(places[name], known)
-            made.append(folder_split(DATASET, name, places[name], classes, request.skips))
+    devkit = read_devkit(root) if "val" in split_names and not split_paths["val"].is_dir() else None
+    archives, left_out = (
+        _list_class_archives(split_paths["train"])
+        if _is_archived(split_paths, "train")
+        else ([], [])
+    )
+    known_classes = _list_known_classes(split_paths, archives, devkit)
+    classes = read_class_list(request.classes, known_classes)
+    splits: list[Split] = []
+    for name in split_names:
+        if split_paths[name].is_dir():
+            refuse_unknown_classes(split_paths[name], known_classes)
+            splits.append(
+                split_from_folder(
+                    DATASET, name, split_paths[name], classes, request.skip_unreadable
+                )
+            )
         elif name == "train":
-            made.append(_train(places["train"], archives, classes).besides(others))
+            train = _read_train(split_paths["train"], archives, classes)
+            splits.append(train.with_left_out(left_out))
         else:
-            made.append(_val(places["val"], _labels(devkit, places["val"], known), classes))
-    return [made[0].besides(_besides(root, places)), *made[1:]]
+            labels = _validation_labels(devkit, split_paths["val"], known_classes)
+            splits.append(_read_val(split_paths["val"], labels, classes))
+    return [splits[0].with_left_out(_list_root_left_out(root, split_paths)), *splits[1:]]
 
 
-def _places(root: Path, skips: bool) -> dict[str, Path]:
-    """Where the splits are, by name."""
+def _find_split_paths(root: Path, skip_unreadable: bool) -> dict[str, Path]:
+    """Find the archive or folder of each split, by its name."""
     if root.is_file():
         return {"val" if root.name == VAL else "train": root}
-    folders = split_folders(root, skips=skips)
-    found: dict[str, Path] = {}
+    folders = find_split_folders(root, skip_unreadable=skip_unreadable)
+    split_paths: dict[str, Path] = {}
     for name, archive in (("train", TRAIN), ("val", VAL)):
         if (root / archive).is_file():
-            found[name] = root / archive
-        elif name in folders and split_of(folders[name].name) == name:
-            found[name] = folders[name]
-    return found
+            split_paths[name] = root / archive
+        elif name in folders and split_by_folder_name(folders[name].name) == name:
+            split_paths[name] = folders[name]
+    return split_paths
 
 
-def _besides(root: Path, places: dict[str, Path]) -> list[LeftOut]:
-    """What lies in the root and is none of ImageNet's parts."""
+def _list_root_left_out(root: Path, split_paths: dict[str, Path]) -> list[LeftOut]:
+    """List what lies in the root and is none of ImageNet's files."""
     if root.is_file():
         return []
-    parts = {name: root / name for name in (TRAIN, VAL, DEVKIT, DEVKIT_FOLDER)}
+    official_paths = {name: root / name for name in (TRAIN, VAL, DEVKIT, DEVKIT_FOLDER)}
     folders = {name: root / name for name in ("train", "val")}
-    return beside(root, {**parts, **folders, **places})
+    return list_beside_splits(root, {**official_paths, **folders, **split_paths})
 
 
-def _archived(places: dict[str, Path], name: str) -> bool:
-    return name in places and places[name].is_file()
+def _is_archived(split_paths: dict[str, Path], name: str) -> bool:
+    return name in split_paths and split_paths[name].is_file()
 
 
-def _known(
-    places: dict[str, Path], archives: Sequence[tuple[str, Member]], devkit: Devkit | None
+def _list_known_classes(
+    split_paths: dict[str, Path], archives: Sequence[tuple[str, Member]], devkit: Devkit | None
 ) -> tuple[str, ...]:
-    """All classes there are: those of the training images, if there are any."""
+    """List all classes there are: those of the training images, if there are any."""
     if archives:
         return tuple(sorted(synset for synset, _ in archives))
-    if "train" in places:
-        return subfolders(places["train"])
-    return devkit.classes if devkit else subfolders(places["val"])
+    if "train" in split_paths:
+        return list_classes(split_paths["train"])
+    return devkit.classes if devkit else list_classes(split_paths["val"])
 
 
-def _class_archives(archive: Path) -> tuple[list[tuple[str, Member]], list[LeftOut]]:
-    """The synset and the place of every archive within the training archive, and what is none."""
-    found: dict[str, Member] = {}
+def _list_class_archives(archive: Path) -> tuple[list[tuple[str, Member]], list[LeftOut]]:
+    """List synset and member of every archive within the training archive, and the rest."""
+    synset_members: dict[str, Member] = {}
     left_out: list[LeftOut] = []
-    for member in members(archive):
+    for member in iter_members(archive):
         match = _SYNSET.fullmatch(member.name)
         if match is None and not is_tar(member.name) and not holds_picture(archive, member):
             left_out.append(LeftOut.file(member.name))
             continue
-        if match is None or member.flaw or match[1] in found:
+        if match is None or member.flaw or match[1] in synset_members:
             reason = member.flaw or ("is in it twice" if match else "is no archive of a synset")
             raise DataError(f"{archive}: {member.name}: {reason}: fetch the official {TRAIN}")
-        found[match[1]] = member
-    if not found:
+        synset_members[match[1]] = member
+    if not synset_members:
         reason = (
             f"{left_out[0].name}: is no archive of a synset" if left_out else "an empty archive"
         )
         raise DataError(f"{archive}: {reason}: fetch the official {TRAIN}")
-    return list(found.items()), left_out
+    return list(synset_members.items()), left_out
 
 
-def _train(archive: Path, archives: Sequence[tuple[str, Member]], classes: Sequence[str]) -> Split:
-    found: list[tuple[int, Member]] = []
+def _read_train(
+    archive: Path, archives: Sequence[tuple[str, Member]], classes: Sequence[str]
+) -> Split:
+    labelled_members: list[tuple[int, Member]] = []
     left_out: list[LeftOut] = []
-    for synset, place in archives:
+    for synset, class_archive in archives:
         if synset in classes:
-            label, images = classes.index(synset), 0
-            for member in members(archive, place.offset, place.size):
-                named = _renamed(member, synset)
+            label, picture_count = classes.index(synset), 0
+            for member in iter_members(archive, class_archive.offset, class_archive.size):
+                class_member = _named_by_class(member, synset)
                 if holds_picture(archive, member):
-                    images += 1
-                    found.append((label, named))
+                    picture_count += 1
+                    labelled_members.append((label, class_member))
                 else:
-                    left_out.append(LeftOut.file(named.name))
-            if not images:
-                raise DataError(f"{archive}: {place.name}: no image in this class archive")
-    left_out.sort(key=lambda one: one.name)
-    return _split("train", archive, found, classes).besides(left_out)
+                    left_out.append(LeftOut.file(class_member.name))
+            if not picture_count:
+                raise DataError(f"{archive}: {class_archive.name}: no image in this class archive")
+    left_out.sort(key=lambda entry: entry.name)
+    return _make_split("train", archive, labelled_members, classes).with_left_out(left_out)
 
 
-def _val(archive: Path, labels: Sequence[str], classes: Sequence[str]) -> Split:
-    found: list[tuple[int, Member]] = []
+def _read_val(archive: Path, labels: Sequence[str], classes: Sequence[str]) -> Split:
+    labelled_members: list[tuple[int, Member]] = []
     left_out: list[LeftOut] = []
-    for member in members(archive):
+    for member in iter_members(archive):
         match = _VALIDATION.fullmatch(member.name)
         if match is None and not holds_picture(archive, member):
             left_out.append(LeftOut.file(member.name))
@@ -172,53 +184,57 @@ def _val(archive: Path, labels: Sequence[str], classes: Sequence[str]) -> Split:
             )
         synset = labels[number - 1]
         if synset in classes:
-            found.append((classes.index(synset), _renamed(member, synset)))
-    if not found and left_out:
+            labelled_members.append((classes.index(synset), _named_by_class(member, synset)))
+    if not labelled_members and left_out:
         raise DataError(f"{archive}: {left_out[0].name}: no image in it: fetch the official {VAL}")
-    return _split("val", archive, found, classes).besides(left_out)
+    return _make_split("val", archive, labelled_members, classes).with_left_out(left_out)
 
 
-def _labels(devkit: Devkit | None, archive: Path, known: Sequence[str]) -> Sequence[str]:
-    """The synset of every validation image."""
+def _validation_labels(
+    devkit: Devkit | None, archive: Path, known_classes: Sequence[str]
+) -> Sequence[str]:
+    """Return the synset of every validation image."""
     if devkit is None:
         raise DataError(
             f"{archive}: its labels are in {DEVKIT}, which is not beside it: put it there, or "
             "give a folder val of class folders instead, or shard --split train alone"
         )
-    unknown = sorted(set(devkit.validation) - set(known))
+    unknown = sorted(set(devkit.validation) - set(known_classes))
     if unknown:
         raise DataError(f"{archive}: {unknown[0]}: a class that the training images do not have")
     return devkit.validation
 
 
-def _renamed(member: Member, synset: str) -> Member:
-    """As the file that unpacking by class gives."""
+def _named_by_class(member: Member, synset: str) -> Member:
+    """Rename a member to the file that unpacking by class gives."""
     name = f"{synset}/{member.name.removeprefix('./')}"
     return Member(name, member.offset, member.size, member.flaw)
 
 
-def _split(
-    name: str, archive: Path, found: list[tuple[int, Member]], classes: Sequence[str]
+def _make_split(
+    name: str, archive: Path, labelled_members: list[tuple[int, Member]], classes: Sequence[str]
 ) -> Split:
-    found.sort(key=lambda pair: pair[1].name)
-    names = [member.name for _, member in found]
-    for one, other in pairwise(names):
-        if one == other:
-            raise DataError(f"{archive}: {one} is in it twice: fetch the official archive")
+    labelled_members.sort(key=lambda pair: pair[1].name)
+    names = [member.name for _, member in labelled_members]
+    for first, second in pairwise(names):
+        if first == second:
+            raise DataError(f"{archive}: {first} is in it twice: fetch the official archive")
     digest = hashlib.sha256()
-    for _, member in found:
+    for _, member in labelled_members:
         digest.update(f"{member.name}\0{member.size}\0".encode("utf-8", "surrogateescape"))
-    spans = Spans.of([archive], [(0, member) for _, member in found])
-    unchanged = stamp(archive)
+    archived_images = ArchivedImages.from_members(
+        [archive], [(0, member) for _, member in labelled_members]
+    )
+    archive_stamp = file_stamp(archive)
     return Split(
         dataset=DATASET,
         name=name,
         classes=tuple(classes),
-        labels=np.array([label for label, _ in found], np.int64),
-        images=spans.take,
+        labels=np.array([label for label, _ in labelled_members], np.int64),
+        images_of=archived_images.select,
         facts={"input": digest.hexdigest()},
-        grouped=True,
-        names=lambda number: names[number],
-        where=str(archive),
-        stamp=lambda which: unchanged,
+        is_grouped=True,
+        name_of=lambda number: names[number],
+        location=str(archive),
+        stamp_of=lambda numbers: archive_stamp,
     )

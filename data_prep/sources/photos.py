@@ -20,17 +20,17 @@ from PIL import Image
 
 from vssl_dist.errors import DataError
 
+from ..images.raw_image import RawImage
 from .base import (
-    Raw,
     Request,
     Split,
 )
 
-PATCH = 32
-PER_CLASS = {"train": 400, "val": 100}
+PATCH_SIDE = 32
+PATCHES_PER_CLASS = {"train": 400, "val": 100}
 MIN_CONTRAST = 16
 """Difference of grey levels within a patch, of 255."""
-FILES = (
+PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
     "camera.png",
@@ -52,24 +52,24 @@ FILES = (
 
 
 @dataclass(frozen=True)
-class Corners:
+class PhotoPatches:
     """Patches to cut: which photograph, and where its upper left corner is."""
 
     folder: Path
-    places: NDArray[np.int64]
+    corners: NDArray[np.int64]
     """``(N, 3)``: number of the photograph, y, x."""
 
-    def __iter__(self) -> Iterator[Raw]:
-        for number, y, x in self.places.tolist():
-            picture = photograph(self.folder / FILES[number])
-            yield Raw(np.ascontiguousarray(picture[y : y + PATCH, x : x + PATCH]))
+    def __iter__(self) -> Iterator[RawImage]:
+        for number, y, x in self.corners.tolist():
+            picture = read_photograph(self.folder / PHOTOGRAPHS[number])
+            yield RawImage(np.ascontiguousarray(picture[y : y + PATCH_SIDE, x : x + PATCH_SIDE]))
 
 
-def corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.int64]:
-    """Where a split's patches of photograph ``number`` lie: distinct, fixed places.
+def patch_corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.int64]:
+    """Choose where a split's patches of a photograph lie: distinct, fixed places.
 
     Args:
-        number: Of the photograph; each gets its own places.
+        number: Number of the photograph; each gets its own places.
         picture: ``(H, W, 3)`` uint8.
         split: ``"train"`` (the left three quarters) or ``"val"`` (the rest).
 
@@ -78,30 +78,31 @@ def corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.i
     """
     height, width, _ = picture.shape
     border = width * 3 // 4
-    left, right = (0, border) if split == "train" else (border, width)
-    across, down = right - left - PATCH + 1, height - PATCH + 1
+    first_column, end_column = (0, border) if split == "train" else (border, width)
+    columns = end_column - first_column - PATCH_SIDE + 1
+    rows = height - PATCH_SIDE + 1
     # Raw words, because numpy only promises the bit generator's stream.
     key = np.array([number, split == "val"], np.uint64)
-    words = np.random.Philox(key=key).random_raw(across * down)
-    places: list[tuple[int, int, int]] = []
-    for place in np.argsort(words, kind="stable").tolist():
-        y, x = place // across, place % across + left
+    words = np.random.Philox(key=key).random_raw(columns * rows)
+    corners: list[tuple[int, int, int]] = []
+    for position in np.argsort(words, kind="stable").tolist():
+        y, x = position // columns, position % columns + first_column
         # Plain black occurs in several photographs, and would be one image in both splits.
-        if np.ptp(picture[y : y + PATCH, x : x + PATCH]) >= MIN_CONTRAST:
-            places.append((number, y, x))
-        if len(places) == PER_CLASS[split]:
+        if np.ptp(picture[y : y + PATCH_SIDE, x : x + PATCH_SIDE]) >= MIN_CONTRAST:
+            corners.append((number, y, x))
+        if len(corners) == PATCHES_PER_CLASS[split]:
             break
-    return np.array(places, np.int64)
+    return np.array(corners, np.int64)
 
 
-@lru_cache(len(FILES))
-def photograph(path: Path) -> NDArray[np.uint8]:
-    """A photograph as ``(H, W, 3)`` uint8."""
-    return np.asarray(Image.open(io.BytesIO(_bytes(path))).convert("RGB"))
+@lru_cache(len(PHOTOGRAPHS))
+def read_photograph(path: Path) -> NDArray[np.uint8]:
+    """Read a photograph as ``(H, W, 3)`` uint8."""
+    return np.asarray(Image.open(io.BytesIO(_read_bytes(path))).convert("RGB"))
 
 
 def photos(request: Request) -> list[Split]:
-    """The splits of the photograph patches.
+    """Make the splits of the photograph patches.
 
     Raises:
         DataError: scikit-image does not bring a photograph that we need.
@@ -111,28 +112,34 @@ def photos(request: Request) -> list[Split]:
     if spec is None or spec.origin is None:
         raise DataError("photos needs scikit-image: pip install scikit-image")
     folder = Path(spec.origin).parent / "data"
-    digest = hashlib.sha256(b"".join(_bytes(folder / name) for name in FILES)).hexdigest()
-    return [_split(folder, name, {"input": digest, "patch": PATCH}) for name in request.splits]
+    digest = hashlib.sha256(
+        b"".join(_read_bytes(folder / name) for name in PHOTOGRAPHS)
+    ).hexdigest()
+    return [
+        _make_split(folder, name, {"input": digest, "patch": PATCH_SIDE}) for name in request.splits
+    ]
 
 
-def _split(folder: Path, name: str, facts: dict[str, str | int]) -> Split:
-    pictures = (photograph(folder / file) for file in FILES)
-    places = np.concatenate(
-        [corners(number, picture, name) for number, picture in enumerate(pictures)]
+def _make_split(folder: Path, name: str, facts: dict[str, str | int]) -> Split:
+    pictures = (read_photograph(folder / file) for file in PHOTOGRAPHS)
+    corners = np.concatenate(
+        [patch_corners(number, picture, name) for number, picture in enumerate(pictures)]
     )
     return Split(
         dataset="photos",
         name=name,
-        classes=tuple(Path(file).stem for file in FILES),
-        labels=places[:, 0].copy(),
-        images=lambda which: Corners(folder, places[which]),
+        classes=tuple(Path(file).stem for file in PHOTOGRAPHS),
+        labels=corners[:, 0].copy(),
+        images_of=lambda numbers: PhotoPatches(folder, corners[numbers]),
         facts=facts,
-        grouped=True,
-        names=lambda number: "{}[y={} x={}]".format(FILES[places[number, 0]], *places[number, 1:]),
+        is_grouped=True,
+        name_of=lambda number: "{}[y={} x={}]".format(
+            PHOTOGRAPHS[corners[number, 0]], *corners[number, 1:]
+        ),
     )
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from vssl_dist.errors import DataError
 
-from ..archives.tars import gzipped
-from ..images.pixels import Pixels
+from ..archives.tars import read_gzipped_members
+from ..images.pixels import PixelRows
 from .base import (
     UNLABELED,
     Request,
     Split,
 )
-from .download import fetch
+from .download import fetch_archive
 
 DATASET = "stl10"
 FOLDER = "stl10_binary"
@@ -30,98 +30,113 @@ SIDE = 96
 SPLITS = ("train", "val", "unlabeled", "train+unlabeled")
 
 _NAMES = "class_names.txt"
-_PARTS = {
+_PART_FILES = {
     "train": ("train_X.bin", "train_y.bin"),
     "val": ("test_X.bin", "test_y.bin"),
     "unlabeled": ("unlabeled_X.bin", ""),
 }
-_ROW = 3 * SIDE * SIDE
+_ROW_BYTES = 3 * SIDE * SIDE
 _MAX_BYTES = 1 << 32
 
 Column = NDArray[np.uint8]
 
 
 def stl10(request: Request) -> list[Split]:
-    """The wanted splits.
+    """Read the requested splits.
 
     Raises:
         DataError: A file is missing, damaged, or of another size than its labels say.
     """
     if request.download and request.root is not None:
-        fetch(DATASET, request.root)
+        fetch_archive(DATASET, request.root)
     root = request.existing_root()
-    parts = {name: name.split("+") for name in request.splits}
-    needed = {file for name in parts for part in parts[name] for file in _PARTS[part] if file}
-    blobs, place = _read(root, sorted(needed | {_NAMES}))
+    official_splits = {name: name.split("+") for name in request.splits}
+    needed_files = {
+        file
+        for name in official_splits
+        for official_split in official_splits[name]
+        for file in _PART_FILES[official_split]
+        if file
+    }
+    blobs, location = _read_files(root, sorted(needed_files | {_NAMES}))
     classes = tuple(blobs[_NAMES].tobytes().decode("utf-8", "replace").split())
     if not classes:
-        raise DataError(f"{place}: {_NAMES} is empty: fetch {ARCHIVE} again")
-    return [_split(name, parts[name], classes, blobs, place) for name in request.splits]
+        raise DataError(f"{location}: {_NAMES} is empty: fetch {ARCHIVE} again")
+    return [
+        _make_split(name, official_splits[name], classes, blobs, location)
+        for name in request.splits
+    ]
 
 
-def _split(
-    name: str, parts: list[str], classes: tuple[str, ...], blobs: dict[str, Column], place: Path
+def _make_split(
+    name: str,
+    official_splits: list[str],
+    classes: tuple[str, ...],
+    blobs: dict[str, Column],
+    location: Path,
 ) -> Split:
     digest = hashlib.sha256(blobs[_NAMES].data)
     rows: list[NDArray[np.uint8]] = []
     labels: list[NDArray[np.int64]] = []
-    called: list[tuple[int, str]] = []
-    for part in parts:
-        pixels, numbers = _part(part, len(classes), blobs, place)
-        called.append((sum(map(len, rows)), _PARTS[part][0]))
+    file_starts: list[tuple[int, str]] = []
+    for official_split in official_splits:
+        pixels, split_labels = _read_official_split(official_split, len(classes), blobs, location)
+        file_starts.append((sum(map(len, rows)), _PART_FILES[official_split][0]))
         rows.append(pixels)
-        labels.append(numbers)
-        for file in filter(None, _PARTS[part]):
+        labels.append(split_labels)
+        for file in filter(None, _PART_FILES[official_split]):
             digest.update(hashlib.sha256(blobs[file].data).digest())
     return Split(
         dataset=DATASET,
         name=name,
         classes=classes,
         labels=np.concatenate(labels),
-        images=lambda which: Pixels(tuple(rows), which, (3, SIDE, SIDE), (2, 1, 0)),
+        images_of=lambda numbers: PixelRows(tuple(rows), numbers, (3, SIDE, SIDE), (2, 1, 0)),
         facts={"input": digest.hexdigest()},
         # The labelled parts are mixed as they are; of the other nobody knows.
-        grouped="unlabeled" in parts,
-        names=lambda number: _name(called, number),
-        where=str(place),
+        is_grouped="unlabeled" in official_splits,
+        name_of=lambda number: _sample_name(file_starts, number),
+        location=str(location),
     )
 
 
-def _part(
-    part: str, classes: int, blobs: dict[str, Column], place: Path
+def _read_official_split(
+    official_split: str, classes: int, blobs: dict[str, Column], location: Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """``(N, 27648)`` pixels and ``(N,)`` labels of one of the official pairs of files."""
-    images, labels = _PARTS[part]
-    pixels = blobs[images]
-    if not len(pixels) or len(pixels) % _ROW:
-        raise DataError(f"{place}: {images}: {len(pixels)} bytes are no whole number of images")
-    rows = pixels.reshape(-1, _ROW)
-    if not labels:
+    """Read ``(N, 27648)`` pixels and ``(N,)`` labels of one of the official pairs of files."""
+    image_file, label_file = _PART_FILES[official_split]
+    pixels = blobs[image_file]
+    if not len(pixels) or len(pixels) % _ROW_BYTES:
+        raise DataError(
+            f"{location}: {image_file}: {len(pixels)} bytes are no whole number of images"
+        )
+    rows = pixels.reshape(-1, _ROW_BYTES)
+    if not label_file:
         return rows, np.full(len(rows), UNLABELED, np.int64)
-    numbers = blobs[labels].astype(np.int64) - 1
-    if len(numbers) != len(rows):
-        raise DataError(f"{place}: {labels}: {len(numbers)} labels for {len(rows)} images")
-    if numbers.min() < 0 or numbers.max() >= classes:
-        raise DataError(f"{place}: {labels}: labels are not from 1 to {classes}")
-    return rows, numbers
+    labels = blobs[label_file].astype(np.int64) - 1
+    if len(labels) != len(rows):
+        raise DataError(f"{location}: {label_file}: {len(labels)} labels for {len(rows)} images")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"{location}: {label_file}: labels are not from 1 to {classes}")
+    return rows, labels
 
 
-def _read(root: Path, files: list[str]) -> tuple[dict[str, Column], Path]:
-    """The files by name, mapped or in memory, and where they were found."""
+def _read_files(root: Path, files: list[str]) -> tuple[dict[str, Column], Path]:
+    """Read files by name, mapped or into memory; returns also the folder or archive of them."""
     for folder in (root / FOLDER, root):
         if (folder / _NAMES).is_file():
-            return {name: _file(folder / name) for name in files}, folder
+            return {name: _map_file(folder / name) for name in files}, folder
     archive = root if root.is_file() else root / ARCHIVE
     if not archive.is_file():
         raise DataError(f"{root}: neither {FOLDER}/ nor {ARCHIVE} in it (--download fetches it)")
-    found = gzipped(archive, [f"{FOLDER}/{name}" for name in files], _MAX_BYTES)
+    members = read_gzipped_members(archive, [f"{FOLDER}/{name}" for name in files], _MAX_BYTES)
     for name in files:
-        if f"{FOLDER}/{name}" not in found:
+        if f"{FOLDER}/{name}" not in members:
             raise DataError(f"{archive}: has no {FOLDER}/{name}")
-    return {n: np.frombuffer(found[f"{FOLDER}/{n}"], np.uint8) for n in files}, archive
+    return {name: np.frombuffer(members[f"{FOLDER}/{name}"], np.uint8) for name in files}, archive
 
 
-def _file(path: Path) -> Column:
+def _map_file(path: Path) -> Column:
     try:
         if not path.stat().st_size:
             return np.zeros(0, np.uint8)
@@ -132,6 +147,6 @@ def _file(path: Path) -> Column:
         ) from error
 
 
-def _name(called: list[tuple[int, str]], number: int) -> str:
-    start, file = max(pair for pair in called if pair[0] <= number)
+def _sample_name(file_starts: list[tuple[int, str]], number: int) -> str:
+    start, file = max(file_start for file_start in file_starts if file_start[0] <= number)
     return f"{file}[{number - start}]"

@@ -8,16 +8,16 @@ from pathlib import Path
 from vssl_dist.errors import DataError
 
 from .base import LeftOut
-from .splits import is_folder, lone, names_in
+from .split_folders import describe_left_out, is_folder, list_names
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
-_MOST = 1_000_000
+_MAX_FILES = 1_000_000
 
 
-def tars_of(root: Path) -> list[Path]:
-    """The tars that a path means, sorted by name; none if it is a folder without.
+def find_tars(root: Path) -> list[Path]:
+    """Find the tars that a path means, sorted by name; none in a folder without any.
 
     Args:
         root: A tar, a folder, or a pattern with ``*`` or ``{000..012}`` in its name.
@@ -28,10 +28,10 @@ def tars_of(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     if root.is_dir():
-        names = names_in(root)
-        return [root / n for n in names if is_tar(n) and not is_folder(root / n)]
+        names = list_names(root)
+        return [root / name for name in names if is_tar(name) and not is_folder(root / name)]
     if _BRACES.search(str(root)):
-        return _all_there(root)
+        return _all_named_tars(root)
     return _matching(root)
 
 
@@ -45,7 +45,7 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def is_tar(name: str) -> bool:
-    """Whether a file of a folder is called a tar, and is not hidden.
+    """Tell whether a file is called a tar, and is not hidden.
 
     >>> is_tar("a.TAR.gz"), is_tar("._a.tar")
     (True, False)
@@ -53,35 +53,37 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 
-def no_tars(folder: Path) -> list[LeftOut]:
-    """What lies in a folder besides its tars."""
+def list_other_files(folder: Path) -> list[LeftOut]:
+    """List what lies in a folder beside its tars."""
     return [
-        lone(folder / name, name, "no .tar, .tar.gz or .tgz")
-        for name in names_in(folder)
+        describe_left_out(folder / name, name, "no .tar, .tar.gz or .tgz")
+        for name in list_names(folder)
         if not is_tar(name) or is_folder(folder / name)
     ]
 
 
-def _all_there(pattern: Path) -> list[Path]:
-    named = [Path(text) for text in expanded(str(pattern))]
-    paths = [_matching(path) if "*" in path.name else [path] for path in named]
+def _all_named_tars(pattern: Path) -> list[Path]:
+    named_paths = [Path(text) for text in expand_braces(str(pattern))]
+    tars_of_path = [_matching(path) if "*" in path.name else [path] for path in named_paths]
     missing = [
         path
-        for path, matching in zip(named, paths, strict=True)
-        if not matching or not matching[0].is_file()
+        for path, tars in zip(named_paths, tars_of_path, strict=True)
+        if not tars or not tars[0].is_file()
     ]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(f"{missing[0]}: no such file{more}, of {len(named)} that {pattern} means")
-    return sorted({path for matching in paths for path in matching})
+        raise DataError(
+            f"{missing[0]}: no such file{more}, of {len(named_paths)} that {pattern} means"
+        )
+    return sorted({path for tars in tars_of_path for path in tars})
 
 
-def expanded(text: str) -> list[str]:
-    """The names that a pattern with braces means.
+def expand_braces(text: str) -> list[str]:
+    """Expand a pattern with braces to the names that it means.
 
-    >>> expanded("x-{08..10}.tar")
+    >>> expand_braces("x-{08..10}.tar")
     ['x-08.tar', 'x-09.tar', 'x-10.tar']
-    >>> expanded("{a,b}{0..1}")
+    >>> expand_braces("{a,b}{0..1}")
     ['a0', 'a1', 'b0', 'b1']
     """
     match = _BRACES.search(text)
@@ -90,14 +92,14 @@ def expanded(text: str) -> list[str]:
     numbers = _RANGE.fullmatch(match[1])
     if numbers:
         first, last = int(numbers[1]), int(numbers[2])
-        padded = any(number[0] == "0" < number for number in numbers.groups())
-        width = max(map(len, numbers.groups())) if padded else 0
-        if not first <= last < first + _MOST:
+        is_padded = any(number[0] == "0" < number for number in numbers.groups())
+        width = max(map(len, numbers.groups())) if is_padded else 0
+        if not first <= last < first + _MAX_FILES:
             raise DataError(f"{match[0]}: not a range of numbers, the smaller one first")
-        parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
+        alternatives = [f"{number:0{width}d}" for number in range(first, last + 1)]
     else:
-        parts = match[1].split(",")
-    head, tail = text[: match.start()], expanded(text[match.end() :])
-    if len(parts) * len(tail) > _MOST:
-        raise DataError(f"{text}: means more than {_MOST} files")
-    return [f"{head}{part}{rest}" for part in parts for rest in tail]
+        alternatives = match[1].split(",")
+    prefix, suffixes = text[: match.start()], expand_braces(text[match.end() :])
+    if len(alternatives) * len(suffixes) > _MAX_FILES:
+        raise DataError(f"{text}: means more than {_MAX_FILES} files")
+    return [f"{prefix}{alternative}{suffix}" for alternative in alternatives for suffix in suffixes]

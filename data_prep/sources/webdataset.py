@@ -17,26 +17,33 @@ import numpy as np
 from vssl_dist.data.store.manifest import FORMAT, MANIFEST, read_manifest
 from vssl_dist.errors import DataError
 
-from ..archives.spans import Spans
+from ..archives.archived_images import ArchivedImages
 from .base import (
     UNLABELED,
     LeftOut,
     Request,
     Split,
 )
-from .samples import Reader, Sample
-from .splits import beside, sought, split_folders, split_of, wanted_splits
-from .tarlist import tars_of
+from .split_folders import (
+    describe_splits,
+    find_split_folders,
+    list_beside_splits,
+    select_splits,
+    split_by_folder_name,
+)
+from .tarlist import find_tars
+from .webdataset_samples import Sample, SampleReader
 
 _MIXED = "numbers and names are mixed"
-_SPARSE, _FEW = 10, 10_000
-"""So many times as many classes as samples, and these besides, may be without a sample."""
+_MAX_CLASSES_PER_SAMPLE = 10
+_MAX_EXTRA_CLASSES = 10_000
+"""Numbered classes may be this many times the labelled samples, and this many more."""
 _OUR_FORMAT = FORMAT.partition("/")[0].encode() + b"/"
 _HEAD = 1 << 12
 
 
 def webdataset(request: Request) -> list[Split]:
-    """The folders of a root that are splits, or the tars of ``root`` as one split.
+    """Find the folders of a root that are splits, or take the tars of ``root`` as one split.
 
     ``root`` may also be a tar, or a pattern such as ``data/train-*.tar``.  Classes are those of
     all splits there are, so that a label means the same whichever are wanted.
@@ -46,128 +53,161 @@ def webdataset(request: Request) -> list[Split]:
     """
     if request.root is None:
         raise DataError("--root is required: a folder of tars, a tar, or a pattern in quotes")
-    places, besides = _places(request.root, request)
-    lone = bool(tars_of(request.root))
-    test_serves = "val" in places and (lone or split_of(places["val"][0].parent.name) == "test")
-    wanted = wanted_splits(request.splits, request.explicit, places, test_serves)
-    if not wanted:
+    tars_by_split, left_out = _find_split_tars(request.root, request)
+    is_lone = bool(find_tars(request.root))
+    test_serves = "val" in tars_by_split and (
+        is_lone or split_by_folder_name(tars_by_split["val"][0].parent.name) == "test"
+    )
+    split_names = select_splits(request.splits, request.explicit, tars_by_split, test_serves)
+    if not split_names:
         raise DataError(
-            f"{request.root}: no folder {sought(request.splits)} with tars beside train in it"
+            f"{request.root}: no folder {describe_splits(request.splits)} with tars beside train "
+            "in it"
         )
-    readers = {name: Reader(tars, request) for name, tars in places.items()}
+    readers = {name: SampleReader(tars, request) for name, tars in tars_by_split.items()}
     for reader in readers.values():
         reader.read()
-    sound = {
-        name: [one for one in reader.samples if not one.image.flaw]
+    sound_samples = {
+        name: [sample for sample in reader.samples if not sample.image.flaw]
         for name, reader in readers.items()
     }
-    _check_one_kind([one for name in wanted for one in sound[name]])
-    labelled = [one for name in sound for one in sound[name] if one.label is not None]
-    _check_one_kind(labelled)
-    classes = _classes(labelled, places)
-    made = [_split(name, readers[name], classes, request.skips) for name in wanted]
-    return [made[0].besides(besides), *made[1:]]
+    _refuse_mixed_labels([sample for name in split_names for sample in sound_samples[name]])
+    labelled_samples = [
+        sample
+        for name in sound_samples
+        for sample in sound_samples[name]
+        if sample.label is not None
+    ]
+    _refuse_mixed_labels(labelled_samples)
+    classes = _list_classes(labelled_samples, tars_by_split)
+    splits = [
+        _make_split(name, readers[name], classes, request.skip_unreadable) for name in split_names
+    ]
+    return [splits[0].with_left_out(left_out), *splits[1:]]
 
 
-def _places(root: Path, request: Request) -> tuple[dict[str, list[Path]], list[LeftOut]]:
-    """The tars of each split, sorted by name, and what lies beside the splits."""
-    tars = tars_of(root)
+def _find_split_tars(root: Path, request: Request) -> tuple[dict[str, list[Path]], list[LeftOut]]:
+    """Find the tars of each split, sorted by name, and what lies beside the splits."""
+    tars = find_tars(root)
     if tars:
         # What a lone folder holds is what the user says it is; a test split alone is the val.
         name = request.splits[0]
         return {"val" if name == "test" else name: tars}, []
-    folders = split_folders(root, _holds_tars, request.skips) if root.is_dir() else {}
+    folders = (
+        find_split_folders(root, _holds_tars, request.skip_unreadable) if root.is_dir() else {}
+    )
     if not folders:
         raise DataError(f"{root}: no .tar in it, nor in a folder train or val of it (--root)")
-    return {name: tars_of(folder) for name, folder in folders.items()}, beside(root, folders)
+    return {name: find_tars(folder) for name, folder in folders.items()}, list_beside_splits(
+        root, folders
+    )
 
 
 def _holds_tars(folder: Path) -> bool:
-    return bool(tars_of(folder))
+    return bool(find_tars(folder))
 
 
-def _check_one_kind(samples: Sequence[Sample]) -> None:
-    """See that all labels are numbers, or all names, or that there are none."""
-    for one in samples:
-        if type(one.label) is not type(samples[0].label):
-            pair = samples[0], one
-            told = " and ".join(f"{each.image.name} has {_told(each.label)}" for each in pair)
-            lacking = any(each.label is None for each in pair)
-            what = "some samples have a label that others lack" if lacking else _MIXED
-            raise DataError(f"{told}: {what}")
+def _refuse_mixed_labels(samples: Sequence[Sample]) -> None:
+    """Refuse samples whose labels are not all numbers, all names, or all absent."""
+    for sample in samples:
+        if type(sample.label) is not type(samples[0].label):
+            pair = samples[0], sample
+            label_texts = " and ".join(
+                f"{sample.image.name} has {_label_text(sample.label)}" for sample in pair
+            )
+            is_label_missing = any(sample.label is None for sample in pair)
+            problem = "some samples have a label that others lack" if is_label_missing else _MIXED
+            raise DataError(f"{label_texts}: {problem}")
 
 
-def _told(label: int | str | None) -> str:
+def _label_text(label: int | str | None) -> str:
     return "none" if label is None else f"the label {label!r:.40}"
 
 
-def _classes(labelled: Sequence[Sample], places: dict[str, list[Path]]) -> tuple[str, ...]:
-    """The names of all labels; numbers are named by a manifest beside the tars, or themselves."""
-    names = sorted({one.label for one in labelled if isinstance(one.label, str)})
-    if names or not labelled:
+def _list_classes(
+    labelled_samples: Sequence[Sample], tars_by_split: dict[str, list[Path]]
+) -> tuple[str, ...]:
+    """List the names of all classes; a manifest beside the tars may name numbered ones."""
+    names = sorted({sample.label for sample in labelled_samples if isinstance(sample.label, str)})
+    if names or not labelled_samples:
         return tuple(names)
-    numbers = [(one.label, one) for one in labelled if isinstance(one.label, int)]
+    numbers = [
+        (sample.label, sample) for sample in labelled_samples if isinstance(sample.label, int)
+    ]
     least, first = min(numbers, key=itemgetter(0))
     most, last = max(numbers, key=itemgetter(0))
     if least < UNLABELED:
-        raise DataError(f"{_place(first)}: the label is {least}: labels are numbers from 0 on")
-    for folder in (tars[0].parent for tars in places.values()):
-        if _is_ours(folder / MANIFEST) and len(known := read_manifest(folder).classes) > most:
-            return known
+        raise DataError(f"{_location(first)}: the label is {least}: labels are numbers from 0 on")
+    for folder in (tars[0].parent for tars in tars_by_split.values()):
+        if (
+            _is_our_manifest(folder / MANIFEST)
+            and len(classes := read_manifest(folder).classes) > most
+        ):
+            return classes
     # A table of as many classes as a number says would take whatever memory there is.
-    if most >= _SPARSE * len(labelled) + _FEW:
+    if most >= _MAX_CLASSES_PER_SAMPLE * len(labelled_samples) + _MAX_EXTRA_CLASSES:
         raise DataError(
-            f"{_place(last)}: the label is {most}, but only {len(labelled)} samples have one: "
-            "number the classes from 0 on, or give names"
+            f"{_location(last)}: the label is {most}, but only {len(labelled_samples)} samples "
+            "have one: number the classes from 0 on, or give names"
         )
     return tuple(map(str, range(most + 1)))
 
 
-def _place(sample: Sample) -> str:
+def _location(sample: Sample) -> str:
     return f"{sample.tar}/{sample.image.name}"
 
 
-def _is_ours(manifest: Path) -> bool:
-    """Whether there is a manifest of shards, whole or damaged: other tools write some, too."""
+def _is_our_manifest(manifest: Path) -> bool:
+    """Tell whether a manifest is one of ours, whole or damaged: other tools write some, too."""
     if not manifest.is_file():
         return False
     with manifest.open("rb") as file:
         return _OUR_FORMAT in file.read(_HEAD)
 
 
-def _split(name: str, reader: Reader, classes: tuple[str, ...], skips: bool) -> Split:
-    tars, found = reader.tars, reader.samples
-    if not found:
+def _make_split(
+    name: str, reader: SampleReader, classes: tuple[str, ...], skip_unreadable: bool
+) -> Split:
+    tars = reader.tars
+    samples = reader.samples
+    if not samples:
         raise DataError(f"{tars[0]}: no sample in it, nor in the {len(tars) - 1} other tars")
-    if all(sample.image.flaw for sample in found) and skips:
-        told = f"{found[0].name}: {found[0].image.flaw}"
-        raise DataError(f"{told}: not one of {len(found)} samples in {tars[0].parent} can be used")
-    numbers = {text: number for number, text in enumerate(classes)}
+    if all(sample.image.flaw for sample in samples) and skip_unreadable:
+        reason = f"{samples[0].name}: {samples[0].image.flaw}"
+        raise DataError(
+            f"{reason}: not one of {len(samples)} samples in {tars[0].parent} can be used"
+        )
+    class_numbers = {class_name: number for number, class_name in enumerate(classes)}
     labels = [
         sample.label
         if isinstance(sample.label, int)
-        else numbers.get(sample.label or "", UNLABELED)
-        for sample in found
+        else class_numbers.get(sample.label or "", UNLABELED)
+        for sample in samples
     ]
-    spans = Spans.of(reader.read_at, [(sample.file, sample.image) for sample in found], skips)
+    archived_images = ArchivedImages.from_members(
+        reader.unpacked_paths,
+        [(sample.tar_number, sample.image) for sample in samples],
+        skip_unreadable,
+    )
     digest = hashlib.sha256()
-    for sample in found:
-        facts = (
-            f"{tars[sample.file].name}\0{sample.image.name}\0{sample.image.size}\0{sample.label}\0"
-        )
+    for sample in samples:
+        image = sample.image
+        facts = f"{tars[sample.tar_number].name}\0{image.name}\0{image.size}\0{sample.label}\0"
         digest.update(facts.encode("utf-8", "surrogateescape"))
-    unchanged = [reader.stamp_of(path) for path in tars]
+    tar_stamps = [reader.stamp_of(path) for path in tars]
     return Split(
         dataset="webdataset",
         name=name,
         classes=classes,
         labels=np.array(labels, np.int64),
-        images=spans.take,
+        images_of=archived_images.select,
         facts={"input": digest.hexdigest()},
-        grouped=True,
-        names=lambda number: found[number].name,
-        where=str(tars[0].parent),
-        stamp=lambda which: "\n".join(unchanged[file] for file in np.unique(spans.file[which])),
+        is_grouped=True,
+        name_of=lambda number: samples[number].name,
+        location=str(tars[0].parent),
+        stamp_of=lambda numbers: "\n".join(
+            tar_stamps[file] for file in np.unique(archived_images.file_numbers[numbers])
+        ),
         left_out=reader.left_out,
         remark=reader.remark(),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.build.build import Options
+from data_prep.build.dataset import BuildOptions
 from data_prep.images.examine import MAX_PIXELS
 from data_prep.sources import SOURCES
 from tests.support.refusals import refusal
@@ -46,7 +46,7 @@ OLD: list[tuple[str, str, dict[str, Any]]] = [
     ("track", "a b --to http://h:1", {"runs": (A, B), "to": "http://h:1"}),
     ("track", "a", {"runs": (A,), "to": None}),
     ("shard", "cifar10 --root a --out b", {"source": "cifar10", "root": A, "out": B, "split": None,
-     "shard_size": Options.shard_size, "limit": None, "classes": None, "resize_short": None,
+     "shard_size": BuildOptions.shard_size, "limit": None, "classes": None, "resize_short": None,
      "quality": None, "max_pixels": None, "on_bad": None, "image_field": None,
      "label_field": None, "dedup": False, "download": False, "workers": commands.cpus()}),
     ("shard", "webdataset --root a --out b --label-field json:x --on-bad skip --dedup --workers 3",
@@ -73,7 +73,7 @@ def test_what_options_take_is_written_down_as_the_code_has_it() -> None:
     assert tuple(TASKS) == commands.TASKS
     assert tuple(FORMATS) == commands.FORMATS
     assert list(commands.SOURCES) == sorted(SOURCES)
-    assert (Options.shard_size, MAX_PIXELS) == (commands.SHARD_SIZE, commands.MAX_PIXELS)
+    assert (BuildOptions.shard_size, MAX_PIXELS) == (commands.SHARD_SIZE, commands.MAX_PIXELS)
     assert {"run", *CONFIGS, *TASKS, *typos.BLOCKS} == set(BLOCKS)
     for command in commands.COMMANDS.values():
         assert module_file(command.module).exists()

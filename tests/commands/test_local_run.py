@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from launch import evaluate
 from tests.support.photos import tiny_dataset
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     submit = str(ROOT / "launch" / "submit.py")
     command = [sys.executable, submit, "--local", "2", "tiny.yaml", *overrides]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MLFLOW_TRACKING_URI": "none"}
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -69,7 +70,7 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
 def step_of(run: Path) -> int:
     """The last step that rank 0 reported."""
     log = run / "logs" / "rank-0.log"
-    found = re.findall(rf"^step +(\d+)/{STEPS} ", log.read_text() if log.exists() else "", re.M)
+    found = re.findall(rf" INFO step +(\d+)/{STEPS} ", log.read_text() if log.exists() else "")
     return int(found[-1]) if found else 0
 
 
@@ -115,8 +116,11 @@ def test_a_run_survives_ctrl_c_a_hanging_evaluation_and_its_death(folder: Path) 
         steps = [json.loads(line).get("step") for line in lines]
         assert steps == [*range(1, STEPS + 1), None], "steps are lost or done twice"
         log = (run / "logs" / f"rank-{rank}.log").read_text()
-        said = rf"^rank {rank} on \S+: CPU, torch \S+, \d+ cores?, \d+ threads?$"
-        assert len(re.findall(said, log, re.M)) == 2, "once at each start"
+        said = rf" rank {rank} INFO rank {rank} on \S+: CPU, torch \S+, \d+ cores?, \d+ threads?\n"
+        assert len(re.findall(said, log)) == 2, "once at each start"
+        entry = rf"[-0-9]{{10}} [:0-9]{{8}} rank {rank} (INFO|WARNING) "
+        odd = [line for line in log.splitlines() if not re.match(entry, line)]
+        assert not odd, "each line says when, who and how bad"
     results = [run / "export" / f"knn-{step:08d}.json" for step in (12, 24, 36)]
     wait_until(lambda: all(path.exists() for path in results), "an evaluation of every export")
 
@@ -127,21 +131,17 @@ def test_a_run_survives_ctrl_c_a_hanging_evaluation_and_its_death(folder: Path) 
     wait_until(late.exists, "an evaluation that was asked for when the run was finished")
 
 
-def test_by_hand_an_evaluation_reads_what_is_there_and_says_what_is_not(folder: Path) -> None:
+def test_by_hand_an_evaluation_reads_what_is_there_and_says_what_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = folder / "runs" / "tiny"
-    program = str(ROOT / "launch" / "evaluate.py")
-
-    def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, program, *arguments],
-            cwd=folder, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    whole = evaluate(str(run), "--baselines", "--device", "cpu")
-    assert whole.returncode == 0, whole.stderr
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+    assert evaluate.main([str(run), "--baselines", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
     for row in ("raw pixels", "random network", "step 12", "step 24", "step 36"):
-        assert row in whole.stdout
-    nothing = evaluate(str(folder))
-    assert nothing.returncode == 2
-    assert nothing.stderr.count("\n") == 1
-    assert "export" in nothing.stderr
+        assert row in out
+    assert evaluate.main([str(folder)]) == 2
+    nothing = capsys.readouterr().err
+    assert nothing.count("\n") == 1
+    assert "export" in nothing

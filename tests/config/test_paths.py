@@ -297,9 +297,9 @@ def test_folders_within_a_word_of_evaluate_are_expanded_too() -> None:
 
 
 def test_a_class_list_is_a_path_only_where_it_names_no_classes(tmp_path: Path) -> None:
-    assert subset.named("$UNSET", ("$UNSET", "b")) == ("$UNSET",)
+    assert subset.parse_class_names("$UNSET", ("$UNSET", "b")) == ("$UNSET",)
     with pytest.raises(subset.DataError, match="UNSET"):
-        subset.named("$UNSET/list.txt", ("a", "b"))
+        subset.parse_class_names("$UNSET/list.txt", ("a", "b"))
 
 
 def test_a_study_hands_its_folder_on_as_it_is(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import webdataset
 from PIL import Image
 
 from data_prep import shard, verify
-from data_prep.sources.tarlist import expanded
+from data_prep.sources.tarlist import expand_braces
 from tests.support.archives import jpeg, packed
 from tests.support.sharding import refusal, sharded
 from vssl_dist.data.store.dataset import Dataset
@@ -272,9 +272,9 @@ def test_a_pattern_with_braces_means_all_of_its_tars(
     assert "{9..1}: not a range of numbers, the smaller one first" in refusal(capsys)
     assert run(f"{tmp_path}/{{0..99999}}-{{0..99999}}.tar", tmp_path / "q") == 2
     assert ".tar: means more than 1000000 files" in refusal(capsys)
-    assert expanded("x-{0..2}") == ["x-0", "x-1", "x-2"]
-    assert expanded("x-{0..10}")[-1] == "x-10"
-    assert expanded("{a,b}-{01..02}") == ["a-01", "a-02", "b-01", "b-02"]
+    assert expand_braces("x-{0..2}") == ["x-0", "x-1", "x-2"]
+    assert expand_braces("x-{0..10}")[-1] == "x-10"
+    assert expand_braces("{a,b}-{01..02}") == ["a-01", "a-02", "b-01", "b-02"]
 
 
 def test_splits_of_tars_go_by_many_names_and_two_of_one_are_an_error(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.archives.unpack import FOLDER, unpacking
-from data_prep.build.folder import claimed
-from data_prep.files import held, sweep, whole_file, write_whole
+from data_prep.build.split_folder import claim_folder
+from data_prep.files import hold_lock, remove_partial_files, whole_file, write_whole
 from tests.support.others import done_as_nobody, link_of_nobody, needs_root, shared_folder
 from vssl_dist.errors import DataError
 
@@ -69,7 +69,7 @@ def test_what_interrupted_writers_left_is_removed_and_nothing_else(tmp_path: Pat
         (tmp_path / name).write_bytes(b"")
     (tmp_path / ".tmp-00000000000a").mkdir()
     (tmp_path / ".tmp-00000000000b").symlink_to(tmp_path / OTHERS[0])
-    sweep(tmp_path)
+    remove_partial_files(tmp_path)
     left = {*OTHERS, ".tmp-00000000000a", ".tmp-00000000000b"}
     assert {path.name for path in tmp_path.iterdir()} == left
 
@@ -95,7 +95,7 @@ def test_no_folder_of_ones_own_is_swept_or_filled_through_a_link_of_another_user
             unpack(archive)
 
     def sharded() -> None:
-        with claimed(split):
+        with claim_folder(split):
             write_whole(split / "manifest.json", b"x")
 
     with pytest.raises(DataError, match=r"is a link that .+ made: remove it"):
@@ -105,7 +105,7 @@ def test_no_folder_of_ones_own_is_swept_or_filled_through_a_link_of_another_user
 
 @needs_root
 def test_who_may_only_read_cannot_keep_a_dataset_locked() -> None:
-    with shared_folder() as folder, held(folder / "lock", folder, "process is at it"):
+    with shared_folder() as folder, hold_lock(folder / "lock", folder, "process is at it"):
         assert (folder / "lock").stat().st_mode & 0o077 == 0
         assert done_as_nobody(lambda: list(folder.iterdir()))
         assert not done_as_nobody(lambda: (folder / "lock").open())
@@ -114,9 +114,9 @@ def test_who_may_only_read_cannot_keep_a_dataset_locked() -> None:
 def test_who_holds_a_dataset_is_named(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with (
-        held(lock, tmp_path, "process is sharding into it"),
+        hold_lock(lock, tmp_path, "process is sharding into it"),
         pytest.raises(DataError, match=rf"wait for it \(process {os.getpid()} of "),
-        held(lock, tmp_path, "process is sharding into it"),
+        hold_lock(lock, tmp_path, "process is sharding into it"),
     ):
         pass
 
@@ -131,7 +131,7 @@ def test_a_lock_of_another_user_is_named_with_its_owner() -> None:
         def refused() -> None:
             with (
                 pytest.raises(DataError, match=f"{lock} belongs to root: remove it"),
-                held(lock, folder, "process is sharding into it"),
+                hold_lock(lock, folder, "process is sharding into it"),
             ):
                 pass
 

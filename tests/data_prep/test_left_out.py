@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 from data_prep import shard, verify
-from data_prep.build import build
-from data_prep.build.decisions import Decided
-from data_prep.build.folder import amend
+from data_prep.build import dataset as dataset_builder
+from data_prep.build.decisions import SplitDecisions
+from data_prep.build.split_folder import change_recipe
 from data_prep.build.writer import (
     NOTES,
     ShardTask,
-    UnreadError,
+    UnreadableError,
 )
-from data_prep.sources.walk import walked
+from data_prep.sources.class_folders import walk_class_folder
 from tests.support.archives import jpeg, packed
 from tests.support.sharding import refusal, sharded
 from vssl_dist.data.store.dataset import Dataset
@@ -189,7 +189,7 @@ def interrupted(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "write_shard", stop)
+        patch.setattr(dataset_builder, "write_shard", stop)
         assert run(root, out) == 130
 
 
@@ -286,7 +286,7 @@ def test_what_is_made_anew_leaves_both_files_of_each_shard_before_it_and_no_othe
         for suffix in ("tar", "idx.npy"):
             (tmp_path / f"shard-{number:06d}.{suffix}").touch()
         (notes / f"shard-{number:06d}.json").touch()
-    amend(tmp_path, {}, Decided(np.arange(0), {}), 2)
+    change_recipe(tmp_path, {}, SplitDecisions(np.arange(0), {}), 2)
     names = sorted(path.name for path in tmp_path.glob("**/shard-*"))
     assert names == [f"shard-00000{n}.{s}" for n in range(2) for s in ("idx.npy", "json", "tar")]
 
@@ -300,14 +300,14 @@ def test_a_tar_that_vanishes_takes_all_of_its_images_along_and_no_other(
         path = tmp_path / "raw" / f"{name}.tar"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(packed([file for pair in pairs for file in pair]))
-    genuine, tasks = build.write_shard, []
+    genuine, tasks = dataset_builder.write_shard, []
 
     def write_shard(task: ShardTask) -> Iterator[int]:
         (tmp_path / "raw" / "a.tar").unlink(missing_ok=len(tasks) > 0)
         tasks.append(task)
         return genuine(task)
 
-    monkeypatch.setattr(build, "write_shard", write_shard)
+    monkeypatch.setattr(dataset_builder, "write_shard", write_shard)
     out = tmp_path / "o"
     arguments = ["webdataset", "--root", str(tmp_path / "raw"), "--out", str(out)]
     more = ["--workers", "1", "--shard-size", "4", "--on-bad", "skip"]
@@ -319,7 +319,7 @@ def test_a_tar_that_vanishes_takes_all_of_its_images_along_and_no_other(
 
 
 def test_the_error_of_what_vanished_comes_whole_out_of_another_process() -> None:
-    error = UnreadError("a.jpg: gone")
+    error = UnreadableError("a.jpg: gone")
     error.flaws = {3: "gone"}
     other = pickle.loads(pickle.dumps(error))
     assert (str(other), other.flaws) == ("a.jpg: gone", {3: "gone"})
@@ -341,18 +341,18 @@ def test_listing_opens_no_file_that_is_called_a_picture(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A million images are not read twice."""
-    from data_prep.sources import walk
+    from data_prep.sources import class_folders
 
     write(root, {"a/x.txt": b"", "a/y": jpeg(3)})
     opened: list[str] = []
-    genuine = walk.first_bytes
+    genuine = class_folders.first_bytes
 
     def count(path: str | Path, size: int) -> bytes:
         opened.append(Path(path).name)
         return genuine(path, size)
 
-    monkeypatch.setattr(walk, "first_bytes", count)
-    assert [name for name, _ in walked(root, "a", skips=False).images] == [
+    monkeypatch.setattr(class_folders, "first_bytes", count)
+    assert [name for name, _ in walk_class_folder(root, "a", skip_unreadable=False).images] == [
         "a/0.jpg", "a/2.jpg", "a/4.jpg", "a/y",
     ]  # fmt: skip
     assert sorted(opened) == ["x.txt", "y"]

@@ -107,13 +107,13 @@ def test_killed_while_it_looks_at_the_images_it_does_not_look_twice(
     process.communicate()
     known = {path.name for path in tmp_path.glob("train/.sharding/survey-*")}
     looked: list[str] = []
-    genuine = survey._look
+    genuine = survey._survey_chunk
 
     def counted(chunk: Any) -> Any:
         looked.append(chunk.note.name)
         return genuine(chunk)
 
-    monkeypatch.setattr(survey, "_look", counted)
+    monkeypatch.setattr(survey, "_survey_chunk", counted)
     assert run(tmp_path, "--workers", 1) == 0
     assert not known & set(looked)
     assert len(known) + len(looked) == 6

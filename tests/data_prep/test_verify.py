@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data_prep import shard, verify
-from data_prep.build import build
+from data_prep.build import dataset as dataset_builder
 from tests.support.photos import crop, tiny_dataset
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.manifest import (
@@ -294,7 +294,7 @@ def test_a_val_that_was_wanted_and_never_begun_is_missed(
     write_images(tmp_path / "raw" / "train")
     write_images(tmp_path / "raw" / "val", first=100)
     arguments = ["imagefolder", "--root", str(tmp_path / "raw"), "--out", str(tmp_path / "o")]
-    genuine = build._write
+    genuine = dataset_builder._write_split
 
     def train_only(job: Any, *rest: Any) -> Any:
         if job.split.name == "val":
@@ -302,7 +302,7 @@ def test_a_val_that_was_wanted_and_never_begun_is_missed(
         return genuine(job, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_write", train_only)
+        patch.setattr(dataset_builder, "_write_split", train_only)
         assert shard.main(arguments) == 130
     assert (tmp_path / "o" / "train" / "manifest.json").exists()
     capsys.readouterr()

@@ -22,13 +22,13 @@ from tests.support.shards import edit_manifest
 from vssl_dist.config import UncertaintyConfig
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.evaluation.figures import plots
-from vssl_dist.evaluation.figures.contact_sheet import sheet
+from vssl_dist.evaluation.figures.contact_sheet import draw_sheet
 from vssl_dist.evaluation.figures.plots import literal, png
 from vssl_dist.evaluation.one_class_table import (
     OTHERS,
-    Trained,
-    bars,
-    markdown,
+    ClassResult,
+    bar_chart,
+    markdown_table,
 )
 from vssl_dist.evaluation.run import evaluate
 from vssl_dist.exports.model_card import model_card
@@ -57,12 +57,12 @@ def drawn(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_drawn_as_they_stand(name: str) -> None:
-    figure, (axes,) = plots.page(name)
-    plots.lines(axes, {name: ([1, 2], [3, 4]), "b": ([1], [2])}, x=name, y=name)
+    figure, (axes,) = plots.empty_figure(name)
+    plots.draw_lines(axes, {name: ([1, 2], [3, 4]), "b": ([1], [2])}, x=name, y=name)
     shown = literal(name).replace("\\$", "$")
     assert shown in drawn(figure)
     scores = {OTHERS: {"knn": {"auroc": 0.5}, name: {"auroc": 0.25}}}
-    assert shown in drawn(bars(name, [Trained(name, {"results": scores})]))
+    assert shown in drawn(bar_chart(name, [ClassResult(name, {"results": scores})]))
 
 
 def test_the_classes_of_a_sheet_may_be_called_anything_and_end_no_evaluation(
@@ -76,7 +76,9 @@ def test_the_classes_of_a_sheet_may_be_called_anything_and_end_no_evaluation(
     task = UncertaintyConfig(k=3, max_corrupted=2, shown=6, batch=50)
     found = evaluate(path, task)
     assert any("shown" in name or "sheet" in name for name in found["plots"]) or found["plots"]
-    figure = sheet(Dataset.open(data / "val"), {r"a$\frac{$": range(6)}, lambda row: "$\\frac{")
+    figure = draw_sheet(
+        Dataset.open(data / "val"), {r"a$\frac{$": range(6)}, lambda row: "$\\frac{"
+    )
     texts = drawn(figure)
     assert any(text.startswith(r"a$\frac{$") for text in texts)
     assert any(text.startswith(r"x\x1b[31m") for text in texts)
@@ -91,7 +93,9 @@ def test_a_page_of_augmentations_draws_any_name_in_one_line() -> None:
 
 def test_a_one_class_table_has_a_row_for_any_name() -> None:
     for name in NAMES:
-        table = markdown("vje", [Trained(name, {"results": {OTHERS: {name: {"auroc": 0.5}}}})], "")
+        table = markdown_table(
+            "vje", [ClassResult(name, {"results": {OTHERS: {name: {"auroc": 0.5}}}})], ""
+        )
         assert "<script" not in table
         assert all(line.isprintable() for line in table.splitlines())
 
@@ -130,5 +134,5 @@ def test_no_string_of_a_card_is_more_than_text_in_the_model_card(text: str) -> N
 
 def test_matplotlib_keeps_its_settings() -> None:
     before = matplotlib.rcParams.copy()
-    png(plots.page("a$b")[0])
+    png(plots.empty_figure("a$b")[0])
     assert matplotlib.rcParams == before

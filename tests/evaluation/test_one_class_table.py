@@ -12,11 +12,11 @@ from PIL import Image
 from vssl_dist.evaluation.figures.plots import png
 from vssl_dist.evaluation.one_class_table import (
     OTHERS,
-    Trained,
-    bars,
-    markdown,
-    means,
-    summary,
+    ClassResult,
+    bar_chart,
+    markdown_table,
+    mean_auroc,
+    summarise,
 )
 
 
@@ -25,8 +25,8 @@ def found(**auroc: float) -> dict[str, Any]:
     return {OTHERS: {score: {"auroc": value, "aupr": 0.0} for score, value in auroc.items()}}
 
 
-def trained(name: str, baselines: dict[str, Any] | None = None, **auroc: float) -> Trained:
-    return Trained(name, {"results": found(**auroc)}, baselines or {})
+def trained(name: str, baselines: dict[str, Any] | None = None, **auroc: float) -> ClassResult:
+    return ClassResult(name, {"results": found(**auroc)}, baselines or {})
 
 
 def cells(line: str) -> list[str]:
@@ -35,12 +35,12 @@ def cells(line: str) -> list[str]:
 
 def test_the_mean_is_over_classes_and_only_of_scores_that_all_have() -> None:
     rows = [{"knn": 0.2, "s1": 1.0}, {"s1": 0.5, "knn": 0.4, "s2": 0.3}, {"knn": 0.9, "s1": 0.0}]
-    assert means(rows) == pytest.approx({"knn": np.mean([0.2, 0.4, 0.9]), "s1": 0.5})
+    assert mean_auroc(rows) == pytest.approx({"knn": np.mean([0.2, 0.4, 0.9]), "s1": 0.5})
 
 
 def test_the_table_has_a_row_per_class_and_the_mean() -> None:
     classes = [trained("cat", knn=0.5, s1=0.75), trained("sea_lion", knn=0.9, s2=0.1)]
-    lines = markdown("vje", classes, "where from").splitlines()
+    lines = markdown_table("vje", classes, "where from").splitlines()
     rows = {row[0]: row[1:] for line in lines if line.startswith("|") for row in [cells(line)]}
     assert rows["class"] == ["knn", "s1", "s2"]
     assert rows["cat"] == ["50.0", "75.0", ""]
@@ -52,22 +52,22 @@ def test_the_table_has_a_row_per_class_and_the_mean() -> None:
 
 
 def test_a_class_of_any_name_is_one_row() -> None:
-    table = markdown("vje", [trained("a|b\nc", knn=0.5)], "")
+    table = markdown_table("vje", [trained("a|b\nc", knn=0.5)], "")
     assert "| a\\|b c | 50.0 |" in table.splitlines()
 
 
 def test_baselines_come_first_and_only_where_every_class_has_them() -> None:
     both = {"raw_pixels": found(knn=0.6), "random_network": found(knn=0.7)}
     classes = [trained("cat", both, knn=0.8), trained("dog", both, knn=1.0)]
-    assert list(summary("vje", classes)) == ["raw_pixels", "random_network", "vje"]
-    assert summary("vje", classes)["random_network"] == pytest.approx({"knn": 0.7})
-    assert list(summary("vje", [*classes, trained("cow", knn=0.5)])) == ["vje"]
+    assert list(summarise("vje", classes)) == ["raw_pixels", "random_network", "vje"]
+    assert summarise("vje", classes)["random_network"] == pytest.approx({"knn": 0.7})
+    assert list(summarise("vje", [*classes, trained("cow", knn=0.5)])) == ["vje"]
 
 
 def test_the_picture_has_a_bar_per_class_and_score() -> None:
     classes = [trained("cat", knn=0.5, s1=0.75), trained("dog", knn=0.9, s1=0.1)]
-    figure = bars("vje", classes)
+    figure = bar_chart("vje", classes)
     heights = sorted(round(bar.get_height(), 6) for bar in figure.axes[0].patches)
     assert heights == pytest.approx(sorted([50, 75, 90, 10, 70, 42.5]))
     assert Image.open(io.BytesIO(png(figure))).format == "PNG"
-    assert png(bars("vje", classes)) == png(bars("vje", classes))
+    assert png(bar_chart("vje", classes)) == png(bar_chart("vje", classes))

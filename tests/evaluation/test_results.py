@@ -22,14 +22,14 @@ from vssl_dist.commands.evaluate import main
 from vssl_dist.config import CollapseConfig, OodConfig, read_task
 from vssl_dist.evaluation.one_class_table import (
     OTHERS,
-    Trained,
-    bars,
-    markdown,
+    ClassResult,
+    bar_chart,
+    markdown_table,
 )
 from vssl_dist.evaluation.run import baselines, evaluate
 from vssl_dist.evaluation.scores.posterior import Posterior
 from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.scores.variational import Scoring, variational_scores
+from vssl_dist.evaluation.scores.variational import VariationalSetup, variational_scores
 from vssl_dist.evaluation.tasks import TASKS
 from vssl_dist.exports.model_card import evaluations
 from vssl_dist.exports.read import load_export, read_card
@@ -97,7 +97,7 @@ def test_polar_is_the_default_wherever_none_is_named(path: Path, data: Path) -> 
     assert read_task({"task": "ood"}) == OodConfig(density="polar")
     cfg = CONFIGS["vje"].model_validate({"name": "vje"})
     branch = GaussianBranch(nn.Identity(), nn.Linear(4, 8))
-    assert Scoring(Posterior(branch, cfg)).density == "polar"
+    assert VariationalSetup(Posterior(branch, cfg)).density == "polar"
     own = {"task": "ood", "ood": {"others": str(data / "foreign")}, "bootstrap": 0, "pairs": 0}
     change(path, config=read_card(path).config.as_json() | {"evaluations": [own]})
     assert main([str(path), "--device", "cpu", "--task", "ood"]) == 0
@@ -123,7 +123,9 @@ def test_a_cartesian_likelihood_ranks_by_the_norm_and_a_polar_one_does_not() -> 
     with_norm = {
         density: {
             name: float(spearmanr(score(h), h.norm(dim=1))[0])
-            for name, score in variational_scores(Scoring(posterior, density), bank).items()
+            for name, score in variational_scores(
+                VariationalSetup(posterior, density), bank
+            ).items()
         }
         for density in ("polar", "cartesian")
     }
@@ -251,12 +253,12 @@ def test_a_run_asks_for_the_density_only_of_a_method_that_has_one() -> None:
 def test_one_class_tables_and_bars_name_the_density() -> None:
     scores = {name: {"auroc": 0.5} for name in ("knn", "norm", *LIKELIHOODS)}
     for density in ("polar", "cartesian"):
-        trained = [Trained("cat", {"results": {OTHERS: scores}, "density": density})]
-        table = markdown("vje", trained, "")
+        trained = [ClassResult("cat", {"results": {OTHERS: scores}, "density": density})]
+        table = markdown_table("vje", trained, "")
         heads = [line for line in table.splitlines() if "self likelihood" in line]
         assert len(heads) == 2
         assert all(f"| norm | s1 self likelihood {density} |" in head for head in heads)
-        legend = bars("vje", trained).legends[0].get_texts()
+        legend = bar_chart("vje", trained).legends[0].get_texts()
         assert f"s5 bank likelihood {density}" in [text.get_text() for text in legend]
 
 

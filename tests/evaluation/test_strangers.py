@@ -255,7 +255,7 @@ def test_evaluations_do_not_wait_for_a_stranger(
         assert said.startswith(f"error: {lock}: is held by process {pid} of ")
         assert said.count("\n") == 1
         evaluation_queue.drain(run)
-        assert f"no evaluations: {lock} is held by process {pid} of " in capsys.readouterr().out
+        assert f"no evaluations: {lock} is held by process {pid} of " in capsys.readouterr().err
     assert asked(run) == 0
     assert lock.stat().st_mode & 0o077 == 0
 

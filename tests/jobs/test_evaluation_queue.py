@@ -27,6 +27,7 @@ from vssl_dist.jobs.evaluation_queue import (
     SlurmSubmitter,
 )
 from vssl_dist.jobs.resources import Resources, dump_launch, on_slurm
+from vssl_dist.logs import terminal_text
 from vssl_dist.methods import CONFIGS
 
 SAMPLES = 64
@@ -93,21 +94,18 @@ def test_a_failure_is_left_to_the_next_process_and_given_up_after_two(cfg: RunCo
     assert [one.step for one in pending_evaluations(cfg, SAMPLES)] == [16]
 
 
-def test_a_refusal_is_one_line_of_the_log(
-    cfg: RunConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refusal_is_one_line_of_the_log(cfg: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
     class Refuses(Recorder):
         def process(self, one: PendingEvaluation) -> None:
             super().process(one)
             raise ConfigError("the driver is too old")
 
     clear(cfg, Refuses(fails=set()))
-    out, err = capsys.readouterr()
-    assert out.splitlines() == [
+    assert caplog.messages == [
         f"evaluation of backbone-{step:08d}.safetensors (knn) refused: the driver is too old"
         for step in (16, 8)
     ]
-    assert err == ""
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_a_second_process_leaves_at_once_while_one_is_at_work(cfg: RunConfig) -> None:
@@ -145,7 +143,7 @@ def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
             return found
 
     desk = Late(cfg, SAMPLES, place)  # type: ignore[arg-type]
-    monkeypatch.setattr(evaluation_queue, "open_desk", lambda run_dir: desk)
+    monkeypatch.setattr(evaluation_queue, "open_queue", lambda run_dir: desk)
     evaluation_queue.drain(cfg.dir)
     assert place.taken == [8, 16]
 
@@ -155,13 +153,13 @@ def test_evaluations_that_are_asked_for_while_others_are_at_work_are_not_lost(
 ) -> None:
     place, asked = Recorder(fails=set()), []
 
-    def open_desk(run_dir: Path) -> EvaluationQueue:
+    def open_queue(run_dir: Path) -> EvaluationQueue:
         config_file = run_dir / "config.yaml"
         asked.append(config_file.read_text() if config_file.exists() else "")
         config_file.write_text("more")  # by a submission that finds this process at work
         return EvaluationQueue(cfg, SAMPLES, place)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(evaluation_queue, "open_desk", open_desk)
+    monkeypatch.setattr(evaluation_queue, "open_queue", open_queue)
     evaluation_queue.drain(cfg.dir)
     assert asked == ["", "more"]
 
@@ -170,11 +168,11 @@ def test_a_trainer_does_not_notice_that_no_evaluation_can_be_started(
     cfg: RunConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(evaluation_queue.sys, "executable", str(tmp_path / "absent" / "python"))
     EvaluationSpawner(cfg.dir, "local").start()
-    assert "no evaluation was started" in capsys.readouterr().out
+    assert "no evaluation was started" in caplog.text
 
 
 @pytest.fixture
@@ -247,9 +245,8 @@ def test_what_another_user_put_into_a_run_reaches_no_batch_script(
     os.chown(cfg.dir / name, NOBODY, NOBODY)
     monkeypatch.setattr("sys.argv", ["dispatch", str(cfg.dir)])
     assert evaluation_queue.main() == 2
-    out = capsys.readouterr().out
-    assert out.startswith(f"error: {cfg.dir / name} belongs to nobody")
-    assert out.count("\n") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert terminal_text(line).startswith(f"error: {cfg.dir / name} belongs to nobody")
 
 
 @pytest.mark.parametrize(

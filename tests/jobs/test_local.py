@@ -28,13 +28,14 @@ LAUNCHER = """
 import os, sys
 from pathlib import Path
 from vssl_dist.jobs import local
-from vssl_dist.jobs.progress import Screen
+from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Resources, on_this_machine
+from vssl_dist.run_folder import RunFolder
 launch = on_this_machine(Resources(device="cpu"), 2, 0, "")
 command = [sys.executable, "-u", "-c", sys.argv[2]]
 folder = Path(sys.argv[1])
-ranks = local.Ranks(command, folder, 2, local.rank_environment(launch))
-sys.exit(local.supervise(ranks, Screen(), folder / "failure.txt"))
+ranks = local.RankProcesses(command, RunFolder(folder), 2, local.rank_environment(launch))
+sys.exit(local.supervise(ranks, LogView(), folder / "failure.txt"))
 """
 Launch = Callable[[str], "subprocess.Popen[str]"]
 
@@ -42,6 +43,7 @@ Launch = Callable[[str], "subprocess.Popen[str]"]
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
     started = []
+    (tmp_path / "logs").mkdir()
 
     def begin(body: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -65,7 +67,7 @@ def ranks_of(launcher: subprocess.Popen[str], folder: Path) -> list[psutil.Proce
     wait_until(
         lambda: all(
             path.exists() and "I am" in path.read_text()
-            for path in (folder / "rank-0.log", folder / "rank-1.log")
+            for path in (folder / "logs" / "rank-0.log", folder / "logs" / "rank-1.log")
         )
     )
     return psutil.Process(launcher.pid).children()
@@ -81,13 +83,13 @@ def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
 def test_all_ranks_run_and_rank_0_is_shown(launch: Launch, tmp_path: Path) -> None:
     out, err = (launcher := launch("")).communicate(timeout=30)
     assert (launcher.returncode, out, err) == (0, "step  1/9  I am 0 of 2\n", "")
-    assert (tmp_path / "rank-1.log").read_text() == "step  1/9  I am 1 of 2\n"
+    assert (tmp_path / "logs" / "rank-1.log").read_text() == "step  1/9  I am 1 of 2\n"
 
 
 def test_the_port_where_ranks_meet_is_theirs_before_any_has_loaded_torch(
     launch: Launch, tmp_path: Path
 ) -> None:
-    ended = f"'None' in open({str(tmp_path / 'rank-1.log')!r}).read()"
+    ended = f"'None' in open({str(tmp_path / 'logs' / 'rank-1.log')!r}).read()"
     body = f"""
 import socket
 address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -102,14 +104,14 @@ while rank == "0" and not {ended}: time.sleep(0.02)
 """
     out, _ = launch(body).communicate(timeout=30)
     assert out.splitlines()[1:] == ["step Address already in use", "step True"]
-    other = (tmp_path / "rank-1.log").read_text()
+    other = (tmp_path / "logs" / "rank-1.log").read_text()
     assert other.splitlines()[1:] == ["step Address already in use", "step None"]
 
 
 def test_a_dead_rank_takes_the_others_with_it_and_its_traceback_is_the_headline(
     launch: Launch, tmp_path: Path
 ) -> None:
-    spoken = f"open({str(tmp_path / 'rank-0.log')!r}).read()"
+    spoken = f"open({str(tmp_path / 'logs' / 'rank-0.log')!r}).read()"
     wait = f"while 'I am' not in {spoken}: time.sleep(0.02)"
     launcher = launch(f"{wait}\ntime.sleep(0.5)\n1 / int(rank != '1')\ntime.sleep(60)")
     ranks = ranks_of(launcher, tmp_path)
@@ -148,7 +150,7 @@ def test_what_a_rank_refuses_is_one_line_and_exit_code_2(
 def test_a_refusal_that_its_rank_could_not_write_down_is_taken_from_its_log(
     launch: Launch, tmp_path: Path
 ) -> None:
-    (tmp_path / "rank-1.log").write_text("error: of yesterday\n")
+    (tmp_path / "logs" / "rank-1.log").write_text("error: of yesterday\n")
     launcher = launch(
         "if rank == '1':\n"
         "    print('error: the disk is full', file=sys.stderr, flush=True)\n"
@@ -173,8 +175,8 @@ def test_ranks_are_told_by_their_launcher_alone_who_they_are(
         for rank in started:
             rank.send_signal(signal.SIGUSR2)
         launcher.communicate(timeout=10)
-        (tmp_path / "rank-0.log").unlink()
-        (tmp_path / "rank-1.log").unlink()
+        (tmp_path / "logs" / "rank-0.log").unlink()
+        (tmp_path / "logs" / "rank-1.log").unlink()
         own = {"MASTER_PORT", "VSSL_LAUNCHER", "VSSL_LISTENER"}
         assert own - {"VSSL_LISTENER"} <= seen[1].keys()
         return [{k: v for k, v in one.items() if k not in own} for one in seen]
@@ -220,7 +222,7 @@ def test_the_first_ctrl_c_lets_every_rank_save_and_leave(
     assert launcher.returncode == 130
     assert "the same command continues" in err
     assert "saved" in out
-    assert "saved" in (tmp_path / "rank-1.log").read_text()
+    assert "saved" in (tmp_path / "logs" / "rank-1.log").read_text()
 
 
 def test_the_second_ctrl_c_kills(launch: Launch, tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_nothing_that_a_rank_says_is_a_command_to_the_terminal(
 
 
 def test_of_a_log_of_any_size_the_end_is_shown(launch: Launch, tmp_path: Path) -> None:
-    (tmp_path / "rank-1.log").write_bytes(b"x" * 10_000_000)
+    (tmp_path / "logs" / "rank-1.log").write_bytes(b"x" * 10_000_000)
     launcher = launch("if rank == '1':\n    print('\\nthe reason', flush=True); sys.exit(1)\n"
                       "time.sleep(60)")  # fmt: skip
     _, err = launcher.communicate(timeout=30)

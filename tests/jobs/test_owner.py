@@ -18,7 +18,7 @@ CLAIM = """
 import sys, time
 from pathlib import Path
 from tests.support.others import locked_by_nobody, needs_root, shared_folder
-from vssl_dist.config import ConfigError
+from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import owner
 try:
     owner.claim(Path(sys.argv[1]), lambda job: True)
@@ -180,3 +180,28 @@ def test_a_claim_that_another_user_s_lock_delays_ends_and_names_him(
         owner.claim(run, dead)
         with pytest.raises(AssertionError), locked_by_nobody(run / ".owner.lock"):
             pass  # it is closed to him from now on
+
+
+@pytest.mark.parametrize("name", ["spool/train.jsonl", "logs/evaluations.log", "trace.rank1.jsonl"])
+def test_a_link_out_of_the_run_where_ranks_will_write_is_refused_before_any_starts(
+    tmp_path: Path, name: str
+) -> None:
+    """Whoever unpacks an archive owns its links."""
+    run, mine = tmp_path / "run", tmp_path / ".bashrc"
+    mine.write_text("mine")
+    (run / name).parent.mkdir(parents=True)
+    (run / name).symlink_to(mine)
+    with pytest.raises(OSError, match=f"leads out of its folder: remove it: '{run / name}'"):
+        owner.claim(run, dead)
+    assert not (run / "owner.json").exists()
+    (run / name).unlink()
+    owner.claim(run, dead)
+
+
+def test_folders_of_a_run_that_are_the_users_own_links_are_claimed(tmp_path: Path) -> None:
+    for name in ("spool", "logs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).symlink_to(tmp_path / name)
+    owner.claim(tmp_path / "run", dead)

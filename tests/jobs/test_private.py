@@ -74,16 +74,16 @@ def test_others_of_the_group_read_a_new_run_and_cannot_write_in_it_and_have_runs
 
 
 def test_an_older_run_that_a_group_could_write_goes_on_closed_and_says_so(
-    older: Path, capsys: pytest.CaptureFixture[str]
+    older: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     owner.claim(older, dead)
     assert {mode(path) & 0o022 for path in everything(older)} == {0}
     assert mode(older) & 0o055 == 0o055
     assert mode(older / "logs" / "rank-0.log") & 0o044 == 0o044
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert f"others could write in {older}" in line
     owner.claim(older, dead)
-    assert capsys.readouterr().err == "", "only once"
+    assert caplog.messages == [line], "only once"
 
 
 def test_looking_changes_nothing(older: Path) -> None:
@@ -155,13 +155,13 @@ def test_a_run_folder_of_another_user_or_behind_his_link_is_refused_before_anyth
 
 @needs_root
 def test_a_colleague_s_results_are_named_and_are_no_reason_to_lose_a_run(
-    older: Path, capsys: pytest.CaptureFixture[str]
+    older: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = older / "export" / "knn-00000004.json"
     theirs.touch()
     os.chown(theirs, NOBODY, NOBODY)
     owner.claim(older, dead)
-    assert f"{theirs} belongs to nobody" in capsys.readouterr().err
+    assert f"{theirs} belongs to nobody" in caplog.text
 
 
 def test_a_run_is_claimed_by_its_own_name_and_not_by_that_of_a_link(older: Path) -> None:

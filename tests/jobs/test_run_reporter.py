@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.support.damage import config, stalled
 from tests.support.shards import tiny_shards
 from vssl_dist.errors import DataError
-from vssl_dist.jobs.progress import Reporter
+from vssl_dist.jobs.progress import Report, Reporter
 from vssl_dist.jobs.resources import Resources, on_this_machine
 from vssl_dist.jobs.run_reporter import RunReporter
 from vssl_dist.tracker import Spool
@@ -15,8 +16,9 @@ from vssl_dist.tracker.spool import read
 
 
 def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "vssl_dist")
     # Without what its constructor starts: flusher and evaluations are not asked anything here.
     observer = RunReporter.__new__(RunReporter)
     observer.reporter, observer.spool = Reporter(total=90), Spool(tmp_path, "train")
@@ -25,9 +27,11 @@ def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
     for step, metrics in ((25, fine), (50, gone), (75, gone)):
         observer.log(metrics, step)
     observer.spool.close()
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == ["step", "step", "warning:", "step"]
-    assert "collapsed by step 50 (embedding_spread 0.040" in printed[2]
+    levels = ["INFO", "INFO", "WARNING", "INFO"]
+    assert [record.levelname for record in caplog.records] == levels
+    reports = [line for line in caplog.messages if Report.parse(line)]
+    assert len(reports) == 3
+    assert "collapsed by step 50 (embedding_spread 0.040" in caplog.messages[2]
     records, _ = read(observer.spool.path, 0)
     kinds = [record["kind"] for record in records]
     assert kinds == ["metrics", "metrics", "tags", "metrics"]
@@ -36,7 +40,7 @@ def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
 
 
 def test_storage_that_stalls_costs_the_sheet_and_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = config(tiny_shards(tmp_path / "train"), timeout_s=0.4)
     observer = RunReporter.__new__(RunReporter)
@@ -44,8 +48,8 @@ def test_storage_that_stalls_costs_the_sheet_and_one_line(
     with stalled(".tar", "read"):
         observer._sheet(cfg)
     observer.spool.close()
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("warning: no augmentation sheet: rank 0 waits for data: ")
+    (line,) = caplog.messages
+    assert line.startswith("no augmentation sheet: rank 0 waits for data: ")
     assert ".tar: storage has not answered" in line
 
 

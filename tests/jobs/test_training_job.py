@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +16,11 @@ from vssl_dist.jobs.training_job import (
     TrainJob,
     announcement,
     attempt,
-    failure_file,
     note_failure,
     stopping_s,
 )
+from vssl_dist.logs import terminal_text
+from vssl_dist.run_folder import RunFolder
 
 
 def test_a_job_travels_as_text_and_a_reference_to_its_class() -> None:
@@ -42,7 +44,7 @@ def test_the_first_failure_is_the_headline_and_later_ones_do_not_replace_it(
     monkeypatch.setenv("VSSL_ATTEMPT", "a")
     for text in ("ZeroDivisionError", "connection closed by peer"):
         note_failure(tmp_path, text)
-    assert failure_file(tmp_path, "a").read_text() == "ZeroDivisionError"
+    assert RunFolder(tmp_path).failure("a").read_text() == "ZeroDivisionError"
 
 
 def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has_its_own(
@@ -54,9 +56,12 @@ def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has
     for restart in ({}, {"SLURM_RESTART_COUNT": "1"}):
         for name, value in announcement(task | restart).items():
             monkeypatch.setenv(name, value)
-        note_failure(tmp_path, f"error {len(restart)}\n")
-    log = (tmp_path / "slurm" / "77_0_log.out").read_text()
-    assert log == "error 0\nerror 1\n"
+        note_failure(tmp_path, f"error: boom {len(restart)}\n")
+    lines = (tmp_path / "slurm" / "77_0_log.out").read_text().splitlines()
+    assert [re.sub(r"^[-0-9]{10} [:0-9]{8} ", "", line) for line in lines] == [
+        "rank 3 ERROR boom 0",
+        "rank 3 ERROR boom 1",
+    ]
 
 
 IN_THE_WAY = {
@@ -80,7 +85,7 @@ def test_writing_down_a_failure_never_raises(
         monkeypatch.setenv(name, value)
     note_failure(tmp_path / "run", "error: caf\u00e9 \udcff")
     if len(attempt()) < 200:
-        said = failure_file(tmp_path / "run", attempt()).read_text(encoding="utf-8")
+        said = RunFolder(tmp_path / "run").failure(attempt()).read_text(encoding="utf-8")
         assert said == "error: caf\u00e9 \\udcff"
     for folder in ("file", "blocked"):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -103,7 +108,8 @@ def test_a_reason_that_its_own_file_cannot_hold_is_still_in_the_log_that_people_
     for name, value in {"RANK": "1", "VSSL_LEAD_LOG": str(tmp_path / "0.out")}.items():
         monkeypatch.setenv(name, value)
     note_failure(tmp_path, "error: the reason")
-    assert (tmp_path / "0.out").read_text() == "error: the reason\n"
+    (line,) = (tmp_path / "0.out").read_text().splitlines()
+    assert terminal_text(line) == "error: the reason"
 
 
 def test_an_evaluation_travels_as_text_and_keeps_an_infinite_temperature() -> None:

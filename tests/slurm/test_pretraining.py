@@ -19,6 +19,7 @@ from vssl_dist.environment import outside_jobs
 from vssl_dist.jobs import slurm
 from vssl_dist.jobs.resources import load_profile, on_slurm
 from vssl_dist.jobs.training_job import TrainJob
+from vssl_dist.logs import terminal_text
 from vssl_dist.methods import CONFIGS
 
 pytestmark = pytest.mark.slurm
@@ -88,7 +89,7 @@ def test_a_run_on_two_nodes_is_preempted_requeued_finished_and_evaluated_beside(
 
 
 def reached(log: Path, step: int) -> bool:
-    return log.exists() and re.search(rf"^step +{step}/{STEPS} ", log.read_text(), re.M) is not None
+    return log.exists() and re.search(rf" INFO step +{step}/{STEPS} ", log.read_text()) is not None
 
 
 def trace(run: Path, rank: int) -> list[dict[str, object]]:
@@ -148,7 +149,8 @@ def failed(cluster: Cluster, config_file: Path, name: str, *overrides: str) -> s
     parameters = slurm.train_parameters(cfg.name, launch)
     job = slurm.submit(run / "slurm", parameters, TrainJob(config.dump(cfg), launch))
     wait_until(lambda: cluster.state(job) == "FAILED", 90, "the failure")
-    return (run / "slurm" / f"{job}_0_log.out").read_text()
+    lines = (run / "slurm" / f"{job}_0_log.out").read_text().splitlines()
+    return "\n".join(map(terminal_text, lines))
 
 
 def test_what_a_rank_refuses_fails_the_job_with_one_line(

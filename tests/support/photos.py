@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.build.build import Options, build
-from data_prep.sources.base import Raw, Split
-from data_prep.sources.photos import FILES, photograph
+from data_prep.build.dataset import BuildOptions, build_split
+from data_prep.images.raw_image import RawImage
+from data_prep.sources.base import Split
+from data_prep.sources.photos import PHOTOGRAPHS, read_photograph
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,18 @@ class Crops:
     sides: tuple[int, int]
     suffix: str
 
-    def __iter__(self) -> Iterator[Raw]:
+    def __iter__(self) -> Iterator[RawImage]:
         for number in self.which.tolist():
             pixels = crop(number, self.classes, self.sides)
             stream = io.BytesIO()
             kind = "JPEG" if self.suffix == "jpg" else "PNG"
             Image.fromarray(pixels).save(stream, kind, quality=90)
-            yield Raw(stream.getvalue())
+            yield RawImage(stream.getvalue())
 
 
 def crop(number: int, classes: int, sides: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
     """Crop ``number`` as ``(H, W, 3)`` uint8; each side is drawn from ``sides``, both included."""
-    whole = picture(FILES[number % classes])
+    whole = picture(PHOTOGRAPHS[number % classes])
     random = np.random.default_rng(number)
     height, width = random.integers(sides[0], sides[1] + 1, 2)
     y = random.integers(whole.shape[0] - height + 1)
@@ -50,7 +51,7 @@ def picture(file: str) -> NDArray[np.uint8]:
     spec = find_spec("skimage")
     assert spec is not None
     assert spec.origin is not None
-    return photograph(Path(spec.origin).parent / "data" / file)
+    return read_photograph(Path(spec.origin).parent / "data" / file)
 
 
 def tiny_dataset(
@@ -79,13 +80,15 @@ def tiny_dataset(
     made = Split(
         dataset="tiny",
         name=split,
-        classes=tuple(FILES[label] for label in range(classes)),
+        classes=tuple(PHOTOGRAPHS[label] for label in range(classes)),
         labels=np.arange(first, first + samples) % classes,
-        images=lambda which: Crops(which + first, classes, sides, suffix),
+        images_of=lambda which: Crops(which + first, classes, sides, suffix),
         facts={},
-        grouped=False,
+        is_grouped=False,
     )
-    return build(made, tmp_path, Options(shard_size=shard_size), lambda done: None).folder
+    return build_split(
+        made, tmp_path, BuildOptions(shard_size=shard_size), lambda done: None
+    ).folder
 
 
 def three_splits(folder: Path, *, foreign: int) -> Path:

@@ -9,10 +9,10 @@ import pytest
 from data_prep import shard
 from data_prep.images.encode import Encoded
 from data_prep.images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     Rules,
+    encode_to_store,
     examine,
-    make,
 )
 
 
@@ -29,6 +29,6 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def stored(data: bytes, rules: Rules = DEFAULT) -> Encoded:
+def stored(data: bytes, rules: Rules = DEFAULT_RULES) -> Encoded:
     """What a shard is given of an image file that is not rejected."""
-    return make(data, examine(data, rules), rules)
+    return encode_to_store(data, examine(data, rules), rules)

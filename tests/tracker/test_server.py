@@ -23,6 +23,9 @@ from PIL import Image
 from vssl_dist.jobs.evaluation_job import flush_to_mlflow
 from vssl_dist.tracker import Answer, Flusher, Spool, default_tracking_uri, flush_once, look
 
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Without the ten processes beside the server that wait for work nobody here gives it."""
+
 
 class Server:
     """A real ``mlflow ui`` on a free port of this machine, in a folder of its own."""
@@ -45,7 +48,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+                env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | NO_JOBS,
             )
         deadline = time.monotonic() + 90
         while not self.healthy():

@@ -50,6 +50,7 @@ from vssl_dist.jobs.evaluation_queue import lock_path
 from vssl_dist.jobs.resources import Device
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.locks import held
+from vssl_dist.run_folder import RunFolder, card_of, is_export
 from vssl_dist.text import printable
 from vssl_dist.tracker import default_tracking_uri
 
@@ -119,13 +120,13 @@ def lines(
 
 
 def _evaluated(one: PendingEvaluation, place: EvalSettings) -> dict[str, Any]:
-    run = one.export.parent.parent
+    run = RunFolder.of_export(one.export)
     own = place.train is None and place.val is None and not place.ood
-    kept = os.access(run, os.W_OK | os.X_OK)
-    if kept and (run / "config.yaml").exists() and own and not one.final():
+    kept = os.access(run.path, os.W_OK | os.X_OK)
+    if kept and run.config.exists() and own and not one.final():
         device: Device = "cpu" if place.device == "cpu" else "cuda"
         # Onto the run's curve, too.
-        return evaluate_one(run, one, device, place.threads, place.ranks)
+        return evaluate_one(run.path, one, device, place.threads, place.ranks)
     return evaluate(one.export, one.task, place)
 
 
@@ -199,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
     keep_others_from_writing()
     with one_line(interrupted="stopped: the same command does what is missing") as ending:
         found = exports(args.target)
-        card, where = read_card(found[-1]), str(found[-1].with_suffix(".json"))
+        card, where = read_card(found[-1]), str(card_of(found[-1]))
         tasks, place = tasks_of(card, args.task, args.density, where), place_of(args)
         if place.ood and not any(isinstance(task, OodConfig) for task in tasks):
             raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
@@ -213,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
         for name, results in made.items():
             tables.show(*cells(name, results))
         # Also what an evaluation left when MLflow was out of reach.
-        send_unasked(found[-1].parent.parent, address, whole=args.target.suffix != ".safetensors")
+        send_unasked(RunFolder.of_export(found[-1]).path, address, whole=not is_export(args.target))
     return ending.code
 
 
@@ -224,8 +225,8 @@ def _alone(target: Path) -> Iterator[None]:
     In another user's run nothing is locked: he could not open the lock.  Nor is it where nothing
     can be written, as on an archive that is mounted for reading.
     """
-    export = target / "export"
-    is_mine = target.suffix != ".safetensors" and export.stat().st_uid == os.geteuid()
+    export = RunFolder(target).exports.path
+    is_mine = not is_export(target) and export.stat().st_uid == os.geteuid()
     if not is_mine or not os.access(export, os.W_OK | os.X_OK):
         yield
         return

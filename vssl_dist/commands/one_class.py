@@ -36,20 +36,22 @@ from vssl_dist.durable import publish_inside
 from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation import one_class_table
 from vssl_dist.evaluation.figures.plots import png
-from vssl_dist.evaluation.one_class_table import OTHERS, Trained
+from vssl_dist.evaluation.one_class_table import OTHERS, ClassResult
 from vssl_dist.exports.results import read_result
 from vssl_dist.installed import command_line
 from vssl_dist.jsonfile import read_json
 from vssl_dist.methods import CONFIGS
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 
 if TYPE_CHECKING:
-    from data_prep.subset import Occupied, named, subset
+    from data_prep.subset import OccupiedFolderError, parse_class_names, write_subset
 else:  # in a checkout beside this folder, in a wheel within the package
     _subset = import_module(module_name("data_prep.subset"))
-    Occupied, named, subset = _subset.Occupied, _subset.named, _subset.subset
+    OccupiedFolderError = _subset.OccupiedFolderError
+    parse_class_names = _subset.parse_class_names
+    write_subset = _subset.write_subset
 
-BASELINES = "export/ood-baselines.json"
 QUICK = OodConfig(pairs=1, bootstrap=0)
 """What a config gets that has no task ood: its own defaults would take longer than training."""
 
@@ -100,7 +102,7 @@ def trials(cfg: RunConfig, wanted: str | None) -> list[Trial]:
             f"{cfg.data.train} and {cfg.data.val}: have {len(train.classes)} and "
             f"{len(val.classes)} classes; the same ones, two at least, are needed"
         )
-    names = named(wanted, val.classes) if wanted else val.classes
+    names = parse_class_names(wanted, val.classes) if wanted else val.classes
     made = []
     for name in names:
         # A class may be called anything, a run may not.
@@ -121,10 +123,10 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
     assert val is not None
     others = [name for name in Dataset.open(val).classes if name != trial.name]
     try:
-        subset(train, [trial.name], trial.data / "train")
-        subset(val, [trial.name], trial.data / "val")
-        subset(val, others, trial.data / OTHERS)
-    except Occupied:
+        write_subset(train, [trial.name], trial.data / "train")
+        write_subset(val, [trial.name], trial.data / "val")
+        write_subset(val, others, trial.data / OTHERS)
+    except OccupiedFolderError:
         raise ConfigError(
             f"{trial.data} is of other data ({train}, {val}): give this run another name, "
             "with name=..."
@@ -139,7 +141,7 @@ def task_of(cfg: RunConfig) -> OodConfig:
 
 def results(trial: Trial, cfg: RunConfig) -> list[Path]:
     """Those of the finished evaluations of one class, the latest step's last."""
-    return sorted(trial.run.glob(f"export/{task_of(cfg).stem}-????????.json"))
+    return list(RunFolder(trial.run).exports.results(stem=task_of(cfg).stem))
 
 
 def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
@@ -173,7 +175,7 @@ def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
     return code
 
 
-def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
+def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> ClassResult:
     """The results of a finished class.
 
     Raises:
@@ -183,11 +185,11 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
     try:
         result = read_result(place)
         if with_baselines:
-            place = trial.run / BASELINES
+            place = RunFolder(trial.run).exports.baselines("ood")
             baselines = read_json(place)["results"]
-        trained = Trained(trial.name, result, baselines, trial.seconds())
-        for scores in (trained.scores(), *map(trained.scores, baselines)):
-            one_class_table.means([scores])
+        trained = ClassResult(trial.name, result, baselines, trial.seconds())
+        for scores in (trained.auroc(), *map(trained.auroc, baselines)):
+            one_class_table.mean_auroc([scores])
     except ConfigError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -195,7 +197,7 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> Trained:
     return trained
 
 
-def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int) -> str:
+def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, wanted: int) -> str:
     """Write table, figures and bars; returns the table."""
     method = cfg.method.name
     steps = sorted({one.result["step"] for one in trained})
@@ -207,21 +209,21 @@ def report(cfg: RunConfig, trained: Sequence[Trained], command: str, wanted: int
         f"{steps[-1]} steps each, tested on {tested} images; {max(seconds):.0f} s at most and "
         f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
     )
-    table = one_class_table.markdown(method, trained, footnote)
+    table = one_class_table.markdown_table(method, trained, footnote)
     facts = {
         "name": cfg.name,
         "command": command,
         "config": cfg.model_dump(mode="json"),
         "complete": len(trained) == wanted,
-        "mean_auroc": one_class_table.summary(method, trained),
+        "mean_auroc": one_class_table.summarise(method, trained),
         "classes": {
-            one.name: one.result | {"baselines": one.baselines, "seconds_in_all": one.seconds}
+            one.class_name: one.result | {"baselines": one.baselines, "seconds_in_all": one.seconds}
             for one in trained
         },
     }
     place = cfg.out / cfg.name / "one_class"
     publish_inside(place.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-    publish_inside(place.with_suffix(".png"), png(one_class_table.bars(method, trained)))
+    publish_inside(place.with_suffix(".png"), png(one_class_table.bar_chart(method, trained)))
     publish_inside(place.with_suffix(".md"), table.encode())
     return table
 
@@ -232,7 +234,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     planned = trials(cfg, args.classes)
     for trial in planned:
         prepare(trial, cfg)
-    trained: list[Trained] = []
+    trained: list[ClassResult] = []
     table = ""
     for number, trial in enumerate(planned):
         say(f"== class {number + 1} of {len(planned)}: {trial.name}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from vssl_dist.cli.places import code_folder
 from vssl_dist.commands.subcommand import call
 from vssl_dist.console import tables
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 
 ROOT = code_folder()
@@ -50,11 +51,11 @@ def accuracies() -> dict[str, float]:
 
     Every file holds the same grid of (k, temperature); its first point is the one shown.
     """
-    folder = ROOT / RUN / "export"
-    found = json.loads((folder / "knn-baselines.json").read_text())["results"]
+    exports = RunFolder(ROOT / RUN).exports
+    found = json.loads(exports.baselines("knn").read_text())["results"]
     named = {name.replace("_", " "): grid for name, grid in found.items()}
-    for path in sorted(folder.glob("knn-????????.json")):
-        named[f"step {int(path.stem[4:])}"] = json.loads(path.read_text())["results"]
+    for path, name in exports.results(stem="knn").items():
+        named[f"step {name.step}"] = json.loads(path.read_text())["results"]
     return {name: 100 * next(iter(grid.values()))["top1"] for name, grid in named.items()}
 
 

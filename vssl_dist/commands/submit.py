@@ -43,6 +43,7 @@ from vssl_dist.jobs.training_job import TrainJob
 from vssl_dist.linter import lint
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, in_shell, shortfall
 
@@ -85,10 +86,10 @@ def _gpus(streams: int) -> int:
 
 def show(cfg: RunConfig, launch: Launch) -> None:
     """Print what would be run."""
-    say(f"# {cfg.dir}/config.yaml", *config.dump(cfg).splitlines(), "")
+    say(f"# {RunFolder(cfg.dir).config}", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
-        say(*slurm.script(cfg.dir / "slurm", parameters).splitlines())
+        say(*slurm.script(RunFolder(cfg.dir).slurm, parameters).splitlines())
     else:
         ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
         say(f"# would start {ranks} on this machine ({launch.device})")
@@ -96,8 +97,8 @@ def show(cfg: RunConfig, launch: Launch) -> None:
 
 def write(cfg: RunConfig, launch: Launch) -> None:
     """Write what ranks and evaluations read into the run folder."""
-    publish_inside(cfg.dir / "config.yaml", config.dump(cfg).encode())
-    publish_inside(cfg.dir / "launch.yaml", dump_launch(launch).encode())
+    publish_inside(RunFolder(cfg.dir).config, config.dump(cfg).encode())
+    publish_inside(RunFolder(cfg.dir).launch, dump_launch(launch).encode())
 
 
 def refresh(cfg: RunConfig, launch: Launch) -> None:
@@ -121,7 +122,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
     try:
         write(cfg, launch)
         if launch.cluster == "local":
-            say(f"run folder  {cfg.dir}", f"logs        {cfg.dir}/logs")
+            say(f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs}")
             code = local.run_local(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, samples)
@@ -129,7 +130,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
                 warn([line])
             return code
         job = slurm.submit(
-            cfg.dir / "slurm",
+            RunFolder(cfg.dir).slurm,
             slurm.train_parameters(cfg.name, launch),
             TrainJob(config.dump(cfg), launch),
         )
@@ -139,7 +140,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
     say(
         f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)",
         f"run folder  {cfg.dir}",
-        f"follow      tail -F {cfg.dir}/slurm/{job}_0_log.out",
+        f"follow      tail -F {RunFolder(cfg.dir).slurm_log(job)}",
         f"            squeue -j {job}",
         f"curves      {_curves(cfg, launch)}",
     )
@@ -157,10 +158,11 @@ def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     """Say where everything is; evaluations that were lost are started again."""
     missing = list(pending_evaluations(cfg, samples))
     say(f"{cfg.name} is finished; another name=... starts a new run")
-    say(f"exports     {cfg.dir}/export")
+    say(f"exports     {RunFolder(cfg.dir).exports.path}")
     if missing:
         EvaluationSpawner(cfg.dir, launch.cluster).start()
-        say(f"evaluations {len(missing)} still to come, see {cfg.dir}/logs/evaluations.log")
+        log = RunFolder(cfg.dir).evaluations_log
+        say(f"evaluations {len(missing)} still to come, see {log}")
     say(f"results     {command_line('launch/evaluate.py')} {in_shell(cfg.dir)}")
     say(f"curves      {_curves(cfg, launch)}")
     if launch.tracking_uri != NOWHERE and (

@@ -18,6 +18,7 @@ from vssl_dist.cli.program import arguments as typed
 from vssl_dist.console.endings import one_line
 from vssl_dist.durable import keep_others_from_writing
 from vssl_dist.errors import ConfigError, Refusal
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 from vssl_dist.tracker import (
     NOWHERE,
@@ -30,7 +31,6 @@ from vssl_dist.tracker import (
     normal,
     settle,
     shortfall,
-    spool_folder,
 )
 
 _WAIT_S = 5.0
@@ -69,7 +69,7 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
         raise ConfigError(problem)
     problems = {}
     for run in runs:
-        if not spool_folder(run).is_dir():
+        if not RunFolder(run).spool.is_dir():
             problems[run] = "has no spool, so it is no run's folder"
             continue
         answer = look(uri, run)

@@ -18,6 +18,7 @@ from vssl_dist.config.paths import expanded
 from vssl_dist.config.scalars import Plain, typed
 from vssl_dist.config.schema import RunConfig
 from vssl_dist.errors import ConfigError
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
 _MAX_BYTES = 1_000_000
@@ -235,7 +236,7 @@ def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> Run
     Raises:
         ConfigError: The folder holds no run.
     """
-    path = run_dir / "config.yaml"
+    path = RunFolder(run_dir).config
     refuse_no_file(path)
     return loads(_text(path), methods=methods, where=str(path))
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vssl_dist import logs
 from vssl_dist.errors import Refusal
 from vssl_dist.text import say
 
@@ -25,6 +26,8 @@ class Ending:
 def one_line(place: Path | str = "disk", interrupted: str = "interrupted") -> Iterator[Ending]:
     """Say in one line what stopped the block, and end it there.
 
+    What the block logs meanwhile is shown as a terminal shows it.
+
     Args:
         place: What an error of the file system is about that names no file itself.
         interrupted: What to say of Ctrl-C.
@@ -34,6 +37,7 @@ def one_line(place: Path | str = "disk", interrupted: str = "interrupted") -> It
         error of the file system among it, and 130 after Ctrl-C.
     """
     ending = Ending()
+    logs.configure_terminal()
     try:
         yield ending
     except Refusal as error:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vssl_dist.config import OodConfig, TaskConfig
 from vssl_dist.durable import followed, publish_inside, refuse_way_out, sha256
@@ -28,29 +27,35 @@ from vssl_dist.evaluation.tasks import TASKS, Plot
 from vssl_dist.exports.read import read_card
 from vssl_dist.exports.results import FORMAT, problem_of, with_current_names
 from vssl_dist.jsonfile import read_json
+from vssl_dist.run_folder import ExportFolder, RunFolder, is_export
 from vssl_dist.text import printable
 
 __all__ = ["EvalSettings", "baselines", "evaluate", "exports"]
 
-_CACHE = "features"
+
+class SubstitutionReport(TypedDict):
+    """The damaged images of an evaluation, as its result file holds them."""
+
+    substituted_images: int
+    substitutions: dict[str, list[dict[str, object]]]
 
 
 def exports(target: Path) -> list[Path]:
-    """The export, or the exports of a run, oldest first.
+    """List the exports of a run, oldest first, or the one export that ``target`` is.
 
     Raises:
         ConfigError: There is none.
     """
-    if target.suffix == ".safetensors":
+    if is_export(target):
         return [target.absolute()]
-    found = sorted(target.absolute().glob("export/backbone-*.safetensors"))
-    if not found:
+    export_paths = RunFolder(target.absolute()).exports.backbones()
+    if not export_paths:
         raise ConfigError(f"{target}: no export/backbone-STEP.safetensors in this folder yet")
-    return found
+    return export_paths
 
 
 def evaluate(
-    export: Path, settings: TaskConfig, place: EvalSettings | None = None
+    export: Path, task: TaskConfig, settings: EvalSettings | None = None
 ) -> dict[str, Any]:
     """Evaluate an export; the result is written to ``TASK-STEP.json`` beside it.
 
@@ -64,8 +69,8 @@ def evaluate(
 
     Args:
         export: The ``.safetensors`` file.
-        settings: Which task, and its bounds; see `vssl_dist.evaluation.tasks`.
-        place: Device, decoding threads, and other folders than those of the export's card.
+        task: Which task, and its bounds; see `vssl_dist.evaluation.tasks`.
+        settings: Device, decoding threads, and other folders than those of the export's card.
 
     Returns:
         What was written: ``step``, ``run``, ``export``, ``export_sha256``, ``results``,
@@ -81,34 +86,42 @@ def evaluate(
         DataError: A dataset is, or they do not fit together.
         OSError: The result cannot be written, or a link out of the folder stands where it goes.
     """
-    card, place = read_card(export), place or EvalSettings()
+    card = read_card(export)
+    settings = settings or EvalSettings()
+    folder = ExportFolder.of(export)
     density = has_embedding_density(card)
-    settings = settings.asked_of(embedding_density=density)
-    images = Images.open(card, settings, place)
+    task = task.asked_of(embedding_density=density)
+    images = Images.open(card, task, settings)
     network = Network.exported(export)
-    facts = images.facts(settings) | {"export_sha256": sha256(export), "step": card.step}
-    facts |= {f"{part}_sha256": digest for part, digest in card.parts.items()}
-    if density and isinstance(settings, OodConfig):
-        facts["density"] = settings.density
-    path = export.with_name(f"{settings.stem}-{card.step:08d}{images.suffix}.json")
+    facts = images.facts(task) | {"export_sha256": sha256(export), "step": card.step}
+    facts |= {f"{name}_sha256": digest for name, digest in card.parts.items()}
+    if density and isinstance(task, OodConfig):
+        facts["density"] = task.density
+    result_path = folder.result(task.stem, card.step, images.suffix)
 
-    def compute() -> dict[str, Any]:
-        subject = FrozenFeatures(
-            card, network, images, FeatureCache(export.parent / _CACHE), place.ranks
-        )
-        found = TASKS[settings.task].measure(subject, settings)
-        told = {"plots": _draw(path, found.plots)} | _substitutions(images)
-        count = {f"{settings.task}/substituted_images": float(told["substituted_images"])}
-        metrics = found.metrics | count
-        return {"export": export.name, "results": found.results, "metrics": metrics} | told
+    def compute() -> dict[str, object]:
+        cache = FeatureCache(folder.features)
+        frozen = FrozenFeatures(card, network, images, cache, settings.ranks)
+        outcome = TASKS[task.task].measure(frozen, task)
+        # The pictures first: a result on disk promises that those it names are there.
+        plot_names = _write_plots(result_path, outcome.plots)
+        damaged = _report_substitutions(images)
+        count = {f"{task.task}/substituted_images": float(damaged["substituted_images"])}
+        return {
+            "export": export.name,
+            "results": outcome.results,
+            "metrics": outcome.metrics | count,
+            "plots": plot_names,
+            **damaged,
+        }
 
-    return _once(path, facts | {"run": card.run}, compute)
+    return _stored_or_computed(result_path, facts | {"run": card.run}, compute)
 
 
 def baselines(
-    export: Path, settings: TaskConfig, place: EvalSettings | None = None
+    export: Path, task: TaskConfig, settings: EvalSettings | None = None
 ) -> dict[str, Any]:
-    """What an export must be compared with: raw pixels, and the same backbone untrained.
+    """Evaluate what an export must be compared with: raw pixels, and the same backbone untrained.
 
     Takes what `evaluate` takes, of any export of the run.  Written to ``TASK-baselines.json``
     beside it and computed once.
@@ -117,98 +130,106 @@ def baselines(
         As `evaluate`, with ``results`` one level deeper under ``raw_pixels`` and
         ``random_network`` (seed 0, eval mode), and so begin the names of the pictures.
     """
-    card, place = read_card(export), place or EvalSettings()
-    settings = settings.asked_of(embedding_density=False)
-    images = Images.open(card, settings, place)
-    facts = images.facts(settings) | {"backbone": card.backbone}
+    card = read_card(export)
+    settings = settings or EvalSettings()
+    folder = ExportFolder.of(export)
+    task = task.asked_of(embedding_density=False)
+    images = Images.open(card, task, settings)
+    facts = images.facts(task) | {"backbone": card.backbone}
     networks = {
         "raw_pixels": Network.pixels(),
         "random_network": Network.untrained(card.backbone, card.image_size),
     }
+    result_path = folder.baselines(task.task, images.suffix)
 
-    path = export.with_name(f"{settings.task}-baselines{images.suffix}.json")
-
-    def compute() -> dict[str, Any]:
-        cache = FeatureCache(export.parent / _CACHE)
-        measure = TASKS[settings.task].measure
-        results: dict[str, Any] = {}
-        drawn: list[str] = []
+    def compute() -> dict[str, object]:
+        cache = FeatureCache(folder.features)
+        results: dict[str, object] = {}
+        plot_names: list[str] = []
         for name, network in networks.items():
-            subject = FrozenFeatures(card, network, images, cache, place.ranks)
-            found = measure(subject, settings)
-            results[name] = found.results
-            drawn += _draw(path, {f"{name}-{plot}": draw for plot, draw in found.plots.items()})
-        return {"results": results, "plots": drawn} | _substitutions(images)
+            frozen = FrozenFeatures(card, network, images, cache, settings.ranks)
+            outcome = TASKS[task.task].measure(frozen, task)
+            results[name] = outcome.results
+            plots = {f"{name}-{plot}": draw for plot, draw in outcome.plots.items()}
+            plot_names += _write_plots(result_path, plots)
+        return {"results": results, "plots": plot_names, **_report_substitutions(images)}
 
-    return _once(path, facts | {"run": card.run}, compute)
+    return _stored_or_computed(result_path, facts | {"run": card.run}, compute)
 
 
-def _substitutions(images: Images) -> dict[str, Any]:
-    """How many images of each split others were shown for, and which; told in one line each."""
-    listed: dict[str, list[dict[str, Any]]] = {}
-    for part, dataset in images.parts.items():
-        if found := images.reading.substitutes.in_split(dataset):
+def _report_substitutions(images: Images) -> SubstitutionReport:
+    """List by split the images that others were shown for, with a one-line warning per split."""
+    by_split: dict[str, list[dict[str, object]]] = {}
+    for split, dataset in images.splits.items():
+        if substitutions := images.reading.substitutes.in_split(dataset):
             first = images.reading.substitutes.first_in_words(dataset)
-            said = f"{dataset.folder}: damaged images: {len(found)}; {first}"
-            warnings.warn(printable(said), stacklevel=2)
-            listed[part] = [
-                {key: told for key, told in asdict(one).items() if key != "position"}
-                for one in found
+            warning = f"{dataset.folder}: damaged images: {len(substitutions)}; {first}"
+            warnings.warn(printable(warning), stacklevel=2)
+            by_split[split] = [
+                # A position counts the samples of a training: an evaluation has none.
+                {key: value for key, value in asdict(substitution).items() if key != "position"}
+                for substitution in substitutions
             ]
-    return {"substituted_images": sum(map(len, listed.values())), "substitutions": listed}
+    return {
+        "substituted_images": sum(map(len, by_split.values())),
+        "substitutions": by_split,
+    }
 
 
-def _kept(path: Path) -> bool:
+def _can_keep(result_path: Path) -> bool:
     """Whether results can be kept beside an export.
 
     Raises:
         OSError: What stands in the way: a link of another user or out of the folder, or no file.
     """
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    folder = ExportFolder.of(result_path)
+    if not os.access(folder.path, os.W_OK | os.X_OK):
         return False
-    followed(path.parent / _CACHE)
-    pictures = re.compile(rf"{re.escape(path.stem)}-.*\.png")
-    for file in [path, *(f for f in path.parent.iterdir() if pictures.fullmatch(f.name))]:
-        refuse_way_out(file)
-        if file.exists() and not file.is_file():
-            raise OSError(errno.EINVAL, "is there already and no regular file", str(file))
+    # Asked before anything is computed: hours of work must not end at a link that stands there.
+    followed(folder.features)
+    for path in [result_path, *folder.pictures(result_path)]:
+        refuse_way_out(path)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "is there already and no regular file", str(path))
     return True
 
 
-def _draw(result: Path, plots: Mapping[str, Plot]) -> list[str]:
+def _write_plots(result_path: Path, plots: Mapping[str, Plot]) -> list[str]:
     """Write pictures beside where the result will be; returns the names of the files."""
     names = []
-    for name, draw in plots.items() if _kept(result) else ():
-        path = result.with_name(f"{result.stem}-{name}.png")
+    for name, draw in plots.items() if _can_keep(result_path) else ():
+        path = ExportFolder.of(result_path).picture(result_path, name)
         publish_inside(path, png(draw()))
         names.append(path.name)
     return names
 
 
-def _once(
-    path: Path, facts: dict[str, Any], compute: Callable[[], dict[str, Any]]
+def _stored_or_computed(
+    result_path: Path, facts: Mapping[str, object], compute: Callable[[], dict[str, object]]
 ) -> dict[str, Any]:
-    """The result at ``path`` if it rests on the same facts, else a new one, put there.
+    """Return the stored result if it rests on the same facts, else compute and store a new one.
 
     One with substitutes rests on more than its facts: on how damaged the data were.
     """
-    facts = facts | {"format": FORMAT}
-    kept = _kept(path)
+    facts = {**facts, "format": FORMAT}
+    can_keep = _can_keep(result_path)
+    # Unchecked input until `problem_of` has seen it: anybody may have written the file.
     stored: Any
     try:
-        stored = read_json(path)
+        stored = read_json(result_path)
     except (OSError, ValueError):
         stored = None
-    wanted = facts | {"substituted_images": 0}
-    needed = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
-    whole = problem_of(stored) is None and stored.keys() >= needed
-    if whole and all(stored.get(k) == v for k, v in wanted.items()):
+    expected = {**facts, "substituted_images": 0}
+    # Baselines are no point on a run's curves and have no metrics.
+    required = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
+    is_complete = problem_of(stored) is None and stored.keys() >= required
+    if is_complete and all(stored.get(key) == value for key, value in expected.items()):
         return with_current_names(stored)
-    if not kept:
-        folder = printable(str(path.parent))
+    if not can_keep:
+        folder = printable(str(result_path.parent))
         warnings.warn(f"{folder}: cannot be written to: figures are shown, not kept", stacklevel=2)
     start = time.monotonic()
-    result = facts | compute() | {"seconds": round(time.monotonic() - start, 3)}
-    if kept:
-        publish_inside(path, json.dumps(result, indent=1).encode())
+    result = {**facts, **compute(), "seconds": round(time.monotonic() - start, 3)}
+    if can_keep:
+        publish_inside(result_path, json.dumps(result, indent=1).encode())
     return result

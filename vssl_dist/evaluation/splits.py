@@ -32,11 +32,11 @@ def need_posterior(card: Card, task: TaskConfig) -> None:
         )
 
 
-def filled(folder: Path, task: TaskConfig, timeout_s: float) -> Dataset:
-    """A dataset that holds something.
+def open_filled(folder: Path, task: TaskConfig, timeout_s: float) -> Dataset:
+    """Open a dataset and refuse one without a sample.
 
     Raises:
-        DataError: It does not, cannot be opened, or storage does not answer for ``timeout_s``.
+        DataError: It is empty, cannot be opened, or storage does not answer for ``timeout_s``.
     """
     dataset = open_watched(folder, timeout_s=timeout_s, who=_WHO)
     check_filled(dataset, task)
@@ -53,42 +53,50 @@ def check_filled(dataset: Dataset, task: TaskConfig) -> None:
         raise DataError(f"{dataset.folder}: holds no samples, {task.task} needs some")
 
 
-def check_pair(parts: Mapping[str, Dataset], task: TaskConfig, timeout_s: float) -> None:
+def check_pair(splits: Mapping[str, Dataset], task: TaskConfig, timeout_s: float) -> None:
     """Refuse a bank and queries that do not belong together.
+
+    Args:
+        splits: Datasets by their role, ``"bank"`` and ``"queries"``; without a bank there is
+            nothing to check.
+        task: The task that compares them.
+        timeout_s: Seconds that storage may take to answer.
 
     Raises:
         DataError: Their classes differ, they are the same images, some have no label, or storage
             does not answer for ``timeout_s``.
     """
-    if "bank" not in parts:
+    if "bank" not in splits:
         return
-    train, val = parts["bank"], parts["queries"]
-    if train.classes != val.classes:
+    bank = splits["bank"]
+    queries = splits["queries"]
+    if bank.classes != queries.classes:
         raise DataError(
-            f"{train.folder} has {len(train.classes)} classes, {val.folder} "
-            f"{len(val.classes)}, or others: shard both splits from one source"
+            f"{bank.folder} has {len(bank.classes)} classes, {queries.folder} "
+            f"{len(queries.classes)}, or others: shard both splits from one source"
         )
-    if train.fingerprint == val.fingerprint:
+    if bank.fingerprint == queries.fingerprint:
         raise DataError(
-            f"{train.folder} is bank and query: every image would find itself (task {task.task})"
+            f"{bank.folder} is bank and query: every image would find itself (task {task.task})"
         )
-    for split, key in ((train, "data.bank, or --data"), (val, "data.val")):
+    for split, key in ((bank, "data.bank, or --data"), (queries, "data.val")):
+        # Labels are read from shards, so that dead storage would hang here without end.
         check = partial(check_labelled, split, f"task {task.task} compares labels ({key})")
         run_with_timeout(split.watch, check, timeout_s=timeout_s, who=_WHO)
 
 
-def ood_datasets(
+def open_ood_datasets(
     task: TaskConfig,
-    elsewhere: Mapping[str, Path],
-    parts: Mapping[str, Dataset],
+    folders: Mapping[str, Path],
+    splits: Mapping[str, Dataset],
     timeout_s: float,
 ) -> dict[str, Dataset]:
-    """What is out of distribution, by name; nothing for a task other than ``ood``.
+    """Open what is out of distribution, by name; nothing for a task other than ``ood``.
 
     Args:
         task: The task, which may name folders.
-        elsewhere: Folders instead of the task's.
-        parts: The run's own splits.
+        folders: Folders instead of the task's.
+        splits: The run's own splits, by their role.
         timeout_s: Seconds that storage may take to answer.
 
     Raises:
@@ -96,7 +104,7 @@ def ood_datasets(
     """
     if not isinstance(task, OodConfig):
         return {}
-    folders = elsewhere or task.ood
+    folders = folders or task.ood
     if not folders:
         raise DataError(
             "ood: no dataset to tell apart: pass --data NAME=FOLDER, or name it in the config "
@@ -104,26 +112,26 @@ def ood_datasets(
         )
     datasets = {}
     for name, folder in folders.items():
-        datasets[name] = filled(folder, task, timeout_s)
-        check_foreign(name, datasets[name], parts)
+        datasets[name] = open_filled(folder, task, timeout_s)
+        check_foreign(name, datasets[name], splits)
     return datasets
 
 
-def check_foreign(name: str, dataset: Dataset, parts: Mapping[str, Dataset]) -> None:
+def check_foreign(name: str, dataset: Dataset, splits: Mapping[str, Dataset]) -> None:
     """Refuse an out-of-distribution dataset that is one of the run's own.
 
     Args:
         name: What the task calls it.
         dataset: The dataset.
-        parts: The run's own splits, by the part they play.
+        splits: The run's own splits, by their role.
 
     Raises:
         DataError: It holds the very images of one of them, or bears its name.
     """
-    if name in parts:
+    if name in splits:
         raise DataError(f"ood: a dataset cannot be called {name}: that is the run's own")
-    for part, own in parts.items():
-        if own.fingerprint == dataset.fingerprint:
+    for role, split in splits.items():
+        if split.fingerprint == dataset.fingerprint:
             raise DataError(
-                f"{dataset.folder}: ood {name} is the {part} itself, nothing to tell apart"
+                f"{dataset.folder}: ood {name} is the {role} itself, nothing to tell apart"
             )

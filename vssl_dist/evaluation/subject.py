@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from vssl_dist.evaluation.features.variants import Variants
 from vssl_dist.evaluation.features.workers import ImagePass
 from vssl_dist.evaluation.scores.posterior import Posterior, load_posterior
 from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.splits import check_pair, filled, need_posterior, ood_datasets
+from vssl_dist.evaluation.splits import check_pair, need_posterior, open_filled, open_ood_datasets
 from vssl_dist.exports.card import Card
 from vssl_dist.exports.read import load_export, load_online
 from vssl_dist.models.linear_probe import Probe
@@ -55,23 +54,23 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class Network:
-    """A frozen network, loaded only if its features are not known yet."""
+    """A frozen network, loaded only if its features are not in the cache."""
 
     load: Callable[[], Forward]
-    """Pickles, unless its features are not kept."""
-    identity: dict[str, Any] | None
-    """What its features depend on; None: they are not kept."""
+    """Loads the network; pickles, unless ``identity`` is None."""
+    identity: Mapping[str, object] | None
+    """What its features depend on, as JSON values; None: they are not cached."""
     posterior: Callable[[], Posterior | None] = lambda: None
-    """Loads what stands behind it, in an export of a variational method."""
+    """Loads the posterior behind the backbone, in an export of a variational method."""
     online: Callable[[], Probe | None] = lambda: None
-    """Loads the classifier that learnt beside it, in an export of a run that had one."""
+    """Loads the classifier that learnt beside the method, in an export of a run that had one."""
 
     @classmethod
     def exported(cls, path: Path) -> Network:
-        """The backbone of an export, with its posterior if it has one."""
+        """Describe the backbone of an export, with its posterior if it has one."""
         identity = {"export_sha256": sha256(path)}
         return cls(
-            partial(_frozen, path),
+            partial(_load_backbone, path),
             identity,
             posterior=lambda: load_posterior(path),
             online=lambda: load_online(path),
@@ -79,30 +78,33 @@ class Network:
 
     @classmethod
     def untrained(cls, backbone: str, image_size: int) -> Network:
-        """The same backbone before any training, seed 0."""
+        """Describe the same backbone before any training, seed 0."""
+        # Another torch may draw other initial weights from the same seed.
         identity = {"untrained": backbone, "image_size": image_size, "torch": torch.__version__}
         return cls(partial(random_network, backbone, image_size), identity)
 
     @classmethod
     def pixels(cls) -> Network:
-        """No network."""
+        """Describe the identity: raw pixels as features, which are not cached."""
         return cls(lambda: raw_pixels, None)
 
 
 @dataclass(frozen=True)
 class Images:
-    """The splits that a task sees, by the part they play, and how their images are read."""
+    """The splits that a task sees, by the role they play, and how their images are read."""
 
-    parts: dict[str, Dataset]
+    splits: dict[str, Dataset]
     """``"bank"`` and ``"queries"`` where the task wants them, and each dataset of ``ood``."""
     limits: dict[str, int | None]
+    """The most images that are looked at of each split; None: all of them."""
     reading: Reading
+    """How the images are read."""
     suffix: str
-    """Of a result's file name: nothing for the run's own data."""
+    """What a result's file name ends in: nothing for the run's own data."""
 
     @classmethod
-    def open(cls, card: Card, task: TaskConfig, place: EvalSettings) -> Images:
-        """Open and check what ``task`` wants.
+    def open(cls, card: Card, task: TaskConfig, settings: EvalSettings) -> Images:
+        """Open and check the splits that ``task`` needs.
 
         Raises:
             DataError: A folder is missing, empty or damaged, its storage does not answer, or they
@@ -110,61 +112,62 @@ class Images:
         """
         data = card.config.data
         need_posterior(card, task)
-        queries = place.val or card.val
+        queries = settings.val or card.val
         if queries is None:
             raise DataError(f"run {card.run} names no data.val: pass the folder of held-out shards")
-        folders = {"bank": place.train or data.bank or card.train, "queries": queries}
+        folders = {"bank": settings.train or data.bank or card.train, "queries": queries}
         timeout_s = data.timeout_s
-        parts = {part: filled(folders[part], task, timeout_s) for part in task.limits}
-        check_pair(parts, task, timeout_s)
-        strange = ood_datasets(task, place.ood, parts, timeout_s)
+        splits = {role: open_filled(folders[role], task, timeout_s) for role in task.limits}
+        check_pair(splits, task, timeout_s)
+        ood_splits = open_ood_datasets(task, settings.ood, splits, timeout_s)
         reading = Reading(
             image_size=card.image_size,
             normalise=card.normalise,
             batch=task.batch,
             backend=data.backend,
-            threads=place.threads,
-            device=place.device,
+            threads=settings.threads,
+            device=settings.device,
             timeout_s=timeout_s,
         )
-        parts |= strange
-        fingerprints = "".join(dataset.fingerprint for dataset in parts.values()).encode()
-        elsewhere = place.train or place.val or (strange and place.ood)
-        suffix = f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}" if elsewhere else ""
-        limits = task.limits | dict.fromkeys(strange, task.max_queries)
-        return cls(parts, limits, reading, suffix)
+        splits |= ood_splits
+        fingerprints = "".join(dataset.fingerprint for dataset in splits.values()).encode()
+        on_other_data = settings.train or settings.val or (ood_splits and settings.ood)
+        suffix = f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}" if on_other_data else ""
+        limits = task.limits | dict.fromkeys(ood_splits, task.max_queries)
+        return cls(splits, limits, reading, suffix)
 
-    def facts(self, task: TaskConfig) -> dict[str, Any]:
-        """All that a result depends on, apart from the network."""
-        sides: dict[str, Any] = {
+    def facts(self, task: TaskConfig) -> dict[str, object]:
+        """State as JSON values all that a result depends on, apart from the network."""
+        by_split: dict[str, object] = {
             name: {
                 "folder": str(dataset.folder),
                 "fingerprint": dataset.fingerprint,
                 "samples": self.count(name),
             }
-            for name, dataset in self.parts.items()
+            for name, dataset in self.splits.items()
         }
-        strange = {name: sides.pop(name) for name in list(sides) if name not in task.limits}
-        sides |= {"ood": strange} if strange else {}
-        return {"task": task.model_dump(mode="json", exclude={"every_epochs", "ood"})} | sides
+        ood = {name: by_split.pop(name) for name in list(by_split) if name not in task.limits}
+        by_split |= {"ood": ood} if ood else {}
+        # When it is evaluated changes no figure, and the folders of ood are stated with the splits.
+        return {"task": task.model_dump(mode="json", exclude={"every_epochs", "ood"})} | by_split
 
-    def count(self, part: str) -> int:
-        """How many images of a part are looked at."""
-        samples = self.parts[part].samples
-        return min(samples, self.limits[part] or samples)
+    def count(self, split: str) -> int:
+        """How many images of a split are looked at."""
+        samples = self.splits[split].samples
+        return min(samples, self.limits[split] or samples)
 
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """What a task is given: features of each part, and the names of the classes."""
+    """What a task measures: features of each split, and the names of the classes."""
 
     card: Card
-    """Of the export, or of the one that this is a baseline of."""
+    """Card of the export, or of the one that this network is a baseline of."""
     network: Network
     images: Images
     cache: FeatureCache
     ranks: int = 1
-    """Processes that share a pass over images, of this machine."""
+    """Processes of this machine that share a pass over images."""
 
     @property
     def device(self) -> str:
@@ -174,27 +177,27 @@ class FrozenFeatures:
     @property
     def classes(self) -> int:
         """How many classes the held-out images may have."""
-        return len(self.images.parts["queries"].classes)
+        return len(self.images.splits["queries"].classes)
 
     @property
-    def ood_datasets(self) -> list[str]:
-        """The parts that are out of distribution."""
-        return [part for part in self.images.parts if part not in ("bank", "queries")]
+    def ood_splits(self) -> list[str]:
+        """Names of the splits that are out of distribution."""
+        return [split for split in self.images.splits if split not in ("bank", "queries")]
 
-    def features(self, part: str) -> Features:
-        """Features of a part's images, in the order of their ids; from the cache if they are there.
+    def features(self, split: str) -> Features:
+        """Features of a split's images, in the order of their ids; from the cache if possible.
 
         Raises:
             ExportError: The export is damaged or foreign.
             DataError: Data are damaged, or a feature is not finite.
         """
-        return self._look(part, self.images.count(part), None)
+        return self._extract(split, self.images.count(split), None)
 
-    def variants(self, part: str, variants: Variants, limit: int | None = None) -> Tensor:
-        """Features of K pictures of each of a part's first images, kept like `features`.
+    def variants(self, split: str, variants: Variants, limit: int | None = None) -> Tensor:
+        """Features of K pictures of each of a split's first images, cached like `features`.
 
         Args:
-            part: Of `images`.
+            split: Name of one of the splits of `images`.
             variants: What is made of each image.
             limit: Look at no more than so many images.
 
@@ -205,49 +208,53 @@ class FrozenFeatures:
             ExportError: The export is damaged or foreign.
             DataError: Data are damaged, or a feature is not finite.
         """
-        count = min(self.images.count(part), limit or self.images.count(part))
-        found = self._look(part, count, variants)
-        return found.features.view(count, variants.count, -1)
+        count = min(self.images.count(split), limit or self.images.count(split))
+        table = self._extract(split, count, variants)
+        return table.features.view(count, variants.count, -1)
 
-    def _look(self, part: str, count: int, variants: Variants | None) -> Features:
-        dataset, reading = self.images.parts[part], self.images.reading
-        whole = ImagePass(self.network.load, dataset, reading, count, variants)
-        found = self._kept(whole)
-        return _finite(found or collect(whole.alone(), whole.rows), dataset)
+    def _extract(self, split: str, count: int, variants: Variants | None) -> Features:
+        dataset = self.images.splits[split]
+        image_pass = ImagePass(self.network.load, dataset, self.images.reading, count, variants)
+        features = self._cached(image_pass)
+        if features is None:
+            # In memory and by this process alone: other processes hand their rows over on disk.
+            features = collect(image_pass.stream_all(), image_pass.rows)
+        return _check_finite(features, dataset)
 
-    def _kept(self, whole: ImagePass) -> Features | None:
-        """What the cache has, or makes of a pass; None where nothing is kept."""
+    def _cached(self, image_pass: ImagePass) -> Features | None:
+        """Return what the cache has, or makes of a pass; None where nothing can be cached."""
         if self.network.identity is None:
             return None
-        reading = whole.reading
-        facts = {} if whole.variants is None else whole.variants.facts
+        reading = image_pass.reading
+        variants = image_pass.variants
+        facts = {} if variants is None else variants.facts
         facts |= {
-            "samples": whole.rows,
-            "fingerprint": whole.dataset.fingerprint,
+            "samples": image_pass.rows,
+            "fingerprint": image_pass.dataset.fingerprint,
             "image_size": reading.image_size,
             "normalise": reading.normalise.model_dump(mode="json"),
             "backend": reading.backend,
             "autocast": str(reading.autocast),
         }
-        noted, source = reading.substitutes, whole.source(self.ranks)
-        return features_of(
-            self.cache,
-            self.network.identity,
-            facts,
-            source,
-            lambda: not noted.in_split(whole.dataset),
-        )
+
+        def is_sound() -> bool:
+            # Features with substitutes are not those of the dataset that its fingerprint names.
+            return not reading.substitutes.in_split(image_pass.dataset)
+
+        source = image_pass.source(self.ranks)
+        return features_of(self.cache, self.network.identity, facts, source, is_sound)
 
 
-def _frozen(path: Path) -> Forward:
+def _load_backbone(path: Path) -> Forward:
     return load_export(path)[0]
 
 
-def _finite(found: Features, dataset: Dataset) -> Features:
-    bad = sum(int((~r.isfinite().all(1)).sum()) for r in torch.split(found.features, 8192))
-    if bad:
+def _check_finite(table: Features, dataset: Dataset) -> Features:
+    blocks = torch.split(table.features, 8192)
+    damaged = sum(int((~block.isfinite().all(1)).sum()) for block in blocks)
+    if damaged:
         raise DataError(
-            f"{dataset.folder}: {bad} of {len(found.labels)} features are not finite: "
+            f"{dataset.folder}: {damaged} of {len(table.labels)} features are not finite: "
             "the network is damaged, evaluate an earlier export"
         )
-    return found
+    return table

@@ -13,6 +13,7 @@ from vssl_dist.curves import current_figure
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import Card, PortableCard
 from vssl_dist.exports.results import read_result
+from vssl_dist.run_folder import ExportFolder, card_of
 from vssl_dist.text import markdown
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -34,16 +35,16 @@ def evaluations(export: Path, card: Card) -> dict[str, dict[str, float]]:
         ExportError: One line: a result is damaged.
     """
     found: dict[str, dict[str, float]] = {}
-    step = f"-{card.step:08d}"
-    results = set(export.parent.glob(f"[!.]*{step}*.json")) - {export.with_suffix(".json")}
-    for path in sorted(results):
+    for path, name in ExportFolder.of(export).results(step=card.step).items():
+        if path == card_of(export):  # an export may be called as a result
+            continue
         try:
             result = read_result(path)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ExportError(f"{path}: {reason}; remove it, or evaluate again") from error
         if result.get("export_sha256") == card.sha256:
-            found[path.stem.replace(step, "")] = result.get("metrics", {})
+            found[name.label] = result.get("metrics", {})
     return found
 
 

@@ -15,10 +15,10 @@ from vssl_dist.exports.card import Card
 from vssl_dist.exports.write import (
     HEAD,
     ONLINE,
-    beside,
 )
 from vssl_dist.models.backbones import build_backbone, check_name
 from vssl_dist.models.linear_probe import Probe
+from vssl_dist.run_folder import card_of, part_of
 from vssl_dist.text import printable
 
 __all__ = [
@@ -56,7 +56,7 @@ def load_export(path: Path) -> tuple[nn.Module, Card]:
     try:
         backbone, _ = build_backbone(card.backbone, card.image_size)
     except ConfigError as error:
-        raise ExportError(f"{path.with_suffix('.json')}: {error}") from error
+        raise ExportError(f"{card_of(path)}: {error}") from error
     check_shapes(path, weights, backbone.state_dict(), card.backbone)
     backbone.load_state_dict(weights)
     return backbone.eval(), card
@@ -95,7 +95,7 @@ def read_card(path: Path) -> Card:
         raise ExportError(f"{path}: there is no such export")
     if path.name.startswith((f"{HEAD}-", f"{ONLINE}-")):
         raise ExportError(f"{path}: is no backbone; name the backbone-STEP file beside it")
-    place = path.with_suffix(".json")
+    place = card_of(path)
     try:
         return read_card_file(place)
     except FileNotFoundError as error:
@@ -135,7 +135,7 @@ def load_beside(path: Path, part: str) -> dict[str, Tensor] | None:
     digest = read_card(path).parts.get(part)
     if digest is None:
         return None
-    place = beside(path, part)
+    place = part_of(path, part)
     try:
         if not place.is_file():
             raise OSError("no such file")
@@ -173,7 +173,7 @@ def load_online(path: Path) -> Probe | None:
             floats and classes == same and len(shapes) == 2
         ):
             return Probe(**tensors)
-    raise ExportError(f"{beside(path, ONLINE)}: holds no probe but {_listed(shapes)}")
+    raise ExportError(f"{part_of(path, ONLINE)}: holds no probe but {_listed(shapes)}")
 
 
 def _listed(shapes: dict[str, tuple[int, ...]]) -> str:

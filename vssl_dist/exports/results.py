@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vssl_dist.curves import current_collapse_figure, current_curve
 from vssl_dist.exports.card import Card
 from vssl_dist.jsonfile import Line, Step, first_complaint, read_json
+from vssl_dist.run_folder import card_of
 
 FORMAT = 5
 """Of the results; those of another format are found again when they are asked for."""
@@ -131,7 +132,7 @@ def shown(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _method(path: Path, result: Mapping[str, Any]) -> str | None:
     """Of the export that a result is of; results did not say it."""
-    card = path.with_name(str(result.get("export", ""))).with_suffix(".json")
+    card = card_of(path.with_name(str(result.get("export", ""))))
     try:
         return Card.read(card).method
     except OSError:

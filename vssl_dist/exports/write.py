@@ -19,19 +19,11 @@ from torch import Tensor, nn
 from vssl_dist import durable, state
 from vssl_dist.exports.card import Card, Description
 from vssl_dist.models.heads import GaussianBranch
+from vssl_dist.run_folder import card_of, part_of
 
 BACKBONE, HEAD, ONLINE = "backbone", "head", "online"
 Parts = Mapping[str, dict[str, Tensor]]
 """Tensors of parts of an export, by the part's name."""
-
-
-def beside(path: Path, part: str) -> Path:
-    """Where another part of an export lies.
-
-    >>> beside(Path("export/backbone-00000600.safetensors"), HEAD).name
-    'head-00000600.safetensors'
-    """
-    return path.with_name(f"{part}-{path.name.removeprefix(f'{BACKBONE}-')}")
 
 
 def head_tensors(branch: nn.Module) -> dict[str, Tensor]:
@@ -61,12 +53,12 @@ def write_export(
     head = {HEAD: head_tensors(branch)} if isinstance(branch, GaussianBranch) else {}
     for part, tensors in (head | dict(more or {})).items():
         packed = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        parts[beside(path, part)] = packed
+        parts[part_of(path, part)] = packed
         digests[f"{part}_sha256"] = hashlib.sha256(packed).hexdigest()
     # The backbone after the rest: evaluations of a run look for backbones.
     parts[path] = safetensors.torch.save(state.plain(branch.get_submodule(BACKBONE)))
     digests["sha256"] = hashlib.sha256(parts[path]).hexdigest()
-    place = path.with_suffix(".json")
+    place = card_of(path)
     card = Card.model_validate(description.as_json() | digests)
     facts = json.dumps(card.as_json(), indent=1).encode()
     for file in (*parts, place):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from vssl_dist import logs
 from vssl_dist.config import OodConfig, RunConfig, TaskConfig, read_task
 from vssl_dist.durable import publish_inside, refuse_way_out
 from vssl_dist.errors import ConfigError
@@ -22,10 +23,10 @@ from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine, private
 from vssl_dist.jobs.owner import JobId
 from vssl_dist.jobs.resources import Device, load_launch
-from vssl_dist.jobs.stop import REFUSAL, REFUSED
-from vssl_dist.text import printable
+from vssl_dist.jobs.stop import REFUSED
+from vssl_dist.run_folder import ExportFolder, RunFolder, card_of, step_of
 
-_EXPORT = re.compile(r"backbone-([0-9]{1,12})\.safetensors")
+_log = logging.getLogger(__name__)
 _MAX_BYTES = 1_000_000
 
 
@@ -40,17 +41,17 @@ class PendingEvaluation:
     @property
     def result(self) -> Path:
         """Where the evaluation leaves its result."""
-        return self.export.with_name(f"{self.task.stem}-{self.step:08d}.json")
+        return ExportFolder.of(self.export).result(self.task.stem, self.step)
 
     @property
     def record(self) -> Path:
         """Where the attempts are counted."""
-        return self.export.with_name(f".{self.task.stem}-{self.step:08d}.attempts.json")
+        return ExportFolder.of(self.export).attempts(self.task.stem, self.step)
 
     @property
     def card(self) -> Path:
         """What the trainer says of the export, written after it."""
-        return self.export.with_suffix(".json")
+        return card_of(self.export)
 
     def done(self) -> bool:
         """Whether there is a result, of the weights that lie there now and the density wanted."""
@@ -98,15 +99,13 @@ def pending_evaluations(cfg: RunConfig, samples: int) -> Iterator[PendingEvaluat
     """Every evaluation that should have a result and has none, newest export first.
 
     Args:
-        cfg: The run; its exports lie in ``cfg.dir / "export"``.
+        cfg: The run; its exports lie in ``cfg.dir``.
         samples: Images of its training set.
     """
-    exports = sorted((cfg.dir / "export").glob("backbone-*.safetensors"), reverse=True)
-    for export in exports:
-        number = _EXPORT.fullmatch(export.name)
-        if number is None:  # somebody's own file
+    for export in reversed(RunFolder(cfg.dir).exports.backbones()):
+        step = step_of(export)
+        if step is None:  # somebody's own file
             continue
-        step = int(number[1])
         for task in cfg.evaluations_at(step, samples):
             candidate = PendingEvaluation(export, step, task)
             # The card comes last, and whoever writes it asks again.
@@ -129,6 +128,7 @@ class EvalJob:
     def __call__(self) -> None:
         """Evaluate and leave; the numbers are in MLflow, or in the spool if it is away."""
         print_any_path()
+        logs.configure_log("evaluation")
         task = read_task(self.task_json)
         one = PendingEvaluation(self.export, self.step, task)
         try:
@@ -136,7 +136,7 @@ class EvalJob:
             evaluate_one(self.run_dir, one, self.device, self.threads, self.ranks)
             tracking_uri = load_launch(self.run_dir).tracking_uri
         except ConfigError as error:
-            print(f"{REFUSAL}{printable(str(error))}", file=sys.stderr, flush=True)
+            _log.error("%s", error)
             sys.exit(REFUSED)
         flush_to_mlflow(self.run_dir, tracking_uri)
 
@@ -157,12 +157,12 @@ def evaluate_one(
     import torch
 
     from vssl_dist.evaluation.run import EvalSettings, evaluate
-    from vssl_dist.tracker import Spool, settle, spool_folder
+    from vssl_dist.tracker import Spool, settle
 
     machine.check(device)
     writer = f"eval-{one.task.stem}-{one.step:08d}"
     settle(run_dir)
-    refuse_way_out(spool_folder(run_dir) / f"{writer}.jsonl")
+    refuse_way_out(RunFolder(run_dir).spool_file(writer))
     torch.set_num_threads(threads)
     result = evaluate(one.export, one.task, EvalSettings(device, threads, ranks=ranks))
     spool = Spool(run_dir, writer)
@@ -171,7 +171,7 @@ def evaluate_one(
         spool.artifact(one.export.with_name(plot))
     spool.close()
     for name, value in [*result["metrics"].items()][:1]:
-        print(f"{one.export.name}: {printable(name)} {value:.4g}", flush=True)
+        _log.info("%s: %s %.4g", one.export.name, name, value)
     one.record.unlink(missing_ok=True)
     return result
 
@@ -198,21 +198,22 @@ def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
     if not before.tracking_uri or tracking_uri == NOWHERE:
         return
     if problem := check_tracking(tracking_uri, hosts=1):
-        print(f"warning: {printable(str(run_dir))} is not sent: {problem}", flush=True)
+        _log.warning("%s is not sent: %s", run_dir, problem)
         return
     working = None if flushed(run_dir, tracking_uri) else holder(run_dir)
     if working is None or working.is_known:
         if working is not None and working.tracking_uri != tracking_uri:
-            print(f"waiting for the curves: {working.doing}", flush=True)
+            _log.info("waiting for the curves: %s", working.doing)
         flush_once(run_dir, tracking_uri)
     own, now = before.runs.get(tracking_uri), Record.load(run_dir, peek(run_dir)).run_id
     if line := shortfall(run_dir, tracking_uri):
-        print(f"warning: {line}", flush=True)
+        _log.warning("%s", line)
     elif before.tracking_uri != tracking_uri:
-        place = printable(before.tracking_uri)
-        print(f"curves      {tracking_uri} (before: {place})", flush=True)
+        _log.info("curves      %s (before: %s)", tracking_uri, before.tracking_uri)
     elif own not in (None, now):
-        print(f"curves      MLflow run {now} with all of the history ({own} is none of this run's)")
+        _log.info(
+            "curves      MLflow run %s with all of the history (%s is none of this run's)", now, own
+        )
 
 
 def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
@@ -228,10 +229,9 @@ def send_unasked(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
     if check_tracking(tracking_uri, hosts=1) is None and (
         line := why_not_asked_for(run_dir, tracking_uri, whole=whole)
     ):
-        print(f"warning: {line}", flush=True)
+        _log.warning("%s", line)
     elif whole and not os.access(run_dir, os.W_OK | os.X_OK):
         if not flushed(run_dir, tracking_uri):
-            place = printable(str(run_dir))
-            print(f"warning: curves of {place} are not sent: nothing can be written there")
+            _log.warning("curves of %s are not sent: nothing can be written there", run_dir)
     elif whole:
         flush_to_mlflow(run_dir, tracking_uri)

@@ -9,16 +9,17 @@ is lost when one of these processes is: the next one finds what is still to do.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
+from vssl_dist import logs
 from vssl_dist.config import RunConfig
 from vssl_dist.durable import open_append
 from vssl_dist.environment import outside_jobs, slurm_job
@@ -34,10 +35,11 @@ from vssl_dist.jobs.evaluation_job import (
     pending_evaluations,
 )
 from vssl_dist.jobs.resources import Launch, load_launch
-from vssl_dist.jobs.stop import REFUSAL, REFUSED
+from vssl_dist.jobs.stop import REFUSED
 from vssl_dist.locks import held_by_stranger, holder, private_lock
-from vssl_dist.text import printable
+from vssl_dist.run_folder import RunFolder
 
+_log = logging.getLogger("vssl_dist.jobs.evaluation_queue")  # as a process it is __main__
 _TRIES = 2
 _SUBMIT_WITHIN_S = 120
 _IN_A_JOB = "--in-a-job"
@@ -66,7 +68,7 @@ class EvaluationSpawner:
                     start_new_session=True,  # it outlives the trainer, and its Ctrl-C
                 )
         except OSError as error:
-            print(f"warning: no evaluation was started: {error}", flush=True)
+            _log.warning("no evaluation was started: %s", error)
             return
         self.started.append(process)
 
@@ -78,10 +80,10 @@ class EvaluationSpawner:
             try:
                 process.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                print("warning: an evaluation could not be submitted in time", flush=True)
+                _log.warning("an evaluation could not be submitted in time")
 
     def _log(self) -> BinaryIO:
-        return open_append(self.run_dir / "logs" / "evaluations.log")
+        return open_append(RunFolder(self.run_dir).evaluations_log)
 
 
 class InProcessRunner:
@@ -128,11 +130,11 @@ class SlurmSubmitter:
         # A controller that hangs must not keep later evaluations from being submitted.
         signal.alarm(_SUBMIT_WITHIN_S)
         try:
-            job_id = slurm.submit(self.run_dir / "slurm" / "evaluations", parameters, job)
+            job_id = slurm.submit(RunFolder(self.run_dir).evaluation_jobs, parameters, job)
         finally:
             signal.alarm(0)
         one.record_attempt(Attempts(one.attempts().count + 1, job_id))
-        print(f"submitted {name}: job {job_id}", flush=True)
+        _log.info("submitted %s: job %s", name, job_id)
 
 
 class EvaluationQueue:
@@ -159,12 +161,10 @@ class EvaluationQueue:
             self.runner.process(one)
         except ConfigError as error:
             self.failed.add(one.record)
-            said = printable(str(error))
-            print(f"evaluation of {one.export.name} ({one.task.task}) refused: {said}", flush=True)
+            _log.error("evaluation of %s (%s) refused: %s", one.export.name, one.task.task, error)
         except Exception:
             self.failed.add(one.record)
-            print(f"evaluation of {one.export.name} ({one.task.task}) failed:", flush=True)
-            traceback.print_exc()
+            _log.exception("evaluation of %s (%s) failed:", one.export.name, one.task.task)
 
 
 def open_queue(run_dir: Path) -> EvaluationQueue:
@@ -188,7 +188,7 @@ def lock_of(run_dir: Path) -> FileLock:
 
 def lock_path(run_dir: Path) -> Path:
     """The file of `lock_of`."""
-    return run_dir / "export" / ".evaluating.lock"
+    return RunFolder(run_dir).exports.evaluating_lock
 
 
 def drain(run_dir: Path) -> None:
@@ -207,7 +207,9 @@ def drain(run_dir: Path) -> None:
         except Timeout:
             path = lock_path(run_dir)
             if held_by_stranger(path):
-                print(f"no evaluations: {path} is held by {holder(path)}: have it stopped")
+                _log.warning(
+                    "no evaluations: %s is held by %s: have it stopped", path, holder(path)
+                )
             return  # else its holder looks again after it has let go
         if desk.next() is None and orders == _orders(run_dir):
             return
@@ -215,7 +217,7 @@ def drain(run_dir: Path) -> None:
 
 def _orders(run_dir: Path) -> bytes:
     """What a run asks for now: somebody who found this process at work may have added to it."""
-    files = (run_dir / name for name in ("config.yaml", "launch.yaml"))
+    files = (RunFolder(run_dir).config, RunFolder(run_dir).launch)
     return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
@@ -230,11 +232,12 @@ def main() -> int:
             # The training job's signals reach every process of its nodes.
             signal.signal(number, signal.SIG_IGN)
     print_any_path()
+    logs.configure_log("evaluations")
     try:
         private.secure(args.run_dir)
         drain(args.run_dir.absolute())
     except ConfigError as error:
-        print(f"{REFUSAL}{printable(str(error))}", flush=True)
+        _log.error("%s", error)
         return REFUSED
     return 0
 

@@ -19,6 +19,8 @@ from vssl_dist.installed import own_code_only
 from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Launch, meeting_place
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED
+from vssl_dist.logs import terminal_text
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable, printable_lines
 
 INTERRUPTED = 130
@@ -54,7 +56,7 @@ class RankProcesses:
     """The processes of one launch, each with a log, each ended when this process dies."""
 
     command: list[str]
-    logs: Path
+    run: RunFolder
     world_size: int
     environment: dict[str, str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -65,7 +67,7 @@ class RankProcesses:
         A port that is only looked up could be another program's by the time rank 0 has loaded
         torch: rank 0 inherits the listening socket itself.
         """
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.run.logs.mkdir(parents=True, exist_ok=True)
         with socket.create_server(("127.0.0.1", 0), backlog=self.world_size) as door:
             address, port = door.getsockname()
             shared = self.environment | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
@@ -91,7 +93,7 @@ class RankProcesses:
 
     def log(self, rank: int) -> Path:
         """Where a rank writes."""
-        return self.logs / f"rank-{rank}.log"
+        return self.run.rank_log(rank)
 
     def codes(self) -> list[int | None]:
         """Each rank's exit code, None while it lives, negative if a signal ended it."""
@@ -124,11 +126,11 @@ def run_local(run_dir: Path, launch: Launch) -> int:
     attempt = f"{os.getpid()}-{int(time.time())}"
     ranks = RankProcesses(
         [sys.executable, "-P", "-u", "-m", "vssl_dist.jobs.rank", str(run_dir)],
-        run_dir / "logs",
+        RunFolder(run_dir),
         launch.world_size,
         rank_environment(launch) | {"VSSL_ATTEMPT": attempt},
     )
-    return supervise(ranks, LogView(), run_dir / "logs" / f"failure-{attempt}.txt")
+    return supervise(ranks, LogView(), ranks.run.failure(attempt))
 
 
 def rank_environment(launch: Launch) -> dict[str, str]:
@@ -183,7 +185,8 @@ def _end_of(path: Path) -> str:
             text = file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""
-    return printable_lines(text.partition("\n")[2] if start else text).rstrip()
+    whole = printable_lines(text.partition("\n")[2] if start else text).rstrip()
+    return "\n".join(map(terminal_text, whole.split("\n")))
 
 
 def _refusal(ranks: RankProcesses, codes: list[int | None]) -> str:
@@ -220,7 +223,7 @@ def _verdict(
     cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     print(
         f"error: rank {rank} ended with {cause} and the others were ended (logs: "
-        f"{printable(str(ranks.logs))}); "
+        f"{printable(str(ranks.run.logs))}); "
         "the same command continues from the last checkpoint",
         file=sys.stderr,
     )

@@ -14,10 +14,11 @@ import psutil
 from filelock import Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import publish_inside, refuse_way_out
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
 from vssl_dist.locks import holder, private_lock
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker import peek, settle
 
@@ -80,7 +81,7 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
         remedy = (
             f"wait for it or stop it (scancel {owner.job})"
             if owner.job
-            else f"wait for it or stop it; if it is gone, remove {_file(run_dir)}"
+            else f"wait for it or stop it; if it is gone, remove {RunFolder(run_dir).owner}"
         )
         raise ConfigError(f"{run_dir} is being written by {owner}: {remedy}")
 
@@ -91,10 +92,13 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
 
     Raises:
         ConfigError: A live job owns it, or it is not this user's.
+        OSError: A file that will be added to is a link out of its folder.
     """
     private.make(run_dir)
-    identity = settle(run_dir)
-    lock = run_dir / ".owner.lock"
+    identity = settle(run_dir)  # gives a copy files of its own in place of such links
+    for path in RunFolder(run_dir).appended():
+        refuse_way_out(path)
+    lock = RunFolder(run_dir).owner_lock
     try:
         with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
             check_free(run_dir, job_lives)
@@ -113,15 +117,11 @@ def transfer_to_job(run_dir: Path, job: str) -> None:
 def release(run_dir: Path) -> None:
     """Give the folder up, if it is this process's."""
     if _read(run_dir) == Owner.this_process():
-        _file(run_dir).unlink()
-
-
-def _file(run_dir: Path) -> Path:
-    return run_dir / "owner.json"
+        RunFolder(run_dir).owner.unlink()
 
 
 def _read(run_dir: Path) -> Owner | None:
-    path = _file(run_dir)
+    path = RunFolder(run_dir).owner
     try:
         return TypeAdapter(Owner).validate_json(private.read(path, _MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
@@ -135,4 +135,4 @@ def _read(run_dir: Path) -> Owner | None:
 
 
 def _write(run_dir: Path, owner: Owner) -> None:
-    publish_inside(_file(run_dir), json.dumps(asdict(owner)).encode())
+    publish_inside(RunFolder(run_dir).owner, json.dumps(asdict(owner)).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides
+from vssl_dist.text import say
 from vssl_dist.tracker import Answer, check_tracking, look, why_no_locks
 
 _WHO = "submit.py"
@@ -38,10 +38,10 @@ def with_backend(cfg: RunConfig) -> RunConfig:
     """
     if cfg.data.backend != "dali" or "backend" in cfg.data.model_fields_set or has_dali():
         return cfg
-    print(
+    say(
         "data.backend=reference: DALI is not installed, so images are decoded by Pillow on the CPU "
         "(pip install '.[cuda13]', or cuda12, brings it)",
-        file=sys.stderr,
+        error=True,
     )
     data = cfg.data.model_copy(update={"backend": "reference"})
     return cfg.model_copy(update={"data": data})

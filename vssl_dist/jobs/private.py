@@ -9,9 +9,9 @@ that this user or root made.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,11 +20,13 @@ from pathlib import Path
 from vssl_dist.durable import followed, keep_others_from_writing, read_regular, user_name
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.permissions import close, is_loose
-from vssl_dist.text import printable
+from vssl_dist.run_folder import RunFolder
 
-_TEXT = ("export", "logs", "spool")
+_log = logging.getLogger(__name__)
+_RUN = RunFolder(Path())
+_TEXT = tuple(path.name for path in (_RUN.exports.path, _RUN.logs, _RUN.spool))
 """Whose contents are no code: colleagues may have evaluated a run whose folder they could write."""
-_FOLDERS = ("checkpoints", "slurm", *_TEXT)
+_FOLDERS = (_RUN.checkpoints.name, _RUN.slurm.name, *_TEXT)
 """What a run makes; a user's link to a folder elsewhere counts as that folder."""
 
 
@@ -66,7 +68,7 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     seen = Survey()
     try:
         if run_dir.is_symlink():
-            followed(run_dir / "owner.json")  # who made the links on the way
+            followed(RunFolder(run_dir).owner)  # who made the links on the way
         target = run_dir.resolve() if run_dir.is_symlink() else run_dir
         top = target.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -119,13 +121,15 @@ def secure(run_dir: Path, *, whole: bool = False) -> None:
         for path in seen.loose:
             close(path)
         for line in seen.lines(run_dir):
-            _warn(line)
+            _log.warning("%s", line)
         # What came in between, and a file system that knows no permissions.
         if left := survey(run_dir).loose:
-            _warn(f"{left[0]}: this file system keeps no permissions, so others may write there")
+            _log.warning(
+                "%s: this file system keeps no permissions, so others may write there", left[0]
+            )
     elif whole:
         for line in seen.lines(run_dir):
-            _warn(line)
+            _log.warning("%s", line)
 
 
 def make(run_dir: Path) -> None:
@@ -245,7 +249,3 @@ def _unreadable(path: Path, error: OSError) -> ConfigError:
 def _number(found: Sequence[object]) -> str:
     several = "s" * (len(found) > 1)
     return f"{len(found)} file{several} or folder{several}"
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {printable(line)}", file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from vssl_dist.console.bars import (
     WholeProgress,
     screen,
 )
+from vssl_dist.logs import terminal_text
 from vssl_dist.text import printable, printable_lines
 
 _LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
@@ -76,7 +77,7 @@ class Reporter:
         known = ("embedding_spread", "effective_rank", "projection_spread")
         said = ", ".join(f"{key} {metrics[key]:.3f}" for key in known if key in metrics)
         return (
-            f"warning: the embedding has collapsed by step {step} ({said}): nearly the same "
+            f"the embedding has collapsed by step {step} ({said}): nearly the same "
             "features for every image; the run goes on, but look at what keeps views apart "
             "(target, predictor, weights) and at the learning rate"
         )
@@ -93,7 +94,7 @@ class LogView:
     def show(self, text: str) -> None:
         """Show more of the log; an unfinished line waits for its end."""
         *lines, self.half = (self.half + text).split("\n")
-        for line in lines:
+        for line in map(terminal_text, lines):
             report = Report.parse(line)
             if report is not None and self.console.is_terminal and self._fits(report):
                 self._move(report)
@@ -114,7 +115,7 @@ class LogView:
     def close(self) -> None:
         """Leave the bar as it is and print what was left of the log."""
         if self.half:
-            self.say(self.half)
+            self.say(terminal_text(self.half))
             self.half = ""
         if self.bar is not None:
             self.bar.stop()

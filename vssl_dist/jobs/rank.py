@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
+from vssl_dist import logs
 from vssl_dist.installed import print_any_path
 
+_log = logging.getLogger("vssl_dist.jobs.rank")  # not __name__, which is __main__
 _PR_SET_PDEATHSIG = 1
 
 
@@ -24,21 +27,22 @@ def main() -> int:
     """Train; the exit code is `jobs.stop.STOPPED` when the run was told to stop and has saved."""
     die_with_the_launcher()
     print_any_path()
-    from vssl_dist.jobs.stop import REFUSAL, REFUSED, StopFlag, leave
+    logs.configure_log(f"rank {os.environ['RANK']}")
+    from vssl_dist.jobs.stop import REFUSED, StopFlag, leave
 
     stop = StopFlag()
     from vssl_dist.errors import ConfigError
     from vssl_dist.jobs import private
     from vssl_dist.jobs.resources import load_launch
     from vssl_dist.jobs.training_job import TrainJob, run_rank
-    from vssl_dist.text import printable
+    from vssl_dist.run_folder import RunFolder
 
     run_dir = Path(sys.argv[1])
     try:
         private.secure(run_dir)
-        job = TrainJob((run_dir / "config.yaml").read_text(), load_launch(run_dir))
+        job = TrainJob(RunFolder(run_dir).config.read_text(), load_launch(run_dir))
     except ConfigError as error:
-        print(f"{REFUSAL}{printable(str(error))}", file=sys.stderr, flush=True)
+        _log.error("%s", error)
         return REFUSED
     code = run_rank(job, stop)
     if code == REFUSED:  # its process group still stands

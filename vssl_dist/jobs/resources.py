@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from vssl_dist.confidential import hidden, in_command, in_setting, in_text
 from vssl_dist.config import Model, load_block, refuse_no_file
 from vssl_dist.errors import ConfigError
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
 _WORD = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"
@@ -249,6 +250,6 @@ def load_launch(run_dir: Path) -> Launch:
     Raises:
         ConfigError: The folder holds no run.
     """
-    path = run_dir / "launch.yaml"
+    path = RunFolder(run_dir).launch
     refuse_no_file(path)
     return load_block(path, Launch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
 from vssl_dist.jobs.progress import Reporter
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.preview.sheet import augmentation_sheet
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker import (
     EXPERIMENT,
     NOWHERE,
@@ -27,6 +29,7 @@ from vssl_dist.tracker import (
     shortfall,
 )
 
+_log = logging.getLogger(__name__)
 _SYSTEM_EVERY_S = 10.0
 _RANK = "rank 0"
 
@@ -69,42 +72,42 @@ class RunReporter:
         self.spool.status("RUNNING")
         self.spool.tags(run_tags(world_size=launch.world_size, hosts=hosts))
         self.spool.params(yaml.safe_load(dump(cfg)))
-        self.spool.artifact(cfg.dir / "config.yaml")
+        self.spool.artifact(RunFolder(cfg.dir).config)
         self.flusher.start()
         self._sheet(cfg)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Note the metrics of a step as the training's curves."""
         self.spool.metrics(curves.training_curves(metrics), step)
-        print(self.reporter.report(metrics, step), flush=True)
+        _log.info("%s", self.reporter.report(metrics, step))
         if alarm := self.reporter.alarm(metrics, step):
-            print(alarm, flush=True)
+            _log.warning("%s", alarm)
             self.spool.tags({"vssl_dist.collapsed": f"step {step}"})
 
     def on_export(self, path: Path, step: int) -> None:
         """Have the export evaluated, elsewhere and later."""
-        print(f"exported {path}", flush=True)
+        _log.info("exported %s", path)
         self.evaluator.start()
 
     def close(self, status: Status, timeout_s: float) -> None:
         """Say how it ended and send what is left, within a bound."""
         if status == "KILLED":
-            print("told to stop: the same command goes on from the last checkpoint", flush=True)
+            _log.info("told to stop: the same command goes on from the last checkpoint")
         self.spool.status(status)
         self.spool.close()
         self.evaluator.close(timeout_s)
         run_dir, uri = self.flusher.run_dir, self.flusher.tracking_uri
         if not flushed(run_dir, uri, TRAINER):
-            print(f"up to {timeout_s:g} s for the last curves to reach MLflow", flush=True)
+            _log.info("up to %g s for the last curves to reach MLflow", timeout_s)
         self.flusher.close(timeout_s)
         if uri != NOWHERE and (line := shortfall(run_dir, uri, TRAINER)) is not None:
-            print(f"warning: {line}", flush=True)
+            _log.warning("%s", line)
 
     def _sheet(self, cfg: RunConfig) -> None:
-        path = cfg.dir / "augmentations.png"
+        path = RunFolder(cfg.dir).augmentations
         if path.exists():
             return
         try:
             self.spool.artifact(augmentation_sheet(cfg, path, who=_RANK))
         except Exception as error:  # a picture for people is no reason to lose a run
-            print(f"warning: no augmentation sheet: {error}", flush=True)
+            _log.warning("no augmentation sheet: %s", error)

@@ -20,6 +20,7 @@ from vssl_dist.errors import ConfigError, SubmissionError
 from vssl_dist.installed import own_code_only
 from vssl_dist.jobs import private
 from vssl_dist.jobs.resources import Launch, meeting_place
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
 # submitit counts every SIGUSR2 of a job of at most 10 minutes as a time-out, and ends the run
@@ -192,7 +193,7 @@ def _guarded(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_the_run_on(folder: Path) -> list[Path]:
     """The run's folder and those on the way to where a job's pickle lies."""
-    depth = 2 if folder.parent.name == "slurm" else 1
+    depth = 2 if folder == RunFolder(folder.parent.parent).evaluation_jobs else 1
     return [*reversed(folder.parents[:depth]), folder]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import submitit
 
+from vssl_dist import logs
 from vssl_dist.config import RunConfig
 from vssl_dist.durable import open_append
 from vssl_dist.environment import in_our_job
@@ -25,11 +27,13 @@ from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import private
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag, leave
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
 if TYPE_CHECKING:
     from vssl_dist.jobs.run_reporter import NullReporter, RunReporter
 
+_log = logging.getLogger(__name__)
 _UNTIL_REQUEUED_S = 300
 
 
@@ -49,6 +53,7 @@ class TrainJob:
             del os.environ[name]
         os.environ |= announcement(os.environ)
         meeting.export(set_cuda_visible_devices=False, overwrite=True)
+        logs.configure_log(writer())
         if self.launch.nodes == 1:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # which no other machine reaches
         code = run_rank(self, stop)
@@ -85,10 +90,10 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     try:
         private.secure(cfg.dir)
     except ConfigError as error:  # nothing is written into a folder of others
-        _say(_refusal(error))
+        _log.error("%s", _reason(error))
         return REFUSED
     try:
-        print(f"{_this_rank()}: {machine.prepare(device, os.environ)}", flush=True)
+        _log.info("%s: %s", _this_rank(), machine.prepare(device, os.environ))
     except ConfigError as error:
         return _refuse(cfg.dir, error)
     return _train(cfg, job.launch, stop)
@@ -120,6 +125,7 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
         return code
     except Exception:
         note_failure(cfg.dir, f"{_this_rank()} failed first:\n{traceback.format_exc()}")
+        _log.error("training failed; what was raised follows")  # when: a traceback has no time
         observer.close("FAILED", timeout_s=5)
         raise
     torch.distributed.destroy_process_group()
@@ -129,13 +135,14 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
 
 def _refuse(run_dir: Path, error: Exception) -> int:
     """Say in one line what the user has to mend."""
-    note_failure(run_dir, line := _refusal(error))
-    _say(line)
+    reason = _reason(error)
+    note_failure(run_dir, f"{REFUSAL}{reason}")
+    _log.error("%s", reason)
     return REFUSED
 
 
-def _refusal(error: Exception) -> str:
-    return f"{REFUSAL}{printable(str(error))} ({_this_rank()})"
+def _reason(error: Exception) -> str:
+    return f"{printable(str(error))} ({_this_rank()})"
 
 
 def announcement(environ: Mapping[str, str]) -> dict[str, str]:
@@ -149,10 +156,11 @@ def announcement(environ: Mapping[str, str]) -> dict[str, str]:
     '7.2'
     """
     job = environ["SLURM_JOB_ID"]
+    run_dir = Path(environ["SUBMITIT_FOLDER"]).parent
     return {
         "VSSL_SLURM_JOB": job,
         "VSSL_ATTEMPT": f"{job}.{environ.get('SLURM_RESTART_COUNT', '0')}",
-        "VSSL_LEAD_LOG": f"{environ['SUBMITIT_FOLDER']}/{job}_0_log.out",
+        "VSSL_LEAD_LOG": str(RunFolder(run_dir).slurm_log(job)),
     }
 
 
@@ -167,17 +175,12 @@ def attempt() -> str:
     return os.environ.get("VSSL_ATTEMPT") or str(os.getpid())
 
 
-def failure_file(run_dir: Path, attempt_name: str) -> Path:
-    """Where the first rank to fail says why."""
-    return run_dir / "logs" / f"failure-{attempt_name}.txt"
-
-
 def note_failure(run_dir: Path, text: str) -> None:
     """Leave the reason of the rank that failed first: the others only lost a peer.
 
     Never raises: the failure itself is what has to be heard of.
     """
-    path = failure_file(run_dir, attempt())
+    path = RunFolder(run_dir).failure(attempt())
     with suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -186,21 +189,22 @@ def note_failure(run_dir: Path, text: str) -> None:
     except FileExistsError:
         return  # somebody was first
     except (OSError, ValueError) as error:  # the disk may be the reason for the failure
-        _say(f"warning: {path} could not be written: {error}")
+        _log.warning("%s could not be written: %s", path, error)
     log = os.environ.get("VSSL_LEAD_LOG")
     if log and os.environ.get("RANK", "0") != "0":
         # Rank 0's log is the one that people follow.
+        line = logs.entry(writer(), "ERROR", text.removeprefix(REFUSAL).rstrip())
         with suppress(OSError, ValueError), open_append(Path(log)) as file:
-            file.write(f"{text.rstrip()}\n".encode(errors="backslashreplace"))
+            file.write(f"{line}\n".encode(errors="backslashreplace"))
 
 
-def _say(line: str) -> None:
-    with suppress(OSError):  # the log may be on a full disk
-        print(line, file=sys.stderr, flush=True)
+def writer() -> str:
+    """What this rank is called in the lines of its log."""
+    return f"rank {os.environ.get('RANK', '0')}"
 
 
 def _this_rank() -> str:
-    return f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+    return f"{writer()} on {socket.gethostname()}"
 
 
 def _leave_slurm(stop: StopFlag) -> NoReturn:

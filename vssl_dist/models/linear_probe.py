@@ -15,22 +15,26 @@ class Scaling(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """Logits are ``features @ weight + bias``: ``(D, C)`` and ``(C,)``, of raw features."""
+    """A linear classifier of raw features: ``features @ weight + bias``.
+
+    ``weight`` is ``(D, C)``, ``bias`` is ``(C,)``.
+    """
 
     weight: Tensor
     bias: Tensor
 
     @classmethod
     def of_scaled(cls, weight: Tensor, bias: Tensor, scaling: Scaling) -> Probe:
-        """The probe of raw features that equals one of scaled features."""
-        raw = weight / scaling.std.to(weight)[:, None]
-        return cls(raw, bias - scaling.mean.to(weight) @ raw)
+        """Make the probe of raw features that equals one of scaled features."""
+        # ((x - mean) / std) @ weight + bias, multiplied out.
+        raw_weight = weight / scaling.std.to(weight)[:, None]
+        return cls(raw_weight, bias - scaling.mean.to(weight) @ raw_weight)
 
     @property
-    def finite(self) -> bool:
-        """Whether its training has not diverged."""
+    def is_finite(self) -> bool:
+        """Whether its weights are finite: its training has not diverged."""
         return bool(self.weight.isfinite().all() and self.bias.isfinite().all())
 
     def logits(self, features: Tensor) -> Tensor:
-        """``(B, D)`` to ``(B, C)``."""
+        """Compute logits ``(B, C)`` of features ``(B, D)``."""
         return features.to(self.weight) @ self.weight + self.bias

@@ -22,7 +22,7 @@ from vssl_dist.tracker.flusher import Flusher, flush_once, shortfall
 from vssl_dist.tracker.identity import Identity, in_shell, peek, settle
 from vssl_dist.tracker.look import Answer, look
 from vssl_dist.tracker.record import Record, holder
-from vssl_dist.tracker.spool import TRAINER, Spool, Status, flatten, spool_folder
+from vssl_dist.tracker.spool import TRAINER, Spool, Status, flatten
 
 __all__ = [
     "EXPERIMENT",
@@ -47,7 +47,6 @@ __all__ = [
     "run_tags",
     "settle",
     "shortfall",
-    "spool_folder",
     "why_no_locks",
     "why_not_asked_for",
 ]

@@ -11,12 +11,12 @@ from pathlib import Path
 from vssl_dist.confidential import hidden
 from vssl_dist.durable import user_name
 from vssl_dist.installed import command_line
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.cursor import flushed
-from vssl_dist.tracker.identity import identity_file, in_shell, peek, run_file
+from vssl_dist.tracker.identity import in_shell, peek
 from vssl_dist.tracker.record import Record
-from vssl_dist.tracker.spool import spool_folder
 
 
 def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -> str | None:
@@ -54,6 +54,7 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
 
 def _evidence(run_dir: Path) -> Iterator[Path]:
     """What says where curves go, and what they are."""
-    yield from (run_file(run_dir), identity_file(run_dir), spool_folder(run_dir))
+    run = RunFolder(run_dir)
+    yield from (run.mlflow_record, run.identity, run.spool)
     with suppress(OSError):
-        yield from spool_folder(run_dir).iterdir()
+        yield from run.spool.iterdir()

@@ -10,12 +10,13 @@ from typing import Any
 
 from vssl_dist.curves import NAMES
 from vssl_dist.durable import publish_inside
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.identity import peek
 from vssl_dist.tracker.intake import is_whole, json_object
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import may_pass
-from vssl_dist.tracker.spool import read, spool_folder
+from vssl_dist.tracker.spool import read
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Cursor:
     @classmethod
     def load(cls, run_dir: Path, tracking_uri: str, run_id: str) -> Cursor:
         """The stored cursor, or a fresh one if there is none for this MLflow run."""
-        path = spool_folder(run_dir) / "cursor.json"
+        path = RunFolder(run_dir).cursor
         try:
             raw = json_object(path)
             others = raw.pop("others", {}) | {raw.get("tracking_uri", tracking_uri): raw}
@@ -118,7 +119,7 @@ def flushed(run_dir: Path, tracking_uri: str | None = None, writers: Collection[
         return True
     if cursor.files and cursor.names != NAMES:
         return False
-    for path in spool_folder(run_dir).glob("*.jsonl"):
+    for path in RunFolder(run_dir).spool_files():
         if writers and path.stem not in writers:
             continue
         offset = cursor.files.get(path.name, Progress()).offset

@@ -13,12 +13,12 @@ from types import TracebackType
 from vssl_dist.durable import open_append, refuse_way_out
 from vssl_dist.environment import outside_jobs, slurm_job
 from vssl_dist.installed import command_line, own_code_only
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import NOWHERE, database
 from vssl_dist.tracker.cursor import cursor_at, flushed
-from vssl_dist.tracker.identity import in_shell, readable, run_file, settle
+from vssl_dist.tracker.identity import in_shell, readable, settle
 from vssl_dist.tracker.record import Record, Sender, holder
-from vssl_dist.tracker.spool import spool_folder
 
 _GENTLE = {
     # mlflow's own defaults block a call to a dead server for minutes.
@@ -31,7 +31,6 @@ _GENTLE = {
     "OMP_NUM_THREADS": "1",
 }
 _DRAIN_S = 10.0
-_WRITTEN = ("mlflow_run.json", "spool/cursor.json", "spool/flusher.json", "spool/flusher.log")
 _NAMED = 8
 
 
@@ -79,9 +78,10 @@ class Flusher:
             OSError: A file that it would write is a link out of its folder.
         """
         identity = settle(self.run_dir)  # first: a copy's links to the original's become files
-        for name in _WRITTEN:
-            refuse_way_out(self.run_dir / name)
-        if not run_file(self.run_dir).exists():
+        run = RunFolder(self.run_dir)
+        for path in (run.mlflow_record, run.cursor, run.sender, run.sender_log):
+            refuse_way_out(path)
+        if not run.mlflow_record.exists():
             # So that it counts as tracked, however soon this is killed; later addresses are
             # written down by who has the lease.
             Record(identity.uuid, self.experiment, self.tracking_uri).save(self.run_dir)
@@ -95,7 +95,7 @@ class Flusher:
         if database(self.tracking_uri) is not None:
             # A connection that stays open goes on writing into a file that was removed.
             gentle["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
-        with open_append(spool_folder(self.run_dir) / "flusher.log") as log:
+        with open_append(run.sender_log) as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "vssl_dist.tracker", *arguments],
                 stdin=subprocess.PIPE,
@@ -164,7 +164,7 @@ def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bo
     Returns:
         Whether nothing is left to send; true also of a run that never had a tracker.
     """
-    if not run_file(run_dir).exists():
+    if not RunFolder(run_dir).mlflow_record.exists():
         return True
     record = Record.load(run_dir, settle(run_dir))
     if tracking_uri == NOWHERE or flushed(run_dir, tracking_uri):
@@ -210,5 +210,5 @@ def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -
         reason = printable(sender.problem or "there was not enough time")
     return (
         f"not all curves have reached MLflow at {tracking_uri} ({reason}); they are in "
-        f"{readable(str(spool_folder(run_dir)))}: {command} sends them"
+        f"{readable(str(RunFolder(run_dir).spool))}: {command} sends them"
     )

@@ -24,6 +24,7 @@ from vssl_dist.config.paths import literal
 from vssl_dist.durable import publish_inside
 from vssl_dist.errors import ConfigError
 from vssl_dist.locks import holder, private_lock
+from vssl_dist.run_folder import RunFolder, is_export
 from vssl_dist.tracker.intake import is_texts, json_object, open_own
 
 _WAIT_S = 60.0
@@ -50,16 +51,6 @@ class Identity:
     parent: Parent | None = None
 
 
-def identity_file(run_dir: Path) -> Path:
-    """Where a run folder says which run it is."""
-    return run_dir / "run.json"
-
-
-def run_file(run_dir: Path) -> Path:
-    """Which MLflow runs belong to a run folder; see `record.Record`."""
-    return run_dir / "mlflow_run.json"
-
-
 def peek(run_dir: Path) -> Identity | None:
     """Which run a folder is, without writing anything; ``None`` for a new one and a new copy."""
     stored = _stored(run_dir)
@@ -77,10 +68,10 @@ def settle(run_dir: Path) -> Identity:
     """
     run_dir = run_dir.absolute()
     stored = _stored(run_dir)
-    if identity_file(run_dir).exists() and stored is not None and _is_at(stored.path, run_dir):
+    if RunFolder(run_dir).identity.exists() and stored is not None and _is_at(stored.path, run_dir):
         return stored
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = run_dir / ".run.lock"
+    lock = RunFolder(run_dir).identity_lock
     if lock.is_symlink():  # of a copy that is made of links
         lock.unlink(missing_ok=True)
     try:
@@ -97,8 +88,8 @@ def settle(run_dir: Path) -> Identity:
             _part(run_dir, original)
             parent = Parent(original.name, stored.uuid, _runs(run_dir, stored.uuid))
             settled = Identity(uuid.uuid4().hex, str(run_dir), parent)
-        if settled != stored or not identity_file(run_dir).exists():
-            publish_inside(identity_file(run_dir), json.dumps(asdict(settled)).encode())
+        if settled != stored or not RunFolder(run_dir).identity.exists():
+            publish_inside(RunFolder(run_dir).identity, json.dumps(asdict(settled)).encode())
         return settled
 
 
@@ -141,10 +132,10 @@ def in_shell(path: Path) -> str:
 
 def _stored(run_dir: Path) -> Identity | None:
     """What the folder says; of a run from before ``run.json`` what its other files say."""
-    match _read(identity_file(run_dir)):
+    match _read(RunFolder(run_dir).identity):
         case {"uuid": str(own), "path": str(path), **others} if _is_uuid(own) and _is_path(path):
             return Identity(own, path, _parent(others.get("parent")))
-    match _read(run_file(run_dir)):
+    match _read(RunFolder(run_dir).mlflow_record):
         case {"uuid": str(older)} if _is_uuid(older) and _is_path(path := _configured(run_dir)):
             return Identity(older, path)
     return None
@@ -171,7 +162,7 @@ def _parent(facts: object) -> Parent | None:
 def _configured(run_dir: Path) -> str:
     """Where the last submission that wrote this folder's config saw it."""
     try:
-        with open_own(run_dir / "config.yaml") as file:
+        with open_own(RunFolder(run_dir).config) as file:
             config = yaml.safe_load(file.read(_LARGEST_CONFIG))
         return str(Path(config["out"], config["name"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
@@ -187,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _runs(run_dir: Path, owner: str) -> dict[str, str]:
     """The MLflow runs that the copied ``mlflow_run.json`` knows."""
-    match _read(run_file(run_dir)):
+    match _read(RunFolder(run_dir).mlflow_record):
         case {"uuid": str(theirs), "tracking_uri": str(uri), **facts} if theirs == owner:
             last = {uri: facts["run_id"]} if "run_id" in facts else {}
             runs = [earlier for earlier in (facts.get("runs"), last) if is_texts(earlier)]
@@ -201,7 +192,7 @@ def _original(stored: Identity, run_dir: Path) -> Path | None:
     try:
         if _is_at(stored.path, run_dir) or not place.is_dir():
             return None
-        there = _read(identity_file(place)) or _read(run_file(place))
+        there = _read(RunFolder(place).identity) or _read(RunFolder(place).mlflow_record)
         # What its owner lets nobody read is not this folder, wherever that was.
         readable = os.access(place, os.R_OK | os.X_OK)
     except PermissionError:
@@ -243,8 +234,7 @@ def _part(run_dir: Path, original: Path) -> None:
             if path.is_symlink():
                 shared = path.is_file() and path.resolve().is_relative_to(theirs)
             else:
-                inside = path.relative_to(run_dir)
-                weights = path.suffix == ".safetensors" or inside.parts[0] == "checkpoints"
+                weights = is_export(path) or path.is_relative_to(RunFolder(run_dir).checkpoints)
                 shared = not weights and path.is_file() and path.stat().st_nlink > 1
             if shared:
                 own = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")

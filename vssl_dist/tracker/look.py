@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vssl_dist.installed import command_line
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT, NOWHERE, database
 from vssl_dist.tracker.identity import in_shell, peek, readable
@@ -60,8 +61,8 @@ class Question:
         """The MLflow run that is written down in the folder does not bear this run's mark."""
         return Answer(
             note=f"MLflow run {self.run_id} at {self.uri}, which "
-            f"{printable(str(self.run_dir))}/mlflow_run.json names, is another run's: this one "
-            "gets one of its own, with all of its history"
+            f"{printable(str(RunFolder(self.run_dir).mlflow_record))} names, is another run's: "
+            "this one gets one of its own, with all of its history"
         )
 
     def _command(self, what: str, which: str) -> str:
@@ -71,7 +72,7 @@ class Question:
         """It cannot be reached now."""
         return Answer(
             doubt=f"MLflow at {self.uri} does not answer ({' '.join(str(reason).split())[:200]}): "
-            f"curves wait in {readable(str(self.run_dir))}/spool, and "
+            f"curves wait in {readable(str(RunFolder(self.run_dir).spool))}, and "
             f"`{command_line('launch/track.py')} {in_shell(self.run_dir)}` "
             "sends them once it does"
         )

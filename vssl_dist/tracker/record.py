@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 from vssl_dist import locks
 from vssl_dist.durable import publish_inside, user_name
 from vssl_dist.locks import private_lock
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT
-from vssl_dist.tracker.identity import Identity, run_file
+from vssl_dist.tracker.identity import Identity
 from vssl_dist.tracker.intake import is_texts, json_object
-from vssl_dist.tracker.spool import spool_folder
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Record:
         """What is written down for this run, or an empty record."""
         uuid = identity.uuid if identity else ""
         try:
-            facts = json_object(run_file(run_dir))
+            facts = json_object(RunFolder(run_dir).mlflow_record)
             owner, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
         except (OSError, ValueError, KeyError):
             return cls(uuid)
@@ -60,7 +60,7 @@ class Record:
     def save(self, run_dir: Path) -> None:
         """Write it down, with ``run_id`` for people and programs that ask for the run."""
         facts = asdict(self) | ({"run_id": self.run_id} if self.run_id else {})
-        publish_inside(run_file(run_dir), json.dumps(facts).encode())
+        publish_inside(RunFolder(run_dir).mlflow_record, json.dumps(facts).encode())
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Sender:
     def load(cls, run_dir: Path) -> Sender | None:
         """The one that is written down, if any."""
         try:
-            facts = json_object(_sender_file(run_dir))
+            facts = json_object(RunFolder(run_dir).sender)
         except (OSError, ValueError):
             return None
         match facts:
@@ -89,7 +89,7 @@ class Sender:
 
     def save(self, run_dir: Path) -> None:
         """Write it down."""
-        publish_inside(_sender_file(run_dir), json.dumps(asdict(self)).encode())
+        publish_inside(RunFolder(run_dir).sender, json.dumps(asdict(self)).encode())
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""
@@ -124,12 +124,12 @@ class Stranger(Sender):
 
 def lease(run_dir: Path) -> FileLock:
     """Held by the one process that sends a run's spool."""
-    return private_lock(_lease_file(run_dir))
+    return private_lock(RunFolder(run_dir).sender_lock)
 
 
 def holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     """Who has the lease, if it is not free within so long."""
-    lock = _lease_file(run_dir)
+    lock = RunFolder(run_dir).sender_lock
     try:
         with lease(run_dir).acquire(timeout=wait_s):
             return None
@@ -144,13 +144,5 @@ def holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
 
 
-def _lease_file(run_dir: Path) -> Path:
-    return spool_folder(run_dir) / "flusher.lock"
-
-
 def _is_run_id(text: str) -> bool:
     return re.fullmatch(r"[\w-]{1,64}", text) is not None
-
-
-def _sender_file(run_dir: Path) -> Path:
-    return spool_folder(run_dir) / "flusher.json"

@@ -21,12 +21,13 @@ from mlflow.exceptions import MlflowException
 
 from vssl_dist.durable import share_as_its_folder, user_name
 from vssl_dist.locks import holder, private_lock
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import database, database_uri
 from vssl_dist.tracker.identity import Identity, is_anothers, readable
 from vssl_dist.tracker.intake import is_whole
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused
-from vssl_dist.tracker.spool import read, spool_folder
+from vssl_dist.tracker.spool import read
 
 UUID_TAG = "vssl_dist.run"
 _FOLDER_TAG = "vssl_dist.run_dir"
@@ -234,7 +235,7 @@ def _active(experiment: Experiment, uri: str) -> str:
 def _began(run_dir: Path) -> int:
     """When the first record was written: the run began then, not when a server was found."""
     times = []
-    for path in spool_folder(run_dir).glob("*.jsonl"):
+    for path in RunFolder(run_dir).spool_files():
         with contextlib.suppress(OSError):
             times += [record["t"] for record in read(path, 0)[0][:1]]
     return min(filter(is_whole, times), default=int(time.time() * 1000))

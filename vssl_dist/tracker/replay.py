@@ -12,6 +12,7 @@ from typing import Any, get_args
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 
 from vssl_dist.curves import NAMES, current_curve
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import database
 from vssl_dist.tracker.artifacts import opened
@@ -23,7 +24,7 @@ from vssl_dist.tracker.look import look
 from vssl_dist.tracker.record import Record
 from vssl_dist.tracker.refusals import Refused, is_ambiguous, may_pass, one_line
 from vssl_dist.tracker.remote import OWN_TAGS, UUID_TAG, connect, find_or_create, own_tags
-from vssl_dist.tracker.spool import TRAINER, Status, spool_folder, stretch
+from vssl_dist.tracker.spool import TRAINER, Status, stretch
 
 _PARAM, _TAG = 6000, 5000
 _MOST_NAMED = 500
@@ -77,7 +78,7 @@ class Replayer:
         """Send what is new; raises whatever MLflow raises, and may then simply be called again."""
         if self._cursor.names != NAMES:
             self._send_renamed()
-        for path in sorted(spool_folder(self.run_dir).glob("*.jsonl")):
+        for path in RunFolder(self.run_dir).spool_files():
             try:
                 while self._flush_some(path):
                     pass
@@ -104,7 +105,7 @@ class Replayer:
         Only they: everything else in the lines that have been sent is there.  The cursor is moved
         as in `_flush_some`, so that what ends this costs no point that has arrived.
         """
-        for path in sorted(spool_folder(self.run_dir).glob("*.jsonl")):
+        for path in RunFolder(self.run_dir).spool_files():
             done = self._cursor.files.get(path.name, Progress())
             for records in _until(path, done.offset):
                 news = _News(dict(done.last), _is_of_training(path))

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from vssl_dist.curves import NAMES
 from vssl_dist.durable import open_append
+from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.identity import settle
 from vssl_dist.tracker.intake import is_whole, open_own
 
@@ -32,11 +33,6 @@ _LONGEST_LINE = 1 << 24
 _AT_ONCE = 1 << 20
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _log = logging.getLogger(__name__)
-
-
-def spool_folder(run_dir: Path) -> Path:
-    """Where the spool of a run lies."""
-    return run_dir / "spool"
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
@@ -86,7 +82,7 @@ class Spool:
         if not _WRITER.fullmatch(writer):
             raise ValueError(f"spool writer {writer!r}: use letters, digits, '.', '_' and '-'")
         self.run_dir = run_dir.absolute()
-        self.path = spool_folder(self.run_dir) / f"{writer}.jsonl"
+        self.path = RunFolder(self.run_dir).spool_file(writer)
         settle(self.run_dir)
         self._lock = threading.Lock()
         self._file = open_append(self.path)
@@ -165,7 +161,7 @@ def end_unfinished(run_dir: Path, before: float) -> None:
         before: A time in seconds since 1970 at which that trainer had begun: a later one, which
             has taken the run up again, speaks for itself.
     """
-    for path in spool_folder(run_dir).glob("*.jsonl"):
+    for path in RunFolder(run_dir).spool_files():
         words = [r for r in everything(path) if r["kind"] == "status" and is_whole(r["t"])]
         last = words[-1] if words else {}
         if last.get("value") == "RUNNING" and last["t"] <= 1000 * before:

@@ -97,13 +97,13 @@ def test_all_ranks_count_the_same_and_stop_together_also_when_fewer_go_on(tmp_pa
 
 
 def test_a_full_disk_costs_the_list_and_not_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "run").write_text("a file where the folder should be")
     ledger = SubstitutionLog(tmp_path / "run", allowed=5)
     ledger.record([entry(16, 3)])
     assert ledger.totals()["bad_images"] == 1
-    assert "warning: 1 bad images are not listed" in capsys.readouterr().out
+    assert "1 bad images are not listed" in caplog.text
 
 
 def test_a_list_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from data_prep.archives import tars
-from data_prep.archives.spans import Spans
+from data_prep.archives.archived_images import ArchivedImages
 from data_prep.archives.tars import (
     MAX_BYTES,
     ArchiveError,
-    damage_named,
-    gzipped,
-    members,
-    stamp,
+    damage_as_archive_error,
+    file_stamp,
+    iter_members,
+    read_gzipped_members,
 )
 from tests.support.archives import jpeg, packed
 from vssl_dist.errors import DataError
@@ -57,13 +57,13 @@ def test_regular_members_lie_where_tarfile_finds_them(tmp_path: Path, format: in
     blob = packed([(name, PHOTO[number:]) for number, name in enumerate(names)], format)
     path = tmp_path / "a.tar"
     path.write_bytes(b"before" + blob + b"after")
-    found = list(members(path, 6, len(blob)))
+    found = list(iter_members(path, 6, len(blob)))
     with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
         want = [(m.name, m.offset_data + 6, m.size, "") for m in tar]
     assert [(m.name, m.offset, m.size, m.flaw) for m in found] == want
-    spans = Spans.of([path], [(0, member) for member in found])
+    archived = ArchivedImages.from_members([path], [(0, member) for member in found])
     order = np.arange(len(names))[::-1]
-    read = [raw.data for raw in pickle.loads(pickle.dumps(spans.take(order)))]
+    read = [raw.data for raw in pickle.loads(pickle.dumps(archived.select(order)))]
     assert read == [PHOTO[number:] for number in order]
 
 
@@ -86,10 +86,10 @@ def test_an_odd_member_is_told_and_its_bytes_are_never_read(
 ) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(packed([("one.jpg", PHOTO), member, ("two.jpg", PHOTO)]))
-    found = list(members(path))
+    found = list(iter_members(path))
     assert [bool(m.flaw) for m in found] == [False, True, False]
     assert flaw in found[1].flaw
-    raws = list(Spans.of([path], [(0, m) for m in found]))
+    raws = list(ArchivedImages.from_members([path], [(0, m) for m in found]))
     assert [raw.data for raw in raws] == [PHOTO, b"", PHOTO]
     assert raws[1].flaw == found[1].flaw
     assert sorted(tmp_path.rglob("*")) == [path]
@@ -100,23 +100,23 @@ def test_a_sparse_member_and_a_huge_one_are_flaws(tmp_path: Path) -> None:
     path.write_bytes(sparse())
     with tarfile.open(path) as tar:
         assert tar.getmembers()[0].issparse()
-    (found,) = members(path)
+    (found,) = iter_members(path)
     assert found.flaw == "a sparse file and not a regular member"
-    (raw,) = Spans.of([path], [(0, found)])
+    (raw,) = ArchivedImages.from_members([path], [(0, found)])
     assert raw.data == b""
     member = tarfile.TarInfo("big.jpg")
     member.size = MAX_BYTES + 1
     with path.open("wb") as file:
         file.write(member.tobuf())
         file.truncate(512 + -(-member.size // 512) * 512 + 1024)
-    (found,) = members(path)
+    (found,) = iter_members(path)
     assert "more than the limit" in found.flaw
 
 
 def test_folders_are_no_members(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(packed([special("folder", tarfile.DIRTYPE), ("folder/a.jpg", PHOTO)]))
-    assert [m.name for m in members(path)] == ["folder/a.jpg"]
+    assert [m.name for m in iter_members(path)] == ["folder/a.jpg"]
 
 
 def header(**fields: bytes) -> bytearray:
@@ -179,7 +179,7 @@ def test_a_damaged_or_hostile_archive_is_refused_in_one_line_at_once(
     path = tmp_path / "a.tar"
     path.write_bytes(blob)
     with pytest.raises(DataError) as caught:
-        list(members(path))
+        list(iter_members(path))
     assert str(caught.value).startswith(f"{path}: damaged archive (")
     assert "\n" not in str(caught.value)
 
@@ -191,7 +191,7 @@ def test_no_cut_of_an_archive_loses_members_silently(tmp_path: Path) -> None:
     for cut in range(len(blob), 0, -128):
         path.write_bytes(blob[:cut])
         try:
-            found = [(m.name, m.offset, m.size) for m in members(path)]
+            found = [(m.name, m.offset, m.size) for m in iter_members(path)]
         except DataError:
             continue
         want = want or found
@@ -202,28 +202,30 @@ def test_no_cut_of_an_archive_loses_members_silently(tmp_path: Path) -> None:
 def test_an_archive_that_shrinks_after_it_was_listed_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(packed([("a.jpg", PHOTO)]))
-    before = stamp(path)
-    spans = Spans.of([path], [(0, m) for m in members(path)])
+    before = file_stamp(path)
+    archived = ArchivedImages.from_members([path], [(0, m) for m in iter_members(path)])
     path.write_bytes(path.read_bytes()[:600])
-    assert stamp(path) != before
+    assert file_stamp(path) != before
     with pytest.raises(DataError, match=r"cut short at a\.jpg"):
-        list(spans)
+        list(archived)
     path.unlink()
     with pytest.raises(DataError, match="No such file"):
-        list(spans)
+        list(archived)
     with pytest.raises(DataError, match="No such file"):
-        stamp(path)
+        file_stamp(path)
 
 
 def test_members_of_an_archive_that_is_gone_are_flawed_where_that_is_wanted(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(packed([("a.jpg", PHOTO), ("b.jpg", PHOTO)]))
-    spans = Spans.of([path], [(0, m) for m in members(path)], skips=True)
-    assert [raw.flaw for raw in spans] == ["", ""]
+    archived = ArchivedImages.from_members(
+        [path], [(0, m) for m in iter_members(path)], skip_unreadable=True
+    )
+    assert [raw.flaw for raw in archived] == ["", ""]
     path.unlink()
-    raws = list(pickle.loads(pickle.dumps(spans.take(np.arange(2)))))
+    raws = list(pickle.loads(pickle.dumps(archived.select(np.arange(2)))))
     assert {raw.flaw for raw in raws} == {"cannot be read (No such file or directory)"}
-    assert all(raw.asked_again for raw in raws)
+    assert all(raw.may_recover for raw in raws)
 
 
 def test_gzipped_members_are_found_by_exact_name_and_only_if_regular(tmp_path: Path) -> None:
@@ -237,7 +239,9 @@ def test_gzipped_members_are_found_by_exact_name_and_only_if_regular(tmp_path: P
         ):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    assert gzipped(path, ["link", "real", "long", "none"], limit=5) == {"real": b"12345"}
+    assert read_gzipped_members(path, ["link", "real", "long", "none"], limit=5) == {
+        "real": b"12345"
+    }
 
 
 @pytest.mark.parametrize("sizes", [(3 << 20, 512), (512, (1 << 20) + 5, 0, 1 << 20)])
@@ -249,7 +253,9 @@ def test_gzipped_members_of_any_size_are_whole(tmp_path: Path, sizes: tuple[int,
             member = tarfile.TarInfo(str(number))
             member.size = size
             tar.addfile(member, io.BytesIO(noise[:size]))
-    found = gzipped(path, [str(number) for number in range(len(sizes))], limit=max(sizes))
+    found = read_gzipped_members(
+        path, [str(number) for number in range(len(sizes))], limit=max(sizes)
+    )
     assert list(found.values()) == [noise[:size] for size in sizes]
 
 
@@ -268,7 +274,7 @@ def test_what_a_gzipped_archive_only_states_takes_no_memory(
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=r"a\.tar\.gz: damaged archive \("):
-            gzipped(path, ["a.jpg"], limit=1 << 32)
+            read_gzipped_members(path, ["a.jpg"], limit=1 << 32)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -276,7 +282,7 @@ def test_what_a_gzipped_archive_only_states_takes_no_memory(
 
 def test_a_gzipped_archive_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.tar\.gz: cannot be read \(No such file"):
-        gzipped(tmp_path / "none.tar.gz", ["a"], limit=5)
+        read_gzipped_members(tmp_path / "none.tar.gz", ["a"], limit=5)
 
 
 def test_nothing_here_can_write(tmp_path: Path) -> None:
@@ -313,9 +319,9 @@ def test_archives_behind_one_another_are_read_as_tar_reads_them_that_ignores_zer
     path.write_bytes(b"before" + blob + b"after")
     with tarfile.open(fileobj=io.BytesIO(blob), ignore_zeros=True) as tar:
         want = [(m.name, m.offset_data + 6, m.size) for m in tar]
-    assert [(m.name, m.offset, m.size) for m in members(path, 6, len(blob))] == want
+    assert [(m.name, m.offset, m.size) for m in iter_members(path, 6, len(blob))] == want
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(blob))
-    read = gzipped(tmp_path / "a.tar.gz", [one for one, _, _ in want], limit=1 << 20)
+    read = read_gzipped_members(tmp_path / "a.tar.gz", [one for one, _, _ in want], limit=1 << 20)
     assert read == {one: (b"before" + blob)[at : at + size] for one, at, size in want}
 
 
@@ -339,10 +345,10 @@ def test_what_follows_an_end_and_is_no_archive_is_refused(tmp_path: Path, rest: 
         rf"a\.tar: damaged archive \(what follows its end, from byte {len(blob)} on, is no archive"
     )
     with pytest.raises(DataError, match=said):
-        list(members(path))
+        list(iter_members(path))
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(blob + rest))
     with pytest.raises(DataError, match=said.replace("a\\.tar:", "b\\.tar\\.gz:")):
-        gzipped(tmp_path / "b.tar.gz", ["0.jpg"], limit=1 << 20)
+        read_gzipped_members(tmp_path / "b.tar.gz", ["0.jpg"], limit=1 << 20)
 
 
 @pytest.mark.parametrize("cut", [100, 700, 1400])
@@ -350,7 +356,7 @@ def test_a_second_archive_that_is_cut_short_is_refused(tmp_path: Path, cut: int)
     path = tmp_path / "a.tar"
     path.write_bytes(some(0, 2) + some(2, 2)[:cut])
     with pytest.raises(DataError, match=r"a\.tar: damaged archive \("):
-        list(members(path))
+        list(iter_members(path))
 
 
 def test_a_hole_behind_the_end_takes_no_time(tmp_path: Path) -> None:
@@ -358,21 +364,21 @@ def test_a_hole_behind_the_end_takes_no_time(tmp_path: Path) -> None:
     path.write_bytes(some(0, 2))
     with path.open("r+b") as file:
         file.truncate(1 << 42)
-    assert len(list(members(path))) == 2
+    assert len(list(iter_members(path))) == 2
 
 
 def test_storage_that_fails_and_a_lack_of_memory_are_no_damage_of_an_archive(
     tmp_path: Path,
 ) -> None:
     archive = tmp_path / "a.tar"
-    with pytest.raises(ArchiveError) as caught, damage_named(archive):
+    with pytest.raises(ArchiveError) as caught, damage_as_archive_error(archive):
         raise OSError(errno.EIO, "Input/output error")
     assert str(caught.value) == f"{archive}: cannot be read (Input/output error)"
-    with pytest.raises(MemoryError), damage_named(archive):
+    with pytest.raises(MemoryError), damage_as_archive_error(archive):
         raise MemoryError
 
 
 def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar")
     with pytest.raises(DataError, match=r"a\.tar: cannot be read \(not a regular file\)"):
-        list(members(tmp_path / "a.tar"))
+        list(iter_members(tmp_path / "a.tar"))

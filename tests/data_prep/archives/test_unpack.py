@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.archives.unpack import (
     FOLDER,
-    Unpacked,
+    Unpacker,
     unpacking,
 )
 from vssl_dist.errors import DataError
@@ -43,7 +43,7 @@ def test_what_a_killed_process_left_is_used_if_it_is_whole_and_swept_away(
 ) -> None:
     folder = tmp_path / "o" / FOLDER
     with ExitStack() as ending:
-        place = Unpacked(folder, ending)(archive)
+        place = Unpacker(folder, ending)(archive)
         left = place.stat().st_ino
         place.with_name(f".{place.name}.tmp-1").write_bytes(b"half")
         ending.pop_all()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data_prep import shard, verify
-from data_prep.build import build
+from data_prep.build import dataset as dataset_builder
 from tests.support.archives import jpeg
 from tests.support.sharding import refusal, sharded
 from vssl_dist.data.store.dataset import Dataset
@@ -323,13 +323,13 @@ def test_a_leak_into_a_split_that_another_process_finished_meanwhile_is_never_se
 ) -> None:
     write(root, LEAK)
     assert run(root, tmp_path / "o", "--split", "val") == 0
-    genuine, calls = build.sealed_digests, []
+    genuine, calls = dataset_builder.read_sealed_digests, []
 
     def late(out: Path, names: set[str]) -> dict[str, np.ndarray]:
         calls.append(names)
         return genuine(out, names) if len(calls) > 1 else {}
 
-    monkeypatch.setattr(build, "sealed_digests", late)
+    monkeypatch.setattr(dataset_builder, "read_sealed_digests", late)
     assert run(root, tmp_path / "o", "--split", "train") == 2
     assert "shares images with a split that was finished meanwhile" in refusal(capsys)
     assert not (tmp_path / "o" / "train" / "manifest.json").exists()

@@ -39,13 +39,13 @@ def die_at_three(task: int) -> Generator[int, None, int]:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_every_task_is_done_once_and_all_progress_arrives(workers: int) -> None:
     done: list[int] = []
-    results = pool.run(square, range(20), workers=workers, advance=done.append)
+    results = pool.run_tasks(square, range(20), workers=workers, advance=done.append)
     assert sorted(results) == [n * n for n in range(20)]
     assert sum(done) == sum(range(20)) + 20
 
 
 def test_no_tasks_no_results() -> None:
-    assert list(pool.run(square, [], workers=2, advance=print)) == []
+    assert list(pool.run_tasks(square, [], workers=2, advance=print)) == []
 
 
 def starve_at_three(task: int) -> Generator[int, None, int]:
@@ -59,15 +59,15 @@ def starve_at_three(task: int) -> Generator[int, None, int]:
 def test_an_error_reaches_the_caller(workers: int) -> None:
     for work, error in ((fail_at_three, DataError), (starve_at_three, MemoryError)):
         with pytest.raises(error, match="three is"):
-            list(pool.run(work, range(9), workers=workers, advance=lambda done: None))
+            list(pool.run_tasks(work, range(9), workers=workers, advance=lambda done: None))
 
 
 def test_a_worker_that_is_killed_is_an_error_and_not_a_hang() -> None:
     with pytest.raises(DataError, match="a worker process died"):
-        list(pool.run(die_at_three, range(9), workers=2, advance=lambda done: None))
+        list(pool.run_tasks(die_at_three, range(9), workers=2, advance=lambda done: None))
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 JOB = """
 import os, sys
 
@@ -79,14 +79,14 @@ PROGRAM = f"""
 import os, sys
 sys.path.append({str(ROOT)!r})
 from pathlib import Path
-from data_prep import pool
-from data_prep.console import one_line
+from data_prep.build import pool
+from vssl_dist.console.endings import one_line
 import job
 
 if __name__ == "__main__":
     before = dict(os.environ)
     with one_line(Path("out")) as ending:
-        for path, preloaded, folder in pool.run(
+        for path, preloaded, folder in pool.run_tasks(
             job.told, range(4), workers=2, advance=lambda done: None,
             imports=["data_prep.checks"]
         ):

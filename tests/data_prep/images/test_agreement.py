@@ -17,19 +17,19 @@ from PIL import Image
 
 from data_prep import shard, verify
 from data_prep.images.agreement import (
-    DIFFERENT,
-    UNREAD,
+    SHOWN_DIFFERENTLY,
+    UNREAD_BY_DALI,
     Decode,
-    dali,
-    objection,
+    dali_decoder,
+    find_disagreement,
 )
 from data_prep.images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     Rules,
     Verdict,
     examine,
 )
-from data_prep.images.structure import structure
+from data_prep.images.structure import inspect_structure
 from tests.support.damage import alone, memory_left
 from tests.support.encoders import SIGNATURE, chunk, png, rows, segment, vast_png
 from tests.support.kinds import KEEP, KINDS, exif, within
@@ -52,7 +52,7 @@ PLAIN = {
 
 @pytest.fixture(scope="module")
 def decode() -> Decode:
-    decoder = dali()
+    decoder = dali_decoder()
     assert decoder is not None
     return decoder
 
@@ -63,13 +63,13 @@ def form(data: bytes) -> str:
 
 def test_the_plain_class_is_what_it_is_said_to_be() -> None:
     for kind, data in PLAIN.items():
-        assert structure(data, form(data)).plain, kind
+        assert inspect_structure(data, form(data)).is_plain, kind
     odd = ("png profile", "png checksum of a text", "png behind its end", "png too many pixels")
     odd += ("jpeg own rgb", "jpeg own rgb by name", "jpeg own sampled by four", "jpeg fill bytes")
     odd += ("jpeg exif of garbage", "jpeg behind its end", "jpeg own channels from 0")
     for kind in odd:
         data = KEEP[kind](PICTURE)
-        assert not structure(data, form(data)).plain, kind
+        assert not inspect_structure(data, form(data)).is_plain, kind
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -78,13 +78,16 @@ def test_pillow_and_dali_agree_on_plain_files_whole_or_hurt(kind: str, decode: D
     verdicts = []
     for number in range(60):
         data = hurt(rng, whole) if number else whole
-        if not data.startswith((SIGNATURE, b"\xff\xd8")) or not structure(data, form(data)).plain:
+        if (
+            not data.startswith((SIGNATURE, b"\xff\xd8"))
+            or not inspect_structure(data, form(data)).is_plain
+        ):
             continue
-        kept = examine(data, DEFAULT).verdict is Verdict.KEEP
+        kept = examine(data, DEFAULT_RULES).verdict is Verdict.KEEP
         verdicts.append(kept)
         picture = np.asarray(Image.open(io.BytesIO(strip_metadata(data)))) if kept else PICTURE
-        said = objection(data, picture, decode)
-        assert said == ("" if kept else UNREAD)
+        said = find_disagreement(data, picture, decode)
+        assert said == ("" if kept else UNREAD_BY_DALI)
     assert verdicts[0]
 
 
@@ -108,33 +111,33 @@ def hurt(rng: random.Random, data: bytes) -> bytes:
 
 def test_two_levels_of_difference_are_the_limit(decode: Decode) -> None:
     data = png(PICTURE // 2)
-    for levels, said in ((0, ""), (2, ""), (3, DIFFERENT)):
-        assert objection(data, PICTURE // 2 + np.uint8(levels), decode) == said
-    assert objection(data, PICTURE[1:] // 2, decode) == DIFFERENT
-    assert objection(png(PICTURE[..., 0]), PICTURE[..., 0], decode) == ""
+    for levels, said in ((0, ""), (2, ""), (3, SHOWN_DIFFERENTLY)):
+        assert find_disagreement(data, PICTURE // 2 + np.uint8(levels), decode) == said
+    assert find_disagreement(data, PICTURE[1:] // 2, decode) == SHOWN_DIFFERENTLY
+    assert find_disagreement(png(PICTURE[..., 0]), PICTURE[..., 0], decode) == ""
 
 
 def test_after_a_file_that_it_refuses_dali_decodes_the_next(decode: Decode) -> None:
     for _ in range(3):
-        assert objection(b"no picture", PICTURE, decode) == UNREAD
-        assert objection(png(PICTURE), PICTURE, decode) == ""
+        assert find_disagreement(b"no picture", PICTURE, decode) == UNREAD_BY_DALI
+        assert find_disagreement(png(PICTURE), PICTURE, decode) == ""
 
 
 def test_a_lack_of_memory_is_no_objection(decode: Decode) -> None:
     vast = vast_png(4000, 6000)
     black = np.broadcast_to(np.uint8(0), (4000, 6000, 3))
     with memory_left(100 << 20), pytest.raises(MemoryError):
-        objection(vast, black, decode)
-    assert objection(png(PICTURE), PICTURE, decode) == ""
-    assert objection(vast, black, decode) == ""
+        find_disagreement(vast, black, decode)
+    assert find_disagreement(png(PICTURE), PICTURE, decode) == ""
+    assert find_disagreement(vast, black, decode) == ""
 
 
 def test_a_window_that_the_stream_outgrows_costs_a_png_its_form_only() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
     body = zlib.compress(rows(np.concatenate([pixels, pixels])))
     narrow = bytes([0x08, 31 - 0x0800 % 31]) + body[2:]
-    found = examine(png(np.concatenate([pixels, pixels]), coded=narrow), DEFAULT)
-    assert (found.verdict, found.reason) == (Verdict.REMAKE, UNREAD)
+    found = examine(png(np.concatenate([pixels, pixels]), coded=narrow), DEFAULT_RULES)
+    assert (found.verdict, found.reason) == (Verdict.REMAKE, UNREAD_BY_DALI)
 
 
 def test_what_inflates_to_gigabytes_is_not_inflated() -> None:
@@ -153,7 +156,7 @@ def test_what_inflates_to_gigabytes_is_not_inflated() -> None:
         ),
     }
     for name, (bomb, due) in bombs.items():
-        examine(png(PICTURE, before=[chunk(b"tEXt", b"a\0b")]), DEFAULT)
+        examine(png(PICTURE, before=[chunk(b"tEXt", b"a\0b")]), DEFAULT_RULES)
         before, start = psutil.Process().memory_info().rss, time.process_time()
         assert examine(bomb, Rules(salvage=True)).verdict is due, name
         assert time.process_time() - start < 1, name
@@ -185,10 +188,10 @@ for root, out, loaded in (({str(plain)!r}, "a", False), ({str(other)!r}, "b", Tr
     assert shard.main([*call, "--workers", "1"]) == 0
     assert ("nvidia.dali" in sys.modules) == loaded
 import os
-from data_prep.images import DEFAULT, Verdict, examine
+from data_prep.images.examine import DEFAULT_RULES, Verdict, examine
 os.close(2)
 data = open({str(other)!r} + "/c/0.jpg", "rb").read()
-sys.exit(examine(data, DEFAULT).verdict != Verdict.KEEP)
+sys.exit(examine(data, DEFAULT_RULES).verdict != Verdict.KEEP)
 """
     )
     assert (done.returncode, "" if done.returncode else done.stdout.count("written in")) == (0, 2)

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from PIL import Image, ImageOps
 
-from data_prep.images.agreement import dali
+from data_prep.images.agreement import dali_decoder
 from data_prep.images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     MAX_PIXELS,
     MAX_SIDE,
     Rules,
@@ -148,7 +148,7 @@ JPEG, PNG = saved(PHOTO, "JPEG"), saved(PHOTO, "PNG")
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused_in_one_line(data: bytes) -> None:
-    finding = examine(data, DEFAULT)
+    finding = examine(data, DEFAULT_RULES)
     assert finding.verdict is Verdict.REJECT
     assert finding.reason.startswith("not a readable image")
     assert "\n" not in finding.reason
@@ -163,7 +163,7 @@ def test_a_bomb_is_refused_from_its_header(side: int) -> None:
     assert side * side > MAX_PIXELS
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"never looked at")
-    finding = examine(bomb, DEFAULT)
+    finding = examine(bomb, DEFAULT_RULES)
     assert finding.verdict is Verdict.REJECT
     assert re.search("limit|bomb", finding.reason)
 
@@ -214,7 +214,7 @@ def test_a_jpeg_passes_exactly_when_pillow_decodes_all_of_it(options: dict[str, 
     hurt = [data[:cut] for cut in random.integers(0, len(data), 30)]
     for at in random.integers(0, len(data), 90).tolist():
         hurt += [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]]
-    passed = [examine(blob, DEFAULT).verdict is not Verdict.REJECT for blob in hurt]
+    passed = [examine(blob, DEFAULT_RULES).verdict is not Verdict.REJECT for blob in hurt]
     assert passed == [decodes(blob) for blob in hurt]
     assert 0 < sum(passed) < len(passed)
 
@@ -229,10 +229,10 @@ def decodes(blob: bytes) -> bool:
 
 def test_what_is_wrong_is_said_in_the_same_words_every_time() -> None:
     for data in (b"", b"<html>", JPEG[:-2], PNG[: len(PNG) // 2]):
-        reason = examine(data, DEFAULT).reason
+        reason = examine(data, DEFAULT_RULES).reason
         assert reason.startswith("not a readable image (")
         assert "0x" not in reason
-        assert examine(data, DEFAULT).reason == reason
+        assert examine(data, DEFAULT_RULES).reason == reason
 
 
 def png_bomb() -> bytes:
@@ -251,7 +251,7 @@ def jpeg_bomb() -> bytes:
 @pytest.mark.parametrize("salvage", [False, True])
 def test_a_bomb_costs_neither_time_nor_memory(bomb: Callable[[], bytes], salvage: bool) -> None:
     data = bomb()
-    examine(data, DEFAULT)
+    examine(data, DEFAULT_RULES)
     before = psutil.Process().memory_info().rss
     start = time.process_time()
     found = examine(data, Rules(salvage=salvage))
@@ -289,18 +289,18 @@ def test_no_side_is_longer_than_decoders_take(kind: str, turned: bool) -> None:
     for side, beyond in ((MAX_SIDE, False), (MAX_SIDE + 1, True)):
         stream = io.BytesIO()
         Image.new("L", (1, side) if turned else (side, 1)).save(stream, kind)
-        found = examine(stream.getvalue(), DEFAULT)
+        found = examine(stream.getvalue(), DEFAULT_RULES)
         assert (found.verdict is Verdict.REJECT) == beyond
         assert ("no side may have more than" in found.reason) == beyond
         if not beyond:
-            decode = dali()
+            decode = dali_decoder()
             assert decode is not None
             made = stored(stream.getvalue())
             assert decode(made.data).shape == (made.height, made.width, 3)
     small = Rules(resize_short=8)
     stream = io.BytesIO()
     Image.new("L", (16, MAX_SIDE + 16)).save(stream, kind)
-    assert examine(stream.getvalue(), DEFAULT).verdict is Verdict.REJECT
+    assert examine(stream.getvalue(), DEFAULT_RULES).verdict is Verdict.REJECT
     assert examine(stream.getvalue(), small).verdict is Verdict.REMAKE
 
 
@@ -325,11 +325,11 @@ def test_a_lack_of_memory_is_no_verdict(tmp_path: Path) -> None:
 import resource, sys, psutil
 from pathlib import Path
 from data_prep import shard
-from data_prep.images import DEFAULT, Rules, examine
+from data_prep.images.examine import DEFAULT_RULES, Rules, examine
 most = psutil.Process().memory_info().vms + (40 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 for path in Path({str(folder)!r}).iterdir():
-    for rules in (DEFAULT, Rules(salvage=True)):
+    for rules in (DEFAULT_RULES, Rules(salvage=True)):
         try:
             print(path, examine(path.read_bytes(), rules))
         except MemoryError:
@@ -342,4 +342,4 @@ sys.exit(shard.main({call} + ["--on-bad", "skip"]))
     assert line.startswith(f"error: {out}: memory ran out")
     assert not [bar for bar in bars if "rror" in bar]
     assert not list(out.glob("*/rejects.jsonl"))
-    assert examine(progressive, DEFAULT).verdict is Verdict.KEEP
+    assert examine(progressive, DEFAULT_RULES).verdict is Verdict.KEEP

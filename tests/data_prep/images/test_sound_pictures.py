@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_prep import shard, verify
 from data_prep.images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     Verdict,
     examine,
 )
@@ -104,7 +104,7 @@ def test_a_kind_meets_with_what_was_written_down_for_it(sharded: Sharded, kind: 
     if DUE[kind] is Verdict.REMAKE:
         assert decisions == ["normalised"] * EACH
         assert len(stored) == EACH
-        assert all(examine(blob, DEFAULT).verdict is Verdict.KEEP for blob in stored)
+        assert all(examine(blob, DEFAULT_RULES).verdict is Verdict.KEEP for blob in stored)
     else:
         assert decisions == ["rejected"] * EACH
         assert stored == []

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from data_prep.images.examine import (
-    DEFAULT,
+    DEFAULT_RULES,
     Rules,
     Verdict,
     examine,
 )
-from data_prep.images.structure import structure
+from data_prep.images.structure import inspect_structure
 from tests.support.photos import crop
 from tests.support.sharding import stored
 
@@ -60,7 +60,7 @@ JPEG, PNG = saved(PHOTO, "JPEG"), saved(PHOTO, "PNG")
 
 @pytest.mark.parametrize("cut", range(1, 23))
 def test_a_png_without_its_end_is_refused_wherever_it_was_cut(cut: int) -> None:
-    found = examine(PNG[:-cut], DEFAULT)
+    found = examine(PNG[:-cut], DEFAULT_RULES)
     assert found.verdict is Verdict.REJECT
     assert found.reason.startswith("not a readable image (")
 
@@ -73,7 +73,7 @@ def test_an_interlaced_png_has_all_its_pixels_or_is_refused(size: tuple[int, int
     assert stored(data).data == data
     whole = zlib.decompress(data[data.index(b"IDAT") + 4 :])
     head = data[16:29]
-    assert "bytes of pixels are there" in examine(png(whole[:-1], head), DEFAULT).reason
+    assert "bytes of pixels are there" in examine(png(whole[:-1], head), DEFAULT_RULES).reason
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
@@ -82,12 +82,12 @@ def test_every_kind_of_png_is_known_by_its_size(mode: str) -> None:
         PHOTO.resize((13, 5)).convert(mode)
     )  # fmt: skip
     data = saved(image, "PNG")
-    assert structure(data, "PNG")[:2] == ("", "")
+    assert inspect_structure(data, "PNG")[:2] == ("", "")
     at = data.index(b"IDAT")
     whole = zlib.decompress(data[at + 4 :])
     ahead = data[: at - 4]
     less = ahead + chunk(b"IDAT", zlib.compress(whole[:-1])) + chunk(b"IEND", b"")
-    assert f"{len(whole) - 1} of {len(whole)} bytes" in structure(less, "PNG").broken
+    assert f"{len(whole) - 1} of {len(whole)} bytes" in inspect_structure(less, "PNG").damage
 
 
 def test_a_png_that_is_damaged_but_decodes_is_refused_or_salvaged() -> None:
@@ -100,7 +100,7 @@ def test_a_png_that_is_damaged_but_decodes_is_refused_or_salvaged() -> None:
         "no decoder knows": png(rows, head, chunk(b"ABCD", b"?")),
     }
     for reason, data in hurt.items():
-        found = examine(data, DEFAULT)
+        found = examine(data, DEFAULT_RULES)
         assert found.verdict is Verdict.REJECT
         assert reason in found.reason
         assert examine(data, Rules(salvage=True)).verdict is Verdict.SALVAGE
@@ -110,7 +110,7 @@ def test_a_png_that_is_damaged_but_decodes_is_refused_or_salvaged() -> None:
 def test_bytes_between_a_jpegs_segments_cost_it_its_form_and_not_its_picture() -> None:
     at = JPEG.index(b"\xff\xdb")
     stray = JPEG[:at] + b"\0\0\0" + JPEG[at:]
-    found = examine(stray, DEFAULT)
+    found = examine(stray, DEFAULT_RULES)
     assert (found.verdict, found.reason) == (
         Verdict.REMAKE,
         "JPEG with bytes between its segments",
@@ -124,7 +124,7 @@ def test_bytes_between_a_jpegs_segments_cost_it_its_form_and_not_its_picture() -
 @pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 1}, {}])
 def test_any_jpeg_of_an_encoder_is_in_order(options: dict[str, Any]) -> None:
     for image in (PHOTO, PHOTO.convert("L"), PHOTO.convert("CMYK")):
-        assert structure(saved(image, "JPEG", **options), "JPEG")[:3] == ("", "", "")
+        assert inspect_structure(saved(image, "JPEG", **options), "JPEG")[:3] == ("", "", "")
 
 
 def test_a_jpeg_of_countless_scans_is_refused_before_they_are_decoded() -> None:
@@ -141,11 +141,13 @@ def test_a_jpeg_of_countless_scans_is_refused_before_they_are_decoded() -> None:
 def test_a_file_that_ends_in_erased_flash_is_walked_over_in_no_time() -> None:
     erased = JPEG[: len(JPEG) // 2] + 20_000_000 * b"\xff"
     start = time.process_time()
-    assert structure(erased, "JPEG") == ("", "", "", False)
+    assert inspect_structure(erased, "JPEG") == ("", "", "", False)
     assert time.process_time() - start < 5  # and not as many hours
     frame = b"\xff\xc0\xff\xff\x08\0\x01\0\x01\xff" + 21_842 * b"\1\x11\0" + b"\0"
     start = time.process_time()
-    structure(JPEG[:2] + frame + JPEG[2:], "JPEG")  # as many channels as a segment can state
+    inspect_structure(
+        JPEG[:2] + frame + JPEG[2:], "JPEG"
+    )  # as many channels as a segment can state
     assert time.process_time() - start < 5
 
 
@@ -156,4 +158,4 @@ def test_channels_of_a_fraction_that_no_decoder_takes_are_refused() -> None:
         data = bytearray(saved(PHOTO, "JPEG", subsampling=0))
         for channel, factor in enumerate(factors):
             data[at + 3 * channel : at + 3 * channel + 1] = factor
-        assert ("steps" not in structure(bytes(data), "JPEG").broken) is fine
+        assert ("steps" not in inspect_structure(bytes(data), "JPEG").damage) is fine

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.build import build
-from data_prep.build.build import mixed
+from data_prep.build import dataset as dataset_builder
+from data_prep.build.dataset import shuffled_order
 from data_prep.build.writer import ShardTask
 from tests.support.photos import crop
 from tests.support.sharding import refusal, sharded
@@ -47,7 +47,7 @@ def test_plain_files_arrive_byte_for_byte_with_their_class_and_size(
     for split, total in (("train", 15), ("val", 6)):
         dataset = Dataset.open(tmp_path / "o" / split)
         files = sorted((root / split).glob("*/*"), key=lambda path: str(path))
-        want = [files[number] for number in mixed(total)]
+        want = [files[number] for number in shuffled_order(total)]
         samples = dataset.read_checked(np.arange(dataset.samples))
         assert [image.tobytes() for image in samples.data] == [path.read_bytes() for path in want]
         names = [dataset.classes[label] for label in samples.label]
@@ -164,7 +164,7 @@ def test_a_repaired_image_lets_the_same_call_go_on(
 
 def interrupted(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop where a kill would leave the most: after the second of several shards."""
-    genuine, written = build.write_shard, []
+    genuine, written = dataset_builder.write_shard, []
 
     def twice(task: ShardTask) -> Iterator[int]:
         if len(written) == 2:
@@ -173,7 +173,7 @@ def interrupted(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return genuine(task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "write_shard", twice)
+        patch.setattr(dataset_builder, "write_shard", twice)
         assert run(root, out, "--shard-size", 4) == 130
     assert len(list(out.glob("train/*.tar"))) == 2
 

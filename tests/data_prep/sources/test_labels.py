@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from data_prep.sources.labels import label_of, read_label
+from data_prep.sources.labels import parse_label, read_label
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from data_prep.sources.labels import label_of, read_label
     ],
 )  # fmt: skip
 def test_texts_that_mean_one_thing(text: str, label: int | str) -> None:
-    assert label_of(text) == label
-    assert type(label_of(text)) is type(label)
+    assert parse_label(text) == label
+    assert type(parse_label(text)) is type(label)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def test_texts_that_mean_one_thing(text: str, label: int | str) -> None:
 )  # fmt: skip
 def test_numbers_of_other_forms_are_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match=r"could be a number, but is no plain whole one") as caught:
-        label_of(text)
+        parse_label(text)
     assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\ufeff", "\n\u00a0"])
 def test_blanks_are_no_label(text: str) -> None:
     with pytest.raises(ValueError, match="it is empty"):
-        label_of(text)
+        parse_label(text)
 
 
 @pytest.mark.parametrize(

@@ -10,22 +10,22 @@ import pytest
 from PIL import Image
 
 from data_prep import shard
-from data_prep.sources.photos import FILES, PATCH, corners
+from data_prep.sources.photos import PATCH_SIDE, PHOTOGRAPHS, patch_corners
 from tests.support.photos import picture
 from vssl_dist.data.store.dataset import Dataset
 
 
 def test_no_pixel_is_in_a_training_and_a_validation_patch() -> None:
-    for number, file in enumerate(FILES):
+    for number, file in enumerate(PHOTOGRAPHS):
         whole = picture(file)
         seen = {}
         for split in ("train", "val"):
             seen[split] = np.zeros(whole.shape[:2], bool)
-            places = corners(number, whole, split)
+            places = patch_corners(number, whole, split)
             assert len({tuple(place) for place in places.tolist()}) == len(places)
             for _, y, x in places.tolist():
-                patch = seen[split][y : y + PATCH, x : x + PATCH]
-                assert patch.shape == (PATCH, PATCH)
+                patch = seen[split][y : y + PATCH_SIDE, x : x + PATCH_SIDE]
+                assert patch.shape == (PATCH_SIDE, PATCH_SIDE)
                 patch[:] = True
         assert seen["train"].any()
         assert seen["val"].any()
@@ -57,11 +57,13 @@ def test_the_default_is_16_photographs_of_400_and_100_distinct_patches(out: Path
 
 def test_a_patch_is_a_part_of_the_photograph_of_its_class(out: Path) -> None:
     images, label = load(out / "val")
-    for image, name in list(zip(images, (FILES[n] for n in label), strict=True))[:50]:
+    for image, name in list(zip(images, (PHOTOGRAPHS[n] for n in label), strict=True))[:50]:
         whole = picture(name)
-        windows = np.lib.stride_tricks.sliding_window_view(whole, (PATCH, PATCH), axis=(0, 1))
+        windows = np.lib.stride_tricks.sliding_window_view(
+            whole, (PATCH_SIDE, PATCH_SIDE), axis=(0, 1)
+        )
         found = np.argwhere((windows[..., 0, 0] == image[0, 0]).all(-1))
-        assert any((whole[y : y + PATCH, x : x + PATCH] == image).all() for y, x in found)
+        assert any((whole[y : y + PATCH_SIDE, x : x + PATCH_SIDE] == image).all() for y, x in found)
 
 
 def test_photos_refuses_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

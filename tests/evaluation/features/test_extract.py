@@ -77,7 +77,7 @@ def test_the_memory_of_a_pass_does_not_grow_with_the_images(tmp_path: Path) -> N
     # In a process of its own, whose peak is that of nothing else.  Threads that allocate let it
     # grow somewhat at first, by much less than all pixels.
     program = (
-        "from pathlib import Path; from tests.evaluation.test_features import growth; "
+        "from pathlib import Path; from tests.evaluation.features.test_extract import growth; "
         f"print(*growth(Path({str(tmp_path)!r})))"
     )
     done = subprocess.run(

@@ -72,7 +72,7 @@ def workers() -> list[psutil.Process]:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 100])
 def test_stretches_are_whole_batches_of_every_image_once(count: int, ranks: int) -> None:
     whole = ImagePass(lambda: raw_pixels, None, READING, count)  # type: ignore[arg-type]
-    found = whole.stretches(ranks)
+    found = whole.id_ranges(ranks)
     assert [number for stretch in found for number in stretch] == list(range(count))
     assert len(found) == min(ranks, -(-count // BATCH))
     assert all(stretch.start % BATCH == 0 for stretch in found)
@@ -196,11 +196,11 @@ def endless(data: Path, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_parent_that_is_killed_leaves_no_process_and_no_entry(tmp_path: Path, data: Path) -> None:
     program = (
-        "from pathlib import Path; from tests.evaluation.test_ranks import endless; "
+        "from pathlib import Path; from tests.evaluation.features.test_workers import endless; "
         f"endless(Path({str(data)!r}), Path({str(tmp_path)!r}))"
     )
     parent = psutil.Process(
-        subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).pid
+        subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[3]).pid
     )
     family: list[psutil.Process] = []
     deadline = time.monotonic() + 300

@@ -94,8 +94,10 @@ def test_the_calibration_of_the_probes_is_in_the_results(tmp_path: Path, data: P
 
 def test_the_same_figure_is_the_same_file() -> None:
     def drawn() -> bytes:
-        figure, (axes,) = plots.page("two lines")
-        plots.lines(axes, {"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}, x="x", y="y", log=True)
+        figure, (axes,) = plots.empty_figure("two lines")
+        plots.draw_lines(
+            axes, {"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}, x="x", y="y", log=True
+        )
         return plots.png(figure)
 
     assert drawn() == drawn()

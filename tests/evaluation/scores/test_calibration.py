@@ -13,7 +13,7 @@ from vssl_dist.evaluation.scores.calibration import (
     adaptive_reliability,
     calibration,
     outcomes,
-    outcomes_of,
+    probe_outcomes,
     reliability,
 )
 from vssl_dist.evaluation.scores.table import Features
@@ -119,7 +119,7 @@ def test_a_probe_is_judged_in_blocks_as_at_once() -> None:
     features = Features(torch.randn(9000, 4, generator=random), torch.arange(9000) % 3)
     probe = Probe(torch.randn(4, 3, generator=random), torch.zeros(3))
     once = outcomes(features.features @ probe.weight, features.labels)
-    for ours, theirs in zip(outcomes_of(probe, features), once, strict=True):
+    for ours, theirs in zip(probe_outcomes(probe, features), once, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

@@ -8,8 +8,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from vssl_dist.evaluation.scores.detection import (
     Detection,
+    bootstrap_intervals,
     detection,
-    intervals,
 )
 
 
@@ -55,7 +55,7 @@ def test_intervals_are_those_of_resampling_one_at_a_time() -> None:
         detection(random.choice(inside, len(inside)), random.choice(outside, len(outside)))
         for _ in range(400)
     ]
-    found = intervals(inside, outside, count=2000)
+    found = bootstrap_intervals(inside, outside, count=2000)
     for number, (name, ends) in enumerate(found.items()):
         theirs = np.percentile([one[number] for one in drawn], [2.5, 97.5])
         # Ends scatter by about a tenth of the interval between 400 draws and 400 others.
@@ -65,11 +65,11 @@ def test_intervals_are_those_of_resampling_one_at_a_time() -> None:
 
 def test_intervals_repeat_and_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = pair(4, ties=False)
-    whole = intervals(*sides, count=50)
+    whole = bootstrap_intervals(*sides, count=50)
     monkeypatch.setattr("vssl_dist.evaluation.scores.detection._AT_ONCE", 1)
-    one_by_one = intervals(*sides, count=50)
-    assert whole == intervals(*sides, count=50) == one_by_one
-    assert whole != intervals(*sides, count=50, seed=1)
+    one_by_one = bootstrap_intervals(*sides, count=50)
+    assert whole == bootstrap_intervals(*sides, count=50) == one_by_one
+    assert whole != bootstrap_intervals(*sides, count=50, seed=1)
 
 
 @pytest.mark.parametrize("bad", [np.array([]), np.array([0.0, np.nan]), np.array([np.inf])])

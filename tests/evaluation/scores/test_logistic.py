@@ -16,12 +16,12 @@ from threadpoolctl import threadpool_info
 
 from vssl_dist.evaluation.scores.logistic import (
     _loss,
-    best_l2,
-    best_lr,
-    logistic,
+    choose_l2,
+    choose_lr,
+    fit_logistic,
 )
-from vssl_dist.evaluation.scores.probe import Training, accuracy, scaling, split, subset
-from vssl_dist.evaluation.scores.sgd_probes import Optimizer, descend
+from vssl_dist.evaluation.scores.probe import ProbeData, accuracy, fit_scaling, split, subset
+from vssl_dist.evaluation.scores.sgd_probes import Optimizer, train_sgd_probes
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.models.linear_probe import Probe
 
@@ -38,8 +38,8 @@ def cloud(samples: int, seed: int, dtype: torch.dtype = torch.float64) -> Featur
     return Features(((centres[labels] + noise) * scale + 5 * scale).to(dtype), labels)
 
 
-def whole(features: Features) -> Training:
-    return Training(features, torch.arange(len(features.labels)), CLASSES)
+def whole(features: Features) -> ProbeData:
+    return ProbeData(features, torch.arange(len(features.labels)), CLASSES)
 
 
 @pytest.mark.parametrize("l2", [1e-4, 1e-2, 1.0])
@@ -49,7 +49,7 @@ def test_logistic_regression_is_scikit_learns(l2: float) -> None:
     oracle = LogisticRegression(C=1 / (l2 * 400), tol=1e-8, max_iter=5000)
     oracle.fit(scaler.transform(train.features.numpy()), train.labels.numpy())
     theirs = oracle.predict_proba(scaler.transform(test.features.numpy()))
-    probe = logistic(whole(train), [l2], tolerance=1e-8)[l2]
+    probe = fit_logistic(whole(train), [l2], tolerance=1e-8)[l2]
     ours = probe.logits(test.features).softmax(1).numpy()
     assert ours == pytest.approx(theirs, abs=1e-4)
     found = accuracy(probe, test)
@@ -60,10 +60,10 @@ def test_logistic_regression_is_scikit_learns(l2: float) -> None:
 
 def test_a_solution_does_not_depend_on_the_rest_of_the_grid_or_on_the_precision() -> None:
     train, test = cloud(300, seed=3), cloud(200, seed=4)
-    alone = logistic(whole(train), [1e-3])[1e-3].logits(test.features).softmax(1)
-    warm = logistic(whole(train), [1.0, 1e-3, 1e-1])[1e-3].logits(test.features).softmax(1)
+    alone = fit_logistic(whole(train), [1e-3])[1e-3].logits(test.features).softmax(1)
+    warm = fit_logistic(whole(train), [1.0, 1e-3, 1e-1])[1e-3].logits(test.features).softmax(1)
     single = Features(train.features.float(), train.labels)
-    rough = logistic(whole(single), [1e-3])[1e-3].logits(test.features).softmax(1)
+    rough = fit_logistic(whole(single), [1e-3])[1e-3].logits(test.features).softmax(1)
     assert warm.numpy() == pytest.approx(alone.numpy(), abs=2e-3)
     assert rough.numpy() == pytest.approx(alone.numpy(), abs=2e-3)
 
@@ -83,7 +83,7 @@ def test_while_it_minimises_scipys_threads_leave_the_cores_to_the_loss(
     before = threads()
     assert before
     monkeypatch.setattr("vssl_dist.evaluation.scores.logistic._loss", watched)
-    logistic(whole(cloud(70, seed=1)), [1e-2])
+    fit_logistic(whole(cloud(70, seed=1)), [1e-2])
     assert seen
     assert all(count == 1 for counts in seen for count in counts)
     assert threads() == before
@@ -113,7 +113,7 @@ def by_torch(
             descent.step()
             schedule.step()
     return Probe.of_scaled(
-        layer.weight.data.T, layer.bias.data, scaling(train, torch.arange(len(x)))
+        layer.weight.data.T, layer.bias.data, fit_scaling(train, torch.arange(len(x)))
     )
 
 
@@ -125,18 +125,18 @@ def test_scattered_rows_are_as_good_copied_as_read_each_time(
         torch.randn(400, 7, generator=random), torch.randint(0, 3, (400,), generator=random)
     )
     rows = torch.arange(400)[torch.rand(400, generator=random) < 0.7]
-    data = Training(features, rows, 3)
+    data = ProbeData(features, rows, 3)
     assert not torch.equal(rows, torch.arange(len(rows)))
-    copied = logistic(data, [1e-2])[1e-2]
+    copied = fit_logistic(data, [1e-2])[1e-2]
     monkeypatch.setattr("vssl_dist.evaluation.scores.probe._COPIED_BYTES", 0)
-    assert data.together() is data
-    read = logistic(data, [1e-2])[1e-2]
+    assert data.contiguous() is data
+    read = fit_logistic(data, [1e-2])[1e-2]
     assert torch.equal(copied.weight, read.weight)
     chosen = Features(features.features[rows].half().float(), features.labels[rows])
     half = Features(features.features.half(), features.labels)
     monkeypatch.undo()
-    alone = logistic(Training(chosen, torch.arange(len(rows)), 3), [1e-2])[1e-2]
-    assert torch.equal(alone.weight, logistic(Training(half, rows, 3), [1e-2])[1e-2].weight)
+    alone = fit_logistic(ProbeData(chosen, torch.arange(len(rows)), 3), [1e-2])[1e-2]
+    assert torch.equal(alone.weight, fit_logistic(ProbeData(half, rows, 3), [1e-2])[1e-2].weight)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_every_probe_of_the_grid_is_the_one_trained_alone(
 ) -> None:
     train, test = cloud(90, seed=5), cloud(60, seed=6)
     seeds = [0, 4]
-    probes = descend(whole(train), rates, seeds, epochs=6, batch=32, optimizer=optimizer)
+    probes = train_sgd_probes(whole(train), rates, seeds, epochs=6, batch=32, optimizer=optimizer)
     assert list(probes) == [(seed, rate) for seed in seeds for rate in rates]
     for (seed, rate), probe in probes.items():
         alone = by_torch(train, rate, seed, 6, 32, optimizer)
@@ -157,30 +157,32 @@ def test_every_probe_of_the_grid_is_the_one_trained_alone(
 
 def test_under_lars_a_probe_whose_gradient_is_zero_stays() -> None:
     features = Features(torch.ones(14, 3), torch.arange(14) % CLASSES)
-    (probe,) = descend(whole(features), [1.0], [0], epochs=2, batch=14, optimizer="lars").values()
-    assert probe.finite
+    (probe,) = train_sgd_probes(
+        whole(features), [1.0], [0], epochs=2, batch=14, optimizer="lars"
+    ).values()
+    assert probe.is_finite
 
 
 def test_choices_see_training_images_only_and_take_the_best() -> None:
     train = cloud(350, seed=7)
-    few = whole(train).only(torch.arange(0, 350, 2))
+    few = whole(train).with_rows(torch.arange(0, 350, 2))
     poisoned = Features(train.features.clone(), train.labels.clone())
     poisoned.features[1::2] = math.nan  # whatever is not among the rows cannot matter
-    for data in (few, Training(poisoned, few.rows, CLASSES)):
-        chosen = best_l2(data, [1e-4, 1e-2, 1e3], 0.2, seed=0)
+    for data in (few, ProbeData(poisoned, few.rows, CLASSES)):
+        chosen = choose_l2(data, [1e-4, 1e-2, 1e3], 0.2, seed=0)
         assert chosen["l2"] != 1e3, "a probe of almost no weight is the worst"
         assert chosen["held_out"][f"{chosen['l2']:g}"] == max(chosen["held_out"].values())
         assert chosen["held_out_images"] == 35
-        rate = best_lr(data, [1e-7, 0.1], 0.2, epochs=5, batch=64)
+        rate = choose_lr(data, [1e-7, 0.1], 0.2, epochs=5, batch=64)
         assert rate["lr"] == 0.1
 
 
 def test_a_diverged_probe_is_never_right_nor_chosen() -> None:
     train = cloud(100, seed=8, dtype=torch.float32)
-    probes = descend(whole(train), [1e38], [0], epochs=3, batch=100)
+    probes = train_sgd_probes(whole(train), [1e38], [0], epochs=3, batch=100)
     assert not probes[0, 1e38].weight.isfinite().all()
     assert accuracy(probes[0, 1e38], train) == (0.0, 0.0)
-    assert best_lr(whole(train), [0.1, 1e38], 0.2, epochs=3, batch=100)["lr"] == 0.1
+    assert choose_lr(whole(train), [0.1, 1e38], 0.2, epochs=3, batch=100)["lr"] == 0.1
 
 
 def test_subsets_are_balanced_nested_and_repeat() -> None:
@@ -206,8 +208,8 @@ def test_what_is_held_out_is_a_part_of_each_class() -> None:
 
 def test_one_image_of_each_class_is_enough() -> None:
     train = cloud(CLASSES, seed=9)
-    assert best_l2(whole(train), [1e-3, 1e-2, 1e-1], 0.1, seed=0)["l2"] == 1e-2
-    assert accuracy(logistic(whole(train), [1e-2])[1e-2], train).top1 == 1
+    assert choose_l2(whole(train), [1e-3, 1e-2, 1e-1], 0.1, seed=0)["l2"] == 1e-2
+    assert accuracy(fit_logistic(whole(train), [1e-2])[1e-2], train).top1 == 1
 
 
 def test_a_feature_that_never_varies_and_a_missing_class_do_no_harm() -> None:
@@ -215,7 +217,7 @@ def test_a_feature_that_never_varies_and_a_missing_class_do_no_harm() -> None:
     some = train.labels < CLASSES - 1
     train = Features(F.pad(train.features, (0, 1), value=0.1)[some], train.labels[some])
     test = Features(F.pad(test.features, (0, 1), value=0.7).float(), test.labels)
-    probe = logistic(whole(train), [1e-3])[1e-3]
+    probe = fit_logistic(whole(train), [1e-3])[1e-3]
     predicted = probe.logits(test.features).argmax(1)
     assert CLASSES - 1 not in predicted.tolist()
     assert accuracy(probe, test).top1 > 0.3

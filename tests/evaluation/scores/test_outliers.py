@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vssl_dist.evaluation.scores import detection
 from vssl_dist.evaluation.scores.outliers import (
-    Fitting,
+    OutlierSetup,
     fit_scores,
     knn_distance,
     mahalanobis,
@@ -35,8 +35,8 @@ def clusters(samples: int, seed: int, shift: float = 0.0) -> Features:
     return Features(centres[labels] + noise + shift * torch.tensor([-1.0, -1, -1, 1, 0]), labels)
 
 
-def fitting(bank: Features, k: int = 5) -> Fitting:
-    return Fitting(bank, classes=3, k=k, l2=1e-3)
+def fitting(bank: Features, k: int = 5) -> OutlierSetup:
+    return OutlierSetup(bank, classes=3, k=k, l2=1e-3)
 
 
 def test_every_score_is_higher_for_what_is_foreign() -> None:

@@ -15,7 +15,8 @@ from vssl_dist.durable import sha256
 from vssl_dist.errors import ExportError
 from vssl_dist.evaluation.scores.posterior import load_posterior
 from vssl_dist.exports.read import load_export
-from vssl_dist.exports.write import HEAD, beside
+from vssl_dist.exports.write import HEAD
+from vssl_dist.run_folder import part_of
 
 
 @pytest.mark.parametrize("case", list(SMALL))
@@ -42,7 +43,7 @@ def test_an_export_without_a_head_has_no_posterior(tmp_path: Path) -> None:
 def test_a_head_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     path, _ = exported_branch(tmp_path / "a", tmp_path, SMALL["vje"])
     other, _ = exported_branch(tmp_path / "b", tmp_path, SMALL["vssl teacher"])
-    head, own = beside(path, HEAD), beside(path, HEAD).read_bytes()
+    head, own = part_of(path, HEAD), part_of(path, HEAD).read_bytes()
     with pytest.raises(ExportError, match="name the backbone-STEP file"):
         load_export(head)
     card = path.with_suffix(".json").read_text()
@@ -61,7 +62,7 @@ def test_a_head_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     flipped[-1] ^= 1
     head.write_bytes(flipped)
     refused("not those its card was written for")
-    head.write_bytes(beside(other, HEAD).read_bytes())
+    head.write_bytes(part_of(other, HEAD).read_bytes())
     change(path, head_sha256=json.loads(other.with_suffix(".json").read_text())["head_sha256"])
     refused("not those of vje as the card says")
     tensors = {name: tensor * torch.nan for name, tensor in load(own).items()}

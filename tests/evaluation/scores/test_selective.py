@@ -25,7 +25,7 @@ from vssl_dist.errors import DataError
 from vssl_dist.evaluation.features.corruptions import (
     KINDS,
     LEVELS,
-    corrupted,
+    corrupt,
 )
 from vssl_dist.evaluation.features.extract import Reading, stream
 from vssl_dist.evaluation.features.variants import AugmentedPairs, stream_variants
@@ -34,13 +34,13 @@ from vssl_dist.evaluation.scores.cross_view import pair_scores
 from vssl_dist.evaluation.scores.posterior import load_posterior
 from vssl_dist.evaluation.scores.selective import (
     aurc,
-    failures,
+    knn_failures,
     risk_coverage,
     spearman,
-    within,
+    within_image_spearman,
 )
 from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.scores.variational import Scoring, posterior_size
+from vssl_dist.evaluation.scores.variational import VariationalSetup, posterior_size
 from vssl_dist.exports.read import load_export
 
 QUICK = UncertaintyConfig(k=3, max_corrupted=8, shown=4, batch=50)
@@ -71,11 +71,11 @@ def test_rank_correlations_are_scipys() -> None:
     pooled = np.broadcast_to(strength, values.shape).ravel()
     assert spearman(values.ravel(), pooled) == pytest.approx(spearmanr(values.ravel(), pooled)[0])
     each = [spearmanr(row, strength)[0] for row in values]
-    assert within(values, strength) == pytest.approx(np.mean(each))
+    assert within_image_spearman(values, strength) == pytest.approx(np.mean(each))
     assert spearman(np.exp(strength), strength) == pytest.approx(1)
-    assert within(-np.exp(values[:1] * 0 + strength), strength) == pytest.approx(-1)
+    assert within_image_spearman(-np.exp(values[:1] * 0 + strength), strength) == pytest.approx(-1)
     assert spearman(np.ones(6), strength) == 0
-    assert within(np.ones((3, 6)), strength) == 0
+    assert within_image_spearman(np.ones((3, 6)), strength) == 0
 
 
 def test_failures_are_those_of_scikit_learns_neighbours() -> None:
@@ -87,7 +87,7 @@ def test_failures_are_those_of_scikit_learns_neighbours() -> None:
         9, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1)
     )
     theirs = oracle.fit(bank.features, bank.labels).predict(queries.features)
-    ours = failures(bank, queries, k=9, temperature=0.1)
+    ours = knn_failures(bank, queries, k=9, temperature=0.1)
     assert ours.tolist() == (theirs != queries.labels.numpy()).astype(float).tolist()
     assert 0 < ours.mean() < 1
 
@@ -97,15 +97,15 @@ def test_a_corruption_is_stronger_at_each_level_and_each_image_its_own(kind: str
     random = torch.Generator().manual_seed(1)
     images, ids = torch.rand(4, 3, 32, 32, generator=random), torch.tensor([5, 6, 7, 8])
     before = torch.get_rng_state()
-    made = [corrupted(images, ids, kind, level) for level in range(LEVELS + 1)]
+    made = [corrupt(images, ids, kind, level) for level in range(LEVELS + 1)]
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(made[0], images)
     away = torch.stack([(one - images).square().mean((1, 2, 3)) for one in made])
     assert (away.diff(dim=0) > 0).all()
     assert all(float(one.min()) >= 0 and float(one.max()) <= 1 for one in made)
-    alone = corrupted(images[2:3], ids[2:3], kind, 3)
+    alone = corrupt(images[2:3], ids[2:3], kind, 3)
     assert torch.allclose(alone[0], made[3][2], atol=1e-6)
-    noise = corrupted(torch.full_like(images, 0.5), ids, "noise", 1)
+    noise = corrupt(torch.full_like(images, 0.5), ids, "noise", 1)
     assert not torch.equal(noise[0], noise[1])
 
 
@@ -140,7 +140,7 @@ def test_the_task_says_what_the_posterior_knows(tmp_path: Path, data: Path, case
             for images, labels in (by_hand(data / "train"), by_hand(data / "val"))
         )
     size = posterior_size(posterior, queries.features).numpy()
-    failed = failures(bank, queries, 3, 0.07)
+    failed = knn_failures(bank, queries, 3, 0.07)
     assert found["error"] == pytest.approx(failed.mean())
     assert found["risk"]["posterior_size"]["aurc"] == pytest.approx(aurc(size, failed), abs=0.01)
     assert found["aurc_best"] <= found["risk"]["knn_distance"]["aurc"]
@@ -152,7 +152,7 @@ def test_the_task_says_what_the_posterior_knows(tmp_path: Path, data: Path, case
         assert -1 <= one["within"] <= 1
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (NORMALISE.mean, NORMALISE.std))
     pixels = (by_hand(data / "val")[0][:8] * std + mean).clamp(0, 1)
-    worse = [corrupted(pixels, torch.arange(8), "blur", level) for level in range(LEVELS + 1)]
+    worse = [corrupt(pixels, torch.arange(8), "blur", level) for level in range(LEVELS + 1)]
     with torch.no_grad():
         sizes = [posterior_size(posterior, backbone((one - mean) / std)) for one in worse]
     levels = np.repeat(np.arange(LEVELS + 1), 8)
@@ -196,7 +196,7 @@ def test_scores_of_the_method_stand_beside_the_controls(
         rows = [r for r, _ in stream_variants(backbone, dataset, reading, variants, ids)]
         views = torch.cat(rows).view(dataset.samples, 4, -1)
         plain = torch.cat([r for r, _ in stream(backbone, dataset, reading, ids)])
-        scores.append(pair_scores(Scoring(posterior, "polar"), plain, views))
+        scores.append(pair_scores(VariationalSetup(posterior, "polar"), plain, views))
     kinds = [kind for kind in found if kind.startswith(("s1", "s2", "s3"))]
     assert sorted(scores[0]) == (kinds if case == "vssl teacher" else kinds[1:2])
     for kind, inside in scores[0].items():

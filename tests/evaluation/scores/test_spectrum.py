@@ -21,7 +21,7 @@ from vssl_dist.data.views import draw
 from vssl_dist.evaluation.run import baselines, evaluate
 from vssl_dist.evaluation.scores.spectrum import (
     alignment,
-    rank,
+    effective_rank,
     rankme,
     spectrum,
 )
@@ -40,20 +40,20 @@ def test_the_spectrum_is_numpys(shape: tuple[int, int], centred: bool) -> None:
 
 def test_the_effective_rank_counts_equal_directions() -> None:
     for count in (1, 2, 7):
-        assert rank(torch.tensor([3.0] * count + [0.0] * 5)) == pytest.approx(count)
-    assert rank(torch.zeros(4)) == 1
+        assert effective_rank(torch.tensor([3.0] * count + [0.0] * 5)) == pytest.approx(count)
+    assert effective_rank(torch.zeros(4)) == 1
     weights = np.array([4.0, 2.0, 1.0, 1.0])
     entropy = -(weights / 8 * np.log(weights / 8)).sum()
-    assert rank(torch.from_numpy(weights)) == pytest.approx(math.exp(entropy))
+    assert effective_rank(torch.from_numpy(weights)) == pytest.approx(math.exp(entropy))
 
 
 def test_a_common_mean_hides_directions_from_rankme_alone() -> None:
     spread = torch.randn(500, 8, generator=torch.Generator().manual_seed(1))
     assert rankme(spread + 100) < 1.5
-    assert rank(spectrum(spread + 100, centred=True)) == pytest.approx(
-        rank(spectrum(spread, centred=True)), rel=1e-3
+    assert effective_rank(spectrum(spread + 100, centred=True)) == pytest.approx(
+        effective_rank(spectrum(spread, centred=True)), rel=1e-3
     )
-    assert rank(spectrum(torch.full((50, 8), 3.7), centred=True)) == 1
+    assert effective_rank(spectrum(torch.full((50, 8), 3.7), centred=True)) == 1
 
 
 def test_alignment_is_the_mean_squared_distance_on_the_sphere() -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from vssl_dist.evaluation.scores import detection, variational
 from vssl_dist.evaluation.scores.cross_view import pair_scores
-from vssl_dist.evaluation.scores.outliers import Fitting, fit_scores
+from vssl_dist.evaluation.scores.outliers import OutlierSetup, fit_scores
 from vssl_dist.evaluation.scores.posterior import Posterior
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.scores.variational import (
-    Scoring,
+    VariationalSetup,
     posterior_size,
     variational_scores,
 )
@@ -42,12 +42,12 @@ VSSL: list[dict[str, Any]] = [
 Vector = NDArray[np.float64]
 
 
-def setup(name: str, keys: dict[str, Any], **how: Any) -> Scoring:
+def setup(name: str, keys: dict[str, Any], **how: Any) -> VariationalSetup:
     torch.manual_seed(5)
     cfg = CONFIGS[name].model_validate({"name": name, **keys})
     predictor = nn.Linear(WIDTH, WIDTH) if keys.get("evaluated") == "student" else None
     branch = GaussianBranch(nn.Identity(), nn.Linear(WIDTH, 2 * WIDTH), predictor).eval()
-    return Scoring(Posterior(branch, cfg), **({"samples": 3, "posteriors": 100} | how))
+    return VariationalSetup(Posterior(branch, cfg), **({"samples": 3, "posteriors": 100} | how))
 
 
 def rows(count: int, seed: int) -> Tensor:
@@ -59,7 +59,7 @@ def weighted(layer: Any, rows: list[Vector]) -> list[Vector]:
     return [weight @ row + bias for row in rows]
 
 
-def inferred(made: Scoring, h: Tensor, predict: bool = True) -> list[tuple[Vector, ...]]:
+def inferred(made: VariationalSetup, h: Tensor, predict: bool = True) -> list[tuple[Vector, ...]]:
     """Embedding, mean and unbounded log-variance of each image."""
     branch, rows = made.posterior.branch, list(h.double().numpy())
     both = weighted(branch.posterior, rows)
@@ -93,7 +93,7 @@ def directional(u: Vector, m: Vector, variance: Vector, dof: float, form: str) -
     return student(squared, dof, WIDTH - 1) - 0.5 * sum(map(math.log, variance)) + 0.5 * along
 
 
-def vje_terms(made: Scoring, one: Any, other: Any, eps: Vector) -> tuple[float, float]:
+def vje_terms(made: VariationalSetup, one: Any, other: Any, eps: Vector) -> tuple[float, float]:
     """Log-likelihood of the other's embedding under one draw, and the bound."""
     cfg: Any = made.posterior.cfg
     (_, mu, logvar), h = one, other[0]
@@ -112,7 +112,7 @@ def vje_terms(made: Scoring, one: Any, other: Any, eps: Vector) -> tuple[float, 
     return found, found - cfg.beta * kl / (WIDTH if cfg.kl_reduce == "mean" else 1)
 
 
-def vssl_terms(made: Scoring, one: Any, other: Any, eps: Vector) -> tuple[float, float]:
+def vssl_terms(made: VariationalSetup, one: Any, other: Any, eps: Vector) -> tuple[float, float]:
     """The denoising term, student ``one`` and teacher ``other``, and the bound."""
     cfg: Any = made.posterior.cfg
     low, high = cfg.logvar_range
@@ -185,8 +185,8 @@ def test_each_score_is_that_of_a_naive_loop(
     bank, queries = Features(rows(11, 1), torch.zeros(11, dtype=torch.int64)), rows(7, 2)
     images, known = inferred(made, queries), inferred(made, bank.features)
     targets = inferred(made, queries, predict=False)
-    each = made.draws((3, 1, WIDTH)).double().numpy()[:, 0]
-    latents = made.draws((1, 11, 1, WIDTH)).double().numpy()[0, :, 0]
+    each = made.draw((3, 1, WIDTH)).double().numpy()[:, 0]
+    latents = made.draw((1, 11, 1, WIDTH)).double().numpy()[0, :, 0]
     posteriors = list(zip(known, latents, strict=True))
     order = torch.randperm(11, generator=torch.Generator().manual_seed(0)).sort().values
     assert order.tolist() == list(range(11)), "a bank smaller than asked for is used whole"
@@ -232,7 +232,7 @@ def test_scores_of_pairs_are_means_over_pairs_and_directions(
 ) -> None:
     made, still = setup(name, keys, density=density), np.zeros(WIDTH)
     plain, views = rows(4, 8), rows(4 * 6, 3).reshape(4, 6, WIDTH)
-    draws = made.draws((3, 1, WIDTH)).double().numpy()[:, 0]
+    draws = made.draw((3, 1, WIDTH)).double().numpy()[:, 0]
     wanted: dict[str, list[float]] = {"s2_cross_view_likelihood": []}
     if name == "vssl":
         wanted |= {"s1_self_likelihood": [], "s3_negative_elbo": []}
@@ -303,7 +303,7 @@ def test_a_foreign_image_scores_higher_an_alike_one_the_same_a_familiar_one_lowe
 ) -> None:
     """AUROC 1, 0.5 and 0: foreign is what has a wide posterior, far from the bank's."""
     cfg = CONFIGS[name].model_validate({"name": name})
-    made = Scoring(Posterior(GaussianBranch(nn.Identity(), Handmade()), cfg))
+    made = VariationalSetup(Posterior(GaussianBranch(nn.Identity(), Handmade()), cfg))
     noise = 0.05 * rows(120, 4)
     familiar = noise[:40] + torch.tensor([-2.0, 3, 0, 0, 0])
     alike = familiar.clone()
@@ -311,7 +311,7 @@ def test_a_foreign_image_scores_higher_an_alike_one_the_same_a_familiar_one_lowe
     bank = Features(
         noise[80:] + torch.tensor([-2.0, 3, 0, 0, 0]), torch.zeros(40, dtype=torch.int64)
     )
-    scores = fit_scores(Fitting(bank, classes=1, k=5, l2=1e-3, variational=made))
+    scores = fit_scores(OutlierSetup(bank, classes=1, k=5, l2=1e-3, variational=made))
     del scores["norm"]  # they differ in direction alone
     alone = {"vje": ["s1_self_likelihood", "s3_negative_elbo"], "vssl": []}[name]
     assert [kind for kind in scores if kind.startswith("s")] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import TypedDict, cast
 from vssl_dist import dist, durable
 from vssl_dist.data.store.dataset import Substitution
 from vssl_dist.errors import DataError
-from vssl_dist.text import printable, say
+from vssl_dist.run_folder import RunFolder
+from vssl_dist.text import printable
 
+_log = logging.getLogger(__name__)
 _LEAST_ALLOWED = 10  # in a small dataset a share would be less than one image
 
 
@@ -51,9 +54,9 @@ class SubstitutionLog:
     """
 
     def __init__(self, folder: Path, allowed: int) -> None:
-        self._folder = folder
+        self._run = RunFolder(folder)
         self._allowed = allowed
-        self._path = folder / f"substitutions.rank{dist.rank()}.jsonl"
+        self._path = self._run.substitutions(dist.rank())
         self._bad_ids: set[int] = set()
         self._substituted = 0
         self._new_ids: list[int] = []
@@ -88,7 +91,7 @@ class SubstitutionLog:
             lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in substitutions)
             durable.append(self._path, lines.encode())
         except OSError as error:  # a full disk costs the list, not the run
-            say(f"warning: {len(substitutions)} bad images are not listed: {error}")
+            _log.warning("%d bad images are not listed: %s", len(substitutions), error)
 
     def totals(self) -> dict[str, float]:
         """Count over all ranks and the whole run; called by all ranks together.
@@ -115,12 +118,12 @@ class SubstitutionLog:
         if len(self._bad_ids) > self._allowed:
             raise DataError(
                 f"{len(self._bad_ids)} training images are damaged and data.max_bad allows "
-                f"{self._allowed}: {self._folder}/substitutions.rank*.jsonl lists them "
+                f"{self._allowed}: {self._run.substitutions('*')} lists them "
                 "(data_prep/verify.py checks all, data_prep/shard.py makes shards anew)"
             )
 
     def _files(self) -> list[Path]:
-        files = sorted(self._folder.glob("substitutions.rank*.jsonl"))
+        files = sorted(self._run.path.glob(self._run.substitutions("*").name))
         for path in files:  # a pipe would be waited for
             try:
                 if not durable.followed(path).is_file():

@@ -21,8 +21,8 @@ _CONTRAST = (0.75, 0.55, 0.4, 0.25, 0.12)
 _PIXELATE = (0.8, 0.6, 0.45, 0.3, 0.2)
 
 
-def corrupted(images: Tensor, ids: Tensor, kind: str, level: int) -> Tensor:
-    """What a corruption makes of images.
+def corrupt(images: Tensor, ids: Tensor, kind: str, level: int) -> Tensor:
+    """Apply a corruption to images.
 
     Args:
         images: ``(B, 3, H, W)`` in [0, 1].
@@ -34,7 +34,7 @@ def corrupted(images: Tensor, ids: Tensor, kind: str, level: int) -> Tensor:
         ``(B, 3, H, W)`` in [0, 1].
 
     >>> grey = torch.full((1, 3, 8, 8), 0.5)
-    >>> noisy = [corrupted(grey, torch.tensor([7]), "noise", level).std() for level in (0, 1, 5)]
+    >>> noisy = [corrupt(grey, torch.tensor([7]), "noise", level).std() for level in (0, 1, 5)]
     >>> noisy[0].item(), bool(noisy[1] < noisy[2])
     (0.0, True)
     """
@@ -43,35 +43,37 @@ def corrupted(images: Tensor, ids: Tensor, kind: str, level: int) -> Tensor:
     return KINDS[kind](images, ids, level - 1).clamp(0, 1)
 
 
-def _noise(images: Tensor, ids: Tensor, place: int) -> Tensor:
-    drawn = [torch.randn(images.shape[1:], generator=_of(int(one))) for one in ids]
-    return images + _NOISE[place] * torch.stack(drawn).to(images)
+def _noise(images: Tensor, ids: Tensor, index: int) -> Tensor:
+    # Drawn on the CPU: a generator of a GPU gives other numbers from the same seed.
+    noise = [torch.randn(images.shape[1:], generator=_generator(int(i))) for i in ids]
+    return images + _NOISE[index] * torch.stack(noise).to(images)
 
 
-def _of(number: int) -> torch.Generator:
+def _generator(image_id: int) -> torch.Generator:
     # Through NumPy's seeding: torch's own draws alike from seeds that are alike.
-    seed = np.random.SeedSequence([number, 0x6E6F697365]).generate_state(1, np.uint64)[0]
+    seed = np.random.SeedSequence([image_id, 0x6E6F697365]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed) >> 1)
 
 
-def _blur(images: Tensor, ids: Tensor, place: int) -> Tensor:
-    sigma = _BLUR[place] * images.shape[-1]
+def _blur(images: Tensor, ids: Tensor, index: int) -> Tensor:
+    sigma = _BLUR[index] * images.shape[-1]
     blurred = gaussian_filter(images.cpu().numpy(), (0, 0, sigma, sigma), mode="nearest")
     return torch.from_numpy(blurred).to(images)
 
 
-def _contrast(images: Tensor, ids: Tensor, place: int) -> Tensor:
+def _contrast(images: Tensor, ids: Tensor, index: int) -> Tensor:
     mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + _CONTRAST[place] * (images - mean)
+    return mean + _CONTRAST[index] * (images - mean)
 
 
-def _pixelate(images: Tensor, ids: Tensor, place: int) -> Tensor:
+def _pixelate(images: Tensor, ids: Tensor, index: int) -> Tensor:
     height, width = images.shape[-2:]
-    small = [max(1, round(_PIXELATE[place] * side)) for side in (height, width)]
+    small = [max(1, round(_PIXELATE[index] * side)) for side in (height, width)]
     return F.interpolate(F.interpolate(images, small, mode="area"), (height, width))
 
 
 KINDS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    # Images, their ids and the index of the level among the amounts above.
     "noise": _noise,
     "blur": _blur,
     "contrast": _contrast,

@@ -45,11 +45,11 @@ class Reading:
     substitutes: SubstitutionTally = field(
         default_factory=SubstitutionTally, compare=False, repr=False
     )
-    """What had to be replaced so far."""
+    """Log of the damaged images that had to be replaced so far."""
 
     def batches(self, dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[Batch]:
-        """Some images, in the order of ``ids``."""
-        made = evaluation_batches(
+        """Batches of the images ``ids``, in that order; what is replaced in them is logged."""
+        batches = evaluation_batches(
             dataset,
             self.spec(),
             backend=self.backend,
@@ -57,10 +57,10 @@ class Reading:
             ids=ids,
             timeout_s=self.timeout_s,
         )
-        return self.counted(dataset, made)
+        return self.counted(dataset, batches)
 
     def counted(self, dataset: Dataset, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; what was replaced in them is noted.
+        """Pass batches on and log what was replaced in them.
 
         Raises:
             DataError: Too many images of the split are damaged.
@@ -70,12 +70,12 @@ class Reading:
             yield batch
 
     def spec(self) -> BackendSpec:
-        """What a backend needs to know."""
+        """Settings of the decoding backend, without augmentation."""
         return BackendSpec((), self.image_size, self.normalise, self.threads, self.device)
 
 
 def random_network(backbone: str, image_size: int, seed: int = 0) -> nn.Module:
-    """The backbone before any training, in eval mode; the same for the same seed."""
+    """Build a backbone with the initial weights of a seed, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, _ = build_backbone(backbone, image_size)
@@ -83,7 +83,7 @@ def random_network(backbone: str, image_size: int, seed: int = 0) -> nn.Module:
 
 
 def raw_pixels(images: Tensor) -> Tensor:
-    """No network: ``(B, 3, H, W)`` normalised images as ``(B, 3 * H * W)``."""
+    """Flatten normalised images ``(B, 3, H, W)`` to features ``(B, 3 * H * W)``."""
     return images.flatten(1)
 
 
@@ -95,7 +95,7 @@ def extract(
     ids: NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Features of images, in the order of their ids.
+    """Compute features of images, in the order of their ids.
 
     A bar is drawn when standard error is a terminal.
 
@@ -115,11 +115,12 @@ def extract(
     """
     ids = np.arange(dataset.samples) if ids is None else ids
     rows = stream(network, dataset, reading, ids)
-    return collect(shown(rows, f"features of {dataset.folder.name}", len(ids)), len(ids), progress)
+    rows = with_progress_bar(rows, f"features of {dataset.folder.name}", len(ids))
+    return collect(rows, len(ids), progress)
 
 
 def collect(rows: Rows, total: int, progress: Callable[[int, int], None] | None = None) -> Features:
-    """All rows in memory, as `extract` returns them.
+    """Gather streamed rows in memory, as `extract` returns them.
 
     Args:
         rows: Features and labels.
@@ -133,12 +134,13 @@ def collect(rows: Rows, total: int, progress: Callable[[int, int], None] | None 
     features = torch.empty(0)
     labels = torch.empty(total, dtype=torch.int64)
     done = 0
-    for found, classes in rows:
+    for batch, batch_labels in rows:
+        # The width is known from the first batch on; one allocation spares a copy of everything.
         if not len(features):
-            features = _allocate(total, found.shape[1])
-        features[done : done + len(found)] = found
-        labels[done : done + len(found)] = classes
-        done += len(found)
+            features = _allocate(total, batch.shape[1])
+        features[done : done + len(batch)] = batch
+        labels[done : done + len(batch)] = batch_labels
+        done += len(batch)
         if progress is not None:
             progress(done, total)
     if done != total:
@@ -147,38 +149,41 @@ def collect(rows: Rows, total: int, progress: Callable[[int, int], None] | None 
 
 
 def stream(network: Forward, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]) -> Rows:
-    """Features and labels of images, in the order of ``ids``; see `extract`."""
+    """Yield features and labels of images, in the order of ``ids``; see `extract`."""
     if isinstance(network, nn.Module):
         network.to(reading.device)
     for batch in reading.batches(dataset, ids):
         yield forward(network, batch.views[0], reading), batch.labels.cpu()
 
 
-def shown(rows: Rows, title: str, total: int) -> Rows:
-    """The same rows, with a progress bar."""
+def with_progress_bar(rows: Rows, title: str, total: int) -> Rows:
+    """Pass rows on, with a progress bar."""
     with progress_bar() as progress:
-        task = progress.add_task(title, total=total)
-        for found in rows:
-            yield found
-            progress.update(task, advance=len(found[1]))
+        bar = progress.add_task(title, total=total)
+        for features, labels in rows:
+            yield features, labels
+            progress.update(bar, advance=len(labels))
 
 
 def forward(network: Forward, images: Tensor, reading: Reading) -> Tensor:
-    """Features ``(B, D)`` float32 on the CPU of normalised images ``(B, 3, H, W)``."""
-    kind = torch.device(reading.device).type
-    mixed = torch.autocast(kind, dtype=reading.autocast, enabled=reading.autocast is not None)
-    with torch.inference_mode(), mixed:
+    """Run normalised images ``(B, 3, H, W)`` to features ``(B, D)``, float32 on the CPU."""
+    device_type = torch.device(reading.device).type
+    is_mixed = reading.autocast is not None
+    with (
+        torch.inference_mode(),
+        torch.autocast(device_type, dtype=reading.autocast, enabled=is_mixed),
+    ):
         return network(images).float().cpu()
 
 
-def precision(samples: int, width: int) -> torch.dtype:
-    """float32, or float16 for what would be larger than 2 GiB."""
-    half = samples * width * 4 > _FULL_PRECISION_BYTES
-    return torch.float16 if half else torch.float32
+def feature_dtype(samples: int, width: int) -> torch.dtype:
+    """Choose float32, or float16 for a table that would be larger than 2 GiB."""
+    is_large = samples * width * 4 > _FULL_PRECISION_BYTES
+    return torch.float16 if is_large else torch.float32
 
 
 def _allocate(samples: int, width: int) -> Tensor:
-    dtype = precision(samples, width)
+    dtype = feature_dtype(samples, width)
     needed = samples * width * dtype.itemsize
     free = psutil.virtual_memory().available
     if needed > free:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,17 +18,8 @@ from vssl_dist.data.loader import Batch
 from vssl_dist.data.passes import Pairs, augmented_batches
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.features.corruptions import (
-    KINDS,
-    LEVELS,
-    corrupted,
-)
-from vssl_dist.evaluation.features.extract import (
-    Forward,
-    Reading,
-    Rows,
-    forward,
-)
+from vssl_dist.evaluation.features.corruptions import KINDS, LEVELS, corrupt
+from vssl_dist.evaluation.features.extract import Forward, Reading, Rows, forward
 from vssl_dist.exports.card import Card
 
 
@@ -37,19 +28,19 @@ class Variants(Protocol):
 
     @property
     def count(self) -> int:
-        """K."""
+        """How many pictures are made of each image: K."""
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """All that they depend on beside the images and their reading, as JSON values."""
+    def facts(self) -> dict[str, object]:
+        """All that the pictures depend on beside the images and their reading, as JSON values."""
 
     def batch(self, reading: Reading) -> int:
-        """Images at a time."""
+        """How many images make a batch."""
 
     def batches(
         self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
-        """Each image once, in the order of ``ids``, as K views."""
+        """Yield each image once, in the order of ``ids``, as K views."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ class AugmentedPairs:
 
     @classmethod
     def of_run(cls, card: Card, count: int) -> AugmentedPairs:
-        """Pairs by the recipes that the exported run was trained with, seed 0.
+        """Make pairs by the recipes that the exported run was trained with, seed 0.
 
         Raises:
             DataError: Its card does not name two recipes.
@@ -75,33 +66,38 @@ class AugmentedPairs:
                 "(set ood's pairs to 0)"
             )
         first, second = recipes
-        return cls(Pairs((_plain(first), _plain(second)), count, seed=0))
+        recipe_pair = (_at_network_size(first), _at_network_size(second))
+        return cls(Pairs(recipe_pair, count, seed=0))
 
     @property
     def count(self) -> int:
-        """Two of each pair, pair after pair."""
+        """How many views are made of each image: two of each pair, pair after pair."""
         return 2 * self.pairs.count
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Recipes, number and seed."""
+    def facts(self) -> dict[str, object]:
+        """Recipes, number and seed of the pairs, as JSON values."""
         recipes = [recipe.model_dump(mode="json") for recipe in self.pairs.recipes]
         return {"pairs": asdict(self.pairs) | {"recipes": recipes}}
 
     def batch(self, reading: Reading) -> int:
-        """As many as make no more pictures than a batch has images."""
+        """How many images make a batch of no more pictures than a plain batch has."""
         return max(1, reading.batch // self.count)
 
     def batches(
         self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
-        """As `Variants` says."""
-        how, size = reading.backend, self.batch(reading)
-        spec, timeout_s = reading.spec(), reading.timeout_s
-        made = augmented_batches(
-            dataset, spec, self.pairs, backend=how, batch=size, ids=ids, timeout_s=timeout_s
+        """Yield each image once, in the order of ``ids``, as ``count`` augmented views."""
+        batches = augmented_batches(
+            dataset,
+            reading.spec(),
+            self.pairs,
+            backend=reading.backend,
+            batch=self.batch(reading),
+            ids=ids,
+            timeout_s=reading.timeout_s,
         )
-        return reading.counted(dataset, made)
+        return reading.counted(dataset, batches)
 
 
 @dataclass(frozen=True)
@@ -109,39 +105,42 @@ class Corruptions:
     """Each image as it is, then each kind of corruption at each level."""
 
     version: int = 1
-    """To be raised when an amount changes: stored features are then computed again."""
+    """Raise it when an amount changes: stored features are then computed again."""
 
     @property
     def names(self) -> list[tuple[str, int]]:
-        """Kind and level of each picture after the first."""
+        """Kind and level of each picture after the first, which is the image as it is."""
         return [(kind, level) for kind in KINDS for level in range(1, LEVELS + 1)]
 
     @property
     def count(self) -> int:
-        """One, and each kind at each level."""
+        """How many pictures are made of each image: itself, and each kind at each level."""
         return 1 + len(self.names)
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Which ones."""
+    def facts(self) -> dict[str, object]:
+        """Kinds, levels and version of the corruptions, as JSON values."""
         return {"corruptions": list(KINDS), "levels": LEVELS, "version": self.version}
 
     def batch(self, reading: Reading) -> int:
-        """As many as without."""
+        """How many images make a batch: as many as without corruptions."""
         return reading.batch
 
     def batches(
         self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
-        """As `Variants` says."""
+        """Yield each image once, in the order of ``ids``, as it is and then corrupted."""
         shape = (3, 1, 1)
         for batch in reading.batches(dataset, ids):
             clean = batch.views[0]
             mean = clean.new_tensor(reading.normalise.mean).view(shape)
             std = clean.new_tensor(reading.normalise.std).view(shape)
+            # Corruptions are defined on pixels in [0, 1], batches come normalised.
             images = (clean * std + mean).clamp(0, 1)
-            worse = [(corrupted(images, batch.ids, *name) - mean) / std for name in self.names]
-            yield replace(batch, views=[clean, *worse])
+            corruptions = [
+                (corrupt(images, batch.ids, kind, level) - mean) / std for kind, level in self.names
+            ]
+            yield replace(batch, views=[clean, *corruptions])
 
 
 def stream_variants(
@@ -151,15 +150,15 @@ def stream_variants(
     variants: Variants,
     ids: NDArray[np.int64],
 ) -> Rows:
-    """Features ``(B * K, D)`` float32, the K of an image together, and labels ``(B * K,)``."""
+    """Yield features ``(B * K, D)``, the K of an image together, and labels ``(B * K,)``."""
     if isinstance(network, nn.Module):
         network.to(reading.device)
     for batch in variants.batches(dataset, reading, ids):
-        rows = [forward(network, view, reading) for view in batch.views]
+        by_view = [forward(network, view, reading) for view in batch.views]
         labels = batch.labels.cpu().repeat_interleave(variants.count)
-        yield torch.stack(rows, dim=1).flatten(0, 1), labels
+        yield torch.stack(by_view, dim=1).flatten(0, 1), labels
 
 
-def _plain(recipe: ViewRecipe) -> ViewRecipe:
-    """The same recipe at the size of the network's images."""
+def _at_network_size(recipe: ViewRecipe) -> ViewRecipe:
+    """Take a recipe's own size away: its views then have the size of the network's images."""
     return recipe.model_copy(update={"size": None})

@@ -1,4 +1,4 @@
-"""A sheet of some of a dataset's images."""
+"""A contact sheet of some of a dataset's images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from vssl_dist.data.damage.replace import read_decodable
 from vssl_dist.data.store.dataset import Dataset, Samples
 from vssl_dist.evaluation.figures.plots import literal
 
-_SIDE, _INCHES = 160, 1.1
+_SIDE = 160
+_INCHES = 1.1
 
 
-def sheet(
+def draw_sheet(
     dataset: Dataset, rows: Mapping[str, Sequence[int]], caption: Callable[[int], str]
 ) -> Figure:
     """Draw images with their classes and captions, one row for each name.
@@ -33,21 +34,23 @@ def sheet(
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    for line, (name, ids) in zip(grid, rows.items(), strict=True):
-        line[0].set_ylabel(literal(name))
+    for axes_row, (name, ids) in zip(grid, rows.items(), strict=True):
+        axes_row[0].set_ylabel(literal(name))
         samples, images = read_decodable(dataset, np.array(ids), _thumbnails)
-        for axes, number, image, label in zip(line, ids, images, samples.label, strict=False):
+        # Not strict: a shorter row leaves the rest of its axes empty.
+        for axes, image_id, image, label in zip(axes_row, ids, images, samples.label, strict=False):
             axes.imshow(np.asarray(image), interpolation="nearest")
-            known = 0 <= label < len(dataset.classes)
-            kind = dataset.classes[label] if known else "unlabelled"
-            title = f"{literal(kind[:16])}\n{literal(caption(number))}"
+            is_labelled = 0 <= label < len(dataset.classes)
+            class_name = dataset.classes[label] if is_labelled else "unlabelled"
+            title = f"{literal(class_name[:16])}\n{literal(caption(image_id))}"
             axes.set_title(title, fontsize=6)
     dataset.close()
     return figure
 
 
 def _thumbnails(samples: Samples) -> list[Image.Image]:
-    images, reasons = [], {}
+    images = []
+    reasons = {}
     for row, data in enumerate(samples.data):
         try:
             images.append(decode(data))

@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from vssl_dist.text import printable
 
 _SIDE = 3.6
 _DPI = 120
-Curve = tuple[Sequence[float], Sequence[float]]
+Values = Sequence[float] | NDArray[np.float64]
+Curve = tuple[Values, Values]
+"""The x values and the y values of a line."""
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib draws as it stands: names of others may be half a formula.
+    """Escape text so that matplotlib draws it as it stands: a name may be half a formula.
 
     >>> literal("a$b$\\n")
     'a\\\\$b\\\\$\\\\n'
@@ -26,24 +29,31 @@ def literal(text: str) -> str:
     return printable(text).replace("$", "\\$")
 
 
-def page(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure with so many panels in a row."""
+def empty_figure(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Make an empty figure with so many panels in a row."""
+    # A Figure of its own, not pyplot's: nothing is registered, and no display is asked for.
     figure = Figure(figsize=(_SIDE * panels + 1, _SIDE), layout="constrained")
     figure.suptitle(literal(title))
-    return figure, [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    return figure, [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
 
 
-def lines(
-    axes: Axes, curves: Mapping[str, Any], *, x: str, y: str, log: bool = False, marker: str = "."
+def draw_lines(
+    axes: Axes,
+    curves: Mapping[str, Curve],
+    *,
+    x: str,
+    y: str,
+    log: bool = False,
+    marker: str = ".",
 ) -> None:
     """Draw curves, ``(x values, y values)`` by their labels.
 
     Args:
         axes: Where to draw.
-        curves: What to draw; a legend appears where there are several.
+        curves: Lines by their labels; a legend appears where there are several.
         x, y: Names of the axes.
         log: Whether the x axis is logarithmic.
-        marker: Of the points, ``""`` for none.
+        marker: Marker of the points, ``""`` for none.
     """
     for label, (horizontal, vertical) in curves.items():
         axes.plot(horizontal, vertical, marker=marker, label=literal(label))
@@ -52,14 +62,14 @@ def lines(
         axes.legend(fontsize="small")
 
 
-def ticks(axes: Axes, values: Sequence[float]) -> None:
+def set_ticks(axes: Axes, values: Sequence[float]) -> None:
     """Label the x axis at these values and nowhere else."""
     axes.set_xticks(list(values), labels=[f"{value:g}" for value in values])
     axes.set_xticks([], minor=True)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, the same bytes for the same figure."""
+    """Render a figure to a PNG file, the same bytes for the same figure."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes.

@@ -19,7 +19,7 @@ BINS = 15
 
 
 class Outcomes(NamedTuple):
-    """What became of each of ``N`` predictions, ``(N,)`` each."""
+    """How each of ``N`` predictions turned out, ``(N,)`` each."""
 
     confidence: Floats
     """The largest probability."""
@@ -32,7 +32,7 @@ class Outcomes(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """All of them are 0 at best."""
+    """Calibration errors and proper scores of many predictions, all of them 0 at best."""
 
     ece: float
     adaptive_ece: float
@@ -49,7 +49,7 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Mean distance of accuracy from confidence, weighted by their number."""
+        """Mean distance of accuracy from confidence, weighted by the bins' predictions."""
         gaps = np.abs(self.accuracy - self.confidence)
         return float((gaps * self.predictions).sum() / self.predictions.sum())
 
@@ -66,23 +66,23 @@ def outcomes(logits: Tensor, labels: Tensor) -> Outcomes:
     """
     log_p = torch.log_softmax(logits.double(), 1)
     p = log_p.exp()
-    confidence, best = p.max(1)
+    confidence, predicted = p.max(1)
+    correct = (predicted == labels).double()
     brier = (p - F.one_hot(labels, logits.shape[1])).square().sum(1)
     nll = -log_p.gather(1, labels[:, None])[:, 0]
-    found = (confidence, (best == labels).double(), brier, nll)
-    return Outcomes(*(values.cpu().numpy() for values in found))
+    return Outcomes(*(values.cpu().numpy() for values in (confidence, correct, brier, nll)))
 
 
-def outcomes_of(probe: Probe, features: Features) -> Outcomes:
-    """`outcomes` of a probe's predictions, some thousand images at a time."""
-    parts = [
+def probe_outcomes(probe: Probe, features: Features) -> Outcomes:
+    """Judge a probe's predictions, some thousand images at a time; see `outcomes`."""
+    by_block = [
         outcomes(probe.logits(x.to(probe.weight.device)).cpu(), y) for x, y in blocks(features)
     ]
-    return Outcomes(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    return Outcomes(*(np.concatenate(column) for column in zip(*by_block, strict=True)))
 
 
-def calibration(found: Outcomes) -> Calibration:
-    """ECE, adaptive ECE, Brier score and negative log-likelihood.
+def calibration(predictions: Outcomes) -> Calibration:
+    """Compute ECE, adaptive ECE, Brier score and negative log-likelihood.
 
     Raises:
         ValueError: There is no prediction.
@@ -92,15 +92,15 @@ def calibration(found: Outcomes) -> Calibration:
     0.25
     """
     return Calibration(
-        reliability(found).error,
-        adaptive_reliability(found).error,
-        float(found.brier.mean()),
-        float(found.nll.mean()),
+        reliability(predictions).error,
+        adaptive_reliability(predictions).error,
+        float(predictions.brier.mean()),
+        float(predictions.nll.mean()),
     )
 
 
-def reliability(found: Outcomes, bins: int = BINS) -> Reliability:
-    """Predictions by confidence in bins of equal width, each with its upper end (Guo et al., 2017).
+def reliability(predictions: Outcomes, bins: int = BINS) -> Reliability:
+    """Bin predictions by confidence in equal widths, upper ends included (Guo et al., 2017).
 
     Its `Reliability.error` is the expected calibration error.
 
@@ -108,29 +108,30 @@ def reliability(found: Outcomes, bins: int = BINS) -> Reliability:
         ValueError: There is no prediction.
     """
     edges = np.linspace(0, 1, bins + 1)[1:-1]
-    return _binned(found, np.searchsorted(edges, found.confidence, side="left"))
+    return _binned(predictions, np.searchsorted(edges, predictions.confidence, side="left"))
 
 
-def adaptive_reliability(found: Outcomes, bins: int = BINS) -> Reliability:
-    """The same in bins of equally many predictions (Nixon et al., 2019).
+def adaptive_reliability(predictions: Outcomes, bins: int = BINS) -> Reliability:
+    """Bin predictions by confidence, equally many in each bin (Nixon et al., 2019).
 
     Equal confidences share the bin of the first of them, so that the order does not matter.
 
     Raises:
         ValueError: There is no prediction.
     """
-    order = np.sort(found.confidence)
-    first = np.searchsorted(order, found.confidence, side="left")
-    return _binned(found, first * bins // max(len(order), 1))
+    ascending = np.sort(predictions.confidence)
+    first = np.searchsorted(ascending, predictions.confidence, side="left")
+    return _binned(predictions, first * bins // max(len(ascending), 1))
 
 
-def _binned(found: Outcomes, place: NDArray[np.int64]) -> Reliability:
-    if not len(place):
+def _binned(predictions: Outcomes, bin_index: NDArray[np.int64]) -> Reliability:
+    if not len(bin_index):
         raise ValueError("calibration needs at least one prediction")
-    count = np.bincount(place)
+    count = np.bincount(bin_index)
+    # An empty bin has no mean and, in the weighted error, no weight.
     filled = count > 0
-    confidence, correct = (
-        np.bincount(place, weights=values)[filled] / count[filled]
-        for values in (found.confidence, found.correct)
+    confidence, accuracy = (
+        np.bincount(bin_index, weights=values)[filled] / count[filled]
+        for values in (predictions.confidence, predictions.correct)
     )
-    return Reliability(confidence, correct, count[filled].astype(np.float64))
+    return Reliability(confidence, accuracy, count[filled].astype(np.float64))

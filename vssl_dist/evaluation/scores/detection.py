@@ -6,7 +6,7 @@ A higher score means more anomalous, and what is out of distribution counts as p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,19 @@ _POINTS = 2000
 
 
 class Detection(NamedTuple):
-    """Each a number, or one per resampling."""
+    """How well one score tells two groups of images apart."""
 
-    auroc: Any
+    auroc: float
     """Probability that what is outside scores higher than what is inside; ties count half."""
-    aupr: Any
+    aupr: float
     """Average precision."""
-    fpr95: Any
+    fpr95: float
     """Share of what is inside that is flagged by the highest threshold that flags at least 95 %
     of what is outside."""
 
 
 def detection(inside: Floats, outside: Floats) -> Detection:
-    """The three figures of one score.
+    """Compute the three figures of one score.
 
     Args:
         inside: Scores in distribution ``(N,)``.
@@ -44,12 +44,12 @@ def detection(inside: Floats, outside: Floats) -> Detection:
     0.0
     """
     ranked = _Ranked(inside, outside)
-    found = ranked.figures(np.ones((1, len(inside))), np.ones((1, len(outside))))
-    return Detection(*(float(values[0]) for values in found))
+    figures = ranked.figures(np.ones((1, len(inside))), np.ones((1, len(outside))))
+    return Detection(*(float(values[0]) for values in figures))
 
 
 def roc(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
-    """The curve behind the AUROC: false and true positive rates, from (0, 0) to (1, 1).
+    """Compute the curve behind the AUROC: false and true positive rates from (0, 0) to (1, 1).
 
     One point per distinct score; of more than 2,000, as many evenly spaced ones.
 
@@ -58,54 +58,57 @@ def roc(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
     """
     ranked = _Ranked(inside, outside)
     rates = ranked.rates(np.ones((1, len(inside))), np.ones((1, len(outside))))
-    false, true = (np.r_[0.0, rate[0]] for rate in rates)
-    kept = np.unique(np.linspace(0, len(false) - 1, min(len(false), _POINTS)).astype(int))
-    return false[kept], true[kept]
+    fpr, tpr = (np.r_[0.0, rate[0]] for rate in rates)
+    indices = np.unique(np.linspace(0, len(fpr) - 1, min(len(fpr), _POINTS)).astype(int))
+    return fpr[indices], tpr[indices]
 
 
-def intervals(
+def bootstrap_intervals(
     inside: Floats, outside: Floats, *, count: int, seed: int = 0, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of `detection`, both sides resampled independently.
+    """Compute percentile bootstrap intervals of `detection`, resampling each side by itself.
 
     Args:
         inside, outside: See `detection`.
-        count: Resamplings.
-        seed: Of the resamplings.
+        count: Number of resamplings.
+        seed: Seed of the resamplings.
         level: Share of the resamplings inside an interval.
 
     Returns:
         Lower and upper end by the figure's name.
     """
     ranked = _Ranked(inside, outside)
-    drawn = [ranked.figures(*weights) for weights in _weights(inside, outside, count, seed)]
-    ends = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
-    found = {}
-    for number, name in enumerate(Detection._fields):
-        low, high = np.percentile(np.concatenate([part[number] for part in drawn]), ends)
-        found[name] = (float(low), float(high))
-    return found
+    by_block = [ranked.figures(*weights) for weights in _weights(inside, outside, count, seed)]
+    percentiles = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
+    intervals = {}
+    for name, blocks in zip(Detection._fields, zip(*by_block, strict=True), strict=True):
+        low, high = np.percentile(np.concatenate(blocks), percentiles)
+        intervals[name] = (float(low), float(high))
+    return intervals
 
 
 def _weights(
     inside: Floats, outside: Floats, count: int, seed: int
 ) -> Iterator[tuple[Floats, Floats]]:
-    """How often each score is drawn in each resampling, some resamplings at a time."""
-    sizes = len(inside), len(outside)
+    """Yield how often each score is drawn in each resampling, some resamplings at a time."""
+    sizes = (len(inside), len(outside))
     # One generator per side: the draws do not depend on how many are made at a time.
-    randoms = [np.random.default_rng([seed, side]) for side in range(2)]
+    generators = [np.random.default_rng([seed, side]) for side in range(2)]
     block = max(_AT_ONCE // sum(sizes), 1)
     for start in range(0, count, block):
         rows = min(block, count - start)
-        one, other = (
-            np.stack([np.bincount(r.integers(n, size=n), minlength=n) for _ in range(rows)])
-            for r, n in zip(randoms, sizes, strict=True)
+        inside_counts, outside_counts = (
+            np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(rows)])
+            for rng, n in zip(generators, sizes, strict=True)
         )
-        yield one.astype(np.float64), other.astype(np.float64)
+        yield inside_counts.astype(np.float64), outside_counts.astype(np.float64)
 
 
 class _Ranked:
-    """The distinct scores from the highest on; weights then say how often each one counts."""
+    """The distinct scores, the highest first; weights say how often each score counts.
+
+    Sorted once: a resampling changes only the weights.
+    """
 
     def __init__(self, inside: Floats, outside: Floats) -> None:
         if not len(inside) or not len(outside):
@@ -117,25 +120,32 @@ class _Ranked:
         ranked = scores[self.order]
         self.starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
 
-    def figures(self, inside: Floats, outside: Floats) -> Detection:
-        """The figures for weights ``(R, N)`` and ``(R, M)``, each ``(R,)``."""
-        false, true = self._counts(inside, outside)
-        fpr, tpr = false / false[:, -1:], true / true[:, -1:]
-        before_f, before_t = (np.pad(r, ((0, 0), (1, 0)))[:, :-1] for r in (fpr, tpr))
-        auroc = ((fpr - before_f) * (tpr + before_t) / 2).sum(1)
-        precision = true / np.maximum(true + false, 1)
-        aupr = ((tpr - before_t) * precision).sum(1)
+    def figures(self, inside: Floats, outside: Floats) -> tuple[Floats, Floats, Floats]:
+        """Compute AUROC, AUPR and FPR95 for weights ``(R, N)`` and ``(R, M)``, each ``(R,)``."""
+        false_positives, true_positives = self._positives(inside, outside)
+        fpr = false_positives / false_positives[:, -1:]
+        tpr = true_positives / true_positives[:, -1:]
+        previous_fpr, previous_tpr = (np.pad(r, ((0, 0), (1, 0)))[:, :-1] for r in (fpr, tpr))
+        # Trapezia between distinct scores: on a tie the curve is a slope, which counts it half.
+        auroc = ((fpr - previous_fpr) * (tpr + previous_tpr) / 2).sum(1)
+        # A resampling may leave out the highest scores: nothing is flagged there yet.
+        precision = true_positives / np.maximum(true_positives + false_positives, 1)
+        aupr = ((tpr - previous_tpr) * precision).sum(1)
         first = (tpr >= 0.95).argmax(1)
-        return Detection(auroc, aupr, fpr[np.arange(len(fpr)), first])
+        return auroc, aupr, fpr[np.arange(len(fpr)), first]
 
     def rates(self, inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
-        """False and true positive rates at each distinct score, the highest first."""
-        false, true = self._counts(inside, outside)
-        return false / false[:, -1:], true / true[:, -1:]
+        """Compute false and true positive rates at each distinct score, the highest first."""
+        false_positives, true_positives = self._positives(inside, outside)
+        return (
+            false_positives / false_positives[:, -1:],
+            true_positives / true_positives[:, -1:],
+        )
 
-    def _counts(self, inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
-        false = self._cumulative(inside, np.zeros_like(outside))
-        return false, self._cumulative(np.zeros_like(inside), outside)
+    def _positives(self, inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
+        """Count false and true positives if each distinct score in turn is the threshold."""
+        false_positives = self._cumulative(inside, np.zeros_like(outside))
+        return false_positives, self._cumulative(np.zeros_like(inside), outside)
 
     def _cumulative(self, inside: Floats, outside: Floats) -> Floats:
         weights = np.concatenate([inside, outside], axis=1)[:, self.order]

@@ -28,7 +28,7 @@ def knn_grid(
     chunk: tuple[int, int] = (8192, 8192),
     device: torch.device | str = "cpu",
 ) -> dict[tuple[int, float], Accuracy]:
-    """Accuracy for every ``k`` and temperature, from one search of the neighbours.
+    """Compute the accuracy for every ``k`` and temperature, from one search of the neighbours.
 
     Memory is bounded by ``chunk``, not by the sizes.  Of equally similar bank images the one
     with the lower index is nearer, of classes with equal votes the lower one wins; a class
@@ -38,7 +38,7 @@ def knn_grid(
         bank: ``N`` labelled images, ``(N, D)``; need not be normalised.
         queries: ``M`` images to classify, ``(M, D)``; their labels may be unknown to the bank.
         ks: Numbers of neighbours.
-        temperatures: Of the votes' weights.
+        temperatures: What similarities are divided by in the votes' weights.
         chunk: How many queries meet how many bank images at a time: the bank is read once for
             so many queries.  The result does not depend on it beyond rounding.
         device: Where the products are computed.
@@ -55,35 +55,48 @@ def knn_grid(
     hits = {point: torch.zeros(2, dtype=torch.int64) for point in grid}
     classes = int(torch.cat([bank.labels, queries.labels]).max()) + 1
     for block, labels in zip(*(torch.split(t, chunk[0]) for t in queries), strict=True):
-        found = neighbours(bank.features, block, max(ks), chunk[1], device)
-        voters = bank.labels.to(device)[found[1]]
-        parts = zip(*(torch.split(t, _VOTES) for t in (found[0], voters, labels)), strict=True)
-        for (similarity, voted, own), temperature in product(parts, temperatures):
+        similarities, indices = neighbours(bank.features, block, max(ks), chunk[1], device)
+        votes = bank.labels.to(device)[indices]
+        # Few queries at a time: a table of votes per query and class would fill the memory.
+        columns = (torch.split(t, _VOTES) for t in (similarities, votes, labels))
+        for (similarity, voted, label), temperature in product(
+            zip(*columns, strict=True), temperatures
+        ):
             # Relative to the nearest one: the same winner, and no overflow when it is cold.
             weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
-            ranks = _ranks(weights, voted, own.to(device), sorted(set(ks)), classes)
+            ranks = _label_ranks(weights, voted, label.to(device), sorted(set(ks)), classes)
             for k, rank in ranks.items():
-                right = torch.stack([(rank < 1).sum(), (rank < 5).sum()])
-                hits[k, temperature] += right.cpu()
+                correct = torch.stack([(rank < 1).sum(), (rank < 5).sum()])
+                hits[k, temperature] += correct.cpu()
     total = len(queries.labels)
     return {
         (k, t): Accuracy(*(hits[k, t].double() / total).tolist()) for k in ks for t in temperatures
     }
 
 
-def _ranks(
-    weights: Tensor, voters: Tensor, labels: Tensor, ks: Sequence[int], classes: int
+def _label_ranks(
+    weights: Tensor, voted: Tensor, labels: Tensor, ks: Sequence[int], classes: int
 ) -> dict[int, Tensor]:
-    """For each ``k``, how many classes stand before each query's own one."""
+    """Count, for each ``k``, the classes that stand before each query's label.
+
+    Args:
+        weights: Weight of each neighbour's vote ``(M, max(ks))``, the nearest first.
+        voted: Class of each neighbour, alike.
+        labels: ``(M,)``.
+        ks: Ascending.
+        classes: How many there are.
+    """
     votes = torch.zeros(len(labels), classes, dtype=torch.float64, device=weights.device)
-    before = torch.arange(classes, device=weights.device) < labels[:, None]
-    ranks, counted = {}, 0
+    wins_ties = torch.arange(classes, device=weights.device) < labels[:, None]
+    ranks = {}
+    counted = 0
     for k in ks:
-        stretch = slice(counted, k)
-        votes.scatter_add_(1, voters[:, stretch], weights[:, stretch])
-        own = votes.gather(1, labels[:, None])
-        rank = ((votes > own) | ((votes == own) & before)).sum(1)
-        ranks[k] = rank.masked_fill(own[:, 0] == 0, classes + 5)
+        # Votes of the smaller k stay: those of the next neighbours are added.
+        added = slice(counted, k)
+        votes.scatter_add_(1, voted[:, added], weights[:, added])
+        label_votes = votes.gather(1, labels[:, None])
+        rank = ((votes > label_votes) | ((votes == label_votes) & wins_ties)).sum(1)
+        ranks[k] = rank.masked_fill(label_votes[:, 0] == 0, classes + 5)
         counted = k
     return ranks
 
@@ -95,10 +108,12 @@ def _check(
         raise ValueError("k-NN needs at least one bank image and one query")
     if min(ks, default=0) < 1 or min(temperatures, default=0) <= 0:
         raise ValueError(f"k-NN needs k >= 1 and temperatures > 0, got {ks} and {temperatures}")
-    widths = bank.features.shape[1], queries.features.shape[1]
-    if widths[0] != widths[1]:
-        raise ValueError(f"bank features are {widths[0]} wide, query features {widths[1]}")
-    for name, part in (("bank", bank), ("query", queries)):
-        bad = sum(int((~r.isfinite().all(1)).sum()) for r in torch.split(part.features, 8192))
-        if bad:
-            raise ValueError(f"{bad} of {len(part.features)} {name} features are not finite")
+    bank_width = bank.features.shape[1]
+    query_width = queries.features.shape[1]
+    if bank_width != query_width:
+        raise ValueError(f"bank features are {bank_width} wide, query features {query_width}")
+    for name, table in (("bank", bank), ("query", queries)):
+        blocks = torch.split(table.features, 8192)
+        damaged = sum(int((~block.isfinite().all(1)).sum()) for block in blocks)
+        if damaged:
+            raise ValueError(f"{damaged} of {len(table.features)} {name} features are not finite")

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_HELD = 8192
+_QUERIES = 8192
 _ROWS = 512
 _LANES = 16
 _TINY = 1e-12
 
 
-class Near(NamedTuple):
+class Candidates(NamedTuple):
     """Similarities ``(M, K)`` float32 and rows of the bank of the nearest so far, in any order."""
 
     similarity: Tensor
@@ -29,14 +29,14 @@ class Near(NamedTuple):
 def neighbours(
     bank: Tensor, queries: Tensor, k: int, chunk: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """The ``k`` most similar rows of the bank, nearest first, equals by index.
+    """Find the ``k`` most similar rows of the bank, nearest first, equals by index.
 
     The bank is read in order, ``chunk`` rows at a time, and once for up to 8,192 queries.
 
     Args:
         bank: ``(N, D)`` of any floating dtype, may be mapped into memory.
         queries: ``(M, D)``, alike.
-        k: At most ``N`` are returned.
+        k: How many neighbours; at most ``N`` are returned.
         chunk: Rows of the bank per product.
         device: Where to compute.
 
@@ -46,48 +46,52 @@ def neighbours(
     >>> neighbours(torch.eye(3), torch.eye(3)[:1], k=2, chunk=2)
     (tensor([[1., 0.]]), tensor([[0, 1]]))
     """
-    found = [_search(bank, some, k, chunk, device) for some in torch.split(queries, _HELD)]
-    return torch.cat([near.similarity for near in found]), torch.cat([near.rows for near in found])
+    nearest = [_search(bank, block, k, chunk, device) for block in torch.split(queries, _QUERIES)]
+    return torch.cat([c.similarity for c in nearest]), torch.cat([c.rows for c in nearest])
 
 
-def _search(bank: Tensor, queries: Tensor, k: int, chunk: int, device: torch.device | str) -> Near:
+def _search(
+    bank: Tensor, queries: Tensor, k: int, chunk: int, device: torch.device | str
+) -> Candidates:
     # One buffer for all of the bank: as much again and again would be zeroed each time.
-    held = torch.empty(min(chunk, len(bank)), bank.shape[1], device=device)
+    buffer = torch.empty(min(chunk, len(bank)), bank.shape[1], device=device)
     blocks = torch.split(_unit(queries, torch.empty(queries.shape, device=device)), _ROWS)
-    found: list[Near | None] = [None] * len(blocks)
+    nearest: list[Candidates | None] = [None] * len(blocks)
     for start in range(0, len(bank), chunk):
-        rows = _unit(bank[start : start + chunk], held)
-        for number, block in enumerate(blocks):
-            found[number] = _nearer(found[number], block @ rows.T, start, k)
-    ordered = [_ordered(near) for near in found if near is not None]
-    return Near(*(torch.cat(column) for column in zip(*ordered, strict=True)))
+        rows = _unit(bank[start : start + chunk], buffer)
+        for index, block in enumerate(blocks):
+            nearest[index] = _merge_tile(nearest[index], block @ rows.T, start, k)
+    ordered = [_ordered(candidates) for candidates in nearest if candidates is not None]
+    return Candidates(*(torch.cat(column) for column in zip(*ordered, strict=True)))
 
 
-def _unit(rows: Tensor, held: Tensor) -> Tensor:
-    """The rows as float32 unit vectors, in the first rows of ``held``."""
-    unit = held[: len(rows)].copy_(rows)
+def _unit(rows: Tensor, buffer: Tensor) -> Tensor:
+    """Normalise rows to float32 unit vectors, in the first rows of ``buffer``."""
+    unit = buffer[: len(rows)].copy_(rows)
+    # A zero vector stays zero, similar to nothing, instead of becoming NaN.
     return unit.div_(unit.norm(dim=1, keepdim=True).clamp_min_(_TINY))
 
 
-def _nearer(held: Near | None, tile: Tensor, start: int, k: int) -> Near:
-    """The ``k`` nearest of those held and of a tile whose first column is image ``start``."""
-    bar = _bar(held, tile, k)
-    if bar is None:
+def _merge_tile(nearest: Candidates | None, tile: Tensor, start: int, k: int) -> Candidates:
+    """Merge the nearest so far with a tile of similarities whose first column is row ``start``."""
+    threshold = _threshold(nearest, tile, k)
+    if threshold is None:
         columns = torch.arange(tile.shape[1], device=tile.device).expand_as(tile)
-        new = Near(tile, columns)
+        candidates = Candidates(tile, columns)
     else:
-        new = _above(tile, bar)
-    new = Near(new.similarity, new.rows + start)
-    if held is not None:
-        new = Near(*(torch.cat(pair, dim=1) for pair in zip(held, new, strict=True)))
-    return _best(new, k)
+        candidates = _above(tile, threshold)
+    candidates = Candidates(candidates.similarity, candidates.rows + start)
+    if nearest is not None:
+        pairs = zip(nearest, candidates, strict=True)
+        candidates = Candidates(*(torch.cat(pair, dim=1) for pair in pairs))
+    return _best(candidates, k)
 
 
-def _bar(held: Near | None, tile: Tensor, k: int) -> Tensor | None:
-    """What an image of the tile must exceed to be among the ``k`` nearest, ``(M,)``."""
-    if held is not None:
+def _threshold(nearest: Candidates | None, tile: Tensor, k: int) -> Tensor | None:
+    """Similarity ``(M,)`` that an image of the tile must exceed to be among the ``k`` nearest."""
+    if nearest is not None:
         # Images come in order: an equal one has the higher index and loses.
-        return held.similarity.amin(1) if held.similarity.shape[1] == k else None
+        return nearest.similarity.amin(1) if nearest.similarity.shape[1] == k else None
     peaks = _lanes(tile).amax(1)
     if peaks.shape[1] < k:
         return None
@@ -97,46 +101,53 @@ def _bar(held: Near | None, tile: Tensor, k: int) -> Tensor | None:
 
 
 def _lanes(tile: Tensor) -> Tensor:
-    """``(M, C)`` as ``(M, 16, C / 16)``: its maxima over dimension 1 are cheap to take."""
+    """View ``(M, C)`` as ``(M, 16, C / 16)``: its maxima over dimension 1 are cheap to take."""
     missing = -tile.shape[1] % _LANES
     if missing:
         tile = F.pad(tile, (0, missing), value=-torch.inf)
     return tile.view(len(tile), _LANES, -1)
 
 
-def _above(tile: Tensor, bar: Tensor) -> Near:
-    """What exceeds its row's bar; rows with fewer than others are filled up with -inf."""
+def _above(tile: Tensor, threshold: Tensor) -> Candidates:
+    """Pick what exceeds its row's threshold; rows with fewer than others are padded with -inf."""
     lanes = _lanes(tile)
-    rows, group = (lanes.amax(1) > bar[:, None]).nonzero(as_tuple=True)
+    # Groups of 16 whose maximum is too small, nearly all of them, are never looked into.
+    rows, group = (lanes.amax(1) > threshold[:, None]).nonzero(as_tuple=True)
     values = lanes[rows, :, group]
-    hit, lane = (values > bar[rows, None]).nonzero(as_tuple=True)
-    rows, columns, values = rows[hit], lane * lanes.shape[2] + group[hit], values[hit, lane]
+    hit, lane = (values > threshold[rows, None]).nonzero(as_tuple=True)
+    rows = rows[hit]
+    columns = lane * lanes.shape[2] + group[hit]
+    values = values[hit, lane]
+    # Rows come in order: an entry's slot is its number less those of the rows before.
     counts = torch.bincount(rows, minlength=len(tile))
-    place = torch.arange(len(rows), device=tile.device) - (counts.cumsum(0) - counts)[rows]
-    shape = len(tile), int(counts.max())
+    slot = torch.arange(len(rows), device=tile.device) - (counts.cumsum(0) - counts)[rows]
+    shape = (len(tile), int(counts.max()))
     similarity = tile.new_full(shape, -torch.inf)
     index = torch.zeros(shape, dtype=torch.int64, device=tile.device)
-    similarity[rows, place], index[rows, place] = values, columns
-    return Near(similarity, index)
+    similarity[rows, slot] = values
+    index[rows, slot] = columns
+    return Candidates(similarity, index)
 
 
-def _best(near: Near, k: int) -> Near:
-    """The ``k`` largest of each row, of equals those of lower index."""
-    if near.similarity.shape[1] <= k:
-        return near
-    similarity, place = near.similarity.topk(k, dim=1, sorted=False)
-    index = near.rows.gather(1, place)
+def _best(candidates: Candidates, k: int) -> Candidates:
+    """Keep the ``k`` largest of each row, of equals those of lower index."""
+    if candidates.similarity.shape[1] <= k:
+        return candidates
+    similarity, slot = candidates.similarity.topk(k, dim=1, sorted=False)
+    index = candidates.rows.gather(1, slot)
     # topk may take any of several values that equal the k-th one.
-    tied = (near.similarity >= similarity.amin(1, keepdim=True)).sum(1) > k
+    tied = (candidates.similarity >= similarity.amin(1, keepdim=True)).sum(1) > k
     if tied.any():
-        exact = _ordered(Near(near.similarity[tied], near.rows[tied]))
-        similarity[tied], index[tied] = exact.similarity[:, :k], exact.rows[:, :k]
-    return Near(similarity, index)
+        exact = _ordered(Candidates(candidates.similarity[tied], candidates.rows[tied]))
+        similarity[tied] = exact.similarity[:, :k]
+        index[tied] = exact.rows[:, :k]
+    return Candidates(similarity, index)
 
 
-def _ordered(near: Near) -> Near:
-    """Larger first, equals by index."""
-    index, by_index = near.rows.sort(dim=1)
-    similarity = near.similarity.gather(1, by_index)
+def _ordered(candidates: Candidates) -> Candidates:
+    """Sort each row, the larger first, equals by index."""
+    index, by_index = candidates.rows.sort(dim=1)
+    similarity = candidates.similarity.gather(1, by_index)
+    # Stable, so that the order of the indices decides among equals.
     order = similarity.argsort(dim=1, descending=True, stable=True)
-    return Near(similarity.gather(1, order), index.gather(1, order))
+    return Candidates(similarity.gather(1, order), index.gather(1, order))

@@ -13,15 +13,12 @@ from vssl_dist.config import MethodConfig
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import Card
 from vssl_dist.exports.read import check_shapes, load_beside, read_card
-from vssl_dist.exports.write import (
-    BACKBONE,
-    HEAD,
-    beside,
-)
+from vssl_dist.exports.write import BACKBONE, HEAD
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.methods.base import Variational
 from vssl_dist.models.heads import Gaussian, GaussianBranch
+from vssl_dist.run_folder import part_of
 from vssl_dist.text import printable
 
 
@@ -38,7 +35,7 @@ def has_embedding_density(card: Card) -> bool:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What stands behind the backbone of a variational method, frozen.
+    """The frozen head of a variational method, which infers Gaussians from features.
 
     >>> branch = GaussianBranch(nn.Identity(), nn.Linear(4, 6)).eval()
     >>> cfg = CONFIGS[variational_methods()[0]]()
@@ -52,7 +49,7 @@ class Posterior:
     """The method's own keys, which know its likelihoods and bounds."""
 
     def infer(self, features: Tensor) -> Gaussian:
-        """The Gaussian of each image, from its features.
+        """Infer the Gaussian of each image from its features.
 
         Args:
             features: What the backbone made of the images, ``(M, width)`` of any floating dtype.
@@ -67,7 +64,7 @@ class Posterior:
         return self._inferred(self.branch, features)
 
     def target(self, features: Tensor) -> Gaussian:
-        """As `infer`, of a view that another view's posterior is to explain.
+        """Infer the Gaussian of a view that another view's posterior is to explain; see `infer`.
 
         A predictor, which in training stands in the student alone, is left out: one network plays
         both parts, because an export has one.
@@ -79,14 +76,14 @@ class Posterior:
 
     def _inferred(self, branch: GaussianBranch, features: Tensor) -> Gaussian:
         with torch.inference_mode():
-            found = branch.infer(features.float())
-        if not (found.mu.isfinite().all() and found.logvar.isfinite().all()):
+            gaussian = branch.infer(features.float())
+        if not (gaussian.mu.isfinite().all() and gaussian.logvar.isfinite().all()):
             raise ExportError("the posterior head is damaged: its mean or variance is not finite")
-        return found
+        return gaussian
 
 
 def load_posterior(path: Path) -> Posterior | None:
-    """The posterior of an export.
+    """Load the posterior of an export.
 
     Args:
         path: The backbone's ``.safetensors`` file; head and card lie beside it.
@@ -101,20 +98,22 @@ def load_posterior(path: Path) -> Posterior | None:
     tensors = load_beside(path, HEAD)
     if tensors is None:
         return None
-    card, place = read_card(path), beside(path, HEAD)
-    cfg = _method(place, card)
+    card = read_card(path)
+    head_path = part_of(path, HEAD)
+    cfg = _method_config(head_path, card)
     with torch.device("meta"):  # a card may ask for more memory than the file's tensors need
-        shapes = _untrained(place, cfg, card).state_dict()
-    wanted = {k: v for k, v in shapes.items() if not k.startswith(f"{BACKBONE}.")}
-    check_shapes(place, tensors, wanted, cfg.name)
-    branch = _untrained(place, cfg, card)
+        shapes = _untrained_branch(head_path, cfg, card).state_dict()
+    expected = {k: v for k, v in shapes.items() if not k.startswith(f"{BACKBONE}.")}
+    check_shapes(head_path, tensors, expected, cfg.name)
+    branch = _untrained_branch(head_path, cfg, card)
+    # Features are computed elsewhere and stored: the head begins where the backbone ends.
     branch.backbone = nn.Identity()
     branch.load_state_dict(tensors)
-    return Posterior(branch.eval(), _variational(place, cfg))
+    return Posterior(branch.eval(), _as_variational(head_path, cfg))
 
 
-def _method(place: Path, card: Card) -> MethodConfig:
-    unknown = f"{place}: its card does not say what method it is the head of"
+def _method_config(head_path: Path, card: Card) -> MethodConfig:
+    unknown = f"{head_path}: its card does not say what method it is the head of"
     method = card.config.method
     if method is None or method.name not in CONFIGS:
         reason = "config.method is missing" if method is None else f"unknown: {method.name}"
@@ -125,24 +124,25 @@ def _method(place: Path, card: Card) -> MethodConfig:
         raise ExportError(f"{unknown} (config.method.{first_complaint(error)})") from error
 
 
-def _variational(place: Path, cfg: MethodConfig) -> Variational:
+def _as_variational(head_path: Path, cfg: MethodConfig) -> Variational:
     if not isinstance(cfg, Variational):
-        raise ExportError(_without_posterior(place, cfg))
+        raise ExportError(_no_posterior(head_path, cfg))
     return cfg
 
 
-def _without_posterior(place: Path, cfg: MethodConfig) -> str:
-    return f"{place}: method {cfg.name} has no posterior, but the card says it is one's head"
+def _no_posterior(head_path: Path, cfg: MethodConfig) -> str:
+    return f"{head_path}: method {cfg.name} has no posterior, but the card says it is one's head"
 
 
-def _untrained(place: Path, cfg: MethodConfig, card: Card) -> GaussianBranch:
+def _untrained_branch(head_path: Path, cfg: MethodConfig, card: Card) -> GaussianBranch:
     try:
+        # Initial weights are drawn and thrown away: the caller's generator must not notice.
         with torch.random.fork_rng(devices=[]):
             method = build_method(cfg, card.image_size)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         reason = printable(" ".join(str(error).split())[:200])
-        raise ExportError(f"{place}: its card describes no network ({reason})") from error
+        raise ExportError(f"{head_path}: its card describes no network ({reason})") from error
     branch = method.teacher if method.evaluated == "teacher" else method.student
     if not isinstance(branch, GaussianBranch):
-        raise ExportError(_without_posterior(place, cfg))
+        raise ExportError(_no_posterior(head_path, cfg))
     return branch

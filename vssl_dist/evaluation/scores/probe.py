@@ -17,64 +17,68 @@ _COPIED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Training:
-    """What probes are trained on."""
+class ProbeData:
+    """Features and labels that probes are trained on: some rows of a table."""
 
     features: Features
     rows: Tensor
-    """Row numbers, sorted."""
+    """Numbers of the rows to train on, sorted."""
     classes: int
     device: str = "cpu"
+    """Where products are computed; the features stay where they are."""
 
-    def only(self, rows: Tensor) -> Training:
-        """The same with other rows."""
-        return Training(self.features, rows, self.classes, self.device)
+    def with_rows(self, rows: Tensor) -> ProbeData:
+        """Choose other rows of the same table."""
+        return ProbeData(self.features, rows, self.classes, self.device)
 
-    def together(self) -> Training:
-        """The same with its rows copied to where they follow one another, if they are small.
+    def contiguous(self) -> ProbeData:
+        """Copy the rows to where they follow one another, if they are small enough.
 
         Many passes over scattered rows cost more in copies than in products.
         """
         size = 4 * len(self.rows) * self.features.features.shape[1]
-        if adjacent(self.rows) or size > _COPIED_BYTES:
+        if is_contiguous(self.rows) or size > _COPIED_BYTES:
             return self
-        parts = zip(*blocks(self.features, self.rows), strict=True)
-        copied = Features(*(torch.cat(part) for part in parts))
-        return Training(copied, torch.arange(len(self.rows)), self.classes, self.device)
+        columns = zip(*blocks(self.features, self.rows), strict=True)
+        copied = Features(*(torch.cat(column) for column in columns))
+        return ProbeData(copied, torch.arange(len(self.rows)), self.classes, self.device)
 
 
-def adjacent(rows: Tensor) -> bool:
+def is_contiguous(rows: Tensor) -> bool:
     """Whether sorted rows follow one another, so that a slice has them all.
 
-    >>> adjacent(torch.arange(5, 9)), adjacent(torch.tensor([1, 3]))
+    >>> is_contiguous(torch.arange(5, 9)), is_contiguous(torch.tensor([1, 3]))
     (True, False)
     """
     return int(rows[-1] - rows[0]) == len(rows) - 1
 
 
 def blocks(features: Features, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and labels of some sorted rows (all, if None) a few thousand at a time.
+    """Yield features and labels of some sorted rows (all, if None) a few thousand at a time.
 
     Half precision comes as float32; what is wider stays, and is not copied if the rows follow one
     another.
     """
     dtype = torch.promote_types(features.features.dtype, torch.float32)
-    if rows is None or adjacent(rows):
-        stretch = slice(None) if rows is None else slice(int(rows[0]), int(rows[-1]) + 1)
-        parts = zip(*(torch.split(t[stretch], CHUNK) for t in features), strict=True)
-        yield from ((x.to(dtype), y) for x, y in parts)
+    if rows is None or is_contiguous(rows):
+        # A slice is a view: features that are mapped from a file are not copied.
+        row_slice = slice(None) if rows is None else slice(int(rows[0]), int(rows[-1]) + 1)
+        pairs = zip(*(torch.split(t[row_slice], CHUNK) for t in features), strict=True)
+        yield from ((x.to(dtype), y) for x, y in pairs)
         return
     for index in torch.split(rows, CHUNK):
         yield features.features[index].to(dtype), features.labels[index]
 
 
-def scaling(features: Features, rows: Tensor) -> Scaling:
-    """Mean and standard deviation of each feature over ``rows``, in float64."""
-    count, width = len(rows), features.features.shape[1]
+def fit_scaling(features: Features, rows: Tensor) -> Scaling:
+    """Compute mean and standard deviation of each feature over ``rows``, in float64."""
+    count = len(rows)
+    width = features.features.shape[1]
     total, squares = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
     for x, _ in blocks(features, rows):
         total += x.double().sum(0)
     mean = total / count
+    # A second pass: the mean of squares less the square of the mean loses digits.
     for x, _ in blocks(features, rows):
         squares += (x.double() - mean).square().sum(0)
     std = (squares / count).sqrt()
@@ -84,7 +88,7 @@ def scaling(features: Features, rows: Tensor) -> Scaling:
 
 
 def accuracy(probe: Probe, features: Features, rows: Tensor | None = None) -> Accuracy:
-    """Top-1 and top-5 accuracy; of classes with equal logits the lower one comes first.
+    """Compute top-1 and top-5 accuracy; of equal logits the lower class comes first.
 
     A probe that is not finite is never right.
 
@@ -92,27 +96,29 @@ def accuracy(probe: Probe, features: Features, rows: Tensor | None = None) -> Ac
     >>> accuracy(Probe(torch.eye(2), torch.zeros(2)), two)
     Accuracy(top1=1.0, top5=1.0)
     """
-    hits, seen = torch.zeros(2, dtype=torch.int64), 0
+    hits = torch.zeros(2, dtype=torch.int64)
+    total = 0
     for x, labels in blocks(features, rows):
         logits = probe.logits(x.to(probe.weight.device)).cpu()
-        own = logits.gather(1, labels[:, None])
-        lower = torch.arange(logits.shape[1]) < labels[:, None]
-        rank = ((logits > own) | ((logits == own) & lower)).sum(1)
+        label_logit = logits.gather(1, labels[:, None])
+        wins_ties = torch.arange(logits.shape[1]) < labels[:, None]
+        rank = ((logits > label_logit) | ((logits == label_logit) & wins_ties)).sum(1)
         hits += torch.stack([(rank < 1).sum(), (rank < 5).sum()])
-        seen += len(labels)
-    top1, top5 = (hits.double() / seen * probe.finite).tolist()
+        total += len(labels)
+    # Nothing is greater than NaN, so that a diverged probe would come out as always right.
+    top1, top5 = (hits.double() / total * probe.is_finite).tolist()
     return Accuracy(top1, top5)
 
 
 def subset(labels: Tensor, share: float, seed: int) -> Tensor:
-    """A share of each class's images, at least one of each: sorted row numbers.
+    """Draw a share of each class's images, at least one of each: sorted row numbers.
 
     The same for the same labels, share and seed; a larger share contains a smaller one.
 
     >>> subset(torch.arange(4).repeat(50), 0.1, seed=0).shape
     torch.Size([20])
     """
-    return _take(labels, torch.arange(len(labels)), share, seed, at_least=1)
+    return _draw_rows(labels, torch.arange(len(labels)), share, seed, at_least=1)
 
 
 def split(labels: Tensor, rows: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -120,16 +126,17 @@ def split(labels: Tensor, rows: Tensor, share: float, seed: int) -> tuple[Tensor
 
     A class with one image has it among the first; where all have, the second are none.
     """
-    chosen = _take(labels, rows, share, seed, at_least=0)
-    return rows[~torch.isin(rows, chosen)], chosen
+    held_out = _draw_rows(labels, rows, share, seed, at_least=0)
+    return rows[~torch.isin(rows, held_out)], held_out
 
 
-def _take(labels: Tensor, rows: Tensor, share: float, seed: int, at_least: int) -> Tensor:
-    random = np.random.default_rng([seed, 0x6C696E])
-    taken = []
-    own = labels[rows].numpy()
-    for label in np.unique(own):
-        members = rows.numpy()[own == label]
+def _draw_rows(labels: Tensor, rows: Tensor, share: float, seed: int, at_least: int) -> Tensor:
+    generator = np.random.default_rng([seed, 0x6C696E])
+    drawn = []
+    row_labels = labels[rows].numpy()
+    for label in np.unique(row_labels):
+        members = rows.numpy()[row_labels == label]
         count = max(round(share * len(members)), at_least or int(len(members) > 1))
-        taken.append(random.permutation(members)[:count])
-    return torch.from_numpy(np.sort(np.concatenate(taken)))
+        # The whole class is permuted whatever the share: a larger share contains a smaller one.
+        drawn.append(generator.permutation(members)[:count])
+    return torch.from_numpy(np.sort(np.concatenate(drawn)))

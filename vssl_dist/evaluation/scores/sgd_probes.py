@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssl_dist.console.bars import progress_bar
-from vssl_dist.evaluation.scores.probe import Training, scaling
+from vssl_dist.evaluation.scores.probe import ProbeData, fit_scaling
 from vssl_dist.models.linear_probe import Probe, Scaling
 
-_MOMENTUM, _TRUST = 0.9, 0.001
+_MOMENTUM = 0.9
+_TRUST = 0.001
 Optimizer = Literal["sgd", "lars"]
 
 
-def descend(
-    data: Training,
+def train_sgd_probes(
+    data: ProbeData,
     lr: Sequence[float],
     seeds: Sequence[int],
     *,
@@ -27,7 +28,7 @@ def descend(
     batch: int,
     optimizer: Optimizer = "sgd",
 ) -> dict[tuple[int, float], Probe]:
-    """Probes for every seed and learning rate, trained at once: one batched product per step.
+    """Train a probe for every seed and learning rate at once: one batched product per step.
 
     Momentum 0.9 and no weight decay; the learning rate is ``lr * batch / 256`` at first and falls
     to 0 on half a cosine.  A seed decides the initial weights and the order.
@@ -44,41 +45,46 @@ def descend(
     Returns:
         A float32 probe on the device for each ``(seed, lr)``; not finite where it diverged.
     """
-    scale = scaling(data.features, data.rows)
-    grid = _Grid.start(data, lr, seeds, len(scale.mean))
+    scaling = fit_scaling(data.features, data.rows)
+    grid = _Grid.start(data, lr, seeds, len(scaling.mean))
     batch = min(batch, len(data.rows))
     rates = torch.tensor(lr, device=data.device).repeat_interleave(data.classes) * batch / 256
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    mean, std = (t.float().to(data.device) for t in scale)
-    per_epoch = math.ceil(len(data.rows) / batch)
-    with progress_bar() as shown:
-        task = shown.add_task(f"{optimizer.upper()} probes", total=epochs)
+    mean, std = (t.float().to(data.device) for t in scaling)
+    steps_per_epoch = math.ceil(len(data.rows) / batch)
+    with progress_bar() as progress:
+        bar = progress.add_task(f"{optimizer.upper()} probes", total=epochs)
         for epoch in range(epochs):
             orders = torch.stack([torch.randperm(len(data.rows), generator=g) for g in generators])
-            for step, places in enumerate(torch.split(orders, batch, dim=1)):
-                rows = data.rows[places]
+            for step, positions in enumerate(torch.split(orders, batch, dim=1)):
+                rows = data.rows[positions]
                 x = data.features.features[rows].float().to(data.device)
-                done = (epoch * per_epoch + step) / (epochs * per_epoch)
+                done = (epoch * steps_per_epoch + step) / (epochs * steps_per_epoch)
                 grid.step(
                     (x - mean) / std,
                     data.features.labels[rows].to(data.device),
                     rates * 0.5 * (1 + math.cos(math.pi * done)),
                     optimizer,
                 )
-            shown.update(task, completed=epoch + 1)
-    return grid.probes(lr, seeds, scale)
+            progress.update(bar, completed=epoch + 1)
+    return grid.probes(lr, seeds, scaling)
 
 
 class _Grid:
-    """Weights ``(S, D + 1, L * C)``, biases in the last row, and their momentum."""
+    """Weights ``(S, D + 1, L * C)`` of S seeds and L learning rates, and their momentum.
+
+    Biases are in the last row.  The probes of one seed stand side by side, because they see the
+    same batches: one product serves all learning rates.
+    """
 
     def __init__(self, table: Tensor, classes: int) -> None:
-        self.table, self.classes = table, classes
+        self.table = table
+        self.classes = classes
         self.velocity = torch.zeros_like(table)
 
     @classmethod
-    def start(cls, data: Training, lr: Sequence[float], seeds: Sequence[int], width: int) -> _Grid:
-        """Small random weights, the same for every learning rate; biases 0."""
+    def start(cls, data: ProbeData, lr: Sequence[float], seeds: Sequence[int], width: int) -> _Grid:
+        """Draw small random weights, the same for every learning rate; biases are 0."""
         tables = []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
@@ -87,36 +93,37 @@ class _Grid:
         return cls(torch.stack(tables).to(data.device), data.classes)
 
     def step(self, x: Tensor, labels: Tensor, rates: Tensor, optimizer: Optimizer) -> None:
-        """One step on ``(S, B, D)`` and ``(S, B)`` with a rate ``(L * C,)`` per column."""
+        """Take a step on ``(S, B, D)`` and ``(S, B)`` with a rate ``(L * C,)`` per column."""
         logits = torch.bmm(x, self.table[:, :-1]) + self.table[:, -1:]
         seeds, rows, columns = logits.shape
-        split = logits.view(seeds, rows, columns // self.classes, self.classes)
+        by_probe = logits.view(seeds, rows, columns // self.classes, self.classes)
         target = F.one_hot(labels, self.classes)[:, :, None]
-        residual = ((split.softmax(-1) - target) / rows).view_as(logits)
+        # The gradient of the mean cross-entropy with respect to the logits.
+        residual = ((by_probe.softmax(-1) - target) / rows).view_as(logits)
         self.velocity *= _MOMENTUM
         if optimizer == "sgd":
             self.velocity[:, :-1].baddbmm_(x.transpose(1, 2), residual)
         else:
-            self.velocity[:, :-1] += self._adapted(torch.bmm(x.transpose(1, 2), residual))
+            self.velocity[:, :-1] += self._lars_update(torch.bmm(x.transpose(1, 2), residual))
         self.velocity[:, -1] += residual.sum(1)
         self.table -= rates * self.velocity
 
-    def _adapted(self, gradient: Tensor) -> Tensor:
-        """LARS' update from the gradient ``(S, D, L * C)`` of the weights, each probe by itself."""
+    def _lars_update(self, gradient: Tensor) -> Tensor:
+        """Scale the weights' gradient ``(S, D, L * C)`` as LARS does, each probe by itself."""
         shape = (*gradient.shape[:2], -1, self.classes)
-        of_weight = torch.linalg.vector_norm(self.table[:, :-1].view(shape), dim=(1, 3))
-        of_gradient = torch.linalg.vector_norm(gradient.view(shape), dim=(1, 3))
-        moves = (of_weight > 0) & (of_gradient > 0)
-        rate = torch.where(moves, _TRUST * of_weight / of_gradient, 1.0)
+        weight_norm = torch.linalg.vector_norm(self.table[:, :-1].view(shape), dim=(1, 3))
+        gradient_norm = torch.linalg.vector_norm(gradient.view(shape), dim=(1, 3))
+        is_defined = (weight_norm > 0) & (gradient_norm > 0)
+        rate = torch.where(is_defined, _TRUST * weight_norm / gradient_norm, 1.0)
         return gradient * rate.repeat_interleave(self.classes, dim=1)[:, None]
 
     def probes(
-        self, lr: Sequence[float], seeds: Sequence[int], scale: Scaling
+        self, lr: Sequence[float], seeds: Sequence[int], scaling: Scaling
     ) -> dict[tuple[int, float], Probe]:
-        """The probes as they are now."""
-        scale = Scaling(*(t.float().to(self.table.device) for t in scale))
-        found = {}
-        for seed, table in zip(seeds, self.table, strict=True):
-            for rate, one in zip(lr, torch.split(table, self.classes, dim=1), strict=True):
-                found[seed, rate] = Probe.of_scaled(one[:-1], one[-1], scale)
-        return found
+        """Return the probes of raw features as they are now, by seed and learning rate."""
+        scaling = Scaling(*(t.float().to(self.table.device) for t in scaling))
+        probes = {}
+        for seed, seed_table in zip(seeds, self.table, strict=True):
+            for rate, table in zip(lr, torch.split(seed_table, self.classes, dim=1), strict=True):
+                probes[seed, rate] = Probe.of_scaled(table[:-1], table[-1], scaling)
+        return probes

@@ -15,18 +15,19 @@ _WIDEST = 4096
 
 
 def spectrum(features: Tensor, *, centred: bool = False) -> Tensor:
-    """Singular values of features ``(N, D)``, ``N >= D`` or not, the largest first: float64.
+    """Compute the singular values of features ``(N, D)``, the largest first: float64.
 
     Those that are rounding errors of float32 features are 0.  Of features wider than 4,096, as
     raw pixels of large images are, 4,096 evenly spaced rows are judged.
 
     Args:
-        features: One row per image.
+        features: One row per image; there may be fewer rows than columns.
         centred: Whether their mean is taken away first.
     """
     if features.shape[1] > _WIDEST:
         features = features[:: max(len(features) // _WIDEST, 1)][:_WIDEST]
     mean = features.double().mean(0) if centred else torch.zeros(1, dtype=torch.float64)
+    # Of the smaller Gram matrix, whose eigenvalues are the squares of the singular values.
     squares = torch.linalg.eigvalsh(_gram(features, mean)).flip(0)
     # Float32 features have no digits below this; sums of rounding errors would count as ranks.
     top = squares[0] + mean.square().sum() * (len(features) if centred else 0)
@@ -34,13 +35,13 @@ def spectrum(features: Tensor, *, centred: bool = False) -> Tensor:
     return torch.where(squares > floor, squares, 0).sqrt()
 
 
-def rank(values: Tensor) -> float:
-    """Exponential of the entropy of singular values, as shares of their sum.
+def effective_rank(values: Tensor) -> float:
+    """Compute the exponential of the entropy of singular values, as shares of their sum.
 
     What Roy & Vetterli (2007) call the effective rank of a matrix; the figures made of it are named
     by the matrix.  From 1 to their number; 1 where all are 0.
 
-    >>> round(rank(torch.tensor([2.0, 2.0, 0.0])), 4)
+    >>> round(effective_rank(torch.tensor([2.0, 2.0, 0.0])), 4)
     2.0
     """
     total = values.sum()
@@ -48,18 +49,18 @@ def rank(values: Tensor) -> float:
 
 
 def rankme(features: Tensor) -> float:
-    """RankMe (Garrido et al., 2023): the `rank` of features ``(N, D)`` as they are.
+    """Compute RankMe (Garrido et al., 2023): the `effective_rank` of features ``(N, D)``.
 
     Nothing is centred or normalised; from 1 to ``min(N, D)``.
 
     >>> round(rankme(torch.eye(5)), 4)
     5.0
     """
-    return rank(spectrum(features))
+    return effective_rank(spectrum(features))
 
 
 def _gram(features: Tensor, mean: Tensor) -> Tensor:
-    """``X^T X`` or ``X X^T``, whichever is smaller, in float64."""
+    """Compute ``X^T X`` or ``X X^T``, whichever is smaller, in float64."""
     if len(features) < features.shape[1]:
         rows = features.double() - mean
         return rows @ rows.T
@@ -71,9 +72,10 @@ def _gram(features: Tensor, mean: Tensor) -> Tensor:
 
 
 def uniformity(features: Tensor, t: float = 2.0) -> float:
-    """Logarithm of the mean of ``exp(-t |x - y|^2)`` over all pairs of distinct unit features.
+    """Compute the uniformity of Wang & Isola (2020) of features on the unit sphere.
 
-    Wang & Isola (2020): 0 when all are the same, lower is more uniform.
+    The logarithm of the mean of ``exp(-t |x - y|^2)`` over all pairs of distinct images: 0 when
+    all are the same, lower is more uniform.
 
     Args:
         features: ``(N, D)``, ``N >= 2``.
@@ -83,9 +85,11 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
     -8.0
     """
     blocks = torch.split(F.normalize(features.float(), dim=1), _BLOCK)
-    total, count = 0.0, len(features)
+    total = 0.0
+    count = len(features)
     for i, block in enumerate(blocks):
         for j, other in enumerate(blocks):
+            # |x - y|^2 = 2 - 2 <x, y> of unit vectors; rounding may leave it negative.
             squared = (2 - 2 * block @ other.T).clamp_min(0)
             if i == j:
                 squared.fill_diagonal_(torch.inf)  # nothing is paired with itself
@@ -94,13 +98,13 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
 
 
 def alignment(views: Tensor) -> float:
-    """Mean squared distance of the unit features of two views of an image ``(N, 2, D)``.
+    """Compute the alignment of Wang & Isola (2020) of two views of each image ``(N, 2, D)``.
 
-    Wang & Isola (2020): 0 when both views of each image are the same, 2 when they have nothing in
-    common.
+    The mean squared distance of their features on the unit sphere: 0 when both views of each image
+    are the same, 2 when they have nothing in common.
 
     >>> round(alignment(torch.eye(2)[None]), 4)
     2.0
     """
-    one, other = F.normalize(views.float(), dim=2).unbind(1)
-    return float((one - other).square().sum(1).double().mean())
+    first, second = F.normalize(views.float(), dim=2).unbind(1)
+    return float((first - second).square().sum(1).double().mean())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """What a network makes of ``N`` images, in the order of their ids.
+    """Features of ``N`` images with their labels, in the order of the images' ids.
 
     ``features`` is ``(N, D)`` of any floating dtype, ``labels`` is ``(N,)`` int64 and counts
     from 0; both on the CPU.

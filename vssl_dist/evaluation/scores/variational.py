@@ -26,14 +26,15 @@ from vssl_dist.models.heads import Gaussian
 
 Score = Callable[[Tensor], Tensor]
 """Features ``(M, D)`` to float64 ``(M,)`` on the CPU; higher is more anomalous."""
-SELF, ELBO = "s1_self_likelihood", "s3_negative_elbo"
+SELF = "s1_self_likelihood"
+ELBO = "s3_negative_elbo"
 AT_ONCE = 1 << 22
 """Numbers of a posterior that are worked on at a time."""
 _ROWS = 64
 
 
 @dataclass(frozen=True)
-class Scoring:
+class VariationalSetup:
     """A posterior and how its scores are computed."""
 
     posterior: Posterior
@@ -48,19 +49,20 @@ class Scoring:
         return self.posterior.cfg.judge(posterior, observed, eps, self.density)
 
     @property
-    def alone(self) -> bool:
+    def judges_one_view(self) -> bool:
         """Whether an image of which there is one view can be judged."""
         return self.posterior.cfg.judges_one_view
 
-    def draws(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal draws, the same each time; zeros if the method needs none."""
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw standard normal numbers, the same each time; zeros if the method needs none."""
         if not self.posterior.cfg.draws_latents:
             return torch.zeros(1, *shape[1:])
+        # One seed for all: images are compared under the same draws, and results repeat.
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def variational_scores(setup: Scoring, bank: Features) -> dict[str, Score]:
-    """The scores that need one look at each image, by name; all rise with foreignness.
+def variational_scores(setup: VariationalSetup, bank: Features) -> dict[str, Score]:
+    """Make the scores that need one look at each image, by name; all rise with foreignness.
 
     - ``s1_self_likelihood``, where one view can be judged: minus the log-likelihood of what was
       observed under the image's own posterior, its latent at the mean.
@@ -74,82 +76,98 @@ def variational_scores(setup: Scoring, bank: Features) -> dict[str, Score]:
     def by_block(score: Callable[[Gaussian], Tensor], samples: int = 1) -> Score:
         rows = max(1, AT_ONCE // (samples * width))
 
-        def whole(features: Tensor) -> Tensor:
+        def score_features(features: Tensor) -> Tensor:
             blocks = torch.split(features, rows)
             return torch.cat([score(setup.posterior.infer(block)) for block in blocks])
 
-        return whole
+        return score_features
 
     scores: dict[str, Score] = {}
-    if setup.alone:
-        count = setup.samples
-        scores[SELF] = by_block(lambda found: -_alone(setup, found).likelihood)
-        scores[ELBO] = by_block(lambda found: -_alone(setup, found, count).bound, count)
+    if setup.judges_one_view:
+        samples = setup.samples
+        scores[SELF] = by_block(lambda gaussian: -_self_evidence(setup, gaussian).likelihood)
+        scores[ELBO] = by_block(
+            lambda gaussian: -_self_evidence(setup, gaussian, samples).bound, samples
+        )
     scores["s4_posterior_size"] = partial(posterior_size, setup.posterior)
     scores["s5_bank_likelihood"] = _bank_likelihood(setup, bank)
     return scores
 
 
 def posterior_size(posterior: Posterior, features: Tensor) -> Tensor:
-    """The sum of the log-variances of each image ``(M, width)``: ``(M,)`` float64."""
+    """Sum the log-variances of each image ``(M, width)`` to ``(M,)`` float64."""
     blocks = torch.split(features, max(1, AT_ONCE // features.shape[1]))
-    return torch.cat([logvars(posterior, posterior.infer(block)).sum(-1) for block in blocks])
+    return torch.cat(
+        [bounded_logvar(posterior, posterior.infer(block)).sum(-1) for block in blocks]
+    )
 
 
-def logvars(posterior: Posterior, found: Gaussian) -> Tensor:
-    """Log-variances within the method's bounds, ``(M, D)`` float64."""
-    return posterior.cfg.bound_logvar(found.logvar.double())
+def bounded_logvar(posterior: Posterior, gaussian: Gaussian) -> Tensor:
+    """Bring log-variances into the method's bounds, ``(M, D)`` float64."""
+    return posterior.cfg.bound_logvar(gaussian.logvar.double())
 
 
-def _alone(setup: Scoring, found: Gaussian, samples: int = 0) -> Evidence:
-    """How well each image explains itself, latents at the mean or drawn."""
-    exact = double(found)
-    still = torch.zeros(1, 1, exact.mu.shape[-1], dtype=torch.float64)
-    eps = setup.draws((samples, 1, exact.mu.shape[-1])).double() if samples else still
+def _self_evidence(setup: VariationalSetup, gaussian: Gaussian, samples: int = 0) -> Evidence:
+    """Tell how well each image explains itself, with so many draws or the latent at its mean."""
+    exact = to_float64(gaussian)
+    # eps = 0 puts z = mu + sigma * eps at the mean.
+    eps = torch.zeros(1, 1, exact.mu.shape[-1], dtype=torch.float64)
+    if samples:
+        eps = setup.draw((samples, 1, exact.mu.shape[-1])).double()
     return setup.judge(exact, exact, eps)
 
 
-def _bank_likelihood(setup: Scoring, bank: Features) -> Score:
+def _bank_likelihood(setup: VariationalSetup, bank: Features) -> Score:
+    """Score by ``-log(1/N sum_n p(h | z_n))``, z_n drawn from the posteriors of N bank images."""
     count = min(setup.posteriors, len(bank.labels))
     order = torch.randperm(len(bank.labels), generator=torch.Generator().manual_seed(0))
-    known = setup.posterior.infer(bank.features[order[:count].sort().values])
-    eps = setup.draws((1, count, 1, known.mu.shape[-1]))
-    widest = max(known.h.shape[-1], known.mu.shape[-1])
-    some = max(1, AT_ONCE // (_ROWS * widest))
+    bank_posteriors = setup.posterior.infer(bank.features[order[:count].sort().values])
+    eps = setup.draw((1, count, 1, bank_posteriors.mu.shape[-1]))
+    widest = max(bank_posteriors.h.shape[-1], bank_posteriors.mu.shape[-1])
+    block = max(1, AT_ONCE // (_ROWS * widest))
 
-    def score(observed: Gaussian) -> Tensor:
-        parts = []
-        for first in range(0, count, some):
-            taken = slice(first, first + some)
-            posterior = each(rows_of(known, taken), lambda field: field.unsqueeze(1))
-            likelihood = setup.judge(posterior, observed, eps[:, taken]).likelihood
-            parts.append(likelihood.double().logsumexp(0))
-        return math.log(count) - torch.stack(parts).logsumexp(0)
+    def score_block(observed: Gaussian) -> Tensor:
+        log_sums = []
+        for first in range(0, count, block):
+            selected = slice(first, first + block)
+            # (N, 1, D) against the images' (M, D): every posterior meets every image.
+            posterior = map_image_fields(
+                select_images(bank_posteriors, selected), lambda field: field.unsqueeze(1)
+            )
+            likelihood = setup.judge(posterior, observed, eps[:, selected]).likelihood
+            log_sums.append(likelihood.double().logsumexp(0))
+        # In logarithms throughout: likelihoods of wide embeddings are beyond any float's range.
+        return math.log(count) - torch.stack(log_sums).logsumexp(0)
 
-    def whole(features: Tensor) -> Tensor:
-        found = []
-        with progress_bar() as shown:
-            task = shown.add_task(f"likelihoods under {count} posteriors", total=len(features))
-            for block in torch.split(features, _ROWS):
-                found.append(score(setup.posterior.target(block)))
-                shown.update(task, advance=len(block))
-        return torch.cat(found)
+    def score_features(features: Tensor) -> Tensor:
+        scores = []
+        with progress_bar() as progress:
+            bar = progress.add_task(f"likelihoods under {count} posteriors", total=len(features))
+            for rows in torch.split(features, _ROWS):
+                scores.append(score_block(setup.posterior.target(rows)))
+                progress.update(bar, advance=len(rows))
+        return torch.cat(scores)
 
-    return whole
-
-
-def double(found: Gaussian) -> Gaussian:
-    """The same in float64."""
-    given = {name: field for name, field in found._asdict().items() if field is not None}
-    return found._replace(**{name: field.double() for name, field in given.items()})
+    return score_features
 
 
-def rows_of(found: Gaussian, rows: slice) -> Gaussian:
-    """Some of the images."""
-    return each(found, lambda field: field[rows])
+def to_float64(gaussian: Gaussian) -> Gaussian:
+    """Convert every field of a Gaussian to float64."""
+    fields = {name: field for name, field in gaussian._asdict().items() if field is not None}
+    return gaussian._replace(**{name: field.double() for name, field in fields.items()})
 
 
-def each(found: Gaussian, change: Callable[[Tensor], Tensor]) -> Gaussian:
-    """Change what there is of each image, not what is learnt for all of them."""
-    own = {n: field for n, field in found._asdict().items() if field is not None and field.dim()}
-    return found._replace(**{name: change(field) for name, field in own.items()})
+def select_images(gaussian: Gaussian, rows: slice) -> Gaussian:
+    """Select some of the images of a Gaussian."""
+    return map_image_fields(gaussian, lambda field: field[rows])
+
+
+def map_image_fields(gaussian: Gaussian, change: Callable[[Tensor], Tensor]) -> Gaussian:
+    """Change the fields that there are of each image, not what is learnt for all of them."""
+    # A learnt scale has no dimension of images: it is ().
+    fields = {
+        name: field
+        for name, field in gaussian._asdict().items()
+        if field is not None and field.dim()
+    }
+    return gaussian._replace(**{name: change(field) for name, field in fields.items()})

@@ -11,17 +11,22 @@ from vssl_dist.errors import DataError
 from vssl_dist.evaluation.scores.table import Features
 from vssl_dist.evaluation.subject import FrozenFeatures
 
+Results = dict[str, Any]
+"""Figures of a task as JSON values, nested as the task likes.
+
+They are read back from files that anybody may have written: whoever shows them must expect errors.
+"""
 Plot = Callable[[], Figure]
 """Draws when it is called: a picture that nobody writes costs nothing."""
 
 
 class TaskResult(NamedTuple):
-    """What a task finds out."""
+    """What a task measured, ready to be written, logged and drawn."""
 
-    results: dict[str, Any]
-    """As JSON values."""
+    results: Results
+    """Figures as the result file holds them."""
     metrics: dict[str, float]
-    """The same by their names on the run's curves, the most telling one first."""
+    """Figures by their names on the run's curves, the most telling one first."""
     plots: Mapping[str, Plot] = {}
     """Pictures by name; each becomes ``TASK-STEP-NAME.png`` beside the results."""
 
@@ -30,21 +35,24 @@ class Task(NamedTuple):
     """One task: a function of what is evaluated, and how its results are shown."""
 
     measure: Callable[[FrozenFeatures, Any], TaskResult]
+    """Computes the figures; the second argument is the task's own config."""
     title: str
-    columns: Callable[[dict[str, Any]], dict[str, str]]
+    """What a table of its results is called."""
+    columns: Callable[[Results], dict[str, str]]
     """The cells of a table's row by the names of their columns."""
 
 
-def check_labels(subject: FrozenFeatures, part: Features, name: str) -> None:
-    """Refuse a part with images that belong to none of the classes.
+def check_labels(frozen: FrozenFeatures, table: Features, split: str) -> None:
+    """Refuse a split with images that belong to none of the classes.
 
     Raises:
         DataError: One line with the folder.
     """
-    low, high = int(part.labels.min()), int(part.labels.max())
-    if low < 0 or high >= subject.classes:
-        folder = subject.images.parts[name].folder
+    low = int(table.labels.min())
+    high = int(table.labels.max())
+    if low < 0 or high >= frozen.classes:
+        folder = frozen.images.splits[split].folder
         raise DataError(
-            f"{folder}: has labels from {low} to {high}, but {subject.classes} classes: "
+            f"{folder}: has labels from {low} to {high}, but {frozen.classes} classes: "
             "unlabelled images cannot be classified"
         )

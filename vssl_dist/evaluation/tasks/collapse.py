@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,77 +13,86 @@ from vssl_dist.evaluation.features.variants import AugmentedPairs
 from vssl_dist.evaluation.figures import plots
 from vssl_dist.evaluation.scores.spectrum import (
     alignment,
-    rank,
+    effective_rank,
     spectrum,
     uniformity,
 )
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Task, TaskResult
+from vssl_dist.evaluation.tasks.base import Results, Task, TaskResult
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.methods import monitors
 
 
-def collapse(subject: FrozenFeatures, settings: CollapseConfig) -> TaskResult:
-    """RankMe, spread, uniformity and alignment of the held-out images' features.
+def measure_collapse(frozen: FrozenFeatures, task: CollapseConfig) -> TaskResult:
+    """Measure RankMe, spread, uniformity and alignment of the held-out images' features.
 
     ``rankme`` is of the features as they are, ``effective_rank_centred`` of them less their mean.
     Curve ``train/effective_rank`` is a third: of unit embeddings of a batch, uncentred.
     ``alignment`` is None where the export's card does not say how views were made.
     """
-    features = subject.features("queries").features.float()
+    features = frozen.features("queries").features.float()
     if len(features) < 2:
-        folder = subject.images.parts["queries"].folder
+        folder = frozen.images.splits["queries"].folder
         raise DataError(f"{folder}: one image has no spread, collapse needs two at least")
-    values, centred = spectrum(features), spectrum(features, centred=True)
-    found = {
-        "rankme": rank(values),
-        "effective_rank_centred": rank(centred),
+    singular_values = spectrum(features)
+    centred = spectrum(features, centred=True)
+    figures = {
+        "rankme": effective_rank(singular_values),
+        "effective_rank_centred": effective_rank(centred),
         "spread": monitors.spread(features).item(),
         "uniformity": uniformity(features),
     }
-    aligned = _alignment(subject, settings)
-    results = found | {"alignment": aligned, "width": features.shape[1]}
-    if aligned is not None:
-        found["alignment"] = aligned
-    named = {f"collapse/{name}": value for name, value in found.items()}
-    curves = {"as they are": values.tolist(), "centred": centred.tolist()}
-    return TaskResult(results, named, {"spectrum": lambda: _plot(curves)})
+    view_alignment = _alignment(frozen, task)
+    results = figures | {"alignment": view_alignment, "width": features.shape[1]}
+    # A curve has no point that is None, a result says that there was nothing to measure.
+    if view_alignment is not None:
+        figures["alignment"] = view_alignment
+    metrics = {f"collapse/{name}": value for name, value in figures.items()}
+    spectra = {"as they are": singular_values.tolist(), "centred": centred.tolist()}
+    return TaskResult(results, metrics, {"spectrum": lambda: _plot(spectra)})
 
 
-def _alignment(subject: FrozenFeatures, settings: CollapseConfig) -> float | None:
-    """Of the first two kinds of views that the run was trained with, seed 0."""
-    recipes = list(subject.card.config.data.views)
-    if not recipes or not settings.pairs:
+def _alignment(frozen: FrozenFeatures, task: CollapseConfig) -> float | None:
+    """Measure alignment by the first two recipes of views of the run's training, seed 0."""
+    recipes = list(frozen.card.config.data.views)
+    if not recipes or not task.pairs:
         return None
     try:
-        first, *others = TypeAdapter(Views).validate_python(recipes)
+        first, *more = TypeAdapter(Views).validate_python(recipes)
     except ValidationError as error:
-        said = f"config.data.views of the card: {first_complaint(error)}"
-        raise DataError(f"collapse: {said} (set pairs to 0)") from error
+        problem = f"config.data.views of the card: {first_complaint(error)}"
+        raise DataError(f"collapse: {problem} (set pairs to 0)") from error
     # A method that sees one view of each image is asked about two draws of it.
-    pair = (first, others[0] if others else first)
-    plain = [recipe.model_copy(update={"size": None}) for recipe in pair]
-    views = AugmentedPairs(Pairs((plain[0], plain[1]), count=1, seed=0))
-    return alignment(subject.variants("queries", views, settings.pairs))
+    second = more[0] if more else first
+    # At the size of the network's images, which is what every feature here is of.
+    first, second = (recipe.model_copy(update={"size": None}) for recipe in (first, second))
+    views = AugmentedPairs(Pairs((first, second), count=1, seed=0))
+    return alignment(frozen.variants("queries", views, task.pairs))
 
 
-def _plot(curves: dict[str, list[float]]) -> Figure:
-    figure, (axes,) = plots.page("singular values")
-    ranked = {name: (range(1, len(values) + 1), values) for name, values in curves.items()}
-    plots.lines(axes, ranked, x="rank", y="singular value", marker="")
-    if any(map(any, curves.values())):
+def _plot(spectra: dict[str, list[float]]) -> Figure:
+    figure, (axes,) = plots.empty_figure("singular values")
+    curves: dict[str, plots.Curve] = {
+        name: (range(1, len(values) + 1), values) for name, values in spectra.items()
+    }
+    plots.draw_lines(axes, curves, x="rank", y="singular value", marker="")
+    # A logarithmic axis without one positive value cannot be drawn.
+    if any(map(any, spectra.values())):
         axes.set_yscale("log")
     return figure
 
 
-def _columns(results: dict[str, Any]) -> dict[str, str]:
-    known = {name: value for name, value in results.items() if value is not None}
-    return {name.replace("_", " "): _shown(value) for name, value in known.items()}
+def _columns(results: Results) -> dict[str, str]:
+    return {
+        name.replace("_", " "): _format(value)
+        for name, value in results.items()
+        if value is not None
+    }
 
 
-def _shown(value: float) -> str:
-    """Three digits, and all that stand before the point."""
+def _format(value: float) -> str:
+    """Format three digits, and all that stand before the point."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-COLLAPSE = Task(collapse, "features", _columns)
+COLLAPSE = Task(measure_collapse, "features", _columns)

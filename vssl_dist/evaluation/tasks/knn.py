@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from vssl_dist.config import KnnConfig
@@ -12,42 +10,47 @@ from vssl_dist.evaluation.figures import plots
 from vssl_dist.evaluation.scores.knn import knn_grid
 from vssl_dist.evaluation.scores.table import Accuracy
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Task, TaskResult
+from vssl_dist.evaluation.tasks.base import Results, Task, TaskResult
 
 
-def knn(subject: FrozenFeatures, settings: KnnConfig) -> TaskResult:
-    """Accuracy for every k and temperature: ``"k20_t0.07"`` to ``top1`` and ``top5``.
+def measure_knn(frozen: FrozenFeatures, task: KnnConfig) -> TaskResult:
+    """Measure the accuracy for every k and temperature: ``"k20_t0.07"`` to ``top1`` and ``top5``.
 
     ``knn/top1`` is the first k with the first temperature.
     """
-    bank, queries = subject.features("bank"), subject.features("queries")
+    bank = frozen.features("bank")
+    queries = frozen.features("queries")
     try:
-        grid = knn_grid(bank, queries, settings.k, settings.temperature, device=subject.device)
+        grid = knn_grid(bank, queries, task.k, task.temperature, device=frozen.device)
     except ValueError as error:
-        raise DataError(f"k-NN on {subject.images.parts['queries'].folder}: {error}") from error
+        raise DataError(f"k-NN on {frozen.images.splits['queries'].folder}: {error}") from error
     results = {f"k{k}_t{t:g}": point._asdict() for (k, t), point in grid.items()}
     first = next(iter(results.values()))
-    named = {f"knn/{name}": value for name, value in first.items()}
+    # The most telling one first; see `TaskResult.metrics`.
+    metrics = {f"knn/{name}": value for name, value in first.items()}
     for point, accuracies in results.items():
-        named |= {f"knn/{name}_{point}": value for name, value in accuracies.items()}
-    return TaskResult(results, named, {"grid": lambda: _plot(grid)})
+        metrics |= {f"knn/{name}_{point}": value for name, value in accuracies.items()}
+    return TaskResult(results, metrics, {"grid": lambda: _plot(grid)})
 
 
 def _plot(grid: dict[tuple[int, float], Accuracy]) -> Figure:
-    """Top-1 over k, a line per temperature."""
+    """Draw top-1 over k, a line per temperature."""
     ks = sorted({k for k, _ in grid})
-    lines = {
+    lines: dict[str, plots.Curve] = {
         f"T = {t:g}": (ks, [100 * grid[k, t].top1 for k in ks])
         for t in sorted({t for _, t in grid})
     }
-    figure, (axes,) = plots.page("k-NN")
-    plots.lines(axes, lines, x="k", y="top-1 %", log=len(ks) > 1)
-    plots.ticks(axes, ks)
+    figure, (axes,) = plots.empty_figure("k-NN")
+    plots.draw_lines(axes, lines, x="k", y="top-1 %", log=len(ks) > 1)
+    plots.set_ticks(axes, ks)
     return figure
 
 
-def _columns(results: dict[str, Any]) -> dict[str, str]:
-    return {name.replace("_", " "): f"{100 * p['top1']:.1f}" for name, p in results.items()}
+def _columns(results: Results) -> dict[str, str]:
+    return {
+        point.replace("_", " "): f"{100 * accuracies['top1']:.1f}"
+        for point, accuracies in results.items()
+    }
 
 
-KNN = Task(knn, "k-NN top-1 %", _columns)
+KNN = Task(measure_knn, "k-NN top-1 %", _columns)

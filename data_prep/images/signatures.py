@@ -9,20 +9,20 @@ from __future__ import annotations
 import re
 import struct
 
-HEAD = 512
-"""So many first bytes tell what a file is."""
-SUFFIXES = (
+HEAD_BYTES = 512
+"""Number of first bytes that tell what a file is."""
+PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm",
     ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif", ".avifs", ".heic", ".heif", ".hif",
     ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl", ".jxr", ".tga", ".psd", ".dng",
     ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2",
 )  # fmt: skip
-"""What a file that is called a picture ends with."""
+"""Endings of the names of pictures."""
 
-_GAP = rb"(?:\s|\#[^\n]*\n)*"
-_SIDES = rb"\s" + _GAP + rb"[0-9]+\s" + _GAP + rb"[0-9]+\s"
-"""Of a PNM: text between them may be a remark."""
-_DECODED = re.compile(
+_PNM_GAP = rb"(?:\s|\#[^\n]*\n)*"
+_PNM_SIDES = rb"\s" + _PNM_GAP + rb"[0-9]+\s" + _PNM_GAP + rb"[0-9]+\s"
+"""Width and height of a PNM: text between them may be a remark."""
+_DECODABLE = re.compile(
     rb"\xff\xd8\xff"
     rb"|\x89PNG\r\n\x1a\n"
     rb"|GIF8[79]a"
@@ -32,10 +32,10 @@ _DECODED = re.compile(
     rb"|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"
     rb"|P4%(sides)b|P1%(sides)b[01\s\#]"
     rb"|P[2356]%(sides)b%(gap)b[0-9]{1,5}\s|Pf%(sides)b%(gap)b-?[0-9.]"
-    % {b"sides": _SIDES, b"gap": _GAP},
+    % {b"sides": _PNM_SIDES, b"gap": _PNM_GAP},
     re.DOTALL,
 )
-_OTHERS = {
+_UNDECODABLE_FORMATS = {
     "AVIF": rb"....ftyp(?:avi[fso]|MA1[AB])|....ftypm[is][afs][f1]....(?:....){0,16}?avi[fs]",
     "HEIF": rb"....ftyp(?:hei[cxms]|hev[cxms]|mi[af][f1]|mif[23]|msf1|avc[is]|jpe?gs?|j2[ki][is]"
     rb"|vvi[cs]|evb[is]|unif)",
@@ -56,7 +56,7 @@ _OTHERS = {
     "QOI": rb"qoif........[\x03\x04][\x00\x01]",
     "FLIF": rb"FLIF[1-9A-Z]",
     "BPG": rb"BPG\xfb",
-    "portable float map": rb"PF%b%b-?[0-9.]" % (_SIDES, _GAP),
+    "portable float map": rb"PF%b%b-?[0-9.]" % (_PNM_SIDES, _PNM_GAP),
     "MNG": rb"[\x8a\x8b][MJ]NG\r\n\x1a\n",
     "JBIG2": rb"\x97JB2\r\n\x1a\n",
     "FITS": rb"SIMPLE  =",
@@ -77,61 +77,65 @@ _OTHERS = {
     "SVG": rb"(?:\xef\xbb\xbf)?"
     rb"(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE svg[^>\[]*(?:\[[^\]]*\]\s*)?>|\s)*+<svg[\s>]",
 }
-_OTHER = re.compile(b"|".join(b"(%b)" % pattern for pattern in _OTHERS.values()), re.DOTALL)
-_SHRUNK, _PARTS, _DNG = 254, 330, 50706
-"""Tags of a TIFF: of what kind its first picture is, where others are, that it is a raw file."""
-_MOST_TAGS = 512
+_UNDECODABLE = re.compile(
+    b"|".join(b"(%b)" % pattern for pattern in _UNDECODABLE_FORMATS.values()), re.DOTALL
+)
+_SUBFILE_TYPE = 254
+_SUB_DIRECTORIES = 330
+_DNG_VERSION = 50706
+"""Tags of a TIFF: whether its first picture is a preview, where others are, that it is a DNG."""
+_MAX_TAGS = 512
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins so is a picture, of whatever format.
+    """Tell by its first bytes whether a file is a picture, of whatever format.
 
     >>> is_picture(b"\\xff\\xd8\\xff\\xe0"), is_picture(b"BMW is a maker of cars")
     (True, False)
     """
-    return bool(_DECODED.match(head) or _OTHER.match(head))
+    return bool(_DECODABLE.match(head) or _UNDECODABLE.match(head))
 
 
-def called_picture(name: str) -> bool:
-    """Whether a name says that the file is a picture.
+def has_picture_suffix(name: str) -> bool:
+    """Tell whether a file name ends like a picture's.
 
-    >>> called_picture("a/B.JPG"), called_picture("jpg")
+    >>> has_picture_suffix("a/B.JPG"), has_picture_suffix("jpg")
     (True, False)
     """
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(PICTURE_SUFFIXES)
 
 
-def undecodable(data: bytes) -> str:
-    """The format of a picture that nothing here decodes; "" for all other files.
+def undecodable_format(data: bytes) -> str:
+    """Name the format of a picture that nothing here decodes; "" for all other files.
 
     Args:
         data: The whole file: the first picture in a camera's raw file is a small preview.
 
-    >>> undecodable(b"\\xff\\x4f\\xff\\x51")
+    >>> undecodable_format(b"\\xff\\x4f\\xff\\x51")
     'JPEG 2000'
     """
-    if _DECODED.match(data[:HEAD]):
+    if _DECODABLE.match(data[:HEAD_BYTES]):
         return "camera raw" if _is_raw(data) else ""
-    other = _OTHER.match(data[:HEAD])
-    return list(_OTHERS)[(other.lastindex or 1) - 1] if other else ""
+    match = _UNDECODABLE.match(data[:HEAD_BYTES])
+    return list(_UNDECODABLE_FORMATS)[(match.lastindex or 1) - 1] if match else ""
 
 
 def _is_raw(data: bytes) -> bool:
-    """Whether a TIFF shows a preview only, and has the picture itself in a part of its own."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
-    if order is None or len(data) < 8:
+    """Tell whether a TIFF shows a preview only, and has the picture itself in a part of its own."""
+    byte_order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if byte_order is None or len(data) < 8:
         return False
     if data[8:10] == b"CR":
         return True
-    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (start,) = struct.unpack_from(f"{byte_order}I", data, 4)
     if start + 2 > len(data):
         return False
-    (count,) = struct.unpack_from(f"{order}H", data, start)
-    table = data[start + 2 : start + 2 + 12 * min(count, _MOST_TAGS)]
-    rows = struct.iter_unpack(f"{order}HHII", table[: len(table) // 12 * 12])
-    tags = {tag: (kind, value) for tag, kind, _, value in rows}
-    if _DNG in tags:
+    (count,) = struct.unpack_from(f"{byte_order}H", data, start)
+    table = data[start + 2 : start + 2 + 12 * min(count, _MAX_TAGS)]
+    rows = struct.iter_unpack(f"{byte_order}HHII", table[: len(table) // 12 * 12])
+    tags = {tag: (type_code, value) for tag, type_code, _, value in rows}
+    if _DNG_VERSION in tags:
         return True
-    kind, value = tags.get(_SHRUNK, (4, 0))
-    shrunk = value >> 16 if order == ">" and kind == 3 else value
-    return bool(shrunk & 1) and _PARTS in tags
+    type_code, value = tags.get(_SUBFILE_TYPE, (4, 0))
+    subfile_type = value >> 16 if byte_order == ">" and type_code == 3 else value
+    return bool(subfile_type & 1) and _SUB_DIRECTORIES in tags
