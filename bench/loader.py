@@ -46,8 +46,8 @@ from bench.loader_memory import MARKS, family, long_run
 from bench.loader_ours import STREAMS, ours, report_stages, run_config, stages
 from bench.loader_peers import Batches, TwoViews, decoding, imagefolder, tars
 from bench.shard import write_folder
-from data_prep.build.dataset import BuildOptions, build_dataset
 from data_prep.shard import positive_int
+from data_prep.sharding.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
 from data_prep.sources.base import Request
 from vssl_dist import config

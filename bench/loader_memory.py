@@ -12,7 +12,7 @@ import psutil
 
 from bench.loader_ours import ours, run_config
 from bench.shard import write_cifar
-from data_prep.build.dataset import BuildOptions, build_dataset
+from data_prep.sharding.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
 from data_prep.sources.base import Request
 

@@ -34,7 +34,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.build.dataset import BuildOptions, build_dataset
+from data_prep.sharding.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
 from data_prep.sources.base import Request
 from data_prep.sources.photos import PHOTOGRAPHS, read_photograph

@@ -25,8 +25,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_prep.build.dataset import shuffled_order
 from data_prep.shard import positive_int
+from data_prep.sharding.dataset import shuffled_order
 from vssl_dist.config.paths import path_argument
 from vssl_dist.console.endings import one_line
 from vssl_dist.data.plan import Plan

@@ -26,13 +26,6 @@ from vssl_dist.data.store.manifest import (
 from vssl_dist.durable import open_regular, read_regular
 from vssl_dist.errors import DataError
 
-from .build import pool
-from .build.split_folder import (
-    INPUTS,
-    REJECTS,
-    SURVEYED_KEYS,
-)
-from .build.writer import NOTES, sample_key
 from .images.agreement import SHOWN_DIFFERENTLY
 from .images.examine import (
     DEFAULT_RULES,
@@ -40,6 +33,13 @@ from .images.examine import (
     Verdict,
     examine,
 )
+from .sharding import pool
+from .sharding.split_folder import (
+    INPUTS,
+    REJECTS,
+    SURVEYED_KEYS,
+)
+from .sharding.writer import NOTES, sample_key
 from .sources.base import LABELS_KEY, UNLABELED
 
 _REPORT_EVERY = 64

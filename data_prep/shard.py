@@ -30,14 +30,14 @@ from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
 from .archives.unpack import unpacking
-from .build.dataset import (
+from .images.examine import MAX_PIXELS, Rules
+from .sharding.dataset import (
     BuildOptions,
     BuiltSplit,
     build_dataset,
 )
-from .build.decisions import Policy
-from .build.split_folder import REJECTS
-from .images.examine import MAX_PIXELS, Rules
+from .sharding.decisions import Policy
+from .sharding.split_folder import REJECTS
 from .sources import SOURCES
 from .sources.base import Request, count_by_kind
 

@@ -49,10 +49,10 @@ from vssl_dist.durable import is_partial, sync
 from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
-from .build.split_folder import refuse_foreign_folder
-from .build.writer import NOTES
 from .files import hold_lock, write_whole
 from .images.agreement import JUDGE_KEY
+from .sharding.split_folder import refuse_foreign_folder
+from .sharding.writer import NOTES
 from .sources.base import LABELS_KEY
 from .sources.classlist import read_class_list
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.build.dataset import BuildOptions
 from data_prep.images.examine import MAX_PIXELS
+from data_prep.sharding.dataset import BuildOptions
 from data_prep.sources import SOURCES
 from tests.support.refusals import refusal
 from vssl_dist.cli import commands, typos

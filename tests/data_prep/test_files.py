@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.archives.unpack import FOLDER, unpacking
-from data_prep.build.split_folder import claim_folder
 from data_prep.files import hold_lock, remove_partial_files, whole_file, write_whole
+from data_prep.sharding.split_folder import claim_folder
 from tests.support.others import done_as_nobody, link_of_nobody, needs_root, shared_folder
 from vssl_dist.errors import DataError
 

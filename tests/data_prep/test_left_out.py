@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from data_prep import shard, verify
-from data_prep.build import dataset as dataset_builder
-from data_prep.build.decisions import SplitDecisions
-from data_prep.build.split_folder import change_recipe
-from data_prep.build.writer import (
+from data_prep.sharding import dataset as dataset_builder
+from data_prep.sharding.decisions import SplitDecisions
+from data_prep.sharding.split_folder import change_recipe
+from data_prep.sharding.writer import (
     NOTES,
     ShardTask,
     UnreadableError,

@@ -21,7 +21,7 @@ import pytest
 import webdataset
 
 from data_prep import shard
-from data_prep.build import survey
+from data_prep.sharding import survey
 from tests.support.photos import tiny_dataset
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data_prep import shard, verify
-from data_prep.build import dataset as dataset_builder
+from data_prep.sharding import dataset as dataset_builder
 from tests.support.photos import crop, tiny_dataset
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.manifest import (

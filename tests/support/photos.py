@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.build.dataset import BuildOptions, build_split
 from data_prep.images.raw_image import RawImage
+from data_prep.sharding.dataset import BuildOptions, build_split
 from data_prep.sources.base import Split
 from data_prep.sources.photos import PHOTOGRAPHS, read_photograph
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.build import dataset as dataset_builder
-from data_prep.build.dataset import shuffled_order
-from data_prep.build.writer import ShardTask
+from data_prep.sharding import dataset as dataset_builder
+from data_prep.sharding.dataset import shuffled_order
+from data_prep.sharding.writer import ShardTask
 from tests.support.photos import crop
 from tests.support.sharding import refusal, sharded
 from vssl_dist.data.store.dataset import Dataset

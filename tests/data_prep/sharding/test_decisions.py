@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data_prep import shard, verify
-from data_prep.build import dataset as dataset_builder
+from data_prep.sharding import dataset as dataset_builder
 from tests.support.archives import jpeg
 from tests.support.sharding import refusal, sharded
 from vssl_dist.data.store.dataset import Dataset

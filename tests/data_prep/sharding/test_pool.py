@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.build import pool
+from data_prep.sharding import pool
 from vssl_dist.errors import DataError
 
 
@@ -79,7 +79,7 @@ PROGRAM = f"""
 import os, sys
 sys.path.append({str(ROOT)!r})
 from pathlib import Path
-from data_prep.build import pool
+from data_prep.sharding import pool
 from vssl_dist.console.endings import one_line
 import job
 
