@@ -25,7 +25,7 @@ from vssl_dist.methods.base import Density, Evidence, Variational
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Gaussian, GaussianBranch
 
-ROOM = Path(variational.__file__).parent
+ROOM = Path(variational.__file__).parents[1]
 FLOOR, WIDTH = -1.0, 6
 
 
@@ -149,7 +149,8 @@ def test_every_method_with_a_posterior_says_how_it_judges_and_no_other_does() ->
 
 def test_what_evaluates_posteriors_names_no_method() -> None:
     names = re.compile("|".join(rf"(?<!_){name}(?!_dist)" for name in CONFIGS), re.IGNORECASE)
-    for file in ("variational.py", "posterior.py", "cross_view.py", "ood.py", "uncertainty.py"):
+    scores = [f"scores/{name}.py" for name in ("variational", "posterior", "cross_view")]
+    for file in (*scores, "tasks/ood.py", "tasks/uncertainty.py"):
         for line in (ROOM / file).read_text().splitlines():
             assert not names.search(line), f"{file}: {line}"
 

@@ -25,7 +25,7 @@ from mlflow.store.db.utils import _get_latest_schema_revision
 
 from vssl_dist.tracker import Record, TrackingReport, probe_tracking, settle_identity
 from vssl_dist.tracker.address import sqlite_uri
-from vssl_dist.tracker.look import schema_history
+from vssl_dist.tracker.files import schema_history
 
 
 @pytest.fixture(scope="module")

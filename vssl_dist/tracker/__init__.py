@@ -20,8 +20,9 @@ from vssl_dist.tracker.cursor import is_flushed
 from vssl_dist.tracker.files import why_no_locks
 from vssl_dist.tracker.flusher import Flusher, flush_once, shortfall
 from vssl_dist.tracker.identity import Identity, settle_identity, shell_word, stored_identity
-from vssl_dist.tracker.look import TrackingReport, probe_tracking
+from vssl_dist.tracker.look import probe_tracking
 from vssl_dist.tracker.record import Record, lease_holder
+from vssl_dist.tracker.report import TrackingReport
 from vssl_dist.tracker.spool import TRAINER, Spool, Status, flatten
 
 __all__ = [

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from vssl_dist.tracker.look import TrackingQuery, TrackingReport, nearest_folder, schema_history
+from vssl_dist.tracker.report import TrackingQuery, TrackingReport
 
 _MAGIC = b"SQLite format 3\0"
 _MLFLOWS = {"experiments", "runs", "metrics", "params", "tags"}
@@ -136,3 +138,28 @@ def _of_another_version(uri: str, version: str, newest: str, is_older: bool) -> 
     if is_older:
         return f"{facts}copy the file, then `mlflow db upgrade '{uri}'`, or {_ANOTHER}"
     return f"{facts}it is of a newer MLflow, install that, or {_ANOTHER}"
+
+
+def schema_history() -> tuple[str, set[str]]:
+    """Return the newest schema of the installed MLflow's databases, and all that went before.
+
+    They stand in its migrations, one file each, as ``revision`` and ``down_revision``.
+    """
+    spec = find_spec("mlflow")
+    if spec is None or spec.origin is None:
+        return "", set()
+    folder = Path(spec.origin).parent / "store" / "db_migrations" / "versions"
+    revisions: set[str] = set()
+    replaced: set[str] = set()
+    for file in folder.glob("*.py"):
+        text = file.read_text()
+        for names, line in ((revisions, r"revision"), (replaced, r"down_revision")):
+            if statement := re.search(rf"^{line}(?:\s*:[^=]+)?\s*=\s*(.+)$", text, re.M):
+                names |= set(re.findall(r"[\"']([0-9a-f]+)[\"']", statement[1]))
+    newest = revisions - replaced
+    return (newest.pop(), revisions) if len(newest) == 1 else ("", revisions)
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the first of a path's parents that is there."""
+    return next((parent for parent in path.parents if os.path.lexists(parent)), Path("/"))

@@ -12,7 +12,7 @@ from urllib3.exceptions import HTTPError
 
 from vssl_dist.confidential import redact, stored_login
 from vssl_dist.text import printable
-from vssl_dist.tracker.look import TrackingQuery, TrackingReport
+from vssl_dist.tracker.report import TrackingQuery, TrackingReport
 
 _PASSING = (408, 425, 429)
 _RIGHTS = (
