@@ -8,6 +8,7 @@ import pytest
 from tests.support.damage import config, stalled
 from tests.support.shards import tiny_shards
 from vssl_dist.errors import DataError
+from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
 from vssl_dist.jobs.progress import Report, Reporter
 from vssl_dist.jobs.resources import Resources, on_this_machine
 from vssl_dist.jobs.run_reporter import RunReporter
@@ -38,6 +39,15 @@ def test_a_collapse_is_a_line_in_the_log_and_a_tag_of_the_run(
     assert kinds == ["metrics", "metrics", "tags", "metrics"]
     assert records[2]["values"] == {"vssl_dist.collapsed": "step 50"}
     assert records[3]["values"]["train/collapse_alarm"] == 1
+
+
+def test_an_export_of_a_run_without_evaluations_starts_no_process(tmp_path: Path) -> None:
+    run_reporter = RunReporter.__new__(RunReporter)
+    run_reporter.has_evaluations = False
+    run_reporter.spawner = EvaluationSpawner(tmp_path, "local")
+    run_reporter.on_export(tmp_path / "backbone-00000001.safetensors", 1)
+    assert run_reporter.spawner.processes == []
+    assert not any(tmp_path.iterdir())
 
 
 def test_storage_that_stalls_costs_the_sheet_and_one_line(

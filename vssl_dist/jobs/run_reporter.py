@@ -64,6 +64,7 @@ class RunReporter:
     def __init__(self, cfg: RunConfig, launch: Launch, hosts: Sequence[str]) -> None:
         train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who=_RANK)
         self.progress = Reporter(cfg.total_steps(train.samples))
+        self.has_evaluations = bool(cfg.evaluations)
         self.spawner = EvaluationSpawner(cfg.dir, launch.cluster)
         self.spool = Spool(cfg.dir, "train")
         self.flusher = Flusher(
@@ -87,7 +88,8 @@ class RunReporter:
     def on_export(self, path: Path, step: int) -> None:
         """Start the evaluation of an export in a process that training does not wait for."""
         _log.info("exported %s", path)
-        self.spawner.start()
+        if self.has_evaluations:
+            self.spawner.start()
 
     def close(self, status: Status, timeout_s: float) -> None:
         """Note how the run ended and send what is left, within ``timeout_s`` for each part."""
