@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vssl_dist.config.paths import path_argument
 from vssl_dist.console import tables
 
 ROOMS = ("vssl_dist", "data_prep", "launch")
@@ -102,7 +103,7 @@ def figures(checkout: Path) -> dict[str, str]:
 def main(argv: Sequence[str]) -> int:
     """Print the table; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m bench.house", description=__doc__)
-    parser.add_argument("checkouts", nargs="*", type=Path, default=[Path()])
+    parser.add_argument("checkouts", nargs="*", type=path_argument, default=[Path()])
     columns = {str(path): figures(path) for path in parser.parse_args(argv).checkouts}
     rows = list(next(iter(columns.values())))
     tables.show(

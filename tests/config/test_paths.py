@@ -27,6 +27,7 @@ from vssl_dist.config.paths import expanded, literal, path_argument
 from vssl_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
+ROOMS = ("launch", "data_prep", "vssl_dist/commands", "vssl_dist/cli")
 ME = pwd.getpwuid(os.getuid())
 
 
@@ -278,9 +279,7 @@ def test_an_empty_path_is_not_this_folder(command: str, capsys: pytest.CaptureFi
 
 def test_no_command_takes_a_path_that_is_not_expanded() -> None:
     """Those that other processes of ours start get their paths as they are."""
-    for path in (
-        p for room in ("launch", "data_prep", "bench") for p in (ROOT / room).rglob("*.py")
-    ):
+    for path in (p for room in (*ROOMS, "bench") for p in (ROOT / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "type":
                 assert ast.unparse(node.value) != "Path", f"{path}:{node.value.lineno}"
