@@ -113,10 +113,10 @@ def test_an_evaluation_sends_nothing_to_an_address_that_only_the_folder_names(
         handed_over(tmp_path / "run", data, theirs)
         assert evaluate.main([str(tmp_path / "run"), "--device", "cpu"]) == 0
     assert asked_there == asked_here == []
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out.startswith("backbone-00000040.safetensors: ")
-    assert f"(its curves went to {theirs}, your address is {own})" in out
-    assert f"python launch/track.py {tmp_path}/run --to {own} sends them" in out
+    assert f"(its curves went to {theirs}, your address is {own})" in err
+    assert f"python launch/track.py {tmp_path}/run --to {own} sends them" in err
     assert (tmp_path / "run" / "export" / "knn-00000040.json").exists()
 
 
