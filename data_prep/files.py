@@ -82,7 +82,7 @@ def hold_lock(lock: Path, folder: Path, busy: str) -> Iterator[None]:
     except PermissionError as error:
         reason = error.strerror
         if lock.exists():  # also of a colleague whose call was killed
-            reason = f"{lock} belongs to {durable.user_name(lock.lstat().st_uid)}: remove it"
+            reason = f"{lock} belongs to {durable.name_of_user(lock.lstat().st_uid)}: remove it"
         raise DataError(f"{folder}: cannot be made ({reason})") from error
     except OSError as error:
         raise DataError(f"{folder}: cannot be made ({error.strerror or error})") from error

@@ -103,11 +103,11 @@ def publish_inside(path: Path, data: bytes) -> None:
     Raises:
         OSError: As of `publish`, or ``path`` is a link out of its folder.
     """
-    refuse_way_out(path)
+    refuse_link_out_of_folder(path)
     publish(path, data)
 
 
-def refuse_way_out(path: Path) -> None:
+def refuse_link_out_of_folder(path: Path) -> None:
     """Refuse a link out of its folder, whoever made it: an archive's belong to who unpacked it.
 
     Raises:
@@ -124,7 +124,7 @@ def open_append(path: Path) -> BinaryIO:
         OSError: Naming ``path``: it is no regular file, or a link of another user or out of its
             folder.
     """
-    refuse_way_out(path)
+    refuse_link_out_of_folder(path)
     target = followed(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Opening a pipe that nobody reads would wait.
@@ -204,10 +204,10 @@ def share_as_its_folder(path: Path) -> None:
             path.chmod(stat.S_IMODE(state.st_mode) | stat.S_IWGRP)
 
 
-def user_name(uid: int) -> str:
+def name_of_user(uid: int) -> str:
     """What a user is called on this machine.
 
-    >>> user_name(0)
+    >>> name_of_user(0)
     'root'
     """
     try:
@@ -220,7 +220,7 @@ def _refuse_others(path: Path, links: Sequence[Path]) -> None:
     for link in links:
         owner = link.lstat().st_uid
         if owner not in (os.geteuid(), 0):
-            reason = f"{link} is a link that {user_name(owner)} made: remove it"
+            reason = f"{link} is a link that {name_of_user(owner)} made: remove it"
             raise OSError(errno.EPERM, reason, str(path))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from vssl_dist.durable import user_name
+from vssl_dist.durable import name_of_user
 from vssl_dist.text import printable
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def hold_lock(path: Path, within_s: float = PATIENCE_S) -> Iterator[None]:
         except Timeout:
             holder = lock_holder(path)
         except PermissionError as error:
-            reason = f"is a lock of {user_name(path.lstat().st_uid)}: remove it"
+            reason = f"is a lock of {name_of_user(path.lstat().st_uid)}: remove it"
             raise OSError(errno.EACCES, reason, str(path)) from error
         if is_held_by_other_user(path):
             raise OSError(errno.EAGAIN, f"is held by {holder}: have it stopped", str(path))

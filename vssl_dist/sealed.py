@@ -99,7 +99,7 @@ def why_foreign(path: Path) -> str | None:
     if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
         return f"{name} is neither a file nor a folder: remove it"
     if status.st_uid not in (os.geteuid(), 0):
-        owner = durable.user_name(status.st_uid)
+        owner = durable.name_of_user(status.st_uid)
         return (
             f"{name} belongs to {owner}, and a checkpoint can run code: if you trust {owner}, "
             "make it your own (chown, or cp -r of the run)"

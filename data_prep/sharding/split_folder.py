@@ -118,7 +118,7 @@ def begin_split(folder: Path, recipe: Recipe, decisions: SplitDecisions) -> dict
             if not {entry.name, entry.index_name} & damaged
         }
     recipe_note = folder / NOTES / _RECIPE
-    noted_recipe = _recipe_to_note(recipe, decisions)
+    noted_recipe = _sharding_recipe(recipe, decisions)
     if recipe_note.exists():
         _refuse_other_recipe(folder, _load_recipe(recipe_note), noted_recipe)
     write_whole(recipe_note, json.dumps(noted_recipe).encode())
@@ -147,10 +147,10 @@ def change_recipe(
     for path in (*(folder / NOTES).glob("shard-*.json"), *folder.glob("shard-*")):
         if path.name.partition(".")[0] >= Path(shard_name(unchanged_shards)).stem:
             path.unlink()
-    write_whole(folder / NOTES / _RECIPE, json.dumps(_recipe_to_note(recipe, decisions)).encode())
+    write_whole(folder / NOTES / _RECIPE, json.dumps(_sharding_recipe(recipe, decisions)).encode())
 
 
-def _recipe_to_note(recipe: Recipe, decisions: SplitDecisions) -> Recipe:
+def _sharding_recipe(recipe: Recipe, decisions: SplitDecisions) -> Recipe:
     """Make the recipe to note, which ignores what lies beside the images: that may come and go."""
     return recipe | {"rejects": rejects_digest(decisions.sample_lines())}
 

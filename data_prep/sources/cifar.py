@@ -216,10 +216,10 @@ class _Unpickler(pickle.Unpickler):
 
 def _check_memo_numbers(blob: bytes) -> None:
     """See that objects are numbered as they come: the unpickler makes a table of so many."""
-    for count, (opcode, memo_index, _) in enumerate(pickletools.genops(blob)):
-        if opcode.name in _MEMO_OPCODES and (memo_index or 0) > count:
+    for count, (opcode, pickle_memo_index, _) in enumerate(pickletools.genops(blob)):
+        if opcode.name in _MEMO_OPCODES and (pickle_memo_index or 0) > count:
             raise pickle.UnpicklingError(
-                f"object {memo_index} is numbered before there are as many"
+                f"object {pickle_memo_index} is numbered before there are as many"
             )
 
 

@@ -13,7 +13,7 @@ from .split_folders import describe_left_out, is_folder, list_names
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
-_MAX_FILES = 1_000_000
+_MAX_EXPANDED_FILES = 1_000_000
 
 
 def find_tars(root: Path) -> list[Path]:
@@ -94,12 +94,12 @@ def expand_braces(text: str) -> list[str]:
         first, last = int(numbers[1]), int(numbers[2])
         is_padded = any(number[0] == "0" < number for number in numbers.groups())
         width = max(map(len, numbers.groups())) if is_padded else 0
-        if not first <= last < first + _MAX_FILES:
+        if not first <= last < first + _MAX_EXPANDED_FILES:
             raise DataError(f"{match[0]}: not a range of numbers, the smaller one first")
         alternatives = [f"{number:0{width}d}" for number in range(first, last + 1)]
     else:
         alternatives = match[1].split(",")
     prefix, suffixes = text[: match.start()], expand_braces(text[match.end() :])
-    if len(alternatives) * len(suffixes) > _MAX_FILES:
-        raise DataError(f"{text}: means more than {_MAX_FILES} files")
+    if len(alternatives) * len(suffixes) > _MAX_EXPANDED_FILES:
+        raise DataError(f"{text}: means more than {_MAX_EXPANDED_FILES} files")
     return [f"{prefix}{alternative}{suffix}" for alternative in alternatives for suffix in suffixes]

@@ -186,13 +186,13 @@ def _make_split(
     ]
     archived_images = ArchivedImages.from_members(
         reader.unpacked_paths,
-        [(sample.tar_number, sample.image) for sample in samples],
+        [(sample.tar_index, sample.image) for sample in samples],
         skip_unreadable,
     )
     digest = hashlib.sha256()
     for sample in samples:
         image = sample.image
-        facts = f"{tars[sample.tar_number].name}\0{image.name}\0{image.size}\0{sample.label}\0"
+        facts = f"{tars[sample.tar_index].name}\0{image.name}\0{image.size}\0{sample.label}\0"
         digest.update(facts.encode("utf-8", "surrogateescape"))
     tar_stamps = [reader.stamp_of(path) for path in tars]
     return Split(

@@ -43,7 +43,7 @@ class Sample:
     """A sample, or what is bad in the place of one."""
 
     tar: Path
-    tar_number: int
+    tar_index: int
     """Number of the tar among those of the split."""
     image: Member
     label: Label
@@ -103,7 +103,7 @@ class SampleReader:
 
     def _add_damage(self, number: int, flaw: str) -> None:
         """List the damage of a tar, also as the last sample's, which may lack a member."""
-        if self.samples and self.samples[-1].tar_number == number:
+        if self.samples and self.samples[-1].tar_index == number:
             last_sample = self.samples[-1]
             self.samples[-1] = replace(
                 last_sample, image=replace(last_sample.image, flaw=flaw), label=None

@@ -16,8 +16,8 @@ from vssl_dist.jobs.training_job import (
     TrainJob,
     attempt,
     job_variables,
+    last_curves_wait_s,
     note_failure,
-    stopping_s,
 )
 from vssl_dist.logs import terminal_text
 from vssl_dist.run_folder import RunFolder
@@ -33,8 +33,8 @@ def test_a_job_travels_as_text_and_a_reference_to_its_class() -> None:
 
 def test_a_local_stop_leaves_curves_the_time_that_a_scheduler_does_not() -> None:
     profile = Resources(device="cpu")
-    assert stopping_s(on_this_machine(profile, 1, 0, "http://tracker:5000")) == 30
-    assert stopping_s(on_slurm(profile, 1, "http://tracker:5000")) <= 5
+    assert last_curves_wait_s(on_this_machine(profile, 1, 0, "http://tracker:5000")) == 30
+    assert last_curves_wait_s(on_slurm(profile, 1, "http://tracker:5000")) <= 5
 
 
 def test_the_first_failure_is_the_headline_and_later_ones_do_not_replace_it(

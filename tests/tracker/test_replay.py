@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from vssl_dist.tracker import TRAINER, Record, Spool, is_flushed, settle_identity, shortfall
 from vssl_dist.tracker.address import sqlite_uri
-from vssl_dist.tracker.cursor import load_cursor
+from vssl_dist.tracker.cursor import load_spool_cursor
 from vssl_dist.tracker.record import Sender, lease
 from vssl_dist.tracker.refusals import Refused, is_transient
 from vssl_dist.tracker.replay import Replayer
@@ -83,7 +83,7 @@ def test_values_that_are_never_taken_are_named_and_hold_nothing_up(
     client = MlflowClient(tracking_uri=uri)
     assert [a.path for a in client.list_artifacts(there.info.run_id)] == ["config.yaml"]
     assert is_flushed(run, uri)
-    assert load_cursor(run, uri).refused.keys() == {
+    assert load_spool_cursor(run, uri).refused.keys() == {
         "parameter name", "parameter data.train", "tag folder", "metric huge", "metric loss",
         "parameter long", "artifact never-written.png", f"artifact {'n' * 300}",
     }  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -
     assert mlflow_run(run, uri).data.params["number"] == "3"
     assert is_flushed(run, uri)
     assert [curve(run, uri, f"train/{key}") for key in "pqr"] == [[(3, 1.0)], [], [(3, 2.0)]]
-    assert load_cursor(run, uri).refused.keys() == {
+    assert load_spool_cursor(run, uri).refused.keys() == {
         "a line of train.jsonl", "metric train/loss", "metric train/other", "metric train/q",
         "status FINISHED",
     }  # fmt: skip
@@ -176,7 +176,7 @@ def test_an_artifact_store_that_nobody_may_write_holds_up_nothing(tmp_path: Path
         (run / name).touch()
         spool.artifact(run / name)
     replay(run, uri)
-    assert load_cursor(run, uri).refused.keys() == {"artifact a.txt", "artifact b.txt"}
+    assert load_spool_cursor(run, uri).refused.keys() == {"artifact a.txt", "artifact b.txt"}
     assert len(curve(run, uri)) == 3
 
 
@@ -196,7 +196,7 @@ def test_between_two_servers_a_run_goes_back_and_forth_without_loss_or_double(
     assert second != first
     assert len(curve(run, uri)) == 5
     assert not is_flushed(run, uri)
-    sent = load_cursor(run, uri).files["train.jsonl"].offset
+    sent = load_spool_cursor(run, uri).files["train.jsonl"].offset
     assert sent > 0, "what it has is not forgotten"
     for address in (uri, other, uri):
         replay(run, address)
@@ -288,7 +288,7 @@ def test_outages_are_raised_and_set_nothing_aside(
             with pytest.raises(type(error)):
                 replay(run, uri)
     assert len(sent) <= 4, "one request each, not one per value"
-    assert load_cursor(run, uri).refused == {}
+    assert load_spool_cursor(run, uri).refused == {}
     replay(run, uri)
     assert is_flushed(run, uri)
 

@@ -40,7 +40,7 @@ from vssl_dist.tracker import (
     shortfall,
 )
 from vssl_dist.tracker.address import sqlite_uri
-from vssl_dist.tracker.cursor import load_cursor
+from vssl_dist.tracker.cursor import load_spool_cursor
 from vssl_dist.tracker.record import Sender
 from vssl_dist.tracker.replay import Replayer
 
@@ -292,7 +292,7 @@ def test_only_regular_files_inside_of_the_run_are_sent_and_all_others_are_named(
     there = replay(run, uri)
     artifacts = MlflowClient(tracking_uri=uri).list_artifacts(there.info.run_id)
     assert {artifact.path for artifact in artifacts} == {"config.yaml", "plot.png", "copied.png"}
-    assert load_cursor(run, uri).refused.keys() == {
+    assert load_spool_cursor(run, uri).refused.keys() == {
         f"artifact {place or 'without a name'}" for place in hostile
     }
     assert losses(there, uri) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
@@ -335,7 +335,7 @@ def test_a_database_chooses_no_server_for_files(tmp_path: Path, uri: str, data: 
         append(run, '{"kind": "artifact", "t": 1, "path": "config.yaml"}')
         replay(run, uri)
     assert asked == []
-    assert theirs in load_cursor(run, uri).refused["artifact config.yaml"]
+    assert theirs in load_spool_cursor(run, uri).refused["artifact config.yaml"]
 
 
 def test_a_folder_that_names_another_mlflow_run_does_not_touch_it_and_gets_its_own(
@@ -402,7 +402,7 @@ def test_the_spool_does_not_say_which_run_it_is(tmp_path: Path, uri: str) -> Non
     there = replay(run, uri)
     assert there.data.tags["vssl_dist.run"] == settle_identity(run).uuid
     assert there.data.tags["fine"] == "y"
-    assert "tag vssl_dist.run" in load_cursor(run, uri).refused
+    assert "tag vssl_dist.run" in load_spool_cursor(run, uri).refused
 
 
 def test_hostile_lines_and_files_of_the_spool_hold_nothing_up_and_are_named(
@@ -435,7 +435,7 @@ def test_hostile_lines_and_files_of_the_spool_hold_nothing_up_and_are_named(
     assert losses(there, uri) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert there.data.params["flat"] == "1"
     assert is_flushed(run, uri)
-    assert load_cursor(run, uri).refused.keys() == {
+    assert load_spool_cursor(run, uri).refused.keys() == {
         "a line of other.jsonl", "metric big", "metric yes", "metric back", "metric time",
         "parameter deep", "status FAILED", "the file pipe.jsonl of the spool",
         "the file folder.jsonl of the spool", "the file link.jsonl of the spool",

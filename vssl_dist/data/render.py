@@ -24,7 +24,7 @@ _RESIZED, _CROPPED = 256, 224
 
 
 @dataclass(frozen=True)
-class Rendering:
+class RenderedViews:
     """B samples, what was drawn for them, and the views that resulted."""
 
     ids: Int64
@@ -53,7 +53,7 @@ class Renderer:
     seed: int = 0
     """Key of all draws, below 2**32."""
 
-    def augment(self, ids: Int64, epochs: Sequence[Int64]) -> Rendering:
+    def augment(self, ids: Int64, epochs: Sequence[Int64]) -> RenderedViews:
         """Render augmented views.
 
         Args:
@@ -78,9 +78,9 @@ class Renderer:
             return self.backend(samples, draws)
 
         samples, views = read_decodable(self.dataset, ids, render)
-        return Rendering(ids, samples, draws, views)
+        return RenderedViews(ids, samples, draws, views)
 
-    def crop_centre(self, ids: Int64, side: int) -> Rendering:
+    def crop_centre(self, ids: Int64, side: int) -> RenderedViews:
         """Render one view of each sample without randomness, as evaluation sees it.
 
         Args:
@@ -95,7 +95,7 @@ class Renderer:
             return self.backend.frame(samples, centre_boxes(samples, side))
 
         samples, view = read_decodable(self.dataset, ids, render)
-        return Rendering(ids, samples, [], [view])
+        return RenderedViews(ids, samples, [], [view])
 
 
 def centre_boxes(samples: Samples, side: int) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from vssl_dist.config import OodConfig, TaskConfig
-from vssl_dist.durable import followed, publish_inside, refuse_way_out, sha256
+from vssl_dist.durable import followed, publish_inside, refuse_link_out_of_folder, sha256
 from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.features.cache import FeatureCache
 from vssl_dist.evaluation.figures.plots import png
@@ -188,7 +188,7 @@ def _can_keep(result_path: Path) -> bool:
     # Asked before anything is computed: hours of work must not end at a link that stands there.
     followed(folder.features)
     for path in [result_path, *folder.pictures(result_path)]:
-        refuse_way_out(path)
+        refuse_link_out_of_folder(path)
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "is there already and no regular file", str(path))
     return True

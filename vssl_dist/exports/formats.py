@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vssl_dist.durable import refuse_way_out, sync
+from vssl_dist.durable import refuse_link_out_of_folder, sync
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import PortableCard
 from vssl_dist.exports.model_card import evaluation_figures, model_card
@@ -217,7 +217,7 @@ def _check_free(path: Path) -> None:
         ExportError: Something else is, or more.
         OSError: A link out of the folder is.
     """
-    refuse_way_out(path)
+    refuse_link_out_of_folder(path)
     if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
         raise ExportError(f"{path}: is there already and no export: move it away")
     if not path.is_dir():

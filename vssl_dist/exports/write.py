@@ -62,7 +62,7 @@ def write_export(
     card = Card.model_validate(description.as_json() | digests)
     facts = json.dumps(card.as_json(), indent=1).encode()
     for file in (*files, card_path):
-        durable.refuse_way_out(file)
+        durable.refuse_link_out_of_folder(file)
     if card_path.is_file() and card_path.read_bytes() != facts:
         card_path.unlink()
         durable.sync(card_path.parent)

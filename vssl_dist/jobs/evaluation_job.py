@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from vssl_dist import logs
 from vssl_dist.config import OodConfig, RunConfig, TaskConfig, read_task
-from vssl_dist.durable import publish_inside, refuse_way_out
+from vssl_dist.durable import publish_inside, refuse_link_out_of_folder
 from vssl_dist.errors import ConfigError
 from vssl_dist.exports.card import Card
 from vssl_dist.exports.results import read_result
@@ -176,7 +176,7 @@ def evaluate_export(
     # A writer of its own for each evaluation: a spool file has one process that appends to it.
     writer = f"eval-{pending.task.stem}-{pending.step:08d}"
     settle_identity(run_dir)
-    refuse_way_out(RunFolder(run_dir).spool_file(writer))
+    refuse_link_out_of_folder(RunFolder(run_dir).spool_file(writer))
     torch.set_num_threads(threads)
     result = evaluate(pending.export, pending.task, EvalSettings(device, threads, ranks=ranks))
     spool = Spool(run_dir, writer)

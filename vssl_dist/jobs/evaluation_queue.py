@@ -219,8 +219,8 @@ def drain(run_dir: Path) -> None:
     while True:
         try:
             with lock.acquire(timeout=0):
-                if queue is None or settings != _settings(run_dir):
-                    settings = _settings(run_dir)
+                if queue is None or settings != _config_and_launch_bytes(run_dir):
+                    settings = _config_and_launch_bytes(run_dir)
                     queue = open_queue(run_dir)
                 while (pending := queue.next_pending()) is not None:
                     queue.attempt(pending)
@@ -232,11 +232,11 @@ def drain(run_dir: Path) -> None:
                 )
             return  # else its holder looks again after it has let go
         # A process that came while this one had the lock has left: its evaluations are tried here.
-        if queue.next_pending() is None and settings == _settings(run_dir):
+        if queue.next_pending() is None and settings == _config_and_launch_bytes(run_dir):
             return
 
 
-def _settings(run_dir: Path) -> bytes:
+def _config_and_launch_bytes(run_dir: Path) -> bytes:
     """Read the run's config and launch as text: a submission may change them meanwhile."""
     files = (RunFolder(run_dir).config, RunFolder(run_dir).launch)
     return b"".join(file.read_bytes() for file in files if file.is_file())

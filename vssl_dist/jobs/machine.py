@@ -174,10 +174,10 @@ def prepare(device: str, environ: MutableMapping[str, str]) -> str:
     if reason := why_no_cuda(wheel, driver):
         raise ConfigError(reason)
     take_own_gpu(environ, driver.gpus if driver else None)
-    return describe(wheel, driver, read_gpu(environ["CUDA_VISIBLE_DEVICES"]))
+    return describe(wheel, driver, open_gpu(environ["CUDA_VISIBLE_DEVICES"]))
 
 
-def read_gpu(visible_devices: str) -> Gpu:
+def open_gpu(visible_devices: str) -> Gpu:
     """Ask the GPU for its name and memory; from then on this process uses it.
 
     Args:

@@ -14,7 +14,7 @@ import psutil
 from filelock import Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from vssl_dist.durable import publish_inside, refuse_way_out
+from vssl_dist.durable import publish_inside, refuse_link_out_of_folder
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
 from vssl_dist.locks import lock_holder, private_lock
@@ -98,7 +98,7 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     private.make(run_dir)
     identity = settle_identity(run_dir)  # gives a copy files of its own in place of such links
     for path in RunFolder(run_dir).appended():
-        refuse_way_out(path)
+        refuse_link_out_of_folder(path)
     lock = RunFolder(run_dir).owner_lock
     try:
         # Of two claims at once the second has to find the first one's owner file.

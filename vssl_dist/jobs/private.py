@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vssl_dist.durable import followed, keep_others_from_writing, read_regular, user_name
+from vssl_dist.durable import followed, keep_others_from_writing, name_of_user, read_regular
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.permissions import close_to_others, is_loose
 from vssl_dist.run_folder import RunFolder
@@ -34,23 +34,23 @@ _FOLDERS = (_RUN.checkpoints.name, _RUN.slurm.name, *_TEXT)
 class Survey:
     """Files and folders of a run that others can write, or own."""
 
-    loose: list[Path] = field(default_factory=list)
+    writable_by_others: list[Path] = field(default_factory=list)
     """Paths of this user that others can write; a folder comes before what is in it."""
     foreign: list[tuple[Path, int]] = field(default_factory=list)
     """Paths of other users among results, curves and logs, each with its owner's uid."""
 
     def lines(self, run_dir: Path) -> Iterator[str]:
         """Yield the warnings about the folder, one line each."""
-        if self.loose:
+        if self.writable_by_others:
+            count, first = _number(self.writable_by_others), self.writable_by_others[0]
             yield (
-                f"others could write in {run_dir} ({_number(self.loose)}, first {self.loose[0]}), "
-                "and a run folder is code that runs as you: a start takes that from them (chmod -R "
-                "go-w), not reading; what they changed before stays"
+                f"others could write in {run_dir} ({count}, first {first}), and a run folder "
+                "is code that runs as you: a start takes that from them (chmod -R go-w), not reading; what they changed before stays"
             )
         if self.foreign:
             path, owner = self.foreign[0]
             yield (
-                f"{path} belongs to {user_name(owner)}, who can still change it "
+                f"{path} belongs to {name_of_user(owner)}, who can still change it "
                 f"({_number(self.foreign)} of others): remove what you did not ask for"
             )
 
@@ -81,11 +81,11 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
         raise ConfigError(f"{run_dir} is no folder: remove it, or choose another name= or out=")
     if top.st_uid != os.geteuid():
         raise ConfigError(
-            f"{run_dir} belongs to {user_name(top.st_uid)}, and a run folder is code that runs as "
-            "you: choose another name= or out="
+            f"{run_dir} belongs to {name_of_user(top.st_uid)}, and a run folder is code that runs "
+            "as you: choose another name= or out="
         )
     if is_loose(target, top):
-        result.loose.append(target)
+        result.writable_by_others.append(target)
     _enter(target, result, top=True, code=True, whole=whole)
     return result
 
@@ -116,17 +116,17 @@ def secure(run_dir: Path, *, whole: bool = False) -> None:
     """
     keep_others_from_writing()
     result = survey(run_dir, whole=whole)
-    if result.loose:
+    if result.writable_by_others:
         result = survey(run_dir)
-        for path in result.loose:
+        for path in result.writable_by_others:
             close_to_others(path)
         for line in result.lines(run_dir):
             _log.warning("%s", line)
         # What came in between, and a file system that knows no permissions.
-        if loose := survey(run_dir).loose:
+        if writable_by_others := survey(run_dir).writable_by_others:
             _log.warning(
                 "%s: this file system keeps no permissions, so others may write there",
-                loose[0],
+                writable_by_others[0],
             )
     elif whole:
         for line in result.lines(run_dir):
@@ -174,7 +174,7 @@ def make_hidden(folder: Path) -> None:
         try:
             owner = os.fstat(descriptor).st_uid
             if owner != os.geteuid():
-                raise ConfigError(f"{folder} belongs to {user_name(owner)}: remove it")
+                raise ConfigError(f"{folder} belongs to {name_of_user(owner)}: remove it")
             os.fchmod(descriptor, 0o700)
         finally:
             os.close(descriptor)
@@ -227,20 +227,20 @@ def _enter(folder: Path, result: Survey, *, top: bool, code: bool, whole: bool) 
         if state.st_uid not in (os.geteuid(), 0):
             if code:
                 raise ConfigError(
-                    f"{path} belongs to {user_name(state.st_uid)}, and a run folder is code that "
-                    "runs as you: remove it, or choose another name="
+                    f"{path} belongs to {name_of_user(state.st_uid)}, and a run folder is code "
+                    "that runs as you: remove it, or choose another name="
                 )
             result.foreign.append((path, state.st_uid))
             continue
         if state.st_uid == os.geteuid() and is_loose(path, state):
-            result.loose.append(path)
+            result.writable_by_others.append(path)
         if stat.S_ISDIR(state.st_mode) and whole:
             _enter(path, result, top=False, code=inside, whole=True)
 
 
 def _refuse_link(link: Path, state: os.stat_result) -> None:
     if state.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(f"{link} is a link that {user_name(state.st_uid)} made: remove it")
+        raise ConfigError(f"{link} is a link that {name_of_user(state.st_uid)} made: remove it")
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:

@@ -121,7 +121,7 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
         # Before the group is gone: every rank has to leave the way that rank 0 does.
         stop.final = dist.broadcast(stop.only_terminated)
         torch.distributed.destroy_process_group()
-        reporter.close("KILLED", timeout_s=stopping_s(launch))
+        reporter.close("KILLED", timeout_s=last_curves_wait_s(launch))
         return STOPPED
     except (ConfigError, DataError, CheckpointError) as error:
         code = _refuse(cfg.dir, error)
@@ -168,7 +168,7 @@ def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def stopping_s(launch: Launch) -> float:
+def last_curves_wait_s(launch: Launch) -> float:
     """Return how many seconds the last curves of a stopped run are waited for.
 
     On SLURM the scheduler is waiting, elsewhere a user, who can end it by another Ctrl-C.

@@ -15,7 +15,7 @@ from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.backends.reference import decode
 from vssl_dist.data.plan import run_plan
-from vssl_dist.data.render import Renderer, Rendering
+from vssl_dist.data.render import RenderedViews, Renderer
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.data.views import Draws
@@ -65,7 +65,7 @@ def augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -
     return path
 
 
-def _first_rows(cfg: RunConfig, renderer: Renderer, rows: int) -> Rendering:
+def _first_rows(cfg: RunConfig, renderer: Renderer, rows: int) -> RenderedViews:
     """Render the first rows of the micro-step that the run begins with."""
     plan = run_plan(cfg, renderer.dataset.shard_sizes)
     ids, epochs = plan.micro_batch_ids(0, rank=0, world_size=1)
@@ -79,7 +79,9 @@ def _levels(view: NDArray[np.float32], normalise: Normalisation) -> NDArray[np.u
     return rounded
 
 
-def _tiles(rendering: Rendering, dataset: Dataset, normalise: Normalisation) -> list[list[Tile]]:
+def _tiles(
+    rendering: RenderedViews, dataset: Dataset, normalise: Normalisation
+) -> list[list[Tile]]:
     """Return one row per image: the original with all crops, then each view with its parameters."""
     views = [_levels(view.numpy(), normalise) for view in rendering.views]
     rows = []

@@ -64,14 +64,14 @@ def _expanded(parts: SplitResult) -> Path:
         raise ConfigError(f"MLFLOW_TRACKING_URI: {error}") from None
 
 
-def sqlite_uri(file: Path, query: str = "", scheme: str = "sqlite") -> str:
+def sqlite_uri(file: Path, uri_query: str = "", scheme: str = "sqlite") -> str:
     """Write the address of an sqlite file: what would end or change the path becomes ``%XX``.
 
     >>> sqlite_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
     'sqlite:////data/50 %25/really%3F/mlflow.db?timeout=60'
     """
     path = re.sub(r"[%?#$\x00-\x1f]", lambda match: quote(match[0]), str(file.absolute()))
-    return f"{scheme}:///{path}" + (f"?{query}" if query else "")
+    return f"{scheme}:///{path}" + (f"?{uri_query}" if uri_query else "")
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -101,7 +101,7 @@ class Cursor:
         publish_inside(self.path, json.dumps(facts).encode())
 
 
-def load_cursor(run_dir: Path, tracking_uri: str | None) -> Cursor:
+def load_spool_cursor(run_dir: Path, tracking_uri: str | None) -> Cursor:
     """Load the cursor of an address, by default of the one where curves go now."""
     record = Record.load(run_dir, stored_identity(run_dir))
     uri = tracking_uri or record.tracking_uri
@@ -118,7 +118,7 @@ def is_flushed(
         tracking_uri: By default where curves go now.
         writers: Ask for what these have written only; by default for everybody's.
     """
-    cursor = load_cursor(run_dir, tracking_uri)
+    cursor = load_spool_cursor(run_dir, tracking_uri)
     if cursor.tracking_uri == NOWHERE:
         return True
     if cursor.files and cursor.names != NAMES:

@@ -10,13 +10,13 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
-from vssl_dist.durable import open_append, refuse_way_out
+from vssl_dist.durable import open_append, refuse_link_out_of_folder
 from vssl_dist.environment import outside_jobs, slurm_job
 from vssl_dist.installed import command_line, own_code_only
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import NOWHERE, sqlite_file
-from vssl_dist.tracker.cursor import is_flushed, load_cursor
+from vssl_dist.tracker.cursor import is_flushed, load_spool_cursor
 from vssl_dist.tracker.identity import as_utf8, settle_identity, shell_word
 from vssl_dist.tracker.record import Record, Sender, lease_holder
 
@@ -82,7 +82,7 @@ class Flusher:
         )  # first: a copy's links to the original's become files
         run = RunFolder(self.run_dir)
         for path in (run.mlflow_record, run.cursor, run.sender, run.sender_log):
-            refuse_way_out(path)
+            refuse_link_out_of_folder(path)
         if not run.mlflow_record.exists():
             # So that it counts as tracked, however soon this is killed; later addresses are
             # written down by who has the lease.
@@ -189,7 +189,7 @@ def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -
     if tracking_uri == NOWHERE:
         return f"curves are in the spool only (MLFLOW_TRACKING_URI={NOWHERE}): {command} --to URI"
     if is_flushed(run_dir, tracking_uri, writers):
-        refused = load_cursor(run_dir, tracking_uri).refused
+        refused = load_spool_cursor(run_dir, tracking_uri).refused
         if not refused:
             return None
         names = [*refused][:_NAMED] + [f"{len(refused) - _NAMED} more"] * (len(refused) > _NAMED)

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vssl_dist import locks
-from vssl_dist.durable import publish_inside, user_name
+from vssl_dist.durable import name_of_user, publish_inside
 from vssl_dist.locks import private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
@@ -144,8 +144,8 @@ def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     except PermissionError:
         if not lock.exists():
             raise
-        return UnknownSender(user_name(lock.lstat().st_uid), lock)
-    if " of " in who and f" of {user_name(os.geteuid())} (" not in who:
+        return UnknownSender(name_of_user(lock.lstat().st_uid), lock)
+    if " of " in who and f" of {name_of_user(os.geteuid())} (" not in who:
         return UnknownSender(who, lock)
     return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from vssl_dist.durable import share_as_its_folder, user_name
+from vssl_dist.durable import name_of_user, share_as_its_folder
 from vssl_dist.locks import lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import sqlite_file, sqlite_uri
@@ -67,7 +67,7 @@ def _alone(lock: Path) -> AcquireReturnProxy[FileLock]:
     except PermissionError as error:
         if not lock.exists():
             raise
-        owner = user_name(lock.lstat().st_uid)
+        owner = name_of_user(lock.lstat().st_uid)
         raise Refused(
             f"{lock} belongs to {owner}, who was to make that database: have it removed, or set "
             "MLFLOW_TRACKING_URI to another address"
@@ -86,8 +86,8 @@ def _without_escapes(uri: str, file: Path) -> str:
     if "%" not in uri.partition("?")[0]:
         return uri
     number = _opened(file.parent)
-    query = uri.partition("?")[2]
-    return sqlite_uri(Path(f"/proc/self/fd/{number}", file.name), query)
+    uri_query = uri.partition("?")[2]
+    return sqlite_uri(Path(f"/proc/self/fd/{number}", file.name), uri_query)
 
 
 @functools.cache

@@ -72,8 +72,8 @@ class Replayer:
         params = {}
         if self._identity.parent is not None:
             params = {"name": self.run_dir.name, "out": str(self.run_dir.parent)}
-        new_params = [Param(k, as_utf8(v)) for k, v in params.items() if k not in self._params]
-        self._send(Batch((), new_params, new_tags))
+        unsent_params = [Param(k, as_utf8(v)) for k, v in params.items() if k not in self._params]
+        self._send(Batch((), unsent_params, new_tags))
         self._params |= params.keys()
 
     def flush(self) -> None:

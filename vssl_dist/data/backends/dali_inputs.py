@@ -36,11 +36,11 @@ def graph_inputs(spec: BackendSpec, draws: Sequence[Draws]) -> Inputs:
     return {
         source_name(view, key): value
         for view, (recipe, draw) in enumerate(zip(spec.recipes, draws, strict=True))
-        for key, value in view_inputs(recipe, draw, spec.device != "cpu").items()
+        for key, value in dali_inputs_of_view(recipe, draw, spec.device != "cpu").items()
     }
 
 
-def view_inputs(recipe: ViewRecipe, draw: Draws, on_gpu: bool) -> Inputs:
+def dali_inputs_of_view(recipe: ViewRecipe, draw: Draws, on_gpu: bool) -> Inputs:
     """Return the inputs of one view, named without the view."""
     inputs: Inputs = {
         "start": draw.crop[:, :2],

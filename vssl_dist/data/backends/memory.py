@@ -9,7 +9,7 @@ import numpy as np
 _MEMORY_WORDS = re.compile(
     r"bad_alloc|[Oo]ut of memory|[Ii]nsufficient memory|[Cc]an('t|not) allocate"
 )
-_BYTES_PER_PIXEL = 16
+_DECODER_BYTES_PER_PIXEL = 16
 """What decoders take at most: pixels twice over, coefficients of a JPEG, copies."""
 _FIXED_BYTES = 64 << 20
 """What decoders take at most whatever the size of the image."""
@@ -33,7 +33,7 @@ def is_out_of_memory(error: Exception, pixels: int = 0) -> bool:
         return True
     try:
         # Reserved and never touched: what is asked is whether an allocation would be granted.
-        np.empty(_BYTES_PER_PIXEL * min(pixels, _MAX_PIXELS) + _FIXED_BYTES, np.uint8)
+        np.empty(_DECODER_BYTES_PER_PIXEL * min(pixels, _MAX_PIXELS) + _FIXED_BYTES, np.uint8)
     except MemoryError:
         return True
     return False

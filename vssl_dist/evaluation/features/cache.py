@@ -138,7 +138,7 @@ class FeatureCache:
         self, entry: Path, facts: EntryFacts, source: Source, is_sound: Callable[[], bool]
     ) -> Features | None:
         # The lock is held, so that a partial entry of this name is what a dead process left.
-        for leftover in self._partials():
+        for leftover in self._unfinished_entries():
             if leftover.name.startswith(f".tmp-{entry.name}-"):
                 _discard(leftover)
         partial = self.folder / f".tmp-{entry.name}-{uuid4().hex[:12]}"
@@ -163,14 +163,14 @@ class FeatureCache:
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # made here, under a name of chance
 
-    def _partials(self) -> list[Path]:
+    def _unfinished_entries(self) -> list[Path]:
         """Entries that writers of this user left unfinished, or are writing."""
         partials = (path for path in self.folder.iterdir() if _PARTIAL.fullmatch(path.name))
         return [path for path in partials if path.lstat().st_uid == os.geteuid()]
 
     def _prune(self) -> None:
         """Delete stale partial entries and those of networks that were not used lately."""
-        for path in self._partials():
+        for path in self._unfinished_entries():
             if _age(path) > _STALE_S:
                 _discard(path)
         networks: dict[str, list[Path]] = {}
