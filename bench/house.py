@@ -19,6 +19,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # before what a bare Python cannot import
+    from vssl_dist.installed import require_packages
+
+    require_packages()
+
 from vssl_dist.config.paths import path_argument
 from vssl_dist.console import tables
 

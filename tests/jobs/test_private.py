@@ -89,7 +89,7 @@ def test_an_older_run_that_a_group_could_write_goes_on_closed_and_says_so(
 def test_looking_changes_nothing(older: Path) -> None:
     before = [(path, mode(path)) for path in everything(older)]
     seen = private.survey(older)
-    assert seen.loose[0] == older
+    assert seen.writable_by_others[0] == older
     assert [(path, mode(path)) for path in everything(older)] == before
 
 

@@ -45,7 +45,8 @@ class Survey:
             count, first = _number(self.writable_by_others), self.writable_by_others[0]
             yield (
                 f"others could write in {run_dir} ({count}, first {first}), and a run folder "
-                "is code that runs as you: a start takes that from them (chmod -R go-w), not reading; what they changed before stays"
+                "is code that runs as you: a start takes that from them (chmod -R go-w), not reading; "
+                "what they changed before stays"
             )
         if self.foreign:
             path, owner = self.foreign[0]
