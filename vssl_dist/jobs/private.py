@@ -44,8 +44,8 @@ class Survey:
         if self.writable_by_others:
             count, first = _number(self.writable_by_others), self.writable_by_others[0]
             yield (
-                f"others could write in {run_dir} ({count}, first {first}), and a run folder "
-                "is code that runs as you: a start takes that from them (chmod -R go-w), not reading; "
+                f"others could write in {run_dir} ({count}, first {first}), and a run folder is "
+                "code that runs as you: a start takes that from them (chmod -R go-w), not reading; "
                 "what they changed before stays"
             )
         if self.foreign:
