@@ -60,7 +60,7 @@ def loopback() -> str:
 
 
 def rank() -> int:
-    """This process's number, 0 when there is no process group."""
+    """Number of this process, 0 when there is no process group."""
     return td.get_rank() if td.is_initialized() else 0
 
 
@@ -142,9 +142,9 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.rows = tensor.shape[0]
-        parts = [torch.empty_like(tensor) for _ in range(td.get_world_size())]
-        td.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        tensors = [torch.empty_like(tensor) for _ in range(td.get_world_size())]
+        td.all_gather(tensors, tensor.contiguous())
+        return torch.cat(tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -105,12 +105,12 @@ def norms_by_part(
     for name, parameter in student.named_parameters():
         gradient = gradient_of(parameter) if parameter.requires_grad else None
         if gradient is not None:
-            part = "backbone" if name.startswith("backbone.") else "head"
-            norms[part].append(torch.linalg.vector_norm(gradient))
-    totals = {part: torch.stack(each).norm() for part, each in norms.items() if each}
+            branch = "backbone" if name.startswith("backbone.") else "head"
+            norms[branch].append(torch.linalg.vector_norm(gradient))
+    totals = {branch: torch.stack(values).norm() for branch, values in norms.items() if values}
     return {
-        f"grad_norm_{part}": torch.where(norm.isfinite(), norm, torch.inf)
-        for part, norm in totals.items()
+        f"grad_norm_{branch}": torch.where(norm.isfinite(), norm, torch.inf)
+        for branch, norm in totals.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""What to watch besides the loss: collapse shows here first.
+"""Figures to watch besides the loss: collapse shows in them first.
 
 The curves of these figures are called ``train/...`` (`vssl_dist.curves`) and are explained in
 docs/monitors.md.
@@ -16,12 +16,14 @@ from torch import Tensor
 CHECK_EVERY = 25
 """Steps between two looks of the `CollapseAlarm`."""
 _ROWS = 256
+"""Rows at most that costly figures are computed on."""
 _EVIDENCE = 16
+"""Rows from which figures are evidence of a collapse."""
 
 
 @torch.no_grad()
 def embedding(h: Tensor) -> dict[str, float]:
-    """How embeddings ``(B, D)`` fill their space: too dear for every step."""
+    """Measure how embeddings ``(B, D)`` fill their space: too dear for every step."""
     shapes = {
         "embedding_spread": spread,
         "effective_rank": effective_rank,
@@ -50,7 +52,7 @@ class CollapseAlarm:
 
     def __init__(self) -> None:
         self.on = False
-        self._before = False
+        self._collapsed_before = False
 
     def update(
         self, values: Mapping[str, float], rows: int, width: int, rows_per_rank: int = _EVIDENCE
@@ -65,10 +67,12 @@ class CollapseAlarm:
         """
         if rows_per_rank < _EVIDENCE:
             values = {key: value for key, value in values.items() if key != "projection_spread"}
-        now = rows >= _EVIDENCE and _collapsed(values, min(rows, width, _ROWS))
-        was, self.on = self.on, now and (self.on or self._before)
-        self._before = now
-        return self.on and not was
+        collapsed = rows >= _EVIDENCE and _collapsed(values, min(rows, width, _ROWS))
+        # Two looks on end put it on; one without a collapse puts it off.
+        was_on = self.on
+        self.on = collapsed and (was_on or self._collapsed_before)
+        self._collapsed_before = collapsed
+        return self.on and not was_on
 
 
 def _collapsed(values: Mapping[str, float], highest_rank: int) -> bool:
@@ -128,7 +132,7 @@ def uniformity(h: Tensor) -> Tensor:
 
 @torch.no_grad()
 def views(h: Tensor, other: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:
-    """How near embeddings ``(B, D)`` are to each other that should be.
+    """Measure how near embeddings ``(B, D)`` are that the method draws together.
 
     Args:
         h, other: Of two views of the same images; their mean squared distance as unit vectors
