@@ -39,7 +39,7 @@ def current_curve(name: str, *, of_training: bool) -> str:
     """The name of a curve today, whatever version has named it; one of today stays as it is.
 
     Args:
-        name: As it was written.
+        name: Name under which the curve was written.
         of_training: Whether the trainer wrote it, not an evaluation or the machine's sampler.
 
     >>> [current_curve(n, of_training=True) for n in ("loss", "alignment", "train/loss", "epoch")]

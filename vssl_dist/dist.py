@@ -53,9 +53,14 @@ def init(device: str, timeout_s: float = 300.0) -> None:
 
 def loopback() -> str:
     """The network interface that no other machine reaches."""
-    addresses = psutil.net_if_addrs().items()
+    interfaces = psutil.net_if_addrs().items()
     return next(
-        (str(name) for name, of in addresses if any(a.address == "127.0.0.1" for a in of)), "lo"
+        (
+            str(name)
+            for name, addresses in interfaces
+            if any(entry.address == "127.0.0.1" for entry in addresses)
+        ),
+        "lo",
     )
 
 

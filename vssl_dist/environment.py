@@ -98,5 +98,5 @@ def no_job_around(*also: str) -> Iterator[None]:
 
 
 def slurm_job() -> str | None:
-    """The SLURM job in which our launcher started this rank; None: it did not."""
+    """Id of the SLURM job in which our launcher started this rank; None: there is none."""
     return os.environ.get("VSSL_SLURM_JOB")

@@ -51,7 +51,7 @@ def command_line(script: str) -> str:
     In a checkout that is the script, where the package is installed without one it is `vssl`.
 
     Args:
-        script: Such as ``launch/one_class.py``.
+        script: Script of the command, such as ``launch/one_class.py``.
     """
     path = Path(script)
     if (Path(__file__).parents[1] / path).exists():

@@ -51,7 +51,7 @@ class Finding:
     fault: bool = False
     """Whether a run would fail for it; the text then ends with the remedy."""
     absent: bool = False
-    """Whether something is not here that runs can do without."""
+    """Whether something is missing that runs can do without."""
 
     @property
     def state(self) -> str:
@@ -154,7 +154,7 @@ def slurm(needed: bool) -> Finding:
 
 
 def tracking(out: Path) -> Finding:
-    """Where curves go, and whether somebody is there."""
+    """The address that curves go to, and whether it answers."""
     try:
         uri = default_tracking_uri()
     except ConfigError as error:

@@ -72,8 +72,8 @@ def script(name: str, words: Sequence[str], program: str) -> int:
 
     Args:
         name: Name of the command.
-        words: What the user typed after the script.
-        program: What the script is called.
+        words: Words that the user typed after the script.
+        program: Name of the script, for messages.
     """
     # Workers of a pool import the module that was started, which is a file of a package here.
     sys.modules["__main__"].__spec__ = ModuleSpec("vssl_dist.cli.__main__", None)

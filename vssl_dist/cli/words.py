@@ -76,7 +76,7 @@ class Command(click.Command):
         name: After ``vssl``.
         module: Whose ``main`` carries it out; its docstring is the help.
         summary: One line of the list of commands.
-        params: Its options and arguments.
+        params: Options and arguments of the command.
         wrong: Says what is wrong with its options, or None.
         look: Refuses what can be seen to be wrong without heavy imports, by an exception.
         prefixes: Whether the beginning of an option's name stands for it, as it always did.

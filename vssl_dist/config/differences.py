@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 _SHORT = 4
-"""A list of so many plain values is one value."""
+"""Entries up to which a list of plain values counts as one value."""
 _LONGEST = 60
 _BEFORE = 20
 """Characters shown of what two long texts have in common."""

@@ -193,7 +193,7 @@ TASKS: dict[str, type[TaskConfig]] = {
 
 
 def read_task(raw: str | dict[str, Any]) -> TaskConfig:
-    """A task from what `pydantic` dumped of it, as JSON text or as plain values.
+    """Read a task that `pydantic` has dumped, as JSON text or as plain values.
 
     >>> read_task(KnnConfig(k=(20,)).model_dump_json()).k
     (20,)

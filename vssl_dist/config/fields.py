@@ -103,7 +103,7 @@ class MethodConfig(Model):
     global_views: ClassVar[int] = 2
     """Views of each image that ``data.views`` lists first."""
     local_views_key: ClassVar[str | None] = None
-    """Key that says how many smaller views follow them; None: there are none."""
+    """Key of the number of smaller views that follow the global ones; None: there are none."""
 
     name: str
     backbone: str = "resnet50"

@@ -218,7 +218,7 @@ def load(
 
     Args:
         path: The YAML file; its stem is the run's name unless the file gives one.
-        overrides: Such as ``optim.epochs=20``; values are YAML.
+        overrides: Changes such as ``optim.epochs=20``; values are YAML.
         methods: Each method's own model by name (``vssl_dist.methods.CONFIGS``): the ground
             floor does not know the methods.
 
@@ -231,7 +231,7 @@ def load(
 
 
 def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> RunConfig:
-    """The configuration of the run in ``run_dir``, as `dump` wrote it: its paths are as they stand.
+    """Read the configuration in a run folder, as `dump` wrote it: no path is expanded.
 
     Raises:
         ConfigError: The folder holds no run.

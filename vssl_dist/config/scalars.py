@@ -64,7 +64,7 @@ def typed(value: Any, annotation: Any, where: str = "", *, path: Callable[[str],
         value: Mappings, lists and scalars, the plain ones as `Plain`.
         annotation: Type of the key that the value belongs to.
         where: The key, dotted, for messages.
-        path: What is made of a text whose type is a path.
+        path: Function that a text whose type is a path goes through.
 
     Raises:
         ValueError: One line that names the key: a number or a truth that different readers of
@@ -136,7 +136,7 @@ def _options(annotation: Any) -> Iterator[Any]:
 
 
 def _leaves(options: list[Any]) -> Iterator[Any]:
-    """The scalar types among them; one value may stand for a list of one."""
+    """The scalar types among alternatives; one value may stand for a list of one."""
     for option in options:
         if get_origin(option) is tuple:
             yield from _leaves(list(_options(get_args(option)[0])))

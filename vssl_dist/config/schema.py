@@ -87,7 +87,7 @@ class RunConfig(Model):
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:
-        """The evaluations as this method is asked them."""
+        """The evaluations without the settings that mean nothing for this method."""
         density = self.method.has_embedding_density
         return tuple(task.asked_of(embedding_density=density) for task in self.evaluations)
 

@@ -31,7 +31,7 @@ def lint(cfg: RunConfig, facts: Facts) -> list[Finding]:
 
     Args:
         cfg: The run.
-        facts: What else is known; rules that need more than is known keep quiet.
+        facts: Facts besides the configuration; rules that need one that is missing keep quiet.
 
     Raises:
         ConfigError: ``silence`` names no rule.

@@ -16,7 +16,7 @@ from vssl_dist.models.heads import Gaussian
 
 @dataclass(frozen=True)
 class LossOutput:
-    """One loss and what is worth knowing about it."""
+    """The result of a loss function: the loss, an embedding and metrics."""
 
     loss: Tensor
     """Scalar to minimise: the mean over this rank's images."""
@@ -118,8 +118,8 @@ class Variational(Protocol):
         """Tell how well posteriors explain observed images.
 
         Args:
-            posterior: Of the images that explain, ``(..., D)``.
-            observed: Of the images that are explained, ``(..., D)``.
+            posterior: Output of the branch for the images that explain, ``(..., D)``.
+            observed: Output for the images that are explained, ``(..., D)``.
             eps: Standard normal draws ``(S, ..., D)``.
             density: For methods whose ``has_embedding_density`` is set; others ignore it.
 
@@ -143,7 +143,7 @@ def two_views(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class GlobalNoise:
-    """Noise that does not depend on how many ranks compute it.
+    """Noise that does not depend on the number of ranks.
 
     Every rank draws the rows of the whole global micro-batch from a generator keyed by
     ``(seed, step, micro_step, branch)`` and keeps its own; ranks own contiguous rows.

@@ -118,7 +118,7 @@ def info_nce(queries: Tensor, keys: Tensor, positive_index: Tensor, temperature:
         queries: ``(B, D)`` unit vectors.
         keys: ``(N, D)`` unit vectors.
         positive_index: ``(B,)`` the row in ``keys`` of the same image's other view.
-        temperature: What the cosines are divided by.
+        temperature: Divisor of the cosines.
 
     >>> z = torch.eye(2)
     >>> round(info_nce(z, z, torch.arange(2), temperature=1.0).item(), 4)  # log(1 + 1 / e)

@@ -62,8 +62,8 @@ class CollapseAlarm:
         Args:
             values: `embedding` of all ranks, and ``projection_spread``, the mean of what each rank
                 sees for itself, where a method has it.
-            rows, width: Of the embeddings.  Fewer than 16 rows are no evidence of anything.
-            rows_per_rank: Of the projections.
+            rows, width: Shape of the embeddings.  Fewer than 16 rows are no evidence of anything.
+            rows_per_rank: Number of projections that a rank has by itself.
         """
         if rows_per_rank < _EVIDENCE:
             values = {key: value for key, value in values.items() if key != "projection_spread"}
@@ -135,9 +135,9 @@ def views(h: Tensor, other: Tensor, teacher: Tensor | None = None) -> dict[str, 
     """Measure how near embeddings ``(B, D)`` are that the method draws together.
 
     Args:
-        h, other: Of two views of the same images; their mean squared distance as unit vectors
-            is the alignment of Wang & Isola (2020), at best 0.
-        teacher: What the teacher makes of the first view; its mean cosine with ``h``.
+        h, other: Embeddings of two views of the same images; their mean squared distance as unit
+            vectors is the alignment of Wang & Isola (2020), at best 0.
+        teacher: The teacher's embedding of the first view, compared with ``h`` by its cosine.
     """
     distance = {"embedding_alignment": 2 - 2 * alignment_cos(h, other)}
     if teacher is None:

@@ -83,7 +83,7 @@ def nt_xent(
     positive_index: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Cross-entropy of picking, among all views but the anchor itself, the other of its image.
+    """Cross-entropy of picking the anchor's other view among all views but the anchor itself.
 
     Equation 1 of the paper, for one of the two views.
 
@@ -92,7 +92,7 @@ def nt_xent(
         other_view: ``(N, D)`` unit vectors of the other view of all images.
         same_view: ``(N, D)`` unit vectors of the anchors' view of all images.
         positive_index: ``(B,)`` the row of each anchor's image in ``other_view`` and ``same_view``.
-        temperature: What the cosines are divided by.
+        temperature: Divisor of the cosines.
 
     Returns:
         Scalar: the mean over the anchors.

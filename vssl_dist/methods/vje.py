@@ -200,7 +200,7 @@ class Bound(NamedTuple):
     kl: Tensor
 
     def total(self, cfg: VJEConfig, epoch: float = math.inf) -> Tensor:
-        """The bound ``(B,)`` as it is weighted after ``epoch`` epochs."""
+        """The bound ``(B,)`` with the weights it has after ``epoch`` epochs."""
         kl = kl_weight(cfg, epoch) * self.kl
         return self.directional + cfg.radial_weight * self.radial - kl
 

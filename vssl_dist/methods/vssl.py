@@ -75,7 +75,7 @@ class VSSLConfig(MethodConfig):
     beta: Weight = 1.0
     """UNKNOWN.  Weight of the KL divergence."""
     logvar_bound: Literal["soft", "clamp"] = "soft"
-    """DERIVED.  How log-variances are bounded.  ``soft``: a tanh between the bounds, so that a
+    """DERIVED.  Form of the log-variances' bounds.  ``soft``: a tanh between the bounds, so that a
     variance near its floor still has a gradient; ``clamp`` is a cliff."""
     logvar_range: Pair = (-6.0, 3.0)
     """UNKNOWN.  Bounds of the log-variances: without them they shrink without end."""

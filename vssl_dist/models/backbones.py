@@ -191,7 +191,7 @@ def is_vit(name: str, image_size: int) -> bool:
     """Whether a backbone is a vision transformer: patches, and blocks of one width over them.
 
     Args:
-        name: As for `build_backbone`.
+        name: Name of a backbone, as `build_backbone` takes it.
         image_size: Side of the images in pixels.
 
     Raises:

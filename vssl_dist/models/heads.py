@@ -102,7 +102,7 @@ class GaussianBranch(nn.Module):
         posterior: ``(B, width) -> (B, 2 D)``; ``3 D`` where the likelihood has its own scales.
         predictor: Transforms the mean ``(B, D)`` only.
         own_scales: Whether the last third of the posterior's outputs are those scales.
-        radial_scale: Where a learnt radial scale begins; None: there is none.
+        radial_scale: Initial value of a learnt radial scale; None: there is none.
     """
 
     def __init__(
