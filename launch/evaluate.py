@@ -1,4 +1,4 @@
-"""The same as `vssl evaluate`, by its older name; the code is vssl_dist/commands/evaluate.py."""
+"""The door to `vssl evaluate`, an older name; the code is vssl_dist/commands/evaluate.py."""
 
 from __future__ import annotations
 

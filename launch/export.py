@@ -1,4 +1,4 @@
-"""The same as `vssl export`, by its older name; the code is vssl_dist/commands/export.py."""
+"""The door to `vssl export`, an older name; the code is vssl_dist/commands/export.py."""
 
 from __future__ import annotations
 

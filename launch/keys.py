@@ -1,4 +1,4 @@
-"""The same as `vssl keys`, by its older name; the code is vssl_dist/commands/keys.py."""
+"""The door to `vssl keys`, an older name; the code is vssl_dist/commands/keys.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same as `vssl one-class`, by its older name; the code is vssl_dist/commands/one_class.py."""
+"""The door to `vssl one-class`, an older name; the code is vssl_dist/commands/one_class.py."""
 
 from __future__ import annotations
 

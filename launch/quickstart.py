@@ -1,4 +1,4 @@
-"""The same as `make quickstart`; the code is vssl_dist/commands/quickstart.py."""
+"""The door to `make quickstart`; the code is vssl_dist/commands/quickstart.py."""
 
 from __future__ import annotations
 

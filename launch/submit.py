@@ -1,4 +1,4 @@
-"""The same as `vssl submit`, by its older name; the code is vssl_dist/commands/submit.py."""
+"""The door to `vssl submit`, an older name; the code is vssl_dist/commands/submit.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same as `vssl track`, by its older name; the code is vssl_dist/commands/track.py."""
+"""The door to `vssl track`, an older name; the code is vssl_dist/commands/track.py."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ OWNERS = {
 FRESH = "into a new folder of this call, of a name that nobody can know beforehand"
 SEALED = "into the folder of a checkpoint, an export or a cache entry that is renamed when whole"
 EXPLAINED = {
-    ("vssl_dist/engine.py", "own.write_text(json.dumps(state.generator_states()))"): SEALED,
+    ("vssl_dist/engine.py", "states_path.write_text(json.dumps(state.generator_states()))"): SEALED,
     ("vssl_dist/engine.py", "(folder / 'engine.json').write_text(json.dumps(facts))"): SEALED,
     ("vssl_dist/evaluation/features/cache.py", "(folder / 'features.npy').open('xb')"): SEALED,
     ("vssl_dist/evaluation/features/cache.py", "(folder / 'labels.npy').open('xb')"): SEALED,

@@ -1,4 +1,4 @@
-"""What curves are called: those of a training ``train/...``, of an evaluation ``TASK/...``.
+"""Names of curves: those of a training are ``train/...``, of an evaluation ``TASK/...``.
 
 Methods and monitors call a figure by a short name (``alignment_cos``); here it becomes that of its
 curve (``train/alignment_cos``), which docs/monitors.md explains.  Here, too, stand the names that
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 NAMES = 2
-"""Which set of names this is; 1 had no ``train/``.  A change of any name makes it one more."""
+"""Version of the names; 1 had no ``train/``.  A change of any name makes it one more."""
 EPOCH = "epoch"
-"""The curve that says how often the training images have been seen, the last time in part."""
+"""Curve of how often the training images have been seen, the last time in part."""
 
 _TRAINING = "train/"
 _FIGURES = {
@@ -39,7 +39,7 @@ def current_curve(name: str, *, of_training: bool) -> str:
     """The name of a curve today, whatever version has named it; one of today stays as it is.
 
     Args:
-        name: As it was written.
+        name: Name under which the curve was written.
         of_training: Whether the trainer wrote it, not an evaluation or the machine's sampler.
 
     >>> [current_curve(n, of_training=True) for n in ("loss", "alignment", "train/loss", "epoch")]

@@ -31,7 +31,7 @@ def gaussian_kl(
 
     Args:
         mu_q, logvar_q: Mean and log-variance of ``q``, ``(..., D)``.
-        mu_p, logvar_p: Of ``p``, broadcast against them; None is 0, hence both None is the
+        mu_p, logvar_p: Those of ``p``, broadcast; None is 0, hence both None is the
             standard normal.
 
     Returns:
@@ -85,7 +85,7 @@ def directional_log_prob(
     Five readings of a Student-t with a diagonal scale on the unit sphere:
 
     - ``ambient``: the multivariate t of the surrounding space, evaluated at ``u``;
-    - ``factorised``: a product of ``D`` univariate t's, likewise;
+    - ``factorised``: a product of ``D`` univariate t's, evaluated at ``u``;
     - ``tangent_chord``, ``tangent_log``, ``tangent_stereographic``: a ``D - 1`` dimensional t in
       the tangent space at ``m``, at the point that the chart sends ``u`` to, at distance
       ``2 sin(a/2)``, ``a`` or ``2 tan(a/2)`` for an angle ``a`` between ``u`` and ``m``.
@@ -100,7 +100,7 @@ def directional_log_prob(
         u, m: Unit vectors ``(..., D)``, broadcast against each other.
         logvar: Logarithms of the squared scales ``(..., D)``; ``[-40, 40]`` in float32.
         dof: Degrees of freedom, positive; ``math.inf`` is the Gaussian.
-        form: Which reading.
+        form: One of the five readings.
 
     Returns:
         ``(...,)`` in nats.
@@ -135,7 +135,7 @@ def radial_log_prob(r: Tensor, s: Tensor, dof: float, scale: float | Tensor = 1.
     Args:
         r, s: Any shapes that broadcast.
         dof: Degrees of freedom, positive; ``math.inf`` is the Gaussian.
-        scale: Its scale, positive; a tensor broadcasts too, and gets its gradient.
+        scale: Scale of the t, positive; a tensor broadcasts too, and gets its gradient.
 
     Returns:
         The broadcast shape, in nats.

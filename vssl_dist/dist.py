@@ -53,14 +53,19 @@ def init(device: str, timeout_s: float = 300.0) -> None:
 
 def loopback() -> str:
     """The network interface that no other machine reaches."""
-    addresses = psutil.net_if_addrs().items()
+    interfaces = psutil.net_if_addrs().items()
     return next(
-        (str(name) for name, of in addresses if any(a.address == "127.0.0.1" for a in of)), "lo"
+        (
+            str(name)
+            for name, addresses in interfaces
+            if any(entry.address == "127.0.0.1" for entry in addresses)
+        ),
+        "lo",
     )
 
 
 def rank() -> int:
-    """This process's number, 0 when there is no process group."""
+    """Number of this process, 0 when there is no process group."""
     return td.get_rank() if td.is_initialized() else 0
 
 
@@ -142,9 +147,9 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.rows = tensor.shape[0]
-        parts = [torch.empty_like(tensor) for _ in range(td.get_world_size())]
-        td.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        tensors = [torch.empty_like(tensor) for _ in range(td.get_world_size())]
+        td.all_gather(tensors, tensor.contiguous())
+        return torch.cat(tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ PATIENCE = 10
 
 
 class Diverged(RuntimeError):
-    """No step was possible for ``PATIENCE`` steps on end, on any batch: the network is damaged."""
+    """Training has failed: no step was possible for ``PATIENCE`` steps on end, on any batch."""
 
 
 class Engine:
@@ -64,9 +64,14 @@ class Engine:
         steps_per_epoch: float,
         device: str,
     ) -> None:
-        self.cfg, self.method, self.device, self.total_steps = cfg, method, device, total_steps
+        self.cfg = cfg
+        self.method = method
+        self.device = device
+        self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
-        self.step, self.skipped, self.skipped_on_end = 0, 0, 0
+        self.step = 0
+        self.skipped = 0
+        self.skipped_on_end = 0
         self.student = synchronise(method.student).train().to(device)
         self.optimizer = build_optimizer(cfg.optim, self.student, cfg.engine.zero_stage > 0)
         self.ds = under_deepspeed(cfg, self.student, self.optimizer, device)
@@ -81,10 +86,10 @@ class Engine:
             cast = None if cfg.engine.autocast == "none" else device
             self.teacher = Teacher(method.teacher, self.student, autocast_on=cast)
             self._buffers += method.teacher.buffers()
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._buffers_before_step = [buffer.clone() for buffer in self._buffers]
 
     def train_step(self, batches: Sequence[Batch], by_part: bool = False) -> LossOutput:
-        """One optimizer step, then one step of the teacher.
+        """Take one optimizer step, then one step of the teacher.
 
         Args:
             batches: ``accumulate`` micro-batches of this rank, in order.
@@ -105,9 +110,10 @@ class Engine:
             self.optimizer, optim, self.step, self.total_steps, self.steps_per_epoch
         )
         decay = schedule.cosine(self.step, self.total_steps, *self.cfg.engine.ema_decay)
-        torch._foreach_copy_(self._kept, self._buffers)
+        # Forward passes move batch-norm statistics, which a skipped step must put back.
+        torch._foreach_copy_(self._buffers_before_step, self._buffers)
         outs = [self._micro_step(number, batch) for number, batch in enumerate(batches)]
-        parts = self._norms_by_part() if by_part else {}
+        norms = self._norms_by_part() if by_part else {}
         grad_norm = self._update()
         self.skipped_on_end = 0 if grad_norm.isfinite() else self.skipped_on_end + 1
         if self.skipped_on_end:
@@ -120,7 +126,7 @@ class Engine:
         for key, value in rates.items():
             means[key] = torch.full((), value, dtype=torch.float64, device=self.device)
         loss = torch.stack([o.loss for o in outs]).mean()
-        return LossOutput(loss, outs[-1].embedding, means | {"grad_norm": grad_norm} | parts)
+        return LossOutput(loss, outs[-1].embedding, means | {"grad_norm": grad_norm} | norms)
 
     def _micro_step(self, number: int, batch: Batch) -> LossOutput:
         """Forward and backward; the last one of a step is left to :meth:`_update` to conclude."""
@@ -131,8 +137,8 @@ class Engine:
         noise = GlobalNoise(
             self.cfg.seed, self.step, number, dist.rank(), dist.world_size(), self.device
         )
-        now = MicroStep(noise, self.step / self.steps_per_epoch, batch.labels)
-        out = self.method.loss(views, now)
+        micro_step = MicroStep(noise, self.step / self.steps_per_epoch, batch.labels)
+        out = self.method.loss(views, micro_step)
         loss = out.loss.detach()
         # An infinite loss may have a finite gradient; here it must not.
         self.ds.backward(out.loss * torch.where(loss.isfinite(), 1.0, torch.nan))
@@ -162,7 +168,7 @@ class Engine:
         return norm
 
     def _skip(self) -> None:
-        torch._foreach_copy_(self._buffers, self._kept)
+        torch._foreach_copy_(self._buffers, self._buffers_before_step)
         self.skipped += 1
         if self.skipped_on_end == PATIENCE:
             raise Diverged(
@@ -184,8 +190,8 @@ class Engine:
         except Exception:
             dist.barrier()  # the one at the end of save_checkpoint, where the others wait
             raise
-        own = folder / f"generators-{dist.rank():05d}.json"
-        own.write_text(json.dumps(state.generator_states()))
+        states_path = folder / f"generators-{dist.rank():05d}.json"
+        states_path.write_text(json.dumps(state.generator_states()))
         if dist.rank() == 0:
             for program in folder.glob("*.py"):  # DeepSpeed's, to be run by whoever finds them
                 program.unlink()
@@ -204,28 +210,31 @@ class Engine:
             CheckpointError: One line, on all ranks: they were written by another number of ranks
                 or ZeRO stage, could run code, or do not fit this network.
         """
-        place, names = folder / "engine.json", ("step", "skipped", *self._layout())
-        facts = agree(place, lambda: state.checked_counts(json.loads(place.read_text()), names))
-        for key, now in self._layout().items():
-            if facts[key] != now:
-                raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {now}")
+        path = folder / "engine.json"
+        names = ("step", "skipped", *self._layout())
+        facts = agree(path, lambda: state.checked_counts(json.loads(path.read_text()), names))
+        for key, value in self._layout().items():
+            if facts[key] != value:
+                raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {value}")
         files = pickles.expected_files(**self._layout())
         all_or_none(lambda: pickles.scan(folder / TAG, files))
         agree(folder, lambda: self._restore(folder))
-        self.step, self.skipped, self.skipped_on_end = facts["step"], facts["skipped"], 0
+        self.step = facts["step"]
+        self.skipped = facts["skipped"]
+        self.skipped_on_end = 0
 
     def _restore(self, folder: Path) -> None:
         self.ds.load_checkpoint(str(folder), tag=TAG)
         if self.teacher:
             self.teacher.load(folder / "teacher.safetensors")
-        own = folder / f"generators-{dist.rank():05d}.json"
-        state.restore_generators(json.loads(own.read_text()))
+        states_path = folder / f"generators-{dist.rank():05d}.json"
+        state.restore_generators(json.loads(states_path.read_text()))
 
     def _layout(self) -> dict[str, int]:
         return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
 
     def export(self, path: Path, description: Description, more: Parts | None = None) -> None:
-        """`write_export` of the evaluated branch on rank 0; every rank calls this.
+        """Write the evaluated branch as an export on rank 0; every rank calls this.
 
         Raises:
             CheckpointError: On all ranks, if rank 0 cannot write.
@@ -235,21 +244,25 @@ class Engine:
         all_or_none(lambda: write_export(path, network, description, more), only_on=0)
 
     def digests(self) -> dict[str, str]:
-        """sha256 of ``weights`` (buffers included), ``optimizer`` and ``teacher``; all ranks call.
+        """Compute sha256 of ``weights`` (with buffers), ``optimizer`` and ``teacher``.
 
-        Where the ranks differ, as with ZeRO's shards, it is the digest of all of theirs.
+        Every rank calls this.  Where the ranks differ, as with ZeRO's shards, the digest is that
+        of all ranks' digests.
         """
-        parts = {
+        states = {
             "weights": self.student.state_dict(),
             "optimizer": [self.optimizer.state_dict(), self.optimizer.param_groups],
             "teacher": self.teacher.module.state_dict() if self.teacher else {},
         }
-        found = {name: dist.gather(state.digest(part)) for name, part in parts.items()}
-        return {k: v[0] if len(set(v)) == 1 else state.digest(v) for k, v in found.items()}
+        digests = {name: dist.gather(state.digest(value)) for name, value in states.items()}
+        return {
+            name: per_rank[0] if len(set(per_rank)) == 1 else state.digest(per_rank)
+            for name, per_rank in digests.items()
+        }
 
 
 def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
-    """The dictionary for ``deepspeed.initialize``; there is no second file that could drift.
+    """Build the dictionary for ``deepspeed.initialize``; there is no second file that could drift.
 
     Args:
         cfg: The run.
@@ -286,12 +299,12 @@ def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
 def under_deepspeed(
     cfg: RunConfig, student: nn.Module, optimizer: torch.optim.Optimizer, device: str
 ) -> Any:
-    """The student as a DeepSpeed engine, which is called alike.
+    """Wrap the student in a DeepSpeed engine, which is called alike.
 
     Args:
         cfg: The run.
-        student: On ``device``.
-        optimizer: Of its parameters.
+        student: Network, already on ``device``.
+        optimizer: Optimizer of the student's parameters.
         device: ``"cpu"`` or ``"cuda"``.
     """
     if device == "cpu":

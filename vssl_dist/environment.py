@@ -1,4 +1,4 @@
-"""Which variables say whose job a process is: an outer launcher's are not ours to believe.
+"""Environment variables that say whose job a process is; an outer launcher's are not believed.
 
 A command may be typed inside ``salloc``, ``srun --pty``, ``mpirun``, ``torchrun`` or a notebook.
 What it starts belongs to this project's launchers alone, which say so in variables of their own:
@@ -72,8 +72,8 @@ def in_our_job(environ: Mapping[str, str]) -> dict[str, str]:
     >>> in_our_job({"SLURM_JOB_ID": "7", "SUBMITIT_FOLDER": "/run/slurm", "PMI_RANK": "3"})
     {'SLURM_JOB_ID': '7', 'SUBMITIT_FOLDER': '/run/slurm'}
     """
-    ours = ("SLURM_", "SLURMD_", "SUBMITIT_")
-    return {k: v for k, v in environ.items() if k.startswith(ours) or not _of_a_job(k)}
+    job_prefixes = ("SLURM_", "SLURMD_", "SUBMITIT_")
+    return {k: v for k, v in environ.items() if k.startswith(job_prefixes) or not _of_a_job(k)}
 
 
 def _of_a_job(name: str) -> bool:
@@ -98,5 +98,5 @@ def no_job_around(*also: str) -> Iterator[None]:
 
 
 def slurm_job() -> str | None:
-    """The SLURM job in which our launcher started this rank; None: it did not."""
+    """Id of the SLURM job in which our launcher started this rank; None: there is none."""
     return os.environ.get("VSSL_SLURM_JOB")

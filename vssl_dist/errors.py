@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class Refusal(ValueError):
-    """What its user has to mend; the message is one line with the thing and the remedy."""
+    """A mistake that the user can mend; the message is one line with the thing and the remedy."""
 
     exit_code: ClassVar[int] = 2
 

@@ -1,4 +1,4 @@
-"""What a Python needs for any command of this project, and which code it then runs.
+"""Packages that a Python needs for any command of this project, and the code that it runs.
 
 Imports the standard library alone, so that a Python without the packages can say what it lacks.
 """
@@ -46,12 +46,12 @@ def require_packages() -> None:
 
 
 def command_line(script: str) -> str:
-    """How a user types one of the commands, for messages.
+    """Command line by which a user runs one of the commands, for messages.
 
     In a checkout that is the script, where the package is installed without one it is `vssl`.
 
     Args:
-        script: Such as ``launch/one_class.py``.
+        script: Script of the command, such as ``launch/one_class.py``.
     """
     path = Path(script)
     if (Path(__file__).parents[1] / path).exists():

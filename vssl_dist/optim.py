@@ -105,12 +105,12 @@ def norms_by_part(
     for name, parameter in student.named_parameters():
         gradient = gradient_of(parameter) if parameter.requires_grad else None
         if gradient is not None:
-            part = "backbone" if name.startswith("backbone.") else "head"
-            norms[part].append(torch.linalg.vector_norm(gradient))
-    totals = {part: torch.stack(each).norm() for part, each in norms.items() if each}
+            branch = "backbone" if name.startswith("backbone.") else "head"
+            norms[branch].append(torch.linalg.vector_norm(gradient))
+    totals = {branch: torch.stack(values).norm() for branch, values in norms.items() if values}
     return {
-        f"grad_norm_{part}": torch.where(norm.isfinite(), norm, torch.inf)
-        for part, norm in totals.items()
+        f"grad_norm_{branch}": torch.where(norm.isfinite(), norm, torch.inf)
+        for branch, norm in totals.items()
     }
 
 
@@ -125,14 +125,16 @@ class LARS(torch.optim.Optimizer):
     one parameter: its norms are those of the group, whose squares are summed over the ranks.
 
     Args:
-        groups: Of `_one_weight_per_group`.
+        groups: Parameter groups from `_one_weight_per_group`.
         cfg: The ``optim`` block.
         sharded: Whether a rank's tensors are cuts; otherwise every rank has the whole.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], cfg: OptimConfig, sharded: bool) -> None:
         super().__init__(groups, {"lr": cfg.peak_lr})
-        self.momentum, self.trust, self.trust_clip = cfg.momentum, cfg.trust, cfg.trust_clip
+        self.momentum = cfg.momentum
+        self.trust = cfg.trust
+        self.trust_clip = cfg.trust_clip
         self.sharded = sharded
 
     @torch.no_grad()
@@ -155,16 +157,17 @@ class LARS(torch.optim.Optimizer):
         """``trust |w| / |d|`` over all ranks' shards; 1 where either norm is zero."""
         squares = torch.stack([weight.square().sum(), update.square().sum()])
         if self.sharded:
+            # A cut holds a part of the weight: squares add up over ranks, norms would not.
             squares = dist.all_reduce(squares)
-        of_weight, of_update = squares.sqrt().unbind()
-        rate = self.trust * of_weight / of_update
+        weight_norm, update_norm = squares.sqrt().unbind()
+        rate = self.trust * weight_norm / update_norm
         if self.trust_clip:
             rate = (rate / lr if lr else torch.full_like(rate, torch.inf)).clamp(max=1.0)
-        return torch.where((of_weight > 0) & (of_update > 0), rate, 1.0)
+        return torch.where((weight_norm > 0) & (update_norm > 0), rate, 1.0)
 
 
 def _one_weight_per_group(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups with each weight (two dimensions or more) in an adapted one of its own."""
+    """Put each weight (two dimensions or more) into an adapted group of its own."""
     split: list[dict[str, Any]] = []
     for group in groups:
         weights = [p for p in group["params"] if p.ndim > 1]

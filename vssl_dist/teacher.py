@@ -60,7 +60,7 @@ class Teacher:
             torch._foreach_copy_(*self._buffers)
 
     def save(self, path: Path) -> None:
-        """Write it as plain safetensors."""
+        """Write the teacher's tensors as plain safetensors."""
         safetensors.torch.save_file(state.cpu_state_dict(self.module), path)
 
     def load(self, path: Path) -> None:

@@ -96,10 +96,10 @@ def test_a_look_that_fails_or_hangs_is_a_line(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("broken\nin two lines, at http://me:hunter2@h")
 
     monkeypatch.setattr(doctor, "_WITHIN_S", 0.05)
-    assert doctor.seen("x", failing).fault
+    assert doctor.take_look("x", failing).fault
 
     def hanging() -> doctor.Finding:
         time.sleep(1)
         return doctor.Finding("late")
 
-    assert "no answer within" in doctor.seen("x", hanging).said
+    assert "no answer within" in doctor.take_look("x", hanging).text

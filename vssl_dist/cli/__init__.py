@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 def main() -> int:
-    """What the script ``vssl`` runs; returns its exit code."""
+    """Run the script ``vssl``; returns its exit code."""
     from vssl_dist.installed import require_packages
 
     require_packages()

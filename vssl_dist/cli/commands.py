@@ -36,8 +36,8 @@ def _option(name: str, *, help: str | None = None, **more: Any) -> click.Option:
     return click.Option([name], help=help, **more)
 
 
-def _argument(name: str, metavar: str | None = None, kind: Any = _PATH, **more: Any) -> Any:
-    return click.Argument([name], metavar=metavar, type=kind, **more)
+def _argument(name: str, metavar: str | None = None, type: Any = _PATH, **more: Any) -> Any:
+    return click.Argument([name], metavar=metavar, type=type, **more)
 
 
 def _config_and_overrides() -> list[click.Parameter]:
@@ -69,11 +69,11 @@ def _wrong_evaluate(args: Namespace) -> str | None:
     return "--ranks: at least 1" if args.ranks < 1 else None
 
 
-def _of(option: str, known: tuple[str, ...]) -> Callable[[Namespace], None]:
-    """A look at the names of an option, with commas between."""
+def _check_names(option: str, choices: tuple[str, ...]) -> Callable[[Namespace], None]:
+    """Make a check of the names, with commas between, that an option takes."""
 
     def look(args: Namespace) -> None:
-        typos.refuse_names(option, getattr(args, option.removeprefix("--")), known)
+        typos.refuse_names(option, getattr(args, option.removeprefix("--")), choices)
 
     return look
 
@@ -130,7 +130,7 @@ EVALUATE = Command(
         ),
     ],
     wrong=_wrong_evaluate,
-    look=_of("--task", TASKS),
+    look=_check_names("--task", TASKS),
 )
 ONE_CLASS = Command(
     "one-class",
@@ -155,7 +155,7 @@ EXPORT = Command(
         ),
         _option("--out", type=_PATH, metavar="FOLDER", help="beside the export otherwise"),
     ],
-    look=_of("--format", FORMATS),
+    look=_check_names("--format", FORMATS),
 )
 TRACK = Command(
     "track",

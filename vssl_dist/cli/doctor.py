@@ -45,17 +45,17 @@ _LEAST_FREE = 5 * 10**9
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look has seen."""
+    """The result of one look: a line of the report."""
 
-    said: str
+    text: str
     fault: bool = False
-    """Whether a run would fail for it; what was said then ends with the remedy."""
+    """Whether a run would fail for it; the text then ends with the remedy."""
     absent: bool = False
-    """Whether something is not here that runs can do without."""
+    """Whether something is missing that runs can do without."""
 
     @property
     def state(self) -> str:
-        """In one word."""
+        """The verdict in one word."""
         return "FAULT" if self.fault else "-" if self.absent else "ok"
 
 
@@ -76,10 +76,12 @@ def gpu(needed: bool) -> Finding:
     if reason is None:
         assert driver is not None
         count = torch.cuda.device_count()
-        said = f"{count} GPUs, driver {driver.release}, torch {wheel.version} for CUDA {wheel.cuda}"
+        devices = (
+            f"{count} GPUs, driver {driver.release}, torch {wheel.version} for CUDA {wheel.cuda}"
+        )
         if count:
-            return Finding(said)
-        return Finding(f"{said}: CUDA_VISIBLE_DEVICES shows none: list one", fault=needed)
+            return Finding(devices)
+        return Finding(f"{devices}: CUDA_VISIBLE_DEVICES shows none: list one", fault=needed)
     # Where there is no driver there is no GPU that somebody might be waiting for.
     return Finding(reason, fault=needed or driver is not None, absent=True)
 
@@ -145,14 +147,14 @@ def slurm(needed: bool) -> Finding:
     reason = why_no_slurm()
     if reason is None:
         return Finding("takes jobs")
-    there = shutil.which("sbatch") is not None
+    has_sbatch = shutil.which("sbatch") is not None
     return Finding(
-        f"{reason}: --local [N] runs on this machine instead", needed or there, absent=True
+        f"{reason}: --local [N] runs on this machine instead", needed or has_sbatch, absent=True
     )
 
 
 def tracking(out: Path) -> Finding:
-    """Where curves go, and whether somebody is there."""
+    """The address that curves go to, and whether it answers."""
     try:
         uri = default_tracking_uri()
     except ConfigError as error:
@@ -175,8 +177,8 @@ def tracking(out: Path) -> Finding:
     return Finding(uri)
 
 
-def seen(what: str, look: Look) -> Finding:
-    """What a look has seen, within a time and whatever goes wrong in it."""
+def take_look(name: str, look: Look) -> Finding:
+    """Take a look, which ends within a time whatever goes wrong in it."""
     findings: list[Finding] = []
 
     def see() -> None:
@@ -186,14 +188,15 @@ def seen(what: str, look: Look) -> Finding:
             text = " ".join(str(error).split())
             findings.append(Finding(f"cannot be seen ({type(error).__name__}: {text})", True))
 
-    thread = threading.Thread(target=see, name=what, daemon=True)
+    # A daemon: a look that hangs, as on a dead file server, must not keep this process alive.
+    thread = threading.Thread(target=see, name=name, daemon=True)
     thread.start()
     thread.join(_WITHIN_S)
     return findings[0] if findings else Finding(f"no answer within {_WITHIN_S:g} s", fault=True)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, 2 (something is at fault) or 130 (Ctrl-C)."""
+    """Print the report; exit code 0, 2 (something is at fault) or 130 (Ctrl-C)."""
     args = arguments("doctor", argv)
     needs = [name.strip() for name in args.need.split(",")]
     looks: dict[str, Look] = {
@@ -205,17 +208,17 @@ def main(argv: Sequence[str]) -> int:
         "slurm": lambda: slurm("slurm" in needs),
         "tracking": lambda: tracking(args.out),
     }
-    first = None
+    error_line = None
     try:
-        for what, look_there in looks.items():
-            finding = seen(what, look_there)
-            line = printable(redact(finding.said))
-            say(f"{finding.state:<6}{what:<10}{line}")
-            if finding.fault and first is None:
-                first = f"error: {what}: {line}"
+        for name, look in looks.items():
+            finding = take_look(name, look)
+            line = printable(redact(finding.text))
+            say(f"{finding.state:<6}{name:<10}{line}")
+            if finding.fault and error_line is None:
+                error_line = f"error: {name}: {line}"
     except KeyboardInterrupt:
         return 130
-    if first is None:
+    if error_line is None:
         return 0
-    say(first, error=True)
+    say(error_line, error=True)
     return REFUSED

@@ -12,9 +12,9 @@ _SUFFIX = ".yaml"
 
 
 def module_name(name: str) -> str:
-    """What a module such as ``data_prep.shard`` is called by this installation.
+    """Name of a module such as ``data_prep.shard`` in this installation.
 
-    A wheel holds the rooms beside the package inside of it, so that it brings no top-level name
+    A wheel holds the folders beside the package inside of it, so that it brings no top-level name
     but its own.
     """
     if name.startswith("vssl_dist.") or not module_file(name).is_relative_to(_PACKAGE):
@@ -23,10 +23,10 @@ def module_name(name: str) -> str:
 
 
 def module_file(name: str) -> Path:
-    """Its source, which need not be imported to be read."""
-    parts = name.removeprefix("vssl_dist.").split(".")
-    packed = _PACKAGE.joinpath(*parts).with_suffix(".py")
-    return packed if packed.exists() else _ROOT.joinpath(*parts).with_suffix(".py")
+    """Source file of a module, which need not be imported to be read."""
+    path = name.removeprefix("vssl_dist.").split(".")
+    packed = _PACKAGE.joinpath(*path).with_suffix(".py")
+    return packed if packed.exists() else _ROOT.joinpath(*path).with_suffix(".py")
 
 
 def code_folder() -> Path:
@@ -34,19 +34,21 @@ def code_folder() -> Path:
     return _ROOT
 
 
-def _folders(kind: str) -> Iterator[Path]:
-    """Where YAML files of a kind (``configs`` or ``slurm``) are looked for, the nearest first."""
-    yield Path(kind)
-    packed = _PACKAGE / kind
-    yield packed if packed.is_dir() else _ROOT / kind
+def _folders(folder_name: str) -> Iterator[Path]:
+    """Folders that YAML files (``configs`` or ``slurm``) are looked for in, the nearest first."""
+    yield Path(folder_name)
+    packed = _PACKAGE / folder_name
+    yield packed if packed.is_dir() else _ROOT / folder_name
 
 
-def names(kind: str) -> list[str]:
-    """The names of the YAML files of a kind, without their suffix."""
-    return sorted({path.stem for folder in _folders(kind) for path in folder.glob(f"*{_SUFFIX}")})
+def names(folder_name: str) -> list[str]:
+    """The names of the YAML files in such a folder, without their suffix."""
+    return sorted(
+        {path.stem for folder in _folders(folder_name) for path in folder.glob(f"*{_SUFFIX}")}
+    )
 
 
-def by_name(kind: str, path: Path) -> Path:
+def by_name(folder_name: str, path: Path) -> Path:
     """The file that a user means by a path or by the bare name of a shipped one.
 
     A file of that path comes first, then ``configs/`` or ``slurm/`` of the current folder, then
@@ -54,11 +56,11 @@ def by_name(kind: str, path: Path) -> Path:
     """
     if not _is_name(path) or _is_there(path):
         return path
-    files = (folder / f"{path.name}{_SUFFIX}" for folder in _folders(kind))
+    files = (folder / f"{path.name}{_SUFFIX}" for folder in _folders(folder_name))
     return next((file for file in files if _is_there(file)), path)
 
 
-def refuse_unknown(kind: str, path: Path) -> None:
+def refuse_unknown(folder_name: str, path: Path) -> None:
     """Refuse the bare name of a file that `by_name` did not find.
 
     Raises:
@@ -66,9 +68,9 @@ def refuse_unknown(kind: str, path: Path) -> None:
     """
     if not _is_name(path) or _is_there(path):
         return
-    close = difflib.get_close_matches(path.name, names(kind), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names(kind))}"
-    raise ValueError(f"{path}: neither a file nor the name of one in {kind}/ ({hint})")
+    close = difflib.get_close_matches(path.name, names(folder_name), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names(folder_name))}"
+    raise ValueError(f"{path}: neither a file nor the name of one in {folder_name}/ ({hint})")
 
 
 def _is_there(path: Path) -> bool:
@@ -82,7 +84,7 @@ def _is_name(path: Path) -> bool:
     return len(path.parts) == 1 and not path.suffix
 
 
-def shipped(kind: str, name: str) -> Path:
+def shipped(folder_name: str, name: str) -> Path:
     """The file of that name which came with this code."""
-    *_, folder = _folders(kind)
+    *_, folder = _folders(folder_name)
     return folder / f"{name}{_SUFFIX}"

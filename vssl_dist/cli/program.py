@@ -28,7 +28,7 @@ shipped ones: vssl submit --local quickstart
 
 class _Program(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they are used."""
+        """List the commands in the order in which they are used."""
         return list(self.commands)
 
 
@@ -71,9 +71,9 @@ def script(name: str, words: Sequence[str], program: str) -> int:
     """Run the script of a command, such as ``launch/submit.py``; returns the exit code.
 
     Args:
-        name: Of the command.
-        words: What the user typed after the script.
-        program: What the script is called.
+        name: Name of the command.
+        words: Words that the user typed after the script.
+        program: Name of the script, for messages.
     """
     # Workers of a pool import the module that was started, which is a file of a package here.
     sys.modules["__main__"].__spec__ = ModuleSpec("vssl_dist.cli.__main__", None)
@@ -81,7 +81,7 @@ def script(name: str, words: Sequence[str], program: str) -> int:
 
 
 def arguments(name: str, words: Sequence[str]) -> Namespace:
-    """The words of a command, read.
+    """Read the words of a command.
 
     Raises:
         SystemExit: With 2 after usage and one line, or 0 after help.

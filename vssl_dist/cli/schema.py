@@ -27,7 +27,7 @@ _INFINITE = r"^[+-]?\.?(inf|Inf|INF)$"
 
 
 def config_schema() -> dict[str, Any]:
-    """What a user may write into a config."""
+    """JSON schema of all that a user may write into a config."""
     schema = RunConfig.model_json_schema()
     blocks = schema["$defs"]
     del blocks["MethodConfig"]
@@ -57,7 +57,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def _rules(method: type[MethodConfig]) -> dict[str, Any]:
-    """What rules between a method's keys and a run's ask of the method, if that is constants."""
+    """Constants that rules between a method's keys and a run's ask for; none if they need code."""
     rules = ("views_wanted", "wrong_sizes")
     if any(getattr(method, rule) is not getattr(MethodConfig, rule) for rule in rules):
         return {}
@@ -65,7 +65,7 @@ def _rules(method: type[MethodConfig]) -> dict[str, Any]:
 
 
 def profile_schema() -> dict[str, Any]:
-    """What a user may write into a profile."""
+    """JSON schema of all that a user may write into a profile."""
     return {"$schema": _DRAFT} | _as_written(Resources.model_json_schema())
 
 
@@ -83,19 +83,19 @@ def _as_written(schema: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _inside(part: Any) -> Any:
-    if isinstance(part, list):
-        return [_inside(inner) for inner in part]
-    return _as_written(part) if isinstance(part, dict) else part
+def _inside(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_inside(entry) for entry in value]
+    return _as_written(value) if isinstance(value, dict) else value
 
 
-def _text(kind: str) -> Iterator[str]:
-    schema = config_schema() if kind == "config" else profile_schema()
+def _text(name: str) -> Iterator[str]:
+    schema = config_schema() if name == "config" else profile_schema()
     yield from json.dumps(schema, indent=1).splitlines()
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0."""
+    """Print the schema; exit code 0."""
     from vssl_dist.cli.program import arguments
 
     say(*_text(arguments("schema", argv).kind))

@@ -1,4 +1,4 @@
-"""What is wrong with a command line and is known without torch: keys, names, plain values.
+"""Mistakes of a command line that show without torch: keys, names, plain values.
 
 The models of the methods' keys live beside their networks, so they are read here from the schema
 that `vssl schema` writes.  It says less than the models do: what passes here is checked again.
@@ -24,7 +24,7 @@ BLOCKS = (
     "data", "views", "normalise", "optim", "engine", "checkpoint", "online", "profile",
     "evaluation",
 )  # fmt: skip
-"""What ``vssl keys`` has besides the run itself, its methods and its tasks."""
+"""Blocks of ``vssl keys`` besides the run itself, its methods and its tasks."""
 RULES = "x-rules"
 """Key of a method's schema: the constants that rules between keys ask it for."""
 RULE_CONSTANTS = ("has_posterior", "global_views", "local_views_key")
@@ -32,37 +32,37 @@ RULE_CONSTANTS = ("has_posterior", "global_views", "local_views_key")
 _SCHEMAS = Path(__file__).parent
 
 
-def schema_file(kind: str) -> Path:
+def schema_file(name: str) -> Path:
     """The packed schema of ``config`` or ``profile``."""
-    return _SCHEMAS / f"{kind}.schema.json"
+    return _SCHEMAS / f"{name}.schema.json"
 
 
-def refuse_names(option: str, text: str, known: Sequence[str]) -> None:
-    """Refuse an option's names, with commas between, of which one is not known.
+def refuse_names(option: str, text: str, choices: Sequence[str]) -> None:
+    """Refuse an option's names, with commas between, if one of them is not a choice.
 
     Raises:
-        ValueError: One line with the nearest that is known.
+        ValueError: One line with the nearest choice.
     """
     for name in (name.strip() for name in text.split(",")):
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+        if name not in choices:
+            close = difflib.get_close_matches(name, choices, n=1)
             meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{option} {text}: {name!r} is not one of {', '.join(known)}{meant}")
+            raise ValueError(f"{option} {text}: {name!r} is not one of {', '.join(choices)}{meant}")
 
 
 def refuse_blocks(args: Namespace) -> None:
-    """Refuse a block of ``vssl keys`` that there is not.
+    """Refuse a block that ``vssl keys`` does not have.
 
     Raises:
         ValueError: One line with the nearest.
     """
     from vssl_dist.config import TASKS
 
-    known = ["run", *_Methods(), *TASKS, *BLOCKS]
+    blocks = ["run", *_Methods(), *TASKS, *BLOCKS]
     for name in args.blocks:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+        if name not in blocks:
+            close = difflib.get_close_matches(name, blocks, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(blocks)}"
             raise ValueError(f"no block {name!r}: {hint}")
 
 
@@ -125,7 +125,8 @@ class _Methods(Mapping[str, Any]):
     def __init__(self) -> None:
         blocks = _definitions().values()
         names = (block["properties"].get("name", {}).get("const") for block in blocks)
-        self._blocks = {n: b for n, b in zip(names, blocks, strict=True) if n is not None}
+        named = zip(names, blocks, strict=True)
+        self._blocks = {name: block for name, block in named if name is not None}
 
     @property
     def have_constant_rules(self) -> bool:
@@ -158,21 +159,21 @@ def _annotation(schema: Mapping[str, Any]) -> Any:
     from vssl_dist.config.fields import Float, as_tuple
 
     if "anyOf" in schema:
-        kinds = [_annotation(option) for option in schema["anyOf"]]
-        return Union[tuple(kinds)]  # noqa: UP007
+        alternatives = [_annotation(option) for option in schema["anyOf"]]
+        return Union[tuple(alternatives)]  # noqa: UP007
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if values:
         return Literal[tuple(values)]
     bounds = {
-        ours: schema[key]
-        for key, ours in (
+        constraint: schema[key]
+        for key, constraint in (
             ("exclusiveMinimum", "gt"), ("minimum", "ge"), ("exclusiveMaximum", "lt"),
             ("maximum", "le"),
         )
         if key in schema
     }  # fmt: skip
-    named = schema.get("type")
-    if named == "array":
+    json_type = schema.get("type")
+    if json_type == "array":
         items: list[Any] = [_annotation(item) for item in schema.get("prefixItems", ())]
         if not items and "items" in schema:
             items = [_annotation(schema["items"]), ...]
@@ -185,7 +186,7 @@ def _annotation(schema: Mapping[str, Any]) -> Any:
         "null": None,
         "number": Float,
     }
-    kind: Any = (
-        Float if isinstance(named, list) and "number" in named else plain.get(str(named), Any)
-    )
-    return Annotated[kind, Field(**bounds)] if bounds else kind
+    # `vssl schema` writes a number as "number or string", because of `inf`.
+    may_be_infinite = isinstance(json_type, list) and "number" in json_type
+    annotation: Any = Float if may_be_infinite else plain.get(str(json_type), Any)
+    return Annotated[annotation, Field(**bounds)] if bounds else annotation

@@ -1,4 +1,4 @@
-"""How the words of a command are read: click, with errors of one harmless line."""
+"""Reading of a command's words: click, with errors of one harmless line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class PathWord(click.ParamType[Path]):
-    """A path, expanded as everywhere."""
+    """The path of a file or folder, in which ``~`` and ``$VAR`` are expanded."""
 
     name = "path"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
-        """The path, or click's complaint."""
+        """Expand the path, or complain as click does."""
         from vssl_dist.config.paths import path_argument
 
         try:
@@ -37,33 +37,35 @@ class PathWord(click.ParamType[Path]):
             raise click.BadParameter(str(error), ctx, param) from None
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
-        """Files and folders, by the shell itself."""
+        """Leave files and folders to the shell itself."""
         return [CompletionItem(incomplete, type="file")]
 
 
 class FileWord(PathWord):
     """The path of a YAML file, or the bare name of a shipped one."""
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
+    def __init__(self, folder_name: str) -> None:
+        self._folder_name = folder_name
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
-        """The file's path; as it was typed where there is none."""
-        return by_name(self._kind, super().convert(value, param, ctx))
+        """Find the file's path; what was typed where there is no such file."""
+        return by_name(self._folder_name, super().convert(value, param, ctx))
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
-        """The names of those that are shipped, and files."""
-        known = [CompletionItem(n) for n in names(self._kind) if n.startswith(incomplete)]
-        return known + super().shell_complete(ctx, param, incomplete)
+        """Complete the names of shipped files, and files."""
+        shipped = [n for n in names(self._folder_name) if n.startswith(incomplete)]
+        return [CompletionItem(name) for name in shipped] + super().shell_complete(
+            ctx, param, incomplete
+        )
 
 
 @dataclass(frozen=True)
 class Call:
-    """A command whose words are in order."""
+    """A command and its words, which have been checked."""
 
     command: Command
     words: list[str]
-    """As they were typed."""
+    """The words after the command, as the user typed them."""
     args: Namespace
 
 
@@ -74,7 +76,7 @@ class Command(click.Command):
         name: After ``vssl``.
         module: Whose ``main`` carries it out; its docstring is the help.
         summary: One line of the list of commands.
-        params: Its options and arguments.
+        params: Options and arguments of the command.
         wrong: Says what is wrong with its options, or None.
         look: Refuses what can be seen to be wrong without heavy imports, by an exception.
         prefixes: Whether the beginning of an option's name stands for it, as it always did.
@@ -101,46 +103,48 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words, which stay as they were typed in ``ctx.obj``."""
         ctx.obj = list(args)
-        rest = super().parse_args(ctx, self._with_number(self._whole(args)))
+        remaining = super().parse_args(ctx, self._with_number(self._complete_options(args)))
         if not ctx.resilient_parsing and (complaint := self.wrong(Namespace(**ctx.params))):
             ctx.fail(complaint)
-        return rest
+        return remaining
 
     def invoke(self, ctx: click.Context) -> Call:
-        """Nothing is run here: a parser's treatment of Ctrl-C is not a command's."""
+        """Return the call without running it."""
+        # A parser's treatment of Ctrl-C is not a command's.
         return Call(self, ctx.obj, Namespace(**ctx.params))
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The module's docstring, line by line."""
+        """Write the module's docstring, line by line."""
         text = ast.get_docstring(ast.parse(module_file(self.module).read_text())) or ""
         if ctx.parent is not None:
             text = _OLD_NAMES.sub(lambda m: f"vssl {(m[1] or m[2]).replace('_', '-')}", text)
         formatter.write(f"\n{text}\n")
 
     def _with_number(self, args: list[str]) -> list[str]:
-        """``--local CONFIG`` as ``--local 0 CONFIG``: a parser takes the file for the number."""
+        """Turn ``--local CONFIG`` into ``--local=0 CONFIG``: click would take the file for N."""
         following = [*args[1:], ""]
         return [
             f"{word}=0" if word == self._number and not after.isdigit() else word
             for word, after in zip(args, following, strict=False)
         ]
 
-    def _whole(self, args: list[str]) -> list[str]:
+    def _complete_options(self, args: list[str]) -> list[str]:
         if not self._prefixes:
             return args
-        known = [name for p in self.params if isinstance(p, click.Option) for name in p.opts]
-        known.append("--help")
-        whole = []
+        options = [name for p in self.params if isinstance(p, click.Option) for name in p.opts]
+        options.append("--help")
+        completed = []
         for word in args:
             name, equals, value = word.partition("=")
-            meant = [option for option in known if option.startswith(name)]
-            short = name.startswith("--") and name != "--" and name not in known
-            whole.append(f"{meant[0]}{equals}{value}" if short and len(meant) == 1 else word)
-        return whole
+            matches = [option for option in options if option.startswith(name)]
+            is_prefix = name.startswith("--") and name != "--" and name not in options
+            unique = is_prefix and len(matches) == 1
+            completed.append(f"{matches[0]}{equals}{value}" if unique else word)
+        return completed
 
 
 def read(command: click.Command, words: Sequence[str], program: str) -> Call | int:
-    """A command line, read; or an exit code where help was all that was asked for.
+    """Read a command line; an exit code where help was all that was asked for.
 
     Raises:
         SystemExit: With 2, after usage and one line.

@@ -14,7 +14,7 @@ Beta = Annotated[Finite, Field(ge=0, lt=1)]
 
 
 class DataConfig(Model):
-    """Which images, in which order, seen how."""
+    """The images of a run, their order and their augmentation."""
 
     train: FilePath
     """Folder of training shards: the one that holds ``manifest.json``."""
@@ -24,7 +24,7 @@ class DataConfig(Model):
     """Folder of labelled training shards, where those of ``train`` have no labels: what k-NN and
     probes learn from; null: ``train``."""
     backend: Literal["dali", "reference"] = "dali"
-    """What decodes images: DALI, or, where DALI has no wheel, Pillow on the CPU (``reference``)."""
+    """Decoder of images: DALI, or, where DALI has no wheel, Pillow on the CPU (``reference``)."""
     image_size: Side = 224
     """Side in pixels of each view that has no ``size`` of its own."""
     views: Views
@@ -93,7 +93,7 @@ class OptimConfig(Model):
 
 
 class EngineConfig(Model):
-    """How the mathematics is carried out; the result may differ only by rounding."""
+    """Execution of the mathematics; the result may differ only by rounding."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed's ZeRO stage: 0 shards nothing, 1 the optimizer's state, 2 also the gradients; 3 is
@@ -113,7 +113,7 @@ class EngineConfig(Model):
 
 
 class CheckpointConfig(Model):
-    """When to save and what to keep."""
+    """When checkpoints are saved and which are kept."""
 
     every_minutes: Annotated[Finite, Field(gt=0)] | None = 15.0
     """Minutes between two checkpoints; null: the clock saves none."""
@@ -121,6 +121,6 @@ class CheckpointConfig(Model):
     """Optimizer steps between two checkpoints; null: none but those by the clock, at the last step
     and at a stop."""
     keep_last: Positive = 2
-    """How many of the newest checkpoints are kept."""
+    """Number of newest checkpoints that are kept."""
     keep_every: Positive | None = None
     """Also keep each checkpoint whose step is a multiple of this; null: none."""

@@ -1,4 +1,4 @@
-"""What pydantic says of a wrong config, as one line for whoever wrote the file."""
+"""Pydantic's complaint about a wrong config, as one line for whoever wrote the file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _REMEDIES = {
     "model_type": "write a block of keys and values",
     "model_attributes_type": "write a block of keys and values",
 }
-"""By pydantic's name of the complaint, which speaks of Python's types."""
+"""Remedies by pydantic's name of the complaint, which speaks of Python's types."""
 
 
 def _keys(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
     """The keys that the block at ``loc`` knows, for "did you mean"."""
-    for part in loc:
-        if isinstance(part, int):
+    for key in loc:
+        if isinstance(key, int):
             continue  # an entry of a list: its block is the list's
-        field = model.model_fields.get(str(part))
+        field = model.model_fields.get(str(key))
         block = None if field is None else next(_blocks(field.annotation), None)
         if block is None:
             return []
@@ -37,11 +37,15 @@ def _keys(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
     return [*model.model_fields, *getattr(model, "shorthands", ())]
 
 
-def _blocks(kind: Any) -> Iterator[type[BaseModel]]:
+def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
     """The blocks in a type such as ``Block | None`` or ``tuple[Block, ...]``."""
-    if isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel):
-        yield kind
-    for inner in get_args(kind):
+    if (
+        isinstance(annotation, type)
+        and not get_args(annotation)
+        and issubclass(annotation, BaseModel)
+    ):
+        yield annotation
+    for inner in get_args(annotation):
         yield from _blocks(inner)
 
 
@@ -52,11 +56,11 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     named = first["loc"][:1] == ("evaluations",) and first["loc"][2:3]
     task = TASKS.get(str(first["loc"][2])) if named else None
     loc = first["loc"] if task is None else first["loc"][:2] + first["loc"][3:]
-    where = (prefix + ".".join(str(part) for part in loc)).removesuffix(".")
+    where = (prefix + ".".join(str(key) for key in loc)).removesuffix(".")
     if first["type"] == "extra_forbidden":
-        known = _keys(task, loc[2:-1]) if task else _keys(model, loc[:-1])
-        close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"has: {', '.join(known)}"
+        keys = _keys(task, loc[2:-1]) if task else _keys(model, loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), keys, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"has: {', '.join(keys)}"
         return f"{where}: no such key ({hint})"
     if first["type"] == "missing":
         return f"{where}: this key is required"

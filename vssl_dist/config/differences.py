@@ -1,4 +1,4 @@
-"""Which keys of two configurations differ, and how, in words."""
+"""The keys in which two configurations differ, with both values, in words."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from itertools import takewhile
 from typing import Any
 
 _SHORT = 4
-"""A list of so many plain values is one value."""
+"""Entries up to which a list of plain values counts as one value."""
 _LONGEST = 60
 _BEFORE = 20
-"""Of what long texts have in common, so many characters are shown."""
+"""Characters shown of what two long texts have in common."""
 _NAMED = 8
 
 
@@ -20,9 +20,9 @@ def differences(then: Any, now: Any, key: str = "") -> list[str]:
     The name of a block comes before its other keys.
 
     Args:
-        then: What was, as plain values.
-        now: What is.
-        key: Where both stand.
+        then: The earlier configuration or block, as plain values.
+        now: The present one.
+        key: Dotted key of both blocks.
 
     >>> then = {"lr": 0.1, "views": [{"blur": 0.5, "scale": [0.2, 1]}]}
     >>> differences(then, {"lr": 0.1, "views": [{"blur": 0.0, "scale": [0.1, 1]}]})
@@ -36,14 +36,19 @@ def differences(then: Any, now: Any, key: str = "") -> list[str]:
     if blocks and all(side is None or side in blocks for side in (then, now)):
         old, new = then or {}, now or {}
         names = sorted(old.keys() | new.keys(), key=lambda name: (name != "name", str(name)))
-        each = ((name, f"{key}.{name}" if key else str(name)) for name in names)
-        return [said for n, to in each for said in differences(old.get(n), new.get(n), to)]
+        return [
+            line
+            for name in names
+            for line in differences(
+                old.get(name), new.get(name), f"{key}.{name}" if key else str(name)
+            )
+        ]
     lists = all(isinstance(side, (list, tuple)) for side in (then, now))
     if lists and (_has_entries(then) or _has_entries(now)):
-        count = [] if len(then) == len(now) else [_said(key, then, now)]
+        count = [] if len(then) == len(now) else [_both_values(key, then, now)]
         pairs = enumerate(zip(then, now, strict=False))
-        return count + [said for n, pair in pairs for said in differences(*pair, f"{key}[{n}]")]
-    return [_said(key, then, now)]
+        return count + [line for n, pair in pairs for line in differences(*pair, f"{key}[{n}]")]
+    return [_both_values(key, then, now)]
 
 
 def named(changed: Sequence[str]) -> str:
@@ -57,14 +62,14 @@ def named(changed: Sequence[str]) -> str:
 
 
 def _has_entries(value: Any) -> bool:
-    """Whether it is a list that is told apart entry by entry."""
+    """Whether a value is a list that is compared entry by entry."""
     if not isinstance(value, (list, tuple)):
         return False
-    return len(value) > _SHORT or any(isinstance(one, (Mapping, list, tuple)) for one in value)
+    return len(value) > _SHORT or any(isinstance(entry, (Mapping, list, tuple)) for entry in value)
 
 
-def _said(key: str, then: Any, now: Any) -> str:
-    """Both values; of long ones, such as paths, the place where they part."""
+def _both_values(key: str, then: Any, now: Any) -> str:
+    """Show both values; of long ones, such as paths, the place where they part."""
     texts = _text(then), _text(now)
     start = 0
     if max(map(len, texts)) > _LONGEST:

@@ -1,4 +1,4 @@
-"""What is done with every export: one block per task, told apart by its key ``task``."""
+"""Evaluations of every export: one block per task, told apart by its key ``task``."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class LinearConfig(BankConfig):
     shares: Shares = (0.01, 0.1)
     """Low-shot: shares of the training images, of each class, for logistic regression."""
     seeds: Annotated[int, Field(gt=0, le=100)] = 3
-    """How many times the optimizer's descent is repeated, and a low-shot subset drawn."""
+    """Number of times that the optimizer's descent is repeated, and a low-shot subset drawn."""
 
 
 class OodConfig(BankConfig):
-    """How well scores of frozen features tell the held-out images from those of other datasets."""
+    """Tell held-out images from those of other datasets by scores of frozen features."""
 
     task: Literal["ood"] = "ood"
     every_epochs: Period = 100.0
@@ -94,15 +94,15 @@ class OodConfig(BankConfig):
 
     @property
     def stem(self) -> str:
-        """How the names of its results begin: other results, other names."""
+        """Beginning of the names of the task's results: other results, other names."""
         return self.task if self.density == "polar" else f"{self.task}-{self.density}"
 
     def absolute(self) -> OodConfig:
-        """The same task whatever folder a job starts in."""
+        """Copy the task with absolute paths: a job may start in another folder."""
         return self.model_copy(update={"ood": {k: Path(v).absolute() for k, v in self.ood.items()}})
 
     def asked_of(self, *, embedding_density: bool) -> OodConfig:
-        """The same task without what means nothing for a method.
+        """Copy the task without the settings that mean nothing for a method.
 
         Args:
             embedding_density: Whether the method has likelihoods of an embedding.
@@ -164,11 +164,11 @@ class FinetuneConfig(BankConfig):
     crop_scale: Range = (0.2, 1.0)
     """Share of an image's area that its random crop covers."""
     seeds: Annotated[int, Field(gt=0, le=100)] = 1
-    """How many times the fine-tuning is repeated."""
+    """Number of times that the fine-tuning is repeated."""
 
     @property
     def recipe(self) -> ViewRecipe:
-        """How a training image is seen."""
+        """Augmentation of a training image."""
         return ViewRecipe(crop_scale=self.crop_scale, jitter=0.0, grayscale=0.0, blur=0.0)
 
     @model_validator(mode="after")
@@ -193,7 +193,7 @@ TASKS: dict[str, type[TaskConfig]] = {
 
 
 def read_task(raw: str | dict[str, Any]) -> TaskConfig:
-    """A task from what `pydantic` dumped of it, as JSON text or as plain values.
+    """Read a task that `pydantic` has dumped, as JSON text or as plain values.
 
     >>> read_task(KnnConfig(k=(20,)).model_dump_json()).k
     (20,)

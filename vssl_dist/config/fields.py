@@ -92,18 +92,18 @@ class Model(BaseModel):
 
 
 class MethodConfig(Model):
-    """What every method's own block has; each method file adds its keys."""
+    """Keys common to all methods' own blocks; each method file adds its own."""
 
     has_posterior: ClassVar[bool] = False
     """Whether the method infers a distribution for each image."""
     has_embedding_density: ClassVar[bool] = False
-    """Whether its likelihoods are those of an embedding, by the density that a task asks for."""
+    """Whether the method has likelihoods of an embedding, by the density that a task asks for."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """What each preset's name stands for, where the method has a key ``preset``."""
+    """Keys and values by the preset's name, where the method has a key ``preset``."""
     global_views: ClassVar[int] = 2
     """Views of each image that ``data.views`` lists first."""
     local_views_key: ClassVar[str | None] = None
-    """Key that says how many smaller views follow them; None: there are none."""
+    """Key of the number of smaller views that follow the global ones; None: there are none."""
 
     name: str
     backbone: str = "resnet50"
@@ -115,14 +115,14 @@ class MethodConfig(Model):
     def _fill_preset(cls, raw: Any) -> Any:
         # A name that no preset has is left to the key's own type to refuse.
         name = raw.get("preset") if isinstance(raw, dict) else None
-        meant = cls.presets.get(name, {}) if isinstance(name, str) else {}
-        for key, value in meant.items():
+        preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
+        for key, value in preset.items():
             if raw.get(key, value) != value:
                 raise ValueError(
                     f"{key}={raw[key]} contradicts preset={name}, which is {key}={value}: leave "
                     f"out {key}, or choose each key by itself (preset=null)"
                 )
-        return {**meant, **raw} if meant else raw
+        return {**preset, **raw} if preset else raw
 
     @property
     def has_teacher(self) -> bool:
@@ -131,12 +131,12 @@ class MethodConfig(Model):
 
     @property
     def views_wanted(self) -> int:
-        """How many views of each image the method compares."""
+        """Number of views of each image that the method compares."""
         return self.global_views + (getattr(self, self.local_views_key or "", None) or 0)
 
     @property
     def classes_wanted(self) -> int | None:
-        """How many classes the training set must have; None: the method never sees a label."""
+        """Number of classes that the training set must have; None: labels are never seen."""
         return None
 
     def wrong_sizes(self, sides: Sequence[int]) -> str | None:

@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
     left to the types of their keys."""
 
     yaml_constructors: ClassVar[Any] = yaml.SafeLoader.yaml_constructors | {
-        f"tag:yaml.org,2002:{kind}": _scalar for kind in ("str", "int", "float", "bool", "null")
+        f"tag:yaml.org,2002:{tag}": _scalar for tag in ("str", "int", "float", "bool", "null")
     }
 
     def __init__(self, stream: str) -> None:
@@ -57,13 +57,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        keys = set()
         for key in (self.construct_object(key, deep=True) for key, _ in node.value):
             if not isinstance(key, str):
                 raise ConfigError(f"a key is no word (line {node.start_mark.line + 1} on)")
-            if key in seen:
+            if key in keys:
                 raise ConfigError(f"{key!r} stands twice (line {node.start_mark.line + 1} on)")
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -118,7 +118,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
 
 
 def _value(dotted: str, text: str) -> Any:
-    """What an override's text is in YAML, to which ``#``, ``&`` and others mean something."""
+    """Read an override's text as YAML, to which ``#``, ``&`` and others mean something."""
     remedy = f"put text with such characters into quotes of its own: '{dotted}=\"...\"'"
     try:
         value = _parse(text, dotted)
@@ -183,9 +183,9 @@ def _loads(
         raw.setdefault("name", name)
     for item in overrides:
         _override(raw, item)
-    for place in _secret_places(raw) if expand else ():
+    for key in _secret_keys(raw) if expand else ():
         raise ConfigError(
-            f"{place}: holds a password or a token, which would be written into the run folder: "
+            f"{key}: holds a password or a token, which would be written into the run folder: "
             "leave it to the environment"
         )
     if "method" not in raw:
@@ -197,15 +197,15 @@ def _loads(
         raise ConfigError(explain(error, RunConfig)) from error
 
 
-def _secret_places(raw: Any, where: str = "") -> Iterator[str]:
-    """The keys under which somebody has typed a secret."""
+def _secret_keys(raw: Any, where: str = "") -> Iterator[str]:
+    """Find the dotted keys under which somebody has typed a secret."""
     pairs = raw.items() if isinstance(raw, dict) else enumerate(raw)
     for key, value in pairs:
-        place = f"{where}{printable(redact(str(key)))}"
+        dotted = f"{where}{printable(redact(str(key)))}"
         if isinstance(value, dict | list):
-            yield from _secret_places(value, f"{place}.")
+            yield from _secret_keys(value, f"{dotted}.")
         elif has_secret_in_text(str(key)) or has_secret_in_text(str(value)):
-            yield place
+            yield dotted
 
 
 def load(
@@ -218,7 +218,7 @@ def load(
 
     Args:
         path: The YAML file; its stem is the run's name unless the file gives one.
-        overrides: Such as ``optim.epochs=20``; values are YAML.
+        overrides: Changes such as ``optim.epochs=20``; values are YAML.
         methods: Each method's own model by name (``vssl_dist.methods.CONFIGS``): the ground
             floor does not know the methods.
 
@@ -231,7 +231,7 @@ def load(
 
 
 def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> RunConfig:
-    """The configuration of the run in ``run_dir``, as `dump` wrote it: its paths are as they stand.
+    """Read the configuration in a run folder, as `dump` wrote it: no path is expanded.
 
     Raises:
         ConfigError: The folder holds no run.
@@ -245,11 +245,11 @@ def load_block(
     path: Path, model: type[Block], check: Callable[[dict[Any, Any]], str | None] | None = None
 ) -> Block:
     """Read a YAML file that holds one block, such as a machine's profile, as strictly as a config;
-    its paths are expanded likewise.
+    its paths are expanded, too.
 
     Args:
         path: The file.
-        model: Of the block.
+        model: Model of the block.
         check: Says what is wrong with the block as it stands there, before other complaints
             repeat what they are about.
 

@@ -18,7 +18,7 @@ class ViewRecipe(Model):
     """One augmented view.  The operations run in the order in which they stand here."""
 
     shorthands: ClassVar[Mapping[str, type]] = {"recipe": str, "count": int}
-    """What an entry of ``data.views`` may say besides."""
+    """Keys that an entry of ``data.views`` may have besides."""
 
     crop_scale: Range = (0.08, 1.0)
     """Share of the image's area that the random crop covers, drawn uniformly."""
@@ -124,17 +124,17 @@ def _recipe(value: Any) -> Any:
             raise ValueError(f"{value!r} is no recipe (has: {', '.join(RECIPES)})")
         return RECIPES[value]
     if isinstance(value, dict) and "recipe" in value:
-        rest = dict(value)
-        return _recipe(rest.pop("recipe")).model_dump() | rest
+        changes = dict(value)
+        return _recipe(changes.pop("recipe")).model_dump() | changes
     return value
 
 
-def _counted(value: Any) -> Any:
+def _counted(raw: Any) -> Any:
     """A list of views in which ``{.., count: n}`` stands n times."""
-    if not isinstance(value, list):
-        return value
+    if not isinstance(raw, list):
+        return raw
     views: list[Any] = []
-    for number, entry in enumerate(value):
+    for number, entry in enumerate(raw):
         count = entry.get("count", 1) if isinstance(entry, dict) else 1
         if type(count) is not int or not 1 <= count <= _MOST_VIEWS:
             raise ValueError(
@@ -142,7 +142,7 @@ def _counted(value: Any) -> Any:
                 f"got {count!r}"
             )
         if isinstance(entry, dict):
-            entry = {key: rest for key, rest in entry.items() if key != "count"}
+            entry = {key: value for key, value in entry.items() if key != "count"}
         views += [entry] * count
     return tuple(views)
 

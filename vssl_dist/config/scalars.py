@@ -1,4 +1,4 @@
-"""What a plain word of YAML means is for its key's type to say: nothing is guessed before.
+"""Plain words of YAML, read as the type of their key says: nothing is guessed before.
 
 YAML 1.1 reads ``012`` as ten, ``1:30`` as ninety, ``1_0`` as ten and ``no`` as false.  Here a
 scalar keeps its characters until the type of its key is known: text stays as it was typed, and
@@ -55,22 +55,22 @@ def _as_int(text: str) -> int | None:
     return int(number) if small and number == number.to_integral_value() else None
 
 
-def typed(value: Any, kind: Any, where: str = "", *, path: Callable[[str], str] = str) -> Any:
-    """What was read from YAML, each plain scalar turned into what its key's type takes.
+def typed(value: Any, annotation: Any, where: str = "", *, path: Callable[[str], str] = str) -> Any:
+    """Turn each plain scalar of what YAML gave into what its key's type takes.
 
     What a type does not take is left as text, for the type to refuse.
 
     Args:
         value: Mappings, lists and scalars, the plain ones as `Plain`.
-        kind: The annotation of its key.
+        annotation: Type of the key that the value belongs to.
         where: The key, dotted, for messages.
-        path: What is made of a text whose type is a path.
+        path: Function that a text whose type is a path goes through.
 
     Raises:
         ValueError: One line that names the key: a number or a truth that different readers of
             YAML take for different things, or what ``path`` refuses.
     """
-    options = list(_options(kind))
+    options = list(_options(annotation))
     if isinstance(value, dict):
         return {
             str(key): typed(inner, _below(options, value, str(key)), f"{where}{key}.", path=path)
@@ -103,8 +103,8 @@ def _scalar(text: str, leaves: set[Any], where: str) -> Any:
         return None  # nobody means a folder of that name
     if text in _TRUE | _FALSE and (bool in leaves or typeless):
         return text in _TRUE
-    if (int in leaves or typeless) and (whole := _as_int(text)) is not None:
-        return whole
+    if (int in leaves or typeless) and (integer := _as_int(text)) is not None:
+        return integer
     if (float in leaves or typeless) and (number := as_float(text)) is not None:
         return number
     if words or typeless:
@@ -121,22 +121,22 @@ def _scalar(text: str, leaves: set[Any], where: str) -> Any:
     return str(text)
 
 
-def _options(kind: Any) -> Iterator[Any]:
+def _options(annotation: Any) -> Iterator[Any]:
     """The alternatives of an annotation."""
-    origin = get_origin(kind)
+    origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _options(get_args(kind)[0])
+        yield from _options(get_args(annotation)[0])
     elif origin in (Union, UnionType):
-        for option in get_args(kind):
+        for option in get_args(annotation):
             yield from _options(option)
     elif origin is Literal:
-        yield from {type(value) for value in get_args(kind)}
+        yield from {type(value) for value in get_args(annotation)}
     else:
-        yield kind
+        yield annotation
 
 
 def _leaves(options: list[Any]) -> Iterator[Any]:
-    """The scalar types among them; one value may stand for a list of one."""
+    """The scalar types among alternatives; one value may stand for a list of one."""
     for option in options:
         if get_origin(option) is tuple:
             yield from _leaves(list(_options(get_args(option)[0])))
@@ -147,10 +147,10 @@ def _leaves(options: list[Any]) -> Iterator[Any]:
 def _item(options: list[Any], number: int) -> Any:
     for option in options:
         if get_origin(option) is tuple:
-            kinds = get_args(option)
-            if kinds[-1] is Ellipsis:
-                return kinds[0]
-            return kinds[number] if number < len(kinds) else Any
+            entries = get_args(option)
+            if entries[-1] is Ellipsis:
+                return entries[0]
+            return entries[number] if number < len(entries) else Any
     return Any
 
 
@@ -162,8 +162,8 @@ def _below(options: list[Any], value: Mapping[str, Any], key: str) -> Any:
     blocks = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
     for block in blocks:
         if len(blocks) == 1 or _is(block, value):
-            kinds = {name: field.annotation for name, field in block.model_fields.items()}
-            return (getattr(block, "shorthands", {}) | kinds).get(key, Any)
+            annotations = {name: field.annotation for name, field in block.model_fields.items()}
+            return (getattr(block, "shorthands", {}) | annotations).get(key, Any)
     return Any
 
 

@@ -20,7 +20,7 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class RunConfig(Model):
-    """A run: the resolved YAML, whole."""
+    """The whole configuration of a run, resolved."""
 
     name: RunName
     """Name of the run and of its folder; a config without one is named after its file."""
@@ -31,17 +31,17 @@ class RunConfig(Model):
     trace: bool = False
     """Write every loss, image id and pixel digest to ``trace.rank<r>.jsonl``, to compare runs."""
     method: SerializeAsAny[MethodConfig]
-    """What is learnt: the name of a method and that method's own keys."""
+    """Method: its name and its own keys."""
     data: DataConfig
-    """Which images are trained on, in which order and with which augmentation."""
+    """Images that are trained on, their order and their augmentation."""
     optim: OptimConfig
     """The optimizer, its schedules and the length of the training."""
     engine: EngineConfig = EngineConfig()
-    """How the mathematics is carried out: sharding, precision, determinism."""
+    """Execution of the mathematics: sharding, precision, determinism."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When checkpoints are saved and which are kept."""
     evaluations: Annotated[tuple[Evaluation, ...], BeforeValidator(as_tuple)] = ()
-    """What each export is evaluated by: a list of tasks, none of them twice."""
+    """Evaluations of each export: a list of tasks, none of them twice."""
     online: OnlineConfig | None = None
     """A linear probe that is trained beside the method, for its accuracy curve; null: none."""
     licence: Annotated[str, Field(pattern=r"^[^\n]{1,200}$")] | None = None
@@ -59,7 +59,7 @@ class RunConfig(Model):
         return self.out / self.name
 
     def absolute(self) -> RunConfig:
-        """The same run whatever folder a job starts in."""
+        """Copy the run with absolute paths: a job may start in another folder."""
         folders = {key: getattr(self.data, key) for key in ("train", "val", "bank")}
         data = {key: path.absolute() for key, path in folders.items() if path}
         tasks = tuple(task.absolute() for task in self.evaluations)
@@ -87,7 +87,7 @@ class RunConfig(Model):
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:
-        """The evaluations as this method is asked them."""
+        """The evaluations without the settings that mean nothing for this method."""
         density = self.method.has_embedding_density
         return tuple(task.asked_of(embedding_density=density) for task in self.evaluations)
 
@@ -152,13 +152,13 @@ class RunConfig(Model):
 
 
 def frozen_part(cfg: RunConfig) -> dict[str, Any]:
-    """What a resumed run may not change: everything that the result depends on."""
+    """Keys and values that a resumed run may not change: all that the result depends on."""
     free = {"name", "out", "trace", "silence", "licence", "evaluations", "checkpoint"}
     free |= {"log_every", "vote_every"}
-    part: dict[str, Any] = cfg.model_dump(mode="json", exclude=free)
+    frozen: dict[str, Any] = cfg.model_dump(mode="json", exclude=free)
     # Where the data lies is free: its digest is not.
     for key in ("train", "val", "bank", "threads", "max_bad", "timeout_s"):
-        del part["data"][key]
-    # A name for values that all are in the part.
-    part["method"].pop("preset", None)
-    return part
+        del frozen["data"][key]
+    # A name for values that are all compared themselves.
+    frozen["method"].pop("preset", None)
+    return frozen

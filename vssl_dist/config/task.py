@@ -1,4 +1,4 @@
-"""What every evaluation task has, and the kinds of values that their keys take."""
+"""Keys common to all evaluation tasks, and the types of values that tasks' keys take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rates = Annotated[
 ]
 """Numbers above 0, written as a YAML list."""
 OneOrMore = Annotated[Rates, BeforeValidator(_several)]
-"""The same, or one number."""
+"""Numbers above 0, written as a YAML list, or one number by itself."""
 Shares = Annotated[
     tuple[Annotated[Finite, Field(gt=0, lt=1)], ...],
     BeforeValidator(as_tuple),
@@ -29,10 +29,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 
 
 class TaskConfig(Model):
-    """What every task has; its queries are the images of ``data.val``."""
+    """Keys common to all tasks; the queries are the images of ``data.val``."""
 
     needs_posterior: ClassVar[bool] = False
-    """Whether it can be done of none but a method that has one."""
+    """Whether the task can be done only of a method that has a posterior."""
 
     task: str
     every_epochs: Period = 1.0
@@ -44,20 +44,20 @@ class TaskConfig(Model):
 
     @property
     def limits(self) -> dict[str, int | None]:
-        """How many images of each split it wants, by the split's part; None: all."""
+        """Number of images wanted of each split, by the split's role; None: all."""
         return {"queries": self.max_queries}
 
     @property
     def stem(self) -> str:
-        """How the names of its results begin: other results, other names."""
+        """Beginning of the names of the task's results: other results, other names."""
         return self.task
 
     def absolute(self) -> Self:
-        """The same task whatever folder a job starts in."""
+        """Copy the task with absolute paths: a job may start in another folder."""
         return self
 
     def asked_of(self, *, embedding_density: bool) -> Self:
-        """The same task without what means nothing for a method.
+        """Copy the task without the settings that mean nothing for a method.
 
         Args:
             embedding_density: Whether the method has likelihoods of an embedding.
@@ -66,12 +66,12 @@ class TaskConfig(Model):
 
 
 class BankConfig(TaskConfig):
-    """What every task has that also sees the images of ``data.train``, its bank."""
+    """Keys common to all tasks that also see the images of ``data.train``, their bank."""
 
     max_bank: Positive | None = None
     """Use only this many of the training images, the first ones; null: all."""
 
     @property
     def limits(self) -> dict[str, int | None]:
-        """How many images of each split it wants, by the split's part; None: all."""
+        """Number of images wanted of each split, by the split's role; None: all."""
         return {"bank": self.max_bank, "queries": self.max_queries}

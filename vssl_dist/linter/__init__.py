@@ -31,7 +31,7 @@ def lint(cfg: RunConfig, facts: Facts) -> list[Finding]:
 
     Args:
         cfg: The run.
-        facts: What else is known; rules that need more than is known keep quiet.
+        facts: Facts besides the configuration; rules that need one that is missing keep quiet.
 
     Raises:
         ConfigError: ``silence`` names no rule.
@@ -39,9 +39,9 @@ def lint(cfg: RunConfig, facts: Facts) -> list[Finding]:
     names = [rule.name for rule in RULES]
     for name in cfg.silence:
         if name not in (*names, *_BECAME_REFUSALS):
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"has: {', '.join(names)}"
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"has: {', '.join(names)}"
             raise ConfigError(f"silence: no such warning as {name!r} ({hint})")
-    heard = [rule for rule in RULES if rule.name not in cfg.silence]
-    found = ((rule, rule.check(cfg, facts)) for rule in heard)
-    return [Finding(rule, message) for rule, message in found if message]
+    active = [rule for rule in RULES if rule.name not in cfg.silence]
+    messages = ((rule, rule.check(cfg, facts)) for rule in active)
+    return [Finding(rule, message) for rule, message in messages if message]

@@ -60,10 +60,10 @@ def warm_up_too_long(cfg: RunConfig, facts: Facts) -> str | None:
         share = optim.warmup_epochs * facts.samples / optim.global_batch / max(steps, 1)
     if share <= 0.5:
         return None
-    rest = "the peak is never reached" if share >= 1 else "little is left for the decay"
+    consequence = "the peak is never reached" if share >= 1 else "little is left for the decay"
     return (
-        f"optim.warmup_epochs={optim.warmup_epochs:g} is {share:.0%} of the run, {rest}: shorten "
-        "it with the run"
+        f"optim.warmup_epochs={optim.warmup_epochs:g} is {share:.0%} of the run, {consequence}: "
+        "shorten it with the run"
     )
 
 
@@ -72,13 +72,13 @@ def max_steps(cfg: RunConfig, facts: Facts) -> str | None:
     optim = cfg.optim
     if optim.max_steps is None or facts.samples is None:
         return None
-    whole = optim.epochs * facts.samples / optim.global_batch
-    if optim.max_steps >= whole - 1:
+    full_steps = optim.epochs * facts.samples / optim.global_batch
+    if optim.max_steps >= full_steps - 1:
         return None
     return (
         f"optim.max_steps={optim.max_steps} ends the run and all its schedules after "
-        f"{optim.max_steps / whole * optim.epochs:.3g} of optim.epochs={optim.epochs:g} epochs: "
-        "the learning rate is zero there and cannot go on; drop it, or ask for fewer epochs"
+        f"{optim.max_steps / full_steps * optim.epochs:.3g} of optim.epochs={optim.epochs:g} "
+        "epochs: the learning rate is zero there and cannot go on; drop it, or ask for fewer epochs"
     )
 
 
@@ -107,14 +107,14 @@ def weight_decay(cfg: RunConfig, facts: Facts) -> str | None:
 def small_batch(cfg: RunConfig, facts: Facts) -> str | None:
     """Too few images for negatives, covariances or batch norm."""
     optim, name = cfg.optim, cfg.method.name
-    seen = optim.global_batch // optim.accumulate
+    images = optim.global_batch // optim.accumulate
     least = _FEW_TO_COMPARE if name in _WHOLE_BATCH else _FEW
-    if seen >= least:
+    if images >= least:
         return None
-    what = "its loss compares" if name in _WHOLE_BATCH else "batch norm sees"
+    observer = "its loss compares" if name in _WHOLE_BATCH else "batch norm sees"
     return (
-        f"{what} only {seen} images at a time (optim.global_batch / optim.accumulate): {name} "
-        f"needs at least {least}, better 256 and more"
+        f"{observer} only {images} images at a time (optim.global_batch / optim.accumulate): "
+        f"{name} needs at least {least}, better 256 and more"
     )
 
 
@@ -149,10 +149,11 @@ def teacher_start(cfg: RunConfig, facts: Facts) -> str | None:
 
 
 def _left(steps: int, first: float, last: float) -> float:
-    """The product of all decays, from the mean of their logarithms at so many places."""
-    places = 1000
-    decays = (schedule.cosine(place, places, first, last) for place in range(places))
-    return math.exp(steps / places * sum(math.log(max(decay, 1e-9)) for decay in decays))
+    """Share of its start that the teacher keeps: the product of all decays."""
+    # From the mean of their logarithms at so many points: a run may have millions of steps.
+    points = 1000
+    decays = (schedule.cosine(point, points, first, last) for point in range(points))
+    return math.exp(steps / points * sum(math.log(max(decay, 1e-9)) for decay in decays))
 
 
 def teacher_too_fast(cfg: RunConfig, facts: Facts) -> str | None:

@@ -1,4 +1,4 @@
-"""What a rule is, and what it may know besides the configuration."""
+"""The type of a rule, and the facts that one may use besides the configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vssl_dist.models import backbones
 
 
 class Facts(NamedTuple):
-    """What is known of a run besides its configuration; None: not known here."""
+    """Facts about a run besides its configuration; None: not known here."""
 
     ranks: int = 1
     samples: int | None = None
@@ -25,7 +25,7 @@ class Facts(NamedTuple):
 
     @classmethod
     def of(cls, ranks: int, train: Dataset | None, val: Dataset | None) -> Facts:
-        """What the datasets of a run say of themselves; None: not there, or not wanted."""
+        """Collect the facts that a run's datasets state; without ``train`` only ``ranks``."""
         if train is None:
             return cls(ranks)
         same = val is not None and val.fingerprint == train.fingerprint
@@ -40,11 +40,11 @@ class Rule(NamedTuple):
     """One known mistake."""
 
     name: str
-    """By which ``silence`` hides it."""
+    """Name by which ``silence`` hides the rule."""
     check: Callable[[RunConfig, Facts], str | None]
     """A pure function: what is wrong and what to do about it in one line, or None."""
     evidence: str
-    """Who has met it: a paper, a public issue, or a measurement of ours."""
+    """Source that has met the mistake: a paper, a public issue, or a measurement of ours."""
 
 
 class Finding(NamedTuple):

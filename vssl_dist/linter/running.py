@@ -83,13 +83,13 @@ def streams(cfg: RunConfig, facts: Facts) -> str | None:
 
 def window(cfg: RunConfig, facts: Facts) -> str | None:
     """A shuffle so local that the same images keep meeting."""
-    own = cfg.data.window
-    stretch = None if facts.samples is None else facts.samples / cfg.data.streams
-    if own >= _WINDOW or (stretch is not None and own >= stretch):
+    window_size = cfg.data.window
+    stream_length = None if facts.samples is None else facts.samples / cfg.data.streams
+    if window_size >= _WINDOW or (stream_length is not None and window_size >= stream_length):
         return None
     return (
-        f"data.window={own} shuffles so few images at a time that pairs meet again epoch after "
-        "epoch: 1024 or more"
+        f"data.window={window_size} shuffles so few images at a time that pairs meet again epoch "
+        "after epoch: 1024 or more"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vssl_dist.config import Normalisation, RunConfig
 from vssl_dist.linter.rule import Facts, Rule, self_supervised
 
-_KNOWN = {
+_STATISTICS = {
     "cifar10": Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
     "cifar100": Normalisation(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
     "stl10": Normalisation(mean=(0.43, 0.42, 0.39), std=(0.27, 0.26, 0.27)),
@@ -25,32 +25,33 @@ _GLOBAL = 2
 
 def dataset_of(cfg: RunConfig, facts: Facts) -> str | None:
     """One of the datasets known here: by what the shards say, else by the folder's name."""
-    own = None if facts.dataset in _ANYTHING else facts.dataset
-    names = [own] if own else list(reversed(cfg.data.train.parts))
-    known = (_ALIASES.get(name, name) for name in names)
-    return next((name for name in known if name in _KNOWN), None)
+    stated = None if facts.dataset in _ANYTHING else facts.dataset
+    # The innermost folder first: imagenet/cifar10/train holds CIFAR-10.
+    names = [stated] if stated else list(reversed(cfg.data.train.parts))
+    canonical_names = (_ALIASES.get(name, name) for name in names)
+    return next((name for name in canonical_names if name in _STATISTICS), None)
 
 
 def normalisation(cfg: RunConfig, facts: Facts) -> str | None:
     """Views that are not normalised, or by another dataset's statistics."""
-    own = cfg.data.normalise
-    if max(own.mean) > 1 or max(own.std) > 1:
+    normalise = cfg.data.normalise
+    if max(normalise.mean) > 1 or max(normalise.std) > 1:
         return "data.normalise is meant for pixels from 0 to 1: divide it by 255"
-    if own.mean == (0, 0, 0) and own.std == (1, 1, 1):
+    if normalise.mean == (0, 0, 0) and normalise.std == (1, 1, 1):
         return "data.normalise changes nothing (mean 0, std 1): give the dataset's statistics"
     name = dataset_of(cfg, facts)
-    if name is None or _distance(own, _KNOWN[name]) <= _CLOSE:
+    if name is None or _distance(normalise, _STATISTICS[name]) <= _CLOSE:
         return None
-    fitting = _KNOWN[name]
+    fitting = _STATISTICS[name]
     return (
         f"data.normalise is not that of {name}: {{mean: {list(fitting.mean)}, "
         f"std: {list(fitting.std)}}}"
     )
 
 
-def _distance(one: Normalisation, other: Normalisation) -> float:
-    pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=True)
-    return max(abs(a - b) for a, b in pairs)
+def _distance(a: Normalisation, b: Normalisation) -> float:
+    pairs = zip((*a.mean, *a.std), (*b.mean, *b.std), strict=True)
+    return max(abs(x - y) for x, y in pairs)
 
 
 def image_size(cfg: RunConfig, facts: Facts) -> str | None:
@@ -133,8 +134,8 @@ def dino_crops(cfg: RunConfig, facts: Facts) -> str | None:
     views = cfg.data.views
     if cfg.method.name != "dino" or len(views) <= _GLOBAL:
         return None
-    seen = [view.crop_scale[1] for view in views]
-    if min(seen[:_GLOBAL]) >= max(seen[_GLOBAL:]):
+    largest_crops = [view.crop_scale[1] for view in views]
+    if min(largest_crops[:_GLOBAL]) >= max(largest_crops[_GLOBAL:]):
         return None
     return (
         "data.views: the teacher sees the first two views, and one of them crops less of the image "

@@ -54,7 +54,7 @@ def build_method(cfg: MethodConfig, image_size: int, sides: Iterable[int] = ()) 
     Args:
         cfg: The method's own block.
         image_size: Side of the images in pixels.
-        sides: Of the views, where they may differ from ``image_size``: a ViT then takes each.
+        sides: Sides of the views, if they may differ from ``image_size``: a ViT then takes each.
 
     Raises:
         ConfigError: The backbone is unknown or cannot be built for these sizes.

@@ -64,21 +64,24 @@ class BarlowTwins:
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """Distance of the cross-correlation over all ranks from the identity; one for all ranks."""
         view_1, view_2 = two_views(views)
-        one: Projection = self.student(view_1)
-        two: Projection = self.student(view_2)
-        z_1, z_2 = at_least_float32(one.z, two.z)
+        out_1: Projection = self.student(view_1)
+        out_2: Projection = self.student(view_2)
+        z_1, z_2 = at_least_float32(out_1.z, out_2.z)
         images = dist.world_size() * len(z_1)
+        # Equation 2: the last batch norm has standardised the features, so that their products
+        # are correlations.
         correlation = dist.all_reduce(z_1.T @ z_2 / images)
-        on, off = redundancy(correlation)
+        on_diagonal, off_diagonal = redundancy(correlation)
         metrics = {
-            "on_diagonal": on.detach(),
-            "off_diagonal": off.detach(),
+            "on_diagonal": on_diagonal.detach(),
+            "off_diagonal": off_diagonal.detach(),
             "projection_spread": monitors.spread(z_1),
             "alignment_cos": monitors.alignment_cos(z_1, z_2),
         }
-        metrics |= monitors.views(one.h, two.h)
-        loss = self.cfg.scale_loss * (on + self.cfg.lambd * off)
-        return LossOutput(loss, one.h.detach(), metrics)
+        metrics |= monitors.views(out_1.h, out_2.h)
+        # Equation 1.
+        loss = self.cfg.scale_loss * (on_diagonal + self.cfg.lambd * off_diagonal)
+        return LossOutput(loss, out_1.h.detach(), metrics)
 
 
 def redundancy(correlation: Tensor) -> tuple[Tensor, Tensor]:

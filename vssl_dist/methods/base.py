@@ -1,4 +1,4 @@
-"""What the engine asks of a method, and nothing more."""
+"""The interface of a method: all that the engine and the evaluations ask of one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vssl_dist.models.heads import Gaussian
 
 @dataclass(frozen=True)
 class LossOutput:
-    """One loss and what is worth knowing about it."""
+    """The result of a loss function: the loss, an embedding and metrics."""
 
     loss: Tensor
     """Scalar to minimise: the mean over this rank's images."""
     embedding: Tensor
-    """What the backbone makes of this rank's first view, ``(B, D)``, detached."""
+    """Backbone's output for this rank's first view, ``(B, D)``, detached."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars, still on the device: reading them is the tracker's cost."""
 
@@ -40,8 +40,8 @@ class MicroStep:
 
     It is a `Noise`, and most methods ask for no more than that.
 
-    >>> now = MicroStep(GlobalNoise(seed=0, step=0, micro_step=0), 1.5, torch.tensor([7, 3]))
-    >>> now.normal("z", (2, 4)).shape, now.epoch
+    >>> step = MicroStep(GlobalNoise(seed=0, step=0, micro_step=0), 1.5, torch.tensor([7, 3]))
+    >>> step.normal("z", (2, 4)).shape, step.epoch
     (torch.Size([2, 4]), 1.5)
     """
 
@@ -60,23 +60,23 @@ class Method(Protocol):
     """A self-supervised method: networks and a loss."""
 
     student: nn.Module
-    """Trained.  The engine puts the DeepSpeed engine around it in its place."""
+    """Network that is trained; the engine replaces it by the DeepSpeed engine around it."""
     teacher: nn.Module | None
     """EMA of the student, float32, outside DeepSpeed; None where there is no teacher."""
     evaluated: Literal["student", "teacher"]
-    """Whose backbone is exported and judged."""
+    """Network whose backbone is exported and judged."""
 
-    def loss(self, views: Sequence[Tensor], now: MicroStep, /) -> LossOutput:
+    def loss(self, views: Sequence[Tensor], micro_step: MicroStep, /) -> LossOutput:
         """Loss of ``V`` views, each ``(B, 3, H, W)`` (``H, W`` may differ), of the same images."""
         ...
 
 
 Density = Literal["polar", "cartesian"]
-"""What likelihoods of an embedding are densities of; see ``OodConfig.density``."""
+"""Coordinates in which likelihoods of an embedding are densities; see ``OodConfig.density``."""
 
 
 class Evidence(NamedTuple):
-    """How well a posterior explains what was observed."""
+    """The terms that say how well a posterior explains an observation."""
 
     likelihood: Tensor
     """Expected log-likelihood, in nats."""
@@ -86,7 +86,7 @@ class Evidence(NamedTuple):
 
 @runtime_checkable
 class Variational(Protocol):
-    """How the posterior of a method judges images: what evaluations ask, and nothing more.
+    """The interface through which evaluations let a method's posterior judge images.
 
     The method's config answers, because an export has it, and of the method nothing else but
     weights.  Its ``has_posterior`` is set, and the evaluated branch is a `GaussianBranch`.
@@ -118,8 +118,8 @@ class Variational(Protocol):
         """Tell how well posteriors explain observed images.
 
         Args:
-            posterior: Of the images that explain, ``(..., D)``.
-            observed: Of the images that are explained, ``(..., D)``.
+            posterior: Output of the branch for the images that explain, ``(..., D)``.
+            observed: Output for the images that are explained, ``(..., D)``.
             eps: Standard normal draws ``(S, ..., D)``.
             density: For methods whose ``has_embedding_density`` is set; others ignore it.
 
@@ -143,7 +143,7 @@ def two_views(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class GlobalNoise:
-    """Noise that does not depend on how many ranks compute it.
+    """Noise that does not depend on the number of ranks.
 
     Every rank draws the rows of the whole global micro-batch from a generator keyed by
     ``(seed, step, micro_step, branch)`` and keeps its own; ranks own contiguous rows.
@@ -164,13 +164,18 @@ class GlobalNoise:
         device: torch.device | str = "cpu",
     ) -> None:
         self.key = f"{seed}/{step}/{micro_step}"
-        self.rank, self.world_size, self.device = rank, world_size, device
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device
 
     def normal(self, branch: str, shape: Sequence[int]) -> Tensor:
         """Standard normal float32 ``shape``, whose first dimension is this rank's images."""
         digest = hashlib.blake2b(f"{self.key}/{branch}".encode(), digest_size=8).digest()
         generator = torch.Generator(self.device)
         generator.manual_seed(int.from_bytes(digest, "big") >> 1)
-        rows, *rest = shape
-        whole = torch.randn(rows * self.world_size, *rest, generator=generator, device=self.device)
-        return whole[self.rank * rows : (self.rank + 1) * rows]
+        rows, *feature_shape = shape
+        # Every rank draws all rows and keeps its own: any number of ranks sees the same noise.
+        all_rows = torch.randn(
+            rows * self.world_size, *feature_shape, generator=generator, device=self.device
+        )
+        return all_rows[self.rank * rows : (self.rank + 1) * rows]

@@ -38,11 +38,11 @@ class BYOLConfig(MethodConfig):
     dim: Width = 256
     """Width of projection and prediction."""
     evaluated: Literal["student", "teacher"] = "student"
-    """Whose backbone is exported and judged; the paper keeps the student's."""
+    """Network whose backbone is exported and judged; the paper keeps the student's."""
 
     @property
     def has_teacher(self) -> bool:
-        """Always."""
+        """Whether there is a teacher: BYOL always has one."""
         return True
 
 
@@ -67,15 +67,16 @@ class BYOL:
         with torch.no_grad():
             target_1: Projection = self.teacher(view_1)
             target_2: Projection = self.teacher(view_2)
-        one: Projection = self.student(view_1)
-        two: Projection = self.student(view_2)
-        loss = squared_distance(one.p, target_2.z) + squared_distance(two.p, target_1.z)
+        out_1: Projection = self.student(view_1)
+        out_2: Projection = self.student(view_2)
+        # Equation 2 in both directions, added and not halved, as the paper does.
+        loss = squared_distance(out_1.p, target_2.z) + squared_distance(out_2.p, target_1.z)
         metrics = {
             "projection_spread": monitors.spread(target_1.z),
-            "alignment_cos": monitors.alignment_cos(one.p, target_2.z),
+            "alignment_cos": monitors.alignment_cos(out_1.p, target_2.z),
         }
-        metrics |= monitors.views(one.h, two.h, target_1.h)
-        return LossOutput(loss, one.h.detach(), metrics)
+        metrics |= monitors.views(out_1.h, out_2.h, target_1.h)
+        return LossOutput(loss, out_1.h.detach(), metrics)
 
 
 def squared_distance(p: Tensor, z: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class DINOConfig(MethodConfig):
     """A torchvision ResNet, any timm model, or ``resnet10_c16``; the default is the paper's
     ViT-S/16."""
     local_crops: Annotated[int, Field(ge=0)] = 8
-    """How many small crops follow the two global ones in ``data.views``."""
+    """Number of small crops that follow the two global ones in ``data.views``."""
     hidden: Positive = 2048
     """Width of the projector's two hidden layers."""
     bottleneck: Positive = 256
@@ -75,11 +75,11 @@ class DINOConfig(MethodConfig):
     centre_decay: Annotated[Finite, Field(ge=0, le=1)] = 0.9
     """Decay, per step, of the running mean that the teacher's scores are centred by."""
     evaluated: Literal["student", "teacher"] = "teacher"
-    """Whose backbone is exported and judged; the paper keeps the teacher's."""
+    """Network whose backbone is exported and judged; the paper keeps the teacher's."""
 
     @property
     def has_teacher(self) -> bool:
-        """Always."""
+        """Whether there is a teacher: DINO always has one."""
         return True
 
 
@@ -87,7 +87,8 @@ class DINO:
     """Student and teacher, and the loss on global and local crops."""
 
     def __init__(self, cfg: DINOConfig, image_size: int, any_size: bool = False) -> None:
-        self.cfg, self.evaluated = cfg, cfg.evaluated
+        self.cfg = cfg
+        self.evaluated = cfg.evaluated
         any_size = any_size or cfg.local_crops > 0
         backbone, width = build_backbone(cfg.backbone, image_size, any_size=any_size)
         projector = gelu_mlp(width, cfg.hidden, cfg.hidden, cfg.bottleneck)
@@ -99,28 +100,30 @@ class DINO:
         student.add_module("centre", self.centre)
         self.student: nn.Module = student
 
-    def loss(self, views: Sequence[Tensor], now: MicroStep) -> LossOutput:
+    def loss(self, views: Sequence[Tensor], micro_step: MicroStep) -> LossOutput:
         """Cross-entropy of each global crop's teacher and each other crop's student."""
         cfg = self.cfg
         self._check(views)
         assert self.teacher is not None
         with torch.no_grad():
-            said = by_size(self.teacher, views[:GLOBAL])
-            scores = at_least_float32(*(crop.scores for crop in said))
-            temperature = teacher_temperature(cfg, now.epoch)
+            teacher_outputs = by_size(self.teacher, views[:GLOBAL])
+            scores = at_least_float32(*(crop.scores for crop in teacher_outputs))
+            temperature = teacher_temperature(cfg, micro_step.epoch)
             targets = [F.softmax((s - self.centre.value) / temperature, dim=-1) for s in scores]
-        frozen = now.epoch < cfg.freeze_epochs
-        seen = by_size(lambda crops: self.student(crops, frozen), views)
-        answers = [crop.scores / cfg.student_temperature for crop in seen]
-        loss = cross_view_entropy(answers, targets)
+        frozen = micro_step.epoch < cfg.freeze_epochs
+        student_outputs = by_size(lambda crops: self.student(crops, frozen), views)
+        student_logits = [crop.scores / cfg.student_temperature for crop in student_outputs]
+        loss = cross_view_entropy(student_logits, targets)
+        # After its use: these targets are centred by what earlier batches left.
         self.centre.move(torch.cat(scores), cfg.centre_decay)
         metrics = {
             "teacher_entropy": torch.special.entr(targets[0]).sum(-1).mean(),
             "teacher_temperature": loss.new_full((), temperature),
-            "alignment_cos": monitors.alignment_cos(seen[0].h, said[1].h),
+            "alignment_cos": monitors.alignment_cos(student_outputs[0].h, teacher_outputs[1].h),
         }
-        metrics |= monitors.views(seen[0].h, seen[1].h, said[0].h)
-        return LossOutput(loss, seen[0].h.detach(), metrics)
+        embedding = student_outputs[0].h
+        metrics |= monitors.views(embedding, student_outputs[1].h, teacher_outputs[0].h)
+        return LossOutput(loss, embedding.detach(), metrics)
 
     def _check(self, views: Sequence[Tensor]) -> None:
         if len(views) != self.cfg.views_wanted:
@@ -142,7 +145,7 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def move(self, scores: Tensor, decay: float) -> None:
-        """Towards the mean of ``(N, K)``, once per micro-step."""
+        """Move the centre towards the mean of ``(N, K)``, once per micro-step: equation 4."""
         mean = dist.all_reduce(scores.mean(0)) / dist.world_size()
         self.value.lerp_(mean.to(self.value), 1 - decay)
 
@@ -159,35 +162,36 @@ def teacher_temperature(cfg: DINOConfig, epoch: float) -> float:
     return first + (last - first) * epoch / cfg.teacher_warmup_epochs
 
 
-def cross_view_entropy(answers: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+def cross_view_entropy(student_logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """Mean cross-entropy over the batch and all pairs of different views.
 
     Args:
-        answers: The student's logits ``(B, K)`` for every view.
+        student_logits: The student's logits ``(B, K)`` for every view.
         targets: The teacher's probabilities ``(B, K)`` for the first views.
 
-    >>> one, two = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
-    >>> round(cross_view_entropy([one, one], [two, two]).item(), 4)  # log 2
+    >>> logits, target = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    >>> round(cross_view_entropy([logits, logits], [target, target]).item(), 4)  # log 2
     0.6931
     """
-    logs = [F.log_softmax(answer, dim=-1) for answer in at_least_float32(*answers)]
+    logs = [F.log_softmax(logits, dim=-1) for logits in at_least_float32(*student_logits)]
     pairs = [
         -(target * log).sum(-1).mean()
-        for number, target in enumerate(targets)
-        for other, log in enumerate(logs)
-        if other != number
+        for teacher_view, target in enumerate(targets)
+        for student_view, log in enumerate(logs)
+        if student_view != teacher_view
     ]
     return torch.stack(pairs).mean()
 
 
 def by_size(network: Callable[[Tensor], Scores], views: Sequence[Tensor]) -> list[Scores]:
     """``network`` on all views, neighbours of one size in one batch; one `Scores` per view."""
-    seen: list[Scores] = []
+    outputs: list[Scores] = []
     for _, same in groupby(views, key=lambda view: view.shape):
         crops = list(same)
-        out = network(torch.cat(crops))
-        seen += [Scores(*parts) for parts in zip(*(t.chunk(len(crops)) for t in out), strict=True)]
-    return seen
+        batched = network(torch.cat(crops))
+        per_crop = zip(*(field.chunk(len(crops)) for field in batched), strict=True)
+        outputs += [Scores(*fields) for fields in per_crop]
+    return outputs
 
 
 def gelu_mlp(*sizes: int) -> nn.Sequential:

@@ -53,11 +53,11 @@ class MoCoV3Config(MethodConfig):
     freeze_patches: bool = False
     """Keep a ViT's patch projection as it was initialised: the paper's cure for instability."""
     evaluated: Literal["student", "teacher"] = "student"
-    """Whose backbone is exported and judged."""
+    """Network whose backbone is exported and judged."""
 
     @property
     def has_teacher(self) -> bool:
-        """Always."""
+        """Whether there is a teacher: MoCo v3 always has one."""
         return True
 
 
@@ -65,7 +65,8 @@ class MoCoV3:
     """Student and teacher, and the loss on two views."""
 
     def __init__(self, cfg: MoCoV3Config, image_size: int, any_size: bool = False) -> None:
-        self.cfg, self.evaluated = cfg, cfg.evaluated
+        self.cfg = cfg
+        self.evaluated = cfg.evaluated
         backbone, width = build_backbone(
             cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
@@ -93,37 +94,37 @@ class MoCoV3:
             key_2: Projection = self.teacher(view_2)
             keys = [F.normalize(z, dim=-1) for z in at_least_float32(key_1.z, key_2.z)]
             all_1, all_2 = (dist.all_gather(key) for key in keys)
-        one: Projection = self.student(view_1)
-        two: Projection = self.student(view_2)
-        q_1, q_2 = (F.normalize(p, dim=-1) for p in at_least_float32(one.p, two.p))
-        own = dist.rank() * len(q_1) + torch.arange(len(q_1), device=q_1.device)
+        out_1: Projection = self.student(view_1)
+        out_2: Projection = self.student(view_2)
+        q_1, q_2 = (F.normalize(p, dim=-1) for p in at_least_float32(out_1.p, out_2.p))
+        # The keys of all ranks lie in rank order, so this rank's own come after those before it.
+        positive_index = dist.rank() * len(q_1) + torch.arange(len(q_1), device=q_1.device)
         temperature = self.cfg.temperature
-        forward, back = (
-            info_nce(q_1, all_2, own, temperature),
-            info_nce(q_2, all_1, own, temperature),
-        )
+        forward = info_nce(q_1, all_2, positive_index, temperature)
+        back = info_nce(q_2, all_1, positive_index, temperature)
         metrics = {
             "projection_spread": monitors.spread(keys[0]),
             "alignment_cos": monitors.alignment_cos(q_1, keys[1]),
         }
-        metrics |= monitors.views(one.h, two.h, key_1.h)
-        return LossOutput(2 * temperature * (forward + back), one.h.detach(), metrics)
+        metrics |= monitors.views(out_1.h, out_2.h, key_1.h)
+        # Scaled by 2 T, as in algorithm 1: the paper's learning rates belong to that.
+        return LossOutput(2 * temperature * (forward + back), out_1.h.detach(), metrics)
 
 
-def info_nce(queries: Tensor, keys: Tensor, own: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of picking each query's own key, averaged over the queries.
+def info_nce(queries: Tensor, keys: Tensor, positive_index: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of picking each query's positive key, averaged over the queries: equation 1.
 
     Args:
         queries: ``(B, D)`` unit vectors.
         keys: ``(N, D)`` unit vectors.
-        own: ``(B,)`` each query's key.
-        temperature: What the cosines are divided by.
+        positive_index: ``(B,)`` the row in ``keys`` of the same image's other view.
+        temperature: Divisor of the cosines.
 
     >>> z = torch.eye(2)
     >>> round(info_nce(z, z, torch.arange(2), temperature=1.0).item(), 4)  # log(1 + 1 / e)
     0.3133
     """
-    return F.cross_entropy(queries @ keys.T / temperature, own)
+    return F.cross_entropy(queries @ keys.T / temperature, positive_index)
 
 
 def _freeze_patches(backbone: nn.Module, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What to watch besides the loss: collapse shows here first.
+"""Figures to watch besides the loss: collapse shows in them first.
 
 The curves of these figures are called ``train/...`` (`vssl_dist.curves`) and are explained in
 docs/monitors.md.
@@ -16,12 +16,14 @@ from torch import Tensor
 CHECK_EVERY = 25
 """Steps between two looks of the `CollapseAlarm`."""
 _ROWS = 256
+"""Rows at most that costly figures are computed on."""
 _EVIDENCE = 16
+"""Rows from which figures are evidence of a collapse."""
 
 
 @torch.no_grad()
 def embedding(h: Tensor) -> dict[str, float]:
-    """How embeddings ``(B, D)`` fill their space: too dear for every step."""
+    """Measure how embeddings ``(B, D)`` fill their space: too dear for every step."""
     shapes = {
         "embedding_spread": spread,
         "effective_rank": effective_rank,
@@ -50,7 +52,7 @@ class CollapseAlarm:
 
     def __init__(self) -> None:
         self.on = False
-        self._before = False
+        self._collapsed_before = False
 
     def update(
         self, values: Mapping[str, float], rows: int, width: int, rows_per_rank: int = _EVIDENCE
@@ -60,15 +62,17 @@ class CollapseAlarm:
         Args:
             values: `embedding` of all ranks, and ``projection_spread``, the mean of what each rank
                 sees for itself, where a method has it.
-            rows, width: Of the embeddings.  Fewer than 16 rows are no evidence of anything.
-            rows_per_rank: Of the projections.
+            rows, width: Shape of the embeddings.  Fewer than 16 rows are no evidence of anything.
+            rows_per_rank: Number of projections that a rank has by itself.
         """
         if rows_per_rank < _EVIDENCE:
             values = {key: value for key, value in values.items() if key != "projection_spread"}
-        now = rows >= _EVIDENCE and _collapsed(values, min(rows, width, _ROWS))
-        was, self.on = self.on, now and (self.on or self._before)
-        self._before = now
-        return self.on and not was
+        collapsed = rows >= _EVIDENCE and _collapsed(values, min(rows, width, _ROWS))
+        # Two looks on end put it on; one without a collapse puts it off.
+        was_on = self.on
+        self.on = collapsed and (was_on or self._collapsed_before)
+        self._collapsed_before = collapsed
+        return self.on and not was_on
 
 
 def _collapsed(values: Mapping[str, float], highest_rank: int) -> bool:
@@ -128,12 +132,12 @@ def uniformity(h: Tensor) -> Tensor:
 
 @torch.no_grad()
 def views(h: Tensor, other: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:
-    """How near embeddings ``(B, D)`` are to each other that should be.
+    """Measure how near embeddings ``(B, D)`` are that the method draws together.
 
     Args:
-        h, other: Of two views of the same images; their mean squared distance as unit vectors
-            is the alignment of Wang & Isola (2020), at best 0.
-        teacher: What the teacher makes of the first view; its mean cosine with ``h``.
+        h, other: Embeddings of two views of the same images; their mean squared distance as unit
+            vectors is the alignment of Wang & Isola (2020), at best 0.
+        teacher: The teacher's embedding of the first view, compared with ``h`` by its cosine.
     """
     distance = {"embedding_alignment": 2 - 2 * alignment_cos(h, other)}
     if teacher is None:

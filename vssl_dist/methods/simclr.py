@@ -60,32 +60,39 @@ class SimCLR:
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """NT-Xent of this rank's views among those of all ranks."""
         view_1, view_2 = two_views(views)
-        one: Projection = self.student(view_1)
-        two: Projection = self.student(view_2)
-        z_1, z_2 = (F.normalize(z, dim=-1) for z in at_least_float32(one.z, two.z))
+        out_1: Projection = self.student(view_1)
+        out_2: Projection = self.student(view_2)
+        z_1, z_2 = (F.normalize(z, dim=-1) for z in at_least_float32(out_1.z, out_2.z))
         all_1, all_2 = dist.all_gather(z_1), dist.all_gather(z_2)
-        own = dist.rank() * len(z_1) + torch.arange(len(z_1), device=z_1.device)
-        forward = nt_xent(z_1, all_2, all_1, own, self.cfg.temperature)
-        back = nt_xent(z_2, all_1, all_2, own, self.cfg.temperature)
+        # The views of all ranks lie in rank order, so this rank's own come after those before it.
+        positive_index = dist.rank() * len(z_1) + torch.arange(len(z_1), device=z_1.device)
+        forward = nt_xent(z_1, all_2, all_1, positive_index, self.cfg.temperature)
+        back = nt_xent(z_2, all_1, all_2, positive_index, self.cfg.temperature)
         metrics = {
             "projection_spread": monitors.spread(z_1),
             "alignment_cos": monitors.alignment_cos(z_1, z_2),
         }
-        metrics |= monitors.views(one.h, two.h)
-        return LossOutput(0.5 * (forward + back), one.h.detach(), metrics)
+        metrics |= monitors.views(out_1.h, out_2.h)
+        return LossOutput(0.5 * (forward + back), out_1.h.detach(), metrics)
 
 
 def nt_xent(
-    anchors: Tensor, others: Tensor, siblings: Tensor, own: Tensor, temperature: float
+    anchors: Tensor,
+    other_view: Tensor,
+    same_view: Tensor,
+    positive_index: Tensor,
+    temperature: float,
 ) -> Tensor:
-    """Cross-entropy of picking, among all views but the anchor itself, the other of its image.
+    """Cross-entropy of picking the anchor's other view among all views but the anchor itself.
+
+    Equation 1 of the paper, for one of the two views.
 
     Args:
         anchors: ``(B, D)`` unit vectors of one view.
-        others: ``(N, D)`` unit vectors of the other view of all images.
-        siblings: ``(N, D)`` unit vectors of the anchors' view of all images.
-        own: ``(B,)`` each anchor's row in ``others`` and ``siblings``.
-        temperature: What the cosines are divided by.
+        other_view: ``(N, D)`` unit vectors of the other view of all images.
+        same_view: ``(N, D)`` unit vectors of the anchors' view of all images.
+        positive_index: ``(B,)`` the row of each anchor's image in ``other_view`` and ``same_view``.
+        temperature: Divisor of the cosines.
 
     Returns:
         Scalar: the mean over the anchors.
@@ -94,6 +101,7 @@ def nt_xent(
     >>> round(nt_xent(z, z, z, torch.arange(2), temperature=1.0).item(), 4)  # log(1 + 2 / e)
     0.5514
     """
-    negatives = (anchors @ siblings.T).scatter(1, own[:, None], -torch.inf)
-    cosines = torch.cat([anchors @ others.T, negatives], dim=1)
-    return F.cross_entropy(cosines / temperature, own)
+    # An anchor is not compared with itself: minus infinity leaves the softmax.
+    negatives = (anchors @ same_view.T).scatter(1, positive_index[:, None], -torch.inf)
+    cosines = torch.cat([anchors @ other_view.T, negatives], dim=1)
+    return F.cross_entropy(cosines / temperature, positive_index)

@@ -61,15 +61,16 @@ class SimSiam:
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """Negative mean cosine of each prediction and the other view's fixed projection."""
         view_1, view_2 = two_views(views)
-        one: Projection = self.student(view_1)
-        two: Projection = self.student(view_2)
-        loss = 0.5 * (negative_cosine(one.p, two.z) + negative_cosine(two.p, one.z))
+        out_1: Projection = self.student(view_1)
+        out_2: Projection = self.student(view_2)
+        # The paper's symmetric loss; the stop-gradient is inside `negative_cosine`.
+        loss = 0.5 * (negative_cosine(out_1.p, out_2.z) + negative_cosine(out_2.p, out_1.z))
         metrics = {
-            "projection_spread": monitors.spread(one.z),
-            "alignment_cos": monitors.alignment_cos(one.z, two.z),
+            "projection_spread": monitors.spread(out_1.z),
+            "alignment_cos": monitors.alignment_cos(out_1.z, out_2.z),
         }
-        metrics |= monitors.views(one.h, two.h)
-        return LossOutput(loss, one.h.detach(), metrics)
+        metrics |= monitors.views(out_1.h, out_2.h)
+        return LossOutput(loss, out_1.h.detach(), metrics)
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class SupervisedConfig(MethodConfig):
 
     @property
     def classes_wanted(self) -> int:
-        """``classes``."""
+        """Number of classes that the training set must have."""
         return self.classes
 
 
@@ -57,14 +57,14 @@ class Supervised:
         self.student: nn.Module = ProjectionBranch(backbone, nn.Linear(width, cfg.classes))
         self.teacher: nn.Module | None = None
 
-    def loss(self, views: Sequence[Tensor], now: MicroStep) -> LossOutput:
+    def loss(self, views: Sequence[Tensor], micro_step: MicroStep) -> LossOutput:
         """Softmax cross-entropy, averaged over the batch."""
         if len(views) != 1:
             raise ConfigError(
                 f"data.views: the supervised control sees 1 view, not {len(views)}: list one recipe"
             )
-        seen: Projection = self.student(views[0])
-        (logits,) = at_least_float32(seen.z)
-        loss = F.cross_entropy(logits, now.labels, label_smoothing=self.cfg.label_smoothing)
-        hits = (logits.detach().argmax(-1) == now.labels).to(logits.dtype)
-        return LossOutput(loss, seen.h.detach(), {"accuracy": hits.mean()})
+        out: Projection = self.student(views[0])
+        (logits,) = at_least_float32(out.z)
+        loss = F.cross_entropy(logits, micro_step.labels, label_smoothing=self.cfg.label_smoothing)
+        hits = (logits.detach().argmax(-1) == micro_step.labels).to(logits.dtype)
+        return LossOutput(loss, out.h.detach(), {"accuracy": hits.mean()})

@@ -68,13 +68,14 @@ class VICReg:
         """The weighted sum of the three terms."""
         cfg = self.cfg
         view_1, view_2 = two_views(views)
-        one: Projection = self.student(view_1)
-        two: Projection = self.student(view_2)
-        z_1, z_2 = at_least_float32(one.z, two.z)
+        out_1: Projection = self.student(view_1)
+        out_2: Projection = self.student(view_2)
+        z_1, z_2 = at_least_float32(out_1.z, out_2.z)
         all_1, all_2 = dist.all_gather(z_1), dist.all_gather(z_2)
         invariance = F.mse_loss(z_1, z_2)
         variance = 0.5 * (variance_hinge(all_1) + variance_hinge(all_2))
         covariance = squared_covariance(all_1) + squared_covariance(all_2)
+        # Equation 6.
         loss = (
             cfg.invariance_weight * invariance
             + cfg.variance_weight * variance
@@ -87,16 +88,17 @@ class VICReg:
             "projection_spread": monitors.spread(z_1),
             "alignment_cos": monitors.alignment_cos(z_1, z_2),
         }
-        metrics |= monitors.views(one.h, two.h)
-        return LossOutput(loss, one.h.detach(), metrics)
+        metrics |= monitors.views(out_1.h, out_2.h)
+        return LossOutput(loss, out_1.h.detach(), metrics)
 
 
 def variance_hinge(z: Tensor) -> Tensor:
-    """How far the features' standard deviations fall short of 1, on average; ``(N, D)`` -> scalar.
+    """Mean shortfall of the features' standard deviations from 1; ``(N, D)`` -> scalar.
 
     >>> round(variance_hinge(torch.tensor([[1.0, 9.0], [1.0, 0.0]])).item(), 4)  # 0.99 / 2
     0.495
     """
+    # The 1e-4 keeps the square root's gradient finite where a feature does not vary.
     return F.relu(1 - torch.sqrt(z.var(0) + 1e-4)).mean()
 
 

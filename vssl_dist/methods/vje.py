@@ -44,7 +44,7 @@ Positive = Annotated[Float, Field(gt=0)]
 Weight = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 _NOTED = {"variances": "shared", "target": "stop_gradient"}
-"""What the notes say of the model in either version of the paper."""
+"""Keys that the public notes settle, for either version of the paper."""
 
 
 class VJEConfig(MethodConfig):
@@ -100,7 +100,7 @@ class VJEConfig(MethodConfig):
     logvar_range: Pair = (-10.0, 6.0)
     """UNKNOWN.  Bounds that log-variances and log squared scales are clamped to."""
     target: Literal["stop_gradient", "ema"] = "stop_gradient"
-    """DERIVED.  Whose embedding is the observation: the student's, held fixed, or an EMA
+    """DERIVED.  Network whose embedding is the observation: the student's, held fixed, or an EMA
     teacher's."""
     hidden: Count | None = None
     """UNKNOWN.  Hidden width of the inference network; null: a quarter of the embedding's width."""
@@ -114,17 +114,17 @@ class VJEConfig(MethodConfig):
 
     @property
     def has_teacher(self) -> bool:
-        """With targets of a moving average."""
+        """Whether there is a teacher: where the targets are those of a moving average."""
         return self.target == "ema"
 
     @property
     def judges_one_view(self) -> bool:
-        """Always: an embedding is observed."""
+        """Whether one view suffices: always, as the observation is an embedding."""
         return True
 
     @property
     def draws_latents(self) -> bool:
-        """Whether a sample explains, not the mean."""
+        """Whether a sample of the posterior explains the other view, not its mean."""
         return self.location != "mean"
 
     def bound_logvar(self, logvar: Tensor) -> Tensor:
@@ -136,13 +136,13 @@ class VJEConfig(MethodConfig):
     ) -> Evidence:
         """Tell how well posteriors explain embeddings; see `methods.base.Variational`."""
         terms = elbo(posterior, eps, observed.h, self)
-        area: Tensor | float = 0.0
+        log_area: Tensor | float = 0.0
         if density == "cartesian":
             # A density of the norm's logarithm has one more factor of the norm to lose.
             powers = observed.h.shape[-1] - (self.radial == "linear")
-            area = powers * polar(observed.h)[0].log()
+            log_area = powers * polar(observed.h)[0].log()
         likelihood = terms.directional + self.radial_weight * terms.radial
-        return Evidence(likelihood - area, terms.total(self) - area)
+        return Evidence(likelihood - log_area, terms.total(self) - log_area)
 
 
 class VJE:
@@ -167,23 +167,29 @@ class VJE:
         if cfg.target == "ema":
             self.teacher = Encoder(copy.deepcopy(backbone)).requires_grad_(False)
 
-    def loss(self, views: Sequence[Tensor], now: MicroStep) -> LossOutput:
+    def loss(self, views: Sequence[Tensor], micro_step: MicroStep) -> LossOutput:
         """Minus the symmetric bound: each view's posterior explains the other's embedding."""
         cfg = self.cfg
         view_1, view_2 = two_views(views)
-        one: Gaussian = self.student(view_1)
-        two: Gaussian = self.student(view_2)
-        target_1, target_2 = one.h.detach(), two.h.detach()
+        posterior_1: Gaussian = self.student(view_1)
+        posterior_2: Gaussian = self.student(view_2)
+        # The observation is held fixed: a gradient through it would draw all embeddings together.
+        target_1, target_2 = posterior_1.h.detach(), posterior_2.h.detach()
         if self.teacher is not None:
             with torch.no_grad():
                 target_1, target_2 = self.teacher(view_1), self.teacher(view_2)
-        forward = elbo(one, draw(cfg, now, "posterior/1", one.mu), target_2, cfg)
-        back = elbo(two, draw(cfg, now, "posterior/2", two.mu), target_1, cfg)
-        loss = -0.5 * (forward.total(cfg, now.epoch) + back.total(cfg, now.epoch)).mean()
-        metrics = _metrics(one, target_2, forward, back, cfg)
-        metrics |= monitors.views(one.h, two.h, None if self.teacher is None else target_1)
-        metrics["kl_weight"] = loss.new_full((), kl_weight(cfg, now.epoch))
-        return LossOutput(loss, one.h.detach(), metrics)
+        eps_1 = draw(cfg, micro_step, "posterior/1", posterior_1.mu)
+        eps_2 = draw(cfg, micro_step, "posterior/2", posterior_2.mu)
+        forward = elbo(posterior_1, eps_1, target_2, cfg)
+        back = elbo(posterior_2, eps_2, target_1, cfg)
+        epoch = micro_step.epoch
+        loss = -0.5 * (forward.total(cfg, epoch) + back.total(cfg, epoch)).mean()
+        metrics = _metrics(posterior_1, target_2, forward, back, cfg)
+        metrics |= monitors.views(
+            posterior_1.h, posterior_2.h, None if self.teacher is None else target_1
+        )
+        metrics["kl_weight"] = loss.new_full((), kl_weight(cfg, epoch))
+        return LossOutput(loss, posterior_1.h.detach(), metrics)
 
 
 class Bound(NamedTuple):
@@ -194,13 +200,13 @@ class Bound(NamedTuple):
     kl: Tensor
 
     def total(self, cfg: VJEConfig, epoch: float = math.inf) -> Tensor:
-        """The bound ``(B,)`` as it is weighted after ``epoch`` epochs."""
+        """The bound ``(B,)`` with the weights it has after ``epoch`` epochs."""
         kl = kl_weight(cfg, epoch) * self.kl
         return self.directional + cfg.radial_weight * self.radial - kl
 
 
 def kl_weight(cfg: VJEConfig, epoch: float) -> float:
-    """What the KL divergence is multiplied by after ``epoch`` epochs.
+    """Weight of the KL divergence after ``epoch`` epochs.
 
     >>> [kl_weight(VJEConfig(beta=0.5, beta_warmup_epochs=10), e) for e in (0, 5, 10, 99)]
     [0.0, 0.25, 0.5, 0.5]
@@ -211,7 +217,7 @@ def kl_weight(cfg: VJEConfig, epoch: float) -> float:
 
 
 def elbo(posterior: Gaussian, eps: Tensor, target: Tensor, cfg: VJEConfig) -> Bound:
-    """How well the posterior of one view explains the other view's embedding.
+    """Evidence lower bound of one view's embedding under the posterior of the other view.
 
     Args:
         posterior: Mean and unbounded log-variance ``(B, D)``, and what is learnt beside them.
@@ -226,12 +232,15 @@ def elbo(posterior: Gaussian, eps: Tensor, target: Tensor, cfg: VJEConfig) -> Bo
         scales = posterior.scale_logvar.to(logvar.dtype).clamp(*cfg.logvar_range)
     radius, direction = polar(observed)
     latent_radius, latent_direction = polar(mu + torch.exp(0.5 * logvar) * eps)
+    # With shared variances, beta 1 and the ambient form the log-determinants of likelihood and KL
+    # cancel (the tangent forms leave half a log(m' S m)): no explicit reward for sigma -> 0.
     directional = directional_log_prob(direction, latent_direction, scales, cfg.dof, cfg.form)
     if cfg.radial == "log":
         radius, latent_radius = radius.log(), latent_radius.log()
     tau = cfg.radial_scale if posterior.radial_scale is None else posterior.radial_scale
     radial = radial_log_prob(radius, latent_radius, cfg.dof_radial or cfg.dof, tau)
     prior_logvar = torch.full_like(logvar, 2 * math.log(cfg.prior_scale))
+    # In closed form: no sampling noise in the term that holds the variances.
     kl = gaussian_kl(mu, logvar, None, prior_logvar)
     if cfg.kl_reduce == "mean":
         kl = kl / mu.shape[-1]
@@ -258,21 +267,22 @@ def draw(cfg: VJEConfig, noise: Noise, branch: str, mu: Tensor) -> Tensor:
 
 
 def _metrics(
-    one: Gaussian, target: Tensor, forward: Bound, back: Bound, cfg: VJEConfig
+    posterior: Gaussian, target: Tensor, forward: Bound, back: Bound, cfg: VJEConfig
 ) -> dict[str, Tensor]:
-    width = one.mu.shape[-1]
-    per_kl = 1 if cfg.kl_reduce == "mean" else width
+    width = posterior.mu.shape[-1]
+    # A mean over D is per dimension already.
+    summed_dims = 1 if cfg.kl_reduce == "mean" else width
     with torch.no_grad():
         terms = {
             name: 0.5 * (getattr(forward, name) + getattr(back, name)).mean()
             for name in Bound._fields
         }
-        terms["kl_per_dim"] = terms["kl"] / per_kl
-        terms["alignment_cos"] = monitors.alignment_cos(one.mu, target)
-        if one.radial_scale is not None:
-            terms["radial_scale"] = one.radial_scale.detach()
-        terms |= monitors.scale(one.logvar.float().clamp(*cfg.logvar_range))
-        if one.scale_logvar is not None:
-            scales = one.scale_logvar.float().clamp(*cfg.logvar_range)
+        terms["kl_per_dim"] = terms["kl"] / summed_dims
+        terms["alignment_cos"] = monitors.alignment_cos(posterior.mu, target)
+        if posterior.radial_scale is not None:
+            terms["radial_scale"] = posterior.radial_scale.detach()
+        terms |= monitors.scale(posterior.logvar.float().clamp(*cfg.logvar_range))
+        if posterior.scale_logvar is not None:
+            scales = posterior.scale_logvar.float().clamp(*cfg.logvar_range)
             terms |= monitors.scale(scales, "likelihood_scale")
     return terms

@@ -75,7 +75,7 @@ class VSSLConfig(MethodConfig):
     beta: Weight = 1.0
     """UNKNOWN.  Weight of the KL divergence."""
     logvar_bound: Literal["soft", "clamp"] = "soft"
-    """DERIVED.  How log-variances are bounded.  ``soft``: a tanh between the bounds, so that a
+    """DERIVED.  Form of the log-variances' bounds.  ``soft``: a tanh between the bounds, so that a
     variance near its floor still has a gradient; ``clamp`` is a cliff."""
     logvar_range: Pair = (-6.0, 3.0)
     """UNKNOWN.  Bounds of the log-variances: without them they shrink without end."""
@@ -92,7 +92,7 @@ class VSSLConfig(MethodConfig):
     predictor: bool = True
     """UNKNOWN.  Whether the student predicts the teacher's mean through one more network."""
     evaluated: Literal["student", "teacher"] = "teacher"
-    """UNKNOWN.  Whose backbone is exported and judged."""
+    """UNKNOWN.  Network whose backbone is exported and judged."""
 
     @model_validator(mode="after")
     def _consistent(self) -> VSSLConfig:
@@ -107,12 +107,12 @@ class VSSLConfig(MethodConfig):
 
     @property
     def has_teacher(self) -> bool:
-        """Always."""
+        """Whether there is a teacher: VSSL always has one."""
         return True
 
     @property
     def judges_one_view(self) -> bool:
-        """Never: what is observed is a Gaussian, and it needs another one."""
+        """Whether one view suffices: never, as the observation is another view's Gaussian."""
         return False
 
     @property
@@ -130,8 +130,8 @@ class VSSLConfig(MethodConfig):
         """Tell how well posteriors meet other views' Gaussians; see `methods.base.Variational`."""
         terms = [bound(posterior, observed, draws, self) for draws in eps]
         return Evidence(
-            torch.stack([each.denoising for each in terms]).mean(0),
-            torch.stack([each.total(self) for each in terms]).mean(0),
+            torch.stack([term.denoising for term in terms]).mean(0),
+            torch.stack([term.total(self) for term in terms]).mean(0),
         )
 
 
@@ -139,7 +139,8 @@ class VSSL:
     """Student and teacher, and the loss on two views."""
 
     def __init__(self, cfg: VSSLConfig, image_size: int, any_size: bool = False) -> None:
-        self.cfg, self.evaluated = cfg, cfg.evaluated
+        self.cfg = cfg
+        self.evaluated = cfg.evaluated
         backbone, width = build_backbone(
             cfg.backbone, image_size, zero_init_residual=cfg.zero_init_residual, any_size=any_size
         )
@@ -157,14 +158,14 @@ class VSSL:
         with torch.no_grad():
             prior_1: Gaussian = self.teacher(view_1)
             prior_2: Gaussian = self.teacher(view_2)
-        one: Gaussian = self.student(view_1)
-        two: Gaussian = self.student(view_2)
-        forward = bound(one, prior_2, draw(cfg, noise, "latent/1", one.mu), cfg)
-        back = bound(two, prior_1, draw(cfg, noise, "latent/2", two.mu), cfg)
+        posterior_1: Gaussian = self.student(view_1)
+        posterior_2: Gaussian = self.student(view_2)
+        forward = bound(posterior_1, prior_2, draw(cfg, noise, "latent/1", posterior_1.mu), cfg)
+        back = bound(posterior_2, prior_1, draw(cfg, noise, "latent/2", posterior_2.mu), cfg)
         loss = -0.5 * (forward.total(cfg) + back.total(cfg)).mean()
-        metrics = _metrics(one, prior_2, forward, back, cfg)
-        metrics |= monitors.views(one.h, two.h, prior_1.h)
-        return LossOutput(loss, one.h.detach(), metrics)
+        metrics = _metrics(posterior_1, prior_2, forward, back, cfg)
+        metrics |= monitors.views(posterior_1.h, posterior_2.h, prior_1.h)
+        return LossOutput(loss, posterior_1.h.detach(), metrics)
 
 
 class Bound(NamedTuple):
@@ -180,11 +181,11 @@ class Bound(NamedTuple):
 
 
 def bound(student: Gaussian, teacher: Gaussian, eps: Tensor, cfg: VSSLConfig) -> Bound:
-    """How well the student's posterior of one view meets the teacher's prior of the other.
+    """Bound of the student's posterior of one view under the teacher's prior of the other.
 
     Args:
         student: Mean and unbounded log-variance ``(B, D)``.
-        teacher: The same; no gradient flows into it.
+        teacher: Mean and unbounded log-variance ``(B, D)``; no gradient flows into it.
         eps: Standard normal draws ``(B, D)`` of the latent; zeros put it at the mean.
         cfg: The form of each term.
     """
@@ -202,10 +203,13 @@ def bound(student: Gaussian, teacher: Gaussian, eps: Tensor, cfg: VSSLConfig) ->
     latent = mu_t + torch.exp(0.5 * logvar_t) * eps
     if cfg.cosine == "C2":
         return Bound(_isotropic_denoising(pair, latent, cfg), _isotropic_kl(pair), variance)
+    # Form A is minus the entropy of the student's Gaussian minus the KL divergence, so that the
+    # bound grows without end as variances shrink: hence their bounds and `variance_weight`.
     if cfg.denoising == "A":
         denoising = gaussian_expected_log_prob(mu_s, logvar_s, mu_t, logvar_t)
     else:
         denoising = gaussian_log_prob(latent, mu_s, logvar_s)
+    # From student to teacher: the review of the paper states this direction.
     return Bound(denoising, gaussian_kl(mu_s, logvar_s, mu_t, logvar_t), variance)
 
 
@@ -226,13 +230,13 @@ def _isotropic_kl(pair: Pairing) -> Tensor:
 
 
 def _isotropic_denoising(pair: Pairing, latent: Tensor, cfg: VSSLConfig) -> Tensor:
-    """C2: forms A and B, their squared distances replaced likewise."""
+    """C2: forms A and B whose squared distances are ``2 - 2 cos`` over a mean variance."""
     centred = torch.zeros_like(pair.mu_s)
     if cfg.denoising == "A":
-        rest = gaussian_expected_log_prob(centred, pair.logvar_s, centred, pair.logvar_t)
-        return rest - 0.5 * _unit_distance(pair.mu_s, pair.mu_t) / pair.logvar_t.exp().mean(-1)
-    rest = gaussian_log_prob(centred, centred, pair.logvar_s)
-    return rest - 0.5 * _unit_distance(pair.mu_s, latent) / pair.logvar_s.exp().mean(-1)
+        spreads = gaussian_expected_log_prob(centred, pair.logvar_s, centred, pair.logvar_t)
+        return spreads - 0.5 * _unit_distance(pair.mu_s, pair.mu_t) / pair.logvar_t.exp().mean(-1)
+    spreads = gaussian_log_prob(centred, centred, pair.logvar_s)
+    return spreads - 0.5 * _unit_distance(pair.mu_s, latent) / pair.logvar_s.exp().mean(-1)
 
 
 def _pure_cosine(pair: Pairing, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +253,7 @@ def _unit_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def bounded(logvar: Tensor, cfg: VSSLConfig) -> Tensor:
-    """Log-variances brought into ``cfg.logvar_range``.
+    """Bring log-variances into ``cfg.logvar_range``.
 
     The soft bound has slope 1 in the middle of the range and flattens towards its ends.
 
@@ -271,15 +275,15 @@ def draw(cfg: VSSLConfig, noise: Noise, branch: str, mu: Tensor) -> Tensor:
 
 
 def _metrics(
-    one: Gaussian, prior: Gaussian, forward: Bound, back: Bound, cfg: VSSLConfig
+    posterior: Gaussian, prior: Gaussian, forward: Bound, back: Bound, cfg: VSSLConfig
 ) -> dict[str, Tensor]:
     with torch.no_grad():
         terms = {
             name: 0.5 * (getattr(forward, name) + getattr(back, name)).mean()
             for name in Bound._fields
         }
-        terms["kl_per_dim"] = terms["kl"] / one.mu.shape[-1]
-        terms["alignment_cos"] = monitors.alignment_cos(one.mu, prior.mu)
+        terms["kl_per_dim"] = terms["kl"] / posterior.mu.shape[-1]
+        terms["alignment_cos"] = monitors.alignment_cos(posterior.mu, prior.mu)
         terms["projection_spread"] = monitors.spread(prior.mu)
-        logvar = bounded(one.logvar.detach().float(), cfg)
+        logvar = bounded(posterior.logvar.detach().float(), cfg)
     return terms | monitors.scale(logvar)

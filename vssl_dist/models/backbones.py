@@ -138,7 +138,7 @@ def _narrow(net: Any, channels: int, blocks: int) -> None:
 
 
 def _initialise(net: nn.Module, zero_init_residual: bool) -> None:
-    """What torchvision does in its constructor, for the layers that were replaced, too."""
+    """Initialise as torchvision's constructor does, the replaced layers included."""
     resnet = torchvision().models.resnet
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -191,8 +191,8 @@ def is_vit(name: str, image_size: int) -> bool:
     """Whether a backbone is a vision transformer: patches, and blocks of one width over them.
 
     Args:
-        name: As for `build_backbone`.
-        image_size: Likewise.
+        name: Name of a backbone, as `build_backbone` takes it.
+        image_size: Side of the images in pixels.
 
     Raises:
         ConfigError: Nobody knows ``name``.
@@ -215,7 +215,7 @@ def check_sides(backbone: nn.Module, image_size: int, sides: Sequence[int]) -> N
         backbone: On the meta device, where a pass costs neither memory nor arithmetic; it is left
             in eval mode, and of no use afterwards.
         image_size: Side of the images that it was built for.
-        sides: Of the views, in pixels.
+        sides: Sides of the views in pixels.
 
     Raises:
         ConfigError: One line that names the side.
@@ -246,10 +246,10 @@ def check_sides(backbone: nn.Module, image_size: int, sides: Sequence[int]) -> N
             )
         if patch := _unfitting_patch(backbone, side, device):
             key = "data.image_size" if side == image_size else "data.views"
-            seen = (side - side % patch) ** 2 / side**2
+            covered = (side - side % patch) ** 2 / side**2
             raise ConfigError(
                 f"{key}: method.backbone cuts images of {side} pixels into patches of {patch} and "
-                f"sees {seen:.0%} of them: give a multiple of {patch}, such as "
+                f"sees {covered:.0%} of them: give a multiple of {patch}, such as "
                 f"{-(-side // patch) * patch}, or choose a backbone with another patch"
             )
 
@@ -260,8 +260,9 @@ def _unfitting_patch(backbone: nn.Module, side: int, device: str) -> int | None:
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         conv: Any = module
-        whole = conv.kernel_size == conv.stride and conv.padding in (0, (0, 0))
-        if whole and tuple(inputs[0].shape[1:]) == (3, side, side) and side % conv.stride[0]:
+        cuts_patches = conv.kernel_size == conv.stride and conv.padding in (0, (0, 0))
+        takes_images = tuple(inputs[0].shape[1:]) == (3, side, side)
+        if cuts_patches and takes_images and side % conv.stride[0]:
             sides.append(conv.stride[0])
 
     hooks = [

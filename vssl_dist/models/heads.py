@@ -1,4 +1,4 @@
-"""What stands on a backbone: projectors, predictors, posteriors, and the branches they form.
+"""Heads of a backbone: projectors, predictors, posteriors, and the branches they form.
 
 Every branch does everything trainable in one ``forward`` per view, so that a single wrapper (the
 engine) sees all of it.
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
 
 class Projection(NamedTuple):
-    """What a `ProjectionBranch` says about a view."""
+    """Output of a `ProjectionBranch` for a view."""
 
     h: Tensor
     """Embedding: the backbone's output ``(B, width)``."""
@@ -102,7 +102,7 @@ class GaussianBranch(nn.Module):
         posterior: ``(B, width) -> (B, 2 D)``; ``3 D`` where the likelihood has its own scales.
         predictor: Transforms the mean ``(B, D)`` only.
         own_scales: Whether the last third of the posterior's outputs are those scales.
-        radial_scale: Where a learnt radial scale begins; None: there is none.
+        radial_scale: Initial value of a learnt radial scale; None: there is none.
     """
 
     def __init__(
@@ -128,16 +128,18 @@ class GaussianBranch(nn.Module):
         return self.infer(self.backbone(view))
 
     def infer(self, h: Tensor) -> Gaussian:
-        """The posterior given an embedding ``(B, width)``: everything behind the backbone."""
-        mu, logvar, *own = self.posterior(h).chunk(3 if self.own_scales else 2, dim=-1)
+        """Infer the posterior from an embedding ``(B, width)``: everything behind the backbone."""
+        mu, logvar, *scale_logvar = self.posterior(h).chunk(3 if self.own_scales else 2, dim=-1)
         if self.predictor is not None:
             mu = self.predictor(mu)
-        radial = None if self.log_radial_scale is None else self.log_radial_scale.exp().squeeze()
-        return Gaussian(h, mu, logvar, own[0] if own else None, radial)
+        radial_scale = None
+        if self.log_radial_scale is not None:
+            radial_scale = self.log_radial_scale.exp().squeeze()
+        return Gaussian(h, mu, logvar, scale_logvar[0] if scale_logvar else None, radial_scale)
 
 
 class Scores(NamedTuple):
-    """What a `PrototypeBranch` says about crops."""
+    """Output of a `PrototypeBranch` for crops."""
 
     h: Tensor
     """Embedding: the backbone's output ``(B, width)``."""
@@ -180,7 +182,7 @@ class PrototypeBranch(nn.Module):
         self.prototypes = prototypes
 
     def forward(self, crops: Tensor, frozen: bool = False) -> Scores:
-        """``frozen`` spares the prototypes, and nothing else, the gradient."""
+        """Score crops; ``frozen`` spares the prototypes, and nothing else, the gradient."""
         h = self.backbone(crops)
         unit = F.normalize(self.projector(h), dim=-1)
         return Scores(h, self.prototypes(unit, frozen))

@@ -32,7 +32,7 @@ class Probe(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether its weights are finite: its training has not diverged."""
+        """Whether the weights are finite: the probe's training has not diverged."""
         return bool(self.weight.isfinite().all() and self.bias.isfinite().all())
 
     def logits(self, features: Tensor) -> Tensor:

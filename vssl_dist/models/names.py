@@ -26,14 +26,14 @@ def is_resnet(name: str) -> bool:
     return "resnet" in name or "resnext" in name
 
 
-def unknown_backbone(name: str, known: Iterable[str]) -> ConfigError:
+def unknown_backbone(name: str, all_names: Iterable[str]) -> ConfigError:
     """Build the refusal of a name that is neither torchvision's nor timm's.
 
     Args:
         name: Without `TIMM`.
-        known: All names, of which the nearest is suggested.
+        all_names: Names that exist, of which the nearest is suggested.
     """
-    close = difflib.get_close_matches(name, [*known, *NARROW], n=1)
+    close = difflib.get_close_matches(name, [*all_names, *NARROW], n=1)
     hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() lists them"
     return ConfigError(
         f"method.backbone: {name!r} is neither a torchvision ResNet nor a timm name ({hint})"

@@ -14,7 +14,7 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
-def open_artifact(run_dir: Path, place: str) -> Iterator[Path]:
+def open_artifact(run_dir: Path, relative_path: str) -> Iterator[Path]:
     """Open an artifact and yield a path to it that holds whatever happens to the folder.
 
     The spool may be anybody's: of what it asks for only regular files inside of the folder are
@@ -25,26 +25,28 @@ def open_artifact(run_dir: Path, place: str) -> Iterator[Path]:
         OSError: It is no such file; the reason says why.
     """
     with ExitStack() as stack:
-        number = _descend(run_dir, place, stack)
+        number = _descend(run_dir, relative_path, stack)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vssl-")))
-        path = folder / PurePosixPath(place).name
+        path = folder / PurePosixPath(relative_path).name
         path.symlink_to(f"/proc/self/fd/{number}")
         yield path
 
 
-def _descend(run_dir: Path, place: str, stack: ExitStack) -> int:
+def _descend(run_dir: Path, relative_path: str, stack: ExitStack) -> int:
     """Open each folder on the way inside the one before, then the file."""
-    parts = PurePosixPath(place).parts
-    if not parts or "\0" in place or ".." in parts or place.startswith("/"):
+    components = PurePosixPath(relative_path).parts
+    leads_outside = ".." in components or relative_path.startswith("/")
+    if not components or "\0" in relative_path or leads_outside:
         raise OSError(errno.EINVAL, "is no place inside of the run folder")
     number = _opened(run_dir.resolve(), os.O_DIRECTORY, None, stack)
-    for folder_name in parts[:-1]:
+    for folder_name in components[:-1]:
         if not stat.S_ISDIR(_lstat(folder_name, number).st_mode):
             raise OSError(errno.ENOTDIR, f"{folder_name} is a link or no folder")
         number = _opened(folder_name, os.O_DIRECTORY, number, stack)
-    if not stat.S_ISREG(_lstat(parts[-1], number).st_mode):  # opening a device may do something
+    # Asked before it is opened: opening a device may do something.
+    if not stat.S_ISREG(_lstat(components[-1], number).st_mode):
         raise OSError(errno.EINVAL, "is a link or no regular file")
-    number = _opened(parts[-1], 0, number, stack)
+    number = _opened(components[-1], 0, number, stack)
     status = os.fstat(number)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "is no regular file")

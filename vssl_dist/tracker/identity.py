@@ -1,4 +1,4 @@
-"""Which run a folder is: it may be moved, mounted elsewhere, or copied.
+"""Identity of a run folder, which may be moved, mounted elsewhere, or copied.
 
 ``run.json`` holds the run's uuid and the folder's path.  A folder whose recorded path is another
 folder with the same uuid is a copy of that one, and becomes a run of its own; any other folder
@@ -39,7 +39,7 @@ class Parent:
     name: str
     uuid: str
     runs: dict[str, str] = field(default_factory=dict)
-    """Its MLflow runs by their server's address."""
+    """Ids of the parent's MLflow runs by their server's address."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run folder knows of MLflow: its runs there, and who is sending."""
+"""Records of MLflow in a run folder: its runs there, and who is sending."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Sender:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     job: str | None = None
-    """Of SLURM, if our launcher started the process there."""
+    """Id of the SLURM job, if our launcher started the process there."""
     problem: str | None = None
 
     @classmethod

@@ -90,13 +90,13 @@ class Replayer:
                     self._set_aside(what, error)
                     self._cursor.save()
         outage: Exception | None = None
-        for place in list(self._cursor.artifacts):
+        for relative_path in list(self._cursor.artifacts):
             try:
-                self._upload(place)
+                self._upload(relative_path)
             except Exception as error:  # the next one may lie in another store
                 outage = error
                 continue
-            self._cursor.artifacts.remove(place)
+            self._cursor.artifacts.remove(relative_path)
             self._cursor.save()
         if outage is not None:
             raise outage
@@ -215,15 +215,15 @@ class Replayer:
     def _log_batch(self, batch: Batch) -> None:
         self._client.log_batch(self.run_id, batch.metrics, batch.params, batch.tags)
 
-    def _upload(self, place: str) -> None:
-        error = self._try(lambda: self._log_artifact(place))
+    def _upload(self, relative_path: str) -> None:
+        error = self._try(lambda: self._log_artifact(relative_path))
         if error is not None:
-            self._set_aside(f"artifact {place or 'without a name'}", error)
+            self._set_aside(f"artifact {relative_path or 'without a name'}", error)
 
-    def _log_artifact(self, place: str) -> None:
+    def _log_artifact(self, relative_path: str) -> None:
         if sqlite_file(self._cursor.tracking_uri) and self._store.startswith(_SERVERS):
             raise Refused(f"the database has it sent to {self._store}, which nobody has asked for")
-        with open_artifact(self.run_dir, place) as path:
+        with open_artifact(self.run_dir, relative_path) as path:
             self._client.log_artifact(self.run_id, str(path))
 
     def _set_status(self, record: dict[str, Any]) -> None:
@@ -260,7 +260,7 @@ class _Content:
     artifacts: list[str] = field(default_factory=list)
     status: dict[str, Any] | None = None
     refused: dict[str, Exception] = field(default_factory=dict)
-    """What is no value at all."""
+    """Errors of values that are none, by the value's name."""
 
     def add(self, record: dict[str, Any]) -> None:
         """Add one record; raises whatever a record that is none leads to."""
@@ -317,11 +317,11 @@ class _Content:
                 self.refused[f"{kind} {key}"] = ValueError("its value is no text")
         return texts
 
-    def _add_artifact(self, place: object) -> None:
-        if not isinstance(place, str) or len(place) > _LONGEST_PATH:
+    def _add_artifact(self, relative_path: object) -> None:
+        if not isinstance(relative_path, str) or len(relative_path) > _LONGEST_PATH:
             raise ValueError("an artifact without a path")
-        if place not in self.artifacts:
-            self.artifacts.append(place)
+        if relative_path not in self.artifacts:
+            self.artifacts.append(relative_path)
 
 
 def _until(path: Path, end: int) -> Iterator[list[dict[str, Any]]]:

@@ -91,10 +91,10 @@ def _obstacle(
     if status in (401, 403):
         if _own_way_in():
             return question.away(f"HTTP {status}; how MLflow signs its requests is not tried here")
-        said = printable(redact(" ".join(body[:200].decode(errors="replace").split())))
-        remedy = "start it with --allowed-hosts" if "ebinding" in said else _RIGHTS
+        reason = printable(redact(" ".join(body[:200].decode(errors="replace").split())))
+        remedy = "start it with --allowed-hosts" if "ebinding" in reason else _RIGHTS
         return TrackingReport(
-            f"MLflow at {question.uri} lets nobody in (HTTP {status}: {said}): {remedy}"
+            f"MLflow at {question.uri} lets nobody in (HTTP {status}: {reason}): {remedy}"
         )
     asked = _inside(facts, "experiment") or _inside(facts, "run")
     if not asked and facts.get("error_code") not in _NOT_THERE:

@@ -109,8 +109,8 @@ class Spool:
         path = path.absolute()
         inside = path.is_relative_to(self.run_dir)
         # Relative, so that a run folder that was moved can still be replayed.
-        place = path.relative_to(self.run_dir) if inside else path
-        self._append({"kind": "artifact", "path": str(place)})
+        recorded_path = path.relative_to(self.run_dir) if inside else path
+        self._append({"kind": "artifact", "path": str(recorded_path)})
 
     def status(self, value: Status) -> None:
         """Write the status of the run.
