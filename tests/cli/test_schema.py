@@ -116,10 +116,11 @@ def complaint(methods: Any, item: str) -> str:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_method_s_keys_are_refused_in_the_same_words_with_and_without_torch(name: str) -> None:
+    methods = typos._Methods()
     for key in CONFIGS[name].model_fields:
         for value in ("nonsense", "-1", "0", "[1]", "null", "true", "1.5", "[2, 3]"):
             item = f"method={{name: {name}, {key}: {value}}}"
-            light = complaint(typos._Methods(), item)
+            light = complaint(methods, item)
             real = complaint(CONFIGS, item)
             if light and light.startswith("method."):
                 assert light == real, item

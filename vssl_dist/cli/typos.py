@@ -127,6 +127,7 @@ class _Methods(Mapping[str, Any]):
         names = (block["properties"].get("name", {}).get("const") for block in blocks)
         named = zip(names, blocks, strict=True)
         self._blocks = {name: block for name, block in named if name is not None}
+        self._models: dict[str, Any] = {}
 
     @property
     def have_constant_rules(self) -> bool:
@@ -134,6 +135,11 @@ class _Methods(Mapping[str, Any]):
         return all(RULES in block for block in self._blocks.values())
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self._models:
+            self._models[name] = self._model(name)
+        return self._models[name]
+
+    def _model(self, name: str) -> Any:
         from pydantic import create_model
 
         from vssl_dist.config import MethodConfig
