@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from vssl_dist.data.store.manifest import (
     INDEX_DTYPE,
-    INDEX_HEADER,
     MANIFEST,
+    MAX_INDEX_HEADER_BYTES,
     Manifest,
     ShardEntry,
     read_manifest,
@@ -168,7 +168,7 @@ def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
     problems = _compare_file(path, entry.sha256, entry.bytes)
     index_bytes = entry.samples * INDEX_DTYPE.itemsize
     index = path.with_name(entry.index_name)
-    problems += _compare_file(index, entry.index_sha256, index_bytes, INDEX_HEADER)
+    problems += _compare_file(index, entry.index_sha256, index_bytes, MAX_INDEX_HEADER_BYTES)
     sample_problems: list[str] = []
     try:
         rows = _read_index(index, entry.samples)
@@ -203,7 +203,7 @@ def _compare_file(path: Path, sha256: str, size: int | None = None, slack: int =
 
 def _read_index(path: Path, samples: int) -> NDArray[np.void]:
     try:
-        blob = read_regular(path, samples * INDEX_DTYPE.itemsize + INDEX_HEADER)
+        blob = read_regular(path, samples * INDEX_DTYPE.itemsize + MAX_INDEX_HEADER_BYTES)
         rows: NDArray[np.void] = np.load(io.BytesIO(blob), allow_pickle=False)
     except OSError:
         raise

@@ -41,9 +41,9 @@ from vssl_dist.data.store.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
+    iter_size_problems,
     read_manifest,
     seal,
-    size_problems,
 )
 from vssl_dist.durable import is_partial, sync
 from vssl_dist.errors import DataError
@@ -172,7 +172,7 @@ def _finished_manifest(out: Path, source: dict[str, object]) -> Manifest | None:
             raise OccupiedFolderError(
                 f"{out}: holds another dataset: delete it or choose another --out"
             )
-        if not any(size_problems(out, manifest)):
+        if not any(iter_size_problems(out, manifest)):
             return manifest
         if foreign_name := _foreign_name(out):
             raise DataError(

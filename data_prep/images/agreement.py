@@ -45,11 +45,11 @@ def dali_decoder() -> Decode | None:
         MemoryError: It does not start for lack of memory, which another call may have.
     """
     try:
-        from vssl_dist.data.backends.dali_decoder import Decoder
+        from vssl_dist.data.backends.dali_decoder import DaliDecoder
     except ImportError:
         return None
     try:
-        return Decoder()
+        return DaliDecoder()
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise MemoryError("DALI") from error

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise, takewhile
 
 from vssl_dist.data.bare import (
-    ADOBE,
-    APPLICATION,
-    COMMENT,
-    END,
-    FRAMES,
-    SCAN,
-    Segment,
-    has_signature,
-    segments,
+    ADOBE_SIGNATURE,
+    APPLICATION_MARKERS,
+    COMMENT_MARKER,
+    END_MARKER,
+    FRAME_MARKERS,
+    SCAN_MARKER,
+    JpegSegment,
+    has_segment_signature,
+    iter_jpeg_segments,
 )
 
 from . import tiff_tags
@@ -24,7 +24,9 @@ from .structure_report import StructureReport
 _MAX_SCANS = 100
 """Scans that a file may have: each is a pass over the whole picture, encoders make ten or so."""
 _MAX_SEGMENTS = 100_000
-_PLAIN_MARKERS = frozenset((0xC0, 0xC2, 0xC4, SCAN, 0xDB, 0xDD, *APPLICATION, COMMENT))
+_PLAIN_MARKERS = frozenset(
+    (0xC0, 0xC2, 0xC4, SCAN_MARKER, 0xDB, 0xDD, *APPLICATION_MARKERS, COMMENT_MARKER)
+)
 """Baseline and progressive frames, tables, scans, and what decoders pass over."""
 _PLAIN_SAMPLINGS = frozenset(bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x12, 0x21, 0x22))
 _EXIF = (0xE1, b"Exif\0\0", 6)
@@ -40,18 +42,18 @@ _GAIN_MAP = b' hdrgm:Version="'
 
 def inspect_jpeg(data: bytes) -> StructureReport:
     """Inspect the structure of a JPEG, from marker to marker."""
-    jpeg_segments = list(islice(segments(data), _MAX_SEGMENTS + 1))
-    if sum(segment.marker == SCAN for segment in jpeg_segments) > _MAX_SCANS:
+    jpeg_segments = list(islice(iter_jpeg_segments(data), _MAX_SEGMENTS + 1))
+    if sum(segment.marker == SCAN_MARKER for segment in jpeg_segments) > _MAX_SCANS:
         return StructureReport(f"more than {_MAX_SCANS} scans, which no encoder makes")
     if len(jpeg_segments) > _MAX_SEGMENTS:
         return StructureReport(f"more than {_MAX_SEGMENTS} segments, which no encoder makes")
     frames = [
-        data[segment.body + 2 : segment.end]
+        data[segment.length_offset + 2 : segment.end]
         for segment in jpeg_segments
-        if segment.marker in FRAMES
+        if segment.marker in FRAME_MARKERS
     ]
     gaps = _gaps(data, jpeg_segments)
-    header_segments = list(takewhile(lambda segment: segment.marker != SCAN, jpeg_segments))
+    header_segments = list(takewhile(lambda segment: segment.marker != SCAN_MARKER, jpeg_segments))
     exif = _segment_content(data, header_segments, _EXIF)
     orientation = tiff_tags.parse_orientation(exif, _segment_content(data, header_segments, _XMP))
     oddity = f"EXIF orientation {orientation}" if orientation != 1 else ""
@@ -59,14 +61,14 @@ def inspect_jpeg(data: bytes) -> StructureReport:
         oddity = oddity or "JPEG with bytes between its segments"
     is_plain = (
         not any(gaps)
-        and [segment.marker for segment in jpeg_segments[-2:]] == [SCAN, END]
+        and [segment.marker for segment in jpeg_segments[-2:]] == [SCAN_MARKER, END_MARKER]
         and jpeg_segments[-1].end == len(data)
         and _PLAIN_MARKERS.issuperset(segment.marker for segment in jpeg_segments[:-1])
         and [_is_plain_frame(frame) for frame in frames] == [True]
         and {
-            data[segment.body + 13]
+            data[segment.length_offset + 13]
             for segment in jpeg_segments
-            if has_signature(data, segment, ADOBE)
+            if has_segment_signature(data, segment, ADOBE_SIGNATURE)
         }
         <= {1}
         and (not exif or tiff_tags.is_tiff_directory(exif))
@@ -79,32 +81,34 @@ def inspect_jpeg(data: bytes) -> StructureReport:
 
 def read_orientation(data: bytes) -> int:
     """Read how the picture has to be turned, from EXIF or XMP ahead of it."""
-    walk = takewhile(lambda segment: segment.marker != SCAN, segments(data))
+    walk = takewhile(lambda segment: segment.marker != SCAN_MARKER, iter_jpeg_segments(data))
     jpeg_segments = list(islice(walk, _MAX_SEGMENTS))
     return tiff_tags.parse_orientation(
         _segment_content(data, jpeg_segments, _EXIF), _segment_content(data, jpeg_segments, _XMP)
     )
 
 
-def _gaps(data: bytes, jpeg_segments: Sequence[Segment]) -> list[bytes]:
+def _gaps(data: bytes, jpeg_segments: Sequence[JpegSegment]) -> list[bytes]:
     """List the bytes between segments that belong to none; coded data belongs to its scan."""
-    walk = [Segment(0xD8, 0, 2, 2), *jpeg_segments]
+    walk = [JpegSegment(0xD8, 0, 2, 2), *jpeg_segments]
     return [
-        data[before.end : after.start] for before, after in pairwise(walk) if before.marker != SCAN
+        data[before.end : after.start]
+        for before, after in pairwise(walk)
+        if before.marker != SCAN_MARKER
     ]
 
 
 def _segment_content(
-    data: bytes, jpeg_segments: Iterable[Segment], identifier: tuple[int, bytes, int]
+    data: bytes, jpeg_segments: Iterable[JpegSegment], identifier: tuple[int, bytes, int]
 ) -> bytes:
     """Return what follows the identifier in the first such segment; b"" if there is none."""
     for segment in jpeg_segments:
-        if has_signature(data, segment, identifier):
-            return data[segment.body + 2 + len(identifier[1]) : segment.end]
+        if has_segment_signature(data, segment, identifier):
+            return data[segment.length_offset + 2 + len(identifier[1]) : segment.end]
     return b""
 
 
-def _holds_more_pictures(data: bytes, jpeg_segments: Sequence[Segment]) -> bool:
+def _holds_more_pictures(data: bytes, jpeg_segments: Sequence[JpegSegment]) -> bool:
     """Tell whether more pictures follow the first one, other than its gain map."""
     index = _segment_content(data, jpeg_segments, _MULTI_PICTURE)
     pictures = tiff_tags.read_number(index, _PICTURE_COUNT_TAG) or 0
@@ -114,7 +118,9 @@ def _holds_more_pictures(data: bytes, jpeg_segments: Sequence[Segment]) -> bool:
     ):
         return False
     app1_segments = (segment for segment in jpeg_segments if segment.marker == 0xE1)
-    return all(data.find(_GAIN_MAP, segment.body, segment.end) < 0 for segment in app1_segments)
+    return all(
+        data.find(_GAIN_MAP, segment.length_offset, segment.end) < 0 for segment in app1_segments
+    )
 
 
 def _is_plain_frame(frame: bytes) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from vssl_dist.data.bare import Chunk, chunks
+from vssl_dist.data.bare import PngChunk, iter_png_chunks
 
 from . import tiff_tags
 from .structure_report import StructureReport
@@ -50,18 +50,18 @@ class _Header(NamedTuple):
 
 def inspect_png(data: bytes) -> StructureReport:
     """Inspect the structure of a PNG, from chunk to chunk."""
-    png_chunks = list(islice(chunks(data), _MAX_CHUNKS + 1))
+    png_chunks = list(islice(iter_png_chunks(data), _MAX_CHUNKS + 1))
     if len(png_chunks) > _MAX_CHUNKS:
         return StructureReport(f"more than {_MAX_CHUNKS} parts, which no encoder makes")
     try:
         intact = [_check_chunk(data, chunk) for chunk in png_chunks]
-        if [chunk.kind for chunk in png_chunks[-1:]] != [b"IEND"]:
+        if [chunk.chunk_type for chunk in png_chunks[-1:]] != [b"IEND"]:
             raise ValueError("its end is missing")
         header = _header(data, png_chunks)
         is_exact, unread_bytes = _check_pixels(data, png_chunks, header)
     except (ValueError, zlib.error) as error:
         return StructureReport(damage=str(error))
-    kinds = [chunk.kind for chunk in png_chunks]
+    kinds = [chunk.chunk_type for chunk in png_chunks]
     intact_chunks = [chunk for chunk, is_right in zip(png_chunks, intact, strict=True) if is_right]
     is_plain = (
         is_exact
@@ -78,10 +78,12 @@ def inspect_png(data: bytes) -> StructureReport:
     return StructureReport("", "", oddity, is_plain and not oddity)
 
 
-def _find_oddity(data: bytes, intact_chunks: Sequence[Chunk], header: _Header) -> str:
+def _find_oddity(data: bytes, intact_chunks: Sequence[PngChunk], header: _Header) -> str:
     if header.depth != 8 or header.colour not in _TRANSPARENCY_BYTES:
         return f"PNG of {header.depth} bits and colour type {header.colour}"
-    texts = (chunk.end - chunk.start for chunk in intact_chunks if chunk.kind in _COMPRESSED_CHUNKS)
+    texts = (
+        chunk.end - chunk.start for chunk in intact_chunks if chunk.chunk_type in _COMPRESSED_CHUNKS
+    )
     if sum(min(_MAX_INFLATION * size, _MAX_INFLATED_EACH) for size in texts) > _MAX_INFLATED:
         return "PNG with more compressed texts than decoders should have to read"
     if _is_layered(data, intact_chunks, header):
@@ -92,80 +94,81 @@ def _find_oddity(data: bytes, intact_chunks: Sequence[Chunk], header: _Header) -
 
 def read_orientation(data: bytes) -> int:
     """Read how the picture has to be turned, from EXIF or XMP that is not compressed."""
-    walk = islice(chunks(data), _MAX_CHUNKS)
+    walk = islice(iter_png_chunks(data), _MAX_CHUNKS)
     return _stated_orientation(
-        data, [p for p in walk if p.kind in (b"eXIf", b"iTXt") and _is_checksum_right(data, p)]
+        data,
+        [p for p in walk if p.chunk_type in (b"eXIf", b"iTXt") and _is_checksum_right(data, p)],
     )
 
 
-def _stated_orientation(data: bytes, intact_chunks: Sequence[Chunk]) -> int:
+def _stated_orientation(data: bytes, intact_chunks: Sequence[PngChunk]) -> int:
     """Return the orientation by the last EXIF or XMP, which is the one that libraries go by."""
     exif = xmp = b""
     for chunk in intact_chunks:
-        if chunk.kind == b"eXIf":
+        if chunk.chunk_type == b"eXIf":
             exif = _content(data, chunk)
-        elif chunk.kind == b"iTXt" and data.startswith(_XMP, chunk.start + 8):
+        elif chunk.chunk_type == b"iTXt" and data.startswith(_XMP, chunk.start + 8):
             xmp = _content(data, chunk)
     return tiff_tags.parse_orientation(exif, xmp)
 
 
-def _content(data: bytes, chunk: Chunk) -> bytes:
+def _content(data: bytes, chunk: PngChunk) -> bytes:
     return data[chunk.start + 8 : chunk.end - 4]
 
 
-def _check_chunk(data: bytes, chunk: Chunk) -> bool:
+def _check_chunk(data: bytes, chunk: PngChunk) -> bool:
     """Tell whether a chunk's checksum is right, which only the picture's own chunks must have.
 
     Raises:
         ValueError: The chunk is cut short, or is of the picture and damaged or unknown.
     """
-    name = chunk.kind.decode("ascii", "replace")
-    if chunk.end > len(data) or len(chunk.kind) < 4:
+    name = chunk.chunk_type.decode("ascii", "replace")
+    if chunk.end > len(data) or len(chunk.chunk_type) < 4:
         raise ValueError(f"it is cut short in {name or 'a chunk'}")
-    is_critical = chunk.kind[:1].isupper()
-    if is_critical and chunk.kind not in _CRITICAL_CHUNKS:
+    is_critical = chunk.chunk_type[:1].isupper()
+    if is_critical and chunk.chunk_type not in _CRITICAL_CHUNKS:
         raise ValueError(f"it has a part {name!r} that no decoder knows")
     is_right = _is_checksum_right(data, chunk)
-    if is_critical and not is_right and chunk.kind != b"IEND":
+    if is_critical and not is_right and chunk.chunk_type != b"IEND":
         raise ValueError(f"the checksum of its {name} differs")
     return is_right
 
 
-def _is_checksum_right(data: bytes, chunk: Chunk) -> bool:
+def _is_checksum_right(data: bytes, chunk: PngChunk) -> bool:
     stated = int.from_bytes(data[chunk.end - 4 : chunk.end], "big")
     return zlib.crc32(memoryview(data)[chunk.start + 4 : chunk.end - 4]) == stated
 
 
-def _header(data: bytes, png_chunks: Iterable[Chunk]) -> _Header:
+def _header(data: bytes, png_chunks: Iterable[PngChunk]) -> _Header:
     """Parse the first chunk that describes the picture.
 
     Raises:
         ValueError: It is missing or of a wrong length.
     """
-    body = next((_content(data, chunk) for chunk in png_chunks if chunk.kind == b"IHDR"), b"")
+    body = next((_content(data, chunk) for chunk in png_chunks if chunk.chunk_type == b"IHDR"), b"")
     if len(body) != 13:
         raise ValueError(f"its IHDR has {len(body)} bytes instead of 13")
     return _Header(*struct.unpack(">IIBBBBB", body))
 
 
-def _is_layered(data: bytes, intact_chunks: Iterable[Chunk], header: _Header) -> bool:
+def _is_layered(data: bytes, intact_chunks: Iterable[PngChunk], header: _Header) -> bool:
     """Tell whether pixels are transparent, or pictures follow the first one."""
     frames = 0
-    chunks_before_pixels = list(takewhile(lambda chunk: chunk.kind != b"IDAT", intact_chunks))
+    chunks_before_pixels = list(takewhile(lambda chunk: chunk.chunk_type != b"IDAT", intact_chunks))
     for chunk in chunks_before_pixels:
         body = _content(data, chunk)
-        if chunk.kind == b"tRNS" and len(body) >= _TRANSPARENCY_BYTES.get(
+        if chunk.chunk_type == b"tRNS" and len(body) >= _TRANSPARENCY_BYTES.get(
             header.colour, len(body) + 1
         ):
             return True
-        if chunk.kind == b"acTL" and len(body) >= 8:
+        if chunk.chunk_type == b"acTL" and len(body) >= 8:
             frames = int.from_bytes(body[:4], "big")
     # A picture without a frame of its own is one more, to be shown where nothing moves.
-    has_separate_still = all(chunk.kind != b"fcTL" for chunk in chunks_before_pixels)
+    has_separate_still = all(chunk.chunk_type != b"fcTL" for chunk in chunks_before_pixels)
     return 0 < frames <= _MAX_FRAMES and frames + has_separate_still > 1
 
 
-def _check_pixels(data: bytes, png_chunks: Iterable[Chunk], header: _Header) -> tuple[bool, int]:
+def _check_pixels(data: bytes, png_chunks: Iterable[PngChunk], header: _Header) -> tuple[bool, int]:
     """Decompress the coded pixels to see whether they are whole.
 
     Returns:
@@ -182,7 +185,7 @@ def _check_pixels(data: bytes, png_chunks: Iterable[Chunk], header: _Header) -> 
     has_data_behind = False
     unread_bytes = 0
     for chunk in png_chunks:
-        if chunk.kind != b"IDAT":
+        if chunk.chunk_type != b"IDAT":
             continue
         compressed = _content(data, chunk)
         first_byte = first_byte or compressed[:1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vssl_dist.data.store.manifest import MANIFEST, ShardEntry, read_manifest, size_problems
+from vssl_dist.data.store.manifest import MANIFEST, ShardEntry, iter_size_problems, read_manifest
 from vssl_dist.durable import sha256
 from vssl_dist.errors import DataError
 
@@ -85,7 +85,7 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         _refuse_other_recipe(folder, manifest.source, recipe)
-        is_whole = not any(size_problems(folder, manifest)) and has_intact_inputs(
+        is_whole = not any(iter_size_problems(folder, manifest)) and has_intact_inputs(
             folder, manifest.source
         )
         return is_whole and not (folder / NOTES).exists()
@@ -111,7 +111,7 @@ def begin_split(folder: Path, recipe: Recipe, decisions: SplitDecisions) -> dict
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         _refuse_other_recipe(folder, manifest.source, recipe)
-        damaged = {name for name, _ in size_problems(folder, manifest)}
+        damaged = {name for name, _ in iter_size_problems(folder, manifest)}
         return {
             entry.name: entry
             for entry in manifest.shards
