@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from data_prep.shard import positive_int
-from data_prep.sharding.dataset import shuffled_order
+from data_prep.sharding.dataset import fixed_permutation
 from vssl_dist.config.paths import path_argument
 from vssl_dist.console.endings import one_line
 from vssl_dist.data.plan import SampleOrder
@@ -55,7 +55,7 @@ class Dataset:
     def labels(self, *, mixed: bool) -> Int64:
         """Class of each sample: equally many of each, one after the other unless ``mixed``."""
         ordered = np.arange(self.samples) * self.classes // self.samples
-        return ordered[shuffled_order(self.samples)] if mixed else ordered
+        return ordered[fixed_permutation(self.samples)] if mixed else ordered
 
 
 @dataclass(frozen=True)
