@@ -22,8 +22,8 @@ from vssl_dist.config import ViewRecipe
 from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.backends.dali import GraphFunction, GraphRunner
+from vssl_dist.data.backends.dali_decoder import DaliNode
 from vssl_dist.data.backends.dali_graph import (
-    DaliNode,
     all_views_graph,
     decoding_graph,
     resized_box_graph,

@@ -140,7 +140,7 @@ def test_a_substitute_is_looked_for_in_three_more_shards_and_not_in_all(tmp_path
 def test_a_substitute_is_looked_for_among_so_many_of_a_shard_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "_CANDIDATES", 2)
+    monkeypatch.setattr(dataset, "_CANDIDATES_PER_SHARD", 2)
     folder = tiny_shards(tmp_path / "train", 8, 4)
     for sample in (3, 0):
         flip(folder, sample)
@@ -230,7 +230,7 @@ def test_the_fingerprint_is_the_digest_of_the_manifest(written: Path, tmp_path: 
 def test_more_shards_than_handles_and_many_threads_read_the_same(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "_MAX_OPEN", 1)
+    monkeypatch.setattr(handles, "_MOST_OPEN_SHARDS", 1)
     expected = make_images(written)
     dataset = pickle.loads(pickle.dumps(Dataset.open(written)))
     orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
@@ -265,7 +265,7 @@ def test_a_probe_names_a_shard_whose_length_alone_is_right(tmp_path: Path, name:
 
 @pytest.fixture
 def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(handles, "_PAUSES_S", ())
+    monkeypatch.setattr(handles, "_RETRY_PAUSES_S", ())
     return tiny_shards(tmp_path / "foreign", 20, 8)
 
 

@@ -192,10 +192,10 @@ for root, out, loaded in (({str(plain)!r}, "a", False), ({str(other)!r}, "b", Tr
     assert shard.main([*call, "--workers", "1"]) == 0
     assert ("nvidia.dali" in sys.modules) == loaded
 import os
-from data_prep.images.examine import DEFAULT_RULES, Verdict, examine
+from data_prep.images.examine import DEFAULT_RULES, ImageVerdict, examine_image
 os.close(2)
 data = open({str(other)!r} + "/c/0.jpg", "rb").read()
-sys.exit(examine(data, DEFAULT_RULES).verdict != Verdict.KEEP)
+sys.exit(examine_image(data, DEFAULT_RULES).verdict != ImageVerdict.KEEP)
 """
     )
     assert (done.returncode, "" if done.returncode else done.stdout.count("written in")) == (0, 2)

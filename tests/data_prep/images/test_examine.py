@@ -329,13 +329,13 @@ def test_a_lack_of_memory_is_no_verdict(tmp_path: Path) -> None:
 import resource, sys, psutil
 from pathlib import Path
 from data_prep import shard
-from data_prep.images.examine import DEFAULT_RULES, Rules, examine
+from data_prep.images.examine import DEFAULT_RULES, ImageRules, examine_image
 most = psutil.Process().memory_info().vms + (40 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 for path in Path({str(folder)!r}).iterdir():
-    for rules in (DEFAULT_RULES, Rules(salvage=True)):
+    for rules in (DEFAULT_RULES, ImageRules(salvage=True)):
         try:
-            print(path, examine(path.read_bytes(), rules))
+            print(path, examine_image(path.read_bytes(), rules))
         except MemoryError:
             pass
 sys.exit(shard.main({call} + ["--on-bad", "skip"]))
