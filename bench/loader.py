@@ -49,7 +49,7 @@ from bench.shard import write_folder
 from data_prep.shard import positive_int
 from data_prep.sharding.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
-from data_prep.sources.base import Request
+from data_prep.sources.base import SourceRequest
 from vssl_dist import config
 from vssl_dist.config.paths import path_argument
 from vssl_dist.console.endings import one_line
@@ -179,7 +179,7 @@ def report(found: dict[str, list[Turn]], taken: dict[str, float]) -> None:
 
 def shard(root: Path, out: Path) -> Path:
     """The image folder as shards; the train folder of them."""
-    splits = SOURCES["imagefolder"].read(Request(root, ("train",), explicit=True))
+    splits = SOURCES["imagefolder"].read(SourceRequest(root, ("train",), has_named_splits=True))
     build_dataset(
         splits, out, BuildOptions(shard_size=250), lambda *_: nullcontext(lambda done: None)
     )

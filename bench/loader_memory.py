@@ -14,7 +14,7 @@ from bench.loader_ours import ours, run_config
 from bench.shard import write_cifar
 from data_prep.sharding.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
-from data_prep.sources.base import Request
+from data_prep.sources.base import SourceRequest
 
 MARKS = 10
 """Stretches of a long run."""
@@ -56,7 +56,9 @@ def family() -> float:
 def long_run(scratch: Path, batches: int) -> None:
     """Print what so many small batches of this project's loader do to the memory of a process."""
     write_cifar(scratch / "small", 2000)
-    splits = SOURCES["cifar10"].read(Request(scratch / "small", ("train",), explicit=True))
+    splits = SOURCES["cifar10"].read(
+        SourceRequest(scratch / "small", ("train",), has_named_splits=True)
+    )
     options = BuildOptions(shard_size=250)
     build_dataset(splits, scratch / "shards32", options, lambda *_: nullcontext(lambda done: None))
     cfg = run_config(scratch / "shards32" / "train", batch=8, cores=1, side=32)

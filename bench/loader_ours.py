@@ -14,9 +14,9 @@ from bench.loader_peers import RECIPE, SIDE, Batches
 from vssl_dist.config import RunConfig
 from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.build import build_backend
-from vssl_dist.data.damage.replace import read_decodable
+from vssl_dist.data.damage.replace import read_with_substitutes
 from vssl_dist.data.loader import build_loader
-from vssl_dist.data.plan import Plan
+from vssl_dist.data.plan import SampleOrder
 from vssl_dist.data.store.dataset import Dataset, Samples
 from vssl_dist.data.views import draw
 from vssl_dist.methods.vje import VJEConfig
@@ -56,7 +56,7 @@ def stages(cfg: RunConfig, batches: int, device: str) -> dict[str, float]:
     """Seconds that each stage takes for so many batches."""
     dataset = Dataset.open(cfg.data.train)
     data, optim = cfg.data, cfg.optim
-    plan = Plan(
+    plan = SampleOrder(
         dataset.shard_sizes,
         seed=0,
         streams=data.streams,
@@ -84,7 +84,7 @@ def stages(cfg: RunConfig, batches: int, device: str) -> dict[str, float]:
             made: list[torch.Tensor] = timed(RENDER, lambda: backend(samples, draws))
             return made
 
-        timed(READ, lambda: read_decodable(dataset, ids, render))
+        timed(READ, lambda: read_with_substitutes(dataset, ids, render))
 
     for number in range(batches + 1):
         if number == 1:  # the batch before has built the pipeline

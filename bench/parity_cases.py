@@ -14,10 +14,10 @@ from PIL import Image
 
 from data_prep.images.examine import (
     DEFAULT_RULES,
-    Verdict,
-    examine,
+    ImageVerdict,
+    examine_image,
 )
-from data_prep.sources.photos import PHOTOGRAPHS
+from data_prep.sources.photos import PHOTOGRAPH_NAMES
 from vssl_dist.config import Normalisation, ViewRecipe
 from vssl_dist.data.store.dataset import Samples
 from vssl_dist.data.views import Draws, draw
@@ -62,7 +62,7 @@ def photographs() -> list[Image.Image]:
     if spec is None or spec.origin is None:
         raise ConfigError("scikit-image is not installed: its photographs are compared")
     folder, images = Path(spec.origin).parent / "data", []
-    for file in PHOTOGRAPHS:
+    for file in PHOTOGRAPH_NAMES:
         with Image.open(folder / file) as image:
             image.thumbnail((500, 500))
             plain = np.asarray(image if image.mode == "L" else image.convert("RGB"))
@@ -119,7 +119,9 @@ def folder_case(folder: Path, limit: int = 48) -> Case:
     if not paths:
         raise ConfigError(f"{folder}: no JPEG or PNG below this folder")
     for path in paths:
-        if (found := examine(path.read_bytes(), DEFAULT_RULES)).verdict is Verdict.REJECT:
+        if (
+            found := examine_image(path.read_bytes(), DEFAULT_RULES)
+        ).verdict is ImageVerdict.REJECT:
             raise ConfigError(f"{path}: {found.reason}: remove it from the folder")
     return Case(folder.resolve().name, stored(path.read_bytes() for path in paths), 224)
 

@@ -36,8 +36,8 @@ from PIL import Image
 
 from data_prep.sharding.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
-from data_prep.sources.base import Request
-from data_prep.sources.photos import PHOTOGRAPHS, read_photograph
+from data_prep.sources.base import SourceRequest
+from data_prep.sources.photos import PHOTOGRAPH_NAMES, read_photograph
 
 SIZE = (375, 500)
 ONE, TWO = "one worker", "two workers"
@@ -48,7 +48,7 @@ Measure = Callable[[], int]
 def pictures(wanted: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     """``wanted`` different cuts of ``size`` (height, width) from the photographs."""
     folder = Path(_skimage()) / "data"
-    whole = [read_photograph(folder / name) for name in PHOTOGRAPHS]
+    whole = [read_photograph(folder / name) for name in PHOTOGRAPH_NAMES]
     whole = [one for one in whole if one.shape[0] > size[0] and one.shape[1] > size[1]]
     random = np.random.default_rng(0)
     cuts: list[NDArray[np.uint8]] = []
@@ -86,7 +86,7 @@ def sharding(source: str, root: Path, scratch: Path, workers: int) -> Measure:
 
     def run() -> int:
         with tempfile.TemporaryDirectory(dir=scratch) as out:
-            splits = SOURCES[source].read(Request(root, ("train",), explicit=True))
+            splits = SOURCES[source].read(SourceRequest(root, ("train",), has_named_splits=True))
             options = BuildOptions(shard_size=250, workers=workers)
             built = build_dataset(
                 splits, Path(out), options, lambda *_: nullcontext(lambda done: None)

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from data_prep.shard import positive_int
-from data_prep.sharding.dataset import shuffled_order
+from data_prep.sharding.dataset import fixed_permutation
 from vssl_dist.config.paths import path_argument
 from vssl_dist.console.endings import one_line
-from vssl_dist.data.plan import Plan
+from vssl_dist.data.plan import SampleOrder
 from vssl_dist.durable import publish
 from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.figures.plots import png
@@ -55,7 +55,7 @@ class Dataset:
     def labels(self, *, mixed: bool) -> Int64:
         """Class of each sample: equally many of each, one after the other unless ``mixed``."""
         ordered = np.arange(self.samples) * self.classes // self.samples
-        return ordered[shuffled_order(self.samples)] if mixed else ordered
+        return ordered[fixed_permutation(self.samples)] if mixed else ordered
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Quality:
     shards: float
 
 
-def epochs_of_plan(data: Dataset, plan: Plan) -> list[Int64]:
+def epochs_of_plan(data: Dataset, plan: SampleOrder) -> list[Int64]:
     """``(batches, global_batch)`` ids of two epochs; batches that straddle an end are left out."""
     batches = data.samples // plan.global_batch
     starts = [-(-e * data.samples // plan.global_batch) * plan.global_batch for e in range(2)]
@@ -225,7 +225,7 @@ def compared(args: argparse.Namespace) -> list[Quality]:
     data = Dataset(args.samples, args.classes, args.shard_size)
     rows = []
     for window in args.windows:
-        plan = Plan(data.shard_sizes, args.seed, args.streams, window, args.batch)
+        plan = SampleOrder(data.shard_sizes, args.seed, args.streams, window, args.batch)
         rows.append(measure(str(window), data, epochs_of_plan(data, plan)))
     full = epochs_of_permutation(data, args.batch, args.seed)
     return [*rows, measure("full permutation", data, full)]

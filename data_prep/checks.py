@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from vssl_dist.data.store.manifest import (
     INDEX_DTYPE,
-    INDEX_HEADER,
     MANIFEST,
+    MAX_INDEX_HEADER_BYTES,
     Manifest,
     ShardEntry,
     read_manifest,
@@ -26,29 +26,29 @@ from vssl_dist.data.store.manifest import (
 from vssl_dist.durable import open_regular, read_regular
 from vssl_dist.errors import DataError
 
-from .images.agreement import SHOWN_DIFFERENTLY
+from .images.agreement import SHOWN_DIFFERENTLY_REASON
 from .images.examine import (
     DEFAULT_RULES,
-    Rules,
-    Verdict,
-    examine,
+    ImageRules,
+    ImageVerdict,
+    examine_image,
 )
 from .sharding import pool
 from .sharding.split_folder import (
-    INPUTS,
-    REJECTS,
-    SURVEYED_KEYS,
+    INPUT_DIGESTS_NAME,
+    KEYS_AFTER_SURVEY,
+    REJECTS_NAME,
 )
-from .sharding.writer import NOTES, sample_key
+from .sharding.writer import NOTES_FOLDER_NAME, make_sample_key
 from .sources.base import LABELS_KEY, UNLABELED
 
-_REPORT_EVERY = 64
-_SHOWN = 5
+_SAMPLES_PER_REPORT = 64
+_MAX_SHOWN_SAMPLES = 5
 """Damaged samples listed per shard."""
 
 
 @dataclass(frozen=True)
-class CheckTask:
+class ShardCheckTask:
     """One shard to check."""
 
     folder: Path
@@ -56,12 +56,12 @@ class CheckTask:
     first_id: int
     """Global id of the shard's first sample."""
     classes: int
-    rules: Rules
+    rules: ImageRules
     labels: list[int] | None = None
     """Labels in the tars, by class, where the tars are another split's (`subset`)."""
 
 
-def find_splits(out: Path) -> list[Path]:
+def find_sharded_splits(out: Path) -> list[Path]:
     """Find the folders of splits at or directly below ``out``, finished or not.
 
     Raises:
@@ -78,10 +78,14 @@ def find_splits(out: Path) -> list[Path]:
 
 
 def _looks_sharded(folder: Path) -> bool:
-    return (folder / MANIFEST).exists() or (folder / NOTES).exists() or any(folder.glob("shard-*"))
+    return (
+        (folder / MANIFEST).exists()
+        or (folder / NOTES_FOLDER_NAME).exists()
+        or any(folder.glob("shard-*"))
+    )
 
 
-def stated_samples(folder: Path) -> int:
+def num_stated_samples(folder: Path) -> int:
     """Return how many samples the manifest states; 0 if it is illegible."""
     try:
         return read_manifest(folder, sealed=False).samples
@@ -111,31 +115,33 @@ def check_split(
         read_manifest(folder)
     except DataError as error:
         problems.append(str(error))
-    expected = {MANIFEST, *(n for e in manifest.shards for n in (e.name, e.index_name))}
-    for key, name in zip(SURVEYED_KEYS, (INPUTS, REJECTS), strict=True):
+    expected_names = {MANIFEST, *(n for e in manifest.shards for n in (e.name, e.index_name))}
+    for key, name in zip(KEYS_AFTER_SURVEY, (INPUT_DIGESTS_NAME, REJECTS_NAME), strict=True):
         if sha256 := manifest.source.get(key):
-            expected.add(name)
+            expected_names.add(name)
             problems += _compare_file(folder / name, str(sha256))
-    unknown_names = sorted({path.name for path in folder.iterdir()} - expected)
+    unknown_names = sorted({path.name for path in folder.iterdir()} - expected_names)
     problems += [f"{folder / name}: the manifest does not know it" for name in unknown_names]
     try:
-        rules, labels = _limits(manifest)
+        rules, labels = _read_limits(manifest)
     except ValueError as error:
         return manifest, [*problems, f"{folder / MANIFEST}: {error}: shard the data anew"]
-    starts = np.cumsum([0, *(entry.samples for entry in manifest.shards)]).tolist()
-    tasks = [
-        CheckTask(folder, entry, first_id, len(manifest.classes), rules, labels)
-        for entry, first_id in zip(manifest.shards, starts, strict=False)
+    first_ids = np.cumsum([0, *(entry.samples for entry in manifest.shards)]).tolist()
+    check_tasks = [
+        ShardCheckTask(folder, entry, first_id, len(manifest.classes), rules, labels)
+        for entry, first_id in zip(manifest.shards, first_ids, strict=False)
     ]
     shard_problems = dict(
-        pool.run_tasks(check_shard, tasks, workers=workers, advance=advance, imports=[__name__])
+        pool.run_tasks(
+            check_shard, check_tasks, workers=workers, advance=advance, preloaded_modules=[__name__]
+        )
     )
     return manifest, problems + [
         line for entry in manifest.shards for line in shard_problems[entry.name]
     ]
 
 
-def _limits(manifest: Manifest) -> tuple[Rules, list[int] | None]:
+def _read_limits(manifest: Manifest) -> tuple[ImageRules, list[int] | None]:
     """Read from a manifest's source the limits of its images and the labels in shared tars.
 
     Raises:
@@ -151,10 +157,10 @@ def _limits(manifest: Manifest) -> tuple[Rules, list[int] | None]:
         or any(type(label) is not int for label in labels)
     ):
         raise ValueError(f"{LABELS_KEY} are {labels!r:.40} for {len(manifest.classes)} classes")
-    return Rules(max_pixels), labels
+    return ImageRules(max_pixels), labels
 
 
-def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
+def check_shard(task: ShardCheckTask) -> Generator[int, None, tuple[str, list[str]]]:
     """Check the two files of a shard against the manifest, each other, and a decoder.
 
     Yields:
@@ -168,24 +174,26 @@ def check_shard(task: CheckTask) -> Generator[int, None, tuple[str, list[str]]]:
     problems = _compare_file(path, entry.sha256, entry.bytes)
     index_bytes = entry.samples * INDEX_DTYPE.itemsize
     index = path.with_name(entry.index_name)
-    problems += _compare_file(index, entry.index_sha256, index_bytes, INDEX_HEADER)
+    problems += _compare_file(index, entry.index_sha256, index_bytes, MAX_INDEX_HEADER_BYTES)
     sample_problems: list[str] = []
     try:
         rows = _read_index(index, entry.samples)
         with open_regular(path) as file:
-            for row, expected in enumerate(rows):
-                problem = _check_sample(file, task.first_id + row, expected, task)
+            for row, index_row in enumerate(rows):
+                problem = _check_sample(file, task.first_id + row, index_row, task)
                 sample_problems += (
                     [f"{path}: sample {task.first_id + row}: {problem}"] if problem else []
                 )
-                if (row + 1) % _REPORT_EVERY == 0:
-                    yield _REPORT_EVERY
-        yield len(rows) % _REPORT_EVERY
+                if (row + 1) % _SAMPLES_PER_REPORT == 0:
+                    yield _SAMPLES_PER_REPORT
+        yield len(rows) % _SAMPLES_PER_REPORT
     except (OSError, DataError) as error:
         problems += [str(error)] if isinstance(error, DataError) else []
         yield entry.samples
-    if len(sample_problems) > _SHOWN:
-        sample_problems[_SHOWN:] = [f"{path}: and {len(sample_problems) - _SHOWN} more samples"]
+    if len(sample_problems) > _MAX_SHOWN_SAMPLES:
+        sample_problems[_MAX_SHOWN_SAMPLES:] = [
+            f"{path}: and {len(sample_problems) - _MAX_SHOWN_SAMPLES} more samples"
+        ]
     return entry.name, problems + sample_problems
 
 
@@ -203,7 +211,7 @@ def _compare_file(path: Path, sha256: str, size: int | None = None, slack: int =
 
 def _read_index(path: Path, samples: int) -> NDArray[np.void]:
     try:
-        blob = read_regular(path, samples * INDEX_DTYPE.itemsize + INDEX_HEADER)
+        blob = read_regular(path, samples * INDEX_DTYPE.itemsize + MAX_INDEX_HEADER_BYTES)
         rows: NDArray[np.void] = np.load(io.BytesIO(blob), allow_pickle=False)
     except OSError:
         raise
@@ -215,9 +223,9 @@ def _read_index(path: Path, samples: int) -> NDArray[np.void]:
     return rows
 
 
-def _check_sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTask) -> str:
+def _check_sample(file: BinaryIO, sample_id: int, index_row: np.void, task: ShardCheckTask) -> str:
     """Say what is wrong with a sample; "" if nothing is."""
-    offset, size, height, width, label, crc32 = expected.item()
+    offset, size, height, width, label, crc32 = index_row.item()
     if not UNLABELED <= label < task.classes:
         return f"label {label} is not a class"
     if not tarfile.BLOCKSIZE <= offset <= offset + size <= task.entry.bytes:
@@ -228,27 +236,33 @@ def _check_sample(file: BinaryIO, sample: int, expected: np.void, task: CheckTas
         return "cut short"
     if zlib.crc32(data) != crc32:
         return "crc32 differs"
-    finding = examine(data, task.rules)
-    if finding.verdict is Verdict.REJECT:
+    finding = examine_image(data, task.rules)
+    if finding.verdict is ImageVerdict.REJECT:
         return f"{finding.reason}: shard the data anew"
     # Other versions of the two decoders may have shown it alike, and both read it.
-    is_plain = finding.verdict is Verdict.KEEP or finding.reason == SHOWN_DIFFERENTLY
-    if not is_plain or (finding.height, finding.width) != (height, width):
+    is_plain_image = (
+        finding.verdict is ImageVerdict.KEEP or finding.reason == SHOWN_DIFFERENTLY_REASON
+    )
+    if not is_plain_image or (finding.height, finding.width) != (height, width):
         reason_text = f" ({finding.reason})" if finding.reason else ""
         return f"not a plain image of {width}x{height} pixels{reason_text}"
     # The bytes around the image are known too: its header, and its label as a file.
     file.seek(offset - tarfile.BLOCKSIZE)
     if task.labels is not None:
-        sample, label = _read_sample_id(file), task.labels[label]
+        sample_id, label = _read_sample_id(file), task.labels[label]
         file.seek(offset - tarfile.BLOCKSIZE)
-    expected_members = b"".join(
-        _member_bytes(f"{sample_key(sample)}.{suffix}", content)
+    expected_member_bytes = b"".join(
+        _make_member_bytes(f"{make_sample_key(sample_id)}.{suffix}", content)
         for suffix, content in ((finding.suffix, data), ("cls", str(label).encode()))
     )
-    return "" if file.read(len(expected_members)) == expected_members else "tar and index disagree"
+    return (
+        ""
+        if file.read(len(expected_member_bytes)) == expected_member_bytes
+        else "tar and index disagree"
+    )
 
 
-def _member_bytes(name: str, content: bytes) -> bytes:
+def _make_member_bytes(name: str, content: bytes) -> bytes:
     """Make the bytes that a file takes in a shard: header, content and padding."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
@@ -258,5 +272,5 @@ def _member_bytes(name: str, content: bytes) -> bytes:
 
 def _read_sample_id(file: BinaryIO) -> int:
     """Read the id that a sample's tar header states; -1 if it states none."""
-    digits = file.read(12)
-    return int(digits) if digits.isdigit() else -1
+    id_digits = file.read(12)
+    return int(id_digits) if id_digits.isdigit() else -1

@@ -17,7 +17,7 @@ from vssl_dist.durable import open_regular
 from vssl_dist.errors import DataError
 from vssl_dist.locks import lock_holder, private_lock
 
-_EARLIER_PARTIAL = re.compile(
+_EARLIER_PARTIAL_NAME = re.compile(
     r"\.(shard-\d+[\w.]*|survey-\d+|[0-9a-f]{32}\.tar|(manifest|recipe)\.json|inputs\.npy|rejects\.jsonl)"
     r"\.tmp-\d+",
     re.ASCII,
@@ -60,29 +60,32 @@ def write_whole(path: Path, blob: bytes, *, flush: bool = True) -> None:
 
 
 @contextmanager
-def hold_lock(lock: Path, folder: Path, busy: str) -> Iterator[None]:
+def hold_lock(lock_path: Path, folder: Path, what_other_does: str) -> Iterator[None]:
     """Hold a lock while the block runs, in a folder that is made if needed.
 
     Args:
-        lock: The lock's file.
+        lock_path: The lock's file.
         folder: The folder that the lock guards, to be named in a refusal.
-        busy: What another process is doing there.
+        what_other_does: What another process is doing there.
 
     Raises:
         DataError: Another process has the lock, or the file system refuses something.
     """
     try:
-        for path in (lock.parent, lock):
+        for path in (lock_path.parent, lock_path):
             durable.followed(path)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        acquired_lock = private_lock(lock)
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        acquired_lock = private_lock(lock_path)
         acquired_lock.acquire(timeout=0)
     except Timeout:
-        raise DataError(f"{folder}: another {busy}: wait for it ({lock_holder(lock)})") from None
+        raise DataError(
+            f"{folder}: another {what_other_does}: wait for it ({lock_holder(lock_path)})"
+        ) from None
     except PermissionError as error:
         reason = error.strerror
-        if lock.exists():  # also of a colleague whose call was killed
-            reason = f"{lock} belongs to {durable.name_of_user(lock.lstat().st_uid)}: remove it"
+        if lock_path.exists():  # also of a colleague whose call was killed
+            owner_name = durable.name_of_user(lock_path.lstat().st_uid)
+            reason = f"{lock_path} belongs to {owner_name}: remove it"
         raise DataError(f"{folder}: cannot be made ({reason})") from error
     except OSError as error:
         raise DataError(f"{folder}: cannot be made ({error.strerror or error})") from error
@@ -95,6 +98,8 @@ def hold_lock(lock: Path, folder: Path, busy: str) -> Iterator[None]:
 def remove_partial_files(folder: Path) -> None:
     """Remove what interrupted writers left behind, also those of earlier versions."""
     for path in folder.glob(".*"):
-        is_partial = durable.is_partial(path.name) or _EARLIER_PARTIAL.fullmatch(path.name)
-        if is_partial and stat.S_ISREG(path.lstat().st_mode):
+        is_partial_name = durable.is_partial(path.name) or _EARLIER_PARTIAL_NAME.fullmatch(
+            path.name
+        )
+        if is_partial_name and stat.S_ISREG(path.lstat().st_mode):
             path.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.console.endings import one_line
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
-from vssl_dist.preview.sheet import augmentation_sheet
+from vssl_dist.preview.sheet import write_augmentation_sheet
 from vssl_dist.text import say
 
 
@@ -42,6 +42,6 @@ def main(words: Sequence[str] | None = None) -> int:
         if args.out.is_dir():
             raise ConfigError(f"--out {args.out}: is a folder; name a file, such as sheet.png")
         cfg = config.load(args.config, args.overrides, methods=CONFIGS)
-        sheet = augmentation_sheet(cfg, args.out, args.rows, who="preview.py")
+        sheet = write_augmentation_sheet(cfg, args.out, args.rows, who="preview.py")
         say(str(sheet))
     return ending.code

@@ -29,20 +29,20 @@ from vssl_dist.console.endings import one_line
 from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
-from .archives.unpack import unpacking
-from .images.examine import MAX_PIXELS, Rules
+from .archives.unpack import archive_unpacker
+from .images.examine import MAX_PIXELS, ImageRules
 from .sharding.dataset import (
     BuildOptions,
     BuiltSplit,
     build_dataset,
 )
-from .sharding.decisions import Policy
-from .sharding.split_folder import REJECTS
+from .sharding.decisions import ImagePolicy
+from .sharding.split_folder import REJECTS_NAME
 from .sources import SOURCES
-from .sources.base import Request, count_by_kind
+from .sources.base import SourceRequest, describe_counts_by_kind
 
-_ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
-_DECODER_LIMIT = 178_956_970
+_SPLIT_ALIASES = {"test": "val", "unlabelled": "unlabeled", "train+unlabelled": "train+unlabeled"}
+_MAX_DECODER_PIXELS = 178_956_970
 """Pixels beyond which Pillow refuses an image, also later, when it is trained on."""
 
 
@@ -58,15 +58,15 @@ def main(words: Sequence[str] | None = None) -> int:
     with one_line(
         args.out, "interrupted: finished shards are kept, the same call goes on"
     ) as ending:
-        options, request = _options(args), _request(args)
-        with unpacking(args.out) as unpack:
+        options, request = _make_build_options(args), _make_request(args)
+        with archive_unpacker(args.out) as unpack:
             splits = SOURCES[args.source].read(replace(request, unpack=unpack))
-            for built in build_dataset(splits, args.out, options, sample_bar):
-                say(_summary(built, time.monotonic() - start))
+            for built_split in build_dataset(splits, args.out, options, sample_bar):
+                say(_summarise_split(built_split, time.monotonic() - start))
     return ending.code
 
 
-def _request(args: argparse.Namespace) -> Request:
+def _make_request(args: argparse.Namespace) -> SourceRequest:
     """Make the request to the source; refuses options and splits that it does not have."""
     source = SOURCES[args.source]
     for option in ("--root", "--classes", "--download", "--resize-short", "--quality",
@@ -74,58 +74,60 @@ def _request(args: argparse.Namespace) -> Request:
         value = getattr(args, option.removeprefix("--").replace("-", "_"))
         if value not in (None, False) and option not in source.options:
             raise DataError(f"{args.source} has no {option}")
-    split = args.split if args.split in source.splits else _ALIASES.get(args.split, args.split)
+    split = (
+        args.split if args.split in source.splits else _SPLIT_ALIASES.get(args.split, args.split)
+    )
     if split is not None and split not in source.splits:
         raise DataError(f"{args.source} has no split {split}, only {', '.join(source.splits)}")
     splits = (split,) if split else source.default_splits
-    return Request(
+    return SourceRequest(
         args.root,
         splits,
         bool(split),
         args.download,
         args.classes,
-        args.on_bad or Policy.on_bad,
+        args.on_bad or ImagePolicy.on_bad,
         args.image_field,
         args.label_field,
     )
 
 
-def _options(args: argparse.Namespace) -> BuildOptions:
-    quality = args.quality or Rules.quality
+def _make_build_options(args: argparse.Namespace) -> BuildOptions:
+    quality = args.quality or ImageRules.quality
     max_pixels = args.max_pixels or MAX_PIXELS
     if quality > 100:
         raise DataError(f"--quality {quality}: is at most 100")
-    if max_pixels > _DECODER_LIMIT:
+    if max_pixels > _MAX_DECODER_PIXELS:
         raise DataError(
-            f"--max-pixels {max_pixels}: no decoder here takes more than {_DECODER_LIMIT}"
+            f"--max-pixels {max_pixels}: no decoder here takes more than {_MAX_DECODER_PIXELS}"
         )
-    on_bad = args.on_bad or Policy.on_bad
-    rules = Rules(max_pixels, args.resize_short, quality, salvage=on_bad == "reencode")
+    on_bad = args.on_bad or ImagePolicy.on_bad
+    rules = ImageRules(max_pixels, args.resize_short, quality, salvage=on_bad == "reencode")
     return BuildOptions(
-        args.shard_size, args.limit, args.workers, rules, Policy(on_bad, args.dedup)
+        args.shard_size, args.limit, args.workers, rules, ImagePolicy(on_bad, args.dedup)
     )
 
 
-def _summary(built: BuiltSplit, seconds: float) -> str:
-    manifest = built.manifest
+def _summarise_split(built_split: BuiltSplit, seconds: float) -> str:
+    manifest = built_split.manifest
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     progress_text = (
-        f"{built.samples_written} written in {seconds:.1f} s, "
-        f"{built.samples_written / seconds:,.0f}/s"
-        if built.samples_written
+        f"{built_split.num_samples_written} written in {seconds:.1f} s, "
+        f"{built_split.num_samples_written / seconds:,.0f}/s"
+        if built_split.num_samples_written
         else "complete already"
     )
     decisions_text = ", ".join(
-        f"{count} {decision}" for decision, count in built.decision_counts.items()
+        f"{count} {decision}" for decision, count in built_split.count_by_decision.items()
     )
-    left_out = count_by_kind(built.split.left_out)
+    left_out = describe_counts_by_kind(built_split.split.left_out)
     notes = [
-        f"{decisions_text}: see {REJECTS}" if decisions_text else "",
+        f"{decisions_text}: see {REJECTS_NAME}" if decisions_text else "",
         f"left out: {left_out}" if left_out else "",
-        built.split.remark,
+        built_split.split.user_remark,
     ]
     return (
-        f"{built.folder}: {manifest.samples} samples, {len(manifest.classes)} classes, "
+        f"{built_split.folder}: {manifest.samples} samples, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {size:.1f} MB ({progress_text})"
         + "".join(f"; {note}" for note in notes if note)
     )

@@ -41,22 +41,22 @@ from vssl_dist.data.store.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
+    iter_size_problems,
     read_manifest,
     seal,
-    size_problems,
 )
 from vssl_dist.durable import is_partial, sync
 from vssl_dist.errors import DataError
 from vssl_dist.text import say
 
 from .files import hold_lock, write_whole
-from .images.agreement import JUDGE_KEY
+from .images.agreement import JUDGED_BY_KEY
 from .sharding.split_folder import refuse_foreign_folder
-from .sharding.writer import NOTES
+from .sharding.writer import NOTES_FOLDER_NAME
 from .sources.base import LABELS_KEY
 from .sources.classlist import read_class_list
 
-_SPLIT_FILES = re.compile(
+_SPLIT_FILE_PATTERN = re.compile(
     rf"{re.escape(MANIFEST)}|shard-\d+\.(tar|idx\.npy)|\.(shard-\d+|manifest)[\w.]*\.tmp-\d+",
     re.ASCII,
 )
@@ -106,9 +106,11 @@ def parse_class_names(text: str, known_classes: Sequence[str]) -> tuple[str, ...
         names = list(read_class_list(file, known_classes))
     unknown = [name for name in names if name not in known_classes]
     if unknown or not names:
-        known_text = ", ".join(known_classes[:12]) + (", ..." if len(known_classes) > 12 else "")
+        known_classes_text = ", ".join(known_classes[:12]) + (
+            ", ..." if len(known_classes) > 12 else ""
+        )
         unknown_name = unknown[0] if unknown else "nothing"
-        raise DataError(f"--classes {text}: {unknown_name} is none of {known_text}")
+        raise DataError(f"--classes {text}: {unknown_name} is none of {known_classes_text}")
     return tuple(name for name in known_classes if name in names)
 
 
@@ -140,31 +142,33 @@ def write_subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
     """
     dataset = Dataset.open(folder)
     kept_labels = [label for label, name in enumerate(dataset.classes) if name in set(classes)]
-    source_before = dataset.manifest.source
-    original_labels = source_before.get(LABELS_KEY, range(len(dataset.classes)))
+    original_source = dataset.manifest.source
+    original_labels = original_source.get(LABELS_KEY, range(len(dataset.classes)))
     source: dict[str, object] = {
         "subset_of": dataset.fingerprint,
         LABELS_KEY: [original_labels[label] for label in kept_labels],
     }
-    source |= {key: source_before[key] for key in ("max_pixels", JUDGE_KEY) if key in source_before}
+    source |= {
+        key: original_source[key] for key in ("max_pixels", JUDGED_BY_KEY) if key in original_source
+    }
     if manifest := _finished_manifest(out, source):
         return manifest
-    with _claim(out) as partial:
+    with _claim_out_folder(out) as partial_folder:
         # Another call may have made it since.
         if manifest := _finished_manifest(out, source):
             return manifest
-        _write_split(dataset, kept_labels, partial, source)
-        _discard(out)
+        _write_split(dataset, kept_labels, partial_folder, source)
+        _discard_split_folder(out)
         # One rename: a killed call leaves either no subset or a whole one.
-        partial.rename(out)
-        sync(partial.parent)
+        partial_folder.rename(out)
+        sync(partial_folder.parent)
     return read_manifest(out)
 
 
 def _finished_manifest(out: Path, source: dict[str, object]) -> Manifest | None:
     """Return the manifest of a finished subset; None if it is still to be made."""
     refuse_foreign_folder(out)
-    if (out / NOTES).exists():
+    if (out / NOTES_FOLDER_NAME).exists():
         raise DataError(f"{out}: data_prep/shard.py is at work there: choose another --out")
     if (out / MANIFEST).exists():
         manifest = read_manifest(out)
@@ -172,7 +176,7 @@ def _finished_manifest(out: Path, source: dict[str, object]) -> Manifest | None:
             raise OccupiedFolderError(
                 f"{out}: holds another dataset: delete it or choose another --out"
             )
-        if not any(size_problems(out, manifest)):
+        if not any(iter_size_problems(out, manifest)):
             return manifest
         if foreign_name := _foreign_name(out):
             raise DataError(
@@ -188,12 +192,13 @@ def _foreign_name(folder: Path) -> str | None:
     names = (
         path.name
         for path in folder.iterdir()
-        if not (_SPLIT_FILES.fullmatch(path.name) or is_partial(path.name)) or _is_folder(path)
+        if not (_SPLIT_FILE_PATTERN.fullmatch(path.name) or is_partial(path.name))
+        or _is_folder(path)
     )
     return min(names, default=None)
 
 
-def _discard(folder: Path) -> None:
+def _discard_split_folder(folder: Path) -> None:
     """Delete a damaged or unfinished split, unless something else lies in its folder."""
     if _is_folder(folder) and _foreign_name(folder) is None:
         for path in folder.iterdir():
@@ -206,7 +211,7 @@ def _is_folder(path: Path) -> bool:
 
 
 @contextmanager
-def _claim(out: Path) -> Iterator[Path]:
+def _claim_out_folder(out: Path) -> Iterator[Path]:
     """Hold ``out`` against a second call.
 
     Yields:
@@ -215,25 +220,25 @@ def _claim(out: Path) -> Iterator[Path]:
     Raises:
         DataError: Another call holds it, or the file system refuses something.
     """
-    lock = out.parent / f".{out.name}.lock"
-    with hold_lock(lock, out, "call is making it"):
+    lock_path = out.parent / f".{out.name}.lock"
+    with hold_lock(lock_path, out, "call is making it"):
         try:
-            parent = out.parent.resolve()
-            for leftover in parent.glob(".*"):
-                if _is_unfinished(leftover, out.name):
-                    _discard(leftover)
-            partial = parent / f".{out.name}.tmp-{uuid4().hex[:12]}"
-            partial.mkdir()
+            parent_folder = out.parent.resolve()
+            for leftover_path in parent_folder.glob(".*"):
+                if _is_unfinished_folder_name(leftover_path, out.name):
+                    _discard_split_folder(leftover_path)
+            partial_folder = parent_folder / f".{out.name}.tmp-{uuid4().hex[:12]}"
+            partial_folder.mkdir()
             try:
-                yield partial
+                yield partial_folder
             finally:
-                _discard(partial)
-                lock.unlink(missing_ok=True)
+                _discard_split_folder(partial_folder)
+                lock_path.unlink(missing_ok=True)
         except OSError as error:
             raise DataError(f"{out}: cannot be made ({error.strerror or error})") from error
 
 
-def _is_unfinished(path: Path, name: str) -> bool:
+def _is_unfinished_folder_name(path: Path, name: str) -> bool:
     """Tell by its name whether a folder was left by a killed call, also of earlier versions."""
     pattern = rf"\.{re.escape(name)}\.tmp-(\d+|[0-9a-f]{{12}})"
     return re.fullmatch(pattern, path.name, re.ASCII) is not None
@@ -244,18 +249,18 @@ def _write_split(
 ) -> None:
     """Link the shards that hold a wanted sample, each with an index of those alone; seal."""
     entries: list[ShardEntry] = []
-    first = 0
+    first_id = 0
     for entry in dataset.manifest.shards:
-        rows = dataset.rows(np.arange(first, first + entry.samples))
-        first += entry.samples
-        selected = rows[np.isin(rows["label"], labels)]
-        if not len(selected):
+        rows = dataset.rows(np.arange(first_id, first_id + entry.samples))
+        first_id += entry.samples
+        selected_rows = rows[np.isin(rows["label"], labels)]
+        if not len(selected_rows):
             continue
-        selected["label"] = np.searchsorted(labels, selected["label"])
+        selected_rows["label"] = np.searchsorted(labels, selected_rows["label"])
         index = io.BytesIO()
-        np.save(index, selected, allow_pickle=False)
-        digest = hashlib.sha256(index.getvalue()).hexdigest()
-        entries.append(replace(entry, samples=len(selected), index_sha256=digest))
+        np.save(index, selected_rows, allow_pickle=False)
+        index_digest = hashlib.sha256(index.getvalue()).hexdigest()
+        entries.append(replace(entry, samples=len(selected_rows), index_sha256=index_digest))
         write_whole(folder / entry.index_name, index.getvalue())
         target = (dataset.folder / entry.name).resolve()
         (folder / entry.name).symlink_to(os.path.relpath(target, folder))

@@ -25,7 +25,7 @@ from vssl_dist.console.bars import sample_bar
 from vssl_dist.console.endings import one_line
 from vssl_dist.text import say
 
-from .checks import check_split, find_splits, stated_samples
+from .checks import check_split, find_sharded_splits, num_stated_samples
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,8 +37,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1, 2 or 130 (Ctrl-C)."""
     args = arguments(words)
     with one_line(args.out) as ending:
-        for folder in find_splits(args.out):
-            with sample_bar(f"verify {folder.name}", stated_samples(folder)) as advance:
+        for folder in find_sharded_splits(args.out):
+            with sample_bar(f"verify {folder.name}", num_stated_samples(folder)) as advance:
                 manifest, problems = check_split(folder, workers=args.workers, advance=advance)
             if problems:
                 ending.code = 1

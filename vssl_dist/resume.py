@@ -17,7 +17,7 @@ import yaml
 from vssl_dist import __version__, checkpoint, config, dist, sealed, state
 from vssl_dist.config import RunConfig
 from vssl_dist.config.differences import differences, named
-from vssl_dist.data.damage.training_log import SubstitutionLog, bad_images_allowed
+from vssl_dist.data.damage.training_log import SubstitutionLog, max_bad_images
 from vssl_dist.data.loader import Loader
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.engine import Engine
@@ -43,7 +43,7 @@ class Saver:
         self.root = RunFolder(cfg.dir).checkpoints
         self.versions = dist.broadcast(package_versions() if dist.rank() == 0 else {})
         self.saved_at = time.monotonic()
-        allowed = bad_images_allowed(loader.samples, cfg.data.max_bad)
+        allowed = max_bad_images(loader.samples, cfg.data.max_bad)
         self.ledger = SubstitutionLog(cfg.dir, allowed)
 
     def restore(self) -> None:

@@ -14,7 +14,7 @@ from vssl_dist.durable import open_regular
 from vssl_dist.errors import DataError
 
 from ..images.raw_image import RawImage
-from .tars import Member
+from .tars import ArchiveMember
 
 
 @dataclass(frozen=True)
@@ -36,48 +36,56 @@ class ArchivedImages:
     def from_members(
         cls,
         files: Sequence[Path],
-        members: Sequence[tuple[int, Member]],
+        members: Sequence[tuple[int, ArchiveMember]],
         skip_unreadable: bool = False,
     ) -> ArchivedImages:
         """Make the table of members, each with the number of its file."""
-        columns = [(file_number, member.offset, member.size) for file_number, member in members]
-        table = np.array(columns, np.int64).reshape(-1, 3)
+        member_columns = [
+            (file_number, member.offset, member.size) for file_number, member in members
+        ]
+        member_table = np.array(member_columns, np.int64).reshape(-1, 3)
         flaws = {row: member.flaw for row, (_, member) in enumerate(members) if member.flaw}
         names = [member.name for _, member in members]
         return cls(
-            tuple(files), table[:, 0], table[:, 1], table[:, 2], names, flaws, skip_unreadable
+            tuple(files),
+            member_table[:, 0],
+            member_table[:, 1],
+            member_table[:, 2],
+            names,
+            flaws,
+            skip_unreadable,
         )
 
-    def select(self, row_numbers: NDArray[np.int64]) -> ArchivedImages:
+    def select_rows(self, row_numbers: NDArray[np.int64]) -> ArchivedImages:
         """Select rows, in the order of their numbers in ``row_numbers``."""
         rows = row_numbers.tolist()
         flaws = {new_row: self.flaws[row] for new_row, row in enumerate(rows) if row in self.flaws}
         names = [self.names[row] for row in rows]
-        columns = (
+        member_columns = (
             self.file_numbers[row_numbers],
             self.offsets[row_numbers],
             self.sizes[row_numbers],
         )
-        return ArchivedImages(self.files, *columns, names, flaws, self.skip_unreadable)
+        return ArchivedImages(self.files, *member_columns, names, flaws, self.skip_unreadable)
 
     def __iter__(self) -> Iterator[RawImage]:
-        open_number = -1
+        open_file_number = -1
         stream = None
         try:
-            spans = zip(
+            file_spans = zip(
                 self.file_numbers.tolist(), self.offsets.tolist(), self.sizes.tolist(), strict=True
             )
-            for row, (file_number, offset, size) in enumerate(spans):
+            for row, (file_number, offset, size) in enumerate(file_spans):
                 if flaw := self.flaws.get(row, ""):
                     yield RawImage(b"", flaw=flaw)
                     continue
                 path = self.files[file_number]
                 name = f"{path}/{self.names[row]}"
                 try:
-                    if file_number != open_number or stream is None:
+                    if file_number != open_file_number or stream is None:
                         if stream is not None:
                             stream.close()
-                        open_number = file_number
+                        open_file_number = file_number
                         # Opening may fail: the closed file must not be read then.
                         stream = None
                         stream = open_regular(path)
@@ -86,7 +94,7 @@ class ArchivedImages:
                     flaw_text = f"cannot be read ({error.strerror})"
                     if not self.skip_unreadable:
                         raise DataError(f"{path}: {flaw_text}") from error
-                    yield RawImage(b"", name, flaw_text, may_recover=True)
+                    yield RawImage(b"", name, flaw_text, may_be_read_later=True)
                     continue
                 if len(data) < size:
                     raise DataError(f"{path}: cut short at {self.names[row]}: fetch it again")

@@ -22,9 +22,9 @@ from vssl_dist.durable import open_regular
 from vssl_dist.errors import DataError
 
 from ..images.signatures import (
-    HEAD_BYTES,
+    FILE_HEAD_BYTES,
+    has_picture_signature,
     has_picture_suffix,
-    is_picture,
 )
 from .bounded_streams import FileWindow, GzipStream
 
@@ -53,7 +53,7 @@ class ArchiveError(DataError):
 
 
 @dataclass(frozen=True)
-class Member:
+class ArchiveMember:
     """A member of an archive that is not a folder."""
 
     name: str
@@ -64,7 +64,7 @@ class Member:
     """Why the member must not be read; "" if it may."""
 
 
-def iter_members(path: Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
+def iter_members(path: Path, start: int = 0, size: int | None = None) -> Iterator[ArchiveMember]:
     """Yield the members of an uncompressed archive, except folders, in its order.
 
     Args:
@@ -75,19 +75,19 @@ def iter_members(path: Path, start: int = 0, size: int | None = None) -> Iterato
     Raises:
         DataError: It cannot be read, is damaged, or ends too early.
     """
-    with _open(path) as file, damage_as_archive_error(path):
+    with _open_archive(path) as file, damage_as_archive_error(path):
         file_bytes = os.fstat(file.fileno()).st_size
         window = FileWindow(file.fileno(), start, file_bytes - start if size is None else size)
-        for member in _iter_headers(window):
+        for member in _iter_member_headers(window):
             member_end = member.offset_data + (0 if member.issparse() else member.size)
             if member_end > window.size:
                 raise tarfile.ReadError(f"{member.name} is cut short")
             if not member.isdir():
                 offset = start + member.offset_data
-                yield Member(member.name, offset, member.size, _member_flaw(member))
+                yield ArchiveMember(member.name, offset, member.size, _member_flaw(member))
 
 
-def holds_picture(path: Path, member: Member) -> bool:
+def holds_picture(path: Path, member: ArchiveMember) -> bool:
     """Tell whether a member is a picture, or is called one, or must not be looked at.
 
     Raises:
@@ -96,39 +96,47 @@ def holds_picture(path: Path, member: Member) -> bool:
     if PurePosixPath(member.name).name.startswith("."):
         return False
     return (
-        bool(member.flaw) or has_picture_suffix(member.name) or is_picture(read_head(path, member))
+        bool(member.flaw)
+        or has_picture_suffix(member.name)
+        or has_picture_signature(read_member_head(path, member))
     )
 
 
-def read_head(path: Path, member: Member) -> bytes:
+def read_member_head(path: Path, member: ArchiveMember) -> bytes:
     """Read the first bytes of a sound member: as many as tell what it is.
 
     Raises:
         DataError: The archive cannot be read.
     """
-    with _open(path) as file, damage_as_archive_error(path):
-        return os.pread(file.fileno(), min(member.size, HEAD_BYTES), member.offset)
+    with _open_archive(path) as file, damage_as_archive_error(path):
+        return os.pread(file.fileno(), min(member.size, FILE_HEAD_BYTES), member.offset)
 
 
-def read_gzipped_members(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
+def read_gzipped_members(
+    archive: Path, names: Sequence[str], max_member_bytes: int
+) -> dict[str, bytes]:
     """Read regular members of a ``.tar.gz`` by their exact names, into memory.
 
     Args:
         archive: The file.
         names: Which members; those that are not there are left out.
-        limit: Larger members are left out.
+        max_member_bytes: Larger members are left out.
 
     Raises:
         DataError: The archive cannot be read or is damaged.
     """
-    blobs: dict[str, bytes] = {}
-    with _open(archive) as file, damage_as_archive_error(archive), gzip.open(file) as gzip_file:
+    content_by_name: dict[str, bytes] = {}
+    with (
+        _open_archive(archive) as file,
+        damage_as_archive_error(archive),
+        gzip.open(file) as gzip_file,
+    ):
         stream = GzipStream(gzip_file)
         # All of it is read: gzip compares its checksum only at the end.
-        for member in _iter_headers(stream):
-            if member.name in names and _is_regular(member) and member.size <= limit:
-                blobs[member.name] = stream.read_data(member.size)
-    return blobs
+        for member in _iter_member_headers(stream):
+            if member.name in names and _is_regular(member) and member.size <= max_member_bytes:
+                content_by_name[member.name] = stream.read_data(member.size)
+    return content_by_name
 
 
 def file_stamp(path: Path) -> str:
@@ -144,14 +152,14 @@ def file_stamp(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
-def _iter_headers(stream: FileWindow | GzipStream) -> Iterator[tarfile.TarInfo]:
+def _iter_member_headers(stream: FileWindow | GzipStream) -> Iterator[tarfile.TarInfo]:
     """Yield all members of an archive, in little memory however many and however described."""
     start: int | None = 0
     while start is not None:
         stream.seek(start)
-        stream.begin_member()
+        stream.allow_next_member()
         with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
-            yield from _members_of(tar, stream)
+            yield from _iter_members_within_bounds(tar, stream)
             archive_end = tar.offset
         stream.seek(archive_end)
         # The reader takes any nonsense between members for the end.
@@ -161,13 +169,17 @@ def _iter_headers(stream: FileWindow | GzipStream) -> Iterator[tarfile.TarInfo]:
                     f"what follows its end, from byte {archive_end} on, is no archive"
                 )
             raise tarfile.ReadError("it has no end, or a damaged header")
-        next_data = stream.find_nonzero(archive_end)
+        next_data_offset = stream.find_nonzero(archive_end)
         start = (
-            None if next_data is None else next_data - (next_data - archive_end) % tarfile.BLOCKSIZE
+            None
+            if next_data_offset is None
+            else next_data_offset - (next_data_offset - archive_end) % tarfile.BLOCKSIZE
         )
 
 
-def _members_of(tar: tarfile.TarFile, stream: FileWindow | GzipStream) -> Iterator[tarfile.TarInfo]:
+def _iter_members_within_bounds(
+    tar: tarfile.TarFile, stream: FileWindow | GzipStream
+) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         # A negative size would send the reader backwards, for ever.
         if member.size < 0:
@@ -175,7 +187,7 @@ def _members_of(tar: tarfile.TarFile, stream: FileWindow | GzipStream) -> Iterat
         yield member
         # Or it would remember every member of a large archive.
         tar.members = []  # type: ignore[attr-defined]
-        stream.begin_member()
+        stream.allow_next_member()
 
 
 def _is_regular(member: tarfile.TarInfo) -> bool:
@@ -203,7 +215,7 @@ def _member_flaw(member: tarfile.TarInfo) -> str:
     return ""
 
 
-def _open(path: Path) -> io.BufferedReader:
+def _open_archive(path: Path) -> io.BufferedReader:
     try:
         return open_regular(path)
     except OSError as error:

@@ -23,7 +23,7 @@ from .tars import damage_as_archive_error, file_stamp
 
 FOLDER = ".unpacked"
 _GZIP_MAGIC = b"\x1f\x8b"
-_PIECE_BYTES = 1 << 20
+_UNPACKED_PIECE_BYTES = 1 << 20
 
 
 def is_gzip(path: Path) -> bool:
@@ -37,13 +37,13 @@ def is_gzip(path: Path) -> bool:
         return False
 
 
-class Unpacker:
+class ArchiveUnpacker:
     """Unpacks archives into a folder that is made for the first of them."""
 
     def __init__(self, folder: Path, exit_stack: ExitStack) -> None:
         self._folder = folder
         self._exit_stack = exit_stack
-        self._claimed = False
+        self._has_claimed_folder = False
 
     def __call__(self, path: Path) -> Path:
         """Unpack an archive, unless that was done; returns the path of the unpacked one.
@@ -51,47 +51,49 @@ class Unpacker:
         Raises:
             DataError: The archive is damaged, the disk full, or another process is at it.
         """
-        if not self._claimed:
-            self._claim()
-        identity = f"{path.absolute()}\0{file_stamp(path)}".encode("utf-8", "surrogateescape")
-        target = self._folder / f"{hashlib.sha256(identity).hexdigest()[:32]}.tar"
-        if not target.exists():
-            with whole_file(target) as file:
-                for piece in _inflated(path):
+        if not self._has_claimed_folder:
+            self._claim_folder()
+        archive_identity = f"{path.absolute()}\0{file_stamp(path)}".encode(
+            "utf-8", "surrogateescape"
+        )
+        unpacked_path = self._folder / f"{hashlib.sha256(archive_identity).hexdigest()[:32]}.tar"
+        if not unpacked_path.exists():
+            with whole_file(unpacked_path) as file:
+                for piece in _iter_unpacked_pieces(path):
                     file.write(piece)
-        return target
+        return unpacked_path
 
-    def _claim(self) -> None:
+    def _claim_folder(self) -> None:
         """Hold the folder until the end, and remove it then with whatever is in it."""
         is_new_dataset = not self._folder.parent.exists()
-        lock = self._folder / "lock"
+        lock_path = self._folder / "lock"
         self._exit_stack.enter_context(
-            hold_lock(lock, self._folder, "process is unpacking into it")
+            hold_lock(lock_path, self._folder, "process is unpacking into it")
         )
-        self._claimed = True
+        self._has_claimed_folder = True
         if is_new_dataset:
-            self._exit_stack.callback(_remove_empty, self._folder.parent)
+            self._exit_stack.callback(_remove_empty_folder, self._folder.parent)
         self._exit_stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         remove_partial_files(self._folder)
 
 
 @contextmanager
-def unpacking(out: Path) -> Iterator[Unpacker]:
+def archive_unpacker(out: Path) -> Iterator[ArchiveUnpacker]:
     """Unpack archives for as long as the block runs.
 
     Args:
         out: Folder of the dataset; made when the first archive is unpacked.
     """
     with ExitStack() as exit_stack:
-        yield Unpacker(out / FOLDER, exit_stack)
+        yield ArchiveUnpacker(out / FOLDER, exit_stack)
 
 
-def _remove_empty(folder: Path) -> None:
+def _remove_empty_folder(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
 
 
-def _inflated(path: Path) -> Iterator[bytes]:
+def _iter_unpacked_pieces(path: Path) -> Iterator[bytes]:
     with damage_as_archive_error(path), gzip.open(path) as gzip_file:
-        while piece := gzip_file.read(_PIECE_BYTES):
+        while piece := gzip_file.read(_UNPACKED_PIECE_BYTES):
             yield piece

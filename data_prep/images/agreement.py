@@ -13,30 +13,30 @@ from numpy.typing import NDArray
 from vssl_dist.data.backends.memory import is_out_of_memory
 from vssl_dist.installed import has_dali
 
-UNREAD_BY_DALI = "Pillow decodes it and DALI does not"
-SHOWN_DIFFERENTLY = "Pillow and DALI show it differently"
-JUDGE_KEY = "judged_by"
+UNREAD_BY_DALI_REASON = "Pillow decodes it and DALI does not"
+SHOWN_DIFFERENTLY_REASON = "Pillow and DALI show it differently"
+JUDGED_BY_KEY = "judged_by"
 """Key in a manifest's source: which decoders judged, where DALI was not among them."""
-PILLOW_ALONE = "Pillow alone"
-"""Value under `JUDGE_KEY` where DALI should have been asked and was not installed."""
-_TOLERATED_LEVELS = 2
+JUDGED_BY_PILLOW_ALONE = "Pillow alone"
+"""Value under `JUDGED_BY_KEY` where DALI should have been asked and was not installed."""
+_TOLERATED_MEAN_LEVELS = 2
 """Mean difference, of 255, up to which two pictures are the same; tests of parity allow it."""
 _STRIP_ROWS = 256
 
-Decode = Callable[[bytes], NDArray[np.uint8]]
+DecodeFunction = Callable[[bytes], NDArray[np.uint8]]
 
 
-def judge_entry(pillow_only: bool) -> dict[str, str]:
+def make_judged_by_entry(pillow_only: bool) -> dict[str, str]:
     """Make the manifest entry that says that DALI was not asked; empty if it was.
 
     Args:
         pillow_only: Whether some image had to be judged without DALI.
     """
-    return {JUDGE_KEY: PILLOW_ALONE} if pillow_only or not has_dali() else {}
+    return {JUDGED_BY_KEY: JUDGED_BY_PILLOW_ALONE} if pillow_only or not has_dali() else {}
 
 
 @cache
-def dali_decoder() -> Decode | None:
+def dali_decoder() -> DecodeFunction | None:
     """Start DALI's decoder on the CPU; None where it cannot be imported or does not start.
 
     Imported by the process that meets the first file that needs it: most datasets have none.
@@ -45,46 +45,54 @@ def dali_decoder() -> Decode | None:
         MemoryError: It does not start for lack of memory, which another call may have.
     """
     try:
-        from vssl_dist.data.backends.dali_decoder import Decoder
+        from vssl_dist.data.backends.dali_decoder import DaliDecoder
     except ImportError:
         return None
     try:
-        return Decoder()
+        return DaliDecoder()
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise MemoryError("DALI") from error
         return None
 
 
-def find_disagreement(data: bytes, pixels: NDArray[np.uint8], decode: Decode) -> str:
+def find_decoder_disagreement(
+    data: bytes, pixels: NDArray[np.uint8], dali_decode: DecodeFunction
+) -> str:
     """Say how DALI's picture of a file differs from Pillow's; "" if it does not.
 
     Args:
         data: The file, with all that stands in it.
         pixels: ``(H, W, 3)`` or ``(H, W)``, as Pillow decodes its picture.
-        decode: DALI's decoder.
+        dali_decode: DALI's decoder.
 
     Raises:
         MemoryError: DALI ran out of memory, which says nothing about the file.
     """
     with _stderr_silenced():
         try:
-            dali_pixels = decode(data)
+            dali_pixels = dali_decode(data)
         except ValueError as error:
             if is_out_of_memory(error, pixels.shape[0] * pixels.shape[1]):
                 raise MemoryError("DALI") from error
-            return UNREAD_BY_DALI
+            return UNREAD_BY_DALI_REASON
     pillow_pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     if dali_pixels.shape[:2] != pillow_pixels.shape[:2]:
-        return SHOWN_DIFFERENTLY
+        return SHOWN_DIFFERENTLY_REASON
     total_difference = 0
     # In strips, as int16 copies of two whole pictures would take several times their memory.
     for row in range(0, len(pillow_pixels), _STRIP_ROWS):
-        strip = slice(row, row + _STRIP_ROWS)
+        rows_of_strip = slice(row, row + _STRIP_ROWS)
         total_difference += int(
-            np.abs(dali_pixels[strip].astype(np.int16) - pillow_pixels[strip]).sum(dtype=np.int64)
+            np.abs(dali_pixels[rows_of_strip].astype(np.int16) - pillow_pixels[rows_of_strip]).sum(
+                dtype=np.int64
+            )
         )
-    return SHOWN_DIFFERENTLY if total_difference > _TOLERATED_LEVELS * dali_pixels.size else ""
+    return (
+        SHOWN_DIFFERENTLY_REASON
+        if total_difference > _TOLERATED_MEAN_LEVELS * dali_pixels.size
+        else ""
+    )
 
 
 @contextmanager

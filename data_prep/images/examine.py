@@ -21,26 +21,32 @@ from PIL import Image, UnidentifiedImageError
 from vssl_dist.data.backends.memory import is_out_of_memory
 from vssl_dist.data.bare import strip_metadata
 
-from .agreement import dali_decoder, find_disagreement
-from .encode import Encoded, encode_image
-from .normalise import find_oddity, shrink, to_rgb_or_grey, truncation_allowed, without_warnings
+from .agreement import dali_decoder, find_decoder_disagreement
+from .encode import EncodedImage, encode_image
+from .normalise import (
+    allow_truncated_images,
+    find_remake_reason,
+    shrink,
+    to_rgb_or_grey,
+    without_pillow_warnings,
+)
 from .structure import inspect_structure, read_orientation
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused from their header: they are bombs, or need shrinking first."""
 
-MAX_SIDE = 1_000_000
+MAX_STORED_SIDE = 1_000_000
 """Longest side of a stored image: DALI decodes no longer PNG."""
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-_LOSSY = ("JPEG", "WEBP")
-_MIN_DECODED_ROWS = 0.5
+_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_LOSSY_FORMATS = ("JPEG", "WEBP")
+_MIN_DECODED_ROW_SHARE = 0.5
 """Share of its rows that must decode for a damaged image to be salvaged."""
-_OBJECT_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
+_OBJECT_ADDRESS_PATTERN = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 
 
 @dataclass(frozen=True)
-class Rules:
+class ImageRules:
     """Limits for image files, and settings for those that are written anew."""
 
     max_pixels: int = MAX_PIXELS
@@ -52,25 +58,25 @@ class Rules:
     """Keep what can be decoded of a damaged image."""
 
 
-DEFAULT_RULES = Rules()
+DEFAULT_RULES = ImageRules()
 
 
-class Verdict(IntEnum):
+class ImageVerdict(IntEnum):
     """What is to be done with an image file."""
 
     KEEP = 0
-    REMAKE = 1
+    ENCODE_ANEW = 1
     SALVAGE = 2
     REJECT = 3
 
 
 @dataclass(frozen=True)
-class Finding:
+class ImageFinding:
     """What the examination of an image file found out."""
 
-    verdict: Verdict
+    verdict: ImageVerdict
     reason: str = ""
-    """Why it cannot stay as it is; "" if it can, or if only `Rules.resize_short` is why."""
+    """Why it cannot stay as it is; "" if it can, or if only `ImageRules.resize_short` is why."""
     suffix: str = ""
     """Suffix under which the file is kept: ``"jpg"`` or ``"png"``."""
     height: int = 0
@@ -80,7 +86,7 @@ class Finding:
     """Whether Pillow judged without DALI, which should have been asked and is not installed."""
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> Encoded:
+def encode_png(pixels: NDArray[np.uint8]) -> EncodedImage:
     """Store pixels losslessly.
 
     Args:
@@ -92,7 +98,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> Encoded:
     return encode_image(Image.fromarray(pixels), None)
 
 
-def examine(data: bytes, rules: Rules) -> Finding:
+def examine_image(data: bytes, rules: ImageRules) -> ImageFinding:
     """Find out whether a file can be kept; decodes all of it, but only after its header.
 
     Whatever is wrong with the file becomes a finding, in words that are the same on every
@@ -102,56 +108,62 @@ def examine(data: bytes, rules: Rules) -> Finding:
         MemoryError: There was none left, which says nothing about the file.
     """
     if not data:
-        return Finding(Verdict.REJECT, "not a readable image (empty file)")
+        return ImageFinding(ImageVerdict.REJECT, "not a readable image (empty file)")
     try:
-        with without_warnings():
-            image = _open(data)
+        with without_pillow_warnings():
+            image = _open_image(data)
     except Image.DecompressionBombError:
-        return _too_large("its", rules)
+        return _reject_too_large("its", rules)
     # Pillow's parsers raise nearly anything on a damaged file, and all of it means the same.
     except Exception as error:
-        return _rejection(error)
+        return _reject_undecodable(error)
     height, width = image.height, image.width
     format_name = image.format
     # Before a pixel is decoded: a decompression bomb is small until then.
     if height * width > rules.max_pixels:
-        return _too_large(f"{width}x{height}", rules)
-    if _stored_long_side(height, width, rules) > MAX_SIDE:
-        return Finding(
-            Verdict.REJECT, f"{width}x{height} pixels: no side may have more than {MAX_SIDE}"
+        return _reject_too_large(f"{width}x{height}", rules)
+    if _long_side_to_store(height, width, rules) > MAX_STORED_SIDE:
+        return ImageFinding(
+            ImageVerdict.REJECT,
+            f"{width}x{height} pixels: no side may have more than {MAX_STORED_SIDE}",
         )
-    report = inspect_structure(data, format_name)
-    if report.refusal:
-        return Finding(Verdict.REJECT, f"not a readable image ({report.refusal})")
+    structure = inspect_structure(data, format_name)
+    if structure.refusal:
+        return ImageFinding(ImageVerdict.REJECT, f"not a readable image ({structure.refusal})")
     try:
-        with without_warnings():
-            if report.damage:
-                raise ValueError(report.damage)
-            oddity = find_oddity(image) or report.oddity
+        with without_pillow_warnings():
+            if structure.damage:
+                raise ValueError(structure.damage)
+            remake_reason = find_remake_reason(image) or structure.remake_reason
             pillow_only = False
-            if oddity:
+            if remake_reason:
                 _to_upright(image, data)
-            elif report.is_plain:
-                _decode_plain(image)
+            elif structure.is_plain:
+                _decode_plain_image(image)
             else:
-                oddity, pillow_only = _second_opinion(data, image)
+                remake_reason, pillow_only = _compare_with_dali(data, image)
     except Exception as error:
-        rejection = _rejection(error, height * width)
-        return _rescue(data, rejection, height * width) if rules.salvage else rejection
-    shrinks = rules.resize_short is not None and min(height, width) > rules.resize_short
-    verdict = Verdict.REMAKE if oddity or shrinks else Verdict.KEEP
-    return Finding(
-        verdict, oddity, "jpg" if format_name == "JPEG" else "png", height, width, pillow_only
+        rejection = _reject_undecodable(error, height * width)
+        return _try_salvage(data, rejection, height * width) if rules.salvage else rejection
+    must_shrink = rules.resize_short is not None and min(height, width) > rules.resize_short
+    verdict = ImageVerdict.ENCODE_ANEW if remake_reason or must_shrink else ImageVerdict.KEEP
+    return ImageFinding(
+        verdict,
+        remake_reason,
+        "jpg" if format_name == "JPEG" else "png",
+        height,
+        width,
+        pillow_only,
     )
 
 
-def _stored_long_side(height: int, width: int, rules: Rules) -> float:
+def _long_side_to_store(height: int, width: int, rules: ImageRules) -> float:
     """Compute the longer side of the picture that will be stored."""
-    short, long = sorted((height, width))
-    return long * min(1.0, (rules.resize_short or short) / max(1, short))
+    short_side, long_side = sorted((height, width))
+    return long_side * min(1.0, (rules.resize_short or short_side) / max(1, short_side))
 
 
-def _decode_plain(image: Image.Image) -> None:
+def _decode_plain_image(image: Image.Image) -> None:
     if image.format == "JPEG":
         # At an eighth of the size all of the file is still parsed and its entropy code
         # decoded, which is where damage shows; only the arithmetic is left out.
@@ -159,78 +171,84 @@ def _decode_plain(image: Image.Image) -> None:
     image.load()
 
 
-def _second_opinion(data: bytes, image: Image.Image) -> tuple[str, bool]:
+def _compare_with_dali(data: bytes, image: Image.Image) -> tuple[str, bool]:
     """Compare with DALI; returns the disagreement, and whether Pillow judged without DALI."""
     image.load()
     decode = dali_decoder()
     if decode is None:
         return "", True
-    return find_disagreement(data, np.asarray(image), decode), False
+    return find_decoder_disagreement(data, np.asarray(image), decode), False
 
 
-def encode_to_store(data: bytes, finding: Finding, rules: Rules) -> Encoded:
+def encode_to_store(data: bytes, finding: ImageFinding, rules: ImageRules) -> EncodedImage:
     """Make the bytes that are stored for a file that was not rejected.
 
     Args:
         data: The file's bytes.
-        finding: What `examine` said of them; not a rejection.
-        rules: What `examine` was called with.
+        finding: What `examine_image` said of them; not a rejection.
+        rules: What `examine_image` was called with.
     """
-    if finding.verdict is Verdict.KEEP:
-        return Encoded(data, finding.suffix, finding.height, finding.width)
-    with without_warnings(), truncation_allowed(finding.verdict is Verdict.SALVAGE):
-        image = _open(data)
-        lossy = image.format in _LOSSY
-        upright = shrink(_to_upright(image, data), rules.resize_short)
+    if finding.verdict is ImageVerdict.KEEP:
+        return EncodedImage(data, finding.suffix, finding.height, finding.width)
+    with without_pillow_warnings(), allow_truncated_images(finding.verdict is ImageVerdict.SALVAGE):
+        image = _open_image(data)
+        is_lossy = image.format in _LOSSY_FORMATS
+        upright_image = shrink(_to_upright(image, data), rules.resize_short)
     # A new image: the old one's metadata (EXIF, colour profile) would be saved along.
-    clean = Image.frombytes(upright.mode, upright.size, upright.tobytes())
-    return encode_image(clean, rules.quality if lossy else None)
+    image_without_metadata = Image.frombytes(
+        upright_image.mode, upright_image.size, upright_image.tobytes()
+    )
+    return encode_image(image_without_metadata, rules.quality if is_lossy else None)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open_image(data: bytes) -> Image.Image:
     """Open a file with Pillow, stripped of what stands around its picture."""
-    return Image.open(io.BytesIO(strip_metadata(data)), formats=_FORMATS)
+    return Image.open(io.BytesIO(strip_metadata(data)), formats=_PILLOW_FORMATS)
 
 
 def _to_upright(image: Image.Image, data: bytes) -> Image.Image:
     return to_rgb_or_grey(image, read_orientation(image, data))
 
 
-def _too_large(size: str, rules: Rules) -> Finding:
-    limit = f"{size} pixels are more than the limit of {rules.max_pixels}"
-    return Finding(Verdict.REJECT, f"{limit} (--max-pixels)")
+def _reject_too_large(size: str, rules: ImageRules) -> ImageFinding:
+    limit_text = f"{size} pixels are more than the limit of {rules.max_pixels}"
+    return ImageFinding(ImageVerdict.REJECT, f"{limit_text} (--max-pixels)")
 
 
-def _unreadable_reason(error: Exception) -> str:
+def _describe_decoder_error(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         reason = "of no known format"
     else:
-        reason = " ".join(_OBJECT_ADDRESS.sub("it", str(error)).split()) or type(error).__name__
+        reason = (
+            " ".join(_OBJECT_ADDRESS_PATTERN.sub("it", str(error)).split()) or type(error).__name__
+        )
     return f"not a readable image ({reason})"
 
 
-def _rejection(error: Exception, pixels: int = 0) -> Finding:
+def _reject_undecodable(error: Exception, num_pixels: int = 0) -> ImageFinding:
     """Turn a decoder's error into a rejection.
 
     Raises:
         MemoryError: Memory ran out, which says nothing about the file.
     """
-    if is_out_of_memory(error, pixels):
-        raise MemoryError(_unreadable_reason(error)) from error
-    return Finding(Verdict.REJECT, _unreadable_reason(error))
+    if is_out_of_memory(error, num_pixels):
+        raise MemoryError(_describe_decoder_error(error)) from error
+    return ImageFinding(ImageVerdict.REJECT, _describe_decoder_error(error))
 
 
-def _rescue(data: bytes, rejection: Finding, pixels: int) -> Finding:
+def _try_salvage(data: bytes, rejection: ImageFinding, num_pixels: int) -> ImageFinding:
     """Turn a rejection into a salvage if enough of the damaged image can be decoded."""
     try:
-        with without_warnings(), truncation_allowed(True):
-            image = _to_upright(_open(data), data)
+        with without_pillow_warnings(), allow_truncated_images(True):
+            image = _to_upright(_open_image(data), data)
     except Exception as error:
-        _rejection(error, pixels)
+        _reject_undecodable(error, num_pixels)
         return rejection
     rows = np.asarray(image).reshape(image.height, image.width, -1)
     # What was not decoded is rows of one colour.
-    decoded = (rows != rows[:, :1]).any(axis=(1, 2)).mean()
+    decoded_row_share = (rows != rows[:, :1]).any(axis=(1, 2)).mean()
     return (
-        replace(rejection, verdict=Verdict.SALVAGE) if decoded >= _MIN_DECODED_ROWS else rejection
+        replace(rejection, verdict=ImageVerdict.SALVAGE)
+        if decoded_row_share >= _MIN_DECODED_ROW_SHARE
+        else rejection
     )

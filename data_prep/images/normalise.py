@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageFile
 
-_TURNS = {
+_TRANSPOSITION_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -21,7 +21,7 @@ _TURNS = {
 """The transposition for each EXIF orientation; Pillow turns TIFFs itself."""
 
 
-def find_oddity(image: Image.Image) -> str:
+def find_remake_reason(image: Image.Image) -> str:
     """Say what decoders could disagree on in an image, by its header; "" for nothing."""
     if image.format not in ("JPEG", "PNG"):
         return f"{image.format} file"
@@ -47,12 +47,16 @@ def to_rgb_or_grey(image: Image.Image, orientation: int) -> Image.Image:
         if levels.min() < 0 or levels.max() > 255:
             raise ValueError("more than 16 bits per pixel")
         image = Image.fromarray(levels.astype(np.uint8))
-    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-    if upright.mode == "L":
-        return upright
-    if upright.mode == "P":
-        upright = upright.convert("RGBA")
-    return upright.convert("L" if upright.mode in ("1", "LA") else "RGB")
+    upright_image = (
+        image.transpose(_TRANSPOSITION_BY_ORIENTATION[orientation])
+        if orientation in _TRANSPOSITION_BY_ORIENTATION
+        else image
+    )
+    if upright_image.mode == "L":
+        return upright_image
+    if upright_image.mode == "P":
+        upright_image = upright_image.convert("RGBA")
+    return upright_image.convert("L" if upright_image.mode in ("1", "LA") else "RGB")
 
 
 def shrink(image: Image.Image, shorter_side: int | None) -> Image.Image:
@@ -65,7 +69,7 @@ def shrink(image: Image.Image, shorter_side: int | None) -> Image.Image:
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
+def without_pillow_warnings() -> Iterator[None]:
     """Ignore Pillow's warnings of sizes and metadata that are dealt with here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,11 +77,11 @@ def without_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def truncation_allowed(allowed: bool) -> Iterator[None]:
+def allow_truncated_images(allowed: bool) -> Iterator[None]:
     """Let Pillow fill in what is missing of an image instead of refusing it."""
-    setting_before = ImageFile.LOAD_TRUNCATED_IMAGES
+    load_truncated_before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = allowed
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
+        ImageFile.LOAD_TRUNCATED_IMAGES = load_truncated_before

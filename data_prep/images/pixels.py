@@ -12,11 +12,11 @@ from .raw_image import RawImage
 
 
 @dataclass(frozen=True)
-class PixelRows:
+class ArrayImages:
     """Rows of arrays as images; only the selected rows travel to another process.
 
     >>> rows = np.arange(24, dtype=np.uint8).reshape(2, 12)
-    >>> image = next(iter(PixelRows((rows,), np.array([1]), (3, 2, 2), (1, 2, 0)))).data
+    >>> image = next(iter(ArrayImages((rows,), np.array([1]), (3, 2, 2), (1, 2, 0)))).data
     >>> image[0, 0].tolist()
     [12, 16, 20]
     """
@@ -27,22 +27,27 @@ class PixelRows:
     """Numbers of the selected rows, counted over all arrays."""
     shape: tuple[int, int, int]
     """Shape of a row, as it is stored."""
-    axes: tuple[int, int, int]
+    axis_order: tuple[int, int, int]
     """The permutation of ``shape`` that gives height, width, channel."""
 
-    def __reduce__(self) -> tuple[type[PixelRows], tuple[object, ...]]:
-        selected = self._rows()
-        return PixelRows, ((selected,), np.arange(len(selected)), self.shape, self.axes)
+    def __reduce__(self) -> tuple[type[ArrayImages], tuple[object, ...]]:
+        selected_rows = self._select_rows()
+        return ArrayImages, (
+            (selected_rows,),
+            np.arange(len(selected_rows)),
+            self.shape,
+            self.axis_order,
+        )
 
     def __iter__(self) -> Iterator[RawImage]:
-        for row in self._rows():
-            yield RawImage(np.ascontiguousarray(row.reshape(self.shape).transpose(self.axes)))
+        for row in self._select_rows():
+            yield RawImage(np.ascontiguousarray(row.reshape(self.shape).transpose(self.axis_order)))
 
-    def _rows(self) -> NDArray[np.uint8]:
-        selected = np.empty((len(self.rows), self.arrays[0].shape[1]), np.uint8)
-        start = 0
+    def _select_rows(self) -> NDArray[np.uint8]:
+        selected_rows = np.empty((len(self.rows), self.arrays[0].shape[1]), np.uint8)
+        array_start = 0
         for array in self.arrays:
-            in_array = (self.rows >= start) & (self.rows < start + len(array))
-            selected[in_array] = array[self.rows[in_array] - start]
-            start += len(array)
-        return selected
+            is_in_array = (self.rows >= array_start) & (self.rows < array_start + len(array))
+            selected_rows[is_in_array] = array[self.rows[is_in_array] - array_start]
+            array_start += len(array)
+        return selected_rows

@@ -18,5 +18,5 @@ class RawImage:
     """Name for messages, such as that the image has changed since it was surveyed."""
     flaw: str = ""
     """Why the image must not even be read, or could not be; "" if it may be used."""
-    may_recover: bool = False
+    may_be_read_later: bool = False
     """Whether the flaw is one of the storage, which may be gone the next time."""

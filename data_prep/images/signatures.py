@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 
-HEAD_BYTES = 512
+FILE_HEAD_BYTES = 512
 """Number of first bytes that tell what a file is."""
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -19,10 +19,10 @@ PICTURE_SUFFIXES = (
 )  # fmt: skip
 """Endings of the names of pictures."""
 
-_PNM_GAP = rb"(?:\s|\#[^\n]*\n)*"
-_PNM_SIDES = rb"\s" + _PNM_GAP + rb"[0-9]+\s" + _PNM_GAP + rb"[0-9]+\s"
+_PNM_GAP_PATTERN = rb"(?:\s|\#[^\n]*\n)*"
+_PNM_SIDES_PATTERN = rb"\s" + _PNM_GAP_PATTERN + rb"[0-9]+\s" + _PNM_GAP_PATTERN + rb"[0-9]+\s"
 """Width and height of a PNM: text between them may be a remark."""
-_DECODABLE = re.compile(
+_DECODABLE_PATTERN = re.compile(
     rb"\xff\xd8\xff"
     rb"|\x89PNG\r\n\x1a\n"
     rb"|GIF8[79]a"
@@ -32,10 +32,10 @@ _DECODABLE = re.compile(
     rb"|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"
     rb"|P4%(sides)b|P1%(sides)b[01\s\#]"
     rb"|P[2356]%(sides)b%(gap)b[0-9]{1,5}\s|Pf%(sides)b%(gap)b-?[0-9.]"
-    % {b"sides": _PNM_SIDES, b"gap": _PNM_GAP},
+    % {b"sides": _PNM_SIDES_PATTERN, b"gap": _PNM_GAP_PATTERN},
     re.DOTALL,
 )
-_UNDECODABLE_FORMATS = {
+_UNDECODABLE_FORMAT_PATTERNS = {
     "AVIF": rb"....ftyp(?:avi[fso]|MA1[AB])|....ftypm[is][afs][f1]....(?:....){0,16}?avi[fs]",
     "HEIF": rb"....ftyp(?:hei[cxms]|hev[cxms]|mi[af][f1]|mif[23]|msf1|avc[is]|jpe?gs?|j2[ki][is]"
     rb"|vvi[cs]|evb[is]|unif)",
@@ -56,7 +56,7 @@ _UNDECODABLE_FORMATS = {
     "QOI": rb"qoif........[\x03\x04][\x00\x01]",
     "FLIF": rb"FLIF[1-9A-Z]",
     "BPG": rb"BPG\xfb",
-    "portable float map": rb"PF%b%b-?[0-9.]" % (_PNM_SIDES, _PNM_GAP),
+    "portable float map": rb"PF%b%b-?[0-9.]" % (_PNM_SIDES_PATTERN, _PNM_GAP_PATTERN),
     "MNG": rb"[\x8a\x8b][MJ]NG\r\n\x1a\n",
     "JBIG2": rb"\x97JB2\r\n\x1a\n",
     "FITS": rb"SIMPLE  =",
@@ -77,23 +77,26 @@ _UNDECODABLE_FORMATS = {
     "SVG": rb"(?:\xef\xbb\xbf)?"
     rb"(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE svg[^>\[]*(?:\[[^\]]*\]\s*)?>|\s)*+<svg[\s>]",
 }
-_UNDECODABLE = re.compile(
-    b"|".join(b"(%b)" % pattern for pattern in _UNDECODABLE_FORMATS.values()), re.DOTALL
+_UNDECODABLE_PATTERN = re.compile(
+    b"|".join(b"(%b)" % pattern for pattern in _UNDECODABLE_FORMAT_PATTERNS.values()), re.DOTALL
 )
-_SUBFILE_TYPE = 254
-_SUB_DIRECTORIES = 330
-_DNG_VERSION = 50706
+_SUBFILE_TYPE_TAG = 254
+_SUB_DIRECTORIES_TAG = 330
+_DNG_VERSION_TAG = 50706
 """Tags of a TIFF: whether its first picture is a preview, where others are, that it is a DNG."""
-_MAX_TAGS = 512
+_MAX_TIFF_TAGS = 512
 
 
-def is_picture(head: bytes) -> bool:
+def has_picture_signature(file_head: bytes) -> bool:
     """Tell by its first bytes whether a file is a picture, of whatever format.
 
-    >>> is_picture(b"\\xff\\xd8\\xff\\xe0"), is_picture(b"BMW is a maker of cars")
+    >>> (
+    ...     has_picture_signature(b"\\xff\\xd8\\xff\\xe0"),
+    ...     has_picture_signature(b"BMW is a maker of cars"),
+    ... )
     (True, False)
     """
-    return bool(_DECODABLE.match(head) or _UNDECODABLE.match(head))
+    return bool(_DECODABLE_PATTERN.match(file_head) or _UNDECODABLE_PATTERN.match(file_head))
 
 
 def has_picture_suffix(name: str) -> bool:
@@ -105,22 +108,22 @@ def has_picture_suffix(name: str) -> bool:
     return name.lower().endswith(PICTURE_SUFFIXES)
 
 
-def undecodable_format(data: bytes) -> str:
+def name_undecodable_format(data: bytes) -> str:
     """Name the format of a picture that nothing here decodes; "" for all other files.
 
     Args:
         data: The whole file: the first picture in a camera's raw file is a small preview.
 
-    >>> undecodable_format(b"\\xff\\x4f\\xff\\x51")
+    >>> name_undecodable_format(b"\\xff\\x4f\\xff\\x51")
     'JPEG 2000'
     """
-    if _DECODABLE.match(data[:HEAD_BYTES]):
-        return "camera raw" if _is_raw(data) else ""
-    match = _UNDECODABLE.match(data[:HEAD_BYTES])
-    return list(_UNDECODABLE_FORMATS)[(match.lastindex or 1) - 1] if match else ""
+    if _DECODABLE_PATTERN.match(data[:FILE_HEAD_BYTES]):
+        return "camera raw" if _is_camera_raw(data) else ""
+    match = _UNDECODABLE_PATTERN.match(data[:FILE_HEAD_BYTES])
+    return list(_UNDECODABLE_FORMAT_PATTERNS)[(match.lastindex or 1) - 1] if match else ""
 
 
-def _is_raw(data: bytes) -> bool:
+def _is_camera_raw(data: bytes) -> bool:
     """Tell whether a TIFF shows a preview only, and has the picture itself in a part of its own."""
     byte_order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if byte_order is None or len(data) < 8:
@@ -131,11 +134,11 @@ def _is_raw(data: bytes) -> bool:
     if start + 2 > len(data):
         return False
     (count,) = struct.unpack_from(f"{byte_order}H", data, start)
-    table = data[start + 2 : start + 2 + 12 * min(count, _MAX_TAGS)]
+    table = data[start + 2 : start + 2 + 12 * min(count, _MAX_TIFF_TAGS)]
     rows = struct.iter_unpack(f"{byte_order}HHII", table[: len(table) // 12 * 12])
     tags = {tag: (type_code, value) for tag, type_code, _, value in rows}
-    if _DNG_VERSION in tags:
+    if _DNG_VERSION_TAG in tags:
         return True
-    type_code, value = tags.get(_SUBFILE_TYPE, (4, 0))
+    type_code, value = tags.get(_SUBFILE_TYPE_TAG, (4, 0))
     subfile_type = value >> 16 if byte_order == ">" and type_code == 3 else value
-    return bool(subfile_type & 1) and _SUB_DIRECTORIES in tags
+    return bool(subfile_type & 1) and _SUB_DIRECTORIES_TAG in tags

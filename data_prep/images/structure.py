@@ -16,8 +16,8 @@ def inspect_structure(data: bytes, format_name: str | None) -> StructureReport:
         format_name: Pillow's name of its format; only JPEG and PNG are inspected.
     """
     if format_name == "JPEG":
-        return jpeg.inspect_jpeg(data)
-    return png.inspect_png(data) if format_name == "PNG" else StructureReport()
+        return jpeg.inspect_jpeg_structure(data)
+    return png.inspect_png_structure(data) if format_name == "PNG" else StructureReport()
 
 
 def read_orientation(image: Image.Image, data: bytes) -> int:

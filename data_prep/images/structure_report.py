@@ -12,7 +12,7 @@ class StructureReport(NamedTuple):
     """Why the file must not be decoded at all."""
     damage: str = ""
     """What of the picture is missing or damaged, also where some decoder forgives it."""
-    oddity: str = ""
+    remake_reason: str = ""
     """Why the file cannot stay as it is although its picture is whole."""
     is_plain: bool = False
     """Whether the file is of the class that all decoders here are known to read alike."""

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images.examine import Verdict
-from ..sources.base import LeftOut, Split
-from .survey import Survey
+from ..images.examine import ImageVerdict
+from ..sources.base import LeftOutEntry, Split
+from .survey import SplitSurvey
 
-HELD_OUT = ("val", "test")
+HELD_OUT_SPLITS = ("val", "test")
 """Splits that must not share an image with any that is trained on."""
-LEFT_OUT = "left out"
+LEFT_OUT_DECISION = "left out"
 """The decision on what is no image."""
 
-Digests = NDArray[np.uint8]
+InputDigests = NDArray[np.uint8]
 """``(N, 32)``: the SHA-256 of each sample's input."""
 
 
@@ -30,23 +30,30 @@ Digests = NDArray[np.uint8]
 class SplitDecisions:
     """What was decided on the samples of one split."""
 
-    used_samples: NDArray[np.int64]
+    used_sample_numbers: NDArray[np.int64]
     """Ascending numbers of the samples to write."""
     records: dict[int, list[dict[str, str]]]
     """Lines about each sample in ``rejects.jsonl``, by sample number."""
     errors: list[str] = field(default_factory=list)
     """One line for each kind of thing that must not be passed over."""
-    left_out: Sequence[LeftOut] = ()
+    left_out: Sequence[LeftOutEntry] = ()
     """Files and folders of the source that are no samples."""
 
-    def sample_lines(self) -> bytes:
+    def encode_sample_lines(self) -> bytes:
         """Make the lines of ``rejects.jsonl`` about samples: in their order, the same anywhere."""
-        return _jsonl(record for number in sorted(self.records) for record in self.records[number])
+        return _encode_jsonl(
+            record for number in sorted(self.records) for record in self.records[number]
+        )
 
-    def rejects_lines(self) -> bytes:
+    def encode_rejects_lines(self) -> bytes:
         """Make the contents of ``rejects.jsonl``: lines about samples, then about all else."""
-        return self.sample_lines() + _jsonl(
-            {"file": entry.name, "decision": LEFT_OUT, "reason": entry.reason, "sha256": ""}
+        return self.encode_sample_lines() + _encode_jsonl(
+            {
+                "file": entry.name,
+                "decision": LEFT_OUT_DECISION,
+                "reason": entry.reason,
+                "sha256": "",
+            }
             for entry in self.left_out
         )
 
@@ -56,22 +63,24 @@ class SplitDecisions:
         return {decision: decisions.count(decision) for decision in sorted(set(decisions))}
 
 
-def without_left_out(lines: bytes) -> bytes:
+def keep_sample_lines(lines: bytes) -> bytes:
     """Keep the lines of a ``rejects.jsonl`` that are about samples.
 
     Raises:
         ValueError: The lines are no JSON.
     """
     split_lines = lines.splitlines(keepends=True)
-    return b"".join(line for line in split_lines if json.loads(line).get("decision") != LEFT_OUT)
+    return b"".join(
+        line for line in split_lines if json.loads(line).get("decision") != LEFT_OUT_DECISION
+    )
 
 
-def _jsonl(records: Iterable[dict[str, str]]) -> bytes:
+def _encode_jsonl(records: Iterable[dict[str, str]]) -> bytes:
     return "".join(f"{json.dumps(record)}\n" for record in records).encode()
 
 
 @dataclass(frozen=True)
-class Policy:
+class ImagePolicy:
     """What the user wants done with bad images and with copies."""
 
     on_bad: str = "fail"
@@ -80,8 +89,10 @@ class Policy:
     """Drop exact copies instead of keeping them, and leaked images instead of refusing them."""
 
 
-def decide(
-    splits: Sequence[tuple[Split, Survey]], sealed_digests: Mapping[str, Digests], policy: Policy
+def decide_on_samples(
+    splits: Sequence[tuple[Split, SplitSurvey]],
+    sealed_digests: Mapping[str, InputDigests],
+    policy: ImagePolicy,
 ) -> list[SplitDecisions]:
     """Decide on every surveyed sample.
 
@@ -93,19 +104,21 @@ def decide(
     Returns:
         The decisions on each of ``splits``, in their order.
     """
-    decisions = [_decide_within(split, survey, policy) for split, survey in splits]
+    decisions = [_decide_within_split(split, survey, policy) for split, survey in splits]
     digests_by_split = dict(sealed_digests)
     for (split, survey), split_decisions in zip(splits, decisions, strict=True):
-        digests_by_split[split.name] = _used_digests(survey, split_decisions.used_samples)
+        digests_by_split[split.name] = _select_used_digests(
+            survey, split_decisions.used_sample_numbers
+        )
     return [
-        _decide_across(
+        _decide_across_splits(
             (split, survey), split_decisions, digests_by_split, sealed_digests, policy.dedup
         )
         for (split, survey), split_decisions in zip(splits, decisions, strict=True)
     ]
 
 
-def leaked_digests(name: str, digests_by_split: Mapping[str, Digests]) -> set[bytes]:
+def find_leaked_digests(name: str, digests_by_split: Mapping[str, InputDigests]) -> set[bytes]:
     """Find the digests that a split shares with splits that it must share none with.
 
     Args:
@@ -113,69 +126,77 @@ def leaked_digests(name: str, digests_by_split: Mapping[str, Digests]) -> set[by
         digests_by_split: Digests of all splits.
     """
     opposite_splits = [
-        other for other in digests_by_split if (other in HELD_OUT) != (name in HELD_OUT)
+        other_split
+        for other_split in digests_by_split
+        if (other_split in HELD_OUT_SPLITS) != (name in HELD_OUT_SPLITS)
     ]
     split_digests = {row.tobytes() for row in digests_by_split[name]} if opposite_splits else set()
     return {
-        row.tobytes() for other in opposite_splits for row in digests_by_split[other]
+        row.tobytes() for other_split in opposite_splits for row in digests_by_split[other_split]
     } & split_digests
 
 
-def _decide_within(split: Split, survey: Survey, policy: Policy) -> SplitDecisions:
+def _decide_within_split(split: Split, survey: SplitSurvey, policy: ImagePolicy) -> SplitDecisions:
     verdicts = survey.rows["verdict"]
-    usable = verdicts != Verdict.REJECT
+    is_usable = verdicts != ImageVerdict.REJECT
     records: dict[int, list[dict[str, str]]] = {}
     decision_words = {
-        Verdict.REMAKE: "normalised",
-        Verdict.SALVAGE: "reencoded",
-        Verdict.REJECT: "rejected",
+        ImageVerdict.ENCODE_ANEW: "normalised",
+        ImageVerdict.SALVAGE: "reencoded",
+        ImageVerdict.REJECT: "rejected",
     }
     for row, number in zip(*_rows_with_reasons(survey), strict=True):
         records[number] = [
-            _record(split, number, decision_words[Verdict(verdicts[row])], survey, row)
+            _make_record(split, number, decision_words[ImageVerdict(verdicts[row])], survey, row)
         ]
-    first_number: dict[bytes, int] = {}
-    for row in np.flatnonzero(usable).tolist():
+    first_number_by_digest: dict[bytes, int] = {}
+    for row in np.flatnonzero(is_usable).tolist():
         number = int(survey.numbers[row])
-        original = first_number.setdefault(survey.rows["sha256"][row].tobytes(), number)
-        if original != number:
-            usable[row] = not policy.dedup
-            reason = f"the same bytes as {split.name_of(original)}"
-            if split.labels[original] != split.labels[number]:
+        first_copy_number = first_number_by_digest.setdefault(
+            survey.rows["sha256"][row].tobytes(), number
+        )
+        if first_copy_number != number:
+            is_usable[row] = not policy.dedup
+            reason = f"the same bytes as {split.name_of(first_copy_number)}"
+            if split.labels[first_copy_number] != split.labels[number]:
                 reason += ", which is of another class"
             decision = "dropped" if policy.dedup else "duplicate"
-            record = _record(split, number, decision, survey, row) | {"reason": reason}
+            record = _make_record(split, number, decision, survey, row) | {"reason": reason}
             records[number] = [record] if policy.dedup else [*records.get(number, []), record]
-    rejected = [number for number, record in records.items() if record[0]["decision"] == "rejected"]
+    rejected_numbers = [
+        number for number, record in records.items() if record[0]["decision"] == "rejected"
+    ]
     errors: list[str] = []
-    if rejected and policy.on_bad == "fail":
+    if rejected_numbers and policy.on_bad == "fail":
         more_text = (
-            f" (and {len(rejected) - 1} more, see rejects.jsonl)" if len(rejected) > 1 else ""
+            f" (and {len(rejected_numbers) - 1} more, see rejects.jsonl)"
+            if len(rejected_numbers) > 1
+            else ""
         )
-        first_rejected = min(rejected)
+        first_rejected = min(rejected_numbers)
         reason = records[first_rejected][0]["reason"]
         errors = [
             f"{split.full_name(first_rejected)}: {reason}{more_text}: repair or remove it, or give "
             "--on-bad skip"
         ]
-    return SplitDecisions(survey.numbers[usable], records, errors, split.left_out)
+    return SplitDecisions(survey.numbers[is_usable], records, errors, split.left_out)
 
 
-def _decide_across(
-    surveyed: tuple[Split, Survey],
+def _decide_across_splits(
+    split_and_survey: tuple[Split, SplitSurvey],
     decisions: SplitDecisions,
-    digests_by_split: Mapping[str, Digests],
-    sealed_digests: Mapping[str, Digests],
+    digests_by_split: Mapping[str, InputDigests],
+    sealed_digests: Mapping[str, InputDigests],
     dedup: bool,
 ) -> SplitDecisions:
     """Deal with the images that a training split shares with one that is held out."""
-    split, survey = surveyed
-    is_held_out = split.name in HELD_OUT
+    split, survey = split_and_survey
+    is_held_out = split.name in HELD_OUT_SPLITS
     if is_held_out:
         # A leak into a training split that is still to be written is reported by that split.
         digests_by_split = {**sealed_digests, split.name: digests_by_split[split.name]}
-    shared_digests = leaked_digests(split.name, digests_by_split)
-    is_used = np.isin(survey.numbers, decisions.used_samples)
+    shared_digests = find_leaked_digests(split.name, digests_by_split)
+    is_used = np.isin(survey.numbers, decisions.used_sample_numbers)
     digests = survey.rows["sha256"]
     leaked_rows = [
         row for row in np.flatnonzero(is_used).tolist() if digests[row].tobytes() in shared_digests
@@ -183,23 +204,25 @@ def _decide_across(
     if not leaked_rows:
         return decisions
     is_dropping = dedup and not is_held_out
-    leaked_into = [
-        held_out
-        for held_out in HELD_OUT
-        if held_out in digests_by_split
-        and leaked_digests(split.name, _only_splits(digests_by_split, split.name, held_out))
+    leaking_held_out_splits = [
+        held_out_split
+        for held_out_split in HELD_OUT_SPLITS
+        if held_out_split in digests_by_split
+        and find_leaked_digests(
+            split.name, _select_digests_of_splits(digests_by_split, split.name, held_out_split)
+        )
     ]
-    other_name = "a training split" if is_held_out else " and ".join(leaked_into)
+    other_splits_text = "a training split" if is_held_out else " and ".join(leaking_held_out_splits)
     for row in leaked_rows:
         number, decision = int(survey.numbers[row]), "dropped" if is_dropping else "leak"
-        reason = {"reason": f"the same bytes as an image of {other_name}"}
-        record = _record(split, number, decision, survey, row) | reason
+        reason = {"reason": f"the same bytes as an image of {other_splits_text}"}
+        record = _make_record(split, number, decision, survey, row) | reason
         decisions.records[number] = (
             [record] if is_dropping else [*decisions.records.get(number, []), record]
         )
     if is_dropping:
         is_used[leaked_rows] = False
-        return replace(decisions, used_samples=survey.numbers[is_used])
+        return replace(decisions, used_sample_numbers=survey.numbers[is_used])
     remedy = (
         "delete the finished training split and shard both with --dedup, which drops them from it"
         if is_held_out
@@ -207,23 +230,27 @@ def _decide_across(
     )
     first_name = split.full_name(int(survey.numbers[leaked_rows[0]]))
     error = (
-        f"{first_name}: is in {split.name} and in {other_name} ({len(leaked_rows)} such images): "
-        f"{remedy}"
+        f"{first_name}: is in {split.name} and in {other_splits_text} "
+        f"({len(leaked_rows)} such images): {remedy}"
     )
     return replace(decisions, errors=[*decisions.errors, error])
 
 
-def _only_splits(digests_by_split: Mapping[str, Digests], *names: str) -> dict[str, Digests]:
+def _select_digests_of_splits(
+    digests_by_split: Mapping[str, InputDigests], *names: str
+) -> dict[str, InputDigests]:
     return {name: digests_by_split[name] for name in names}
 
 
-def _rows_with_reasons(survey: Survey) -> tuple[list[int], list[int]]:
+def _rows_with_reasons(survey: SplitSurvey) -> tuple[list[int], list[int]]:
     """List the survey rows, and the sample numbers, of all samples with a reason."""
     numbers = sorted(survey.reasons)
     return np.searchsorted(survey.numbers, numbers).tolist(), numbers
 
 
-def _record(split: Split, number: int, decision: str, survey: Survey, row: int) -> dict[str, str]:
+def _make_record(
+    split: Split, number: int, decision: str, survey: SplitSurvey, row: int
+) -> dict[str, str]:
     return {
         "file": split.name_of(number),
         "decision": decision,
@@ -232,5 +259,7 @@ def _record(split: Split, number: int, decision: str, survey: Survey, row: int) 
     }
 
 
-def _used_digests(survey: Survey, used_samples: NDArray[np.int64]) -> Digests:
-    return np.ascontiguousarray(survey.rows["sha256"][np.isin(survey.numbers, used_samples)])
+def _select_used_digests(
+    survey: SplitSurvey, used_sample_numbers: NDArray[np.int64]
+) -> InputDigests:
+    return np.ascontiguousarray(survey.rows["sha256"][np.isin(survey.numbers, used_sample_numbers)])

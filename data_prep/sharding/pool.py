@@ -17,51 +17,51 @@ from vssl_dist.errors import DataError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Work = Callable[[Task], Generator[int, None, Result]]
+TaskFunction = Callable[[Task], Generator[int, None, Result]]
 """Function of a task: yields how many samples it has just dealt with, returns the result."""
 
 
 def run_tasks(
-    work: Work[Task, Result],
+    task_function: TaskFunction[Task, Result],
     tasks: Sequence[Task],
     *,
     workers: int,
     advance: Callable[[int], None],
-    imports: Sequence[str] = (),
+    preloaded_modules: Sequence[str] = (),
 ) -> Iterator[Result]:
     """Do all tasks, in this process or in ``workers`` others; results come in any order.
 
     Args:
-        work: A function of a module (workers import it).
+        task_function: A function of a module (workers import it).
         tasks: Picklable.
         workers: Processes; with 1, or a single task, none is started.
         advance: Called with the progress of each ``yield``.
-        imports: Modules that the work needs; those of the first call of a program count, as
-            workers are forked from one server.
+        preloaded_modules: Modules that the work needs; those of the first call of a program count,
+            as workers are forked from one server.
 
     Raises:
         DataError, MemoryError: Whatever the work raised, or a worker that died.
     """
     if min(workers, len(tasks)) <= 1:
         for task in tasks:
-            yield _run_in_process(work(task), advance)
+            yield _run_in_process(task_function(task), advance)
         return
-    context = multiprocessing.get_context("forkserver")
+    process_context = multiprocessing.get_context("forkserver")
     # Imported once, in the server that workers are forked from, not once in each of them.
-    context.set_forkserver_preload(list(imports))
+    process_context.set_forkserver_preload(list(preloaded_modules))
     processes: dict[Connection, BaseProcess] = {}
     try:
         # Only starting is shielded: the parent itself has to see Ctrl-C while it waits.
-        with _isolated_start():
+        with _isolate_process_start():
             for _ in range(min(workers, len(tasks))):
-                parent_end, worker_end = context.Pipe()
-                process: BaseProcess = context.Process(
-                    target=_worker_loop, args=(worker_end, work), daemon=True
+                parent_end, worker_end = process_context.Pipe()
+                process: BaseProcess = process_context.Process(
+                    target=_worker_loop, args=(worker_end, task_function), daemon=True
                 )
                 process.start()
                 worker_end.close()
                 processes[parent_end] = process
-        yield from _distribute(processes, tasks, advance)
+        yield from _distribute_tasks(processes, tasks, advance)
     finally:
         for connection, process in processes.items():
             process.terminate()
@@ -70,7 +70,7 @@ def run_tasks(
 
 
 @contextmanager
-def _isolated_start() -> Iterator[None]:
+def _isolate_process_start() -> Iterator[None]:
     """Start processes to which Ctrl-C and the current folder mean nothing.
 
     The server that workers are forked from is a ``python -c``: it would take a ``selectors.py``
@@ -78,7 +78,8 @@ def _isolated_start() -> Iterator[None]:
     """
     package_parent = str(Path(__file__).resolve().parents[1])
     environment_before = {
-        name: os.environ.get(name, "") for name in ("PYTHONSAFEPATH", "PYTHONPATH")
+        variable_name: os.environ.get(variable_name, "")
+        for variable_name in ("PYTHONSAFEPATH", "PYTHONPATH")
     }
     os.environ["PYTHONSAFEPATH"] = "1"
     # To find what it imports beforehand also where the package is not installed.
@@ -87,28 +88,30 @@ def _isolated_start() -> Iterator[None]:
     )
     try:
         resource_tracker.ensure_running()  # starting it would lift the mask
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal_mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask_before)
     finally:
-        for name, value in environment_before.items():
-            os.environ[name] = value
-            if not value:
-                del os.environ[name]
+        for variable_name, variable_value in environment_before.items():
+            os.environ[variable_name] = variable_value
+            if not variable_value:
+                del os.environ[variable_name]
 
 
-def _run_in_process(steps: Generator[int, None, Result], advance: Callable[[int], None]) -> Result:
+def _run_in_process(
+    task_steps: Generator[int, None, Result], advance: Callable[[int], None]
+) -> Result:
     while True:
         try:
-            advance(next(steps))
+            advance(next(task_steps))
         except StopIteration as end:
             result: Result = end.value
             return result
 
 
-def _distribute(
+def _distribute_tasks(
     processes: dict[Connection, BaseProcess],
     tasks: Sequence[object],
     advance: Callable[[int], None],
@@ -116,25 +119,27 @@ def _distribute(
     pending_tasks = iter(tasks)
     for connection in processes:
         connection.send(next(pending_tasks))
-    unfinished = len(tasks)
-    while unfinished:
-        ready = wait(list(processes))
-        for connection in [connection for connection in processes if connection in ready]:
-            message_kind, value = _receive(connection)
+    num_unfinished_tasks = len(tasks)
+    while num_unfinished_tasks:
+        ready_connections = wait(list(processes))
+        for connection in [
+            connection for connection in processes if connection in ready_connections
+        ]:
+            message_kind, message_value = _receive_message(connection)
             if message_kind == "failed":
-                raise value
+                raise message_value
             if message_kind == "progress":
-                advance(value)
+                advance(message_value)
                 continue
-            unfinished -= 1
+            num_unfinished_tasks -= 1
             # One task at a time: a worker that is done early takes the next.
             for task in pending_tasks:
                 connection.send(task)
                 break
-            yield value
+            yield message_value
 
 
-def _receive(connection: Connection) -> tuple[str, Any]:
+def _receive_message(connection: Connection) -> tuple[str, Any]:
     try:
         message: tuple[str, Any] = connection.recv()
     except (EOFError, ConnectionError) as error:
@@ -142,15 +147,15 @@ def _receive(connection: Connection) -> tuple[str, Any]:
     return message
 
 
-def _worker_loop(connection: Connection, work: Work[Any, Any]) -> None:
+def _worker_loop(connection: Connection, task_function: TaskFunction[Any, Any]) -> None:
     """Do tasks from a pipe until its other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the parent decides
     try:
         while True:
-            steps = work(connection.recv())
+            task_steps = task_function(connection.recv())
             try:
                 while True:
-                    connection.send(("progress", next(steps)))
+                    connection.send(("progress", next(task_steps)))
             except StopIteration as end:
                 connection.send(("done", end.value))
             except (DataError, MemoryError) as error:

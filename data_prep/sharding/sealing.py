@@ -16,16 +16,16 @@ from vssl_dist.errors import DataError
 
 from ..files import write_whole
 from ..sources.base import Split
-from .decisions import leaked_digests
-from .split_folder import INPUTS, REJECTS, Recipe, read_sealed_digests
-from .writer import NOTES
+from .decisions import find_leaked_digests
+from .split_folder import INPUT_DIGESTS_NAME, REJECTS_NAME, ShardingRecipe, read_sealed_digests
+from .writer import NOTES_FOLDER_NAME
 
 
 def seal_split(
     split: Split,
     folder: Path,
     shards: Sequence[ShardEntry],
-    recipe: Recipe,
+    recipe: ShardingRecipe,
     contents: Mapping[str, bytes],
 ) -> None:
     """Seal a folder of written shards as a dataset.
@@ -42,16 +42,16 @@ def seal_split(
     """
     # Another process may have finished the other split since this one was surveyed.
     sealed_digests = read_sealed_digests(folder.parent, {split.name})
-    split_digests = np.load(io.BytesIO(contents[INPUTS]), allow_pickle=False)
-    if leaked_digests(split.name, {**sealed_digests, split.name: split_digests}):
+    split_digests = np.load(io.BytesIO(contents[INPUT_DIGESTS_NAME]), allow_pickle=False)
+    if find_leaked_digests(split.name, {**sealed_digests, split.name: split_digests}):
         raise DataError(
             f"{folder}: shares images with a split that was finished meanwhile: run again"
         )
-    write_whole(folder / INPUTS, contents[INPUTS])
-    if contents[REJECTS]:
-        write_whole(folder / REJECTS, contents[REJECTS])
+    write_whole(folder / INPUT_DIGESTS_NAME, contents[INPUT_DIGESTS_NAME])
+    if contents[REJECTS_NAME]:
+        write_whole(folder / REJECTS_NAME, contents[REJECTS_NAME])
     else:
-        (folder / REJECTS).unlink(missing_ok=True)
+        (folder / REJECTS_NAME).unlink(missing_ok=True)
     manifest = {
         "format": FORMAT,
         "name": split.dataset,
@@ -64,4 +64,4 @@ def seal_split(
     sync(folder)
     write_whole(folder / MANIFEST, seal(manifest))
     sync(folder)
-    shutil.rmtree(folder / NOTES)
+    shutil.rmtree(folder / NOTES_FOLDER_NAME)

@@ -19,24 +19,24 @@ from vssl_dist.data.store.manifest import INDEX_DTYPE, ShardEntry
 from vssl_dist.errors import DataError
 
 from ..files import whole_file, write_whole
-from ..images.encode import Encoded
+from ..images.encode import EncodedImage
 from ..images.examine import (
     DEFAULT_RULES,
-    Rules,
+    ImageRules,
     encode_png,
     encode_to_store,
 )
 from ..images.raw_image import RawImage
 from .survey import finding_from_row, input_digest
 
-NOTES = ".sharding"
+NOTES_FOLDER_NAME = ".sharding"
 """Folder, inside the dataset's, of what an unfinished run needs to continue."""
 
-_REPORT_EVERY = 64
+_SAMPLES_PER_REPORT = 64
 
 
 @dataclass(frozen=True)
-class ShardTask:
+class ShardWriteTask:
     """All that a worker needs to write one shard."""
 
     folder: Path
@@ -46,11 +46,11 @@ class ShardTask:
     labels: NDArray[np.int64]
     images: Iterable[RawImage]
     survey_rows: NDArray[np.void]
-    """``(samples,)`` of ``SURVEY_DTYPE``: what the survey found out about these images."""
-    rules: Rules = DEFAULT_RULES
+    """``(samples,)`` of ``SURVEY_ROW_DTYPE``: what the survey found out about these images."""
+    rules: ImageRules = DEFAULT_RULES
 
 
-class UnreadableError(DataError):
+class UnreadableSampleError(DataError):
     """Samples that were surveyed cannot be read any more, and may be left out."""
 
     flaws: dict[int, str]
@@ -85,10 +85,10 @@ class _HashingFile:
         return len(data)
 
 
-def sample_key(sample: int) -> str:
+def make_sample_key(sample: int) -> str:
     """Make the part of a member's name by which WebDataset groups a sample's files.
 
-    >>> sample_key(7)
+    >>> make_sample_key(7)
     '000000000007'
     """
     return f"{sample:012d}"
@@ -96,10 +96,10 @@ def sample_key(sample: int) -> str:
 
 def shard_note_path(folder: Path, number: int) -> Path:
     """Return the path at which a finished shard's manifest entry waits for the others."""
-    return folder / NOTES / f"{shard_name(number)}.json"
+    return folder / NOTES_FOLDER_NAME / f"{shard_name(number)}.json"
 
 
-def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
+def write_shard(task: ShardWriteTask) -> Generator[int, None, ShardEntry]:
     """Write tar and index, each whole or not at all, and then the note.
 
     Yields:
@@ -113,35 +113,35 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     """
     from webdataset import TarWriter  # which imports torch
 
-    rows = np.empty(len(task.labels), INDEX_DTYPE)
+    index_rows = np.empty(len(task.labels), INDEX_DTYPE)
     path = task.folder / shard_name(task.number)
     with whole_file(path) as file:
-        sink = _HashingFile(file)
+        hashing_file = _HashingFile(file)
         # Nothing in a shard depends on when, where or by whom it is written.
-        writer = TarWriter(sink, user="", group="", mode=0o644, mtime=0, encoder=False)
+        tar_writer = TarWriter(hashing_file, user="", group="", mode=0o644, mtime=0, encoder=False)
         samples = zip(task.images, task.survey_rows, task.labels.tolist(), strict=True)
-        for row, (raw, survey_row, label) in enumerate(samples):
-            if raw.may_recover:
-                raise _unreadable_error(raw, samples, task.first_id + row)
-            image = _encode_checked(raw, survey_row, task)
-            offset = writer.tarstream.offset + tarfile.BLOCKSIZE
+        for row, (raw_image, survey_row, label) in enumerate(samples):
+            if raw_image.may_be_read_later:
+                raise _make_unreadable_error(raw_image, samples, task.first_id + row)
+            image = _encode_if_unchanged(raw_image, survey_row, task)
+            offset = tar_writer.tarstream.offset + tarfile.BLOCKSIZE
             crc32 = zlib.crc32(image.data)
-            rows[row] = (offset, len(image.data), image.height, image.width, label, crc32)
+            index_rows[row] = (offset, len(image.data), image.height, image.width, label, crc32)
             # Two writes, as one would sort the label before the image.
-            key = sample_key(task.first_id + row)
-            writer.write({"__key__": key, image.suffix: image.data})
-            writer.write({"__key__": key, "cls": str(label).encode()})
-            if (row + 1) % _REPORT_EVERY == 0:
-                yield _REPORT_EVERY
-        writer.close()
-    yield len(rows) % _REPORT_EVERY
+            key = make_sample_key(task.first_id + row)
+            tar_writer.write({"__key__": key, image.suffix: image.data})
+            tar_writer.write({"__key__": key, "cls": str(label).encode()})
+            if (row + 1) % _SAMPLES_PER_REPORT == 0:
+                yield _SAMPLES_PER_REPORT
+        tar_writer.close()
+    yield len(index_rows) % _SAMPLES_PER_REPORT
     index = io.BytesIO()
-    np.save(index, rows, allow_pickle=False)
+    np.save(index, index_rows, allow_pickle=False)
     entry = ShardEntry(
         name=path.name,
-        bytes=sink.size,
-        samples=len(rows),
-        sha256=sink.sha256.hexdigest(),
+        bytes=hashing_file.size,
+        samples=len(index_rows),
+        sha256=hashing_file.sha256.hexdigest(),
         index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
     )
     write_whole(task.folder / entry.index_name, index.getvalue())
@@ -151,39 +151,49 @@ def write_shard(task: ShardTask) -> Generator[int, None, ShardEntry]:
     return entry
 
 
-def _unreadable_error(
-    raw: RawImage, following: Iterable[tuple[RawImage, np.void, int]], first_unreadable: int
-) -> UnreadableError:
+def _make_unreadable_error(
+    raw_image: RawImage,
+    following_samples: Iterable[tuple[RawImage, np.void, int]],
+    first_unreadable_id: int,
+) -> UnreadableSampleError:
     """Make the error of a sample that cannot be read, and of those behind it that cannot either."""
-    error = UnreadableError(
-        f"{raw.name}: {raw.flaw}, and could be when it was looked at: start again"
+    error = UnreadableSampleError(
+        f"{raw_image.name}: {raw_image.flaw}, and could be when it was looked at: start again"
     )
-    later_raws = {
-        sample_id: later_raw
-        for sample_id, (later_raw, _, _) in enumerate(following, first_unreadable + 1)
-        if later_raw.may_recover
+    later_raw_image_by_id = {
+        sample_id: later_raw_image
+        for sample_id, (later_raw_image, _, _) in enumerate(
+            following_samples, first_unreadable_id + 1
+        )
+        if later_raw_image.may_be_read_later
     }
     error.flaws = {
-        sample_id: later_raw.flaw
-        for sample_id, later_raw in {first_unreadable: raw, **later_raws}.items()
+        sample_id: later_raw_image.flaw
+        for sample_id, later_raw_image in {
+            first_unreadable_id: raw_image,
+            **later_raw_image_by_id,
+        }.items()
     }
     return error
 
 
-def _encode_checked(raw: RawImage, survey_row: np.void, task: ShardTask) -> Encoded:
-    if input_digest(raw) != survey_row["sha256"].tobytes():
+def _encode_if_unchanged(
+    raw_image: RawImage, survey_row: np.void, task: ShardWriteTask
+) -> EncodedImage:
+    if input_digest(raw_image) != survey_row["sha256"].tobytes():
         raise DataError(
-            f"{raw.name or task.folder}: changed while it was being sharded: delete {task.folder} "
-            "and start again"
+            f"{raw_image.name or task.folder}: changed while it was being sharded: delete "
+            f"{task.folder} and start again"
         )
-    if isinstance(raw.data, np.ndarray):
-        return encode_png(raw.data)
+    if isinstance(raw_image.data, np.ndarray):
+        return encode_png(raw_image.data)
     try:
-        return encode_to_store(raw.data, finding_from_row(survey_row), task.rules)
+        return encode_to_store(raw_image.data, finding_from_row(survey_row), task.rules)
     except MemoryError:
         raise
     # Pillow raises nearly anything, and the disk is not to blame for it.
     except Exception as error:
         raise DataError(
-            f"{raw.name or task.folder}: cannot be written anew ({error}): repair or remove it"
+            f"{raw_image.name or task.folder}: cannot be written anew ({error}): "
+            "repair or remove it"
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import cifar, imagefolder, imagenet, photos, stl10, webdataset
-from .base import Request, Split
+from .base import SourceRequest, Split
 
 _FILE_OPTIONS = frozenset({"--resize-short", "--quality", "--max-pixels", "--on-bad"})
 """Options that only make sense where there are image files to decode."""
@@ -17,7 +17,7 @@ _FOLDER_SPLITS = ("train", "val", "test")
 class Source:
     """A layout of raw images."""
 
-    read: Callable[[Request], Sequence[Split]]
+    read: Callable[[SourceRequest], Sequence[Split]]
     options: frozenset[str]
     """Options of the command line that this source takes, of those that not every source does."""
     splits: tuple[str, ...] = ("train", "val")

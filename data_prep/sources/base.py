@@ -20,18 +20,18 @@ UNLABELED = -1
 """The label of an image whose class is not known."""
 LABELS_KEY = "labels"
 """Key in a subset's manifest: the labels that its classes have in the whole split."""
-_MAX_KINDS = 12
+_MAX_COUNTED_KINDS = 12
 """Kinds of left-out files that are counted one by one: the count remains a line."""
 
 
 @dataclass(frozen=True)
-class Request:
+class SourceRequest:
     """The part of the command line that a source understands."""
 
     root: Path | None
     """Folder of the raw images; None where the source brings its own."""
     splits: tuple[str, ...] = ("train", "val")
-    explicit: bool = False
+    has_named_splits: bool = False
     """Whether the user named the splits: then none of them may be absent."""
     download: bool = False
     classes: Path | None = None
@@ -50,7 +50,7 @@ class Request:
         """Whether a file that cannot be read is left out instead of ending the program."""
         return self.on_bad != "fail"
 
-    def existing_root(self) -> Path:
+    def require_root(self) -> Path:
         """Return the root, which exists.
 
         Raises:
@@ -64,7 +64,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutEntry:
     """Something that lies among the images and is none."""
 
     name: str
@@ -74,14 +74,14 @@ class LeftOut:
     """Kind that it is counted as, such as ``".txt"``."""
     count: int = 1
     """How many files this entry stands for."""
-    files_within: int = 0
+    num_files_within: int = 0
     """How many files are in a folder that is one entry."""
 
     @classmethod
-    def file(cls, name: str, reason: str = "no picture") -> LeftOut:
+    def file(cls, name: str, reason: str = "no picture") -> LeftOutEntry:
         """Make the entry of a file, which counts by its suffix.
 
-        >>> LeftOut.file("a/words.TXT").kind, LeftOut.file("a/.DS_Store").kind
+        >>> LeftOutEntry.file("a/words.TXT").kind, LeftOutEntry.file("a/.DS_Store").kind
         ('.txt', 'hidden')
         """
         path = PurePosixPath(name)
@@ -90,36 +90,40 @@ class LeftOut:
         return cls(name, reason, path.suffix.lower() or "without suffix")
 
     @classmethod
-    def folder(cls, name: str, reason: str, files_within: int = 0) -> LeftOut:
+    def folder(cls, name: str, reason: str, num_files_within: int = 0) -> LeftOutEntry:
         """Make the entry of a folder with all files that are in it."""
-        return cls(f"{name}/", reason, "folder", files_within=files_within)
+        return cls(f"{name}/", reason, "folder", num_files_within=num_files_within)
 
 
-def count_by_kind(left_out: Sequence[LeftOut]) -> str:
+def describe_counts_by_kind(left_out: Sequence[LeftOutEntry]) -> str:
     """Count left-out entries by kind, in words, the most frequent first; "" for none.
 
-    >>> count_by_kind([LeftOut.file("a.txt"), LeftOut.file("b"), LeftOut.file("c.txt")])
+    >>> describe_counts_by_kind(
+    ...     [LeftOutEntry.file("a.txt"), LeftOutEntry.file("b"), LeftOutEntry.file("c.txt")]
+    ... )
     '2 .txt, 1 without suffix'
-    >>> count_by_kind([LeftOut.folder("a", "", 3), LeftOut.folder("b", "", 4)])
+    >>> describe_counts_by_kind([LeftOutEntry.folder("a", "", 3), LeftOutEntry.folder("b", "", 4)])
     '2 folders (7 files in folders)'
     """
     counts_by_kind: Counter[str] = Counter()
     for entry in left_out:
         counts_by_kind[entry.kind] += entry.count
     counts = sorted(counts_by_kind.items(), key=lambda entry: (-entry[1], entry[0]))
-    phrases = [
+    kind_phrases = [
         f"{count} {kind}s" if kind == "folder" and count > 1 else f"{count} {kind}"
-        for kind, count in counts[:_MAX_KINDS]
+        for kind, count in counts[:_MAX_COUNTED_KINDS]
     ]
-    if other_count := sum(count for _, count in counts[_MAX_KINDS:]):
-        phrases.append(f"{other_count} others")
-    files_within = sum(entry.files_within for entry in left_out)
-    return ", ".join(phrases) + (
-        f" ({files_within} file{'s'[: files_within > 1]} in folders)" if files_within else ""
+    if other_count := sum(count for _, count in counts[_MAX_COUNTED_KINDS:]):
+        kind_phrases.append(f"{other_count} others")
+    num_files_within = sum(entry.num_files_within for entry in left_out)
+    return ", ".join(kind_phrases) + (
+        f" ({num_files_within} file{'s'[: num_files_within > 1]} in folders)"
+        if num_files_within
+        else ""
     )
 
 
-def _no_stamp(numbers: NDArray[np.int64]) -> str:
+def _make_empty_stamp(numbers: NDArray[np.int64]) -> str:
     return ""
 
 
@@ -136,21 +140,21 @@ class Split:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     """``(N,)``: one per sample, `UNLABELED` where there is none."""
-    images_of: Callable[[NDArray[np.int64]], Iterable[RawImage]]
+    make_images: Callable[[NDArray[np.int64]], Iterable[RawImage]]
     """Makes the images of some sample numbers: picklable, and read only when iterated."""
     facts: Mapping[str, str | int]
     """What the bytes depend on besides options and content; goes into the manifest."""
-    is_grouped: bool
+    is_grouped_by_class: bool
     """Whether neighbours are of one class, so that the order has to be mixed."""
     name_of: Callable[[int], str] = "image {}".format
     """Names a sample, by its number, within ``location``: on every machine alike."""
     location: str = ""
     """Path of the folder or archive, which stands before a name in messages."""
-    stamp_of: Callable[[NDArray[np.int64]], str] = _no_stamp
+    make_stamp: Callable[[NDArray[np.int64]], str] = _make_empty_stamp
     """Makes, without reading, a text that changes when the images of some numbers do."""
-    left_out: Sequence[LeftOut] = ()
+    left_out: Sequence[LeftOutEntry] = ()
     """Files and folders beside the samples, without effect on any."""
-    remark: str = ""
+    user_remark: str = ""
     """What the user should know about all of it."""
 
     @property
@@ -169,6 +173,6 @@ class Split:
         """
         return f"{self.location}/{self.name_of(number)}" if self.location else self.name_of(number)
 
-    def with_left_out(self, left_out: Iterable[LeftOut]) -> Split:
+    def with_left_out(self, left_out: Iterable[LeftOutEntry]) -> Split:
         """Copy this split with more entries that were left out beside it."""
         return replace(self, left_out=(*self.left_out, *left_out))

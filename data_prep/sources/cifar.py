@@ -18,17 +18,17 @@ from vssl_dist.durable import read_regular
 from vssl_dist.errors import DataError
 
 from ..archives.tars import read_gzipped_members
-from ..images.pixels import PixelRows
-from .base import Request, Split
+from ..images.pixels import ArrayImages
+from .base import SourceRequest, Split
 from .download import fetch_archive
 
-_MAX_BYTES = 1 << 30
-_ROW_BYTES = 3 * 32 * 32
+_MAX_FILE_BYTES = 1 << 30
+_IMAGE_BYTES = 3 * 32 * 32
 _MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 @dataclass(frozen=True)
-class Layout:
+class CifarLayout:
     """How one of the two data sets is laid out."""
 
     dataset: str
@@ -41,7 +41,7 @@ class Layout:
     labels_key: str
 
 
-CIFAR10 = Layout(
+CIFAR10 = CifarLayout(
     dataset="cifar10",
     folder="cifar-10-batches-py",
     archive="cifar-10-python.tar.gz",
@@ -50,7 +50,7 @@ CIFAR10 = Layout(
     names_key="label_names",
     labels_key="labels",
 )
-CIFAR100 = Layout(
+CIFAR100 = CifarLayout(
     dataset="cifar100",
     folder="cifar-100-python",
     archive="cifar-100-python.tar.gz",
@@ -61,17 +61,17 @@ CIFAR100 = Layout(
 )
 
 
-def cifar10(request: Request) -> list[Split]:
+def cifar10(request: SourceRequest) -> list[Split]:
     """Read the requested splits of CIFAR-10."""
     return _read_splits(CIFAR10, request)
 
 
-def cifar100(request: Request) -> list[Split]:
+def cifar100(request: SourceRequest) -> list[Split]:
     """Read the requested splits of CIFAR-100 with its 100 fine labels."""
     return _read_splits(CIFAR100, request)
 
 
-def _read_splits(layout: Layout, request: Request) -> list[Split]:
+def _read_splits(layout: CifarLayout, request: SourceRequest) -> list[Split]:
     """Read the requested splits into memory.
 
     Raises:
@@ -79,53 +79,53 @@ def _read_splits(layout: Layout, request: Request) -> list[Split]:
     """
     if request.download and request.root is not None:
         fetch_archive(layout.dataset, request.root)
-    root = request.existing_root()
-    needed_files = [
+    root = request.require_root()
+    needed_file_names = [
         layout.meta_file,
         *(file for name in request.splits for file in layout.split_files[name]),
     ]
-    blobs = _read_files(layout, root, needed_files)
-    meta = _unpickle(blobs[layout.meta_file], layout.meta_file)
-    classes = tuple(_class_names(meta.get(layout.names_key), layout.meta_file))
-    return [_make_split(layout, name, classes, blobs) for name in request.splits]
+    content_by_name = _read_files(layout, root, needed_file_names)
+    meta_values = _unpickle(content_by_name[layout.meta_file], layout.meta_file)
+    classes = tuple(_class_names(meta_values.get(layout.names_key), layout.meta_file))
+    return [_make_split(layout, name, classes, content_by_name) for name in request.splits]
 
 
 def _make_split(
-    layout: Layout, name: str, classes: tuple[str, ...], blobs: dict[str, bytes]
+    layout: CifarLayout, name: str, classes: tuple[str, ...], content_by_name: dict[str, bytes]
 ) -> Split:
-    rows: list[NDArray[np.uint8]] = []
+    pixel_batches: list[NDArray[np.uint8]] = []
     labels: list[NDArray[np.int64]] = []
     digest = hashlib.sha256()
     for file in layout.split_files[name]:
-        batch = _unpickle(blobs[file], file)
-        data, batch_labels = batch.get("data"), batch.get(layout.labels_key)
+        batch_values = _unpickle(content_by_name[file], file)
+        data, batch_labels = batch_values.get("data"), batch_values.get(layout.labels_key)
         if not isinstance(data, np.ndarray) or data.ndim != 2:
             raise DataError(f"{file}: holds no pixels: unpack the official archive again")
         if (
             not isinstance(batch_labels, list)
             or len(batch_labels) != len(data)
-            or data.shape[1] != _ROW_BYTES
+            or data.shape[1] != _IMAGE_BYTES
         ):
             raise DataError(f"{file}: pixels and {layout.labels_key} do not match")
         if not all(type(label) is int and 0 <= label < len(classes) for label in batch_labels):
             raise DataError(f"{file}: labels are not numbers below {len(classes)}")
-        rows.append(data)
+        pixel_batches.append(data)
         labels.append(np.array(batch_labels, np.int64))
-        digest.update(hashlib.sha256(blobs[file]).digest())
-    pixels = np.concatenate(rows)
+        digest.update(hashlib.sha256(content_by_name[file]).digest())
+    pixels = np.concatenate(pixel_batches)
     return Split(
         dataset=layout.dataset,
         name=name,
         classes=classes,
         labels=np.concatenate(labels),
-        images_of=lambda numbers: PixelRows((pixels,), numbers, (3, 32, 32), (1, 2, 0)),
+        make_images=lambda numbers: ArrayImages((pixels,), numbers, (3, 32, 32), (1, 2, 0)),
         facts={"input": digest.hexdigest()},
-        is_grouped=False,  # the official order is mixed already
+        is_grouped_by_class=False,  # the official order is mixed already
         name_of=lambda number: f"{name} image {number}",
     )
 
 
-def _read_files(layout: Layout, root: Path, files: Sequence[str]) -> dict[str, bytes]:
+def _read_files(layout: CifarLayout, root: Path, files: Sequence[str]) -> dict[str, bytes]:
     """Read files by name, from the official folder at or below ``root`` or from the archive."""
     for folder in (root / layout.folder, root):
         if (folder / layout.meta_file).is_file():
@@ -140,7 +140,7 @@ def _read_files(layout: Layout, root: Path, files: Sequence[str]) -> dict[str, b
 
 def _read_file(path: Path) -> bytes:
     try:
-        return read_regular(path, _MAX_BYTES)
+        return read_regular(path, _MAX_FILE_BYTES)
     except FileNotFoundError:
         raise DataError(
             f"{path}: missing (--split makes one split only, --download fetches the data)"
@@ -151,26 +151,26 @@ def _read_file(path: Path) -> bytes:
 
 def _read_from_archive(archive: Path, folder: str, files: Sequence[str]) -> dict[str, bytes]:
     """Read regular members by their exact names: nothing is extracted to disk."""
-    members = read_gzipped_members(archive, [f"{folder}/{name}" for name in files], _MAX_BYTES)
-    blobs = {name.removeprefix(f"{folder}/"): blob for name, blob in members.items()}
+    members = read_gzipped_members(archive, [f"{folder}/{name}" for name in files], _MAX_FILE_BYTES)
+    content_by_name = {name.removeprefix(f"{folder}/"): blob for name, blob in members.items()}
     for name in files:
-        if name not in blobs:
+        if name not in content_by_name:
             raise DataError(f"{archive}: has no {folder}/{name} (--split makes one split only)")
-    return blobs
+    return content_by_name
 
 
 class _ArrayStandIn:
     """What a pickle builds in numpy's place: a stated shape takes no memory but for its bytes."""
 
-    def __init__(self, *stated: object) -> None:
+    def __init__(self, *stated_arguments: object) -> None:
         self.pixels: NDArray[np.uint8] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, element_type, columns_first, buffer = state
         if element_type is not _BYTE_TYPE:
             raise pickle.UnpicklingError("it holds an array of other things than bytes")
-        flat = np.frombuffer(buffer, np.uint8)
-        self.pixels = flat.reshape(shape, order="F" if columns_first else "C")
+        flat_pixels = np.frombuffer(buffer, np.uint8)
+        self.pixels = flat_pixels.reshape(shape, order="F" if columns_first else "C")
 
 
 class _ByteType:
@@ -183,8 +183,8 @@ class _ByteType:
 _BYTE_TYPE = _ByteType()
 
 
-def _dtype(code: str | bytes, *ignored: object) -> _ByteType | None:
-    return _BYTE_TYPE if code in ("u1", b"u1") else None
+def _stand_in_dtype(type_code: str | bytes, *ignored_arguments: object) -> _ByteType | None:
+    return _BYTE_TYPE if type_code in ("u1", b"u1") else None
 
 
 class _Unpickler(pickle.Unpickler):
@@ -192,13 +192,13 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, blob: bytes) -> None:
         super().__init__(io.BytesIO(blob), encoding="bytes")
-        self._encodable = len(blob)
+        self._encodable_bytes_left = len(blob)
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _ArrayStandIn
         if module == "numpy" and name in ("ndarray", "dtype"):
-            return _ArrayStandIn if name == "ndarray" else _dtype
+            return _ArrayStandIn if name == "ndarray" else _stand_in_dtype
         if (module, name) == ("_codecs", "encode"):
             return self._encode_latin1
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
@@ -208,8 +208,8 @@ class _Unpickler(pickle.Unpickler):
         if encoding not in ("latin1", "latin-1"):
             raise pickle.UnpicklingError(f"it refers to the codec {encoding}")
         # Each text is written there, so more of them than the whole is one text many times.
-        self._encodable -= len(text)
-        if self._encodable < 0:
+        self._encodable_bytes_left -= len(text)
+        if self._encodable_bytes_left < 0:
             raise pickle.UnpicklingError("it holds more bytes than it is long")
         return text.encode("latin-1")
 

@@ -12,29 +12,29 @@ from vssl_dist.errors import DataError
 
 from ..files import first_bytes
 from ..images.signatures import (
-    HEAD_BYTES,
+    FILE_HEAD_BYTES,
+    has_picture_signature,
     has_picture_suffix,
-    is_picture,
 )
-from .base import LeftOut
+from .base import LeftOutEntry
 from .split_folders import describe_left_out, is_folder, list_names, stat_error, unreadable_error
 
-FileFacts = tuple[int, int, int, int]
+FileStamp = tuple[int, int, int, int]
 """Size, times and inode of a file, which change when it is replaced."""
-_UNREAD_FACTS: FileFacts = (0, 0, 0, 0)
+_UNREADABLE_FILE_STAMP: FileStamp = (0, 0, 0, 0)
 
 
 @dataclass
-class FolderWalk:
+class ClassFolderWalk:
     """What a walk through a folder saw; names are relative to ``top``."""
 
     top: Path
     skip_unreadable: bool
     """Whether a file that cannot be read is listed as an image, to be rejected later."""
-    images: list[tuple[str, FileFacts]] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    images: list[tuple[str, FileStamp]] = field(default_factory=list)
+    left_out: list[LeftOutEntry] = field(default_factory=list)
 
-    def add_folder(self, folder: Path, name: str, parents: Sequence[Path] = ()) -> None:
+    def add_folder(self, folder: Path, name: str, parent_folders: Sequence[Path] = ()) -> None:
         """Add all that is in a folder of the tree.
 
         Args:
@@ -48,52 +48,58 @@ class FolderWalk:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    self._add_entry(entry, f"{name}/{entry.name}", (*parents, folder))
+                    self._add_entry(entry, f"{name}/{entry.name}", (*parent_folders, folder))
         except OSError as error:
             self._add_unreadable(folder, name, error)
 
-    def _add_entry(self, entry: os.DirEntry[str], name: str, parents: tuple[Path, ...]) -> None:
+    def _add_entry(
+        self, entry: os.DirEntry[str], name: str, parent_folders: tuple[Path, ...]
+    ) -> None:
         try:
             if entry.name.startswith("."):
                 self.left_out.append(describe_left_out(Path(entry.path), name, "hidden"))
             elif entry.is_dir():
-                self._add_subfolder(entry, name, parents)
+                self._add_subfolder(entry, name, parent_folders)
             else:
                 self._add_file(entry, name)
         except OSError as error:
             self._add_unreadable(Path(entry.path), name, error)
 
-    def _add_subfolder(self, entry: os.DirEntry[str], name: str, parents: tuple[Path, ...]) -> None:
-        enclosing = (*parents, self.top, *self.top.absolute().parents)
-        if entry.is_symlink() and any(folder.samefile(entry.path) for folder in enclosing):
-            self.left_out.append(LeftOut.folder(name, "a link to a folder that it lies in"))
+    def _add_subfolder(
+        self, entry: os.DirEntry[str], name: str, parent_folders: tuple[Path, ...]
+    ) -> None:
+        enclosing_folders = (*parent_folders, self.top, *self.top.absolute().parents)
+        if entry.is_symlink() and any(folder.samefile(entry.path) for folder in enclosing_folders):
+            self.left_out.append(LeftOutEntry.folder(name, "a link to a folder that it lies in"))
             return
-        count_before = len(self.images) + len(self.left_out)
-        self.add_folder(Path(entry.path), name, parents)
-        if len(self.images) + len(self.left_out) == count_before:
-            self.left_out.append(LeftOut.folder(name, "an empty folder"))
+        num_entries_before = len(self.images) + len(self.left_out)
+        self.add_folder(Path(entry.path), name, parent_folders)
+        if len(self.images) + len(self.left_out) == num_entries_before:
+            self.left_out.append(LeftOutEntry.folder(name, "an empty folder"))
 
     def _add_file(self, entry: os.DirEntry[str], name: str) -> None:
-        facts = entry.stat()
-        regular = stat.S_ISREG(facts.st_mode)
+        file_status = entry.stat()
+        is_regular = stat.S_ISREG(file_status.st_mode)
         if not has_picture_suffix(entry.name):
             # Not even opened if it is none: a pipe would be waited for, a device may do anything.
-            if not regular:
-                self.left_out.append(LeftOut.file(name, "not a regular file"))
+            if not is_regular:
+                self.left_out.append(LeftOutEntry.file(name, "not a regular file"))
                 return
-            if not is_picture(first_bytes(entry.path, HEAD_BYTES)):
-                self.left_out.append(LeftOut.file(name))
+            if not has_picture_signature(first_bytes(entry.path, FILE_HEAD_BYTES)):
+                self.left_out.append(LeftOutEntry.file(name))
                 return
-        inode = facts.st_ino & (1 << 63) - 1  # some file systems use all 64 bits
-        self.images.append((name, (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, inode)))
+        inode = file_status.st_ino & (1 << 63) - 1  # some file systems use all 64 bits
+        self.images.append(
+            (name, (file_status.st_size, file_status.st_mtime_ns, file_status.st_ctime_ns, inode))
+        )
 
     def _add_unreadable(self, path: Path, name: str, error: OSError) -> None:
         if not self.skip_unreadable:
             raise unreadable_error(path, error) from error
-        self.images.append((name, _UNREAD_FACTS))
+        self.images.append((name, _UNREADABLE_FILE_STAMP))
 
 
-def walk_class_folder(top: Path, class_name: str, skip_unreadable: bool) -> FolderWalk:
+def walk_class_folder(top: Path, class_name: str, skip_unreadable: bool) -> ClassFolderWalk:
     """Walk through a class folder; images and what is left out are sorted by name.
 
     Args:
@@ -104,7 +110,7 @@ def walk_class_folder(top: Path, class_name: str, skip_unreadable: bool) -> Fold
     Raises:
         DataError: Something cannot be read, and is not to be skipped.
     """
-    walk = FolderWalk(top, skip_unreadable)
+    walk = ClassFolderWalk(top, skip_unreadable)
     walk.add_folder(top / class_name, class_name)
     walk.images.sort()
     walk.left_out.sort(key=lambda entry: entry.name)
@@ -123,13 +129,13 @@ def list_classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def list_classless(folder: Path, skip_unreadable: bool) -> list[LeftOut]:
+def list_outside_classes(folder: Path, skip_unreadable: bool) -> list[LeftOutEntry]:
     """List what lies beside the class folders, and in folders without a picture.
 
     Raises:
         DataError: A link to nothing, which may be a class, is not to be skipped.
     """
-    left_out: list[LeftOut] = []
+    left_out: list[LeftOutEntry] = []
     for name in list_names(folder):
         path = folder / name
         if is_class_folder(path):
@@ -161,5 +167,5 @@ def is_class_folder(path: Path) -> bool:
         return True
     walk = walk_class_folder(path.parent, path.name, skip_unreadable=True)
     return bool(walk.images) or all(
-        entry.kind == "folder" and not entry.files_within for entry in walk.left_out
+        entry.kind == "folder" and not entry.num_files_within for entry in walk.left_out
     )

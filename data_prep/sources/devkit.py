@@ -16,9 +16,9 @@ from ..archives.tars import read_gzipped_members
 FOLDER = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{FOLDER}.tar.gz"
 
-_META = "data/meta.mat"
-_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
-_MAX_BYTES = 1 << 26
+_META_FILE_NAME = "data/meta.mat"
+_TRUTH_FILE_NAME = "data/ILSVRC2012_validation_ground_truth.txt"
+_MAX_FILE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Devkit:
 
     classes: tuple[str, ...]
     """All synsets that images are of, sorted."""
-    validation: tuple[str, ...]
+    validation_synsets: tuple[str, ...]
     """The synset of each validation image, in the order of their numbers."""
 
 
@@ -41,28 +41,36 @@ def read_devkit(root: Path) -> Devkit | None:
     folder = archive.with_name(FOLDER)
     if archive.is_file():
         members = read_gzipped_members(
-            archive, [f"{FOLDER}/{name}" for name in (_META, _TRUTH)], _MAX_BYTES
+            archive,
+            [f"{FOLDER}/{name}" for name in (_META_FILE_NAME, _TRUTH_FILE_NAME)],
+            _MAX_FILE_BYTES,
         )
-        blobs = {name.removeprefix(f"{FOLDER}/"): blob for name, blob in members.items()}
+        content_by_name = {name.removeprefix(f"{FOLDER}/"): blob for name, blob in members.items()}
         location = archive
     elif folder.is_dir():
-        files = [folder / name for name in (_META, _TRUTH)]
+        files = [folder / name for name in (_META_FILE_NAME, _TRUTH_FILE_NAME)]
         readable_files = [
-            path for path in files if path.is_file() and path.stat().st_size <= _MAX_BYTES
+            path for path in files if path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES
         ]
-        blobs = {path.relative_to(folder).as_posix(): path.read_bytes() for path in readable_files}
+        content_by_name = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in readable_files
+        }
         location = folder
     else:
         return None
-    for name in (_META, _TRUTH):
-        if name not in blobs:
+    for name in (_META_FILE_NAME, _TRUTH_FILE_NAME):
+        if name not in content_by_name:
             raise DataError(f"{location}: has no {name}: fetch the official {ARCHIVE}")
-    synsets = _read_synsets(blobs[_META], location)
+    synsets = _read_synsets(content_by_name[_META_FILE_NAME], location)
     try:
-        truth = [int(line) for line in blobs[_TRUTH].decode().split()]
-        return Devkit(tuple(sorted(synsets.values())), tuple(synsets[number] for number in truth))
+        synset_numbers = [int(line) for line in content_by_name[_TRUTH_FILE_NAME].decode().split()]
+        return Devkit(
+            tuple(sorted(synsets.values())), tuple(synsets[number] for number in synset_numbers)
+        )
     except (ValueError, KeyError) as error:
-        raise DataError(f"{location}: {_TRUTH}: {error} is no class of {_META}") from error
+        raise DataError(
+            f"{location}: {_TRUTH_FILE_NAME}: {error} is no class of {_META_FILE_NAME}"
+        ) from error
 
 
 def _read_synsets(blob: bytes, location: Path) -> dict[int, str]:
@@ -71,14 +79,14 @@ def _read_synsets(blob: bytes, location: Path) -> dict[int, str]:
     loadmat = import_module("scipy.io").loadmat
     try:
         table = np.atleast_1d(loadmat(io.BytesIO(blob), squeeze_me=True)["synsets"])
-        leaves = [row for row in table if int(row["num_children"]) == 0]
-        synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+        leaf_rows = [row for row in table if int(row["num_children"]) == 0]
+        synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaf_rows}
     # A damaged file fails in any way that the reader of the format can.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{location}: {_META}: damaged ({reason}): fetch {ARCHIVE} again"
+            f"{location}: {_META_FILE_NAME}: damaged ({reason}): fetch {ARCHIVE} again"
         ) from error
     if not synsets:
-        raise DataError(f"{location}: {_META}: names no synsets: fetch {ARCHIVE} again")
+        raise DataError(f"{location}: {_META_FILE_NAME}: names no synsets: fetch {ARCHIVE} again")
     return synsets

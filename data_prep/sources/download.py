@@ -9,8 +9,8 @@ from pathlib import Path
 from vssl_dist.durable import followed
 from vssl_dist.errors import DataError
 
-_CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
-_TIMEOUT_S = 30.0
+_TORCHVISION_CLASS_NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
+_DOWNLOAD_TIMEOUT_S = 30.0
 
 
 def fetch_archive(dataset: str, root: Path) -> None:
@@ -22,20 +22,25 @@ def fetch_archive(dataset: str, root: Path) -> None:
         DataError: There is no network, no space, or the archive is not the official one.
     """
     # Imported here, because torch takes seconds that only a download should cost.
-    vision = import_module("vssl_dist.vision")
-    vision.torchvision()
-    layout = getattr(import_module("torchvision.datasets"), _CLASSES[dataset])
-    download = import_module("torchvision.datasets.utils").download_url
+    vision_module = import_module("vssl_dist.vision")
+    vision_module.torchvision()
+    dataset_class = getattr(
+        import_module("torchvision.datasets"), _TORCHVISION_CLASS_NAMES[dataset]
+    )
+    download_url = import_module("torchvision.datasets.utils").download_url
     timeout_before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_S)
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
     try:
-        followed(root / layout.filename)  # torchvision writes through any link
+        followed(root / dataset_class.filename)  # torchvision writes through any link
         root.mkdir(parents=True, exist_ok=True)
-        download(layout.url, str(root), filename=layout.filename, md5=layout.tgz_md5)
+        download_url(
+            dataset_class.url, str(root), filename=dataset_class.filename, md5=dataset_class.tgz_md5
+        )
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{layout.url}: cannot be fetched ({reason}): put {layout.filename} into {root} by hand"
+            f"{dataset_class.url}: cannot be fetched ({reason}): "
+            f"put {dataset_class.filename} into {root} by hand"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout_before)

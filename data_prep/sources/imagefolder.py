@@ -16,15 +16,15 @@ from vssl_dist.errors import DataError
 from ..archives.tars import MAX_BYTES
 from ..images.raw_image import RawImage
 from .base import (
-    LeftOut,
-    Request,
+    LeftOutEntry,
+    SourceRequest,
     Split,
 )
 from .class_folders import (
-    FileFacts,
+    FileStamp,
     is_class_folder,
     list_classes,
-    list_classless,
+    list_outside_classes,
     walk_class_folder,
 )
 from .classlist import read_class_list
@@ -40,7 +40,7 @@ from .split_folders import (
     unreadable_error,
 )
 
-_FILE_FLAWS = (errno.EINVAL, errno.EFBIG)
+_SINGLE_FILE_ERRNOS = (errno.EINVAL, errno.EFBIG)
 """Errors of a single file, rather than of a file system that has failed."""
 
 
@@ -57,29 +57,29 @@ class ImageFiles:
         for name in self.names:
             path = self.folder / name
             try:
-                raw = RawImage(read_regular(path, MAX_BYTES), str(path))
+                raw_image = RawImage(read_regular(path, MAX_BYTES), str(path))
             except OSError as error:
                 if error.errno == errno.ENXIO:  # what opening a socket gives
-                    raw = RawImage(b"", flaw="not a regular file")
-                elif error.errno in _FILE_FLAWS:
-                    raw = RawImage(b"", flaw=error.strerror or "unusable")
+                    raw_image = RawImage(b"", flaw="not a regular file")
+                elif error.errno in _SINGLE_FILE_ERRNOS:
+                    raw_image = RawImage(b"", flaw=error.strerror or "unusable")
                 elif self.skip_unreadable:
                     flaw = f"cannot be read ({error.strerror})"
-                    raw = RawImage(b"", str(path), flaw, may_recover=True)
+                    raw_image = RawImage(b"", str(path), flaw, may_be_read_later=True)
                 else:
                     raise unreadable_error(path, error) from error
-            yield raw
+            yield raw_image
 
 
-def imagefolder(request: Request) -> list[Split]:
+def imagefolder(request: SourceRequest) -> list[Split]:
     """Find the folders of a root that are splits, or take the root itself as training images.
 
     Raises:
         DataError: A folder is missing, unreadable, or without images.
     """
-    root = request.existing_root()
+    root = request.require_root()
     folders = {"train": root}
-    left_out: list[LeftOut] = []
+    left_out: list[LeftOutEntry] = []
     if _has_training_split(root):
         folders = find_split_folders(root, _may_be_split, request.skip_unreadable)
         left_out = list_beside_splits(root, folders)
@@ -87,14 +87,16 @@ def imagefolder(request: Request) -> list[Split]:
         _refuse_splits(root)
     # Labels are numbers of training classes in all splits, so train is listed in any case.
     known_classes = list_classes(folders["train"])
-    if not request.explicit:
+    if not request.has_named_splits:
         for name in [name for name in folders if _is_no_split(name, folders[name], known_classes)]:
             folder = folders.pop(name)
             left_out.append(
                 describe_left_out(folder, f"../{folder.name}", "has no folders of known classes")
             )
-    test_serves = "val" in folders and split_by_folder_name(folders["val"].name) == "test"
-    split_names = select_splits(request.splits, request.explicit, folders, test_serves)
+    is_test_used_as_val = "val" in folders and split_by_folder_name(folders["val"].name) == "test"
+    split_names = select_splits(
+        request.splits, request.has_named_splits, folders, is_test_used_as_val
+    )
     if not split_names:
         raise DataError(f"{root}: no folder {describe_splits(request.splits)} beside train in it")
     classes = read_class_list(request.classes, known_classes)
@@ -195,8 +197,8 @@ def split_from_folder(
     """
     files: list[str] = []
     labels: list[int] = []
-    file_facts: list[FileFacts] = []
-    left_out = list_classless(folder, skip_unreadable)
+    file_facts: list[FileStamp] = []
+    left_out = list_outside_classes(folder, skip_unreadable)
     digest = hashlib.sha256()
     for label, class_name in enumerate(classes):
         if name != "train" and not is_class_folder(folder / class_name):
@@ -216,13 +218,13 @@ def split_from_folder(
         name=name,
         classes=classes,
         labels=np.array(labels, np.int64),
-        images_of=lambda numbers: ImageFiles(
+        make_images=lambda numbers: ImageFiles(
             folder, [files[number] for number in numbers], skip_unreadable
         ),
         facts={"input": digest.hexdigest()},
-        is_grouped=True,
+        is_grouped_by_class=True,
         name_of=lambda number: files[number],
         location=str(folder),
-        stamp_of=lambda numbers: hashlib.sha256(facts_table[numbers].tobytes()).hexdigest(),
+        make_stamp=lambda numbers: hashlib.sha256(facts_table[numbers].tobytes()).hexdigest(),
         left_out=left_out,
     )

@@ -6,15 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 
-JSON_KEYS = ("label", "cls", "class")
+JSON_LABEL_KEYS = ("label", "cls", "class")
 """What the label may be called in a JSON member that is not asked for a key."""
-_NUMBER = re.compile(r"(-?)(?:0(?=[0-9]))*+([0-9]+?)(?:\.0)?")
-_MAX_DIGITS = 9
+_NUMBER_PATTERN = re.compile(r"(-?)(?:0(?=[0-9]))*+([0-9]+?)(?:\.0)?")
+_MAX_LABEL_DIGITS = 9
 """Digits that a number may have: longer ones are names."""
 _BYTE_ORDER_MARK = "\ufeff"
-_MAX_SHOWN = 12
+_MAX_SHOWN_NAMES = 12
 
-Label = int | str | None
+SampleLabel = int | str | None
 
 
 def parse_label(text: str) -> int | str:
@@ -28,20 +28,22 @@ def parse_label(text: str) -> int | str:
     >>> parse_label("007"), parse_label(" 3.0\\n"), parse_label("cat")
     (7, 3, 'cat')
     """
-    stripped = text.strip().strip(_BYTE_ORDER_MARK).strip()
-    if not stripped:
+    stripped_text = text.strip().strip(_BYTE_ORDER_MARK).strip()
+    if not stripped_text:
         raise ValueError("it is empty")
-    match = _NUMBER.fullmatch(stripped)
-    if match and len(match[2]) > _MAX_DIGITS:
-        return match[1] + match[2]
-    if match and not (match[1] and (match[2] == "0" or stripped[1] == "0")):
-        return int(match[1] + match[2])
-    if match or _is_number(stripped):
-        raise ValueError(f"{stripped!r:.40} could be a number, but is no plain whole one")
-    return stripped
+    number_match = _NUMBER_PATTERN.fullmatch(stripped_text)
+    if number_match and len(number_match[2]) > _MAX_LABEL_DIGITS:
+        return number_match[1] + number_match[2]
+    if number_match and not (
+        number_match[1] and (number_match[2] == "0" or stripped_text[1] == "0")
+    ):
+        return int(number_match[1] + number_match[2])
+    if number_match or _looks_like_number(stripped_text):
+        raise ValueError(f"{stripped_text!r:.40} could be a number, but is no plain whole one")
+    return stripped_text
 
 
-def _is_number(text: str) -> bool:
+def _looks_like_number(text: str) -> bool:
     """Tell whether any program might take a text for a number."""
     for parse in (float, lambda digits: int(digits, 0)):
         try:
@@ -52,7 +54,7 @@ def _is_number(text: str) -> bool:
     return False
 
 
-def label_in_json(content: object, key: str = "") -> Label:
+def find_json_label(content: object, key: str = "") -> SampleLabel:
     """Take the label that a JSON member states; null states none.
 
     Args:
@@ -63,9 +65,11 @@ def label_in_json(content: object, key: str = "") -> Label:
         ValueError: There is no such key, or no label at it.
     """
     if key:
-        value = _value_at(content, key)
+        value = _find_json_value(content, key)
     else:
-        values = [content.get(name) for name in JSON_KEYS] if isinstance(content, dict) else []
+        values = (
+            [content.get(name) for name in JSON_LABEL_KEYS] if isinstance(content, dict) else []
+        )
         value = next((value for value in values if value is not None), None)
     if value is None:
         return None
@@ -76,18 +80,18 @@ def label_in_json(content: object, key: str = "") -> Label:
     return parse_label(str(value))
 
 
-def _value_at(content: object, key: str) -> object:
+def _find_json_value(content: object, key: str) -> object:
     if isinstance(content, dict) and key in content:
         return content[key]
-    first_key, dot, later_keys = key.partition(".")
-    if dot and isinstance(content, dict) and first_key in content:
-        return _value_at(content[first_key], later_keys)
-    known_keys = (
+    first_key, key_separator, later_keys = key.partition(".")
+    if key_separator and isinstance(content, dict) and first_key in content:
+        return _find_json_value(content[first_key], later_keys)
+    known_keys_text = (
         f"only {join_names(content)}"
         if isinstance(content, dict) and content
         else "but no keys at all"
     )
-    raise ValueError(f"it has no {key}, {known_keys}")
+    raise ValueError(f"it has no {key}, {known_keys_text}")
 
 
 def join_names(names: Mapping[str, object]) -> str:
@@ -96,13 +100,13 @@ def join_names(names: Mapping[str, object]) -> str:
     >>> join_names({"b": 1, "a": 2})
     'a, b'
     """
-    shown_names = sorted(names)[:_MAX_SHOWN]
+    shown_names = sorted(names)[:_MAX_SHOWN_NAMES]
     return ", ".join(f"{name:.40}" for name in shown_names) + (
-        ", ..." if len(names) > _MAX_SHOWN else ""
+        ", ..." if len(names) > _MAX_SHOWN_NAMES else ""
     )
 
 
-def read_label(field: str, key: str, data: bytes) -> Label:
+def read_label(field: str, key: str, data: bytes) -> SampleLabel:
     """Read the label in a member of a sample.
 
     Args:
@@ -114,5 +118,5 @@ def read_label(field: str, key: str, data: bytes) -> Label:
         ValueError: There is none that can be understood.
     """
     if key or field.rpartition(".")[2] == "json":
-        return label_in_json(json.loads(data), key)
+        return find_json_label(json.loads(data), key)
     return parse_label(data.decode("utf-8-sig"))

@@ -22,15 +22,15 @@ from vssl_dist.errors import DataError
 
 from ..images.raw_image import RawImage
 from .base import (
-    Request,
+    SourceRequest,
     Split,
 )
 
 PATCH_SIDE = 32
 PATCHES_PER_CLASS = {"train": 400, "val": 100}
-MIN_CONTRAST = 16
+MIN_PATCH_CONTRAST = 16
 """Difference of grey levels within a patch, of 255."""
-PHOTOGRAPHS = (
+PHOTOGRAPH_NAMES = (
     "astronaut.png",
     "brick.png",
     "camera.png",
@@ -61,11 +61,11 @@ class PhotoPatches:
 
     def __iter__(self) -> Iterator[RawImage]:
         for number, y, x in self.corners.tolist():
-            picture = read_photograph(self.folder / PHOTOGRAPHS[number])
+            picture = read_photograph(self.folder / PHOTOGRAPH_NAMES[number])
             yield RawImage(np.ascontiguousarray(picture[y : y + PATCH_SIDE, x : x + PATCH_SIDE]))
 
 
-def patch_corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.int64]:
+def choose_patch_corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArray[np.int64]:
     """Choose where a split's patches of a photograph lie: distinct, fixed places.
 
     Args:
@@ -77,31 +77,31 @@ def patch_corners(number: int, picture: NDArray[np.uint8], split: str) -> NDArra
         ``(patches, 3)`` int64: number, y, x.
     """
     height, width, _ = picture.shape
-    border = width * 3 // 4
-    first_column, end_column = (0, border) if split == "train" else (border, width)
+    border_column = width * 3 // 4
+    first_column, end_column = (0, border_column) if split == "train" else (border_column, width)
     columns = end_column - first_column - PATCH_SIDE + 1
     rows = height - PATCH_SIDE + 1
     # Raw words, because numpy only promises the bit generator's stream.
     key = np.array([number, split == "val"], np.uint64)
-    words = np.random.Philox(key=key).random_raw(columns * rows)
+    random_words = np.random.Philox(key=key).random_raw(columns * rows)
     corners: list[tuple[int, int, int]] = []
-    for position in np.argsort(words, kind="stable").tolist():
+    for position in np.argsort(random_words, kind="stable").tolist():
         y, x = position // columns, position % columns + first_column
         # Plain black occurs in several photographs, and would be one image in both splits.
-        if np.ptp(picture[y : y + PATCH_SIDE, x : x + PATCH_SIDE]) >= MIN_CONTRAST:
+        if np.ptp(picture[y : y + PATCH_SIDE, x : x + PATCH_SIDE]) >= MIN_PATCH_CONTRAST:
             corners.append((number, y, x))
         if len(corners) == PATCHES_PER_CLASS[split]:
             break
     return np.array(corners, np.int64)
 
 
-@lru_cache(len(PHOTOGRAPHS))
+@lru_cache(len(PHOTOGRAPH_NAMES))
 def read_photograph(path: Path) -> NDArray[np.uint8]:
     """Read a photograph as ``(H, W, 3)`` uint8."""
-    return np.asarray(Image.open(io.BytesIO(_read_bytes(path))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(_read_photograph_bytes(path))).convert("RGB"))
 
 
-def photos(request: Request) -> list[Split]:
+def photos(request: SourceRequest) -> list[Split]:
     """Make the splits of the photograph patches.
 
     Raises:
@@ -113,7 +113,7 @@ def photos(request: Request) -> list[Split]:
         raise DataError("photos needs scikit-image: pip install scikit-image")
     folder = Path(spec.origin).parent / "data"
     digest = hashlib.sha256(
-        b"".join(_read_bytes(folder / name) for name in PHOTOGRAPHS)
+        b"".join(_read_photograph_bytes(folder / name) for name in PHOTOGRAPH_NAMES)
     ).hexdigest()
     return [
         _make_split(folder, name, {"input": digest, "patch": PATCH_SIDE}) for name in request.splits
@@ -121,25 +121,25 @@ def photos(request: Request) -> list[Split]:
 
 
 def _make_split(folder: Path, name: str, facts: dict[str, str | int]) -> Split:
-    pictures = (read_photograph(folder / file) for file in PHOTOGRAPHS)
+    pictures = (read_photograph(folder / file) for file in PHOTOGRAPH_NAMES)
     corners = np.concatenate(
-        [patch_corners(number, picture, name) for number, picture in enumerate(pictures)]
+        [choose_patch_corners(number, picture, name) for number, picture in enumerate(pictures)]
     )
     return Split(
         dataset="photos",
         name=name,
-        classes=tuple(Path(file).stem for file in PHOTOGRAPHS),
+        classes=tuple(Path(file).stem for file in PHOTOGRAPH_NAMES),
         labels=corners[:, 0].copy(),
-        images_of=lambda numbers: PhotoPatches(folder, corners[numbers]),
+        make_images=lambda numbers: PhotoPatches(folder, corners[numbers]),
         facts=facts,
-        is_grouped=True,
+        is_grouped_by_class=True,
         name_of=lambda number: "{}[y={} x={}]".format(
-            PHOTOGRAPHS[corners[number, 0]], *corners[number, 1:]
+            PHOTOGRAPH_NAMES[corners[number, 0]], *corners[number, 1:]
         ),
     )
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_photograph_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

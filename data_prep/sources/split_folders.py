@@ -8,9 +8,9 @@ from pathlib import Path
 
 from vssl_dist.errors import DataError
 
-from .base import LeftOut
+from .base import LeftOutEntry
 
-FOLDER_NAMES = {
+FOLDER_NAMES_BY_SPLIT = {
     "train": frozenset({"train", "training"}),
     "val": frozenset({"val", "valid", "validation", "dev", "eval"}),
     "test": frozenset({"test", "testing"}),
@@ -24,7 +24,9 @@ def split_by_folder_name(name: str) -> str:
     >>> split_by_folder_name("Validation"), split_by_folder_name("cats")
     ('val', '')
     """
-    return next((split for split, names in FOLDER_NAMES.items() if name.lower() in names), "")
+    return next(
+        (split for split, names in FOLDER_NAMES_BY_SPLIT.items() if name.lower() in names), ""
+    )
 
 
 def is_folder(path: Path) -> bool:
@@ -66,31 +68,36 @@ def find_split_folders(
     test_folder = folders.get("test")
     if test_folder and ("val" not in folders or test_folder.samefile(folders["val"])):
         folders.setdefault("val", folders.pop("test"))
-    return {split: folders[split] for split in FOLDER_NAMES if split in folders}
+    return {split: folders[split] for split in FOLDER_NAMES_BY_SPLIT if split in folders}
 
 
 def select_splits(
-    requested: tuple[str, ...], explicit: bool, present: Container[str], test_serves: bool
+    requested_splits: tuple[str, ...],
+    has_named_splits: bool,
+    present_splits: Container[str],
+    is_test_used_as_val: bool,
 ) -> tuple[str, ...]:
     """Select the requested splits that are there; () if one that a user named is not.
 
     Args:
-        requested: Names of the requested splits.
-        explicit: Whether a user named them.
-        present: The splits that are there.
-        test_serves: Whether ``val`` is a folder called test, for lack of another.
+        requested_splits: Names of the requested splits.
+        has_named_splits: Whether a user named them.
+        present_splits: The splits that are there.
+        is_test_used_as_val: Whether ``val`` is a folder called test, for lack of another.
     """
-    names = ["val" if name == "test" and test_serves else name for name in requested]
-    selected = tuple(name for name in dict.fromkeys(names) if name in present)
-    return () if explicit and len(selected) < len(names) else selected
+    names = ["val" if name == "test" and is_test_used_as_val else name for name in requested_splits]
+    selected = tuple(name for name in dict.fromkeys(names) if name in present_splits)
+    return () if has_named_splits and len(selected) < len(names) else selected
 
 
-def describe_splits(requested: Sequence[str]) -> str:
+def describe_splits(requested_splits: Sequence[str]) -> str:
     """Name the folders that would do for splits; a test split serves where there is no val."""
-    return " or ".join("val or test" if name == "val" else name for name in requested)
+    return " or ".join("val or test" if name == "val" else name for name in requested_splits)
 
 
-def list_beside_splits(root: Path, splits: dict[str, Path], base: str = "..") -> list[LeftOut]:
+def list_beside_splits(
+    root: Path, splits: dict[str, Path], name_prefix: str = ".."
+) -> list[LeftOutEntry]:
     """List what lies in a root beside its splits, by whatever name these are linked."""
     split_names = {path.name for path in splits.values()}
     reachable_splits = [path for path in splits.values() if not stat_error(path)]
@@ -101,20 +108,22 @@ def list_beside_splits(root: Path, splits: dict[str, Path], base: str = "..") ->
         and any(path.samefile(root / name) for path in reachable_splits)
     }
     return [
-        describe_left_out(root / name, f"{base}/{name}" if base else name, "lies beside the splits")
+        describe_left_out(
+            root / name, f"{name_prefix}/{name}" if name_prefix else name, "lies beside the splits"
+        )
         for name in list_names(root)
         if name not in split_names
     ]
 
 
-def describe_left_out(path: Path, name: str, reason: str) -> LeftOut:
+def describe_left_out(path: Path, name: str, reason: str) -> LeftOutEntry:
     """Describe a file or folder as one entry that is left out."""
     if error := stat_error(path):
-        return LeftOut.file(name, f"cannot be read ({error.strerror})")
+        return LeftOutEntry.file(name, f"cannot be read ({error.strerror})")
     if not is_folder(path):
-        return LeftOut.file(name, reason)
+        return LeftOutEntry.file(name, reason)
     folder_reason = "a hidden folder" if path.name.startswith(".") else reason
-    return LeftOut.folder(name, folder_reason, count_files(path))
+    return LeftOutEntry.folder(name, folder_reason, count_files(path))
 
 
 def count_files(folder: Path) -> int:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from vssl_dist.errors import DataError
 
-from .base import LeftOut
+from .base import LeftOutEntry
 from .split_folders import describe_left_out, is_folder, list_names
 
-ENDINGS = (".tar", ".tar.gz", ".tgz")
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+_BRACES_PATTERN = re.compile(r"\{([^{}]*)\}")
+_NUMBER_RANGE_PATTERN = re.compile(r"([0-9]+)\.\.([0-9]+)")
 _MAX_EXPANDED_FILES = 1_000_000
 
 
@@ -30,12 +30,12 @@ def find_tars(root: Path) -> list[Path]:
     if root.is_dir():
         names = list_names(root)
         return [root / name for name in names if is_tar(name) and not is_folder(root / name)]
-    if _BRACES.search(str(root)):
-        return _all_named_tars(root)
-    return _matching(root)
+    if _BRACES_PATTERN.search(str(root)):
+        return _list_all_named_tars(root)
+    return _list_matching_tars(root)
 
 
-def _matching(pattern: Path) -> list[Path]:
+def _list_matching_tars(pattern: Path) -> list[Path]:
     try:
         return sorted(path for path in pattern.parent.glob(pattern.name) if path.is_file())
     except ValueError as error:
@@ -50,10 +50,10 @@ def is_tar(name: str) -> bool:
     >>> is_tar("a.TAR.gz"), is_tar("._a.tar")
     (True, False)
     """
-    return name.lower().endswith(ENDINGS) and not name.startswith(".")
+    return name.lower().endswith(TAR_ENDINGS) and not name.startswith(".")
 
 
-def list_other_files(folder: Path) -> list[LeftOut]:
+def list_other_files(folder: Path) -> list[LeftOutEntry]:
     """List what lies in a folder beside its tars."""
     return [
         describe_left_out(folder / name, name, "no .tar, .tar.gz or .tgz")
@@ -62,9 +62,11 @@ def list_other_files(folder: Path) -> list[LeftOut]:
     ]
 
 
-def _all_named_tars(pattern: Path) -> list[Path]:
+def _list_all_named_tars(pattern: Path) -> list[Path]:
     named_paths = [Path(text) for text in expand_braces(str(pattern))]
-    tars_of_path = [_matching(path) if "*" in path.name else [path] for path in named_paths]
+    tars_of_path = [
+        _list_matching_tars(path) if "*" in path.name else [path] for path in named_paths
+    ]
     missing = [
         path
         for path, tars in zip(named_paths, tars_of_path, strict=True)
@@ -86,10 +88,10 @@ def expand_braces(text: str) -> list[str]:
     >>> expand_braces("{a,b}{0..1}")
     ['a0', 'a1', 'b0', 'b1']
     """
-    match = _BRACES.search(text)
+    match = _BRACES_PATTERN.search(text)
     if match is None:
         return [text]
-    numbers = _RANGE.fullmatch(match[1])
+    numbers = _NUMBER_RANGE_PATTERN.fullmatch(match[1])
     if numbers:
         first, last = int(numbers[1]), int(numbers[2])
         is_padded = any(number[0] == "0" < number for number in numbers.groups())

@@ -20,8 +20,8 @@ from vssl_dist.errors import DataError
 from ..archives.archived_images import ArchivedImages
 from .base import (
     UNLABELED,
-    LeftOut,
-    Request,
+    LeftOutEntry,
+    SourceRequest,
     Split,
 )
 from .split_folders import (
@@ -32,17 +32,17 @@ from .split_folders import (
     split_by_folder_name,
 )
 from .tarlist import find_tars
-from .webdataset_samples import Sample, SampleReader
+from .webdataset_samples import Sample, TarSampleReader
 
-_MIXED = "numbers and names are mixed"
+_MIXED_LABELS_PROBLEM = "numbers and names are mixed"
 _MAX_CLASSES_PER_SAMPLE = 10
 _MAX_EXTRA_CLASSES = 10_000
 """Numbered classes may be this many times the labelled samples, and this many more."""
-_OUR_FORMAT = FORMAT.partition("/")[0].encode() + b"/"
-_HEAD = 1 << 12
+_OUR_FORMAT_PREFIX = FORMAT.partition("/")[0].encode() + b"/"
+_MANIFEST_HEAD_BYTES = 1 << 12
 
 
-def webdataset(request: Request) -> list[Split]:
+def webdataset(request: SourceRequest) -> list[Split]:
     """Find the folders of a root that are splits, or take the tars of ``root`` as one split.
 
     ``root`` may also be a tar, or a pattern such as ``data/train-*.tar``.  Classes are those of
@@ -54,28 +54,32 @@ def webdataset(request: Request) -> list[Split]:
     if request.root is None:
         raise DataError("--root is required: a folder of tars, a tar, or a pattern in quotes")
     tars_by_split, left_out = _find_split_tars(request.root, request)
-    is_lone = bool(find_tars(request.root))
-    test_serves = "val" in tars_by_split and (
-        is_lone or split_by_folder_name(tars_by_split["val"][0].parent.name) == "test"
+    is_single_split = bool(find_tars(request.root))
+    is_test_used_as_val = "val" in tars_by_split and (
+        is_single_split or split_by_folder_name(tars_by_split["val"][0].parent.name) == "test"
     )
-    split_names = select_splits(request.splits, request.explicit, tars_by_split, test_serves)
+    split_names = select_splits(
+        request.splits, request.has_named_splits, tars_by_split, is_test_used_as_val
+    )
     if not split_names:
         raise DataError(
             f"{request.root}: no folder {describe_splits(request.splits)} with tars beside train "
             "in it"
         )
-    readers = {name: SampleReader(tars, request) for name, tars in tars_by_split.items()}
+    readers = {name: TarSampleReader(tars, request) for name, tars in tars_by_split.items()}
     for reader in readers.values():
         reader.read()
-    sound_samples = {
+    sound_samples_by_split = {
         name: [sample for sample in reader.samples if not sample.image.flaw]
         for name, reader in readers.items()
     }
-    _refuse_mixed_labels([sample for name in split_names for sample in sound_samples[name]])
+    _refuse_mixed_labels(
+        [sample for name in split_names for sample in sound_samples_by_split[name]]
+    )
     labelled_samples = [
         sample
-        for name in sound_samples
-        for sample in sound_samples[name]
+        for name in sound_samples_by_split
+        for sample in sound_samples_by_split[name]
         if sample.label is not None
     ]
     _refuse_mixed_labels(labelled_samples)
@@ -86,7 +90,9 @@ def webdataset(request: Request) -> list[Split]:
     return [splits[0].with_left_out(left_out), *splits[1:]]
 
 
-def _find_split_tars(root: Path, request: Request) -> tuple[dict[str, list[Path]], list[LeftOut]]:
+def _find_split_tars(
+    root: Path, request: SourceRequest
+) -> tuple[dict[str, list[Path]], list[LeftOutEntry]]:
     """Find the tars of each split, sorted by name, and what lies beside the splits."""
     tars = find_tars(root)
     if tars:
@@ -116,7 +122,11 @@ def _refuse_mixed_labels(samples: Sequence[Sample]) -> None:
                 f"{sample.image.name} has {_label_text(sample.label)}" for sample in pair
             )
             is_label_missing = any(sample.label is None for sample in pair)
-            problem = "some samples have a label that others lack" if is_label_missing else _MIXED
+            problem = (
+                "some samples have a label that others lack"
+                if is_label_missing
+                else _MIXED_LABELS_PROBLEM
+            )
             raise DataError(f"{label_texts}: {problem}")
 
 
@@ -134,26 +144,29 @@ def _list_classes(
     numbers = [
         (sample.label, sample) for sample in labelled_samples if isinstance(sample.label, int)
     ]
-    least, first = min(numbers, key=itemgetter(0))
-    most, last = max(numbers, key=itemgetter(0))
-    if least < UNLABELED:
-        raise DataError(f"{_location(first)}: the label is {least}: labels are numbers from 0 on")
+    least_label, first = min(numbers, key=itemgetter(0))
+    greatest_label, last = max(numbers, key=itemgetter(0))
+    if least_label < UNLABELED:
+        raise DataError(
+            f"{_describe_sample_location(first)}: the label is {least_label}: labels are "
+            "numbers from 0 on"
+        )
     for folder in (tars[0].parent for tars in tars_by_split.values()):
         if (
             _is_our_manifest(folder / MANIFEST)
-            and len(classes := read_manifest(folder).classes) > most
+            and len(classes := read_manifest(folder).classes) > greatest_label
         ):
             return classes
     # A table of as many classes as a number says would take whatever memory there is.
-    if most >= _MAX_CLASSES_PER_SAMPLE * len(labelled_samples) + _MAX_EXTRA_CLASSES:
+    if greatest_label >= _MAX_CLASSES_PER_SAMPLE * len(labelled_samples) + _MAX_EXTRA_CLASSES:
         raise DataError(
-            f"{_location(last)}: the label is {most}, but only {len(labelled_samples)} samples "
-            "have one: number the classes from 0 on, or give names"
+            f"{_describe_sample_location(last)}: the label is {greatest_label}, but only "
+            f"{len(labelled_samples)} samples have one: number the classes from 0 on, or give names"
         )
-    return tuple(map(str, range(most + 1)))
+    return tuple(map(str, range(greatest_label + 1)))
 
 
-def _location(sample: Sample) -> str:
+def _describe_sample_location(sample: Sample) -> str:
     return f"{sample.tar}/{sample.image.name}"
 
 
@@ -162,11 +175,11 @@ def _is_our_manifest(manifest: Path) -> bool:
     if not manifest.is_file():
         return False
     with manifest.open("rb") as file:
-        return _OUR_FORMAT in file.read(_HEAD)
+        return _OUR_FORMAT_PREFIX in file.read(_MANIFEST_HEAD_BYTES)
 
 
 def _make_split(
-    name: str, reader: SampleReader, classes: tuple[str, ...], skip_unreadable: bool
+    name: str, reader: TarSampleReader, classes: tuple[str, ...], skip_unreadable: bool
 ) -> Split:
     tars = reader.tars
     samples = reader.samples
@@ -177,11 +190,11 @@ def _make_split(
         raise DataError(
             f"{reason}: not one of {len(samples)} samples in {tars[0].parent} can be used"
         )
-    class_numbers = {class_name: number for number, class_name in enumerate(classes)}
+    number_by_class = {class_name: number for number, class_name in enumerate(classes)}
     labels = [
         sample.label
         if isinstance(sample.label, int)
-        else class_numbers.get(sample.label or "", UNLABELED)
+        else number_by_class.get(sample.label or "", UNLABELED)
         for sample in samples
     ]
     archived_images = ArchivedImages.from_members(
@@ -194,20 +207,20 @@ def _make_split(
         image = sample.image
         facts = f"{tars[sample.tar_index].name}\0{image.name}\0{image.size}\0{sample.label}\0"
         digest.update(facts.encode("utf-8", "surrogateescape"))
-    tar_stamps = [reader.stamp_of(path) for path in tars]
+    tar_stamps = [reader.make_stamp(path) for path in tars]
     return Split(
         dataset="webdataset",
         name=name,
         classes=classes,
         labels=np.array(labels, np.int64),
-        images_of=archived_images.select,
+        make_images=archived_images.select_rows,
         facts={"input": digest.hexdigest()},
-        is_grouped=True,
+        is_grouped_by_class=True,
         name_of=lambda number: samples[number].name,
         location=str(tars[0].parent),
-        stamp_of=lambda numbers: "\n".join(
+        make_stamp=lambda numbers: "\n".join(
             tar_stamps[file] for file in np.unique(archived_images.file_numbers[numbers])
         ),
         left_out=reader.left_out,
-        remark=reader.remark(),
+        user_remark=reader.user_remark(),
     )

@@ -15,26 +15,26 @@ from vssl_dist.errors import DataError
 
 from ..archives.tars import (
     ArchiveError,
-    Member,
+    ArchiveMember,
     file_stamp,
     iter_members,
-    read_head,
+    read_member_head,
 )
 from ..archives.unpack import is_gzip
-from ..images.signatures import PICTURE_SUFFIXES, is_picture
-from .base import LeftOut, Request
-from .labels import Label, join_names, read_label
+from ..images.signatures import PICTURE_SUFFIXES, has_picture_signature
+from .base import LeftOutEntry, SourceRequest
+from .labels import SampleLabel, join_names, read_label
 from .tarlist import list_other_files
 
-_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+_KEY_AND_FIELD_PATTERN = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _MAX_LABEL_BYTES = 1 << 20
 _LABEL_FIELDS = ("cls", "json")
 """Fields that labels are looked for in, in this order."""
 _IMAGE_FIELDS = frozenset({"jpg", "jpeg", "png", "ppm", "pgm", "bmp", "gif", "tif", "tiff", "webp"})
 """Fields that are the image, whatever other fields a sample has."""
-_NO_FIELD = "a picture without a field in its name, such as .jpg"
+_NO_FIELD_FLAW = "a picture without a field in its name, such as .jpg"
 
-SampleMembers = Mapping[str, Member]
+MemberByField = Mapping[str, ArchiveMember]
 """The members of a sample by their fields."""
 
 
@@ -45,8 +45,8 @@ class Sample:
     tar: Path
     tar_index: int
     """Number of the tar among those of the split."""
-    image: Member
-    label: Label
+    image: ArchiveMember
+    label: SampleLabel
     fields: frozenset[str] = frozenset()
     """Fields of a sample without an image."""
 
@@ -56,24 +56,26 @@ class Sample:
         return f"{self.tar.name}/{self.image.name}" if self.image.name else self.tar.name
 
 
-class SampleReader:
+class TarSampleReader:
     """Reads the samples in the tars of a split."""
 
-    def __init__(self, tars: Sequence[Path], request: Request) -> None:
+    def __init__(self, tars: Sequence[Path], request: SourceRequest) -> None:
         self.tars = tars
         self.unpacked_paths: list[Path] = []
         """Path of each tar without compression."""
         self.samples: list[Sample] = []
         is_whole_folder = request.root is not None and request.root.is_dir()
-        self.left_out: list[LeftOut] = list_other_files(tars[0].parent) if is_whole_folder else []
+        self.left_out: list[LeftOutEntry] = (
+            list_other_files(tars[0].parent) if is_whole_folder else []
+        )
         self._request = request
-        self._sample_fields: dict[str, None] = {}
+        self._fields_beside_images: dict[str, None] = {}
         """Fields of samples with an image."""
-        self._image_fields: dict[str, None] = {}
+        self._fields_used_as_image: dict[str, None] = {}
         """Fields that are an image."""
-        self._unused_counts: Counter[str] = Counter()
+        self._unused_count_by_field: Counter[str] = Counter()
         """How many members of a field are neither image nor label."""
-        self._damage = ""
+        self._tar_damage = ""
         """Why a tar cannot be read to its end, and what there is of it is taken."""
 
     def read(self) -> None:
@@ -84,33 +86,33 @@ class SampleReader:
         """
         for number, path in enumerate(self.tars):
             self.unpacked_paths.append(path)
-            self._damage = ""
-            with self._note_damage():
-                self.unpacked_paths[number] = self._unpack(path)
+            self._tar_damage = ""
+            with self._note_tar_damage():
+                self.unpacked_paths[number] = self._unpack_if_gzip(path)
                 self._read_tar(number)
-            if self._damage:
-                self._add_damage(number, self._damage)
+            if self._tar_damage:
+                self._add_tar_damage(number, self._tar_damage)
         self._separate_left_out()
 
     @contextmanager
-    def _note_damage(self) -> Iterator[None]:
+    def _note_tar_damage(self) -> Iterator[None]:
         try:
             yield
         except ArchiveError as error:
             if not self._request.skip_unreadable:
                 raise
-            self._damage = error.flaw
+            self._tar_damage = error.flaw
 
-    def _add_damage(self, number: int, flaw: str) -> None:
+    def _add_tar_damage(self, number: int, flaw: str) -> None:
         """List the damage of a tar, also as the last sample's, which may lack a member."""
         if self.samples and self.samples[-1].tar_index == number:
             last_sample = self.samples[-1]
             self.samples[-1] = replace(
                 last_sample, image=replace(last_sample.image, flaw=flaw), label=None
             )
-        self.samples.append(Sample(self.tars[number], number, Member("", 0, 0, flaw), None))
+        self.samples.append(Sample(self.tars[number], number, ArchiveMember("", 0, 0, flaw), None))
 
-    def _unpack(self, path: Path) -> Path:
+    def _unpack_if_gzip(self, path: Path) -> Path:
         if not is_gzip(path):
             return path
         if self._request.unpack is None:
@@ -120,7 +122,7 @@ class SampleReader:
     def _read_tar(self, number: int) -> None:
         path = self.tars[number]
         seen_keys: set[str] = set()
-        for key, group in groupby(
+        for key, members_of_key in groupby(
             self._iter_keyed_members(number), key=lambda keyed_member: keyed_member[0]
         ):
             if key in seen_keys:
@@ -129,33 +131,33 @@ class SampleReader:
                     "write the archive sorted by name"
                 )
             seen_keys.add(key)
-            sample_members = [(field, member) for _, field, member in group]
+            sample_members = [(field, member) for _, field, member in members_of_key]
             if len(dict(sample_members)) < len(sample_members):
                 raise DataError(f"{path}: {key!r} has two members of one kind: write it anew")
             self.samples.append(self._make_sample(number, key, dict(sample_members)))
 
-    def _iter_keyed_members(self, number: int) -> Iterator[tuple[str, str, Member]]:
+    def _iter_keyed_members(self, number: int) -> Iterator[tuple[str, str, ArchiveMember]]:
         """Yield members with their key and field; those that have none belong to no sample."""
         path = self.tars[number]
         unpacked_path = self.unpacked_paths[number]
         for member in self._iter_tar_members(path, unpacked_path):
-            match = _KEY.fullmatch(member.name)
-            base = member.name.rpartition("/")[2]
+            match = _KEY_AND_FIELD_PATTERN.fullmatch(member.name)
+            base_name = member.name.rpartition("/")[2]
             if match:
                 yield match[1], match[2].lower(), member
             elif (
-                base.startswith(".")
+                base_name.startswith(".")
                 or member.flaw
-                or not is_picture(read_head(unpacked_path, member))
+                or not has_picture_signature(read_member_head(unpacked_path, member))
             ):
                 reason = member.flaw or "no picture"
-                self.left_out.append(LeftOut.file(f"{path.name}/{member.name}", reason))
+                self.left_out.append(LeftOutEntry.file(f"{path.name}/{member.name}", reason))
             else:
-                yield member.name, "", replace(member, flaw=_NO_FIELD)
+                yield member.name, "", replace(member, flaw=_NO_FIELD_FLAW)
 
-    def _iter_tar_members(self, path: Path, unpacked_path: Path) -> Iterator[Member]:
+    def _iter_tar_members(self, path: Path, unpacked_path: Path) -> Iterator[ArchiveMember]:
         """Yield the members of a tar; errors name the file that it was unpacked from."""
-        with self._note_damage():
+        with self._note_tar_damage():
             try:
                 yield from iter_members(unpacked_path)
             except ArchiveError as error:
@@ -163,28 +165,31 @@ class SampleReader:
                     raise
                 raise ArchiveError.of(path, error.flaw, "fetch it again") from error
 
-    def _make_sample(self, number: int, key: str, sample_members: SampleMembers) -> Sample:
+    def _make_sample(self, number: int, key: str, sample_members: MemberByField) -> Sample:
         path = self.tars[number]
         unpacked_path = self.unpacked_paths[number]
         field = self._find_image_field(number, key, sample_members)
         if field is None:
             requested_field = self._request.image_field
-            lack = (
+            missing_field_text = (
                 f"a sample without the field {requested_field}"
                 if requested_field
                 else "a sample without an image"
             )
             flaw = (
-                f"{lack}: its fields are {join_names(sample_members)} (--image-field names another)"
+                f"{missing_field_text}: its fields are {join_names(sample_members)} "
+                "(--image-field names another)"
             )
-            return Sample(path, number, Member(key, 0, 0, flaw), None, frozenset(sample_members))
+            return Sample(
+                path, number, ArchiveMember(key, 0, 0, flaw), None, frozenset(sample_members)
+            )
         image = sample_members[field]
-        self._unused_counts.update(
+        self._unused_count_by_field.update(
             sample_members.keys() - {field, self._find_label_field(sample_members)}
         )
         if not image.flaw:
-            self._sample_fields |= dict.fromkeys(sample_members)
-            self._image_fields[field] = None
+            self._fields_beside_images |= dict.fromkeys(sample_members)
+            self._fields_used_as_image[field] = None
         try:
             # What is left out for its image need not have a label that can be read.
             label = None if image.flaw else self._read_label(unpacked_path, sample_members)
@@ -197,7 +202,7 @@ class SampleReader:
             image, label = replace(image, flaw=f"its label cannot be read ({reason})"), None
         return Sample(path, number, image, label)
 
-    def _find_image_field(self, number: int, key: str, sample_members: SampleMembers) -> str | None:
+    def _find_image_field(self, number: int, key: str, sample_members: MemberByField) -> str | None:
         """Find the field of the image; None if there is none."""
         if self._request.image_field:
             requested_field = self._request.image_field.lower()
@@ -207,7 +212,8 @@ class SampleReader:
         fields = fields or [
             field
             for field, member in sample_members.items()
-            if not member.flaw and is_picture(read_head(self.unpacked_paths[number], member))
+            if not member.flaw
+            and has_picture_signature(read_member_head(self.unpacked_paths[number], member))
         ]
         if len(fields) > 1:
             names = " and ".join(sample_members[field].name for field in fields)
@@ -217,7 +223,7 @@ class SampleReader:
             )
         return fields[0] if fields else None
 
-    def _find_label_field(self, sample_members: SampleMembers) -> str | None:
+    def _find_label_field(self, sample_members: MemberByField) -> str | None:
         """Find the field of the label; None if there is none."""
         requested_field = (self._request.label_field or "").partition(":")[0].lower()
         return next(
@@ -229,7 +235,7 @@ class SampleReader:
             None,
         )
 
-    def _read_label(self, path: Path, sample_members: SampleMembers) -> Label:
+    def _read_label(self, path: Path, sample_members: MemberByField) -> SampleLabel:
         requested_field, _, key = (self._request.label_field or "").partition(":")
         field = self._find_label_field(sample_members)
         if field is not None:
@@ -244,32 +250,34 @@ class SampleReader:
     def _separate_left_out(self) -> None:
         """Separate samples that lack their image from files that never belonged to one."""
         self.left_out += [
-            LeftOut(
+            LeftOutEntry(
                 f"*.{field}", f"{count} in samples, neither image nor label", f".{field}", count
             )
-            for field, count in sorted(self._unused_counts.items())
+            for field, count in sorted(self._unused_count_by_field.items())
         ]
-        if not self._sample_fields:
+        if not self._fields_beside_images:
             return
         samples: list[Sample] = []
         for sample in self.samples:
-            if not sample.fields or not sample.fields.isdisjoint(self._sample_fields):
+            if not sample.fields or not sample.fields.isdisjoint(self._fields_beside_images):
                 samples.append(sample)
                 continue
             names = (f"{sample.name}.{field}" for field in sorted(sample.fields))
-            self.left_out += [LeftOut.file(name) for name in names]
+            self.left_out += [LeftOutEntry.file(name) for name in names]
         self.samples = samples
 
-    def remark(self) -> str:
+    def user_remark(self) -> str:
         """Make the remark on a dataset whose fields may hold labels that nobody asked for."""
-        other_fields = self._sample_fields.keys() - self._image_fields.keys()
+        fields_besides_images = (
+            self._fields_beside_images.keys() - self._fields_used_as_image.keys()
+        )
         is_labelled = any(sample.label is not None for sample in self.samples)
-        if is_labelled or not other_fields:
+        if is_labelled or not fields_besides_images:
             return ""
-        fields = join_names(self._sample_fields)
+        fields = join_names(self._fields_beside_images)
         return f"no labels: the fields are {fields} (--label-field names theirs)"
 
-    def stamp_of(self, path: Path) -> str:
+    def make_stamp(self, path: Path) -> str:
         """Return the stamp of a tar; "" for one that cannot be read and is left out."""
         try:
             return file_stamp(path)
@@ -279,7 +287,7 @@ class SampleReader:
             return ""
 
 
-def _read_label_bytes(path: Path, member: Member) -> bytes:
+def _read_label_bytes(path: Path, member: ArchiveMember) -> bytes:
     if member.flaw or member.size > _MAX_LABEL_BYTES:
         raise ValueError(member.flaw or f"{member.size} bytes")
     try:

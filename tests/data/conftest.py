@@ -24,4 +24,4 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handles, "_PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(handles, "_RETRY_PAUSES_S", (0.01, 0.01, 0.01))

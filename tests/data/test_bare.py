@@ -12,7 +12,13 @@ from PIL import Image
 from tests.support.kinds import KEEP, KINDS
 from tests.support.photos import crop
 from vssl_dist.data.backends.reference import decode
-from vssl_dist.data.bare import JPEG, PNG, chunks, segments, strip_metadata
+from vssl_dist.data.bare import (
+    JPEG_SIGNATURE,
+    PNG_SIGNATURE,
+    iter_jpeg_segments,
+    iter_png_chunks,
+    strip_metadata,
+)
 
 PICTURE = crop(5, 16, (30, 44))
 TOLD = {"exif", "icc_profile", "comment", "xmp", "photoshop", "gamma", "srgb", "chromaticity",
@@ -50,9 +56,9 @@ def test_no_cut_and_no_noise_raises_and_only_damage_does_not_decode(kind: str) -
 def test_a_file_of_countless_parts_takes_no_time() -> None:
     start = time.process_time()
     for hostile in (
-        JPEG + 5_000_000 * b"\xff\xe1\0\2",
-        JPEG + 20_000_000 * b"\xff",
-        PNG + 2_000_000 * (b"\0\0\0\0prVt" + bytes(4)),
+        JPEG_SIGNATURE + 5_000_000 * b"\xff\xe1\0\2",
+        JPEG_SIGNATURE + 20_000_000 * b"\xff",
+        PNG_SIGNATURE + 2_000_000 * (b"\0\0\0\0prVt" + bytes(4)),
     ):
         assert len(strip_metadata(hostile)) <= len(hostile)
     assert time.process_time() - start < 2
@@ -60,7 +66,7 @@ def test_a_file_of_countless_parts_takes_no_time() -> None:
 
 def test_parts_are_walked_over_to_the_end_and_not_beyond() -> None:
     png, jpeg = (KEEP[kind](PICTURE) for kind in ("png by pillow", "jpeg by pillow"))
-    for data, walk, last in ((png, chunks, b"IEND"), (jpeg, segments, 0xD9)):
+    for data, walk, last in ((png, iter_png_chunks, b"IEND"), (jpeg, iter_jpeg_segments, 0xD9)):
         sections = list(walk(data + data))
         assert sections[-1][0] == last
         assert sections[-1].end == len(data)

@@ -19,7 +19,7 @@ from vssl_dist.config import (
     ViewRecipe,
 )
 from vssl_dist.data.loader import BackendSpec, build_loader
-from vssl_dist.data.passes import Pairs, augmented_batches
+from vssl_dist.data.passes import Pairs, augmented_pair_batches
 from vssl_dist.data.store.dataset import Dataset
 
 SAMPLES, SEED = 29, 5
@@ -31,7 +31,9 @@ def test_pair_t_is_what_epoch_t_of_training_shows(tmp_path: Path, backend: str) 
     folder = tiny_dataset(tmp_path, samples=SAMPLES, shard_size=13)
     spec = BackendSpec((), 32, Normalisation())
     pairs = Pairs(RECIPES, count=3, seed=SEED)
-    batches = list(augmented_batches(Dataset.open(folder), spec, pairs, backend=backend, batch=8))
+    batches = list(
+        augmented_pair_batches(Dataset.open(folder), spec, pairs, backend=backend, batch=8)
+    )
     assert torch.equal(torch.cat([batch.ids for batch in batches]), torch.arange(SAMPLES))
     views = torch.cat([torch.stack(batch.views, dim=1) for batch in batches])
     assert views.shape == (SAMPLES, 6, 3, 32, 32)
@@ -65,6 +67,8 @@ def test_some_images_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None
     spec, pairs = BackendSpec((), 32, Normalisation()), Pairs(RECIPES, count=1, seed=0)
     dataset = Dataset.open(folder)
     ids = np.array([0, 9, 2, 3, 4, 1])
-    batches = list(augmented_batches(dataset, spec, pairs, backend="reference", batch=4, ids=ids))
+    batches = list(
+        augmented_pair_batches(dataset, spec, pairs, backend="reference", batch=4, ids=ids)
+    )
     assert [batch.ids.tolist() for batch in batches] == [[0, 9, 2, 3], [4, 1]]
     assert all(len(batch.views) == 2 for batch in batches)

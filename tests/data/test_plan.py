@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from vssl_dist.data.plan import Plan
+from vssl_dist.data.plan import SampleOrder
 from vssl_dist.errors import ConfigError
 
 
@@ -24,8 +24,8 @@ class Topology:
     global_batch: int
     accumulate: int = 1
 
-    def plan(self, seed: int = 3) -> Plan:
-        return Plan(
+    def plan(self, seed: int = 3) -> SampleOrder:
+        return SampleOrder(
             np.array(self.sizes),
             seed=seed,
             streams=self.streams,
@@ -101,7 +101,7 @@ def naive_order(topology: Topology, seed: int, positions: int) -> list[tuple[int
     return order
 
 
-def rows(plan: Plan, position: int, world_size: int) -> list[tuple[int, int]]:
+def rows(plan: SampleOrder, position: int, world_size: int) -> list[tuple[int, int]]:
     """(epoch, id) of one micro-step, all ranks' rows joined."""
     joined = []
     for rank in range(world_size):
@@ -222,14 +222,14 @@ def test_a_thousand_million_samples_in_a_million_shards_are_planned_at_once() ->
     program = """
 import resource, time, tracemalloc
 import numpy as np
-from vssl_dist.data.plan import Plan
+from vssl_dist.data.plan import SampleOrder
 
 def first_batch(position, rank, world_size):
     sizes = np.full(10**6, 1000)
     sizes[::2] += 1
     sizes[1::2] -= 1
     begun = time.process_time()
-    plan = Plan(sizes, 0, streams=64, window=4096, global_batch=4096)
+    plan = SampleOrder(sizes, 0, streams=64, window=4096, global_batch=4096)
     ids, _ = plan.micro_batch_ids(position, rank, world_size)
     spent = time.process_time() - begun
     assert len(set(ids.tolist())) == 4096 // world_size
@@ -280,9 +280,9 @@ def test_caches_do_not_grow_with_the_dataset_or_with_time() -> None:
     plan = topology.plan()
     for start in range(0, 10 * topology.samples, 40_080):
         rows(plan, start, 4)
-    assert len(plan._epochs) <= 2
-    assert len(plan._windows) <= 2 * 12 / 4
-    assert max(len(ids) for ids in plan._windows.values()) <= 16
+    assert len(plan._cached_epoch_layouts) <= 2
+    assert len(plan._cached_window_ids) <= 2 * 12 / 4
+    assert max(len(ids) for ids in plan._cached_window_ids.values()) <= 16
 
 
 def test_what_does_not_divide_is_refused() -> None:

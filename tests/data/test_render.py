@@ -22,11 +22,11 @@ from vssl_dist.data.loader import BackendSpec, build_loader
 from vssl_dist.data.passes import (
     Pairs,
     SeededEpoch,
-    augmented_batches,
+    augmented_pair_batches,
     evaluation_batches,
     finetuning_batches,
 )
-from vssl_dist.data.render import Renderer
+from vssl_dist.data.render import ViewRenderer
 from vssl_dist.data.store.dataset import Dataset
 
 SAMPLES, SEED = 24, 5
@@ -64,7 +64,7 @@ def test_training_pairs_and_fine_tuning_show_the_same_pixels_for_the_same_draw(
 
     dataset, ids = Dataset.open(folder), trained.ids.numpy()
     spec = BackendSpec(RECIPES, 32, Normalisation())
-    (paired,) = augmented_batches(
+    (paired,) = augmented_pair_batches(
         dataset, spec, Pairs(RECIPES, 1, SEED), backend=backend, batch=SAMPLES, ids=ids
     )
     # In another order and in batches of another size.
@@ -96,7 +96,9 @@ def test_an_evaluation_and_a_renderer_of_its_own_crop_the_same_centre(
 ) -> None:
     dataset, spec = Dataset.open(folder), BackendSpec((), 24, Normalisation())
     batches = list(evaluation_batches(dataset, spec, backend=backend, batch=10))
-    rendering = Renderer(dataset, build_backend(backend, spec)).crop_centre(np.arange(SAMPLES), 24)
+    rendering = ViewRenderer(dataset, build_backend(backend, spec)).render_centre_crop(
+        np.arange(SAMPLES), 24
+    )
     assert torch.equal(torch.cat([batch.views[0] for batch in batches]), rendering.views[0])
     assert rendering.draws == []
     assert [s.used for s in rendering.samples.substitutions] == [SUBSTITUTE]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vssl_dist.config import RECIPES, ViewRecipe
-from vssl_dist.data.philox import philox, uniforms
+from vssl_dist.data.philox import addressed_uniforms, philox_words
 from vssl_dist.data.views import Draws, draw
 from vssl_dist.vision import torchvision
 
@@ -52,7 +52,7 @@ def test_philox_gives_the_published_answers(
 ) -> None:
     c0, c1, c2, c3 = (np.array([word], np.uint64) for word in counter)
     k0, k1 = (np.array([word], np.uint64) for word in key)
-    assert tuple(int(word[0]) for word in philox((c0, c1, c2, c3), (k0, k1))) == expected
+    assert tuple(int(word[0]) for word in philox_words((c0, c1, c2, c3), (k0, k1))) == expected
 
 
 def test_a_draw_depends_on_its_own_address_only() -> None:
@@ -82,13 +82,13 @@ def test_ids_beyond_32_bits_are_different_ids() -> None:
 
 def test_uniforms_are_uniform_and_longer_draws_extend_shorter_ones() -> None:
     ids = np.arange(20_000)
-    u = uniforms(1, 0 * ids, ids, 0, 6)
+    u = addressed_uniforms(1, 0 * ids, ids, 0, 6)
     assert u.min() > 0
     assert u.max() < 1
     histogram = np.stack([np.histogram(column, 20, (0, 1))[0] for column in u.T])
     assert np.abs(histogram - 1000).max() < 150  # five standard deviations
     assert np.abs(np.corrcoef(u.T) - np.eye(6)).max() < 0.04
-    assert np.array_equal(uniforms(1, 0 * ids, ids, 0, 30)[:, :6], u)
+    assert np.array_equal(addressed_uniforms(1, 0 * ids, ids, 0, 30)[:, :6], u)
 
 
 def test_probabilities_and_ranges_are_those_of_the_recipe() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.archives.unpack import FOLDER, unpacking
+from data_prep.archives.unpack import FOLDER, archive_unpacker
 from data_prep.files import hold_lock, remove_partial_files, whole_file, write_whole
-from data_prep.sharding.split_folder import claim_folder
+from data_prep.sharding.split_folder import claim_split_folder
 from tests.support.others import done_as_nobody, link_of_nobody, needs_root, shared_folder
 from vssl_dist.errors import DataError
 
@@ -91,11 +91,11 @@ def test_no_folder_of_ones_own_is_swept_or_filled_through_a_link_of_another_user
     link_of_nobody(link, victim)
 
     def unpacked() -> None:
-        with unpacking(split.parent) as unpack:
+        with archive_unpacker(split.parent) as unpack:
             unpack(archive)
 
     def sharded() -> None:
-        with claim_folder(split):
+        with claim_split_folder(split):
             write_whole(split / "manifest.json", b"x")
 
     with pytest.raises(DataError, match=r"is a link that .+ made: remove it"):

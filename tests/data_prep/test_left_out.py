@@ -20,9 +20,9 @@ from data_prep.sharding import dataset as dataset_builder
 from data_prep.sharding.decisions import SplitDecisions
 from data_prep.sharding.split_folder import change_recipe
 from data_prep.sharding.writer import (
-    NOTES,
-    ShardTask,
-    UnreadableError,
+    NOTES_FOLDER_NAME,
+    ShardWriteTask,
+    UnreadableSampleError,
 )
 from data_prep.sources.class_folders import walk_class_folder
 from tests.support.archives import jpeg, packed
@@ -194,7 +194,7 @@ def test_a_dataset_of_before_is_finished_and_made_good_byte_for_byte(
 
 
 def interrupted(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(task: ShardTask) -> None:
+    def stop(task: ShardWriteTask) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -289,7 +289,7 @@ def test_a_file_that_vanishes_at_any_time_is_skipped_and_leaves_a_whole_dataset(
 def test_what_is_made_anew_leaves_both_files_of_each_shard_before_it_and_no_other(
     tmp_path: Path,
 ) -> None:
-    notes = tmp_path / NOTES
+    notes = tmp_path / NOTES_FOLDER_NAME
     notes.mkdir()
     for number in range(4):
         for suffix in ("tar", "idx.npy"):
@@ -311,7 +311,7 @@ def test_a_tar_that_vanishes_takes_all_of_its_images_along_and_no_other(
         path.write_bytes(packed([file for pair in pairs for file in pair]))
     genuine, tasks = dataset_builder.write_shard, []
 
-    def write_shard(task: ShardTask) -> Iterator[int]:
+    def write_shard(task: ShardWriteTask) -> Iterator[int]:
         (tmp_path / "raw" / "a.tar").unlink(missing_ok=len(tasks) > 0)
         tasks.append(task)
         return genuine(task)
@@ -328,7 +328,7 @@ def test_a_tar_that_vanishes_takes_all_of_its_images_along_and_no_other(
 
 
 def test_the_error_of_what_vanished_comes_whole_out_of_another_process() -> None:
-    error = UnreadableError("a.jpg: gone")
+    error = UnreadableSampleError("a.jpg: gone")
     error.flaws = {3: "gone"}
     other = pickle.loads(pickle.dumps(error))
     assert (str(other), other.flaws) == ("a.jpg: gone", {3: "gone"})

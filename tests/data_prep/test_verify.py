@@ -20,7 +20,7 @@ from tests.support.photos import crop, tiny_dataset
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.manifest import (
     Manifest,
-    _parse,
+    _parse_manifest,
     read_manifest,
     seal,
 )
@@ -236,7 +236,7 @@ def test_every_single_bit_of_a_manifest_counts(written: Path) -> None:
 def parsed(blob: bytes) -> Manifest | None:
     """As `read_manifest`, without a file; None where that refuses."""
     try:
-        problems, intact = _parse(blob)
+        problems, intact = _parse_manifest(blob)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return problems if intact else None

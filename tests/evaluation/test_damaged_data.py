@@ -125,7 +125,7 @@ def test_variants_of_a_damaged_image_are_noted(data: Path, variants: Variants) -
     dataset = Dataset.open(data / "val")
     for _ in variants.batches(dataset, reading, np.arange(20)):
         pass
-    assert [bad.planned for bad in reading.substitutes.in_split(dataset)] == [3, 17]
+    assert [bad.planned for bad in reading.substitutes.substitutions_in_split(dataset)] == [3, 17]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

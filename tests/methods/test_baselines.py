@@ -15,7 +15,7 @@ from tests.support.photos import tiny_dataset
 from tests.support.views import NoNoise, two_views
 from vssl_dist import config
 from vssl_dist.config import MethodConfig
-from vssl_dist.data.loader import check_classes
+from vssl_dist.data.loader import refuse_other_classes
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.methods import MicroStep, build_method
@@ -149,9 +149,9 @@ def test_a_training_set_with_other_classes_is_refused_in_one_line(tmp_path: Path
         ).model_copy(update={"method": chosen if method == "supervised" else PAIRED[method]})
         if (classes, method) == (10, "supervised"):
             with pytest.raises(DataError, match=r"has 4 classes, but method\.classes=10"):
-                check_classes(cfg, Dataset.open(folder))
+                refuse_other_classes(cfg, Dataset.open(folder))
         else:
-            check_classes(cfg, Dataset.open(folder))
+            refuse_other_classes(cfg, Dataset.open(folder))
 
 
 # DINO.

@@ -23,17 +23,17 @@ from vssl_dist.data.loader import Loader, build_loader
 from vssl_dist.data.views import Draws
 from vssl_dist.errors import DataError
 from vssl_dist.preview.page import (
-    GAP,
-    HEAD,
-    MARGIN,
-    TILE,
-    TITLE,
+    HEADINGS_HEIGHT,
+    PAGE_MARGIN,
+    TILE_GAP,
+    TILE_SIDE,
+    TITLE_HEIGHT,
     Tile,
     draw_page,
     fit_to_tile,
     tile_corner,
 )
-from vssl_dist.preview.sheet import augmentation_sheet, describe_draws
+from vssl_dist.preview.sheet import describe_draws, write_augmentation_sheet
 
 PLAIN = Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -63,7 +63,7 @@ def config(folder: Path, backend: str) -> RunConfig:
 
 def tile(sheet: NDArray[np.uint8], x: int, y: int, pitch: int) -> NDArray[np.uint8]:
     left, top = tile_corner(x, y, pitch)
-    return sheet[top : top + TILE, left : left + TILE]
+    return sheet[top : top + TILE_SIDE, left : left + TILE_SIDE]
 
 
 @pytest.mark.parametrize("backend", ["dali", "reference"])
@@ -71,10 +71,10 @@ def test_a_sheet_shows_originals_beside_the_views_of_the_loader(
     folder: Path, tmp_path: Path, backend: str
 ) -> None:
     cfg = config(folder, backend)
-    path = augmentation_sheet(cfg, tmp_path / "new" / "sheet.png", rows=3, who="test")
+    path = write_augmentation_sheet(cfg, tmp_path / "new" / "sheet.png", rows=3, who="test")
     sheet = np.array(Image.open(path))
-    pitch = (sheet.shape[0] - MARGIN - TITLE - HEAD) // 3
-    assert sheet.shape[1] == 2 * MARGIN + 4 * TILE + 3 * GAP
+    pitch = (sheet.shape[0] - PAGE_MARGIN - TITLE_HEIGHT - HEADINGS_HEIGHT) // 3
+    assert sheet.shape[1] == 2 * PAGE_MARGIN + 4 * TILE_SIDE + 3 * TILE_GAP
 
     source: Loader = build_loader(cfg, rank=0, world_size=1, device="cpu")
     batch = next(iter(source))
@@ -91,7 +91,7 @@ def test_a_sheet_shows_originals_beside_the_views_of_the_loader(
 
 def test_a_sheet_of_no_dataset_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        augmentation_sheet(
+        write_augmentation_sheet(
             config(tmp_path / "nowhere", "reference"), tmp_path / "a" / "sheet.png", who="test"
         )
     assert list(tmp_path.iterdir()) == []
@@ -135,14 +135,14 @@ def test_a_caption_says_what_was_drawn_and_nothing_else() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (500, 1), (1, 500), (32, 32), (193, 192), (96, 64)])
 def test_every_picture_fits_its_tile_and_keeps_its_shape(size: tuple[int, int]) -> None:
     picture, scale = fit_to_tile(Image.new("RGB", size))
-    assert max(picture.size) <= TILE
+    assert max(picture.size) <= TILE_SIDE
     assert picture.size == tuple(max(1, round(scale * side)) for side in size)
-    assert scale == int(scale) or max(size) > TILE
+    assert scale == int(scale) or max(size) > TILE_SIDE
 
 
 def test_a_page_marks_crops_thinner_than_a_line_and_cuts_long_captions() -> None:
     wide = Tile(Image.new("RGB", (900, 3)), ["a" * 400, "é ü 漢"], None, [(10, 0, 11, 1)])
     sheet = draw_page(("t" * 400, ""), [("h" * 400, "")], [[wide]])
-    assert sheet.width == 2 * MARGIN + TILE
-    right = np.array(sheet)[:, MARGIN + TILE :]
+    assert sheet.width == 2 * PAGE_MARGIN + TILE_SIDE
+    right = np.array(sheet)[:, PAGE_MARGIN + TILE_SIDE :]
     assert (right == 255).all()  # nothing reaches into the margin

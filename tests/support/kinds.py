@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from data_prep.images.examine import Verdict
+from data_prep.images.examine import ImageVerdict
 from tests.support.encoders import SIGNATURE, chunk, interlaced, jpeg, png, rows, segment
 
 Make = Callable[[np.ndarray], bytes]
@@ -262,7 +262,7 @@ KEEP: dict[str, Make] = {
 }  # fmt: skip
 
 INFLATING = 40 * [chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8_000_000)))]
-REMAKE: dict[str, Make] = {
+ENCODE_ANEW: dict[str, Make] = {
     "png 1 bit": shallow(1),
     "png 2 bits": shallow(2),
     "png 4 bits": shallow(4),
@@ -337,9 +337,9 @@ REJECT: dict[str, Make] = {
     "a page": lambda _: b"<html><body>404 Not Found</body></html>",
 }
 
-DUE: dict[str, Verdict] = {
-    **dict.fromkeys(KEEP, Verdict.KEEP),
-    **dict.fromkeys(REMAKE, Verdict.REMAKE),
-    **dict.fromkeys(REJECT, Verdict.REJECT),
+DUE: dict[str, ImageVerdict] = {
+    **dict.fromkeys(KEEP, ImageVerdict.KEEP),
+    **dict.fromkeys(ENCODE_ANEW, ImageVerdict.ENCODE_ANEW),
+    **dict.fromkeys(REJECT, ImageVerdict.REJECT),
 }
-KINDS = KEEP | REMAKE | REJECT
+KINDS = KEEP | ENCODE_ANEW | REJECT

@@ -15,7 +15,7 @@ from PIL import Image
 from data_prep.images.raw_image import RawImage
 from data_prep.sharding.dataset import BuildOptions, build_split
 from data_prep.sources.base import Split
-from data_prep.sources.photos import PHOTOGRAPHS, read_photograph
+from data_prep.sources.photos import PHOTOGRAPH_NAMES, read_photograph
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Crops:
 
 def crop(number: int, classes: int, sides: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
     """Crop ``number`` as ``(H, W, 3)`` uint8; each side is drawn from ``sides``, both included."""
-    whole = picture(PHOTOGRAPHS[number % classes])
+    whole = picture(PHOTOGRAPH_NAMES[number % classes])
     random = np.random.default_rng(number)
     height, width = random.integers(sides[0], sides[1] + 1, 2)
     y = random.integers(whole.shape[0] - height + 1)
@@ -80,11 +80,11 @@ def tiny_dataset(
     made = Split(
         dataset="tiny",
         name=split,
-        classes=tuple(PHOTOGRAPHS[label] for label in range(classes)),
+        classes=tuple(PHOTOGRAPH_NAMES[label] for label in range(classes)),
         labels=np.arange(first, first + samples) % classes,
-        images_of=lambda which: Crops(which + first, classes, sides, suffix),
+        make_images=lambda which: Crops(which + first, classes, sides, suffix),
         facts={},
-        is_grouped=False,
+        is_grouped_by_class=False,
     )
     return build_split(
         made, tmp_path, BuildOptions(shard_size=shard_size), lambda done: None

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from data_prep import shard
-from data_prep.images.encode import Encoded
+from data_prep.images.encode import EncodedImage
 from data_prep.images.examine import (
     DEFAULT_RULES,
-    Rules,
+    ImageRules,
     encode_to_store,
-    examine,
+    examine_image,
 )
 
 
@@ -29,6 +29,6 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def stored(data: bytes, rules: Rules = DEFAULT_RULES) -> Encoded:
+def stored(data: bytes, rules: ImageRules = DEFAULT_RULES) -> EncodedImage:
     """What a shard is given of an image file that is not rejected."""
-    return encode_to_store(data, examine(data, rules), rules)
+    return encode_to_store(data, examine_image(data, rules), rules)

@@ -1,8 +1,8 @@
 """The training data of one rank; its entire state is one integer.
 
-`Plan` says which samples come next and `Renderer` makes their views, a few batches ahead of the
-training loop.  A batch is a function of its position alone, so two are made at once, each by a
-thread and a backend of its own: while one is planned, read or on the GPU, the other one has the
+`SampleOrder` says which samples come next and `ViewRenderer` makes their views, a few batches ahead
+of the training loop.  A batch is a function of its position alone, so two are made at once, each by
+a thread and a backend of its own: while one is planned, read or on the GPU, the other one has the
 decoding threads.
 """
 
@@ -25,9 +25,9 @@ from vssl_dist.data.backends.base import (
     record_on_current_stream,
 )
 from vssl_dist.data.backends.build import build_backend
-from vssl_dist.data.plan import run_plan
+from vssl_dist.data.plan import sample_order_of_run
 from vssl_dist.data.prefetch import Prefetcher
-from vssl_dist.data.render import Renderer
+from vssl_dist.data.render import ViewRenderer
 from vssl_dist.data.store.dataset import Dataset, Substitution
 from vssl_dist.data.store.opening import open_watched
 from vssl_dist.errors import DataError
@@ -37,11 +37,11 @@ __all__ = [
     "Batch",
     "Loader",
     "build_loader",
-    "check_classes",
-    "check_labelled",
+    "refuse_other_classes",
+    "refuse_unlabelled",
 ]
 
-_BACKENDS = 2
+_NUM_BACKENDS = 2
 """Batches in the making, each by a backend of its own; as many more lie ready."""
 
 
@@ -65,15 +65,17 @@ class Loader:
         """Samples shown in place of bad ones; whoever writes them down may empty the list."""
         self._dataset = dataset
         self._renderers = [
-            Renderer(dataset, backend, cfg.data.views, cfg.seed) for backend in backends
+            ViewRenderer(dataset, backend, cfg.data.views, cfg.seed) for backend in backends
         ]
         self._rank = rank
         self._world_size = world_size
-        self._check = partial(dataset.watch.check, cfg.data.timeout_s, f"rank {rank}")
-        self._plan = run_plan(cfg, dataset.shard_sizes)
+        self._check_storage = partial(dataset.watch.check, cfg.data.timeout_s, f"rank {rank}")
+        self._sample_order = sample_order_of_run(cfg, dataset.shard_sizes)
         # Asked only to refuse, before anything is rendered, ranks that do not divide the streams.
-        self._plan.streams_of(rank, world_size)
-        self._plan_lock = Lock()  # a plan keeps caches, and each source plans in its own thread
+        self._sample_order.streams_of_rank(rank, world_size)
+        self._sample_order_lock = (
+            Lock()
+        )  # a plan keeps caches, and each source plans in its own thread
         self._prefetcher: Prefetcher[Batch] | None = None
 
     @property
@@ -99,17 +101,17 @@ class Loader:
             ValueError: No micro-step begins at ``position``.
         """
         self.close()
-        starts = count(self.position, self._plan.micro_batch)
-        sources = [
-            self._batches(renderer, start)
-            for renderer, start in zip(self._renderers, starts, strict=False)
+        positions = count(self.position, self._sample_order.micro_batch)
+        batch_sources = [
+            self._render_batches(renderer, start)
+            for renderer, start in zip(self._renderers, positions, strict=False)
         ]
-        batches = Prefetcher(sources, 1, self._check)
+        batches = Prefetcher(batch_sources, 1, self._check_storage)
         self._prefetcher = batches
         with closing(batches):
             for batch in batches:
                 # Only now: what was prefetched and never yielded has not been consumed.
-                self.position += self._plan.micro_batch
+                self.position += self._sample_order.micro_batch
                 self.substitutions += [
                     replace(substitution, position=self.position)
                     for substitution in batch.substitutions
@@ -123,12 +125,14 @@ class Loader:
             self._prefetcher = None
             self._dataset.close()
 
-    def _batches(self, renderer: Renderer, start: int) -> Iterator[Batch]:
+    def _render_batches(self, renderer: ViewRenderer, start: int) -> Iterator[Batch]:
         """Yield one renderer's share: the batch at ``start``, then every n-th of n renderers."""
-        for position in count(start, len(self._renderers) * self._plan.micro_batch):
-            with self._plan_lock:
-                ids, epochs = self._plan.micro_batch_ids(position, self._rank, self._world_size)
-            yield renderer.augment(ids, [epochs]).batch()
+        for position in count(start, len(self._renderers) * self._sample_order.micro_batch):
+            with self._sample_order_lock:
+                ids, epochs = self._sample_order.micro_batch_ids(
+                    position, self._rank, self._world_size
+                )
+            yield renderer.render_augmented(ids, [epochs]).batch()
 
 
 def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> Loader:
@@ -152,47 +156,47 @@ def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> 
         timeout_s=cfg.data.timeout_s,
         who=f"rank {rank}",
         share=slice(rank, None, world_size),  # together the ranks look at each shard once
-        check=partial(check_classes, cfg),
+        check=partial(refuse_other_classes, cfg),
     )
-    backends = [build_backend(cfg.data.backend, spec) for _ in range(_BACKENDS)]
+    backends = [build_backend(cfg.data.backend, spec) for _ in range(_NUM_BACKENDS)]
     return Loader(cfg, dataset, backends, rank, world_size)
 
 
-def check_classes(cfg: RunConfig, dataset: Dataset) -> None:
+def refuse_other_classes(cfg: RunConfig, dataset: Dataset) -> None:
     """Refuse a training set whose labels are not those that the method learns.
 
     Raises:
         DataError: It has another number of classes than ``method.classes``, or images without.
     """
-    classes = cfg.method.classes_wanted
-    if classes is None:
+    num_classes = cfg.method.classes_wanted
+    if num_classes is None:
         return
-    if classes != len(dataset.classes):
+    if num_classes != len(dataset.classes):
         raise DataError(
-            f"{cfg.data.train} has {len(dataset.classes)} classes, but method.classes={classes}: "
-            "give method.classes that number"
+            f"{cfg.data.train} has {len(dataset.classes)} classes, but "
+            f"method.classes={num_classes}: give method.classes that number"
         )
-    check_labelled(dataset, f"method {cfg.method.name} learns from labels")
+    refuse_unlabelled(dataset, f"method {cfg.method.name} learns from labels")
 
 
-def check_labelled(dataset: Dataset, purpose: str) -> None:
+def refuse_unlabelled(dataset: Dataset, label_purpose: str) -> None:
     """Refuse a split with images of no known class; reads every index.
 
     Args:
         dataset: The split.
-        purpose: Why labels are needed.
+        label_purpose: Why labels are needed.
 
     Raises:
         DataError: Some images have no label, or an index is damaged.
     """
     # Shard by shard: the index rows of a large dataset do not fit into memory at once.
-    starts = np.cumsum([0, *dataset.shard_sizes]).tolist()
-    unlabelled = sum(
+    shard_starts = np.cumsum([0, *dataset.shard_sizes]).tolist()
+    num_unlabelled = sum(
         int((dataset.rows(np.arange(first, last))["label"] < 0).sum())
-        for first, last in pairwise(starts)
+        for first, last in pairwise(shard_starts)
     )
-    if unlabelled:
+    if num_unlabelled:
         raise DataError(
-            f"{dataset.folder}: {unlabelled} of its {dataset.samples} images have no label, but "
-            f"{purpose}: name a labelled split"
+            f"{dataset.folder}: {num_unlabelled} of its {dataset.samples} images have no label, "
+            f"but {label_purpose}: name a labelled split"
         )

@@ -14,13 +14,13 @@ from vssl_dist.config import ViewRecipe
 from vssl_dist.data.backends.base import BackendSpec, Batch, record_on_current_stream
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.prefetch import Prefetcher
-from vssl_dist.data.render import Renderer
+from vssl_dist.data.render import ViewRenderer
 from vssl_dist.data.store.dataset import Dataset
 
 Int64 = NDArray[np.int64]
 Batches = Generator[Batch, None, None]
 """Close it where it is not run to its end: threads then stop reading, and files are closed."""
-_BATCHES_AHEAD = 2
+_NUM_BATCHES_AHEAD = 2
 
 
 def evaluation_batches(
@@ -51,12 +51,12 @@ def evaluation_batches(
     Raises:
         DataError: A shard cannot be read, holds no usable image, or storage does not answer.
     """
-    renderer = Renderer(dataset, build_backend(backend, spec))
+    renderer = ViewRenderer(dataset, build_backend(backend, spec))
     batches = (
-        renderer.crop_centre(batch_ids, spec.image_size).batch()
-        for batch_ids in _batches_of_ids(dataset, batch, ids)
+        renderer.render_centre_crop(batch_ids, spec.image_size).batch()
+        for batch_ids in _split_ids_into_batches(dataset, batch, ids)
     )
-    yield from _prefetched(dataset, batches, timeout_s, "evaluation")
+    yield from _prefetch_batches(dataset, batches, timeout_s, "evaluation")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Pairs:
     """Key of the draws.  Pair ``t`` is what a training of this seed shows in epoch ``t``."""
 
 
-def augmented_batches(
+def augmented_pair_batches(
     dataset: Dataset,
     spec: BackendSpec,
     pairs: Pairs,
@@ -102,14 +102,14 @@ def augmented_batches(
     """
     # The backend renders all pairs in one call, so that each image is decoded once.
     rendering_backend = build_backend(backend, replace(spec, recipes=pairs.recipes * pairs.count))
-    renderer = Renderer(dataset, rendering_backend, pairs.recipes, pairs.seed)
+    renderer = ViewRenderer(dataset, rendering_backend, pairs.recipes, pairs.seed)
     batches = (
-        renderer.augment(
+        renderer.render_augmented(
             batch_ids, [np.full_like(batch_ids, epoch) for epoch in range(pairs.count)]
         ).batch()
-        for batch_ids in _batches_of_ids(dataset, batch, ids)
+        for batch_ids in _split_ids_into_batches(dataset, batch, ids)
     )
-    yield from _prefetched(dataset, batches, timeout_s, "evaluation")
+    yield from _prefetch_batches(dataset, batches, timeout_s, "evaluation")
 
 
 @dataclass(frozen=True)
@@ -148,26 +148,26 @@ def finetuning_batches(
     Raises:
         DataError: A shard cannot be read, holds no usable image, or storage does not answer.
     """
-    renderer = Renderer(dataset, build_backend(backend, spec), spec.recipes, epoch.seed)
+    renderer = ViewRenderer(dataset, build_backend(backend, spec), spec.recipes, epoch.seed)
     batches = (
-        renderer.augment(batch_ids, [np.full_like(batch_ids, epoch.number)]).batch()
-        for batch_ids in _batches_of_ids(dataset, batch, ids)
+        renderer.render_augmented(batch_ids, [np.full_like(batch_ids, epoch.number)]).batch()
+        for batch_ids in _split_ids_into_batches(dataset, batch, ids)
     )
-    yield from _prefetched(dataset, batches, timeout_s, "fine-tuning")
+    yield from _prefetch_batches(dataset, batches, timeout_s, "fine-tuning")
 
 
-def _batches_of_ids(dataset: Dataset, batch: int, ids: Int64 | None) -> Iterator[Int64]:
+def _split_ids_into_batches(dataset: Dataset, batch: int, ids: Int64 | None) -> Iterator[Int64]:
     ids = np.arange(dataset.samples) if ids is None else ids
     return (ids[start : start + batch] for start in range(0, len(ids), batch))
 
 
-def _prefetched(
-    dataset: Dataset, source: Iterator[Batch], timeout_s: float, consumer: str
+def _prefetch_batches(
+    dataset: Dataset, batch_source: Iterator[Batch], timeout_s: float, waiting_for: str
 ) -> Batches:
-    """Yield batches made ahead by a thread; ``consumer`` is named if storage does not answer."""
-    check = partial(dataset.watch.check, timeout_s, consumer)
+    """Yield batches made ahead by a thread; ``waiting_for`` is named if storage does not answer."""
+    check_storage = partial(dataset.watch.check, timeout_s, waiting_for)
     try:
-        with closing(Prefetcher([source], _BATCHES_AHEAD, check)) as batches:
+        with closing(Prefetcher([batch_source], _NUM_BATCHES_AHEAD, check_storage)) as batches:
             for batch in batches:
                 yield record_on_current_stream(batch)
     finally:

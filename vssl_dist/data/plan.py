@@ -22,35 +22,35 @@ from vssl_dist.errors import ConfigError
 
 Int64 = NDArray[np.int64]
 
-_SHARDS = 1
-_WINDOW = 2
+_SHARD_SHUFFLE = 1
+_WINDOW_SHUFFLE = 2
 """What a generator shuffles, as part of its key: shards and windows never share random numbers."""
-_CACHED_EPOCHS = 2  # a batch that straddles the end of an epoch needs both
+_MAX_CACHED_EPOCHS = 2  # a batch that straddles the end of an epoch needs both
 
 
-def _permutation(size: int, seed: int, epoch: int, counter: tuple[int, int, int]) -> Int64:
+def _keyed_permutation(size: int, seed: int, epoch: int, counter: tuple[int, int, int]) -> Int64:
     """Return a permutation keyed by all arguments.
 
     The order of a run must survive an upgrade of numpy, which promises the raw output of its
     bit generators for ever but not ``Generator.permutation``: hence ranks of raw numbers.
     """
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, *counter])
-    return np.argsort(bits.random_raw(size), kind="stable")
+    bit_generator = np.random.Philox(key=[seed, epoch], counter=[0, *counter])
+    return np.argsort(bit_generator.random_raw(size), kind="stable")
 
 
-class _Epoch(NamedTuple):
+class _EpochLayout(NamedTuple):
     """The layout of one epoch."""
 
     shards: Int64
     """Shard numbers in this epoch's order."""
-    ends: Int64
+    shard_ends: Int64
     """Where each shard ends when they are laid end to end in this order."""
-    cuts: Int64
+    stream_starts: Int64
     """``(S + 1,)``: where each stream's stretch begins, and N."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SampleOrder:
     """The order of a run, as a pure function of position, rank and world size.
 
     Two plans with equal fields give equal sequences.  The caches inside hold two epochs' shard
@@ -68,7 +68,9 @@ class Plan:
     Raises:
         ConfigError: The numbers do not divide, or there is no sample.
 
-    >>> plan = Plan(np.array([3, 2]), seed=0, streams=2, window=2, global_batch=2, accumulate=1)
+    >>> plan = SampleOrder(
+    ...     np.array([3, 2]), seed=0, streams=2, window=2, global_batch=2, accumulate=1
+    ... )
     >>> two_epochs = np.concatenate([plan.micro_batch_ids(p, 0, 1)[0] for p in range(0, 10, 2)])
     >>> sorted(two_epochs.tolist())
     [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
@@ -80,19 +82,19 @@ class Plan:
     window: int
     global_batch: int
     accumulate: int = 1
-    _epochs: OrderedDict[int, _Epoch] = field(
+    _cached_epoch_layouts: OrderedDict[int, _EpochLayout] = field(
         default_factory=OrderedDict, init=False, repr=False, compare=False
     )
-    _windows: OrderedDict[tuple[int, int, int], Int64] = field(
+    _cached_window_ids: OrderedDict[tuple[int, int, int], Int64] = field(
         default_factory=OrderedDict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        divisor = self.streams * self.accumulate
-        if self.global_batch % divisor:
+        batch_divisor = self.streams * self.accumulate
+        if self.global_batch % batch_divisor:
             raise ConfigError(
                 f"optim.global_batch={self.global_batch} must be a multiple of data.streams * "
-                f"optim.accumulate = {divisor}"
+                f"optim.accumulate = {batch_divisor}"
             )
         if self.samples == 0:
             raise ConfigError("data.train: the dataset holds no sample (shard some images first)")
@@ -104,7 +106,7 @@ class Plan:
         return int(self.shard_sizes.sum())
 
     @cached_property
-    def _first_ids(self) -> Int64:
+    def _first_id_of_shard(self) -> Int64:
         """The id of each shard's first sample."""
         return np.cumsum(self.shard_sizes, dtype=np.int64) - self.shard_sizes
 
@@ -130,33 +132,35 @@ class Plan:
             ConfigError: ``streams`` is not a multiple of ``world_size``.
             ValueError: No micro-step begins at ``position``, or there is no such rank.
         """
-        own_streams = self.streams_of(rank, world_size)
+        own_streams = self.streams_of_rank(rank, world_size)
         if position < 0 or position % self.micro_batch:
             raise ValueError(
                 f"position {position} is not the start of a micro-step: it must be a multiple of "
                 f"global_batch / accumulate = {self.micro_batch}"
             )
-        stride = np.arange(0, self.micro_batch, self.streams, dtype=np.int64)
+        turn_offsets = np.arange(0, self.micro_batch, self.streams, dtype=np.int64)
         streams = np.repeat(
-            np.arange(own_streams.start, own_streams.stop, dtype=np.int64), len(stride)
+            np.arange(own_streams.start, own_streams.stop, dtype=np.int64), len(turn_offsets)
         )
-        epochs, offsets = np.divmod(
-            position + streams + np.tile(stride, len(own_streams)), self.samples
+        epochs, epoch_offsets = np.divmod(
+            position + streams + np.tile(turn_offsets, len(own_streams)), self.samples
         )
-        windows, rows = np.divmod(offsets // self.streams, self.window)
+        windows, rows_in_window = np.divmod(epoch_offsets // self.streams, self.window)
 
         ids = np.empty_like(streams)
-        keys = np.stack([epochs, streams, windows], axis=1)
+        window_keys = np.stack([epochs, streams, windows], axis=1)
         # Positions of one stream follow each other, so equal keys stand side by side, and each
         # window is looked up once.
-        starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
-        for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
-            epoch, stream, window = keys[start].tolist()
-            order = self._window_ids(epoch, stream, window, capacity=2 * len(own_streams))
-            ids[start:stop] = order[rows[start:stop]]
+        run_starts = np.flatnonzero(np.r_[True, (window_keys[1:] != window_keys[:-1]).any(axis=1)])
+        for run_start, run_end in zip(run_starts, [*run_starts[1:], len(window_keys)], strict=True):
+            epoch, stream, window = window_keys[run_start].tolist()
+            ids_of_window = self._ids_of_window(
+                epoch, stream, window, max_cached_windows=2 * len(own_streams)
+            )
+            ids[run_start:run_end] = ids_of_window[rows_in_window[run_start:run_end]]
         return ids, epochs
 
-    def streams_of(self, rank: int, world_size: int) -> range:
+    def streams_of_rank(self, rank: int, world_size: int) -> range:
         """Return the streams of a rank: contiguous, disjoint over ranks, none left out.
 
         Raises:
@@ -170,47 +174,57 @@ class Plan:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"there is no rank {rank} among {world_size}")
-        per_rank = self.streams // world_size
-        return range(rank * per_rank, (rank + 1) * per_rank)
+        streams_per_rank = self.streams // world_size
+        return range(rank * streams_per_rank, (rank + 1) * streams_per_rank)
 
-    def _window_ids(self, epoch: int, stream: int, window: int, capacity: int) -> Int64:
+    def _ids_of_window(
+        self, epoch: int, stream: int, window: int, max_cached_windows: int
+    ) -> Int64:
         """Return the ids of one window of one stream, in the order in which they are taken."""
         key = (epoch, stream, window)
-        if key in self._windows:
-            self._windows.move_to_end(key)
-            return self._windows[key]
-        layout = self._epoch(epoch)
-        start = int(layout.cuts[stream]) + window * self.window
-        size = min(self.window, int(layout.cuts[stream + 1]) - start)
-        offsets = start + _permutation(size, self.seed, epoch, (window, stream, _WINDOW))
+        if key in self._cached_window_ids:
+            self._cached_window_ids.move_to_end(key)
+            return self._cached_window_ids[key]
+        epoch_layout = self._layout_of_epoch(epoch)
+        window_start = int(epoch_layout.stream_starts[stream]) + window * self.window
+        size = min(self.window, int(epoch_layout.stream_starts[stream + 1]) - window_start)
+        epoch_offsets = window_start + _keyed_permutation(
+            size, self.seed, epoch, (window, stream, _WINDOW_SHUFFLE)
+        )
         # From offsets in this epoch's order of the shards to ids, which count in their own order.
-        nth = np.searchsorted(layout.ends, offsets, side="right")
-        shards = layout.shards[nth]
-        shard_starts = layout.ends[nth] - self.shard_sizes[shards]
-        ids: Int64 = self._first_ids[shards] + offsets - shard_starts
-        self._windows[key] = ids
-        while len(self._windows) > capacity:
-            self._windows.popitem(last=False)
+        shard_places = np.searchsorted(epoch_layout.shard_ends, epoch_offsets, side="right")
+        shards = epoch_layout.shards[shard_places]
+        shard_starts = epoch_layout.shard_ends[shard_places] - self.shard_sizes[shards]
+        ids: Int64 = self._first_id_of_shard[shards] + epoch_offsets - shard_starts
+        self._cached_window_ids[key] = ids
+        while len(self._cached_window_ids) > max_cached_windows:
+            self._cached_window_ids.popitem(last=False)
         return ids
 
-    def _epoch(self, epoch: int) -> _Epoch:
+    def _layout_of_epoch(self, epoch: int) -> _EpochLayout:
         """Return the layout of an epoch."""
-        if epoch not in self._epochs:
+        if epoch not in self._cached_epoch_layouts:
             samples = self.samples
             streams = self.streams
-            shards = _permutation(len(self.shard_sizes), self.seed, epoch, (0, 0, _SHARDS))
+            shard_order = _keyed_permutation(
+                len(self.shard_sizes), self.seed, epoch, (0, 0, _SHARD_SHUFFLE)
+            )
             # Streams take turns through all epochs, so where N is no multiple of S an epoch begins
             # in the middle of a turn.  A stream has every S-th position from its first one on.
-            first = (np.arange(streams, dtype=np.int64) - epoch * samples % streams) % streams
-            counts = -((first - samples) // streams)
-            cuts = np.concatenate([[0], np.cumsum(counts)])
-            self._epochs[epoch] = _Epoch(shards, np.cumsum(self.shard_sizes[shards]), cuts)
-            while len(self._epochs) > _CACHED_EPOCHS:
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
+            first_positions = (
+                np.arange(streams, dtype=np.int64) - epoch * samples % streams
+            ) % streams
+            samples_per_stream = -((first_positions - samples) // streams)
+            stream_starts = np.concatenate([[0], np.cumsum(samples_per_stream)])
+            self._cached_epoch_layouts[epoch] = _EpochLayout(
+                shard_order, np.cumsum(self.shard_sizes[shard_order]), stream_starts
+            )
+            while len(self._cached_epoch_layouts) > _MAX_CACHED_EPOCHS:
+                self._cached_epoch_layouts.popitem(last=False)
+        return self._cached_epoch_layouts[epoch]
 
 
-def run_plan(cfg: RunConfig, shard_sizes: Int64) -> Plan:
+def sample_order_of_run(cfg: RunConfig, shard_sizes: Int64) -> SampleOrder:
     """Return the order in which a run passes through its training set.
 
     Args:
@@ -220,7 +234,7 @@ def run_plan(cfg: RunConfig, shard_sizes: Int64) -> Plan:
     Raises:
         ConfigError: The numbers do not divide, or there is no sample.
     """
-    return Plan(
+    return SampleOrder(
         shard_sizes,
         seed=cfg.seed,
         streams=cfg.data.streams,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vssl_dist.config import ViewRecipe
 from vssl_dist.data.backends.base import Backend, Batch
-from vssl_dist.data.damage.replace import read_decodable
+from vssl_dist.data.damage.replace import read_with_substitutes
 from vssl_dist.data.store.dataset import Dataset, Samples
 from vssl_dist.data.views import Draws, draw
 
@@ -20,7 +20,7 @@ Int64 = NDArray[np.int64]
 
 # Evaluation resizes the short side to the first number of pixels and crops the second from it, or
 # in proportion where images are of another size.
-_RESIZED, _CROPPED = 256, 224
+_RESIZED_SIDE, _CROPPED_SIDE = 256, 224
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class RenderedViews:
 
 
 @dataclass(frozen=True)
-class Renderer:
+class ViewRenderer:
     """Reads samples and turns them into views; what is damaged is replaced and listed."""
 
     dataset: Dataset
     backend: Backend
     recipes: tuple[ViewRecipe, ...] = ()
-    """Augmentations of the views of one epoch, in order; only `augment` needs them."""
+    """Augmentations of the views of one epoch, in order; only `render_augmented` needs them."""
     seed: int = 0
     """Key of all draws, below 2**32."""
 
-    def augment(self, ids: Int64, epochs: Sequence[Int64]) -> RenderedViews:
+    def render_augmented(self, ids: Int64, epochs: Sequence[Int64]) -> RenderedViews:
         """Render augmented views.
 
         Args:
@@ -66,21 +66,21 @@ class Renderer:
         """
         draws: list[Draws] = []
 
-        def render(samples: Samples) -> list[Tensor]:
+        def render_samples(samples: Samples) -> list[Tensor]:
             # Drawn again after each replacement: the crop depends on the substitute's size.  All
             # else is addressed by the planned id, so it is what the planned image would have got.
-            sizes = np.stack([samples.height, samples.width], axis=1)
+            image_sizes = np.stack([samples.height, samples.width], axis=1)
             draws[:] = [
-                draw(recipe, self.seed, view, ids, epoch, sizes)
+                draw(recipe, self.seed, view, ids, epoch, image_sizes)
                 for epoch in epochs
                 for view, recipe in enumerate(self.recipes)
             ]
             return self.backend(samples, draws)
 
-        samples, views = read_decodable(self.dataset, ids, render)
+        samples, views = read_with_substitutes(self.dataset, ids, render_samples)
         return RenderedViews(ids, samples, draws, views)
 
-    def crop_centre(self, ids: Int64, side: int) -> RenderedViews:
+    def render_centre_crop(self, ids: Int64, side: int) -> RenderedViews:
         """Render one view of each sample without randomness, as evaluation sees it.
 
         Args:
@@ -91,14 +91,14 @@ class Renderer:
             DataError: A shard cannot be read, or holds no usable image near a damaged one.
         """
 
-        def render(samples: Samples) -> Tensor:
-            return self.backend.frame(samples, centre_boxes(samples, side))
+        def render_samples(samples: Samples) -> Tensor:
+            return self.backend.frame(samples, centre_crop_boxes(samples, side))
 
-        samples, view = read_decodable(self.dataset, ids, render)
+        samples, view = read_with_substitutes(self.dataset, ids, render_samples)
         return RenderedViews(ids, samples, [], [view])
 
 
-def centre_boxes(samples: Samples, side: int) -> NDArray[np.float32]:
+def centre_crop_boxes(samples: Samples, side: int) -> NDArray[np.float32]:
     """Return the region of each image that resizing its short side and cropping the centre keep.
 
     Only this region is resized then, which gives the same pixels for less work.
@@ -110,11 +110,15 @@ def centre_boxes(samples: Samples, side: int) -> NDArray[np.float32]:
     Returns:
         ``(B, 4)`` top, left, height, width in pixels of the original.
     """
-    sizes = np.stack([samples.height, samples.width], axis=1)
-    short = sizes.min(axis=1, keepdims=True)
-    target = int(side * _RESIZED / _CROPPED + 0.5)
-    resized = np.where(sizes == short, target, sizes * target // short)
-    resized = np.where((sizes == side).all(axis=1, keepdims=True), side, resized)
-    offset = np.rint((resized - side) / 2)
-    scale = sizes / resized
-    return np.hstack([offset * scale, side * scale]).astype(np.float32)
+    image_sizes = np.stack([samples.height, samples.width], axis=1)
+    short_sides = image_sizes.min(axis=1, keepdims=True)
+    target_short_side = int(side * _RESIZED_SIDE / _CROPPED_SIDE + 0.5)
+    resized_sizes = np.where(
+        image_sizes == short_sides,
+        target_short_side,
+        image_sizes * target_short_side // short_sides,
+    )
+    resized_sizes = np.where((image_sizes == side).all(axis=1, keepdims=True), side, resized_sizes)
+    crop_offsets = np.rint((resized_sizes - side) / 2)
+    resize_factors = image_sizes / resized_sizes
+    return np.hstack([crop_offsets * resize_factors, side * resize_factors]).astype(np.float32)

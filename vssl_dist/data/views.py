@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vssl_dist.config import ViewRecipe
-from vssl_dist.data.philox import uniforms
+from vssl_dist.data.philox import addressed_uniforms
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -21,7 +21,7 @@ Int64 = NDArray[np.int64]
 _CROP_ATTEMPTS = 10
 
 
-class _Slot(IntEnum):
+class _UniformSlot(IntEnum):
     """The index of each decision in a sample's uniform numbers.
 
     Each decision has its own slot whether or not the recipe uses it: changing one probability
@@ -84,7 +84,7 @@ def blur_window(sigma: ArrayLike) -> NDArray[np.int32]:
 
 
 def draw(
-    recipe: ViewRecipe, seed: int, view: int, ids: Int64, epochs: Int64, sizes: Int64
+    recipe: ViewRecipe, seed: int, view: int, ids: Int64, epochs: Int64, image_sizes: Int64
 ) -> Draws:
     """Draw one view's parameters for a batch.
 
@@ -94,62 +94,94 @@ def draw(
         view: Number of the view: two views with equal recipes still differ.
         ids: ``(B,)`` sample ids as planned.
         epochs: ``(B,)`` epoch of each sample.
-        sizes: ``(B, 2)`` height and width of the decoded images.
+        image_sizes: ``(B, 2)`` height and width of the decoded images.
 
     Returns:
         The draws; row i depends on row i of the arguments only.
     """
-    u = uniforms(seed, epochs, ids, view, _Slot.CROP_AREA + 2 * _CROP_ATTEMPTS)
-    is_jittered = u[:, _Slot.JITTER] < recipe.jitter
+    uniform_numbers = addressed_uniforms(
+        seed, epochs, ids, view, _UniformSlot.CROP_AREA + 2 * _CROP_ATTEMPTS
+    )
+    is_jittered = uniform_numbers[:, _UniformSlot.JITTER] < recipe.jitter
 
-    def factor(slot: _Slot, spread: float) -> NDArray[np.float32]:
-        value = _between(u[:, slot], max(0.0, 1 - spread), 1 + spread)
-        return np.where(is_jittered, value, 1.0).astype(np.float32)
+    def draw_factor(slot: _UniformSlot, max_change: float) -> NDArray[np.float32]:
+        factors = _scale_to_range(
+            uniform_numbers[:, slot], max(0.0, 1 - max_change), 1 + max_change
+        )
+        return np.where(is_jittered, factors, 1.0).astype(np.float32)
 
-    hue = np.where(is_jittered, _between(u[:, _Slot.HUE], -recipe.hue, recipe.hue), 0.0)
-    sigma = _between(u[:, _Slot.BLUR_SIGMA], *recipe.blur_sigma)
-    is_blurred = u[:, _Slot.BLUR] < recipe.blur
+    hue_turns = np.where(
+        is_jittered,
+        _scale_to_range(uniform_numbers[:, _UniformSlot.HUE], -recipe.hue, recipe.hue),
+        0.0,
+    )
+    blur_sigmas = _scale_to_range(uniform_numbers[:, _UniformSlot.BLUR_SIGMA], *recipe.blur_sigma)
+    is_blurred = uniform_numbers[:, _UniformSlot.BLUR] < recipe.blur
     return Draws(
-        crop=_crop(recipe, u, sizes),
-        flip=u[:, _Slot.FLIP] < recipe.flip,
-        brightness=factor(_Slot.BRIGHTNESS, recipe.brightness),
-        contrast=factor(_Slot.CONTRAST, recipe.contrast),
-        saturation=factor(_Slot.SATURATION, recipe.saturation),
-        hue=hue.astype(np.float32),
-        grayscale=u[:, _Slot.GRAYSCALE] < recipe.grayscale,
-        blur_sigma=np.where(is_blurred, sigma, 0.0).astype(np.float32),
-        solarize=u[:, _Slot.SOLARIZE] < recipe.solarize,
+        crop=_draw_crop_boxes(recipe, uniform_numbers, image_sizes),
+        flip=uniform_numbers[:, _UniformSlot.FLIP] < recipe.flip,
+        brightness=draw_factor(_UniformSlot.BRIGHTNESS, recipe.brightness),
+        contrast=draw_factor(_UniformSlot.CONTRAST, recipe.contrast),
+        saturation=draw_factor(_UniformSlot.SATURATION, recipe.saturation),
+        hue=hue_turns.astype(np.float32),
+        grayscale=uniform_numbers[:, _UniformSlot.GRAYSCALE] < recipe.grayscale,
+        blur_sigma=np.where(is_blurred, blur_sigmas, 0.0).astype(np.float32),
+        solarize=uniform_numbers[:, _UniformSlot.SOLARIZE] < recipe.solarize,
     )
 
 
-def _between(u: Float64, low: float, high: float) -> Float64:
-    return low + (high - low) * u
+def _scale_to_range(uniform_numbers: Float64, low: float, high: float) -> Float64:
+    return low + (high - low) * uniform_numbers
 
 
-def _crop(recipe: ViewRecipe, u: Float64, sizes: Int64) -> NDArray[np.int32]:
+def _draw_crop_boxes(
+    recipe: ViewRecipe, uniform_numbers: Float64, image_sizes: Int64
+) -> NDArray[np.int32]:
     """Draw torchvision's random resized crop: ten attempts, then the largest centred crop."""
-    height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
+    height, width = image_sizes[:, :1].astype(np.float64), image_sizes[:, 1:].astype(np.float64)
     low, high = np.log(recipe.crop_ratio)
-    area = height * width * _between(_attempts(u, 0), *recipe.crop_scale)
-    ratio = np.exp(_between(_attempts(u, 1), low, high))
-    h, w = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
-    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+    attempt_areas = (
+        height * width * _scale_to_range(_attempt_uniforms(uniform_numbers, 0), *recipe.crop_scale)
+    )
+    aspect_ratios = np.exp(_scale_to_range(_attempt_uniforms(uniform_numbers, 1), low, high))
+    box_heights, box_widths = (
+        np.rint(np.sqrt(attempt_areas / aspect_ratios)),
+        np.rint(np.sqrt(attempt_areas * aspect_ratios)),
+    )
+    attempt_fits = (
+        (box_heights > 0) & (box_heights <= height) & (box_widths > 0) & (box_widths <= width)
+    )
 
-    first = fits.argmax(axis=1)[:, None]  # 0 also where no attempt fits: replaced below
-    h, w = np.take_along_axis(h, first, axis=1), np.take_along_axis(w, first, axis=1)
-    top = np.floor(u[:, [_Slot.CROP_Y]] * (height - h + 1))
-    left = np.floor(u[:, [_Slot.CROP_X]] * (width - w + 1))
+    first_fit = attempt_fits.argmax(axis=1)[:, None]  # 0 also where no attempt fits: replaced below
+    box_heights, box_widths = (
+        np.take_along_axis(box_heights, first_fit, axis=1),
+        np.take_along_axis(box_widths, first_fit, axis=1),
+    )
+    box_tops = np.floor(uniform_numbers[:, [_UniformSlot.CROP_Y]] * (height - box_heights + 1))
+    box_lefts = np.floor(uniform_numbers[:, [_UniformSlot.CROP_X]] * (width - box_widths + 1))
 
-    ratio = np.clip(width / height, *recipe.crop_ratio)
-    widest, tallest = np.rint(height * ratio), np.rint(width / ratio)
-    widest, tallest = np.minimum(widest, width), np.minimum(tallest, height)
-    centred = [(height - tallest) // 2, (width - widest) // 2, tallest, widest]
-    has_fit = np.take_along_axis(fits, first, axis=1)
-    boxes = np.where(has_fit, np.hstack([top, left, h, w]), np.hstack(centred))
+    aspect_ratios = np.clip(width / height, *recipe.crop_ratio)
+    largest_height, largest_width = np.rint(height * aspect_ratios), np.rint(width / aspect_ratios)
+    largest_height, largest_width = (
+        np.minimum(largest_height, width),
+        np.minimum(largest_width, height),
+    )
+    centred_boxes = [
+        (height - largest_width) // 2,
+        (width - largest_height) // 2,
+        largest_width,
+        largest_height,
+    ]
+    has_fitting_attempt = np.take_along_axis(attempt_fits, first_fit, axis=1)
+    boxes = np.where(
+        has_fitting_attempt,
+        np.hstack([box_tops, box_lefts, box_heights, box_widths]),
+        np.hstack(centred_boxes),
+    )
     return boxes.astype(np.int32)
 
 
-def _attempts(u: Float64, block: int) -> Float64:
+def _attempt_uniforms(uniform_numbers: Float64, block_number: int) -> Float64:
     """Return the attempts' numbers for the areas (block 0) or the aspect ratios (block 1)."""
-    start = _Slot.CROP_AREA + block * _CROP_ATTEMPTS
-    return u[:, start : start + _CROP_ATTEMPTS]
+    start = _UniformSlot.CROP_AREA + block_number * _CROP_ATTEMPTS
+    return uniform_numbers[:, start : start + _CROP_ATTEMPTS]

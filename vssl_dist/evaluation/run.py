@@ -161,8 +161,8 @@ def _report_substitutions(images: Images) -> SubstitutionReport:
     """List by split the images that others were shown for, with a one-line warning per split."""
     by_split: dict[str, list[dict[str, object]]] = {}
     for split, dataset in images.splits.items():
-        if substitutions := images.reading.substitutes.in_split(dataset):
-            first = images.reading.substitutes.first_in_words(dataset)
+        if substitutions := images.reading.substitutes.substitutions_in_split(dataset):
+            first = images.reading.substitutes.describe_first_substitution(dataset)
             warning = f"{dataset.folder}: damaged images: {len(substitutions)}; {first}"
             warnings.warn(printable(warning), stacklevel=2)
             by_split[split] = [

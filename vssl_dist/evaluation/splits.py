@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from vssl_dist.config import OodConfig, TaskConfig
-from vssl_dist.data.loader import check_labelled
+from vssl_dist.data.loader import refuse_unlabelled
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.errors import DataError
@@ -81,7 +81,7 @@ def check_pair(splits: Mapping[str, Dataset], task: TaskConfig, timeout_s: float
         )
     for split, key in ((bank, "data.bank, or --data"), (queries, "data.val")):
         # Labels are read from shards, so that dead storage would hang here without end.
-        check = partial(check_labelled, split, f"task {task.task} compares labels ({key})")
+        check = partial(refuse_unlabelled, split, f"task {task.task} compares labels ({key})")
         run_with_timeout(split.watch, check, timeout_s=timeout_s, who=_WHO)
 
 

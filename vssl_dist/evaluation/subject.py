@@ -239,7 +239,7 @@ class FrozenFeatures:
 
         def is_sound() -> bool:
             # Features with substitutes are not those of the dataset that its fingerprint names.
-            return not reading.substitutes.in_split(image_pass.dataset)
+            return not reading.substitutes.substitutions_in_split(image_pass.dataset)
 
         source = image_pass.source(self.ranks)
         return features_of(self.cache, self.network.identity, facts, source, is_sound)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from vssl_dist.config import OodConfig, RunConfig
-from vssl_dist.data.loader import check_classes, check_labelled
+from vssl_dist.data.loader import refuse_other_classes, refuse_unlabelled
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.errors import ConfigError, DataError
@@ -111,7 +111,7 @@ class Preflight:
     def _training(self, train: Dataset) -> Iterator[str]:
         optim = self._cfg.optim
         try:
-            self._watched(train, partial(check_classes, self._cfg, train))
+            self._watched(train, partial(refuse_other_classes, self._cfg, train))
         except DataError as error:
             yield f"data.train: {error}"
         if train.samples < optim.global_batch and optim.max_steps is None:
@@ -132,7 +132,7 @@ class Preflight:
             purpose = f"task {labelled_tasks[0]} compares labels (data.bank, data.val)"
             try:
                 if dataset is not None:
-                    self._watched(dataset, partial(check_labelled, dataset, purpose))
+                    self._watched(dataset, partial(refuse_unlabelled, dataset, purpose))
             except DataError as error:
                 yield f"{key}: {error}"
 

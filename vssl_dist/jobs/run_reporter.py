@@ -15,7 +15,7 @@ from vssl_dist.data.store.opening import open_watched
 from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
 from vssl_dist.jobs.progress import Reporter
 from vssl_dist.jobs.resources import Launch
-from vssl_dist.preview.sheet import augmentation_sheet
+from vssl_dist.preview.sheet import write_augmentation_sheet
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker import (
     EXPERIMENT,
@@ -110,6 +110,6 @@ class RunReporter:
         if path.exists():
             return
         try:
-            self.spool.artifact(augmentation_sheet(cfg, path, who=_RANK))
+            self.spool.artifact(write_augmentation_sheet(cfg, path, who=_RANK))
         except Exception as error:  # a picture for people is no reason to lose a run
             _log.warning("no augmentation sheet: %s", error)

@@ -11,11 +11,11 @@ from PIL import Image
 from tests.support.damage import alone
 from tests.support.photos import crop
 from tests.support.shards import encoded
-from vssl_dist.data.backends.dali_decoder import Decoder
+from vssl_dist.data.backends.dali_decoder import DaliDecoder
 
 
 def test_a_decoder_shows_one_picture_after_the_other() -> None:
-    decode = Decoder()
+    decode = DaliDecoder()
     for number in range(4):
         pixels = crop(number, 16, (20, 50))
         for kind in ("PNG", "JPEG"):

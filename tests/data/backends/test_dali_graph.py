@@ -21,14 +21,14 @@ from vssl_dist import config
 from vssl_dist.config import ViewRecipe
 from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.build import build_backend
-from vssl_dist.data.backends.dali import Graph, Runner
+from vssl_dist.data.backends.dali import GraphFunction, GraphRunner
+from vssl_dist.data.backends.dali_decoder import DaliNode
 from vssl_dist.data.backends.dali_graph import (
-    Node,
-    decode_only_graph,
-    frame_graph,
-    view_graph,
+    all_views_graph,
+    decoding_graph,
+    resized_box_graph,
 )
-from vssl_dist.data.backends.dali_inputs import graph_inputs
+from vssl_dist.data.backends.dali_inputs import inputs_of_all_views
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.methods import CONFIGS
 
@@ -55,9 +55,9 @@ SPECS = specs()
 SHIPPED = sorted({recipe for spec in SPECS for recipe in spec.recipes}, key=repr)
 
 
-def defined(spec: BackendSpec, graph: Graph) -> Any:
+def defined(spec: BackendSpec, graph: GraphFunction) -> Any:
     """The pipeline of a GPU: what production builds, and builds no further without a driver."""
-    pipeline = Runner(spec, torch.device("cuda", 0), graph).define(8)
+    pipeline = GraphRunner(spec, torch.device("cuda", 0), graph).define(8)
     pipeline._build_graph()
     return pipeline
 
@@ -78,7 +78,7 @@ def flaws(pipeline: Any) -> list[str]:
 
 @pytest.mark.parametrize("spec", SPECS, ids=SPECS.values())
 def test_dali_has_a_kernel_for_all_that_a_recipe_does_on_a_gpu(spec: BackendSpec) -> None:
-    for graph in (view_graph, frame_graph, decode_only_graph):
+    for graph in (all_views_graph, resized_box_graph, decoding_graph):
         pipeline = defined(spec, graph)
         assert flaws(pipeline) == []
         assert "mixed" in {op._op.device for op in pipeline._ops}
@@ -88,19 +88,19 @@ def test_dali_has_a_kernel_for_all_that_a_recipe_does_on_a_gpu(spec: BackendSpec
 def test_what_a_gpu_cannot_do_is_noticed() -> None:
     spec = BackendSpec((EVERYTHING,), 32, LEVELS, 1, "cuda")
 
-    def without_kernel(image: Node, spec: BackendSpec) -> list[Node]:
+    def without_kernel(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
         return [fn.power_spectrum(fn.cast(image, dtype=types.FLOAT))]
 
     assert flaws(defined(spec, without_kernel)) == ["PowerSpectrum has no kernel for gpu"]
     with pytest.raises(ValueError, match="must be on CPU"):  # the CPU's branch, on a GPU
-        defined(replace(spec, device="cpu"), view_graph)
+        defined(replace(spec, device="cpu"), all_views_graph)
 
 
 def difference(case: Case, recipe: ViewRecipe, draws: Draws) -> float:
     """Mean difference between the GPU's branch, on the CPU, and the reference, in levels."""
     spec = BackendSpec((recipe,), case.side, LEVELS, 2, "cuda")
-    runner = Runner(spec, torch.device("cpu"), view_graph)
-    (actual,) = runner.run(case.samples.data, graph_inputs(spec, [draws]))
+    runner = GraphRunner(spec, torch.device("cpu"), all_views_graph)
+    (actual,) = runner.run(case.samples.data, inputs_of_all_views(spec, [draws]))
     (expected,) = build_backend("reference", replace(spec, device="cpu"))(case.samples, [draws])
     assert actual.shape == expected.shape
     return (actual - expected).abs().mean().item()
@@ -151,6 +151,8 @@ def test_the_two_branches_are_two() -> None:
     views = []
     for device in ("cpu", "cuda"):
         spec = BackendSpec((EVERYTHING,), case.side, LEVELS, 2, device)
-        feed = graph_inputs(spec, [draws])
-        views.append(Runner(spec, torch.device("cpu"), view_graph).run(case.samples.data, feed)[0])
+        feed = inputs_of_all_views(spec, [draws])
+        views.append(
+            GraphRunner(spec, torch.device("cpu"), all_views_graph).run(case.samples.data, feed)[0]
+        )
     assert not torch.equal(*views)

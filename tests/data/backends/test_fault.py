@@ -20,7 +20,7 @@ from vssl_dist.data.backends.base import BackendSpec, UndecodableError
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.backends.fault import DeviceError, is_device_failure
 from vssl_dist.data.backends.memory import error_cause
-from vssl_dist.data.render import centre_boxes
+from vssl_dist.data.render import centre_crop_boxes
 
 REPORT = """Critical error in pipeline:
 Error in MIXED operator `nvidia.dali.fn.decoders.image`,
@@ -111,7 +111,7 @@ def test_a_batch_of_damaged_images_alone_is_damage(device: str) -> None:
     for rows in (3, 1):
         samples.data[rows:] = []
         with pytest.raises(UndecodableError) as caught:
-            backend.frame(samples, centre_boxes(samples, 32)[:rows])
+            backend.frame(samples, centre_crop_boxes(samples, 32)[:rows])
         assert sorted(caught.value.reasons) == list(range(rows))
 
 
@@ -129,7 +129,7 @@ def test_an_image_for_which_memory_ran_out_is_not_damaged(name: str, huge: bytes
     for image, left in images.items():
         samples = stored([image])
         backend = build_backend(name, BackendSpec((), 32, LEVELS))
-        boxes = centre_boxes(samples, 32)
+        boxes = centre_crop_boxes(samples, 32)
         with memory_left(left), pytest.raises(DeviceError, match="cpu: "):
             backend.frame(samples, boxes)
         assert backend.frame(samples, boxes).shape == (1, 3, 32, 32)

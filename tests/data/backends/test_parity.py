@@ -34,11 +34,11 @@ from vssl_dist.config import RECIPES, Normalisation, ViewRecipe
 from vssl_dist.data.backends.base import (
     Backend,
     BackendSpec,
-    Placement,
+    DevicePlacement,
     UndecodableError,
 )
 from vssl_dist.data.backends.build import build_backend
-from vssl_dist.data.render import centre_boxes
+from vssl_dist.data.render import centre_crop_boxes
 from vssl_dist.data.store.dataset import Samples
 from vssl_dist.data.views import Draws
 
@@ -196,7 +196,7 @@ def test_views_of_different_sizes_are_those_that_each_size_alone_gives(name: str
 
 def test_frames_are_the_centre_of_the_resized_image_in_both_backends() -> None:
     samples = encoded(photographs(), "JPEG")
-    boxes = centre_boxes(samples, 64)
+    boxes = centre_crop_boxes(samples, 64)
     expected = []
     for row, data in enumerate(samples.data):
         image = Image.open(io.BytesIO(data.tobytes())).convert("RGB")
@@ -214,7 +214,7 @@ def test_frames_are_the_centre_of_the_resized_image_in_both_backends() -> None:
 def test_frames_of_images_that_fit_are_untouched() -> None:
     expected = np.stack([np.asarray(image).transpose(2, 0, 1) for image in patches()])
     for name in BACKENDS:
-        actual = levels(name, (), 32).frame(PATCHES.samples, centre_boxes(PATCHES.samples, 32))
+        actual = levels(name, (), 32).frame(PATCHES.samples, centre_crop_boxes(PATCHES.samples, 32))
         np.testing.assert_allclose(actual.numpy(), expected, atol=1e-3)
 
 
@@ -250,7 +250,7 @@ def test_the_undecodable_are_named_and_the_backend_goes_on(name: str) -> None:
 
 def test_an_exif_orientation_is_ignored_by_both() -> None:
     samples = encoded(photographs()[:4], "JPEG")
-    plain = [levels(n, (), 48).frame(samples, centre_boxes(samples, 48)) for n in BACKENDS]
+    plain = [levels(n, (), 48).frame(samples, centre_crop_boxes(samples, 48)) for n in BACKENDS]
     for row in range(4):
         image = Image.open(io.BytesIO(samples.data[row].tobytes()))
         exif, stream = Image.Exif(), io.BytesIO()
@@ -258,7 +258,7 @@ def test_an_exif_orientation_is_ignored_by_both() -> None:
         image.save(stream, "JPEG", quality="keep", exif=exif)
         samples.data[row] = np.frombuffer(stream.getvalue(), np.uint8)
     for name, expected in zip(BACKENDS, plain, strict=True):
-        actual = levels(name, (), 48).frame(samples, centre_boxes(samples, 48))
+        actual = levels(name, (), 48).frame(samples, centre_crop_boxes(samples, 48))
         assert (actual - expected).abs().mean() < PROMISED / 4
 
 
@@ -296,5 +296,5 @@ def test_on_a_gpu_pixels_do_not_depend_on_the_place_in_the_batch() -> None:
     draws = drawn(samples, EVERYTHING).take(np.zeros(64, np.int64))
     backend = build_backend("dali", BackendSpec((EVERYTHING,), 96, LEVELS, 2, "cuda"))
     view = backend(samples, [draws])[0]
-    assert view.device == Placement("cuda").device
+    assert view.device == DevicePlacement("cuda").device
     assert (view == view[:1]).all()

@@ -12,15 +12,15 @@ from tests.support.damage import one_line
 from tests.support.others import link_of_nobody, needs_root
 from tests.support.ranks import run_ranks
 from vssl_dist import dist
-from vssl_dist.data.damage.training_log import SubstitutionLog, bad_images_allowed
+from vssl_dist.data.damage.training_log import SubstitutionLog, max_bad_images
 from vssl_dist.data.store.dataset import Substitution
 from vssl_dist.errors import DataError
 
 
 def test_the_budget_is_a_share_of_the_images_but_never_less_than_a_few() -> None:
-    assert bad_images_allowed(10**7, 1e-4) == 1000
-    assert bad_images_allowed(100, 1e-4) == 10
-    assert bad_images_allowed(10**7, 0.0) == 0
+    assert max_bad_images(10**7, 1e-4) == 1000
+    assert max_bad_images(100, 1e-4) == 10
+    assert max_bad_images(10**7, 0.0) == 0
 
 
 def entry(position: int, planned: int) -> Substitution:

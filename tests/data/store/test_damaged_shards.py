@@ -179,7 +179,7 @@ def test_a_start_with_one_bad_first_image_is_not_refused(folder: Path) -> None:
 def test_a_shard_that_vanishes_under_a_run_is_asked_for_again_and_then_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "_PAUSES_S", (0.1, 0.2, 0.2))
+    monkeypatch.setattr(handles, "_RETRY_PAUSES_S", (0.1, 0.2, 0.2))
     source = loader(config(folder))
     (folder / "shard-000002.tar").rename(folder / "away")
     begun = time.monotonic()
@@ -192,7 +192,7 @@ def test_a_shard_that_vanishes_under_a_run_is_asked_for_again_and_then_named(
 def test_a_shard_that_comes_back_in_time_costs_nothing(
     folder: Path, sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "_PAUSES_S", (0.3, 0.3, 5.0))
+    monkeypatch.setattr(handles, "_RETRY_PAUSES_S", (0.3, 0.3, 5.0))
     source = loader(config(folder))
     shutil.move(folder / "shard-000002.tar", folder / "away")
     back = threading.Timer(0.4, shutil.move, (folder / "away", folder / "shard-000002.tar"))

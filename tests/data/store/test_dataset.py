@@ -40,7 +40,7 @@ def folder(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "copy"))
 
 
-def images_of(folder: Path) -> list[bytes]:
+def make_images(folder: Path) -> list[bytes]:
     """The image members of all tars, by Python's own tar reader."""
     images = []
     for path in sorted(folder.glob("*.tar")):
@@ -80,7 +80,7 @@ def test_an_id_outside_the_dataset_is_an_index_error(written: Path, bad: int) ->
 
 
 def test_reads_what_tarfile_reads_in_any_order(written: Path) -> None:
-    expected = images_of(written)
+    expected = make_images(written)
     ids = np.random.default_rng(0).permutation(50)
     dataset = Dataset.open(written)
     samples = dataset.read_checked(ids)
@@ -91,7 +91,7 @@ def test_reads_what_tarfile_reads_in_any_order(written: Path) -> None:
 
 
 def test_a_damaged_sample_is_replaced_by_the_next_intact_one_of_its_shard(folder: Path) -> None:
-    expected = images_of(folder)
+    expected = make_images(folder)
     for sample in (14, 15, 0):  # the next intact one after 14 is 1: around the end of the shard
         flip(folder, sample)
     samples = Dataset.open(folder).read_checked(np.array([13, 14, 16, 0]))
@@ -112,7 +112,7 @@ def test_a_shard_cut_under_a_running_job_gives_substitutes(folder: Path) -> None
 
 
 def test_a_shard_without_an_intact_sample_borrows_from_the_next_cyclically(folder: Path) -> None:
-    expected = images_of(folder)
+    expected = make_images(folder)
     for sample in (48, 49, 0):
         flip(folder, sample)
     samples = Dataset.open(folder).read_checked(np.array([49, 48]))
@@ -140,7 +140,7 @@ def test_a_substitute_is_looked_for_in_three_more_shards_and_not_in_all(tmp_path
 def test_a_substitute_is_looked_for_among_so_many_of_a_shard_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "_CANDIDATES", 2)
+    monkeypatch.setattr(dataset, "_CANDIDATES_PER_SHARD", 2)
     folder = tiny_shards(tmp_path / "train", 8, 4)
     for sample in (3, 0):
         flip(folder, sample)
@@ -230,8 +230,8 @@ def test_the_fingerprint_is_the_digest_of_the_manifest(written: Path, tmp_path: 
 def test_more_shards_than_handles_and_many_threads_read_the_same(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "_MAX_OPEN", 1)
-    expected = images_of(written)
+    monkeypatch.setattr(handles, "_MOST_OPEN_SHARDS", 1)
+    expected = make_images(written)
     dataset = pickle.loads(pickle.dumps(Dataset.open(written)))
     orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
     with ThreadPoolExecutor(4) as threads:
@@ -265,7 +265,7 @@ def test_a_probe_names_a_shard_whose_length_alone_is_right(tmp_path: Path, name:
 
 @pytest.fixture
 def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(handles, "_PAUSES_S", ())
+    monkeypatch.setattr(handles, "_RETRY_PAUSES_S", ())
     return tiny_shards(tmp_path / "foreign", 20, 8)
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from tests.support.photos import crop
 from tests.support.shards import encoded
-from vssl_dist.data.store.header import header_problem
+from vssl_dist.data.store.header import find_header_problem
 
 
 def problem_of(blob: bytes, height: int, width: int) -> str:
-    return header_problem(np.frombuffer(blob, np.uint8), height, width)
+    return find_header_problem(np.frombuffer(blob, np.uint8), height, width)
 
 
 def photograph(height: int, width: int) -> Image.Image:

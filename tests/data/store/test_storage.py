@@ -32,7 +32,7 @@ from vssl_dist.data.passes import evaluation_batches
 from vssl_dist.data.store import handles, shardfile
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
-from vssl_dist.preview.sheet import augmentation_sheet
+from vssl_dist.preview.sheet import write_augmentation_sheet
 
 
 def test_short_reads_and_interrupted_ones_give_whole_images(
@@ -143,7 +143,7 @@ def test_a_sheet_names_storage_that_stalls_and_who_waits(sound: Path, tmp_path: 
     ):
         stalls = pytest.raises(DataError, match=rf"^artist waits for data: .*{name}")
         with stalls as error, stalled(name, operation):
-            augmentation_sheet(cfg, tmp_path / "sheet.png", who="artist")
+            write_augmentation_sheet(cfg, tmp_path / "sheet.png", who="artist")
         one_line(error)
     assert list(tmp_path.iterdir()) == []
 
@@ -200,8 +200,10 @@ def test_a_shard_that_failed_all_tries_is_asked_once_until_it_answers(
     assert pauses == [0.5, 1.0, 2.0]
     assert [(s.planned, s.used) for s in samples.substitutions] == [(i, 26) for i in range(13, 26)]
     broken[0] = False
-    opened, real = [], shardfile._open_regular
-    monkeypatch.setattr(shardfile, "_open_regular", lambda path: opened.append(path) or real(path))
+    opened, real = [], shardfile._open_regular_file
+    monkeypatch.setattr(
+        shardfile, "_open_regular_file", lambda path: opened.append(path) or real(path)
+    )
     assert dataset.read_checked(np.arange(13, 26)).substitutions == []
     assert len(opened) == 2  # tar and index: a handle of before a failure may stay stale
     broken[0] = True

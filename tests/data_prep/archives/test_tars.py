@@ -63,7 +63,7 @@ def test_regular_members_lie_where_tarfile_finds_them(tmp_path: Path, format: in
     assert [(m.name, m.offset, m.size, m.flaw) for m in found] == want
     archived = ArchivedImages.from_members([path], [(0, member) for member in found])
     order = np.arange(len(names))[::-1]
-    read = [raw.data for raw in pickle.loads(pickle.dumps(archived.select(order)))]
+    read = [raw.data for raw in pickle.loads(pickle.dumps(archived.select_rows(order)))]
     assert read == [PHOTO[number:] for number in order]
 
 
@@ -223,9 +223,9 @@ def test_members_of_an_archive_that_is_gone_are_flawed_where_that_is_wanted(tmp_
     )
     assert [raw.flaw for raw in archived] == ["", ""]
     path.unlink()
-    raws = list(pickle.loads(pickle.dumps(archived.select(np.arange(2)))))
+    raws = list(pickle.loads(pickle.dumps(archived.select_rows(np.arange(2)))))
     assert {raw.flaw for raw in raws} == {"cannot be read (No such file or directory)"}
-    assert all(raw.may_recover for raw in raws)
+    assert all(raw.may_be_read_later for raw in raws)
 
 
 def test_gzipped_members_are_found_by_exact_name_and_only_if_regular(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_gzipped_members_are_found_by_exact_name_and_only_if_regular(tmp_path: P
         ):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    assert read_gzipped_members(path, ["link", "real", "long", "none"], limit=5) == {
+    assert read_gzipped_members(path, ["link", "real", "long", "none"], max_member_bytes=5) == {
         "real": b"12345"
     }
 
@@ -254,7 +254,7 @@ def test_gzipped_members_of_any_size_are_whole(tmp_path: Path, sizes: tuple[int,
             member.size = size
             tar.addfile(member, io.BytesIO(noise[:size]))
     found = read_gzipped_members(
-        path, [str(number) for number in range(len(sizes))], limit=max(sizes)
+        path, [str(number) for number in range(len(sizes))], max_member_bytes=max(sizes)
     )
     assert list(found.values()) == [noise[:size] for size in sizes]
 
@@ -274,7 +274,7 @@ def test_what_a_gzipped_archive_only_states_takes_no_memory(
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=r"a\.tar\.gz: damaged archive \("):
-            read_gzipped_members(path, ["a.jpg"], limit=1 << 32)
+            read_gzipped_members(path, ["a.jpg"], max_member_bytes=1 << 32)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -282,7 +282,7 @@ def test_what_a_gzipped_archive_only_states_takes_no_memory(
 
 def test_a_gzipped_archive_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.tar\.gz: cannot be read \(No such file"):
-        read_gzipped_members(tmp_path / "none.tar.gz", ["a"], limit=5)
+        read_gzipped_members(tmp_path / "none.tar.gz", ["a"], max_member_bytes=5)
 
 
 def test_nothing_here_can_write(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_archives_behind_one_another_are_read_as_tar_reads_them_that_ignores_zer
     assert [(m.name, m.offset, m.size) for m in iter_members(path, 6, len(blob))] == want
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(blob))
     read = read_gzipped_members(
-        tmp_path / "a.tar.gz", [member_name for member_name, _, _ in want], limit=1 << 20
+        tmp_path / "a.tar.gz", [member_name for member_name, _, _ in want], max_member_bytes=1 << 20
     )
     assert read == {
         member_name: (b"before" + blob)[at : at + size] for member_name, at, size in want
@@ -352,7 +352,7 @@ def test_what_follows_an_end_and_is_no_archive_is_refused(tmp_path: Path, rest: 
         list(iter_members(path))
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(blob + rest))
     with pytest.raises(DataError, match=message.replace("a\\.tar:", "b\\.tar\\.gz:")):
-        read_gzipped_members(tmp_path / "b.tar.gz", ["0.jpg"], limit=1 << 20)
+        read_gzipped_members(tmp_path / "b.tar.gz", ["0.jpg"], max_member_bytes=1 << 20)
 
 
 @pytest.mark.parametrize("cut", [100, 700, 1400])

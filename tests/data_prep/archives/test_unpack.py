@@ -10,8 +10,8 @@ import pytest
 
 from data_prep.archives.unpack import (
     FOLDER,
-    Unpacker,
-    unpacking,
+    ArchiveUnpacker,
+    archive_unpacker,
 )
 from vssl_dist.errors import DataError
 
@@ -24,7 +24,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def test_it_is_there_as_long_as_it_is_needed(archive: Path, tmp_path: Path) -> None:
-    with unpacking(tmp_path / "o") as unpack:
+    with archive_unpacker(tmp_path / "o") as unpack:
         assert not (tmp_path / "o").exists()
         unpacked = unpack(archive)
         assert unpacked.read_bytes() == b"contents" * 1000
@@ -33,7 +33,10 @@ def test_it_is_there_as_long_as_it_is_needed(archive: Path, tmp_path: Path) -> N
     assert not (tmp_path / "o").exists()
     (tmp_path / "o").mkdir()
     archive.write_bytes(gzip.compress(b"contents")[:-1])
-    with pytest.raises(DataError, match="damaged archive"), unpacking(tmp_path / "o") as unpack:
+    with (
+        pytest.raises(DataError, match="damaged archive"),
+        archive_unpacker(tmp_path / "o") as unpack,
+    ):
         unpack(archive)
     assert list((tmp_path / "o").iterdir()) == []
 
@@ -43,11 +46,11 @@ def test_what_a_killed_process_left_is_used_if_it_is_whole_and_swept_away(
 ) -> None:
     folder = tmp_path / "o" / FOLDER
     with ExitStack() as ending:
-        unpacked = Unpacker(folder, ending)(archive)
+        unpacked = ArchiveUnpacker(folder, ending)(archive)
         inode = unpacked.stat().st_ino
         unpacked.with_name(f".{unpacked.name}.tmp-1").write_bytes(b"half")
         ending.pop_all()
-    with unpacking(tmp_path / "o") as unpack:
+    with archive_unpacker(tmp_path / "o") as unpack:
         assert unpack(archive).stat().st_ino == inode
         assert sorted(path.name for path in folder.iterdir()) == sorted([unpacked.name, "lock"])
         archive.write_bytes(gzip.compress(b"another"))
@@ -56,11 +59,11 @@ def test_what_a_killed_process_left_is_used_if_it_is_whole_and_swept_away(
 
 
 def test_a_second_process_is_refused(archive: Path, tmp_path: Path) -> None:
-    with unpacking(tmp_path / "o") as unpack:
+    with archive_unpacker(tmp_path / "o") as unpack:
         unpacked = unpack(archive)
         with (
             pytest.raises(DataError, match="another process is unpacking into it: wait for it"),
-            unpacking(tmp_path / "o") as another,
+            archive_unpacker(tmp_path / "o") as another,
         ):
             another(archive)
         assert unpacked.exists()

@@ -17,17 +17,17 @@ from PIL import Image
 
 from data_prep import shard, verify
 from data_prep.images.agreement import (
-    SHOWN_DIFFERENTLY,
-    UNREAD_BY_DALI,
-    Decode,
+    SHOWN_DIFFERENTLY_REASON,
+    UNREAD_BY_DALI_REASON,
+    DecodeFunction,
     dali_decoder,
-    find_disagreement,
+    find_decoder_disagreement,
 )
 from data_prep.images.examine import (
     DEFAULT_RULES,
-    Rules,
-    Verdict,
-    examine,
+    ImageRules,
+    ImageVerdict,
+    examine_image,
 )
 from data_prep.images.structure import inspect_structure
 from tests.support.damage import alone, memory_left
@@ -51,7 +51,7 @@ PLAIN = {
 
 
 @pytest.fixture(scope="module")
-def decode() -> Decode:
+def decode() -> DecodeFunction:
     decoder = dali_decoder()
     assert decoder is not None
     return decoder
@@ -73,7 +73,9 @@ def test_the_plain_class_is_what_it_is_said_to_be() -> None:
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_pillow_and_dali_agree_on_plain_files_whole_or_hurt(kind: str, decode: Decode) -> None:
+def test_pillow_and_dali_agree_on_plain_files_whole_or_hurt(
+    kind: str, decode: DecodeFunction
+) -> None:
     rng, whole = random.Random(kind), PLAIN[kind]
     verdicts = []
     for number in range(60):
@@ -83,11 +85,11 @@ def test_pillow_and_dali_agree_on_plain_files_whole_or_hurt(kind: str, decode: D
             or not inspect_structure(data, form(data)).is_plain
         ):
             continue
-        is_kept = examine(data, DEFAULT_RULES).verdict is Verdict.KEEP
+        is_kept = examine_image(data, DEFAULT_RULES).verdict is ImageVerdict.KEEP
         verdicts.append(is_kept)
         picture = np.asarray(Image.open(io.BytesIO(strip_metadata(data)))) if is_kept else PICTURE
-        disagreement = find_disagreement(data, picture, decode)
-        assert disagreement == ("" if is_kept else UNREAD_BY_DALI)
+        disagreement = find_decoder_disagreement(data, picture, decode)
+        assert disagreement == ("" if is_kept else UNREAD_BY_DALI_REASON)
     assert verdicts[0]
 
 
@@ -109,35 +111,37 @@ def hurt(rng: random.Random, data: bytes) -> bytes:
     return b"".join(png_chunks)
 
 
-def test_two_levels_of_difference_are_the_limit(decode: Decode) -> None:
+def test_two_levels_of_difference_are_the_limit(decode: DecodeFunction) -> None:
     data = png(PICTURE // 2)
-    for levels, disagreement in ((0, ""), (2, ""), (3, SHOWN_DIFFERENTLY)):
-        assert find_disagreement(data, PICTURE // 2 + np.uint8(levels), decode) == disagreement
-    assert find_disagreement(data, PICTURE[1:] // 2, decode) == SHOWN_DIFFERENTLY
-    assert find_disagreement(png(PICTURE[..., 0]), PICTURE[..., 0], decode) == ""
+    for levels, disagreement in ((0, ""), (2, ""), (3, SHOWN_DIFFERENTLY_REASON)):
+        assert (
+            find_decoder_disagreement(data, PICTURE // 2 + np.uint8(levels), decode) == disagreement
+        )
+    assert find_decoder_disagreement(data, PICTURE[1:] // 2, decode) == SHOWN_DIFFERENTLY_REASON
+    assert find_decoder_disagreement(png(PICTURE[..., 0]), PICTURE[..., 0], decode) == ""
 
 
-def test_after_a_file_that_it_refuses_dali_decodes_the_next(decode: Decode) -> None:
+def test_after_a_file_that_it_refuses_dali_decodes_the_next(decode: DecodeFunction) -> None:
     for _ in range(3):
-        assert find_disagreement(b"no picture", PICTURE, decode) == UNREAD_BY_DALI
-        assert find_disagreement(png(PICTURE), PICTURE, decode) == ""
+        assert find_decoder_disagreement(b"no picture", PICTURE, decode) == UNREAD_BY_DALI_REASON
+        assert find_decoder_disagreement(png(PICTURE), PICTURE, decode) == ""
 
 
-def test_a_lack_of_memory_is_no_objection(decode: Decode) -> None:
+def test_a_lack_of_memory_is_no_objection(decode: DecodeFunction) -> None:
     vast = vast_png(4000, 6000)
     black = np.broadcast_to(np.uint8(0), (4000, 6000, 3))
     with memory_left(100 << 20), pytest.raises(MemoryError):
-        find_disagreement(vast, black, decode)
-    assert find_disagreement(png(PICTURE), PICTURE, decode) == ""
-    assert find_disagreement(vast, black, decode) == ""
+        find_decoder_disagreement(vast, black, decode)
+    assert find_decoder_disagreement(png(PICTURE), PICTURE, decode) == ""
+    assert find_decoder_disagreement(vast, black, decode) == ""
 
 
 def test_a_window_that_the_stream_outgrows_costs_a_png_its_form_only() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
     body = zlib.compress(rows(np.concatenate([pixels, pixels])))
     narrow = bytes([0x08, 31 - 0x0800 % 31]) + body[2:]
-    finding = examine(png(np.concatenate([pixels, pixels]), coded=narrow), DEFAULT_RULES)
-    assert (finding.verdict, finding.reason) == (Verdict.REMAKE, UNREAD_BY_DALI)
+    finding = examine_image(png(np.concatenate([pixels, pixels]), coded=narrow), DEFAULT_RULES)
+    assert (finding.verdict, finding.reason) == (ImageVerdict.ENCODE_ANEW, UNREAD_BY_DALI_REASON)
 
 
 def test_what_inflates_to_gigabytes_is_not_inflated() -> None:
@@ -147,18 +151,18 @@ def test_what_inflates_to_gigabytes_is_not_inflated() -> None:
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8_000_000)))
     directory = b"MM\0*\0\0\0\x08\xff\xff" + 65_535 * struct.pack(">HHII", 9, 7, 700_000, 8)
     bombs = {
-        "pixels": (png(PICTURE, coded=pixels), Verdict.REMAKE),
-        "texts": (png(PICTURE, before=100 * [text]), Verdict.REMAKE),
-        "exif": (png(PICTURE, before=[chunk(b"eXIf", directory)]), Verdict.KEEP),
+        "pixels": (png(PICTURE, coded=pixels), ImageVerdict.ENCODE_ANEW),
+        "texts": (png(PICTURE, before=100 * [text]), ImageVerdict.ENCODE_ANEW),
+        "exif": (png(PICTURE, before=[chunk(b"eXIf", directory)]), ImageVerdict.KEEP),
         "segments": (
             within(*5_000 * [segment(0xE1, b"Exif\0\0" + exif(1))])(PICTURE),
-            Verdict.KEEP,
+            ImageVerdict.KEEP,
         ),
     }
     for name, (bomb, due) in bombs.items():
-        examine(png(PICTURE, before=[chunk(b"tEXt", b"a\0b")]), DEFAULT_RULES)
+        examine_image(png(PICTURE, before=[chunk(b"tEXt", b"a\0b")]), DEFAULT_RULES)
         before, start = psutil.Process().memory_info().rss, time.process_time()
-        assert examine(bomb, Rules(salvage=True)).verdict is due, name
+        assert examine_image(bomb, ImageRules(salvage=True)).verdict is due, name
         assert time.process_time() - start < 1, name
         assert psutil.Process().memory_info().rss - before < 100e6, name
 
@@ -188,10 +192,10 @@ for root, out, loaded in (({str(plain)!r}, "a", False), ({str(other)!r}, "b", Tr
     assert shard.main([*call, "--workers", "1"]) == 0
     assert ("nvidia.dali" in sys.modules) == loaded
 import os
-from data_prep.images.examine import DEFAULT_RULES, Verdict, examine
+from data_prep.images.examine import DEFAULT_RULES, ImageVerdict, examine_image
 os.close(2)
 data = open({str(other)!r} + "/c/0.jpg", "rb").read()
-sys.exit(examine(data, DEFAULT_RULES).verdict != Verdict.KEEP)
+sys.exit(examine_image(data, DEFAULT_RULES).verdict != ImageVerdict.KEEP)
 """
     )
     assert (done.returncode, "" if done.returncode else done.stdout.count("written in")) == (0, 2)

@@ -20,11 +20,11 @@ from data_prep.images.agreement import dali_decoder
 from data_prep.images.examine import (
     DEFAULT_RULES,
     MAX_PIXELS,
-    MAX_SIDE,
-    Rules,
-    Verdict,
+    MAX_STORED_SIDE,
+    ImageRules,
+    ImageVerdict,
     encode_png,
-    examine,
+    examine_image,
 )
 from tests.support.damage import alone
 from tests.support.kinds import exif
@@ -148,8 +148,8 @@ JPEG, PNG = saved(PHOTO, "JPEG"), saved(PHOTO, "PNG")
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused_in_one_line(data: bytes) -> None:
-    finding = examine(data, DEFAULT_RULES)
-    assert finding.verdict is Verdict.REJECT
+    finding = examine_image(data, DEFAULT_RULES)
+    assert finding.verdict is ImageVerdict.REJECT
     assert finding.reason.startswith("not a readable image")
     assert "\n" not in finding.reason
 
@@ -163,8 +163,8 @@ def test_a_bomb_is_refused_from_its_header(side: int) -> None:
     assert side * side > MAX_PIXELS
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"never looked at")
-    finding = examine(bomb, DEFAULT_RULES)
-    assert finding.verdict is Verdict.REJECT
+    finding = examine_image(bomb, DEFAULT_RULES)
+    assert finding.verdict is ImageVerdict.REJECT
     assert re.search("limit|bomb", finding.reason)
 
 
@@ -216,7 +216,9 @@ def test_a_jpeg_passes_exactly_when_pillow_decodes_all_of_it(options: dict[str, 
         hurt += [
             data[:position] + bytes([data[position] ^ 1 << position % 8]) + data[position + 1 :]
         ]
-    passed = [examine(blob, DEFAULT_RULES).verdict is not Verdict.REJECT for blob in hurt]
+    passed = [
+        examine_image(blob, DEFAULT_RULES).verdict is not ImageVerdict.REJECT for blob in hurt
+    ]
     assert passed == [decodes(blob) for blob in hurt]
     assert 0 < sum(passed) < len(passed)
 
@@ -231,10 +233,10 @@ def decodes(blob: bytes) -> bool:
 
 def test_what_is_wrong_is_said_in_the_same_words_every_time() -> None:
     for data in (b"", b"<html>", JPEG[:-2], PNG[: len(PNG) // 2]):
-        reason = examine(data, DEFAULT_RULES).reason
+        reason = examine_image(data, DEFAULT_RULES).reason
         assert reason.startswith("not a readable image (")
         assert "0x" not in reason
-        assert examine(data, DEFAULT_RULES).reason == reason
+        assert examine_image(data, DEFAULT_RULES).reason == reason
 
 
 def png_bomb() -> bytes:
@@ -253,23 +255,23 @@ def jpeg_bomb() -> bytes:
 @pytest.mark.parametrize("salvage", [False, True])
 def test_a_bomb_costs_neither_time_nor_memory(bomb: Callable[[], bytes], salvage: bool) -> None:
     data = bomb()
-    examine(data, DEFAULT_RULES)
+    examine_image(data, DEFAULT_RULES)
     before = psutil.Process().memory_info().rss
     start = time.process_time()
-    examined = examine(data, Rules(salvage=salvage))
+    examined = examine_image(data, ImageRules(salvage=salvage))
     assert time.process_time() - start < 0.05
     assert psutil.Process().memory_info().rss - before < 50e6
-    assert examined.verdict is Verdict.REJECT
+    assert examined.verdict is ImageVerdict.REJECT
     assert f"more than the limit of {MAX_PIXELS}" in examined.reason
 
 
 def test_salvage_keeps_the_part_that_is_there_and_never_an_empty_picture() -> None:
     head = JPEG.index(b"\xff\xda") + 14
-    assert examine(JPEG[:head], Rules(salvage=True)).verdict is Verdict.REJECT
-    examined = examine(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
-    assert examined.verdict is Verdict.SALVAGE
+    assert examine_image(JPEG[:head], ImageRules(salvage=True)).verdict is ImageVerdict.REJECT
+    examined = examine_image(JPEG[: len(JPEG) * 2 // 3], ImageRules(salvage=True))
+    assert examined.verdict is ImageVerdict.SALVAGE
     assert examined.reason.startswith("not a readable image")
-    encoded = stored(JPEG[: len(JPEG) * 2 // 3], Rules(salvage=True))
+    encoded = stored(JPEG[: len(JPEG) * 2 // 3], ImageRules(salvage=True))
     assert np.abs(pixels(encoded.data)[:24] - pixels(JPEG)[:24]).mean() < 2
     with pytest.raises(OSError, match="truncated"):  # and Pillow is as strict as before
         Image.open(io.BytesIO(JPEG[: len(JPEG) // 2])).load()
@@ -277,7 +279,7 @@ def test_salvage_keeps_the_part_that_is_there_and_never_an_empty_picture() -> No
 
 @pytest.mark.parametrize("short", [60, 100, 122, 500])
 def test_shrinking_agrees_with_pillow_and_never_enlarges(short: int) -> None:
-    encoded = stored(PNG, Rules(resize_short=short))
+    encoded = stored(PNG, ImageRules(resize_short=short))
     assert PHOTO.size == (122, 133)
     side = (short, round(133 * short / 122)) if short < 122 else PHOTO.size
     golden = PHOTO.resize(side, Image.Resampling.LANCZOS) if short < 122 else PHOTO
@@ -288,22 +290,22 @@ def test_shrinking_agrees_with_pillow_and_never_enlarges(short: int) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_no_side_is_longer_than_decoders_take(kind: str, turned: bool) -> None:
-    for side, beyond in ((MAX_SIDE, False), (MAX_SIDE + 1, True)):
+    for side, beyond in ((MAX_STORED_SIDE, False), (MAX_STORED_SIDE + 1, True)):
         stream = io.BytesIO()
         Image.new("L", (1, side) if turned else (side, 1)).save(stream, kind)
-        examined = examine(stream.getvalue(), DEFAULT_RULES)
-        assert (examined.verdict is Verdict.REJECT) == beyond
+        examined = examine_image(stream.getvalue(), DEFAULT_RULES)
+        assert (examined.verdict is ImageVerdict.REJECT) == beyond
         assert ("no side may have more than" in examined.reason) == beyond
         if not beyond:
             decode = dali_decoder()
             assert decode is not None
             encoded = stored(stream.getvalue())
             assert decode(encoded.data).shape == (encoded.height, encoded.width, 3)
-    small = Rules(resize_short=8)
+    small = ImageRules(resize_short=8)
     stream = io.BytesIO()
-    Image.new("L", (16, MAX_SIDE + 16)).save(stream, kind)
-    assert examine(stream.getvalue(), DEFAULT_RULES).verdict is Verdict.REJECT
-    assert examine(stream.getvalue(), small).verdict is Verdict.REMAKE
+    Image.new("L", (16, MAX_STORED_SIDE + 16)).save(stream, kind)
+    assert examine_image(stream.getvalue(), DEFAULT_RULES).verdict is ImageVerdict.REJECT
+    assert examine_image(stream.getvalue(), small).verdict is ImageVerdict.ENCODE_ANEW
 
 
 def vast(kind: str, **options: Any) -> bytes:
@@ -327,13 +329,13 @@ def test_a_lack_of_memory_is_no_verdict(tmp_path: Path) -> None:
 import resource, sys, psutil
 from pathlib import Path
 from data_prep import shard
-from data_prep.images.examine import DEFAULT_RULES, Rules, examine
+from data_prep.images.examine import DEFAULT_RULES, ImageRules, examine_image
 most = psutil.Process().memory_info().vms + (40 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 for path in Path({str(folder)!r}).iterdir():
-    for rules in (DEFAULT_RULES, Rules(salvage=True)):
+    for rules in (DEFAULT_RULES, ImageRules(salvage=True)):
         try:
-            print(path, examine(path.read_bytes(), rules))
+            print(path, examine_image(path.read_bytes(), rules))
         except MemoryError:
             pass
 sys.exit(shard.main({call} + ["--on-bad", "skip"]))
@@ -344,4 +346,4 @@ sys.exit(shard.main({call} + ["--on-bad", "skip"]))
     assert line.startswith(f"error: {out}: memory ran out")
     assert not [bar for bar in bars if "rror" in bar]
     assert not list(out.glob("*/rejects.jsonl"))
-    assert examine(progressive, DEFAULT_RULES).verdict is Verdict.KEEP
+    assert examine_image(progressive, DEFAULT_RULES).verdict is ImageVerdict.KEEP

@@ -14,14 +14,14 @@ from PIL import Image
 
 from data_prep.images.examine import (
     DEFAULT_RULES,
-    Verdict,
-    examine,
+    ImageVerdict,
+    examine_image,
 )
 from data_prep.images.signatures import (
-    HEAD_BYTES,
+    FILE_HEAD_BYTES,
+    has_picture_signature,
     has_picture_suffix,
-    is_picture,
-    undecodable_format,
+    name_undecodable_format,
 )
 from tests.support.archives import jpeg, packed
 
@@ -48,9 +48,9 @@ def tiff(tags: list[tuple[int, int, int]], order: str = "<") -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "MPO"])
 def test_what_is_decoded_is_a_picture_of_no_foreign_format(kind: str) -> None:
     data = encoded(kind)
-    assert examine(data, DEFAULT_RULES).verdict != Verdict.REJECT
-    assert is_picture(data[:HEAD_BYTES])
-    assert undecodable_format(data) == ""
+    assert examine_image(data, DEFAULT_RULES).verdict != ImageVerdict.REJECT
+    assert has_picture_signature(data[:FILE_HEAD_BYTES])
+    assert name_undecodable_format(data) == ""
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
@@ -60,7 +60,7 @@ def test_modes_of_pixels_make_no_difference(kind: str, mode: str) -> None:
         mode = "RGB"
     stream = io.BytesIO()
     PHOTO.convert(mode).save(stream, kind)
-    assert is_picture(stream.getvalue()[:HEAD_BYTES])
+    assert has_picture_signature(stream.getvalue()[:FILE_HEAD_BYTES])
 
 
 FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -118,21 +118,21 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_picture_that_is_not_decoded_is_called_by_its_format(name: str) -> None:
     write, kind = FOREIGN[name]
-    assert is_picture(write()[:HEAD_BYTES])
-    assert undecodable_format(write()) == kind
+    assert has_picture_signature(write()[:FILE_HEAD_BYTES])
+    assert name_undecodable_format(write()) == kind
 
 
 def test_what_is_decoded_stays_so_whatever_else_it_is_like() -> None:
     data = bytearray(encoded("TIFF"))
     data[128:132] = b"DICM"
-    assert undecodable_format(bytes(data)) == ""
+    assert name_undecodable_format(bytes(data)) == ""
 
 
 def test_a_tiff_of_many_sizes_is_no_raw_file() -> None:
-    assert undecodable_format(tiff([(254, 4, 1), (256, 4, 10)])) == ""
-    assert undecodable_format(tiff([(254, 4, 0), (330, 4, 900)])) == ""
+    assert name_undecodable_format(tiff([(254, 4, 1), (256, 4, 10)])) == ""
+    assert name_undecodable_format(tiff([(254, 4, 0), (330, 4, 900)])) == ""
     for cut in range(40):
-        undecodable_format(tiff([(254, 4, 1), (330, 4, 900)])[:cut])
+        name_undecodable_format(tiff([(254, 4, 1), (330, 4, 900)])[:cut])
 
 
 def zipped() -> bytes:
@@ -176,8 +176,8 @@ def array() -> bytes:
     ],
 )
 def test_what_is_no_picture_is_not_taken_for_one(data: bytes) -> None:
-    assert not is_picture(data[:HEAD_BYTES])
-    assert undecodable_format(data) == ""
+    assert not has_picture_signature(data[:FILE_HEAD_BYTES])
+    assert name_undecodable_format(data) == ""
 
 
 def test_names_say_little_and_in_any_case() -> None:

@@ -14,10 +14,10 @@ from PIL import Image
 from data_prep import shard, verify
 from data_prep.images.examine import (
     DEFAULT_RULES,
-    Verdict,
-    examine,
+    ImageVerdict,
+    examine_image,
 )
-from tests.support.kinds import DUE, KEEP, KINDS, REJECT, REMAKE
+from tests.support.kinds import DUE, ENCODE_ANEW, KEEP, KINDS, REJECT
 from tests.support.photos import crop
 from tests.support.shards import rewritten, tiny_shards
 from vssl_dist.config import Normalisation
@@ -83,17 +83,17 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Sharded:
 
 def test_there_are_kinds_enough() -> None:
     assert len(KEEP) >= 60
-    assert len(REMAKE) >= 20
+    assert len(ENCODE_ANEW) >= 20
     assert len(REJECT) >= 20
-    assert len(KINDS) == len(KEEP) + len(REMAKE) + len(REJECT)
-    assert REMAKE.keys() >= TURNED.keys()
+    assert len(KINDS) == len(KEEP) + len(ENCODE_ANEW) + len(REJECT)
+    assert ENCODE_ANEW.keys() >= TURNED.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_meets_with_what_was_written_down_for_it(sharded: Sharded, kind: str) -> None:
     records, stored = sharded.records[kind], sharded.stored(kind)
     decisions = [record["decision"] for record in records if record["decision"] != "duplicate"]
-    if DUE[kind] is Verdict.KEEP:
+    if DUE[kind] is ImageVerdict.KEEP:
         assert sorted(stored) == sorted(sharded.files[kind])
         assert decisions == []
         return
@@ -101,10 +101,12 @@ def test_a_kind_meets_with_what_was_written_down_for_it(sharded: Sharded, kind: 
     assert {record["sha256"] for record in records} == digests
     assert all(record["reason"] for record in records)
     assert not set(stored) & set(sharded.files[kind])
-    if DUE[kind] is Verdict.REMAKE:
+    if DUE[kind] is ImageVerdict.ENCODE_ANEW:
         assert decisions == ["normalised"] * EACH
         assert len(stored) == EACH
-        assert all(examine(blob, DEFAULT_RULES).verdict is Verdict.KEEP for blob in stored)
+        assert all(
+            examine_image(blob, DEFAULT_RULES).verdict is ImageVerdict.KEEP for blob in stored
+        )
     else:
         assert decisions == ["rejected"] * EACH
         assert stored == []
@@ -136,7 +138,7 @@ def test_neither_backend_replaces_anything_and_both_show_the_same(sharded: Shard
         batches = list(evaluation_batches(sharded.data, spec, backend=backend, batch=64))
         assert [s for batch in batches for s in batch.substitutions] == []
         shown[backend] = np.concatenate([batch.views[0].numpy() for batch in batches])
-    assert len(shown["dali"]) == EACH * (len(KEEP) + len(REMAKE))
+    assert len(shown["dali"]) == EACH * (len(KEEP) + len(ENCODE_ANEW))
     away = np.abs(shown["dali"] - shown["reference"]).mean((1, 2, 3))
     assert away.max() <= 2
 

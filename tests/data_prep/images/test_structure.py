@@ -14,9 +14,9 @@ from PIL import Image
 
 from data_prep.images.examine import (
     DEFAULT_RULES,
-    Rules,
-    Verdict,
-    examine,
+    ImageRules,
+    ImageVerdict,
+    examine_image,
 )
 from data_prep.images.structure import inspect_structure
 from tests.support.photos import crop
@@ -60,8 +60,8 @@ JPEG, PNG = saved(PHOTO, "JPEG"), saved(PHOTO, "PNG")
 
 @pytest.mark.parametrize("cut", range(1, 23))
 def test_a_png_without_its_end_is_refused_wherever_it_was_cut(cut: int) -> None:
-    finding = examine(PNG[:-cut], DEFAULT_RULES)
-    assert finding.verdict is Verdict.REJECT
+    finding = examine_image(PNG[:-cut], DEFAULT_RULES)
+    assert finding.verdict is ImageVerdict.REJECT
     assert finding.reason.startswith("not a readable image (")
 
 
@@ -73,7 +73,7 @@ def test_an_interlaced_png_has_all_its_pixels_or_is_refused(size: tuple[int, int
     assert stored(data).data == data
     whole = zlib.decompress(data[data.index(b"IDAT") + 4 :])
     head = data[16:29]
-    assert "bytes of pixels are there" in examine(png(whole[:-1], head), DEFAULT_RULES).reason
+    assert "bytes of pixels are there" in examine_image(png(whole[:-1], head), DEFAULT_RULES).reason
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
@@ -100,19 +100,19 @@ def test_a_png_that_is_damaged_but_decodes_is_refused_or_salvaged() -> None:
         "no decoder knows": png(rows, head, chunk(b"ABCD", b"?")),
     }
     for reason, data in hurt.items():
-        finding = examine(data, DEFAULT_RULES)
-        assert finding.verdict is Verdict.REJECT
+        finding = examine_image(data, DEFAULT_RULES)
+        assert finding.verdict is ImageVerdict.REJECT
         assert reason in finding.reason
-        assert examine(data, Rules(salvage=True)).verdict is Verdict.SALVAGE
+        assert examine_image(data, ImageRules(salvage=True)).verdict is ImageVerdict.SALVAGE
     assert stored(png(rows, head, chunk(b"abCd", b"whatever"))).suffix == "png"
 
 
 def test_bytes_between_a_jpegs_segments_cost_it_its_form_and_not_its_picture() -> None:
     at = JPEG.index(b"\xff\xdb")
     stray = JPEG[:at] + b"\0\0\0" + JPEG[at:]
-    finding = examine(stray, DEFAULT_RULES)
+    finding = examine_image(stray, DEFAULT_RULES)
     assert (finding.verdict, finding.reason) == (
-        Verdict.REMAKE,
+        ImageVerdict.ENCODE_ANEW,
         "JPEG with bytes between its segments",
     )
     decoded = np.asarray(Image.open(io.BytesIO(stored(stray).data))).astype(int)
@@ -132,9 +132,9 @@ def test_a_jpeg_of_countless_scans_is_refused_before_they_are_decoded() -> None:
     last = data.rindex(b"\xff\xda")
     bomb = data[:last] + 3000 * data[last:-2] + data[-2:]
     start = time.process_time()
-    finding = examine(bomb, Rules(salvage=True))
+    finding = examine_image(bomb, ImageRules(salvage=True))
     assert time.process_time() - start < 1
-    assert finding.verdict is Verdict.REJECT
+    assert finding.verdict is ImageVerdict.REJECT
     assert "more than 100 scans" in finding.reason
 
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from data_prep.images.tiff_tags import (
-    byte_count,
     is_tiff_directory,
     parse_orientation,
-    read_number,
+    read_tag_number,
+    tag_byte_count,
 )
 
 
@@ -29,8 +29,8 @@ def test_an_orientation_is_read_as_pillow_writes_it(stated: int, order: str) -> 
         == parse_orientation(data[6:])
         == (stated if 1 <= stated <= 8 else 1)
     )
-    assert read_number(data[6:], 0x0112) == stated
-    assert read_number(data[6:], 0x0100) is None
+    assert read_tag_number(data[6:], 0x0112) == stated
+    assert read_tag_number(data[6:], 0x0100) is None
     assert is_tiff_directory(data[6:])
 
 
@@ -61,7 +61,7 @@ def test_what_is_no_directory_says_nothing_and_never_raises() -> None:
     hostile += [data[:4] + random.bytes(80) for _ in range(300)]
     for directory in hostile:
         assert 1 <= parse_orientation(directory) <= 8
-        assert 0 <= byte_count(directory, 0xB002) <= len(directory)
+        assert 0 <= tag_byte_count(directory, 0xB002) <= len(directory)
     assert parse_orientation(data) == 6
     assert parse_orientation(b"") == parse_orientation(b"zzzz") == 1
 
@@ -69,6 +69,6 @@ def test_what_is_no_directory_says_nothing_and_never_raises() -> None:
 def test_bytes_under_a_tag_count_only_where_they_are_there() -> None:
     entry = b"\xb0\x02\0\7\0\0\0\x20\0\0\0\x1a"
     directory_bytes = b"MM\0*\0\0\0\x08\0\1" + entry + bytes(4) + bytes(0x20)
-    assert byte_count(directory_bytes, 0xB002) == 0x20
-    assert byte_count(directory_bytes[:-1], 0xB002) == 0
-    assert byte_count(directory_bytes, 0xB001) == 0
+    assert tag_byte_count(directory_bytes, 0xB002) == 0x20
+    assert tag_byte_count(directory_bytes[:-1], 0xB002) == 0
+    assert tag_byte_count(directory_bytes, 0xB001) == 0

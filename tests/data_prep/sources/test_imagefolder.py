@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from data_prep.sharding import dataset as dataset_builder
-from data_prep.sharding.dataset import shuffled_order
-from data_prep.sharding.writer import ShardTask
+from data_prep.sharding.dataset import fixed_permutation
+from data_prep.sharding.writer import ShardWriteTask
 from tests.support.photos import crop
 from tests.support.sharding import refusal, sharded
 from vssl_dist.data.store.dataset import Dataset
@@ -47,7 +47,7 @@ def test_plain_files_arrive_byte_for_byte_with_their_class_and_size(
     for split, total in (("train", 15), ("val", 6)):
         dataset = Dataset.open(tmp_path / "o" / split)
         files = sorted((root / split).glob("*/*"), key=lambda path: str(path))
-        want = [files[number] for number in shuffled_order(total)]
+        want = [files[number] for number in fixed_permutation(total)]
         samples = dataset.read_checked(np.arange(dataset.samples))
         assert [image.tobytes() for image in samples.data] == [path.read_bytes() for path in want]
         names = [dataset.classes[label] for label in samples.label]
@@ -166,7 +166,7 @@ def interrupted(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop where a kill would leave the most: after the second of several shards."""
     genuine, written = dataset_builder.write_shard, []
 
-    def twice(task: ShardTask) -> Iterator[int]:
+    def twice(task: ShardWriteTask) -> Iterator[int]:
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(task.number)

@@ -116,7 +116,7 @@ def test_an_unpacked_devkit_is_the_packed_one(root: Path) -> None:
     assert read_devkit(root) == kit
     assert kit is not None
     assert kit.classes == SYNSETS
-    assert list(kit.validation) == [synset for synset, _ in val_files(8).values()]
+    assert list(kit.validation_synsets) == [synset for synset, _ in val_files(8).values()]
 
 
 def test_a_class_list_selects_whatever_its_order(root: Path, tmp_path: Path) -> None:

@@ -10,18 +10,18 @@ import pytest
 from PIL import Image
 
 from data_prep import shard
-from data_prep.sources.photos import PATCH_SIDE, PHOTOGRAPHS, patch_corners
+from data_prep.sources.photos import PATCH_SIDE, PHOTOGRAPH_NAMES, choose_patch_corners
 from tests.support.photos import picture
 from vssl_dist.data.store.dataset import Dataset
 
 
 def test_no_pixel_is_in_a_training_and_a_validation_patch() -> None:
-    for number, file in enumerate(PHOTOGRAPHS):
+    for number, file in enumerate(PHOTOGRAPH_NAMES):
         full_photograph = picture(file)
         covered_pixels = {}
         for split in ("train", "val"):
             covered_pixels[split] = np.zeros(full_photograph.shape[:2], bool)
-            corners = patch_corners(number, full_photograph, split)
+            corners = choose_patch_corners(number, full_photograph, split)
             assert len({tuple(corner) for corner in corners.tolist()}) == len(corners)
             for _, y, x in corners.tolist():
                 patch = covered_pixels[split][y : y + PATCH_SIDE, x : x + PATCH_SIDE]
@@ -57,7 +57,7 @@ def test_the_default_is_16_photographs_of_400_and_100_distinct_patches(out: Path
 
 def test_a_patch_is_a_part_of_the_photograph_of_its_class(out: Path) -> None:
     images, label = load(out / "val")
-    for image, name in list(zip(images, (PHOTOGRAPHS[n] for n in label), strict=True))[:50]:
+    for image, name in list(zip(images, (PHOTOGRAPH_NAMES[n] for n in label), strict=True))[:50]:
         full_photograph = picture(name)
         windows = np.lib.stride_tricks.sliding_window_view(
             full_photograph, (PATCH_SIDE, PATCH_SIDE), axis=(0, 1)

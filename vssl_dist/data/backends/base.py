@@ -98,28 +98,28 @@ class UndecodableError(ValueError):
         """What is wrong with each image, by row of the batch."""
 
 
-class Placement:
+class DevicePlacement:
     """Puts results on a device without waiting for, or holding up, the training stream."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
-        self._stream: torch.cuda.Stream | None = None
+        self._cuda_stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             # The current device belongs to a thread, and views are made in another one.
-            index = self.device.index
-            index = torch.cuda.current_device() if index is None else index
-            self.device = torch.device("cuda", index)
-            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            device_index = self.device.index
+            device_index = torch.cuda.current_device() if device_index is None else device_index
+            self.device = torch.device("cuda", device_index)
+            self._cuda_stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Enter the stream of this placement; what is enqueued inside is finished at the end."""
-        if self._stream is None:
+        if self._cuda_stream is None:
             yield
             return
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._cuda_stream):
             yield
-        self._stream.synchronize()
+        self._cuda_stream.synchronize()
 
 
 def record_on_current_stream(batch: Batch) -> Batch:

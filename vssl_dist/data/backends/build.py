@@ -14,11 +14,11 @@ def build_backend(name: str, spec: BackendSpec) -> Backend:
         ConfigError: The backend is not installed, or the images are too small for the blur.
     """
     for recipe in spec.recipes:
-        radius = int(blur_window(recipe.blur_sigma[1])) // 2 if recipe.blur else 0
-        if radius >= spec.side(recipe):
+        blur_radius = int(blur_window(recipe.blur_sigma[1])) // 2 if recipe.blur else 0
+        if blur_radius >= spec.side(recipe):
             raise ConfigError(
-                f"data.views: a blur of sigma {recipe.blur_sigma[1]:g} reaches {radius} pixels, "
-                f"beyond views of {spec.side(recipe)} pixels (smaller sigma, or blur: 0)"
+                f"data.views: a blur of sigma {recipe.blur_sigma[1]:g} reaches {blur_radius} "
+                f"pixels, beyond views of {spec.side(recipe)} pixels (smaller sigma, or blur: 0)"
             )
     if name != "dali":
         from vssl_dist.data.backends.reference import ReferenceBackend

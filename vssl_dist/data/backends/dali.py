@@ -14,29 +14,29 @@ from torch import Tensor
 
 from vssl_dist.data.backends.base import (
     BackendSpec,
-    Placement,
+    DevicePlacement,
     UndecodableError,
 )
-from vssl_dist.data.backends.dali_decoder import Node, decoder_node
+from vssl_dist.data.backends.dali_decoder import DaliNode, make_decoder_node
 from vssl_dist.data.backends.dali_graph import (
-    decode_only_graph,
-    frame_graph,
-    view_graph,
+    all_views_graph,
+    decoding_graph,
+    resized_box_graph,
 )
-from vssl_dist.data.backends.dali_inputs import Inputs, graph_inputs
+from vssl_dist.data.backends.dali_inputs import GraphInputs, inputs_of_all_views
 from vssl_dist.data.backends.fault import (
     DeviceError,
-    intact_jpeg,
     is_device_failure,
+    make_intact_jpeg,
 )
 from vssl_dist.data.backends.memory import error_cause
 from vssl_dist.data.store.dataset import Samples
-from vssl_dist.data.store.header import pixel_count
+from vssl_dist.data.store.header import pixels_in_header
 from vssl_dist.data.views import Draws
 
-Graph = Callable[[Node, BackendSpec], list[Node]]
+GraphFunction = Callable[[DaliNode, BackendSpec], list[DaliNode]]
 # What DALI throws; torch's own errors are RuntimeErrors.
-_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
+_DALI_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
 
 
 class DaliBackend:
@@ -44,39 +44,39 @@ class DaliBackend:
 
     def __init__(self, spec: BackendSpec) -> None:
         self._spec = spec
-        self._placement = Placement(spec.device)
-        self._views = Runner(spec, self._placement.device, view_graph)
-        self._frames = Runner(spec, self._placement.device, frame_graph)
+        self._placement = DevicePlacement(spec.device)
+        self._view_runner = GraphRunner(spec, self._placement.device, all_views_graph)
+        self._box_runner = GraphRunner(spec, self._placement.device, resized_box_graph)
 
     def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
         with self._placement.scope():
-            return self._views.run(samples.data, graph_inputs(self._spec, draws))
+            return self._view_runner.run(samples.data, inputs_of_all_views(self._spec, draws))
 
     def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:
-        start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        box_starts, box_ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
         with self._placement.scope():
-            return self._frames.run(samples.data, {"start": start, "end": end})[0]
+            return self._box_runner.run(samples.data, {"start": box_starts, "end": box_ends})[0]
 
 
-class Runner:
+class GraphRunner:
     """Runs one graph on batch after batch, synchronously: prefetching is done by `Prefetcher`.
 
     DALI declares a pipeline invalid after any error, and does not say which image caused it.
     So after an error the pipeline is thrown away and the images are decoded one by one.
     """
 
-    def __init__(self, spec: BackendSpec, device: torch.device, graph: Graph) -> None:
+    def __init__(self, spec: BackendSpec, device: torch.device, graph: GraphFunction) -> None:
         self._spec = spec
         self._device = device
         self._graph = graph
         self._pipeline: Any = None
 
-    def run(self, data: Sequence[NDArray[np.uint8]], inputs: Inputs) -> list[Tensor]:
+    def run(self, data: Sequence[NDArray[np.uint8]], input_arrays: GraphInputs) -> list[Tensor]:
         """Run the graph on a batch.
 
         Args:
             data: B encoded images.
-            inputs: All other inputs of the graph, by name.
+            input_arrays: All other inputs of the graph, by name.
 
         Raises:
             UndecodableError: Some of the files are no images.
@@ -84,21 +84,21 @@ class Runner:
         """
         try:
             if self._pipeline is None or self._pipeline.max_batch_size < len(data):
-                self._pipeline = self._build(self._graph, len(data))
-            return _run(self._pipeline, data, inputs, self._device)
-        except _ERRORS as error:
+                self._pipeline = self._build_pipeline(self._graph, len(data))
+            return _run_pipeline(self._pipeline, data, input_arrays, self._device)
+        except _DALI_ERRORS as error:
             self._pipeline = None
-            self._raise_if_failed(error)
-            reasons = self._undecodable(data)
-            if not reasons:
+            self._raise_if_device_failed(error)
+            reason_by_row = self._find_undecodable(data)
+            if not reason_by_row:
                 raise
-            raise UndecodableError(reasons) from None
+            raise UndecodableError(reason_by_row) from None
 
     def define(self, batch_size: int) -> Any:
         """Return the pipeline for up to ``batch_size`` images without building it."""
-        return self._define(self._graph, batch_size)
+        return self._define_graph_pipeline(self._graph, batch_size)
 
-    def _define(self, graph: Graph, batch_size: int) -> Any:
+    def _define_graph_pipeline(self, graph: GraphFunction, batch_size: int) -> Any:
         spec, on_gpu = self._spec, self._device.type == "cuda"
 
         @pipeline_def(  # type: ignore[untyped-decorator]
@@ -108,56 +108,59 @@ class Runner:
             prefetch_queue_depth=1,
             enable_conditionals=True,
         )
-        def assembled() -> tuple[Node, ...]:
-            return tuple(graph(decoder_node(on_gpu), spec))
+        def assemble_outputs() -> tuple[DaliNode, ...]:
+            return tuple(graph(make_decoder_node(on_gpu), spec))
 
-        return assembled()
+        return assemble_outputs()
 
-    def _build(self, graph: Graph, batch_size: int) -> Any:
-        pipeline = self._define(graph, batch_size)
+    def _build_pipeline(self, graph: GraphFunction, batch_size: int) -> Any:
+        pipeline = self._define_graph_pipeline(graph, batch_size)
         pipeline.build()
         return pipeline
 
-    def _undecodable(self, data: Sequence[NDArray[np.uint8]]) -> dict[int, str]:
+    def _find_undecodable(self, data: Sequence[NDArray[np.uint8]]) -> dict[int, str]:
         """Decode the images one by one and return why some do not decode, by row.
 
         Raises:
             DeviceError: An intact image does not decode either.
         """
-        reasons: dict[int, str] = {}
+        reason_by_row: dict[int, str] = {}
         pipeline = None
-        for row, image in enumerate([*data, intact_jpeg()]):
+        for row, image in enumerate([*data, make_intact_jpeg()]):
             try:
-                pipeline = pipeline or self._build(decode_only_graph, 1)
+                pipeline = pipeline or self._build_pipeline(decoding_graph, 1)
                 pipeline.feed_input("bytes", [image])
                 pipeline.run()
-            except _ERRORS as error:
-                self._raise_if_failed(error, pixel_count(image))
+            except _DALI_ERRORS as error:
+                self._raise_if_device_failed(error, pixels_in_header(image))
                 if row == len(data):
                     raise DeviceError(self._device, error_cause(error)) from error
                 pipeline = None  # invalid after the error
-                reasons[row] = error_cause(error)
-        return reasons
+                reason_by_row[row] = error_cause(error)
+        return reason_by_row
 
-    def _raise_if_failed(self, error: Exception, pixels: int = 0) -> None:
-        if is_device_failure(error, pixels):
+    def _raise_if_device_failed(self, error: Exception, num_pixels: int = 0) -> None:
+        if is_device_failure(error, num_pixels):
             raise DeviceError(self._device, error_cause(error)) from error
 
 
-def _run(
-    pipeline: Any, data: Sequence[NDArray[np.uint8]], inputs: Inputs, device: torch.device
+def _run_pipeline(
+    pipeline: Any,
+    data: Sequence[NDArray[np.uint8]],
+    input_arrays: GraphInputs,
+    device: torch.device,
 ) -> list[Tensor]:
     pipeline.feed_input("bytes", list(data))
-    for name, values in inputs.items():
-        pipeline.feed_input(name, np.ascontiguousarray(values))
-    results = []
-    for output in pipeline.run():
-        dense = output.as_tensor()
+    for name, input_rows in input_arrays.items():
+        pipeline.feed_input(name, np.ascontiguousarray(input_rows))
+    view_tensors = []
+    for dali_output in pipeline.run():
+        dense_output = dali_output.as_tensor()
         # DALI reuses its buffers: the views must be copies.
         if device.type == "cpu":
-            results.append(torch.from_numpy(np.array(dense)))
+            view_tensors.append(torch.from_numpy(np.array(dense_output)))
             continue
-        view = torch.empty(dense.shape(), dtype=torch.float32, device=device)
-        feed_ndarray(dense, view, cuda_stream=torch.cuda.current_stream(device))
-        results.append(view)
-    return results
+        view = torch.empty(dense_output.shape(), dtype=torch.float32, device=device)
+        feed_ndarray(dense_output, view, cuda_stream=torch.cuda.current_stream(device))
+        view_tensors.append(view)
+    return view_tensors

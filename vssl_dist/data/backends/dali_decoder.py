@@ -10,10 +10,10 @@ from nvidia.dali import fn, pipeline_def, types
 
 from vssl_dist.data.backends.memory import is_out_of_memory
 
-Node = Any  # DALI is untyped; this is its DataNode, a symbolic tensor of the graph
+DaliNode = Any  # DALI is untyped; this is its DataNode, a symbolic tensor of the graph
 
 
-def decoder_node(on_gpu: bool) -> Node:
+def make_decoder_node(on_gpu: bool) -> DaliNode:
     """Return the node that decodes the input ``bytes``, as it is stored, to RGB."""
     return fn.decoders.image(
         fn.external_source(name="bytes"),
@@ -26,11 +26,11 @@ def decoder_node(on_gpu: bool) -> Node:
     )
 
 
-class Decoder:
+class DaliDecoder:
     """Decodes single images on the CPU as a training's pipeline does."""
 
     def __init__(self) -> None:
-        self._pipeline: Any = _decoding_pipeline()
+        self._pipeline: Any = _build_decoding_pipeline()
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         """Return the image, ``(H, W, 3)`` uint8; it is overwritten by the next one.
@@ -40,28 +40,28 @@ class Decoder:
             MemoryError: There is no memory left, or no thread.
         """
         try:
-            self._pipeline = self._pipeline or _decoding_pipeline()
+            self._pipeline = self._pipeline or _build_decoding_pipeline()
         except RuntimeError as error:  # it started before, so nothing but memory can be missing
             raise MemoryError("DALI does not start again") from error
         try:
             self._pipeline.feed_input("bytes", [np.frombuffer(data, np.uint8)])
-            (images,) = self._pipeline.run()
+            (image_batch,) = self._pipeline.run()
         except (RuntimeError, ValueError, IndexError) as error:
             self._pipeline = None  # DALI declares one invalid after any error
             if is_out_of_memory(error):
                 raise MemoryError("DALI") from error
             raise ValueError("DALI does not decode it") from error
-        image: NDArray[np.uint8] = images.at(0)
+        image: NDArray[np.uint8] = image_batch.at(0)
         return image
 
 
-def _decoding_pipeline() -> Any:
+def _build_decoding_pipeline() -> Any:
     @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1
     )
-    def assembled() -> Node:
-        return decoder_node(on_gpu=False)
+    def assemble_outputs() -> DaliNode:
+        return make_decoder_node(on_gpu=False)
 
-    pipeline = assembled()
+    pipeline = assemble_outputs()
     pipeline.build()
     return pipeline

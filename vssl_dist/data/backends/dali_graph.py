@@ -18,153 +18,167 @@ from nvidia.dali import fn, math, types
 
 from vssl_dist.config import Normalisation, ViewRecipe
 from vssl_dist.data.backends.base import BackendSpec
-from vssl_dist.data.backends.dali_decoder import Node
+from vssl_dist.data.backends.dali_decoder import DaliNode
 from vssl_dist.data.backends.dali_inputs import (
-    PLANES,
+    HUE_PLANE_INPUTS,
     has_jitter,
-    source_name,
+    view_input_name,
 )
 
-Source = Callable[[str], Node]
+ViewInput = Callable[[str], DaliNode]
 
-_LINEAR = {"interp_type": types.INTERP_LINEAR, "antialias": True}
+_LINEAR_RESIZING = {"interp_type": types.INTERP_LINEAR, "antialias": True}
 # DALI rounds where torchvision truncates; half a level less, and whole levels stay themselves.
-_TRUNCATED = -0.498 / 255
+_TRUNCATING_SHIFT = -0.498 / 255
 
 
-def decode_only_graph(image: Node, spec: BackendSpec) -> list[Node]:
+def decoding_graph(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
     """Output the decoded image unchanged."""
     return [image]
 
 
-def frame_graph(image: Node, spec: BackendSpec) -> list[Node]:
+def resized_box_graph(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
     """Output the region from ``start`` to ``end`` (inputs, in pixels), resized and normalised."""
-    side = spec.image_size
+    side_pixels = spec.image_size
     start, end = fn.external_source(name="start"), fn.external_source(name="end")
-    x = fn.resize(image, size=[side, side], roi_start=start, roi_end=end, **_LINEAR)
-    return [_normalised(x, spec.normalise, 0)]
+    x = fn.resize(
+        image, size=[side_pixels, side_pixels], roi_start=start, roi_end=end, **_LINEAR_RESIZING
+    )
+    return [_normalise_and_flip(x, spec.normalise, 0)]
 
 
-def view_graph(image: Node, spec: BackendSpec) -> list[Node]:
-    """Output all views of the image, normalised; `dali_inputs.graph_inputs` makes their inputs."""
-    outputs = []
-    for number in range(len(spec.recipes)):  # the rewriting does not reach into comprehensions
-        outputs.append(_view(image, number, spec))  # noqa: PERF401
-    return outputs
+def all_views_graph(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
+    """Output all views of the image, normalised; for `dali_inputs.inputs_of_all_views`."""
+    view_nodes = []
+    for view_number in range(len(spec.recipes)):  # the rewriting does not reach into comprehensions
+        view_nodes.append(_make_view_node(image, view_number, spec))  # noqa: PERF401
+    return view_nodes
 
 
-def _view(image: Node, number: int, spec: BackendSpec) -> Node:
+def _make_view_node(image: DaliNode, view_number: int, spec: BackendSpec) -> DaliNode:
     """Make one view of an HWC uint8 image, without the operations that are never drawn."""
-    recipe = spec.recipes[number]
-    side = spec.side(recipe)
+    recipe = spec.recipes[view_number]
+    side_pixels = spec.side(recipe)
 
-    def source(key: str) -> Node:
-        return fn.external_source(name=source_name(number, key))
+    def view_input(input_name: str) -> DaliNode:
+        return fn.external_source(name=view_input_name(view_number, input_name))
 
     # Cut before resizing: a region of interest would let pixels from outside the crop blend in.
-    x = fn.slice(image, start=source("start"), shape=source("shape"), axes=(0, 1))
-    x = fn.resize(x, size=[side, side], **_LINEAR)
-    if has_jitter(recipe) and source("jittered"):
-        x = _jitter(x, recipe, spec, source)
-    if recipe.grayscale and source("grayscale"):
-        x = fn.color_space_conversion(_grey(x), image_type=types.GRAY, output_type=types.RGB)
-    if recipe.blur and source("blurred"):
-        x = _blurred(x, spec, source)
-    if recipe.solarize and source("solarize"):
+    x = fn.slice(image, start=view_input("start"), shape=view_input("shape"), axes=(0, 1))
+    x = fn.resize(x, size=[side_pixels, side_pixels], **_LINEAR_RESIZING)
+    if has_jitter(recipe) and view_input("jittered"):
+        x = _jitter_colours(x, recipe, spec, view_input)
+    if recipe.grayscale and view_input("grayscale"):
+        x = fn.color_space_conversion(_to_grey(x), image_type=types.GRAY, output_type=types.RGB)
+    if recipe.blur and view_input("blurred"):
+        x = _blur(x, spec, view_input)
+    if recipe.solarize and view_input("solarize"):
         x = math.min(x, types.Constant(255, dtype=types.UINT8) - x)
-    return _normalised(x, spec.normalise, source("flip"))
+    return _normalise_and_flip(x, spec.normalise, view_input("flip"))
 
 
-def _blurred(x: Node, spec: BackendSpec, source: Source) -> Node:
+def _blur(x: DaliNode, spec: BackendSpec, view_input: ViewInput) -> DaliNode:
     """Convolve with a Gaussian."""
     # On the CPU DALI's own blur takes five times as long as two filters.
     if spec.device != "cpu":
-        return fn.gaussian_blur(x, sigma=source("sigma"), window_size=source("window"))
-    return fn.filter(fn.filter(x, source("across")), source("down"))
+        return fn.gaussian_blur(x, sigma=view_input("sigma"), window_size=view_input("window"))
+    return fn.filter(fn.filter(x, view_input("across")), view_input("down"))
 
 
-def _jitter(x: Node, recipe: ViewRecipe, spec: BackendSpec, source: Source) -> Node:
+def _jitter_colours(
+    x: DaliNode, recipe: ViewRecipe, spec: BackendSpec, view_input: ViewInput
+) -> DaliNode:
     """Change brightness, contrast, saturation and hue, each cut off to whole levels."""
     if recipe.brightness:
-        x = fn.brightness(x, brightness=source("brightness"), brightness_shift=_TRUNCATED)
+        x = fn.brightness(
+            x, brightness=view_input("brightness"), brightness_shift=_TRUNCATING_SHIFT
+        )
     if recipe.contrast:
-        x = _contrasted(x, spec, source)
+        x = _change_contrast(x, spec, view_input)
     if recipe.saturation == 0 and recipe.hue == 0:
         return x
-    planes = _saturated(x, recipe, source)
+    channel_planes = _change_saturation(x, recipe, view_input)
     if recipe.hue:
-        planes = _turned(planes, source)
-    red, green, blue = (fn.cast(plane, dtype=types.UINT8) for plane in planes)
+        channel_planes = _turn_hue(channel_planes, view_input)
+    red, green, blue = (
+        fn.cast(channel_plane, dtype=types.UINT8) for channel_plane in channel_planes
+    )
     return fn.reshape(fn.stack(red, green, blue, axis=2), layout="HWC")
 
 
-def _contrasted(x: Node, spec: BackendSpec, source: Source) -> Node:
+def _change_contrast(x: DaliNode, spec: BackendSpec, view_input: ViewInput) -> DaliNode:
     """Blend an image with the mean of its grey image."""
     # The mean of the grey image rounded down, of which there is only the rounded one.
-    grey = (fn.reductions.mean(_grey(x)) - 0.5) * source("contrast_grey")
+    grey = (fn.reductions.mean(_to_grey(x)) - 0.5) * view_input("contrast_grey")
     if spec.device == "cpu":
-        shift = grey / 255.0 + _TRUNCATED
-        return fn.brightness(x, brightness=source("contrast"), brightness_shift=shift)
+        grey_shift = grey / 255.0 + _TRUNCATING_SHIFT
+        return fn.brightness(x, brightness=view_input("contrast"), brightness_shift=grey_shift)
     # A parameter of an operator must not come from the GPU: the same in whole 64ths.
-    x = fn.brightness(x, brightness=source("contrast"), dtype=types.INT16)
-    return fn.cast((x + fn.cast(grey, dtype=types.INT16)) >> _int16(6), dtype=types.UINT8)
+    x = fn.brightness(x, brightness=view_input("contrast"), dtype=types.INT16)
+    return fn.cast((x + fn.cast(grey, dtype=types.INT16)) >> _int16_constant(6), dtype=types.UINT8)
 
 
-def _saturated(x: Node, recipe: ViewRecipe, source: Source) -> list[Node]:
+def _change_saturation(x: DaliNode, recipe: ViewRecipe, view_input: ViewInput) -> list[DaliNode]:
     """Return the channels as planes of whole levels in 16 bits, in the order that the hue needs."""
-    order = [source(name) for name in PLANES] if recipe.hue else [0, 1, 2]
+    channel_order = [view_input(name) for name in HUE_PLANE_INPUTS] if recipe.hue else [0, 1, 2]
     if recipe.saturation == 0:
         x = fn.transpose(fn.cast(x, dtype=types.INT16), perm=[2, 0, 1])
-        return [x[order[0]], x[order[1]], x[order[2]]]
-    grey = fn.brightness(_grey(x), brightness=source("saturation_grey"), dtype=types.INT16)
+        return [x[channel_order[0]], x[channel_order[1]], x[channel_order[2]]]
+    grey = fn.brightness(_to_grey(x), brightness=view_input("saturation_grey"), dtype=types.INT16)
     grey = fn.squeeze(grey, axes=2)
-    x = fn.brightness(x, brightness=source("saturation"), dtype=types.INT16)
+    x = fn.brightness(x, brightness=view_input("saturation"), dtype=types.INT16)
     x = fn.transpose(x, perm=[2, 0, 1])
-    planes = []
-    for channel in order:
-        plane = (x[channel] + grey) >> _int16(6)
-        planes.append(math.max(math.min(plane, _int16(255)), _int16(0)))
-    return planes
+    channel_planes = []
+    for channel in channel_order:
+        channel_plane = (x[channel] + grey) >> _int16_constant(6)
+        channel_planes.append(
+            math.max(math.min(channel_plane, _int16_constant(255)), _int16_constant(0))
+        )
+    return channel_planes
 
 
-def _turned(planes: list[Node], source: Source) -> list[Node]:
+def _turn_hue(channel_planes: list[DaliNode], view_input: ViewInput) -> list[DaliNode]:
     """Turn the hue of HSV, which DALI itself does not offer; see `dali_inputs` for the inputs.
 
     Between its least and its greatest value a pixel has one middle channel, and a turn by t
     sixths moves that one by t times their distance, as far as there is room; the rest moves
     the next channel.  In terms of each channel and its neighbour this needs no hue at all.
     """
-    a, b, c = planes
-    top, low = math.max(math.max(a, b), c), math.min(math.min(a, b), c)
-    step = ((top - low) * source("remainder")) >> _int16(8)
-    reach, ceiling = low + step, top - step
-    mirror, sign = (top + low) * source("mirrored"), source("sign")
-    turned = []
-    for channel, neighbour in ((a, b), (b, c), (c, a)):
+    a, b, c = channel_planes
+    highest, lowest = math.max(math.max(a, b), c), math.min(math.min(a, b), c)
+    turn_step = ((highest - lowest) * view_input("remainder")) >> _int16_constant(8)
+    lowest_turned, highest_turned = lowest + turn_step, highest - turn_step
+    mirrored_sum, plane_sign = (highest + lowest) * view_input("mirrored"), view_input("sign")
+    turned_planes = []
+    for channel, neighbour_plane in ((a, b), (b, c), (c, a)):
         # How far the neighbour leaves room: all of the step where it lies at the other end.
-        bound = math.max(reach, math.min(ceiling, neighbour))
-        plane = math.max(math.min(bound + channel - neighbour, top), low)
-        turned.append(mirror + plane * sign)
-    red, green, blue = turned
-    if source("backwards"):
+        room_in_neighbour = math.max(lowest_turned, math.min(highest_turned, neighbour_plane))
+        channel_plane = math.max(
+            math.min(room_in_neighbour + channel - neighbour_plane, highest), lowest
+        )
+        turned_planes.append(mirrored_sum + channel_plane * plane_sign)
+    red, green, blue = turned_planes
+    if view_input("backwards"):
         green, blue = blue, green
     return [red, green, blue]
 
 
-def _grey(x: Node) -> Node:
+def _to_grey(x: DaliNode) -> DaliNode:
     return fn.color_space_conversion(x, image_type=types.RGB, output_type=types.GRAY)
 
 
-def _int16(value: int) -> Node:
+def _int16_constant(value: int) -> DaliNode:
     return types.Constant(value, dtype=types.INT16)
 
 
-def _normalised(x: Node, normalise: Normalisation, mirror: Node | int) -> Node:
+def _normalise_and_flip(
+    x: DaliNode, normalise: Normalisation, is_flipped: DaliNode | int
+) -> DaliNode:
     return fn.crop_mirror_normalize(
         x,
-        mirror=mirror,
-        mean=[255 * m for m in normalise.mean],
-        std=[255 * s for s in normalise.std],
+        mirror=is_flipped,
+        mean=[255 * channel_mean for channel_mean in normalise.mean],
+        std=[255 * channel_std for channel_std in normalise.std],
         output_layout="CHW",
         dtype=types.FLOAT,
     )

@@ -14,7 +14,7 @@ from vssl_dist.data.backends.memory import error_cause, is_out_of_memory
 
 # In the words of DALI, torch, nvJPEG, nvImageCodec and C++.  Words that only say that decoding
 # failed are not here: damaged images cause them, too.
-_DEVICE_WORDS = re.compile(
+_DEVICE_FAILURE_PATTERN = re.compile(
     r"\bCUDA|\bcuda(Error| call)|\b(NVML|[Nn]vml)\b|[Aa]lloc|ALLOC|[Mm]emory|ARCH_MISMATCH"
     # nvImageCodec's numbers for allocators (5, 15), architectures (7, 16) and calls of CUDA (21).
     r"|nvImageCodec failure: '#(5|7|15|16|21)'"
@@ -28,20 +28,22 @@ class DeviceError(RuntimeError):
         super().__init__(f"{device}: {reason} (the device or its memory failed, not the images)")
 
 
-def is_device_failure(error: Exception, pixels: int = 0) -> bool:
+def is_device_failure(error: Exception, num_pixels: int = 0) -> bool:
     """Whether an error reports a failed device or a lack of memory, and not a damaged image.
 
     Args:
         error: What decoding failed with.
-        pixels: Size of the image, as far as its header could be read.
+        num_pixels: Size of the image, as far as its header could be read.
     """
     if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
         return True
-    return bool(_DEVICE_WORDS.search(error_cause(error))) or is_out_of_memory(error, pixels)
+    return bool(_DEVICE_FAILURE_PATTERN.search(error_cause(error))) or is_out_of_memory(
+        error, num_pixels
+    )
 
 
-def intact_jpeg() -> NDArray[np.uint8]:
+def make_intact_jpeg() -> NDArray[np.uint8]:
     """Encode a small JPEG that every working decoder accepts."""
-    stream = io.BytesIO()
-    Image.new("RGB", (16, 16), (90, 120, 150)).save(stream, "JPEG")
-    return np.frombuffer(stream.getvalue(), np.uint8)
+    jpeg_buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (90, 120, 150)).save(jpeg_buffer, "JPEG")
+    return np.frombuffer(jpeg_buffer.getvalue(), np.uint8)

@@ -6,34 +6,37 @@ import re
 
 import numpy as np
 
-_MEMORY_WORDS = re.compile(
+_NO_MEMORY_PATTERN = re.compile(
     r"bad_alloc|[Oo]ut of memory|[Ii]nsufficient memory|[Cc]an('t|not) allocate"
 )
 _DECODER_BYTES_PER_PIXEL = 16
 """What decoders take at most: pixels twice over, coefficients of a JPEG, copies."""
-_FIXED_BYTES = 64 << 20
+_DECODER_FIXED_BYTES = 64 << 20
 """What decoders take at most whatever the size of the image."""
-_MAX_PIXELS = 1 << 28
+_MAX_IMAGE_PIXELS = 1 << 28
 """Pixels of the largest image that is decoded at all; headers may claim any number."""
 
 
-def is_out_of_memory(error: Exception, pixels: int = 0) -> bool:
+def is_out_of_memory(error: Exception, num_pixels: int = 0) -> bool:
     """Whether an error reports a lack of memory, or too little memory is left to decode with.
 
     Several libraries call an image damaged, in no other words, when they are given no memory.
 
     Args:
         error: What decoding failed with.
-        pixels: Size of the image, as far as its header could be read.
+        num_pixels: Size of the image, as far as its header could be read.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("damaged"), 1000)
     (True, False)
     """
-    if isinstance(error, MemoryError) or _MEMORY_WORDS.search(error_cause(error)):
+    if isinstance(error, MemoryError) or _NO_MEMORY_PATTERN.search(error_cause(error)):
         return True
     try:
         # Reserved and never touched: what is asked is whether an allocation would be granted.
-        np.empty(_DECODER_BYTES_PER_PIXEL * min(pixels, _MAX_PIXELS) + _FIXED_BYTES, np.uint8)
+        np.empty(
+            _DECODER_BYTES_PER_PIXEL * min(num_pixels, _MAX_IMAGE_PIXELS) + _DECODER_FIXED_BYTES,
+            np.uint8,
+        )
     except MemoryError:
         return True
     return False

@@ -21,21 +21,21 @@ from torch import Tensor
 
 from vssl_dist.data.backends.base import (
     BackendSpec,
-    Placement,
+    DevicePlacement,
     UndecodableError,
 )
 from vssl_dist.data.backends.fault import DeviceError, is_device_failure
 from vssl_dist.data.backends.memory import error_cause
 from vssl_dist.data.bare import strip_metadata
 from vssl_dist.data.store.dataset import Samples
-from vssl_dist.data.store.header import pixel_count
+from vssl_dist.data.store.header import pixels_in_header
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.vision import torchvision
 
-SOLARIZE_FROM = 128
+SOLARIZE_THRESHOLD = 128
 
 T = TypeVar("T")
-Box = tuple[float, float, float, float]
+PixelBox = tuple[float, float, float, float]
 
 
 def decode(data: NDArray[np.uint8]) -> Image.Image:
@@ -51,7 +51,7 @@ def decode(data: NDArray[np.uint8]) -> Image.Image:
     except UnidentifiedImageError as error:  # its message names an address in memory
         raise ValueError("no format that Pillow knows") from error
     except Exception as error:  # PIL promises no common class: OSError, SyntaxError, struct.error
-        if is_device_failure(error, pixel_count(data)):
+        if is_device_failure(error, pixels_in_header(data)):
             raise DeviceError(torch.device("cpu"), error_cause(error)) from error
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
@@ -61,68 +61,75 @@ class ReferenceBackend:
 
     def __init__(self, spec: BackendSpec) -> None:
         torchvision()
-        self._functional = import_module("torchvision.transforms.v2.functional")
+        self._torchvision_functional = import_module("torchvision.transforms.v2.functional")
         self._spec = spec
-        self._placement = Placement(spec.device)
+        self._placement = DevicePlacement(spec.device)
 
     def __call__(self, samples: Samples, draws: Sequence[Draws]) -> list[Tensor]:
-        def views(image: Image.Image, row: int) -> list[Tensor]:
+        def make_views(image: Image.Image, row: int) -> list[Tensor]:
             return [
-                self._view(image, self._spec.side(recipe), view_draws.take(row))
+                self._make_view(image, self._spec.side(recipe), view_draws.take(row))
                 for recipe, view_draws in zip(self._spec.recipes, draws, strict=True)
             ]
 
-        rows = self._map(samples, views)
-        return [self._finish([row[view] for row in rows]) for view in range(len(draws))]
+        rows = self._map_decoded(samples, make_views)
+        return [self._normalise_stack([row[view] for row in rows]) for view in range(len(draws))]
 
     def frame(self, samples: Samples, boxes: NDArray[np.float32]) -> Tensor:
-        def resized_box(image: Image.Image, row: int) -> Tensor:
+        def resize_box(image: Image.Image, row: int) -> Tensor:
             top, left, height, width = boxes[row].tolist()
             box = (left, top, left + width, top + height)
-            return _resized(image, self._spec.image_size, box)
+            return _resize_to_tensor(image, self._spec.image_size, box)
 
-        return self._finish(self._map(samples, resized_box))
+        return self._normalise_stack(self._map_decoded(samples, resize_box))
 
-    def _map(self, samples: Samples, make: Callable[[Image.Image, int], T]) -> list[T]:
-        """Decode all images and call ``make`` with each and its row."""
-        make_row = partial(_try, samples, make)
+    def _map_decoded(
+        self, samples: Samples, make_result: Callable[[Image.Image, int], T]
+    ) -> list[T]:
+        """Decode all images and call ``make_result`` with each and its row."""
+        make_row_result = partial(_decode_and_make, samples, make_result)
         rows = range(len(samples.data))
         if self._spec.threads == 1:
-            results = [make_row(row) for row in rows]
+            row_results = [make_row_result(row) for row in rows]
         else:
-            with ThreadPoolExecutor(self._spec.threads) as pool:
-                results = list(pool.map(make_row, rows))
-        reasons = {row: result[1] for row, result in enumerate(results) if result[1]}
-        if reasons:
-            raise UndecodableError(reasons)
-        return [result[0][0] for result in results]
+            with ThreadPoolExecutor(self._spec.threads) as thread_pool:
+                row_results = list(thread_pool.map(make_row_result, rows))
+        reason_by_row = {
+            row: row_result[1] for row, row_result in enumerate(row_results) if row_result[1]
+        }
+        if reason_by_row:
+            raise UndecodableError(reason_by_row)
+        return [row_result[0][0] for row_result in row_results]
 
-    def _view(self, image: Image.Image, side: int, draw: Draws) -> Tensor:
-        """Make one view of one image; ``draw`` holds scalars."""
-        f: Any = self._functional
+    def _make_view(self, image: Image.Image, side: int, view_draws_of_image: Draws) -> Tensor:
+        """Make one view of one image; ``view_draws_of_image`` holds scalars."""
+        functional: Any = self._torchvision_functional
         # Cropped first: resizing a box would let pixels from outside the crop blend in.
-        top, left, height, width = draw.crop.tolist()
-        x = _resized(image.crop((left, top, left + width, top + height)), side)
-        if draw.flip:
-            x = f.horizontal_flip(x)
-        if draw.brightness != 1:
-            x = f.adjust_brightness(x, float(draw.brightness))
-        if draw.contrast != 1:
-            x = f.adjust_contrast(x, float(draw.contrast))
-        if draw.saturation != 1:
-            x = f.adjust_saturation(x, float(draw.saturation))
-        if draw.hue != 0:
-            x = f.adjust_hue(x, float(draw.hue))
-        if draw.grayscale:
-            x = f.rgb_to_grayscale(x, num_output_channels=3)
-        if draw.blur_sigma > 0:
-            window, sigma = int(blur_window(draw.blur_sigma)), float(draw.blur_sigma)
-            x = f.gaussian_blur(x, [window, window], [sigma, sigma])
-        if draw.solarize:
-            x = f.solarize(x, SOLARIZE_FROM)
+        top, left, height, width = view_draws_of_image.crop.tolist()
+        x = _resize_to_tensor(image.crop((left, top, left + width, top + height)), side)
+        if view_draws_of_image.flip:
+            x = functional.horizontal_flip(x)
+        if view_draws_of_image.brightness != 1:
+            x = functional.adjust_brightness(x, float(view_draws_of_image.brightness))
+        if view_draws_of_image.contrast != 1:
+            x = functional.adjust_contrast(x, float(view_draws_of_image.contrast))
+        if view_draws_of_image.saturation != 1:
+            x = functional.adjust_saturation(x, float(view_draws_of_image.saturation))
+        if view_draws_of_image.hue != 0:
+            x = functional.adjust_hue(x, float(view_draws_of_image.hue))
+        if view_draws_of_image.grayscale:
+            x = functional.rgb_to_grayscale(x, num_output_channels=3)
+        if view_draws_of_image.blur_sigma > 0:
+            window_side, sigma = (
+                int(blur_window(view_draws_of_image.blur_sigma)),
+                float(view_draws_of_image.blur_sigma),
+            )
+            x = functional.gaussian_blur(x, [window_side, window_side], [sigma, sigma])
+        if view_draws_of_image.solarize:
+            x = functional.solarize(x, SOLARIZE_THRESHOLD)
         return x
 
-    def _finish(self, images: list[Tensor]) -> Tensor:
+    def _normalise_stack(self, images: list[Tensor]) -> Tensor:
         normalise = self._spec.normalise
         mean = torch.tensor(normalise.mean, dtype=torch.float32).reshape(3, 1, 1)
         std = torch.tensor(normalise.std, dtype=torch.float32).reshape(3, 1, 1)
@@ -133,18 +140,20 @@ class ReferenceBackend:
             return x.pin_memory().to(self._placement.device, non_blocking=True)
 
 
-def _resized(image: Image.Image, side: int, box: Box | None = None) -> Tensor:
+def _resize_to_tensor(image: Image.Image, side: int, box: PixelBox | None = None) -> Tensor:
     resized = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def _try(samples: Samples, make: Callable[[Image.Image, int], T], row: int) -> tuple[list[T], str]:
-    """Return ``[result]`` and "", or no result and why the image does not decode."""
+def _decode_and_make(
+    samples: Samples, make_result: Callable[[Image.Image, int], T], row: int
+) -> tuple[list[T], str]:
+    """Return ``[row_result]`` and "", or no result and why the image does not decode."""
     try:
         image = decode(samples.data[row])
     except ValueError as error:
         return [], str(error)
-    index_size = (int(samples.width[row]), int(samples.height[row]))
-    if image.size != index_size:  # the crop was drawn for another image
-        return [], f"is {image.size} pixels where the index says {index_size}"
-    return [make(image, row)], ""
+    size_in_index = (int(samples.width[row]), int(samples.height[row]))
+    if image.size != size_in_index:  # the crop was drawn for another image
+        return [], f"is {image.size} pixels where the index says {size_in_index}"
+    return [make_result(image, row)], ""

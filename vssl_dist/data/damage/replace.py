@@ -18,23 +18,23 @@ from vssl_dist.data.store.dataset import (
     Samples,
     Substitution,
 )
-from vssl_dist.data.store.header import header_problem
+from vssl_dist.data.store.header import find_header_problem
 
 T = TypeVar("T")
 
 
-def read_decodable(
-    dataset: Dataset, ids: NDArray[np.int64], render: Callable[[Samples], T]
+def read_with_substitutes(
+    dataset: Dataset, ids: NDArray[np.int64], render_samples: Callable[[Samples], T]
 ) -> tuple[Samples, T]:
     """Read samples and render them, with substitutes for what is damaged or does not decode.
 
-    A substitute is the next sample, in the order of `Dataset.next_intact`, that is intact and
-    decodes: the same one whichever rank meets the bad one, in whatever batch.
+    A substitute is the next sample, in the order of `Dataset.find_intact_substitute`, that
+    is intact and decodes: the same one whichever rank meets the bad one, in whatever batch.
 
     Args:
         dataset: Where the samples are.
         ids: ``(B,)`` planned ids.
-        render: Called with the samples, again after each replacement.
+        render_samples: Called with the samples, again after each replacement.
 
     Returns:
         The samples that were rendered (with the list of substitutions) and the rendering.
@@ -43,30 +43,34 @@ def read_decodable(
         DataError: There is no usable sample near a damaged one.
     """
     samples = dataset.read_checked(ids)
-    by_planned = {damaged.planned: damaged for damaged in samples.substitutions}
+    substitution_by_planned_id = {
+        substitution.planned: substitution for substitution in samples.substitutions
+    }
     substitutions = {
-        row: by_planned[planned]
-        for row, planned in enumerate(ids.tolist())
-        if planned in by_planned
+        row: substitution_by_planned_id[planned_id]
+        for row, planned_id in enumerate(ids.tolist())
+        if planned_id in substitution_by_planned_id
     }
     # A substitute may not decode either, so this ends only when all rows do, or none is left near.
     while True:
         try:
-            rendering = _rendered(samples, render)
+            render_result = _check_and_render(samples, render_samples)
         except UndecodableError as error:
             for row, reason in error.reasons.items():
-                last = substitutions.get(row, Substitution(int(ids[row]), int(ids[row]), ""))
+                last_substitution = substitutions.get(
+                    row, Substitution(int(ids[row]), int(ids[row]), "")
+                )
                 # The list says what is wrong with the planned image, not with its substitutes.
-                first_reason = last.reason or f"does not decode: {reason}"
-                substitutions[row] = _replace_row(
-                    dataset, samples, row, replace(last, reason=first_reason)
+                planned_reason = last_substitution.reason or f"does not decode: {reason}"
+                substitutions[row] = _substitute_row(
+                    dataset, samples, row, replace(last_substitution, reason=planned_reason)
                 )
         else:
             samples.substitutions = [substitutions[row] for row in sorted(substitutions)]
-            return samples, rendering
+            return samples, render_result
 
 
-def _rendered(samples: Samples, render: Callable[[Samples], T]) -> T:
+def _check_and_render(samples: Samples, render_samples: Callable[[Samples], T]) -> T:
     """Check all headers, then render.
 
     Raises:
@@ -75,22 +79,24 @@ def _rendered(samples: Samples, render: Callable[[Samples], T]) -> T:
     images = zip(samples.data, samples.height.tolist(), samples.width.tolist(), strict=True)
     # Before anything is decoded: a crop drawn for another size would be of the wrong place, or
     # outside of the image, and a header can ask for all memory there is.
-    problems = {
-        row: problem for row, image in enumerate(images) if (problem := header_problem(*image))
+    problem_by_row = {
+        row: problem
+        for row, bytes_and_size in enumerate(images)
+        if (problem := find_header_problem(*bytes_and_size))
     }
-    if problems:
-        raise UndecodableError(problems)
+    if problem_by_row:
+        raise UndecodableError(problem_by_row)
     try:
-        return render(samples)
+        return render_samples(samples)
     except UndecodableError as error:
-        reasons = {
-            row: _reason_in_words(samples.data[row], backend_reason)
+        reason_by_row = {
+            row: _explain_undecodable(samples.data[row], backend_reason)
             for row, backend_reason in error.reasons.items()
         }
-        raise UndecodableError(reasons) from error
+        raise UndecodableError(reason_by_row) from error
 
 
-def _reason_in_words(data: NDArray[np.uint8], backend_reason: str) -> str:
+def _explain_undecodable(data: NDArray[np.uint8], backend_reason: str) -> str:
     """Return why Pillow refuses an image, or the backend's reason if Pillow decodes it.
 
     Pillow is asked because DALI's reason is a number, or lines of its own source.
@@ -107,10 +113,14 @@ def _reason_in_words(data: NDArray[np.uint8], backend_reason: str) -> str:
     return backend_reason
 
 
-def _replace_row(dataset: Dataset, samples: Samples, row: int, last: Substitution) -> Substitution:
-    """Put the next intact sample after ``last.used`` into ``row``."""
-    used, samples.data[row], index_row = dataset.next_intact(last.planned, last.used, last.reason)
+def _substitute_row(
+    dataset: Dataset, samples: Samples, row: int, last_substitution: Substitution
+) -> Substitution:
+    """Put the next intact sample after ``last_substitution.used`` into ``row``."""
+    used_id, samples.data[row], index_row = dataset.find_intact_substitute(
+        last_substitution.planned, last_substitution.used, last_substitution.reason
+    )
     samples.height[row] = index_row["height"]
     samples.width[row] = index_row["width"]
     samples.label[row] = index_row["label"]
-    return replace(last, used=used)
+    return replace(last_substitution, used=used_id)

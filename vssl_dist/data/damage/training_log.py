@@ -16,29 +16,29 @@ from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
 _log = logging.getLogger(__name__)
-_LEAST_ALLOWED = 10  # in a small dataset a share would be less than one image
+_LEAST_BAD_ALLOWED = 10  # in a small dataset a share would be less than one image
 
 
-class _Line(TypedDict):
+class _SubstitutionLine(TypedDict):
     """The keys of a line without which it is not counted; others stay as they are."""
 
     position: int
     planned: int
 
 
-def bad_images_allowed(samples: int, max_bad: float) -> int:
+def max_bad_images(samples: int, max_bad: float) -> int:
     """Return how many images may turn out to be damaged before a run stops.
 
     Args:
         samples: Images in the dataset.
         max_bad: Greatest share of damaged ones, in [0, 1].
 
-    >>> [bad_images_allowed(1_281_167, 1e-4), bad_images_allowed(50_000, 1e-4)]
+    >>> [max_bad_images(1_281_167, 1e-4), max_bad_images(50_000, 1e-4)]
     [128, 10]
-    >>> bad_images_allowed(50_000, 0)
+    >>> max_bad_images(50_000, 0)
     0
     """
-    return max(int(max_bad * samples), _LEAST_ALLOWED) if max_bad > 0 else 0
+    return max(int(max_bad * samples), _LEAST_BAD_ALLOWED) if max_bad > 0 else 0
 
 
 class SubstitutionLog:
@@ -55,11 +55,11 @@ class SubstitutionLog:
 
     def __init__(self, folder: Path, allowed: int) -> None:
         self._run = RunFolder(folder)
-        self._allowed = allowed
-        self._path = self._run.substitutions(dist.rank())
-        self._bad_ids: set[int] = set()
-        self._substituted = 0
-        self._new_ids: list[int] = []
+        self._max_bad_images = allowed
+        self._own_log_path = self._run.substitutions(dist.rank())
+        self._all_bad_ids: set[int] = set()
+        self._num_substituted = 0
+        self._ids_since_totals: list[int] = []
         """Planned ids recorded by this rank since the last totals."""
 
     def restore(self, position: int) -> None:
@@ -68,28 +68,34 @@ class SubstitutionLog:
         Raises:
             DataError: On all ranks: one of the paths is no file, or a link of another user.
         """
-        files = self._files()
-        for path in files[dist.rank() :: dist.world_size()]:
-            lines = [line for line in _read_lines(path) if line["position"] <= position]
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            if text != _text(path):
-                durable.publish_inside(path, text.encode())
+        log_paths = self._find_log_paths()
+        for path in log_paths[dist.rank() :: dist.world_size()]:
+            kept_lines = [
+                line for line in _read_substitution_lines(path) if line["position"] <= position
+            ]
+            kept_text = "".join(json.dumps(line) + "\n" for line in kept_lines)
+            if kept_text != _read_log_text(path):
+                durable.publish_inside(path, kept_text.encode())
         dist.barrier()
         # Read by one rank for all: the next line may be written as soon as one of them goes on.
-        paths = files if dist.rank() == 0 else []
-        planned = dist.broadcast([line["planned"] for path in paths for line in _read_lines(path)])
-        self._bad_ids = set(planned)
-        self._substituted = len(planned)
-        self._new_ids = []
+        paths = log_paths if dist.rank() == 0 else []
+        bad_ids_in_logs = dist.broadcast(
+            [line["planned"] for path in paths for line in _read_substitution_lines(path)]
+        )
+        self._all_bad_ids = set(bad_ids_in_logs)
+        self._num_substituted = len(bad_ids_in_logs)
+        self._ids_since_totals = []
 
     def record(self, substitutions: Sequence[Substitution]) -> None:
         """Append what this rank had to replace to its file."""
         if not substitutions:
             return
-        self._new_ids += [substitution.planned for substitution in substitutions]
+        self._ids_since_totals += [substitution.planned for substitution in substitutions]
         try:
-            lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in substitutions)
-            durable.append(self._path, lines.encode())
+            new_lines = "".join(
+                json.dumps(asdict(substitution)) + "\n" for substitution in substitutions
+            )
+            durable.append(self._own_log_path, new_lines.encode())
         except OSError as error:  # a full disk costs the list, not the run
             _log.warning("%d bad images are not listed: %s", len(substitutions), error)
 
@@ -100,13 +106,13 @@ class SubstitutionLog:
             ``substituted_images``, how often a substitute was shown, and ``bad_images``, in
             place of how many different images.
         """
-        for rank_ids in dist.gather(self._new_ids):
-            self._substituted += len(rank_ids)
-            self._bad_ids.update(rank_ids)
-        self._new_ids = []
+        for bad_ids_of_rank in dist.gather(self._ids_since_totals):
+            self._num_substituted += len(bad_ids_of_rank)
+            self._all_bad_ids.update(bad_ids_of_rank)
+        self._ids_since_totals = []
         return {
-            "substituted_images": float(self._substituted),
-            "bad_images": float(len(self._bad_ids)),
+            "substituted_images": float(self._num_substituted),
+            "bad_images": float(len(self._all_bad_ids)),
         }
 
     def check(self) -> None:
@@ -115,36 +121,36 @@ class SubstitutionLog:
         Raises:
             DataError: One line, the same on every rank: more images are bad than may be.
         """
-        if len(self._bad_ids) > self._allowed:
+        if len(self._all_bad_ids) > self._max_bad_images:
             raise DataError(
-                f"{len(self._bad_ids)} training images are damaged and data.max_bad allows "
-                f"{self._allowed}: {self._run.substitutions('*')} lists them "
+                f"{len(self._all_bad_ids)} training images are damaged and data.max_bad allows "
+                f"{self._max_bad_images}: {self._run.substitutions('*')} lists them "
                 "(data_prep/verify.py checks all, data_prep/shard.py makes shards anew)"
             )
 
-    def _files(self) -> list[Path]:
-        files = sorted(self._run.path.glob(self._run.substitutions("*").name))
-        for path in files:  # a pipe would be waited for
+    def _find_log_paths(self) -> list[Path]:
+        log_paths = sorted(self._run.path.glob(self._run.substitutions("*").name))
+        for path in log_paths:  # a pipe would be waited for
             try:
                 if not durable.followed(path).is_file():
                     raise DataError(f"{printable(str(path))} is no file: remove it")
             except OSError as error:
                 raise DataError(f"{printable(str(path))}: {error.strerror}") from error
-        return files
+        return log_paths
 
 
-def _read_lines(path: Path) -> Iterator[_Line]:
+def _read_substitution_lines(path: Path) -> Iterator[_SubstitutionLine]:
     """Yield the whole lines; a crash may have torn the last one, a failing disk any of them."""
-    for text in _text(path).splitlines():
+    for line_text in _read_log_text(path).splitlines():
         try:
-            line = json.loads(text)
+            line = json.loads(line_text)
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and all(
-            type(line.get(key)) is int for key in _Line.__required_keys__
+            type(line.get(key)) is int for key in _SubstitutionLine.__required_keys__
         ):
-            yield cast("_Line", line)
+            yield cast("_SubstitutionLine", line)
 
 
-def _text(path: Path) -> str:
+def _read_log_text(path: Path) -> str:
     return path.read_text(errors="replace")

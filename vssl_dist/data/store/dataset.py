@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.store.handles import Handles
+from vssl_dist.data.store.handles import ShardHandles
 from vssl_dist.data.store.manifest import (
     INDEX_DTYPE,
     MANIFEST,
     Manifest,
-    join_first,
+    iter_size_problems,
+    join_first_problems,
     read_manifest,
-    size_problems,
 )
 from vssl_dist.data.store.shardfile import Bytes, ShardFile
 from vssl_dist.data.store.stall import StallWatch
@@ -33,9 +33,9 @@ from vssl_dist.errors import DataError
 
 __all__ = ["INDEX_DTYPE", "Dataset", "Samples", "Substitution"]
 
-_CANDIDATES = 64
+_CANDIDATES_PER_SHARD = 64
 """Samples that are tried as substitutes in each shard."""
-_NEXT_SHARDS = 3
+_NUM_NEXT_SHARDS = 3
 """Shards that are tried after the damaged sample's own."""
 
 Ids = NDArray[np.int64]
@@ -81,8 +81,12 @@ class Dataset:
         self.folder = folder
         self.manifest = manifest
         self.watch = watch or StallWatch()
-        self._starts: Ids = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
-        self._handles = Handles(folder, manifest.shards, len(manifest.classes), self.watch)
+        self._first_id_of_shard: Ids = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(
+            np.int64
+        )
+        self._shard_handles = ShardHandles(
+            folder, manifest.shards, len(manifest.classes), self.watch
+        )
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Path, Manifest]]:
         return Dataset, (self.folder, self.manifest)
@@ -99,14 +103,18 @@ class Dataset:
         watch = watch or StallWatch()
         with watch(folder / MANIFEST):
             manifest = read_manifest(folder)
-        problems = [f"{name} {problem}" for name, problem in size_problems(folder, manifest, watch)]
+        problems = [
+            f"{name} {problem}" for name, problem in iter_size_problems(folder, manifest, watch)
+        ]
         if problems:
-            raise DataError(f"{folder}: {join_first(problems)} (data_prep/verify.py lists all)")
+            raise DataError(
+                f"{folder}: {join_first_problems(problems)} (data_prep/verify.py lists all)"
+            )
         return cls(folder, manifest, watch)
 
     def close(self) -> None:
         """Close all files; reading again opens them anew."""
-        self._handles.close()
+        self._shard_handles.close()
 
     @property
     def samples(self) -> int:
@@ -143,8 +151,8 @@ class Dataset:
         ids = np.asarray(ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.samples:
             raise IndexError(f"sample ids must be in [0, {self.samples})")
-        shard = np.searchsorted(self._starts, ids, side="right") - 1
-        return shard, ids - self._starts[shard]
+        shard_numbers = np.searchsorted(self._first_id_of_shard, ids, side="right") - 1
+        return shard_numbers, ids - self._first_id_of_shard[shard_numbers]
 
     def rows(self, ids: Ids) -> NDArray[np.void]:
         """Return the index rows of samples: ``(B,)`` of ``INDEX_DTYPE``.
@@ -152,14 +160,16 @@ class Dataset:
         Raises:
             DataError: An index file is missing or not the one the manifest was written for.
         """
-        shards, rows = self.locate(ids)
-        index_rows = np.empty(len(rows), INDEX_DTYPE)
-        for shard in np.unique(shards):
-            in_shard = shards == shard
-            index_rows[in_shard] = self._handles.get(int(shard)).rows[rows[in_shard]]
+        shard_numbers, rows_in_shards = self.locate(ids)
+        index_rows = np.empty(len(rows_in_shards), INDEX_DTYPE)
+        for shard in np.unique(shard_numbers):
+            is_in_shard = shard_numbers == shard
+            index_rows[is_in_shard] = self._shard_handles.get(int(shard)).rows[
+                rows_in_shards[is_in_shard]
+            ]
         return index_rows
 
-    def probe(self, share: slice = slice(None)) -> None:
+    def probe(self, probed_shards: slice = slice(None)) -> None:
         """Check that shards are the ones of the manifest and not others of the same length.
 
         The index is checked, and that the first, the middle or the last image is the one that was
@@ -167,14 +177,14 @@ class Dataset:
         replaced.
 
         Args:
-            share: Which shards to check; all of them by default.
+            probed_shards: Which shards to check; all of them by default.
 
         Raises:
             DataError: One line with the shards that are others, or cannot be read.
         """
-        if problems := self._handles.foreign_shards(share):
+        if problems := self._shard_handles.find_foreign_shards(probed_shards):
             raise DataError(
-                f"{self.folder}: damaged or swapped: {join_first(problems)} "
+                f"{self.folder}: damaged or swapped: {join_first_problems(problems)} "
                 "(data_prep/verify.py lists all, data_prep/shard.py makes them anew)"
             )
 
@@ -184,35 +194,41 @@ class Dataset:
         Raises:
             DataError: A shard cannot be opened.
         """
-        return [shard.read(row) for shard, row in self._shard_rows(ids)]
+        return [shard.read(row) for shard, row in self._locate_in_shard_files(ids)]
 
     def read_checked(self, ids: Ids) -> Samples:
         """Read samples and replace those whose bytes are not what was sharded.
 
-        The replacement is the `next_intact` sample.  Its label and size come with it.
+        The replacement is the `find_intact_substitute` sample.  Its label and size come with it.
 
         Raises:
             DataError: A shard cannot be opened, or there is no intact sample near.
         """
         data: list[Bytes] = []
-        used = np.empty(len(ids), INDEX_DTYPE)
+        index_rows = np.empty(len(ids), INDEX_DTYPE)
         substitutions: list[Substitution] = []
-        shards, rows = self.locate(ids)
-        for index, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-            shard, image, reason = self._handles.read_checked(number, row)
-            used[index] = shard.rows[row]
+        shard_numbers, rows_in_shards = self.locate(ids)
+        for batch_row, (shard_number, row) in enumerate(
+            zip(shard_numbers.tolist(), rows_in_shards.tolist(), strict=True)
+        ):
+            shard, image, reason = self._shard_handles.read_checked(shard_number, row)
+            index_rows[batch_row] = shard.rows[row]
             if reason:
-                reason = f"{self.manifest.shards[number].name} row {row}: {reason}"
-                planned = int(self._starts[number]) + row
-                intact, image, used[index] = self.next_intact(planned, planned, reason)
-                substitutions.append(Substitution(planned, intact, reason))
+                reason = f"{self.manifest.shards[shard_number].name} row {row}: {reason}"
+                planned = int(self._first_id_of_shard[shard_number]) + row
+                substitute_id, image, index_rows[batch_row] = self.find_intact_substitute(
+                    planned, planned, reason
+                )
+                substitutions.append(Substitution(planned, substitute_id, reason))
             data.append(image)
         height, width, label = (
-            used[field].astype(np.int64) for field in ("height", "width", "label")
+            index_rows[field].astype(np.int64) for field in ("height", "width", "label")
         )
         return Samples(data, height, width, label, substitutions)
 
-    def next_intact(self, planned: int, after: int, reason: str) -> tuple[int, Bytes, np.void]:
+    def find_intact_substitute(
+        self, planned: int, last_tried_id: int, reason: str
+    ) -> tuple[int, Bytes, np.void]:
         """Find the substitute of a sample: the same one on every machine and at every time.
 
         The next 64 of its shard are looked at, cyclically, then the first 64 of each of the next
@@ -220,7 +236,7 @@ class Dataset:
 
         Args:
             planned: The sample that is to be replaced.
-            after: Where the search goes on: at ``planned``, or at a substitute of no use.
+            last_tried_id: Where the search goes on: at ``planned``, or at a substitute of no use.
             reason: What is wrong with ``planned``, for the message.
 
         Returns:
@@ -229,28 +245,40 @@ class Dataset:
         Raises:
             DataError: No sample near is intact, or a shard cannot be opened.
         """
-        order = self._neighbours(planned)
-        for candidate in order[order.index(after) + 1 :]:
-            shards, rows = self.locate(np.array([candidate]))
-            number, row = int(shards[0]), int(rows[0])
-            shard, image, problem = self._handles.read_checked(number, row)
+        candidate_ids = self._substitute_candidates(planned)
+        for candidate_id in candidate_ids[candidate_ids.index(last_tried_id) + 1 :]:
+            shards, rows = self.locate(np.array([candidate_id]))
+            shard_number, row = int(shards[0]), int(rows[0])
+            shard, image, problem = self._shard_handles.read_checked(shard_number, row)
             if not problem:
-                return candidate, image, shard.rows[row]
+                return candidate_id, image, shard.rows[row]
         raise DataError(
             f"{self.folder}: sample {planned}: not one usable image near it in its shard, nor in "
-            f"the {_NEXT_SHARDS} after that ({reason}): run data_prep/verify.py"
+            f"the {_NUM_NEXT_SHARDS} after that ({reason}): run data_prep/verify.py"
         )
 
-    def _neighbours(self, planned: int) -> list[int]:
+    def _substitute_candidates(self, planned: int) -> list[int]:
         """Return a sample and those that may take its place, the first choice first."""
-        number = int(self.locate(np.array([planned]))[0][0])
-        count = len(self.shard_sizes)
-        numbers = [(number + step) % count for step in range(min(_NEXT_SHARDS + 1, count))]
-        shard, *next_shards = (range(*self._starts[n : n + 2].tolist()) for n in numbers)
-        ring = [*range(planned, shard.stop), *range(shard.start, planned)]
-        return [*ring[: _CANDIDATES + 1], *chain(*(ids[:_CANDIDATES] for ids in next_shards))]
+        own_shard_number = int(self.locate(np.array([planned]))[0][0])
+        num_shards = len(self.shard_sizes)
+        shard_numbers = [
+            (own_shard_number + step) % num_shards
+            for step in range(min(_NUM_NEXT_SHARDS + 1, num_shards))
+        ]
+        own_shard_ids, *ids_in_next_shards = (
+            range(*self._first_id_of_shard[shard_number : shard_number + 2].tolist())
+            for shard_number in shard_numbers
+        )
+        own_shard_candidates = [
+            *range(planned, own_shard_ids.stop),
+            *range(own_shard_ids.start, planned),
+        ]
+        return [
+            *own_shard_candidates[: _CANDIDATES_PER_SHARD + 1],
+            *chain(*(ids[:_CANDIDATES_PER_SHARD] for ids in ids_in_next_shards)),
+        ]
 
-    def _shard_rows(self, ids: Ids) -> Iterator[tuple[ShardFile, int]]:
+    def _locate_in_shard_files(self, ids: Ids) -> Iterator[tuple[ShardFile, int]]:
         shards, rows = self.locate(ids)
         for number, row in zip(shards.tolist(), rows.tolist(), strict=True):
-            yield self._handles.get(number), row
+            yield self._shard_handles.get(number), row

@@ -18,19 +18,19 @@ from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import DataError
 
 # Above the number of streams that one rank usually owns: each of them reads from one shard.
-_MAX_OPEN = 256
+_MOST_OPEN_SHARDS = 256
 # Before each new try: long enough for a server that hands over, short beside its own timeout.
-_PAUSES_S = (0.5, 1.0, 2.0)
+_RETRY_PAUSES_S = (0.5, 1.0, 2.0)
 
 
-class _ProbeResult(NamedTuple):
+class _ShardProbeResult(NamedTuple):
     problem: str
     """Why a shard is not the one that was written, or "" if it is."""
     is_unreadable: bool = False
     """Whether storage failed, which may pass."""
 
 
-class Handles:
+class ShardHandles:
     """Opens shards when they are first read from, and keeps the last ones used.
 
     Args:
@@ -44,36 +44,40 @@ class Handles:
         self, folder: Path, shards: Sequence[ShardEntry], classes: int, watch: StallWatch
     ) -> None:
         self._folder = folder
-        self._shards = shards
-        self._classes = classes
+        self._shard_entries = shards
+        self._num_classes = classes
         self._watch = watch
         self._open_shards: OrderedDict[int, ShardFile] = OrderedDict()
-        self._failing: set[int] = set()
+        self._failing_shard_numbers: set[int] = set()
         """Shards whose last read failed."""
-        self._lock = Lock()
+        self._open_shards_lock = Lock()
         # A quarter of what the process may open: it has other files, too.
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._max_open = max(1, min(_MAX_OPEN, limit // 4)) if limit > 0 else _MAX_OPEN
+        max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._max_open_shards = (
+            max(1, min(_MOST_OPEN_SHARDS, max_open_files // 4))
+            if max_open_files > 0
+            else _MOST_OPEN_SHARDS
+        )
 
-    def get(self, number: int) -> ShardFile:
+    def get(self, shard_number: int) -> ShardFile:
         """Return an open shard.
 
         Raises:
             DataError: It cannot be opened, or is not the one of the manifest.
         """
-        with self._lock:
-            if number in self._open_shards:
-                self._open_shards.move_to_end(number)
-                return self._open_shards[number]
+        with self._open_shards_lock:
+            if shard_number in self._open_shards:
+                self._open_shards.move_to_end(shard_number)
+                return self._open_shards[shard_number]
         # Not under the lock: storage that hangs on one shard must not hold up the others.
-        shard = self._open(self._shards[number])
-        with self._lock:
-            self._open_shards[number] = shard
-            while len(self._open_shards) > self._max_open:
+        shard = self._open_shard(self._shard_entries[shard_number])
+        with self._open_shards_lock:
+            self._open_shards[shard_number] = shard
+            while len(self._open_shards) > self._max_open_shards:
                 self._open_shards.popitem(last=False)
         return shard
 
-    def read_checked(self, number: int, row: int) -> tuple[ShardFile, Bytes, str]:
+    def read_checked(self, shard_number: int, row: int) -> tuple[ShardFile, Bytes, str]:
         """Read an image, and say what is wrong with it ("" = nothing).
 
         Storage that fails is asked again after each of several pauses.  A shard that failed all
@@ -86,55 +90,59 @@ class Handles:
         Raises:
             DataError: The shard cannot be opened.
         """
-        has_failed = number in self._failing
-        pauses = () if has_failed else _PAUSES_S
+        has_failed = shard_number in self._failing_shard_numbers
+        retry_pauses_s = () if has_failed else _RETRY_PAUSES_S
         if has_failed:
-            self._forget(number)
-        for pause in pauses:
+            self._forget_open_shard(shard_number)
+        for pause_s in retry_pauses_s:
             try:
-                return self._read_once(number, row)
+                return self._read_and_note_success(shard_number, row)
             except (DataError, OSError):
-                self._forget(number)  # a handle of before a failure may stay stale for ever
-                time.sleep(pause)
+                self._forget_open_shard(
+                    shard_number
+                )  # a handle of before a failure may stay stale for ever
+                time.sleep(pause_s)
         try:
-            shard = self.get(number)
+            shard = self.get(shard_number)
         except DataError as error:
-            tries = len(pauses) + 1
-            raise DataError(f"{error}; {tries} tries in {sum(pauses):g} s") from error
+            num_tries = len(retry_pauses_s) + 1
+            raise DataError(f"{error}; {num_tries} tries in {sum(retry_pauses_s):g} s") from error
         try:
             image, problem = shard.read_checked(row)
         except OSError as error:
-            self._failing.add(number)
+            self._failing_shard_numbers.add(shard_number)
             return shard, np.empty(0, np.uint8), f"cannot be read ({error.strerror})"
-        self._failing.discard(number)
+        self._failing_shard_numbers.discard(shard_number)
         return shard, image, problem
 
-    def foreign_shards(self, share: slice) -> list[str]:
+    def find_foreign_shards(self, probed_shards: slice) -> list[str]:
         """Say what is wrong with each shard that is not the one that was written.
 
         Storage that fails is asked again after each of several pauses, for all shards together.
 
         Args:
-            share: Which shards to look at.
+            probed_shards: Which shards to look at.
         """
-        results = {entry: self._probe(entry) for entry in self._shards[share]}
-        for pause in _PAUSES_S:
-            unreadable = [entry for entry, result in results.items() if result.is_unreadable]
-            if not unreadable:
+        results = {entry: self._probe_shard(entry) for entry in self._shard_entries[probed_shards]}
+        for pause_s in _RETRY_PAUSES_S:
+            unreadable_entries = [
+                entry for entry, result in results.items() if result.is_unreadable
+            ]
+            if not unreadable_entries:
                 break
-            time.sleep(pause)
-            results |= {entry: self._probe(entry) for entry in unreadable}
+            time.sleep(pause_s)
+            results |= {entry: self._probe_shard(entry) for entry in unreadable_entries}
         return [result.problem for result in results.values() if result.problem]
 
-    def _probe(self, entry: ShardEntry) -> _ProbeResult:
+    def _probe_shard(self, entry: ShardEntry) -> _ShardProbeResult:
         """Read the first, the middle and the last image of a shard, until one is intact."""
         try:
-            shard = self._open(entry)
+            shard = self._open_shard(entry)
         except DataError as error:
             problem = str(error).removeprefix(f"{self._folder}/")
-            return _ProbeResult(problem, isinstance(error.__cause__, OSError))
+            return _ShardProbeResult(problem, isinstance(error.__cause__, OSError))
         rows = sorted({0, entry.samples // 2, entry.samples - 1})
-        result = _ProbeResult("")
+        result = _ShardProbeResult("")
         for row in rows:
             try:
                 reason = shard.read_checked(row)[1]
@@ -142,28 +150,28 @@ class Handles:
                 # What an image that could be read says of the shard counts more.
                 if not result.problem:
                     problem = f"{entry.name} (cannot be read: {error.strerror})"
-                    result = _ProbeResult(problem, is_unreadable=True)
+                    result = _ShardProbeResult(problem, is_unreadable=True)
                 continue
             if not reason:
-                return _ProbeResult("")
-            result = _ProbeResult(f"{entry.name} (no image is in its place: {reason})")
+                return _ShardProbeResult("")
+            result = _ShardProbeResult(f"{entry.name} (no image is in its place: {reason})")
         # One bad image makes no other shard: it is replaced like any other.
-        return result if len(rows) > 1 else _ProbeResult("")
+        return result if len(rows) > 1 else _ShardProbeResult("")
 
     def close(self) -> None:
         """Close all files that nobody is reading from."""
-        with self._lock:
+        with self._open_shards_lock:
             self._open_shards.clear()
 
-    def _read_once(self, number: int, row: int) -> tuple[ShardFile, Bytes, str]:
-        shard = self.get(number)
+    def _read_and_note_success(self, shard_number: int, row: int) -> tuple[ShardFile, Bytes, str]:
+        shard = self.get(shard_number)
         image, problem = shard.read_checked(row)
-        self._failing.discard(number)
+        self._failing_shard_numbers.discard(shard_number)
         return shard, image, problem
 
-    def _open(self, entry: ShardEntry) -> ShardFile:
-        return ShardFile.open(self._folder, entry, self._classes, self._watch)
+    def _open_shard(self, entry: ShardEntry) -> ShardFile:
+        return ShardFile.open(self._folder, entry, self._num_classes, self._watch)
 
-    def _forget(self, number: int) -> None:
-        with self._lock:
-            self._open_shards.pop(number, None)
+    def _forget_open_shard(self, shard_number: int) -> None:
+        with self._open_shards_lock:
+            self._open_shards.pop(shard_number, None)

@@ -14,12 +14,14 @@ from vssl_dist.data.store.stall import StallWatch
 T = TypeVar("T")
 
 
-def run_with_timeout(watch: StallWatch, work: Callable[[], T], *, timeout_s: float, who: str) -> T:
-    """Call ``work`` in a thread, where it may hang, and return its result.
+def run_with_timeout(
+    watch: StallWatch, read_storage: Callable[[], T], *, timeout_s: float, who: str
+) -> T:
+    """Call ``read_storage`` in a thread, where it may hang, and return its result.
 
     Args:
-        watch: The watch of the dataset that ``work`` reads.
-        work: A function that reads from storage.
+        watch: The watch of the dataset that ``read_storage`` reads.
+        read_storage: A function that reads from storage.
         timeout_s: Seconds that a single open, stat or read may take.
         who: The consumer that waits, for the message.
 
@@ -27,18 +29,18 @@ def run_with_timeout(watch: StallWatch, work: Callable[[], T], *, timeout_s: flo
         DataError: Storage does not answer: one line with the file.
     """
 
-    def single_result() -> Iterator[T]:
-        yield work()
+    def yield_single_result() -> Iterator[T]:
+        yield read_storage()
 
-    check = partial(watch.check, timeout_s, who)
-    results = Prefetcher([single_result()], 1, check)
+    check_storage = partial(watch.check, timeout_s, who)
+    result_prefetcher = Prefetcher([yield_single_result()], 1, check_storage)
     try:
-        return next(results)
+        return next(result_prefetcher)
     except KeyboardInterrupt:  # after which nobody waits for storage
-        results.abandon()
+        result_prefetcher.abandon_threads()
         raise
     finally:
-        results.close()
+        result_prefetcher.close()
 
 
 def open_watched(

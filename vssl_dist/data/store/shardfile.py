@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.data.store.manifest import INDEX_DTYPE, INDEX_HEADER, ShardEntry
+from vssl_dist.data.store.manifest import INDEX_DTYPE, MAX_INDEX_HEADER_BYTES, ShardEntry
 from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import DataError
 
 # The most that an image may claim before memory is allocated for it: no photograph is larger, and
 # beyond that number of pixels Pillow refuses to decode.
-_MAX_BYTES = 2**28
-_MAX_PIXELS = 178_956_970
+_MAX_IMAGE_BYTES = 2**28
+_MAX_IMAGE_PIXELS = 178_956_970
 
 Bytes = NDArray[np.uint8]
 
@@ -54,21 +54,21 @@ class ShardFile:
         # The index is small and read whole rather than mapped: its digest is checked on the
         # way, and a file truncated under a running job is an error and not a SIGBUS.
         path = folder / entry.index_name
-        rows_size = entry.samples * INDEX_DTYPE.itemsize
+        index_row_bytes = entry.samples * INDEX_DTYPE.itemsize
         try:
-            with watch(path), _open_regular(path) as index:
+            with watch(path), _open_regular_file(path) as index:
                 size = os.fstat(index.fileno()).st_size
-                if not rows_size <= size <= rows_size + INDEX_HEADER:
+                if not index_row_bytes <= size <= index_row_bytes + MAX_INDEX_HEADER_BYTES:
                     raise DataError(f"{path}: has {size} bytes for {entry.samples} samples")
-                blob = index.readall()
+                index_bytes = index.readall()
             with watch(folder / entry.name):
-                file = _open_regular(folder / entry.name)
+                file = _open_regular_file(folder / entry.name)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be opened ({error.strerror})") from error
-        if hashlib.sha256(blob).hexdigest() != entry.index_sha256:
+        if hashlib.sha256(index_bytes).hexdigest() != entry.index_sha256:
             raise DataError(f"{path}: not the index of this manifest (run data_prep/verify.py)")
-        rows = _parse(blob, path, entry)
-        _check_rows(rows, path, entry, classes)
+        rows = _parse_index(index_bytes, path, entry)
+        _check_index_rows(rows, path, entry, classes)
         return cls(file, rows, folder / entry.name, watch)
 
     def read(self, row: int) -> Bytes:
@@ -82,14 +82,16 @@ class ShardFile:
         """
         offset, size = self.rows[row].item()[:2]
         data = np.empty(size, np.uint8)
-        filled = 0
+        num_bytes_read = 0
         with self.watch(self.path):
-            while filled < size:  # the kernel may return less than is asked for
-                count = os.preadv(self.file.fileno(), [data.data[filled:]], offset + filled)
-                if count == 0:
+            while num_bytes_read < size:  # the kernel may return less than is asked for
+                num_new_bytes = os.preadv(
+                    self.file.fileno(), [data.data[num_bytes_read:]], offset + num_bytes_read
+                )
+                if num_new_bytes == 0:
                     break
-                filled += count
-        return data[:filled]
+                num_bytes_read += num_new_bytes
+        return data[:num_bytes_read]
 
     def read_checked(self, row: int) -> tuple[Bytes, str]:
         """Read the encoded image of a row, and say what is wrong with it ("" = nothing).
@@ -98,7 +100,7 @@ class ShardFile:
             OSError: Storage fails.
         """
         _, size, height, width, _, crc32 = self.rows[row].item()
-        if size > _MAX_BYTES or not 0 < height * width <= _MAX_PIXELS:
+        if size > _MAX_IMAGE_BYTES or not 0 < height * width <= _MAX_IMAGE_PIXELS:
             return np.empty(0, np.uint8), f"claims {height} x {width} pixels in {size} bytes"
         image = self.read(row)
         if len(image) < size:
@@ -108,7 +110,7 @@ class ShardFile:
         return image, ""
 
 
-def _open_regular(path: Path) -> io.FileIO:
+def _open_regular_file(path: Path) -> io.FileIO:
     """Open a regular file; a device, a pipe or a folder is refused."""
     file = io.FileIO(path)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -117,43 +119,45 @@ def _open_regular(path: Path) -> io.FileIO:
     return file
 
 
-def _parse(blob: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
+def _parse_index(index_bytes: bytes, path: Path, entry: ShardEntry) -> NDArray[np.void]:
     """Return the rows of an index, whose numpy header must be the one that sharding writes.
 
     The header is compared, not parsed.  numpy would parse it as Python source, which CPython 3.11
     cannot do in two threads at once, and would believe whatever sizes it states.
     """
-    expected = io.BytesIO()
-    header = {"descr": INDEX_DTYPE.descr, "fortran_order": False, "shape": (entry.samples,)}
-    np.lib.format.write_array_header_1_0(expected, header)
-    start = len(blob) - entry.samples * INDEX_DTYPE.itemsize
+    expected_header = io.BytesIO()
+    header_fields = {"descr": INDEX_DTYPE.descr, "fortran_order": False, "shape": (entry.samples,)}
+    np.lib.format.write_array_header_1_0(expected_header, header_fields)
+    header_bytes = len(index_bytes) - entry.samples * INDEX_DTYPE.itemsize
     # How many blanks pad the header depends on the version of numpy.
-    if _without_padding(blob[:start]) != _without_padding(expected.getvalue()):
+    if _strip_header_padding(index_bytes[:header_bytes]) != _strip_header_padding(
+        expected_header.getvalue()
+    ):
         raise DataError(
             f"{path}: not an index of {entry.samples} samples, sized as the manifest says: shard "
             "the data anew"
         )
-    return np.frombuffer(blob, INDEX_DTYPE, entry.samples, start)
+    return np.frombuffer(index_bytes, INDEX_DTYPE, entry.samples, header_bytes)
 
 
-def _without_padding(header: bytes) -> tuple[bytes, bytes]:
+def _strip_header_padding(header: bytes) -> tuple[bytes, bytes]:
     """Return the magic string and the dictionary of a numpy header, without length and blanks."""
     return header[:8], header[10:].replace(b" ", b"")
 
 
-def _check_rows(rows: NDArray[np.void], path: Path, entry: ShardEntry, classes: int) -> None:
+def _check_index_rows(rows: NDArray[np.void], path: Path, entry: ShardEntry, classes: int) -> None:
     """Refuse rows that point outside their tar, or have a label that is no class (-1: none)."""
-    tar_size = np.uint64(entry.bytes)
+    tar_bytes = np.uint64(entry.bytes)
     # Subtracted and not added: the sum of a hostile offset and size would wrap around.
-    outside = (rows["size"] > tar_size) | (rows["offset"] > tar_size - rows["size"])
-    if outside.any():
+    is_outside_tar = (rows["size"] > tar_bytes) | (rows["offset"] > tar_bytes - rows["size"])
+    if is_outside_tar.any():
         raise DataError(
-            f"{path}: row {outside.argmax()} points outside the {entry.bytes} bytes of "
+            f"{path}: row {is_outside_tar.argmax()} points outside the {entry.bytes} bytes of "
             f"{entry.name}: shard the data anew"
         )
-    unknown = (rows["label"] < -1) | (rows["label"] >= classes)
-    if unknown.any():
-        row = int(unknown.argmax())
+    has_unknown_label = (rows["label"] < -1) | (rows["label"] >= classes)
+    if has_unknown_label.any():
+        row = int(has_unknown_label.argmax())
         raise DataError(
             f"{path}: row {row} has label {rows['label'][row]}, and there are {classes} classes: "
             "shard the data anew"

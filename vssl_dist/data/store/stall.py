@@ -27,17 +27,17 @@ class StallWatch:
     """
 
     def __init__(self) -> None:
-        self._busy: dict[int, tuple[Path, float]] = {}
+        self._operation_by_thread: dict[int, tuple[Path, float]] = {}
 
     @contextmanager
     def __call__(self, path: Path) -> Iterator[None]:
         """Enter while this thread waits for ``path``."""
-        thread = get_ident()
-        self._busy[thread] = (path, time.monotonic())
+        thread_id = get_ident()
+        self._operation_by_thread[thread_id] = (path, time.monotonic())
         try:
             yield
         finally:
-            del self._busy[thread]
+            del self._operation_by_thread[thread_id]
 
     def check(self, timeout_s: float, who: str) -> None:
         """Raise if one operation has lasted longer than ``timeout_s``.
@@ -52,10 +52,13 @@ class StallWatch:
             DataError: One line with the file that has been waited for longest.
         """
         # Copied, because other threads begin and end operations meanwhile.
-        waits = [(time.monotonic() - since, path) for path, since in self._busy.copy().values()]
-        seconds, path = max(waits, default=(0.0, None))
-        if path is not None and seconds > timeout_s:
+        waits_in_progress = [
+            (time.monotonic() - since_s, path)
+            for path, since_s in self._operation_by_thread.copy().values()
+        ]
+        longest_wait_s, path = max(waits_in_progress, default=(0.0, None))
+        if path is not None and longest_wait_s > timeout_s:
             raise DataError(
                 f"{who} waits for data: {path}: storage has not answered for "
-                f"{seconds:.0f} s (data.timeout_s={timeout_s:g}; is the file system up?)"
+                f"{longest_wait_s:.0f} s (data.timeout_s={timeout_s:g}; is the file system up?)"
             )

@@ -15,7 +15,7 @@ from torch import nn
 from vssl_dist.config import ViewRecipe
 from vssl_dist.config.recipes import Views
 from vssl_dist.data.loader import Batch
-from vssl_dist.data.passes import Pairs, augmented_batches
+from vssl_dist.data.passes import Pairs, augmented_pair_batches
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
 from vssl_dist.evaluation.features.corruptions import KINDS, LEVELS, corrupt
@@ -88,7 +88,7 @@ class AugmentedPairs:
         self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as ``count`` augmented views."""
-        batches = augmented_batches(
+        batches = augmented_pair_batches(
             dataset,
             reading.spec(),
             self.pairs,

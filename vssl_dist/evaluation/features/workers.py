@@ -229,7 +229,7 @@ def _compute(share: _Share, pipe: Connection) -> None:
         pipe.send(error)
     else:
         # Only now, after the renaming: the parent reads the folder when it has this message.
-        pipe.send(reading.substitutes.in_split(share.image_pass.dataset))
+        pipe.send(reading.substitutes.substitutions_in_split(share.image_pass.dataset))
 
 
 def own_gpu(rank: int, gpus: int) -> int:

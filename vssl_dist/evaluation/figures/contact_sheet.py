@@ -10,7 +10,7 @@ from PIL import Image
 
 from vssl_dist.data.backends.base import UndecodableError
 from vssl_dist.data.backends.reference import decode
-from vssl_dist.data.damage.replace import read_decodable
+from vssl_dist.data.damage.replace import read_with_substitutes
 from vssl_dist.data.store.dataset import Dataset, Samples
 from vssl_dist.evaluation.figures.plots import literal
 
@@ -36,7 +36,7 @@ def draw_sheet(
         axes.spines[:].set_visible(False)
     for axes_row, (name, ids) in zip(grid, rows.items(), strict=True):
         axes_row[0].set_ylabel(literal(name))
-        samples, images = read_decodable(dataset, np.array(ids), _thumbnails)
+        samples, images = read_with_substitutes(dataset, np.array(ids), _thumbnails)
         # Not strict: a shorter row leaves the rest of its axes empty.
         for axes, image_id, image, label in zip(axes_row, ids, images, samples.label, strict=False):
             axes.imshow(np.asarray(image), interpolation="nearest")
