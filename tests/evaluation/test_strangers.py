@@ -247,14 +247,14 @@ def test_results_in_a_run_that_can_only_be_read_are_not_computed_again(run: Path
 def test_evaluations_do_not_wait_for_a_stranger(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = evaluation_queue.lock_path(run)
+    lock = evaluation_queue.evaluation_lock_path(run)
     lock.touch(mode=0o644)
     with locked_by_nobody(lock) as pid:
         assert asked(run) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {lock}: is held by process {pid} of ")
         assert said.count("\n") == 1
-        evaluation_queue.drain(run)
+        evaluation_queue.try_all_pending(run)
         assert f"no evaluations: {lock} is held by process {pid} of " in capsys.readouterr().err
     assert asked(run) == 0
     assert lock.stat().st_mode & 0o077 == 0

@@ -169,7 +169,7 @@ def test_an_export_alone_is_not_the_word_to_send_its_run(
         assert evaluate.main([str(export), "--device", "cpu"]) == 0
         assert "an export was named, and not its run" in capsys.readouterr().err
         bare, _ = exported(tmp_path / "bare", data)
-        flush_own_run(bare.parent.parent, own, whole=False)
+        flush_own_run(bare.parent.parent, own, names_whole_run=False)
         assert capsys.readouterr() == ("", ""), "there is nothing to send"
     assert asked == []
 
@@ -182,7 +182,7 @@ def test_what_another_user_has_made_is_not_sent_unasked(
     with recorder() as (own, asked):
         handed_over(tmp_path / "run", data, own)
         os.chown(tmp_path / "run" / foreign, NOBODY, NOBODY)
-        flush_own_run(tmp_path / "run", own, whole=True)
+        flush_own_run(tmp_path / "run", own, names_whole_run=True)
     assert asked == []
     assert "belongs to nobody" in caplog.text
 
@@ -191,8 +191,8 @@ def test_an_address_with_a_password_is_not_repeated(
     tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     handed_over(tmp_path / "run", data, f"http://me:{PASSWORD}@theirs")
-    flush_own_run(tmp_path / "run", f"http://me:{PASSWORD}@host", whole=True)
-    flush_own_run(tmp_path / "run", "http://host", whole=True)
+    flush_own_run(tmp_path / "run", f"http://me:{PASSWORD}@host", names_whole_run=True)
+    flush_own_run(tmp_path / "run", "http://host", names_whole_run=True)
     assert caplog.text.count("not sent") == 2
     assert PASSWORD not in caplog.text
 

@@ -46,7 +46,7 @@ from vssl_dist.jobs.evaluation_job import (
     evaluate_export,
     flush_own_run,
 )
-from vssl_dist.jobs.evaluation_queue import lock_path
+from vssl_dist.jobs.evaluation_queue import evaluation_lock_path
 from vssl_dist.jobs.resources import Device
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.locks import hold_lock
@@ -173,7 +173,7 @@ def _device(requested: Device | None) -> Device:
 
     # Not whether one is available: a GPU that cannot be used is no reason to take the CPU.
     device = requested or ("cuda" if torch.cuda.device_count() else "cpu")
-    machine.check(device)
+    machine.check_device(device)
     return device
 
 
@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
             tables.show(*table_cells(task_name, named_results))
         # Also what an evaluation left when MLflow was out of reach.
         run_dir = RunFolder.of_export(export_paths[-1]).path
-        flush_own_run(run_dir, tracking_uri, whole=not is_export(args.target))
+        flush_own_run(run_dir, tracking_uri, names_whole_run=not is_export(args.target))
     return ending.code
 
 
@@ -235,5 +235,5 @@ def _alone(target: Path) -> Iterator[None]:
     if not is_mine or not os.access(export, os.W_OK | os.X_OK):
         yield
         return
-    with hold_lock(lock_path(target)):
+    with hold_lock(evaluation_lock_path(target)):
         yield

@@ -36,8 +36,8 @@ from vssl_dist.jobs.resources import (
     Launch,
     dump_launch,
     load_profile,
-    on_slurm,
-    on_this_machine,
+    resolve_for_slurm,
+    resolve_for_this_machine,
 )
 from vssl_dist.jobs.training_job import TrainJob
 from vssl_dist.linter import lint
@@ -60,21 +60,21 @@ def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
         ConfigError: One line that names the key and the remedy.
     """
     is_local = args.local is not None
-    cfg = preflight.with_backend(
+    cfg = preflight.with_installed_backend(
         config.load(args.config, args.overrides, methods=CONFIGS)
     ).absolute()
     profile = load_profile(args.profile or shipped("slurm", "local" if is_local else "default"))
     uri = default_tracking_uri()
     if is_local:
-        launch = on_this_machine(profile, args.local or None, _gpus(cfg.data.streams), uri)
+        launch = resolve_for_this_machine(profile, args.local or None, _gpus(cfg.data.streams), uri)
     else:
-        launch = on_slurm(profile, args.nodes or 1, uri)
-        slurm.check_path(cfg.dir)
+        launch = resolve_for_slurm(profile, args.nodes or 1, uri)
+        slurm.check_script_path(cfg.dir)
     try:
         cfg.micro_batch(launch.world_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    preflight.check_network(cfg)
+    preflight.check_backbone(cfg)
     return cfg, launch
 
 
@@ -89,7 +89,7 @@ def show(cfg: RunConfig, launch: Launch) -> None:
     say(f"# {RunFolder(cfg.dir).config}", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
-        say(*slurm.script(RunFolder(cfg.dir).slurm, parameters).splitlines())
+        say(*slurm.batch_script_text(RunFolder(cfg.dir).slurm, parameters).splitlines())
     else:
         ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
         say(f"# would start {ranks} on this machine ({launch.device})")
@@ -103,7 +103,7 @@ def write(cfg: RunConfig, launch: Launch) -> None:
 
 def refresh(cfg: RunConfig, launch: Launch) -> None:
     """Write the evaluations that are asked for now into the folder of a finished run."""
-    owner.claim(cfg.dir, slurm.is_live)
+    owner.claim(cfg.dir, slurm.is_job_live)
     try:
         write(cfg, launch)
     finally:
@@ -118,7 +118,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
         launch: Machines and ranks.
         samples: Number of training images.
     """
-    owner.claim(cfg.dir, slurm.is_live)
+    owner.claim(cfg.dir, slurm.is_job_live)
     try:
         write(cfg, launch)
         if launch.cluster == "local":
@@ -198,7 +198,7 @@ def submit(args: argparse.Namespace) -> int:
     if not args.dry_run and (problem := next(remaining, "")):
         raise ConfigError(problem)
     problems = list(remaining)
-    tracking = preflight.look_at_tracking(cfg, launch)
+    tracking = preflight.probe_run_tracking(cfg, launch)
     if tracking.problem and not args.dry_run:
         raise ConfigError(tracking.problem)
     findings = lint(cfg, checks.facts())
@@ -207,11 +207,11 @@ def submit(args: argparse.Namespace) -> int:
     warnings += [finding.line() for finding in findings]
     if args.dry_run:
         if not problems:
-            warnings += private.survey(cfg.dir).lines(cfg.dir)
+            warnings += private.survey_permissions(cfg.dir).warning_lines(cfg.dir)
         warn(warnings)
         show(cfg, launch)
         return 0
-    owner.check_free(cfg.dir, slurm.is_live)
+    owner.check_free(cfg.dir, slurm.is_job_live)
     samples = checks.train.samples
     if done_steps and done_steps >= cfg.total_steps(samples):
         if any(pending_evaluations(cfg, samples)):

@@ -19,7 +19,9 @@ from vssl_dist.tracker.identity import shell_word, stored_identity
 from vssl_dist.tracker.record import Record
 
 
-def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -> str | None:
+def why_not_asked_for(
+    run_dir: Path, tracking_uri: str, *, names_whole_run: bool = True
+) -> str | None:
     """Say in one line why curves are not sent unless asked for; ``None`` if they may be.
 
     A folder that somebody else has made, or that names another address than the user's own, may
@@ -28,7 +30,7 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
     Args:
         run_dir: A run's folder, or any other; it is only read.
         tracking_uri: The user's own address.
-        whole: The user has named the run and not a single export of it.
+        names_whole_run: The user has named the run and not a single export of it.
     """
     stored = Record.load(run_dir, stored_identity(run_dir)).tracking_uri
     if not stored or tracking_uri == NOWHERE:
@@ -41,7 +43,7 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
                 break
     if not reason and stored != tracking_uri:
         reason = f"its curves went to {stored}, your address is {tracking_uri}"
-    if not reason and not whole and not is_flushed(run_dir, tracking_uri):
+    if not reason and not names_whole_run and not is_flushed(run_dir, tracking_uri):
         reason = "an export was named, and not its run"
     if not reason:
         return None
