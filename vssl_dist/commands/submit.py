@@ -45,7 +45,13 @@ from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
-from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, shell_word, shortfall
+from vssl_dist.tracker import (
+    NO_TRACKING,
+    TRAINER_WRITERS,
+    default_tracking_uri,
+    shell_word,
+    why_not_all_sent,
+)
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -126,7 +132,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
             code = local.run_local(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, samples)
-            elif line := shortfall(cfg.dir, launch.tracking_uri, TRAINER):
+            elif line := why_not_all_sent(cfg.dir, launch.tracking_uri, TRAINER_WRITERS):
                 warn([line])
             return code
         job = slurm.submit(
@@ -149,7 +155,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
 
 def _curves(cfg: RunConfig, launch: Launch) -> str:
     uri = launch.tracking_uri
-    if uri == NOWHERE:
+    if uri == NO_TRACKING:
         return f"{command_line('launch/track.py')} {shell_word(cfg.dir)} --to URI, then mlflow ui"
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
@@ -165,8 +171,8 @@ def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
         say(f"evaluations {len(missing)} still to come, see {log}")
     say(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
     say(f"curves      {_curves(cfg, launch)}")
-    if launch.tracking_uri != NOWHERE and (
-        line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
+    if launch.tracking_uri != NO_TRACKING and (
+        line := why_not_all_sent(cfg.dir, launch.tracking_uri, TRAINER_WRITERS)
     ):
         say(f"warning: {line}")
 
@@ -203,7 +209,10 @@ def submit(args: argparse.Namespace) -> int:
         raise ConfigError(tracking.problem)
     findings = lint(cfg, checks.facts())
     done_steps = 0 if problems else check_resume(cfg, launch.world_size, checks.train)
-    warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt, tracking.note))]
+    warnings = [
+        *problems,
+        *filter(None, (tracking.problem, tracking.passing_problem, tracking.note)),
+    ]
     warnings += [finding.line() for finding in findings]
     if args.dry_run:
         if not problems:

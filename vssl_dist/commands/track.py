@@ -21,16 +21,16 @@ from vssl_dist.errors import ConfigError, Refusal
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 from vssl_dist.tracker import (
-    NOWHERE,
+    NO_TRACKING,
     Flusher,
-    Record,
+    TrackingRecord,
     check_tracking,
     default_tracking_uri,
     lease_holder,
     normalised_uri,
     probe_tracking,
     settle_identity,
-    shortfall,
+    why_not_all_sent,
 )
 
 _WAIT_S = 5.0
@@ -61,11 +61,11 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
     for run in runs:
         if not run.exists():
             raise ConfigError(f"{run}: no such folder")
-    if uri == NOWHERE:
+    if uri == NO_TRACKING:
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI={NOWHERE} is no place to send to: --to URI names one"
+            f"MLFLOW_TRACKING_URI={NO_TRACKING} is no place to send to: --to URI names one"
         )
-    if problem := check_tracking(uri, hosts=1):
+    if problem := check_tracking(uri, num_hosts=1):
         raise ConfigError(problem)
     problems = {}
     for run in runs:
@@ -77,8 +77,8 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
             problems[run] = answer.problem
         if answer.note:
             say(f"warning: {answer.note}", error=True)
-        if answer.doubt:
-            raise AwayError(answer.doubt)
+        if answer.passing_problem:
+            raise AwayError(answer.passing_problem)
     if len(problems) == len(runs):
         run, problem = next(iter(problems.items()))
         raise ConfigError(f"{run}: {problem}")
@@ -90,14 +90,14 @@ def send(run: Path, uri: str) -> bool:
     identity = settle_identity(run)  # first: a copy's lease may be the original's
     sender = lease_holder(run, _WAIT_S)
     if sender is None:
-        record = Record.load(run, identity)
-        flusher = Flusher(run, record.experiment, uri, afresh=True, only_sends=True)
+        record = TrackingRecord.load(run, identity)
+        flusher = Flusher(run, record.experiment, uri, retry_refused=True, only_sends=True)
         flusher.start()
         flusher.close(_WITHIN_S)
     elif sender.tracking_uri != uri:
-        say(f"{run}: {sender.doing}: wait for its end, or stop it")
+        say(f"{run}: {sender.activity}: wait for its end, or stop it")
         return False
-    line = shortfall(run, uri)
+    line = why_not_all_sent(run, uri)
     say(f"{run}: {line or f'all of it is at {uri}'}")
     return line is None
 

@@ -198,30 +198,30 @@ def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
         tracking_uri: Where curves go now, as the user says.
     """
     from vssl_dist.tracker import (
-        NOWHERE,
-        Record,
+        NO_TRACKING,
+        TrackingRecord,
         check_tracking,
         flush_once,
         is_flushed,
         lease_holder,
-        shortfall,
         stored_identity,
+        why_not_all_sent,
     )
 
-    record = Record.load(run_dir, stored_identity(run_dir))
-    if not record.tracking_uri or tracking_uri == NOWHERE:
+    record = TrackingRecord.load(run_dir, stored_identity(run_dir))
+    if not record.tracking_uri or tracking_uri == NO_TRACKING:
         return
-    if problem := check_tracking(tracking_uri, hosts=1):
+    if problem := check_tracking(tracking_uri, num_hosts=1):
         _log.warning("%s is not sent: %s", run_dir, problem)
         return
     sender = None if is_flushed(run_dir, tracking_uri) else lease_holder(run_dir)
     if sender is None or sender.is_known:
         if sender is not None and sender.tracking_uri != tracking_uri:
-            _log.info("waiting for the curves: %s", sender.doing)
+            _log.info("waiting for the curves: %s", sender.activity)
         flush_once(run_dir, tracking_uri)
     old_run_id = record.runs.get(tracking_uri)
-    run_id = Record.load(run_dir, stored_identity(run_dir)).run_id
-    if line := shortfall(run_dir, tracking_uri):
+    run_id = TrackingRecord.load(run_dir, stored_identity(run_dir)).run_id
+    if line := why_not_all_sent(run_dir, tracking_uri):
         _log.warning("%s", line)
     elif record.tracking_uri != tracking_uri:
         _log.info("curves      %s (before: %s)", tracking_uri, record.tracking_uri)
@@ -241,10 +241,10 @@ def flush_own_run(run_dir: Path, tracking_uri: str, *, names_whole_run: bool) ->
         tracking_uri: The user's own address.
         names_whole_run: The user has named the run and not a single export.
     """
-    from vssl_dist.tracker import check_tracking, is_flushed, why_not_asked_for
+    from vssl_dist.tracker import check_tracking, is_flushed, why_not_sent_unasked
 
-    if check_tracking(tracking_uri, hosts=1) is None and (
-        line := why_not_asked_for(run_dir, tracking_uri, names_whole_run=names_whole_run)
+    if check_tracking(tracking_uri, num_hosts=1) is None and (
+        line := why_not_sent_unasked(run_dir, tracking_uri, names_whole_run=names_whole_run)
     ):
         _log.warning("%s", line)
     elif names_whole_run and not os.access(run_dir, os.W_OK | os.X_OK):

@@ -239,6 +239,6 @@ def _tracking_problems(cfg: RunConfig, launch: Launch) -> Iterator[str]:
 
 def probe_run_tracking(cfg: RunConfig, launch: Launch) -> TrackingReport:
     """Ask MLflow whether it will take the curves: writes nothing and takes seconds at most."""
-    if check_tracking(launch.tracking_uri, hosts=1):
+    if check_tracking(launch.tracking_uri, num_hosts=1):
         return TrackingReport()  # `problems` has that line
     return probe_tracking(launch.tracking_uri, cfg.dir)

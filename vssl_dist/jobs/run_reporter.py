@@ -18,15 +18,15 @@ from vssl_dist.jobs.resources import Launch
 from vssl_dist.preview.sheet import augmentation_sheet
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker import (
-    EXPERIMENT,
-    NOWHERE,
-    TRAINER,
+    EXPERIMENT_NAME,
+    NO_TRACKING,
+    TRAINER_WRITERS,
     Flusher,
     Spool,
     Status,
     is_flushed,
     run_tags,
-    shortfall,
+    why_not_all_sent,
 )
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class RunReporter:
         self.evaluation_spawner = EvaluationSpawner(cfg.dir, launch.cluster)
         self.spool = Spool(cfg.dir, "train")
         self.flusher = Flusher(
-            cfg.dir, EXPERIMENT, launch.tracking_uri, system_every_s=_SYSTEM_SAMPLE_EVERY_S
+            cfg.dir, EXPERIMENT_NAME, launch.tracking_uri, system_every_s=_SYSTEM_SAMPLE_EVERY_S
         )
         self.spool.status("RUNNING")
         self.spool.tags(run_tags(world_size=launch.world_size, hosts=hostnames))
@@ -99,10 +99,13 @@ class RunReporter:
         self.spool.close()
         self.evaluation_spawner.close(timeout_s)
         run_dir, uri = self.flusher.run_dir, self.flusher.tracking_uri
-        if not is_flushed(run_dir, uri, TRAINER):
+        if not is_flushed(run_dir, uri, TRAINER_WRITERS):
             _log.info("up to %g s for the last curves to reach MLflow", timeout_s)
         self.flusher.close(timeout_s)
-        if uri != NOWHERE and (line := shortfall(run_dir, uri, TRAINER)) is not None:
+        if (
+            uri != NO_TRACKING
+            and (line := why_not_all_sent(run_dir, uri, TRAINER_WRITERS)) is not None
+        ):
             _log.warning("%s", line)
 
     def _note_augmentation_sheet(self, cfg: RunConfig) -> None:
