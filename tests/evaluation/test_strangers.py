@@ -28,7 +28,7 @@ from tests.support.others import (
 )
 from tests.support.photos import tiny_dataset
 from vssl_dist.commands import export
-from vssl_dist.commands.evaluate import main, table_cells
+from vssl_dist.commands.evaluate import main, titled_table_rows
 from vssl_dist.config import KnnConfig
 from vssl_dist.durable import sha256
 from vssl_dist.errors import ConfigError
@@ -363,4 +363,4 @@ def test_attempts_are_not_noted_through_a_link(tmp_path: Path) -> None:
 def test_a_figure_beyond_all_numbers_is_one_line() -> None:
     results = {"k5_t0.1": {"top1": 10**400, "top5": 1.0}}
     with pytest.raises(ConfigError, match=r"results of task knn are not such .*: remove knn-\*"):
-        table_cells("knn", [("step 1", results)])
+        titled_table_rows("knn", [("step 1", results)])

@@ -266,11 +266,11 @@ def test_by_hand_an_evaluation_never_takes_the_cpu_for_a_gpu_that_cannot_be_used
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device in ([], ["--device", "cuda"]):
         with pytest.raises(ConfigError, match="580 or newer"):
-            evaluate.settings_of(evaluate.arguments(["runs/run", *device]))
-    chosen = evaluate.settings_of(evaluate.arguments(["runs/run", "--device", "cpu"]))
+            evaluate.evaluation_settings(evaluate.arguments(["runs/run", *device]))
+    chosen = evaluate.evaluation_settings(evaluate.arguments(["runs/run", "--device", "cpu"]))
     assert chosen.device == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert evaluate.settings_of(evaluate.arguments(["runs/run"])).device == "cpu"
+    assert evaluate.evaluation_settings(evaluate.arguments(["runs/run"])).device == "cpu"
 
 
 @pytest.mark.gpu
