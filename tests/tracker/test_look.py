@@ -272,7 +272,7 @@ MISSING = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no su
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "problem", "doubt"),
+    ("status", "body", "problem", "passing_problem"),
     [
         (200, experiment("active"), None, None),
         (404, MISSING, None, None),
@@ -306,7 +306,7 @@ def test_what_a_server_answers_is_a_problem_or_a_doubt_or_neither(
 
 
 @pytest.mark.parametrize(
-    ("raw", "doubt", "problem"),
+    ("raw", "passing_problem", "problem"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "IncompleteRead", None),
         (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno", "decompress", None),
