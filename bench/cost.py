@@ -62,9 +62,9 @@ class RecipeCost:
         """Of the whole run."""
         return self.operations_per_image * self.num_images
 
-    def gpu_hours(self, a100_operations_per_s: float) -> float:
+    def gpu_hours(self, operations_per_s: float) -> float:
         """GPU-hours at a rate in operations per second."""
-        return self.total_operations / a100_operations_per_s / 3600
+        return self.total_operations / operations_per_s / 3600
 
 
 def operations_per_image(cfg: RunConfig) -> float:

@@ -76,8 +76,9 @@ def full_product_search(bank: Tensor, queries: Tensor, k: int) -> Tensor:
 
 def faiss_search(bank: Tensor, queries: Tensor, k: int) -> Tensor:
     """Search a flat index of inner products with faiss."""
+    import faiss
 
-    index = faiss_search.IndexFlatIP(bank.shape[1])
+    index = faiss.IndexFlatIP(bank.shape[1])
     index.add(F.normalize(bank, dim=1).numpy())
     return torch.from_numpy(index.search(F.normalize(queries, dim=1).numpy(), k)[1])
 
@@ -198,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _report_scale(args)
         return
     if find_spec("faiss"):
-        import faiss_search as library
+        import faiss as library
 
         library.omp_set_num_threads(args.threads)
     names = list(searches_by_name())

@@ -78,5 +78,5 @@ def test_every_recipe_of_a_dataset_has_its_hours_on_the_page_and_the_same_in_its
 
 def test_hours_are_operations_over_the_rate() -> None:
     one = RecipeCost("x", operations_per_image=7.2e9, num_images=1e6)
-    assert one.gpu_hours(rate=1e12) == pytest.approx(2.0)
+    assert one.gpu_hours(operations_per_s=1e12) == pytest.approx(2.0)
     assert two_digits(one.gpu_hours(1e12)) == "2"
