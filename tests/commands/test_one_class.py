@@ -126,7 +126,7 @@ def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(
     vssl = "method={name: vssl, backbone: resnet10_c16}"
     scores = {"others": {name: {"auroc": 0.5} for name in ("norm", "s1_self_likelihood")}}
     words: list[list[str]] = []
-    monkeypatch.setattr(one_class, "call", lambda *said: words.append([*said]) or 0)
+    monkeypatch.setattr(one_class, "run_command", lambda *said: words.append([*said]) or 0)
     for method, extra, stem, density in (
         (None, [], "ood", "polar"),
         (None, [own], "ood-cartesian", "cartesian"),
