@@ -32,7 +32,7 @@ from vssl_dist.console.bars import WholeProgress, screen
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
 from vssl_dist.text import say
 
-IMAGES = {
+NUM_IMAGES = {
     "cifar10": 50_000,
     "cifar100": 50_000,
     "stl10": 105_000,
@@ -40,103 +40,115 @@ IMAGES = {
     "in1k": 1_281_167,
 }
 """Of the training split, by the first word of a recipe's name."""
-LABELLED = {"stl10": 5_000}
+NUM_LABELLED_IMAGES = {"stl10": 5_000}
 """Of those with labels, where there are others."""
-SUPERVISED_RATE = 2470.0
+RESNET50_IMAGES_PER_S = 2470.0
 """Images per second of ResNet-50 on an A100."""
-_COUNTED = 2
+_COUNTED_IMAGES = 2
 """Images whose loss is counted: the fewest that batch norm takes."""
 
 
 @dataclass(frozen=True)
-class Cost:
+class RecipeCost:
     """Floating-point operations of a recipe; a multiplication and an addition are two."""
 
     name: str
-    per_image: float
-    images: float
+    operations_per_image: float
+    num_images: float
     """That the run looks at, over all epochs."""
 
     @property
-    def total(self) -> float:
+    def total_operations(self) -> float:
         """Of the whole run."""
-        return self.per_image * self.images
+        return self.operations_per_image * self.num_images
 
-    def hours(self, rate: float) -> float:
+    def gpu_hours(self, operations_per_s: float) -> float:
         """GPU-hours at a rate in operations per second."""
-        return self.total / rate / 3600
+        return self.total_operations / operations_per_s / 3600
 
 
-def operations(cfg: RunConfig) -> float:
+def operations_per_image(cfg: RunConfig) -> float:
     """Operations per image of loss and gradient, all views and the teacher included."""
     method = build_method(cfg.method, cfg.data.image_size, cfg.data.sides)
     method.student.train()
-    views = [torch.randn(_COUNTED, 3, side, side) for side in cfg.data.sides]
-    now = MicroStep(GlobalNoise(0, 0, 0), 0.0, torch.zeros(_COUNTED, dtype=torch.int64))
+    views = [torch.randn(_COUNTED_IMAGES, 3, side, side) for side in cfg.data.sides]
+    now = MicroStep(GlobalNoise(0, 0, 0), 0.0, torch.zeros(_COUNTED_IMAGES, dtype=torch.int64))
     counter = FlopCounterMode(display=False)
     with counter:
         method.loss(views, now).loss.backward()  # type: ignore[no-untyped-call]
-    return counter.get_total_flops() / _COUNTED
+    return counter.get_total_flops() / _COUNTED_IMAGES
 
 
-def cost(cfg: RunConfig) -> Cost:
+def recipe_cost(cfg: RunConfig) -> RecipeCost:
     """What a recipe for one of the datasets costs."""
     dataset = cfg.name.partition("_")[0]
-    images = IMAGES[dataset]
+    images = NUM_IMAGES[dataset]
     if cfg.method.classes_wanted is not None:
-        images = LABELLED.get(dataset, images)
-    return Cost(cfg.name, operations(cfg), images * cfg.optim.epochs)
+        images = NUM_LABELLED_IMAGES.get(dataset, images)
+    return RecipeCost(cfg.name, operations_per_image(cfg), images * cfg.optim.epochs)
 
 
-def rate(folder: Path) -> float:
+def a100_operations_per_s(folder: Path) -> float:
     """Operations per second of an A100 that trains ResNet-50 at its published rate."""
     control = config.load(folder / "in1k_supervised.yaml", methods=CONFIGS)
-    return operations(control) * SUPERVISED_RATE
+    return operations_per_image(control) * RESNET50_IMAGES_PER_S
 
 
-def figure(hours: float) -> str:
+def two_digits(hours: float) -> str:
     """Hours as two significant digits.
 
-    >>> [figure(x) for x in (0.0349, 1.46, 28.7, 1234.0)]
+    >>> [two_digits(x) for x in (0.0349, 1.46, 28.7, 1234.0)]
     ['0.035', '1.5', '29', '1,200']
     """
     rounded = float(f"{hours:.2g}")
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
 
 
-def table(costs: Sequence[Cost], per_second: float) -> Iterator[str]:
+def markdown_rows(costs: Sequence[RecipeCost], operations_per_s: float) -> Iterator[str]:
     """Markdown, a row per recipe."""
     yield "| recipe | GFLOP per image | images seen | EFLOP in all | A100-hours |"
     yield "|---|--:|--:|--:|--:|"
-    for one in costs:
+    for recipe_cost in costs:
         yield (
-            f"| `{one.name}` | {one.per_image / 1e9:.1f} | {one.images / 1e6:,.1f} million | "
-            f"{one.total / 1e18:.3g} | {figure(one.hours(per_second))} |"
+            f"| `{recipe_cost.name}` | {recipe_cost.operations_per_image / 1e9:.1f} | "
+            f"{recipe_cost.num_images / 1e6:,.1f} million | "
+            f"{recipe_cost.total_operations / 1e18:.3g} | "
+            f"{two_digits(recipe_cost.gpu_hours(operations_per_s))} |"
         )
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the table of some recipes, or of all that name a dataset."""
     folder = Path(__file__).parents[1] / "configs"
-    every = [path for path in sorted(folder.glob("*.yaml")) if path.name.split("_")[0] in IMAGES]
+    all_recipes = [
+        path for path in sorted(folder.glob("*.yaml")) if path.name.split("_")[0] in NUM_IMAGES
+    ]
     try:
-        paths = [Path(expanded(word)) for word in argv] or every
+        recipe_paths = [Path(expanded(path_text)) for path_text in argv] or all_recipes
     except ValueError as error:
         say(f"error: {error}", error=True)
         sys.exit(2)
-    if foreign := [path.name for path in paths if path.name.split("_")[0] not in IMAGES]:
-        say(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", error=True)
+    if unknown_recipes := [
+        path.name for path in recipe_paths if path.name.split("_")[0] not in NUM_IMAGES
+    ]:
+        say(
+            f"error: {unknown_recipes[0]}: not named after one of {', '.join(NUM_IMAGES)}",
+            error=True,
+        )
         sys.exit(2)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     console = screen(stderr=True)
     with WholeProgress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        each = progress.track(paths, description="counting")
-        costs = [cost(config.load(path, methods=CONFIGS)) for path in each]
-    per_second = rate(folder)
-    print(f"{per_second / 1e12:.1f} TFLOP/s: {SUPERVISED_RATE:,.0f} images/s of ResNet-50\n")
-    print("\n".join(table(costs, per_second)))
+        tracked_paths = progress.track(recipe_paths, description="counting")
+        costs = [recipe_cost(config.load(path, methods=CONFIGS)) for path in tracked_paths]
+    operations_per_s = a100_operations_per_s(folder)
+    print(
+        f"{operations_per_s / 1e12:.1f} TFLOP/s: {RESNET50_IMAGES_PER_S:,.0f} images/s of "
+        "ResNet-50\n"
+    )
+    print("\n".join(markdown_rows(costs, operations_per_s)))
 
 
 if __name__ == "__main__":

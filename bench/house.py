@@ -27,22 +27,28 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 from vssl_dist.config.paths import path_argument
 from vssl_dist.console import tables
 
-ROOMS = ("vssl_dist", "data_prep", "launch")
-HOW_IT_CAME = {
+CODE_FOLDERS = ("vssl_dist", "data_prep", "launch")
+VAGUE_NAMES = {
     "found", "made", "told", "said", "given", "kept", "known", "own", "one", "place", "wanted",
     "here", "there", "taken", "seen", "theirs",
 }  # fmt: skip
 """Names of variables and parameters that do not say what they hold."""
-_LEANS = re.compile(r"(Of|As|Likewise|Nothing|The same|Such as|It|Its|Their|They|And|Or)\b")
+_DEPENDENT_FIRST_LINE = re.compile(
+    r"(Of|As|Likewise|Nothing|The same|Such as|It|Its|Their|They|And|Or)\b"
+)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def sources(checkout: Path) -> list[Path]:
+def source_files(checkout: Path) -> list[Path]:
     """The Python files of the code, tests and measurements left out."""
-    return [path for room in ROOMS for path in sorted((checkout / room).rglob("*.py"))]
+    return [
+        path
+        for code_folder in CODE_FOLDERS
+        for path in sorted((checkout / code_folder).rglob("*.py"))
+    ]
 
 
-def names(tree: ast.Module) -> Iterator[str]:
+def assigned_names(tree: ast.Module) -> Iterator[str]:
     """Every variable that is assigned and every parameter, as often as it is."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -51,7 +57,7 @@ def names(tree: ast.Module) -> Iterator[str]:
             yield node.arg
 
 
-def docstrings(tree: ast.Module) -> Iterator[str]:
+def docstring_first_lines(tree: ast.Module) -> Iterator[str]:
     """The first line of every docstring, those below attributes included."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -62,28 +68,32 @@ def docstrings(tree: ast.Module) -> Iterator[str]:
                         yield text.strip().splitlines()[0]
 
 
-def comments(text: str) -> int:
+def num_comment_lines(text: str) -> int:
     """Lines that hold a comment, but for those that speak to a tool."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    marks = (token.string for token in tokens if token.type == tokenize.COMMENT)
-    return sum(not re.match(r"#\s*(fmt|type|noqa|!)", mark) for mark in marks)
+    comment_texts = (token.string for token in tokens if token.type == tokenize.COMMENT)
+    return sum(
+        not re.match(r"#\s*(fmt|type|noqa|!)", comment_text) for comment_text in comment_texts
+    )
 
 
-def figures(checkout: Path) -> dict[str, str]:
+def checkout_figures(checkout: Path) -> dict[str, str]:
     """The figures of one checkout, by what they count."""
-    paths = sources(checkout)
+    paths = source_files(checkout)
     texts = [path.read_text() for path in paths]
     trees = [ast.parse(text) for text in texts]
     lines = [text.count("\n") for text in texts]
-    folders = Counter(path.parent.relative_to(checkout) for path in paths)
-    folder, files = max(folders.items(), key=lambda pair: pair[1])
-    assigned = Counter(name for tree in trees for name in names(tree))
-    dialect = Counter({name: assigned[name] for name in HOW_IT_CAME})
-    first_lines = [line for tree in trees for line in docstrings(tree)]
-    anys = sum(
+    files_per_folder = Counter(path.parent.relative_to(checkout) for path in paths)
+    largest_folder, largest_folder_files = max(
+        files_per_folder.items(), key=lambda folder_and_count: folder_and_count[1]
+    )
+    assigned_counts = Counter(name for tree in trees for name in assigned_names(tree))
+    vague_counts = Counter({name: assigned_counts[name] for name in VAGUE_NAMES})
+    first_lines = [line for tree in trees for line in docstring_first_lines(tree)]
+    num_any_uses = sum(
         isinstance(node, ast.Name) and node.id == "Any" for tree in trees for node in ast.walk(tree)
     )
-    publics = Counter(
+    public_name_counts = Counter(
         node.name
         for tree in trees
         for node in tree.body
@@ -93,15 +103,19 @@ def figures(checkout: Path) -> dict[str, str]:
         "files": str(len(paths)),
         "lines": str(sum(lines)),
         "lines of the median file": f"{statistics.median(lines):g}",
-        "files in the largest folder": f"{files} ({folder})",
-        "folders": str(len(folders)),
-        "comment lines per 100": f"{100 * sum(map(comments, texts)) / sum(lines):.1f}",
-        "uses of Any": str(anys),
-        "names that say how a value came": str(dialect.total()),
-        "the most frequent of them": ", ".join(f"{n} {c}" for n, c in dialect.most_common(5)),
+        "files in the largest folder": f"{largest_folder_files} ({largest_folder})",
+        "folders": str(len(files_per_folder)),
+        "comment lines per 100": f"{100 * sum(map(num_comment_lines, texts)) / sum(lines):.1f}",
+        "uses of Any": str(num_any_uses),
+        "names that say how a value came": str(vague_counts.total()),
+        "the most frequent of them": ", ".join(f"{n} {c}" for n, c in vague_counts.most_common(5)),
         "docstrings": str(len(first_lines)),
-        "docstrings that lean on another": str(sum(bool(_LEANS.match(s)) for s in first_lines)),
-        "public names defined twice or more": str(sum(count > 1 for count in publics.values())),
+        "docstrings that lean on another": str(
+            sum(bool(_DEPENDENT_FIRST_LINE.match(s)) for s in first_lines)
+        ),
+        "public names defined twice or more": str(
+            sum(count > 1 for count in public_name_counts.values())
+        ),
     }
 
 
@@ -109,11 +123,22 @@ def main(argv: Sequence[str]) -> int:
     """Print the table; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m bench.house", description=__doc__)
     parser.add_argument("checkouts", nargs="*", type=path_argument, default=[Path()])
-    columns = {str(path): figures(path) for path in parser.parse_args(argv).checkouts}
-    rows = list(next(iter(columns.values())))
+    figures_by_checkout = {
+        str(path): checkout_figures(path) for path in parser.parse_args(argv).checkouts
+    }
+    figure_names = list(next(iter(figures_by_checkout.values())))
     tables.show(
         "figure",
-        [(row, {name: column[row] for name, column in columns.items()}) for row in rows],
+        [
+            (
+                row,
+                {
+                    name: checkout_column[row]
+                    for name, checkout_column in figures_by_checkout.items()
+                },
+            )
+            for row in figure_names
+        ],
     )
     return 0
 

@@ -39,41 +39,42 @@ from vssl_dist.evaluation.scores.knn import knn_grid
 from vssl_dist.evaluation.scores.neighbours import neighbours
 from vssl_dist.evaluation.scores.table import Features
 
-Search = Callable[[Tensor, Tensor, int], Tensor]
-_CHUNK = 8192
-_KS = (1, 5, 10, 20, 50, 100, 200)
+NeighbourSearch = Callable[[Tensor, Tensor, int], Tensor]
+_CHUNK_QUERIES = 8192
+_NEIGHBOUR_COUNTS = (1, 5, 10, 20, 50, 100, 200)
 _TEMPERATURES = (0.01, 0.03, 0.07, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
-class Size:
+class ProblemSize:
     """Numbers of bank features and of queries, and their width."""
 
-    bank: int
-    queries: int
-    width: int
+    num_bank: int
+    num_queries: int
+    feature_width: int
 
-    def features(self) -> tuple[Tensor, Tensor]:
+    def draw_features(self) -> tuple[Tensor, Tensor]:
         """Draw a bank ``(N, D)`` and queries ``(M, D)``, float32, always the same."""
         generator = torch.Generator().manual_seed(0)
-        bank, queries = (
-            torch.randn(n, self.width, generator=generator) for n in (self.bank, self.queries)
+        num_bank, num_queries = (
+            torch.randn(n, self.feature_width, generator=generator)
+            for n in (self.num_bank, self.num_queries)
         )
-        return bank, queries
+        return num_bank, num_queries
 
 
-def ours(bank: Tensor, queries: Tensor, k: int) -> Tensor:
+def our_search(bank: Tensor, queries: Tensor, k: int) -> Tensor:
     """Search as the evaluation does."""
-    return neighbours(bank, queries, k, _CHUNK)[1]
+    return neighbours(bank, queries, k, _CHUNK_QUERIES)[1]
 
 
-def naive(bank: Tensor, queries: Tensor, k: int) -> Tensor:
+def full_product_search(bank: Tensor, queries: Tensor, k: int) -> Tensor:
     """Compute the whole matrix of similarities and take the largest of each row."""
-    product = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
-    return product.topk(k, dim=1)[1]
+    similarities = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
+    return similarities.topk(k, dim=1)[1]
 
 
-def faiss(bank: Tensor, queries: Tensor, k: int) -> Tensor:
+def faiss_search(bank: Tensor, queries: Tensor, k: int) -> Tensor:
     """Search a flat index of inner products with faiss."""
     import faiss
 
@@ -82,56 +83,59 @@ def faiss(bank: Tensor, queries: Tensor, k: int) -> Tensor:
     return torch.from_numpy(index.search(F.normalize(queries, dim=1).numpy(), k)[1])
 
 
-def contestants() -> dict[str, Search]:
+def searches_by_name() -> dict[str, NeighbourSearch]:
     """List the searches by name, ours first; faiss where the extra ``compare`` is installed."""
-    searches: dict[str, Search] = {"ours": ours, "naive": naive}
-    return searches | ({"faiss": faiss} if find_spec("faiss") else {})
+    searches: dict[str, NeighbourSearch] = {"ours": our_search, "naive": full_product_search}
+    return searches | ({"faiss": faiss_search} if find_spec("faiss") else {})
 
 
-def compare(size: Size, k: int, rounds: int) -> dict[str, list[float]]:
+def measure_seconds(size: ProblemSize, k: int, rounds: int) -> dict[str, list[float]]:
     """Measure the seconds of each contestant in each round.
 
     Raises:
         RuntimeError: They disagree by more than what rounding swaps.
     """
-    bank, queries = size.features()
-    searches = contestants()
-    indices = {name: search(bank, queries, k).sort(dim=1)[0] for name, search in searches.items()}
-    for name, index in indices.items():
-        agreement = float((index == indices["ours"]).float().mean())
+    bank, queries = size.draw_features()
+    searches = searches_by_name()
+    indices_by_name = {
+        name: search(bank, queries, k).sort(dim=1)[0] for name, search in searches.items()
+    }
+    for name, index in indices_by_name.items():
+        agreement = float((index == indices_by_name["ours"]).float().mean())
         if agreement < 0.99:
             raise RuntimeError(
                 f"{name} finds other neighbours: {100 * agreement:.1f} % are the same"
             )
-    seconds: dict[str, list[float]] = {name: [] for name in searches}
+    seconds_by_name: dict[str, list[float]] = {name: [] for name in searches}
     for round_index in range(rounds):
         # Each round begins with another one, so that none is always the first.
         names = list(searches)
-        first = round_index % len(names)
-        for name in names[first:] + names[:first]:
+        first_contestant = round_index % len(names)
+        for name in names[first_contestant:] + names[:first_contestant]:
             start = time.perf_counter()
             searches[name](bank, queries, k)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+            seconds_by_name[name].append(time.perf_counter() - start)
+    return seconds_by_name
 
 
-def line(size: Size, k: int, seconds: dict[str, list[float]]) -> str:
+def table_row(size: ProblemSize, k: int, seconds: dict[str, list[float]]) -> str:
     """Write a row of the table: best seconds, and each contestant's time over ours."""
     cells = []
-    for times in seconds.values():
+    for contestant_seconds in seconds.values():
         ratio = statistics.median(
-            time / our_time for time, our_time in zip(times, seconds["ours"], strict=True)
+            contestant_s / our_s
+            for contestant_s, our_s in zip(contestant_seconds, seconds["ours"], strict=True)
         )
-        cells.append(f"{min(times):.2f} s ({ratio:.2f} x)")
-    label = f"{size.bank:,} x {size.width:,}, {size.queries:,} queries, k = {k}"
+        cells.append(f"{min(contestant_seconds):.2f} s ({ratio:.2f} x)")
+    label = f"{size.num_bank:,} x {size.feature_width:,}, {size.num_queries:,} queries, k = {k}"
     return f"| {label} | {' | '.join(cells)} |"
 
 
 @dataclass(frozen=True)
-class Scale:
+class SearchCost:
     """The cost of a search, split so that it tells that of any number of queries."""
 
-    fixed_s: float
+    bank_pass_s: float
     """Seconds to read the bank once, for up to 8,192 queries."""
     query_s: float
     """Seconds per query."""
@@ -140,37 +144,39 @@ class Scale:
 
     def total_s(self, queries: int) -> float:
         """Extrapolate the seconds for so many queries."""
-        return math.ceil(queries / _CHUNK) * self.fixed_s + queries * self.query_s
+        return math.ceil(queries / _CHUNK_QUERIES) * self.bank_pass_s + queries * self.query_s
 
 
-def write_bank(path: Path, size: Size) -> Features:
+def write_bank(path: Path, size: ProblemSize) -> Features:
     """Write a bank of random float16 features and map it into memory."""
     generator = torch.Generator().manual_seed(0)
-    stored = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.float16, shape=(size.bank, size.width)
+    bank_file = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.float16, shape=(size.num_bank, size.feature_width)
     )
-    for start in range(0, size.bank, _CHUNK):
-        rows = stored[start : start + _CHUNK]
+    for start in range(0, size.num_bank, _CHUNK_QUERIES):
+        rows = bank_file[start : start + _CHUNK_QUERIES]
         rows[:] = torch.randn(rows.shape, generator=generator).half().numpy()
-    stored.flush()
-    del stored
-    mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
-    return Features(mapped, torch.arange(size.bank) % 1000)
+    bank_file.flush()
+    del bank_file
+    mapped_features = torch.from_numpy(np.load(path, mmap_mode="c"))
+    return Features(mapped_features, torch.arange(size.num_bank) % 1000)
 
 
-def measure_scale(bank: Features, slices: tuple[int, int]) -> Scale:
+def measure_scale(bank: Features, slice_sizes: tuple[int, int]) -> SearchCost:
     """Time the whole grid of k and temperatures for two slices of queries, the smaller first."""
     generator = torch.Generator().manual_seed(1)
     seconds = []
-    for count in slices:
+    for count in slice_sizes:
         queries = torch.randn(count, bank.features.shape[1], generator=generator)
         start = time.perf_counter()
-        knn_grid(bank, Features(queries, torch.arange(count) % 1000), _KS, _TEMPERATURES)
+        knn_grid(
+            bank, Features(queries, torch.arange(count) % 1000), _NEIGHBOUR_COUNTS, _TEMPERATURES
+        )
         seconds.append(time.perf_counter() - start)
     # Two points of a line: its slope is the cost of a query, its intercept that of the bank.
-    query_s = max(seconds[1] - seconds[0], 0.0) / (slices[1] - slices[0])
+    query_s = max(seconds[1] - seconds[0], 0.0) / (slice_sizes[1] - slice_sizes[0])
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Scale(max(seconds[0] - slices[0] * query_s, 0.0), query_s, peak_gib)
+    return SearchCost(max(seconds[0] - slice_sizes[0] * query_s, 0.0), query_s, peak_gib)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -190,30 +196,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.scale:
-        _scale(args)
+        _report_scale(args)
         return
     if find_spec("faiss"):
         import faiss as library
 
         library.omp_set_num_threads(args.threads)
-    names = list(contestants())
+    names = list(searches_by_name())
     print(f"Threads: {args.threads}, rounds: {args.rounds}; best time (median ratio to ours).\n")
     print(f"| features | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for bank, width in ((b, w) for b in args.bank for w in args.width):
-        size = Size(bank, args.queries, width)
+        size = ProblemSize(bank, args.queries, width)
         for k in args.k:
-            print(line(size, k, compare(size, k, args.rounds)), flush=True)
+            print(table_row(size, k, measure_seconds(size, k, args.rounds)), flush=True)
 
 
-def _scale(args: argparse.Namespace) -> None:
-    size = Size(args.scale_bank, args.scale_queries[1], max(args.width))
+def _report_scale(args: argparse.Namespace) -> None:
+    size = ProblemSize(args.scale_bank, args.scale_queries[1], max(args.width))
     with tempfile.TemporaryDirectory(dir=args.scale) as folder:
         bank = write_bank(Path(folder, "bank.npy"), size)
         scale = measure_scale(bank, (args.scale_queries[0], args.scale_queries[1]))
     print(
-        f"{size.bank:,} x {size.width:,} float16 ({size.bank * size.width * 2 / 2**30:.2f} GiB), "
-        f"{len(_KS)} k x {len(_TEMPERATURES)} temperatures, threads: {args.threads}\n"
-        f"reading the bank {scale.fixed_s:.1f} s, a query {1000 * scale.query_s:.1f} ms, "
+        f"{size.num_bank:,} x {size.feature_width:,} float16 "
+        f"({size.num_bank * size.feature_width * 2 / 2**30:.2f} GiB), "
+        f"{len(_NEIGHBOUR_COUNTS)} k x {len(_TEMPERATURES)} temperatures, threads: {args.threads}\n"
+        f"reading the bank {scale.bank_pass_s:.1f} s, a query {1000 * scale.query_s:.1f} ms, "
         f"peak memory {scale.peak_gib:.2f} GiB (the mapped bank included)\n"
         f"50,000 queries: {scale.total_s(50_000) / 60:.0f} minutes (extrapolated from "
         f"{args.scale_queries[0]} and {args.scale_queries[1]} queries)"

@@ -41,10 +41,22 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 import psutil
 import torch
 
-from bench.loader_gpu import Busy, steps
-from bench.loader_memory import MARKS, family, long_run
-from bench.loader_ours import STREAMS, ours, report_stages, run_config, stages
-from bench.loader_peers import Batches, TwoViews, decoding, imagefolder, tars
+from bench.loader_gpu import BusyMonitor, endless_training_steps
+from bench.loader_memory import NUM_MARKS, print_long_run, process_tree_mib
+from bench.loader_ours import (
+    NUM_STREAMS,
+    our_batches,
+    print_stage_shares,
+    run_config,
+    stage_seconds,
+)
+from bench.loader_peers import (
+    Batches,
+    TwoViews,
+    decoded_batches,
+    imagefolder_batches,
+    webdataset_batches,
+)
 from bench.shard import write_folder
 from data_prep.shard import positive_int
 from data_prep.sharding.dataset import BuildOptions, build_dataset
@@ -57,127 +69,135 @@ from vssl_dist.data.store.manifest import read_manifest
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
 
-CONSUMER = Path(__file__).parents[1] / "configs" / "in1k_vje.yaml"
-DRAINED = 6
+TRAINING_CONFIG = Path(__file__).parents[1] / "configs" / "in1k_vje.yaml"
+NUM_DRAINED_BATCHES = 6
 """Batches that may lie ready when a turn begins: more than any of them keeps."""
-RESTING_S = 0.03
+MAX_IDLE_CPU_S = 0.03
 """Processor time in ten times as long that is none."""
 
 
-class Turn(NamedTuple):
+class TurnResult(NamedTuple):
     """What one contestant did in one round."""
 
-    rate: float
+    images_per_s: float
     """Images per second."""
-    busy: float
+    gpu_busy_percent: float
     """Percent of the time in which the GPU was at work; not a number where there is none."""
 
 
-def training(args: argparse.Namespace) -> Batches:
+def training_steps(args: argparse.Namespace) -> Batches:
     """Training steps that wait for no data."""
     overrides = [f"optim.global_batch={args.batch}", "data.streams=1"]
-    return steps(config.load(CONSUMER, overrides, methods=CONFIGS), args.device)
+    return endless_training_steps(
+        config.load(TRAINING_CONFIG, overrides, methods=CONFIGS), args.device
+    )
 
 
-def contestants(
+def contestant_makers(
     root: Path, shards: Path, args: argparse.Namespace
 ) -> dict[str, Callable[[], Batches]]:
     """Who takes part; the first one is compared with all."""
     batch, cores, device = args.batch, args.cores, args.device
-    own = partial(run_config, shards, batch=batch, cores=cores)
-    decode = partial(decoding, shards, batch, cores, device)
-    found: dict[str, Callable[[], Batches]] = {
-        "vssl-dist, DALI": lambda: ours(own(backend="dali"), device),
-        "vssl-dist, reference": lambda: ours(own(backend="reference"), device),
+    our_run_config = partial(run_config, shards, batch=batch, cores=cores)
+    decoding_only = partial(decoded_batches, shards, batch, cores, device)
+    makers: dict[str, Callable[[], Batches]] = {
+        "vssl-dist, DALI": lambda: our_batches(our_run_config(backend="dali"), device),
+        "vssl-dist, reference": lambda: our_batches(our_run_config(backend="reference"), device),
     }
-    for told, pillow in (("", False), (", Pillow's blur", True)):
-        views = TwoViews(pillow)
-        folder = partial(imagefolder, root / "train", views, batch, cores, device)
-        found[f"ImageFolder + DataLoader{told}"] = folder
-        found[f"webdataset + WebLoader{told}"] = partial(tars, shards, views, batch, cores)
-    found["DALI, decode alone"] = decode
+    for name_suffix, uses_pillow_blur in (("", False), (", Pillow's blur", True)):
+        views = TwoViews(uses_pillow_blur)
+        folder = partial(imagefolder_batches, root / "train", views, batch, cores, device)
+        makers[f"ImageFolder + DataLoader{name_suffix}"] = folder
+        makers[f"webdataset + WebLoader{name_suffix}"] = partial(
+            webdataset_batches, shards, views, batch, cores
+        )
+    makers["DALI, decode alone"] = decoding_only
     if device == "cuda":
-        found["DALI, decode alone, on no JPEG engine"] = partial(decode, engine=False)
-        found[f"steps of {CONSUMER.stem}, no data"] = lambda: training(args)
-    return found
+        makers["DALI, decode alone, on no JPEG engine"] = partial(decoding_only, engine=False)
+        makers[f"steps of {TRAINING_CONFIG.stem}, no data"] = lambda: training_steps(args)
+    return makers
 
 
-def start(
+def start_contestants(
     makers: dict[str, Callable[[], Batches]],
 ) -> tuple[dict[str, Batches], dict[str, float]]:
     """Every contestant with its workers running and caches warm, and the MiB that it took."""
-    running, taken = {}, {}
-    for name, make in makers.items():
-        before = family()
-        running[name] = make()
-        for _ in islice(running[name], 2 * DRAINED):
+    batches_by_name, mib_by_name = {}, {}
+    for name, make_batches in makers.items():
+        mib_before = process_tree_mib()
+        batches_by_name[name] = make_batches()
+        for _ in islice(batches_by_name[name], 2 * NUM_DRAINED_BATCHES):
             pass
-        taken[name] = family() - before
+        mib_by_name[name] = process_tree_mib() - mib_before
         print(f"{name} runs", file=sys.stderr, flush=True)
-    return running, taken
+    return batches_by_name, mib_by_name
 
 
-def measure(running: dict[str, Batches], args: argparse.Namespace) -> dict[str, list[Turn]]:
+def measure_rounds(
+    batches_by_name: dict[str, Batches], args: argparse.Namespace
+) -> dict[str, list[TurnResult]]:
     """All contestants in turn; what lies ready is drained before the clock starts."""
-    found: dict[str, list[Turn]] = {name: [] for name in running}
+    turns_by_name: dict[str, list[TurnResult]] = {name: [] for name in batches_by_name}
     for number in range(args.rounds):
-        for name, batches in running.items():
-            settle()
-            for _ in islice(batches, DRAINED):
+        for name, batches in batches_by_name.items():
+            wait_until_idle()
+            for _ in islice(batches, NUM_DRAINED_BATCHES):
                 pass
-            found[name].append(turn(batches, args))
+            turns_by_name[name].append(time_one_turn(batches, args))
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-    return found
+    return turns_by_name
 
 
-def turn(batches: Batches, args: argparse.Namespace) -> Turn:
+def time_one_turn(batches: Batches, args: argparse.Namespace) -> TurnResult:
     """One contestant against the clock."""
     on_gpu = args.device == "cuda"
-    with Busy(torch.cuda.utilization) if on_gpu else nullcontext() as busy:
+    with BusyMonitor(torch.cuda.utilization) if on_gpu else nullcontext() as busy:
         start = time.perf_counter()
         for _ in islice(batches, args.batches):
             pass
         if on_gpu:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-    return Turn(args.batches * args.batch / seconds, busy.percent if busy else math.nan)
+    return TurnResult(args.batches * args.batch / seconds, busy.mean_percent if busy else math.nan)
 
 
-def settle() -> None:
+def wait_until_idle() -> None:
     """Wait until nobody's workers are at it: after their turn they fill their queues again."""
-    here = psutil.Process()
-    everybody = [here, *here.children(recursive=True)]
-    spent = -math.inf
+    this_process = psutil.Process()
+    all_processes = [this_process, *this_process.children(recursive=True)]
+    previous_cpu_s = -math.inf
     while True:
-        now = sum(sum(process.cpu_times()[:2]) for process in everybody)
-        if now - spent < RESTING_S:
+        cpu_s = sum(sum(process.cpu_times()[:2]) for process in all_processes)
+        if cpu_s - previous_cpu_s < MAX_IDLE_CPU_S:
             return
-        spent = now
-        time.sleep(10 * RESTING_S)
+        previous_cpu_s = cpu_s
+        time.sleep(10 * MAX_IDLE_CPU_S)
 
 
-def report(found: dict[str, list[Turn]], taken: dict[str, float]) -> None:
+def print_report(turns_by_name: dict[str, list[TurnResult]], mib_by_name: dict[str, float]) -> None:
     """Print who was how fast, with what."""
-    own = next(iter(found.values()))
+    our_turns = next(iter(turns_by_name.values()))
     print(
         "| loader | images/s, median | least to most | vssl-dist is faster by, median | "
         "GPU at work | MiB of the host |\n|---|---|---|---|---|---|"
     )
-    for name, turns in found.items():
-        rates = [each.rate for each in turns]
+    for name, turns in turns_by_name.items():
+        rates = [turn_result.images_per_s for turn_result in turns]
         spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
         ratio = statistics.median(
-            mine.rate / theirs for mine, theirs in zip(own, rates, strict=True)
+            our_turn.images_per_s / other_rate
+            for our_turn, other_rate in zip(our_turns, rates, strict=True)
         )
-        busy = statistics.median(each.busy for each in turns)
-        at_work = "" if math.isnan(busy) else f"{busy:.0f} %"
+        busy = statistics.median(turn_result.gpu_busy_percent for turn_result in turns)
+        gpu_busy_text = "" if math.isnan(busy) else f"{busy:.0f} %"
         print(
-            f"| {name} | {statistics.median(rates):,.0f} | {spread} | {ratio:.2f} x | {at_work} | "
-            f"{taken[name]:,.0f} |"
+            f"| {name} | {statistics.median(rates):,.0f} | {spread} | {ratio:.2f} x | "
+            f"{gpu_busy_text} | "
+            f"{mib_by_name[name]:,.0f} |"
         )
 
 
-def shard(root: Path, out: Path) -> Path:
+def write_shards(root: Path, out: Path) -> Path:
     """The image folder as shards; the train folder of them."""
     splits = SOURCES["imagefolder"].read(SourceRequest(root, ("train",), has_named_splits=True))
     build_dataset(
@@ -186,7 +206,7 @@ def shard(root: Path, out: Path) -> Path:
     return out / "train"
 
 
-def parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -202,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def photographs(scratch: Path, args: argparse.Namespace) -> tuple[Path, Path]:
+def image_folders(scratch: Path, args: argparse.Namespace) -> tuple[Path, Path]:
     """The images as a folder and as shards.
 
     Raises:
@@ -210,41 +230,43 @@ def photographs(scratch: Path, args: argparse.Namespace) -> tuple[Path, Path]:
     """
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no CUDA device")
-    if args.long < 2 * MARKS:
-        raise ConfigError(f"--long {args.long}: must be at least {2 * MARKS}")
-    if args.batch % STREAMS:
-        raise ConfigError(f"--batch {args.batch}: must be a multiple of {STREAMS}")
+    if args.long < 2 * NUM_MARKS:
+        raise ConfigError(f"--long {args.long}: must be at least {2 * NUM_MARKS}")
+    if args.batch % NUM_STREAMS:
+        raise ConfigError(f"--batch {args.batch}: must be a multiple of {NUM_STREAMS}")
     root = args.images or scratch / "images"
     if args.images is None:
         write_folder(root, args.samples)
     elif not (root / "train").is_dir():
         raise ConfigError(f"--images {root}: has no folder train with a folder per class")
-    shards = shard(root, scratch / "shards")
-    if (there := read_manifest(shards).samples) < args.batch * args.cores:
-        raise ConfigError(f"--batch {args.batch}: {args.cores} workers share {there} images only")
+    shards = write_shards(root, scratch / "shards")
+    if (num_images := read_manifest(shards).samples) < args.batch * args.cores:
+        raise ConfigError(
+            f"--batch {args.batch}: {args.cores} workers share {num_images} images only"
+        )
     return root, shards
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code: 0, 2 (refused) or 130 (Ctrl-C)."""
-    args = parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     torch.set_num_threads(args.cores)
     with tempfile.TemporaryDirectory() as scratch, one_line(args.images or Path()) as ending:
-        root, shards = photographs(Path(scratch), args)
-        running, taken = start(contestants(root, shards, args))
-        found = measure(running, args)
-        running.clear()
+        root, shards = image_folders(Path(scratch), args)
+        batches_by_name, mib_by_name = start_contestants(contestant_makers(root, shards, args))
+        turns_by_name = measure_rounds(batches_by_name, args)
+        batches_by_name.clear()
         gc.collect()  # ends threads and workers before their files go
         print(
             f"{args.rounds} rounds of {args.batches} batches of {args.batch} images, "
             f"{args.cores} of {psutil.cpu_count()} cores, {args.device}, load "
             f"{psutil.getloadavg()[0]:.1f}\n"
         )
-        report(found, taken)
+        print_report(turns_by_name, mib_by_name)
         cfg = run_config(shards, batch=args.batch, cores=args.cores)
-        report_stages(stages(cfg, args.batches, args.device))
-        long_run(Path(scratch), args.long)
+        print_stage_shares(stage_seconds(cfg, args.batches, args.device))
+        print_long_run(Path(scratch), args.long)
     return ending.code
 
 

@@ -15,7 +15,7 @@ from vssl_dist.data.loader import Batch
 from vssl_dist.engine import Engine
 from vssl_dist.methods import LossOutput, build_method
 
-ALONE = {
+SINGLE_RANK_ENVIRONMENT = {
     "RANK": "0",
     "LOCAL_RANK": "0",
     "WORLD_SIZE": "1",
@@ -24,7 +24,7 @@ ALONE = {
 }
 
 
-def steps(cfg: RunConfig, device: str) -> Iterator[LossOutput]:
+def endless_training_steps(cfg: RunConfig, device: str) -> Iterator[LossOutput]:
     """Training steps of one rank whose views are always there: what a loader has to keep up with.
 
     Opens the process group of this process.
@@ -33,7 +33,7 @@ def steps(cfg: RunConfig, device: str) -> Iterator[LossOutput]:
         cfg: The run; ``accumulate`` is 1.
         device: ``"cpu"`` or ``"cuda"``.
     """
-    os.environ.update(ALONE)
+    os.environ.update(SINGLE_RANK_ENVIRONMENT)
     dist.init(device)
     method = build_method(cfg.method, cfg.data.image_size, cfg.data.sides)
     # So far from the end that the learning rate stays at the foot of its warm-up: noise is no data.
@@ -46,7 +46,7 @@ def steps(cfg: RunConfig, device: str) -> Iterator[LossOutput]:
         yield engine.train_step([batch])
 
 
-class Busy:
+class BusyMonitor:
     """Within, looks every so often at how busy something is.
 
     Args:
@@ -55,31 +55,31 @@ class Busy:
         every_s: Seconds between two looks.
 
     >>> import time
-    >>> with Busy(lambda: 50.0, every_s=0.01) as busy:
+    >>> with BusyMonitor(lambda: 50.0, every_s=0.01) as busy:
     ...     time.sleep(0.1)
     >>> busy.percent
     50.0
     """
 
     def __init__(self, read: Callable[[], float], every_s: float = 0.1) -> None:
-        self._read, self._every_s = read, every_s
-        self._seen: list[float] = []
-        self._stop = Event()
-        self._thread = Thread(target=self._look, daemon=True)
+        self._read_percent, self._every_s = read, every_s
+        self._percents: list[float] = []
+        self._stop_event = Event()
+        self._thread = Thread(target=self._sample_percents, daemon=True)
 
-    def __enter__(self) -> Busy:
+    def __enter__(self) -> BusyMonitor:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._stop_event.set()
         self._thread.join()
 
     @property
-    def percent(self) -> float:
+    def mean_percent(self) -> float:
         """Mean of what was seen; not a number if that was too short to see anything."""
-        return statistics.fmean(self._seen) if self._seen else float("nan")
+        return statistics.fmean(self._percents) if self._percents else float("nan")
 
-    def _look(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self._seen.append(self._read())
+    def _sample_percents(self) -> None:
+        while not self._stop_event.wait(self._every_s):
+            self._percents.append(self._read_percent())

@@ -10,50 +10,50 @@ from typing import Any
 
 import psutil
 
-from bench.loader_ours import ours, run_config
+from bench.loader_ours import our_batches, run_config
 from bench.shard import write_cifar
 from data_prep.sharding.dataset import BuildOptions, build_dataset
 from data_prep.sources import SOURCES
 from data_prep.sources.base import SourceRequest
 
-MARKS = 10
+NUM_MARKS = 10
 """Stretches of a long run."""
 
 
-def resident(batches: Iterator[Any], count: int) -> list[tuple[int, float]]:
-    """MiB of this process after each of `MARKS` equal stretches of ``count`` batches.
+def mib_at_marks(batches: Iterator[Any], count: int) -> list[tuple[int, float]]:
+    """MiB of this process after each of `NUM_MARKS` equal stretches of ``count`` batches.
 
     The stretch before the first mark, in which buffers grow to their size, is run but not told.
     """
-    process, each = psutil.Process(), count // MARKS
-    found: list[tuple[int, float]] = []
-    for done in range(each, count + 1, each):
-        for _ in range(each):
+    process, batches_per_mark = psutil.Process(), count // NUM_MARKS
+    marks: list[tuple[int, float]] = []
+    for num_done in range(batches_per_mark, count + 1, batches_per_mark):
+        for _ in range(batches_per_mark):
             next(batches)
         gc.collect()
-        found.append((done, process.memory_info().rss / 2**20))
-    return found
+        marks.append((num_done, process.memory_info().rss / 2**20))
+    return marks
 
 
-def slope(found: list[tuple[int, float]]) -> float:
+def bytes_per_batch(marks: list[tuple[int, float]]) -> float:
     """Bytes per batch by which the memory grows: the straight line of least squares.
 
-    >>> slope([(0, 100.0), (1024, 101.0), (2048, 102.0)])
+    >>> bytes_per_batch([(0, 100.0), (1024, 101.0), (2048, 102.0)])
     1024.0
     """
-    middle = sum(at for at, _ in found) / len(found)
-    rise = sum((at - middle) * mib for at, mib in found)
-    return rise * 2**20 / sum((at - middle) ** 2 for at, _ in found)
+    mean_batch = sum(batch_number for batch_number, _ in marks) / len(marks)
+    covariance = sum((batch_number - mean_batch) * mib for batch_number, mib in marks)
+    return covariance * 2**20 / sum((batch_number - mean_batch) ** 2 for batch_number, _ in marks)
 
 
-def family() -> float:
+def process_tree_mib() -> float:
     """MiB of this process and all its children, what they share counted once."""
-    here = psutil.Process()
-    everybody = [here, *here.children(recursive=True)]
-    return float(sum(process.memory_full_info().pss for process in everybody) / 2**20)
+    this_process = psutil.Process()
+    all_processes = [this_process, *this_process.children(recursive=True)]
+    return float(sum(process.memory_full_info().pss for process in all_processes) / 2**20)
 
 
-def long_run(scratch: Path, batches: int) -> None:
+def print_long_run(scratch: Path, batches: int) -> None:
     """Print what so many small batches of this project's loader do to the memory of a process."""
     write_cifar(scratch / "small", 2000)
     splits = SOURCES["cifar10"].read(
@@ -62,9 +62,9 @@ def long_run(scratch: Path, batches: int) -> None:
     options = BuildOptions(shard_size=250)
     build_dataset(splits, scratch / "shards32", options, lambda *_: nullcontext(lambda done: None))
     cfg = run_config(scratch / "shards32" / "train", batch=8, cores=1, side=32)
-    found = resident(ours(cfg), batches)
+    marks = mib_at_marks(our_batches(cfg), batches)
     print("\n| batches of 8 CIFAR-sized images | MiB resident |\n|---|---|")
-    for done, mib in found:
+    for done, mib in marks:
         print(f"| {done:,} | {mib:,.1f} |")
-    kept = found[len(found) // 2 :]
-    print(f"\nThe second half grows by {slope(kept):,.0f} bytes per batch.")
+    second_half = marks[len(marks) // 2 :]
+    print(f"\nThe second half grows by {bytes_per_batch(second_half):,.0f} bytes per batch.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.loader_peers import RECIPE, SIDE, Batches
+from bench.loader_peers import RECIPE_NAME, VIEW_SIDE, Batches
 from vssl_dist.config import RunConfig
 from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.build import build_backend
@@ -21,12 +21,12 @@ from vssl_dist.data.store.dataset import Dataset, Samples
 from vssl_dist.data.views import draw
 from vssl_dist.methods.vje import VJEConfig
 
-STREAMS = 4
-READ, RENDER = "read and check", "decode and render"
+NUM_STREAMS = 4
+READ_STAGE, RENDER_STAGE = "read and check", "decode and render"
 
 
 def run_config(
-    shards: Path, *, batch: int, cores: int, side: int = SIDE, backend: str = "dali"
+    shards: Path, *, batch: int, cores: int, side: int = VIEW_SIDE, backend: str = "dali"
 ) -> RunConfig:
     """A run of one rank over the shards: two views of ``side`` pixels of each image."""
     return RunConfig.model_validate(
@@ -36,8 +36,8 @@ def run_config(
             "data": {
                 "train": str(shards),
                 "image_size": side,
-                "views": [RECIPE, RECIPE],
-                "streams": STREAMS,
+                "views": [RECIPE_NAME, RECIPE_NAME],
+                "streams": NUM_STREAMS,
                 "window": 256,
                 "threads": cores,
                 "backend": backend,
@@ -47,12 +47,12 @@ def run_config(
     )
 
 
-def ours(cfg: RunConfig, device: str = "cpu") -> Batches:
+def our_batches(cfg: RunConfig, device: str = "cpu") -> Batches:
     """Its batches, for ever."""
     return iter(build_loader(cfg, rank=0, world_size=1, device=device))
 
 
-def stages(cfg: RunConfig, batches: int, device: str) -> dict[str, float]:
+def stage_seconds(cfg: RunConfig, batches: int, device: str) -> dict[str, float]:
     """Seconds that each stage takes for so many batches."""
     dataset = Dataset.open(cfg.data.train)
     data, optim = cfg.data, cfg.optim
@@ -66,38 +66,42 @@ def stages(cfg: RunConfig, batches: int, device: str) -> dict[str, float]:
     )
     spec = BackendSpec(data.views, data.image_size, data.normalise, data.threads, device)
     backend = build_backend("dali", spec)
-    spent: dict[str, float] = {}
+    seconds_by_stage: dict[str, float] = {}
 
-    def timed(stage: str, work: Callable[[], Any]) -> Any:
+    def timed(stage: str, stage_function: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        result = work()
-        spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - start
+        result = stage_function()
+        seconds_by_stage[stage] = seconds_by_stage.get(stage, 0.0) + time.perf_counter() - start
         return result
 
-    def shown(at: int) -> None:
-        ids, epochs = timed("plan", lambda: plan.micro_batch_ids(at, 0, 1))
+    def make_batch(batch_start: int) -> None:
+        ids, epochs = timed("plan", lambda: plan.micro_batch_ids(batch_start, 0, 1))
 
         def render(samples: Samples) -> list[torch.Tensor]:
             sizes = np.stack([samples.height, samples.width], axis=1)
             views = list(enumerate(data.views))
             draws = timed("draw", lambda: [draw(r, 0, v, ids, epochs, sizes) for v, r in views])
-            made: list[torch.Tensor] = timed(RENDER, lambda: backend(samples, draws))
-            return made
+            rendered_views: list[torch.Tensor] = timed(
+                RENDER_STAGE, lambda: backend(samples, draws)
+            )
+            return rendered_views
 
-        timed(READ, lambda: read_with_substitutes(dataset, ids, render))
+        timed(READ_STAGE, lambda: read_with_substitutes(dataset, ids, render))
 
     for number in range(batches + 1):
         if number == 1:  # the batch before has built the pipeline
-            spent.clear()
-        shown(number * plan.micro_batch)
-    spent[READ] -= spent["draw"] + spent[RENDER]
-    return spent
+            seconds_by_stage.clear()
+        make_batch(number * plan.micro_batch)
+    seconds_by_stage[READ_STAGE] -= seconds_by_stage["draw"] + seconds_by_stage[RENDER_STAGE]
+    return seconds_by_stage
 
 
-def report_stages(spent: dict[str, float]) -> None:
+def print_stage_shares(seconds_by_stage: dict[str, float]) -> None:
     """Print the stages' shares."""
-    whole = sum(spent.values())
+    total_s = sum(seconds_by_stage.values())
     print("\n| stage of vssl-dist, DALI | share of its time |\n|---|---|")
-    for stage, seconds in spent.items():
-        print(f"| {stage} | {seconds / whole:.2%} |")
-    print(f"| all but decoding and rendering | {1 - spent[RENDER] / whole:.2%} |")
+    for stage, seconds in seconds_by_stage.items():
+        print(f"| {stage} | {seconds / total_s:.2%} |")
+    print(
+        f"| all but decoding and rendering | {1 - seconds_by_stage[RENDER_STAGE] / total_s:.2%} |"
+    )

@@ -17,7 +17,7 @@ from vssl_dist.config.recipes import RECIPES, Normalisation
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.vision import torchvision
 
-SIDE, RECIPE = 224, "moco_v2"
+VIEW_SIDE, RECIPE_NAME = 224, "moco_v2"
 Batches = Iterator[Any]
 
 
@@ -27,20 +27,22 @@ class PillowBlur:
     def __call__(self, image: Any) -> Any:
         from PIL import ImageFilter
 
-        return image.filter(ImageFilter.GaussianBlur(random.uniform(*RECIPES[RECIPE].blur_sigma)))
+        return image.filter(
+            ImageFilter.GaussianBlur(random.uniform(*RECIPES[RECIPE_NAME].blur_sigma))
+        )
 
 
-def transforms(pillow: bool) -> Any:
+def torchvision_recipe(uses_pillow_blur: bool) -> Any:
     """The recipe as torchvision users write it, with its own blur or with Pillow's."""
     torchvision()
     from torchvision.transforms import v2
 
-    recipe, norm = RECIPES[RECIPE], Normalisation()
+    recipe, norm = RECIPES[RECIPE_NAME], Normalisation()
     jitter = v2.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
-    blur = PillowBlur() if pillow else v2.GaussianBlur(23, recipe.blur_sigma)
+    blur = PillowBlur() if uses_pillow_blur else v2.GaussianBlur(23, recipe.blur_sigma)
     return v2.Compose(
         [
-            v2.RandomResizedCrop(SIDE, recipe.crop_scale, recipe.crop_ratio),
+            v2.RandomResizedCrop(VIEW_SIDE, recipe.crop_scale, recipe.crop_ratio),
             v2.RandomHorizontalFlip(recipe.flip),
             v2.RandomApply([jitter], recipe.jitter),
             v2.RandomGrayscale(recipe.grayscale),
@@ -56,14 +58,16 @@ class TwoViews:
     """The recipe, twice; picklable for worker processes."""
 
     def __init__(self, pillow: bool) -> None:
-        self.transform = transforms(pillow)
+        self.transform = torchvision_recipe(pillow)
 
     def __call__(self, image: Any) -> tuple[torch.Tensor, torch.Tensor]:
         rgb = image.convert("RGB")
         return self.transform(rgb), self.transform(rgb)
 
 
-def imagefolder(root: Path, views: TwoViews, batch: int, cores: int, device: str) -> Batches:
+def imagefolder_batches(
+    root: Path, views: TwoViews, batch: int, cores: int, device: str
+) -> Batches:
     """ImageFolder in a DataLoader with a worker per core."""
     torchvision()
     from torchvision.datasets import ImageFolder
@@ -80,7 +84,7 @@ def imagefolder(root: Path, views: TwoViews, batch: int, cores: int, device: str
     return chain.from_iterable(repeat(loader))
 
 
-def tars(shards: Path, views: TwoViews, batch: int, cores: int) -> Batches:
+def webdataset_batches(shards: Path, views: TwoViews, batch: int, cores: int) -> Batches:
     """webdataset in a WebLoader with a worker per core."""
     urls = sorted(str(path) for path in shards.glob("*.tar"))
     dataset = (
@@ -94,8 +98,8 @@ def tars(shards: Path, views: TwoViews, batch: int, cores: int) -> Batches:
     return iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=cores))
 
 
-def decoding(
-    shards: Path, batch: int, cores: int, device: str = "cpu", *, engine: bool = True
+def decoded_batches(
+    shards: Path, batch: int, cores: int, device: str = "cpu", *, uses_jpeg_engine: bool = True
 ) -> Batches:
     """Nothing but DALI's decoder, on bytes that are in memory.
 
@@ -104,22 +108,22 @@ def decoding(
         batch: Images of each batch.
         cores: Decoding threads.
         device: ``"cuda"`` decodes with nvJPEG.
-        engine: Whether a GPU's JPEG engine may take a share, as DALI has it by default.
+        uses_jpeg_engine: Whether a GPU's JPEG engine may take a share, as DALI has it by default.
     """
     dataset = Dataset.open(shards)
-    data = dataset.read_checked(np.arange(min(dataset.samples, batch))).data
+    encoded_images = dataset.read_checked(np.arange(min(dataset.samples, batch))).data
     on_gpu = device == "cuda"
-    options: dict[str, Any] = {} if engine else {"hw_decoder_load": 0.0}
+    options: dict[str, Any] = {} if uses_jpeg_engine else {"hw_decoder_load": 0.0}
 
     @pipeline_def(  # type: ignore[untyped-decorator]
-        batch_size=len(data), num_threads=cores, device_id=0 if on_gpu else None
+        batch_size=len(encoded_images), num_threads=cores, device_id=0 if on_gpu else None
     )
-    def decoder() -> Any:
-        encoded = fn.external_source(source=lambda: data, batch=True)
-        where = "mixed" if on_gpu else "cpu"
-        return fn.decoders.image(encoded, device=where, output_type=types.RGB, **options)
+    def decoding_pipeline() -> Any:
+        encoded = fn.external_source(source=lambda: encoded_images, batch=True)
+        decoder_device = "mixed" if on_gpu else "cpu"
+        return fn.decoders.image(encoded, device=decoder_device, output_type=types.RGB, **options)
 
-    pipeline = decoder()
+    pipeline = decoding_pipeline()
     pipeline.build()
     while True:
         yield pipeline.run()

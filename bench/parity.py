@@ -26,14 +26,14 @@ import torch
 from numpy.typing import NDArray
 
 from bench.parity_cases import (
-    EVERYTHING,
-    LEVELS,
-    OPERATIONS,
-    Case,
-    drawn,
-    folder_case,
-    identity,
-    standard_cases,
+    ALL_OPERATIONS_RECIPE,
+    LEVEL_NORMALISATION,
+    OPERATION_DRAWS,
+    ImageSet,
+    folder_image_set,
+    identity_draws,
+    recipe_draws,
+    standard_image_sets,
 )
 from vssl_dist.config import RECIPES, ViewRecipe
 from vssl_dist.config.paths import path_argument
@@ -44,9 +44,9 @@ from vssl_dist.durable import publish
 from vssl_dist.errors import ConfigError
 from vssl_dist.text import say
 
-PROMISED = 2.0
+MAX_MEAN_DIFFERENCE = 2.0
 """The mean difference that no operation and no recipe may exceed."""
-_HEAD = """# DALI against the reference
+_PAGE_HEAD = """# DALI against the reference
 
 Both backends make views from the same drawn parameters (`vssl_dist/data/views.py`); the
 reference is PIL and torchvision's v2 functions. A cell is the mean difference over all pixels of
@@ -60,7 +60,7 @@ with {versions}.
 
 {note}
 """
-_NOTE = """\
+_REMAINING_DIFFERENCE_NOTE = """\
 What remains is rounding, and the border: where an outermost pixel of a view mixes in what lies
 beyond the crop, DALI repeats the border and PIL leaves it out. DALI rounds the grey image where
 torchvision truncates it, and here the hue turns by whole levels. A sequence of operations can
@@ -68,8 +68,8 @@ carry such a level further: contrast and saturation up to 1.8 nearly double it, 
 pixel that is nearly grey, may pass it on to another channel."""
 
 
-def compare(
-    case: Case, recipe: ViewRecipe, draws: Draws, device: str = "cpu"
+def backend_difference(
+    case: ImageSet, recipe: ViewRecipe, draws: Draws, device: str = "cpu"
 ) -> tuple[float, float]:
     """Mean and greatest difference between the two backends' views.
 
@@ -82,53 +82,70 @@ def compare(
     Raises:
         ConfigError: DALI is not installed, or the views are too small for the blur.
     """
-    got, want = (
-        build_backend(name, BackendSpec((recipe,), case.side, LEVELS, 2, place))(
-            case.samples, [draws]
-        )[0].cpu()
-        for name, place in (("dali", device), ("reference", "cpu"))
+    dali_views, reference_views = (
+        build_backend(
+            name, BackendSpec((recipe,), case.side, LEVEL_NORMALISATION, 2, backend_device)
+        )(case.samples, [draws])[0].cpu()
+        for name, backend_device in (("dali", device), ("reference", "cpu"))
     )
-    difference = (got - want).abs()
+    difference = (dali_views - reference_views).abs()
     return difference.mean().item(), difference.max().item()
 
 
-def operations(cases: Sequence[Case], device: str) -> list[list[str]]:
+def operation_rows(cases: Sequence[ImageSet], device: str) -> list[list[str]]:
     """One row per operation: its name, and a cell per case."""
     return [
-        [name, *(_cell(compare(c, EVERYTHING, make(identity(c.samples)), device)) for c in cases)]
-        for name, make in OPERATIONS.items()
+        [
+            name,
+            *(
+                _difference_cell(
+                    backend_difference(
+                        c, ALL_OPERATIONS_RECIPE, make(identity_draws(c.samples)), device
+                    )
+                )
+                for c in cases
+            ),
+        ]
+        for name, make in OPERATION_DRAWS.items()
     ]
 
 
-def recipes(cases: Sequence[Case], device: str) -> list[list[str]]:
+def recipe_rows(cases: Sequence[ImageSet], device: str) -> list[list[str]]:
     """One row per shipped recipe; a cell is empty where its blur does not fit the views."""
     rows = []
     for name, recipe in RECIPES.items():
         row = [name]
         for case in cases:
-            reach = int(blur_window(recipe.blur_sigma[1])) // 2 if recipe.blur else 0
-            fits = reach < (recipe.size or case.side)
-            draws = drawn(case.samples, recipe)
-            row.append(_cell(compare(case, recipe, draws, device)) if fits else "")
+            blur_radius = int(blur_window(recipe.blur_sigma[1])) // 2 if recipe.blur else 0
+            blur_fits = blur_radius < (recipe.size or case.side)
+            draws = recipe_draws(case.samples, recipe)
+            row.append(
+                _difference_cell(backend_difference(case, recipe, draws, device))
+                if blur_fits
+                else ""
+            )
         rows.append(row)
     return rows
 
 
-def _cell(difference: tuple[float, float]) -> str:
+def _difference_cell(difference: tuple[float, float]) -> str:
     mean, greatest = difference
-    return f"{'**' * (mean > PROMISED)}{mean:.3f} / {greatest:.0f}{'**' * (mean > PROMISED)}"
+    bold = "**" * (mean > MAX_MEAN_DIFFERENCE)
+    return f"{bold}{mean:.3f} / {greatest:.0f}{bold}"
 
 
-def document(cases: Sequence[Case], device: str, command: str) -> str:
+def markdown_page(cases: Sequence[ImageSet], device: str, command: str) -> str:
     """The whole certificate as Markdown."""
     names = [case.name for case in cases]
     sets = [
-        f"* **{case.name}**: {len(case.samples.data)} images of {_range(case.samples.height)} by "
-        f"{_range(case.samples.width)} pixels, views of {case.side} (or the recipe's own size)."
+        f"* **{case.name}**: {len(case.samples.data)} images of "
+        f"{_length_range(case.samples.height)} by "
+        f"{_length_range(case.samples.width)} pixels, views of {case.side} (or the recipe's own "
+        "size)."
         for case in cases
     ]
-    head = _HEAD.format(
-        promised=PROMISED,
+    head = _PAGE_HEAD.format(
+        promised=MAX_MEAN_DIFFERENCE,
         command=command,
         device=torch.cuda.get_device_name() if device == "cuda" else "the CPU",
         versions=", ".join(
@@ -136,17 +153,17 @@ def document(cases: Sequence[Case], device: str, command: str) -> str:
             for name in ("nvidia-dali-cuda130", "torchvision", "pillow", "torch")
         ),
         sets="\n".join(sets),
-        note=_NOTE,
+        note=_REMAINING_DIFFERENCE_NOTE,
     )
     tables = [
         "## Operations, each alone over its range\n\n"
-        + _table(["operation", *names], operations(cases, device)),
-        "## Recipes, as drawn\n\n" + _table(["recipe", *names], recipes(cases, device)),
+        + _table(["operation", *names], operation_rows(cases, device)),
+        "## Recipes, as drawn\n\n" + _table(["recipe", *names], recipe_rows(cases, device)),
     ]
     return "\n".join([head, *tables])
 
 
-def typed(images: Path) -> str:
+def portable_folder(images: Path) -> str:
     """The folder as any reader can type it, where it is one of the test data."""
     data = os.environ.get("VSSL_TEST_DATA")
     if data and images.resolve().is_relative_to(Path(data).resolve()):
@@ -161,7 +178,7 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def _range(lengths: NDArray[np.int64]) -> str:
+def _length_range(lengths: NDArray[np.int64]) -> str:
     low, high = lengths.min(), lengths.max()
     return f"{low}" if low == high else f"{low} to {high}"
 
@@ -187,11 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device cuda: there is no CUDA device")
-        cases = standard_cases() + ([folder_case(args.images)] if args.images else [])
+        cases = standard_image_sets() + ([folder_image_set(args.images)] if args.images else [])
         words = ["python -m bench.parity"]
-        words += [f"--images {typed(args.images)}"] if args.images else []
+        words += [f"--images {portable_folder(args.images)}"] if args.images else []
         words += ["--device cuda"] if args.device == "cuda" else []
-        text = document(cases, args.device, " ".join(words))
+        text = markdown_page(cases, args.device, " ".join(words))
         if args.out is None:
             say(*text.splitlines())
         else:

@@ -23,15 +23,15 @@ from vssl_dist.data.store.dataset import Samples
 from vssl_dist.data.views import Draws, draw
 from vssl_dist.errors import ConfigError
 
-LEVELS = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+LEVEL_NORMALISATION = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 """The normalisation that leaves levels from 0 to 255."""
-EVERYTHING = ViewRecipe(jitter=1, grayscale=0.5, blur=0.5, solarize=0.5)
+ALL_OPERATIONS_RECIPE = ViewRecipe(jitter=1, grayscale=0.5, blur=0.5, solarize=0.5)
 """Every operation is in DALI's graph, also where a draw changes nothing."""
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 @dataclass(frozen=True)
-class Case:
+class ImageSet:
     """A set of encoded images, and the size of the views that are made of them."""
 
     name: str
@@ -39,17 +39,17 @@ class Case:
     side: int
 
 
-def encoded(images: Iterable[Image.Image], kind: str) -> Samples:
+def encoded_samples(images: Iterable[Image.Image], kind: str) -> Samples:
     """Images as PNG or JPEG, in the mode in which they are."""
     files = []
     for image in images:
         stream = io.BytesIO()
         image.save(stream, kind, quality=92)
         files.append(stream.getvalue())
-    return stored(files)
+    return samples_of_files(files)
 
 
-def stored(files: Iterable[bytes]) -> Samples:
+def samples_of_files(files: Iterable[bytes]) -> Samples:
     """Encoded images as a backend takes them; what does not decode must not be among them."""
     data = [np.frombuffer(file, np.uint8) for file in files]
     sizes = np.array([Image.open(io.BytesIO(image.tobytes())).size for image in data], np.int64)
@@ -70,7 +70,7 @@ def photographs() -> list[Image.Image]:
     return images
 
 
-def patches(side: int = 32, each: int = 2) -> list[Image.Image]:
+def photograph_patches(side: int = 32, each: int = 2) -> list[Image.Image]:
     """Patches of the photographs, in colour: ``each`` of every one."""
     images, random = [], np.random.default_rng(0)
     for image in photographs():
@@ -80,13 +80,13 @@ def patches(side: int = 32, each: int = 2) -> list[Image.Image]:
     return images
 
 
-def extremes() -> list[Image.Image]:
+def extreme_images() -> list[Image.Image]:
     """Images of odd shapes and odd colours that a dataset may hold."""
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (64, 80, 3), dtype=np.uint8)
-    ramp = np.linspace(0, 255, 96).astype(np.uint8)
+    grey_ramp = np.linspace(0, 255, 96).astype(np.uint8)
     photo = photographs()[0]
-    checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    checkerboard = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     arrays = [
         noise,
         noise[:1],  # one pixel high
@@ -94,22 +94,27 @@ def extremes() -> list[Image.Image]:
         noise[:1, :1],
         np.where(noise < 128, 0, 255).astype(np.uint8),  # nothing but pure colours
         np.stack(
-            [ramp[None].repeat(40, 0), ramp[None, ::-1].repeat(40, 0), checks[:40, :1] + ramp], 2
+            [
+                grey_ramp[None].repeat(40, 0),
+                grey_ramp[None, ::-1].repeat(40, 0),
+                checkerboard[:40, :1] + grey_ramp,
+            ],
+            2,
         ),
         np.zeros_like(noise),
         np.full_like(noise, 255),
         np.full_like(noise, (255, 0, 0)),
         np.full_like(noise, 127),
         np.full_like(noise, 128),
-        checks[:, :, None].repeat(3, 2),
-        ramp[:, None, None].repeat(3, 1).repeat(3, 2),  # tall, and grey in colour
+        checkerboard[:, :, None].repeat(3, 2),
+        grey_ramp[:, None, None].repeat(3, 1).repeat(3, 2),  # tall, and grey in colour
     ]
     images = [Image.fromarray(array) for array in arrays]
     tall, wide = photo.resize((20, 400)), photo.resize((400, 20))
-    return [*images, Image.fromarray(checks), photo.convert("L"), tall, wide]
+    return [*images, Image.fromarray(checkerboard), photo.convert("L"), tall, wide]
 
 
-def folder_case(folder: Path, limit: int = 48) -> Case:
+def folder_image_set(folder: Path, limit: int = 48) -> ImageSet:
     """The first JPEGs and PNGs below a folder, as they are stored, for views of 224 pixels.
 
     Raises:
@@ -123,49 +128,61 @@ def folder_case(folder: Path, limit: int = 48) -> Case:
             found := examine_image(path.read_bytes(), DEFAULT_RULES)
         ).verdict is ImageVerdict.REJECT:
             raise ConfigError(f"{path}: {found.reason}: remove it from the folder")
-    return Case(folder.resolve().name, stored(path.read_bytes() for path in paths), 224)
+    return ImageSet(
+        folder.resolve().name, samples_of_files(path.read_bytes() for path in paths), 224
+    )
 
 
-def standard_cases() -> list[Case]:
+def standard_image_sets() -> list[ImageSet]:
     """The cases that need no data: patches, photographs, extremes."""
     return [
-        Case("patches of 32", encoded(patches(), "PNG"), 32),
-        Case("photographs", encoded(photographs(), "JPEG"), 224),
-        Case("extremes", encoded(extremes(), "PNG"), 96),
+        ImageSet("patches of 32", encoded_samples(photograph_patches(), "PNG"), 32),
+        ImageSet("photographs", encoded_samples(photographs(), "JPEG"), 224),
+        ImageSet("extremes", encoded_samples(extreme_images(), "PNG"), 96),
     ]
 
 
-def identity(samples: Samples) -> Draws:
+def identity_draws(samples: Samples) -> Draws:
     """The whole image, and nothing else."""
-    count, zero = len(samples.data), np.zeros(len(samples.data), np.float32)
+    count, no_shift = len(samples.data), np.zeros(len(samples.data), np.float32)
     boxes = np.stack([0 * samples.height, 0 * samples.width, samples.height, samples.width], 1)
-    off, one = np.zeros(count, np.bool_), np.ones(count, np.float32)
-    return Draws(boxes.astype(np.int32), off, one, one, one, zero, off, zero, off)
+    switched_off, unchanged_factor = np.zeros(count, np.bool_), np.ones(count, np.float32)
+    return Draws(
+        boxes.astype(np.int32),
+        switched_off,
+        unchanged_factor,
+        unchanged_factor,
+        unchanged_factor,
+        no_shift,
+        switched_off,
+        no_shift,
+        switched_off,
+    )
 
 
-def drawn(samples: Samples, recipe: ViewRecipe, view: int = 0) -> Draws:
+def recipe_draws(samples: Samples, recipe: ViewRecipe, view: int = 0) -> Draws:
     """What the first epoch of seed 7 would draw."""
     ids = np.arange(len(samples.data), dtype=np.int64)
     return draw(recipe, 7, view, ids, 0 * ids, np.stack([samples.height, samples.width], 1))
 
 
-def _spread(draws: Draws, low: float, high: float) -> NDArray[np.float32]:
+def _over_range(draws: Draws, low: float, high: float) -> NDArray[np.float32]:
     return np.linspace(low, high, len(draws), dtype=np.float32)
 
 
-def _on(draws: Draws) -> NDArray[np.bool_]:
+def _always_on(draws: Draws) -> NDArray[np.bool_]:
     return np.ones(len(draws), np.bool_)
 
 
-OPERATIONS: dict[str, Callable[[Draws], Draws]] = {
+OPERATION_DRAWS: dict[str, Callable[[Draws], Draws]] = {
     "resize": lambda d: d,
-    "flip": lambda d: replace(d, flip=_on(d)),
-    "brightness 0.2 to 1.8": lambda d: replace(d, brightness=_spread(d, 0.2, 1.8)),
-    "contrast 0.2 to 1.8": lambda d: replace(d, contrast=_spread(d, 0.2, 1.8)),
-    "saturation 0.2 to 1.8": lambda d: replace(d, saturation=_spread(d, 0.2, 1.8)),
-    "hue -0.5 to 0.5": lambda d: replace(d, hue=_spread(d, -0.5, 0.5)),
-    "grayscale": lambda d: replace(d, grayscale=_on(d)),
-    "blur, sigma 0.1 to 2": lambda d: replace(d, blur_sigma=_spread(d, 0.1, 2.0)),
-    "solarize": lambda d: replace(d, solarize=_on(d)),
+    "flip": lambda d: replace(d, flip=_always_on(d)),
+    "brightness 0.2 to 1.8": lambda d: replace(d, brightness=_over_range(d, 0.2, 1.8)),
+    "contrast 0.2 to 1.8": lambda d: replace(d, contrast=_over_range(d, 0.2, 1.8)),
+    "saturation 0.2 to 1.8": lambda d: replace(d, saturation=_over_range(d, 0.2, 1.8)),
+    "hue -0.5 to 0.5": lambda d: replace(d, hue=_over_range(d, -0.5, 0.5)),
+    "grayscale": lambda d: replace(d, grayscale=_always_on(d)),
+    "blur, sigma 0.1 to 2": lambda d: replace(d, blur_sigma=_over_range(d, 0.1, 2.0)),
+    "solarize": lambda d: replace(d, solarize=_always_on(d)),
 }
 """Each operation alone, over its whole range, on the whole image."""

@@ -25,15 +25,17 @@ from vssl_dist.methods.vicreg import VICRegConfig
 from vssl_dist.models.heads import Projection, ProjectionBranch, PrototypeBranch, Prototypes
 from vssl_dist.models.norm import synchronise
 
-IMAGES, WIDTH, PROTOTYPES = 6, 5, 7
-EPOCH = 12.0
-SMALL: dict[str, Any] = {"backbone": "resnet10_c16"}
-NOW = MicroStep(GlobalNoise(0, 0, 0), EPOCH, torch.zeros(IMAGES, dtype=torch.int64))
+NUM_IMAGES, FEATURE_WIDTH, NUM_PROTOTYPES = 6, 5, 7
+CURRENT_EPOCH = 12.0
+SMALL_NETWORK: dict[str, Any] = {"backbone": "resnet10_c16"}
+MICRO_STEP = MicroStep(
+    GlobalNoise(0, 0, 0), CURRENT_EPOCH, torch.zeros(NUM_IMAGES, dtype=torch.int64)
+)
 Leaves = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Case:
+class LossCase:
     """One method's loss, and its naive counterpart."""
 
     name: str
@@ -44,84 +46,94 @@ class Case:
     def errors(self, seed: int = 0) -> tuple[float, float]:
         """Relative error of the loss, and the gradient's largest one relative to its largest."""
         generator = torch.Generator().manual_seed(seed)
-        start = [torch.randn(s, generator=generator, dtype=torch.float64) for s in self.shapes]
-        (loss, gradient), (want, exact) = (_evaluate(f, start) for f in (self.ours, self.naive))
-        wrong = (gradient - exact).abs().max() / exact.abs().max()
-        return abs(loss - want) / abs(want), wrong.item()
+        leaf_values = [
+            torch.randn(s, generator=generator, dtype=torch.float64) for s in self.shapes
+        ]
+        (loss, gradient), (exact_loss, exact_gradient) = (
+            _evaluate(f, leaf_values) for f in (self.ours, self.naive)
+        )
+        gradient_error = (gradient - exact_gradient).abs().max() / exact_gradient.abs().max()
+        return abs(loss - exact_loss) / abs(exact_loss), gradient_error.item()
 
 
-def _evaluate(function: Callable[[Leaves], Tensor], start: Leaves) -> tuple[float, Tensor]:
-    leaves = [leaf.clone().requires_grad_() for leaf in start]
-    loss = function(leaves)
+def _evaluate(
+    loss_function: Callable[[Leaves], Tensor], leaf_values: Leaves
+) -> tuple[float, Tensor]:
+    leaves = [leaf.clone().requires_grad_() for leaf in leaf_values]
+    loss = loss_function(leaves)
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
     return loss.item(), torch.cat([g.flatten() for g in gradients])
 
 
-class Answers(nn.Module):
+class PreparedNetwork(nn.Module):
     """A network that gives prepared projections in turn, whatever the view."""
 
-    def __init__(self, *answers: Projection) -> None:
+    def __init__(self, *projections: Projection) -> None:
         super().__init__()
-        self.answers = list(answers)
+        self.projections = list(projections)
 
     def forward(self, _: Tensor) -> Projection:
-        return self.answers.pop(0)
+        return self.projections.pop(0)
 
 
-def _loss(method: Method, student: nn.Module, teacher: nn.Module | None = None) -> Tensor:
+def _method_loss(method: Method, student: nn.Module, teacher: nn.Module | None = None) -> Tensor:
     method.student, method.teacher = student, teacher
-    return method.loss([torch.zeros(IMAGES, 3, 32, 32)] * 2, NOW).loss
+    return method.loss([torch.zeros(NUM_IMAGES, 3, 32, 32)] * 2, MICRO_STEP).loss
 
 
-def unit(x: Tensor) -> Tensor:
+def unit_vector(x: Tensor) -> Tensor:
     """A vector of length 1 along ``(D,)``."""
     return x / (x * x).sum().sqrt()
 
 
-def _paired(method: Method, leaves: Leaves) -> Tensor:
+def _loss_with_predictions(method: Method, leaves: Leaves) -> Tensor:
     """Leaves are p_1, z_1, p_2, z_2; where there is a teacher the z are its."""
     p_1, z_1, p_2, z_2 = leaves
-    student = Answers(Projection(p_1, z_1, p_1), Projection(p_2, z_2, p_2))
+    student = PreparedNetwork(Projection(p_1, z_1, p_1), Projection(p_2, z_2, p_2))
     # What a frozen network answers has no history.
-    teacher = Answers(*(Projection(z, z, z) for z in (z_1.detach(), z_2.detach())))
-    return _loss(method, student, teacher if method.teacher is not None else None)
+    teacher = PreparedNetwork(*(Projection(z, z, z) for z in (z_1.detach(), z_2.detach())))
+    return _method_loss(method, student, teacher if method.teacher is not None else None)
 
 
-def _plain(method: Method, leaves: Leaves) -> Tensor:
+def _loss_of_two_views(method: Method, leaves: Leaves) -> Tensor:
     one, two = leaves
-    return _loss(method, Answers(Projection(one, one, one), Projection(two, two, two)))
+    return _method_loss(
+        method, PreparedNetwork(Projection(one, one, one), Projection(two, two, two))
+    )
 
 
 def naive_byol(leaves: Leaves) -> Tensor:
     """Both directions' squared distances of unit vectors, added; the mean over the images."""
     p_1, z_1, p_2, z_2 = leaves
     total = torch.zeros((), dtype=torch.float64)
-    for i in range(IMAGES):
+    for i in range(NUM_IMAGES):
         for p, z in ((p_1[i], z_2[i].detach()), (p_2[i], z_1[i].detach())):
-            total = total + ((unit(p) - unit(z)) ** 2).sum()
-    return total / IMAGES
+            total = total + ((unit_vector(p) - unit_vector(z)) ** 2).sum()
+    return total / NUM_IMAGES
 
 
 def naive_simsiam(leaves: Leaves) -> Tensor:
     """Half of both directions' negative cosines; the mean over the images."""
     p_1, z_1, p_2, z_2 = leaves
     total = torch.zeros((), dtype=torch.float64)
-    for i in range(IMAGES):
+    for i in range(NUM_IMAGES):
         for p, z in ((p_1[i], z_2[i].detach()), (p_2[i], z_1[i].detach())):
-            total = total - unit(p) @ unit(z) / 2
-    return total / IMAGES
+            total = total - unit_vector(p) @ unit_vector(z) / 2
+    return total / NUM_IMAGES
 
 
 def naive_nt_xent(leaves: Leaves, temperature: float) -> Tensor:
     """Formula 1 of SimCLR for each of the 2 N views."""
-    rows = [unit(row) for view in leaves for row in view]
+    rows = [unit_vector(row) for view in leaves for row in view]
     total = torch.zeros((), dtype=torch.float64)
     for i, anchor in enumerate(rows):
-        similar = [torch.exp(anchor @ row / temperature) for row in rows]
-        others = sum(value for k, value in enumerate(similar) if k != i)
-        total = total - torch.log(similar[(i + IMAGES) % (2 * IMAGES)] / others)
-    return total / (2 * IMAGES)
+        exp_similarities = [torch.exp(anchor @ row / temperature) for row in rows]
+        denominator = sum(value for k, value in enumerate(exp_similarities) if k != i)
+        total = total - torch.log(
+            exp_similarities[(i + NUM_IMAGES) % (2 * NUM_IMAGES)] / denominator
+        )
+    return total / (2 * NUM_IMAGES)
 
 
 def naive_moco_v3(leaves: Leaves, temperature: float) -> Tensor:
@@ -129,9 +141,17 @@ def naive_moco_v3(leaves: Leaves, temperature: float) -> Tensor:
     p_1, z_1, p_2, z_2 = leaves
     total = torch.zeros((), dtype=torch.float64)
     for p, z in ((p_1, z_2.detach()), (p_2, z_1.detach())):
-        for i in range(IMAGES):
-            similar = [torch.exp(unit(p[i]) @ unit(key) / temperature) for key in z]
-            total = total - 2 * temperature * torch.log(similar[i] / sum(similar)) / IMAGES
+        for i in range(NUM_IMAGES):
+            exp_similarities = [
+                torch.exp(unit_vector(p[i]) @ unit_vector(key) / temperature) for key in z
+            ]
+            total = (
+                total
+                - 2
+                * temperature
+                * torch.log(exp_similarities[i] / sum(exp_similarities))
+                / NUM_IMAGES
+            )
     return total
 
 
@@ -139,13 +159,13 @@ def naive_barlow_twins(leaves: Leaves, lambd: float) -> Tensor:
     """Formula 1 of the paper; features are standardised as a batch norm does (biased, 1e-5)."""
     columns = []
     for view in leaves:
-        mean = sum(view) / IMAGES
-        variance = sum((row - mean) ** 2 for row in view) / IMAGES
+        mean = sum(view) / NUM_IMAGES
+        variance = sum((row - mean) ** 2 for row in view) / NUM_IMAGES
         columns.append((view - mean) / torch.sqrt(variance + 1e-5))
     total = torch.zeros((), dtype=torch.float64)
-    for i in range(WIDTH):
-        for j in range(WIDTH):
-            c = sum(columns[0][b, i] * columns[1][b, j] for b in range(IMAGES)) / IMAGES
+    for i in range(FEATURE_WIDTH):
+        for j in range(FEATURE_WIDTH):
+            c = sum(columns[0][b, i] * columns[1][b, j] for b in range(NUM_IMAGES)) / NUM_IMAGES
             total = total + ((c - 1) ** 2 if i == j else lambd * c**2)
     return total
 
@@ -155,36 +175,38 @@ def naive_vicreg(leaves: Leaves) -> Tensor:
     one, two = leaves
     total = torch.zeros((), dtype=torch.float64)
     for a, b in zip(one, two, strict=True):
-        total = total + 25 * ((a - b) ** 2).sum() / (IMAGES * WIDTH)
+        total = total + 25 * ((a - b) ** 2).sum() / (NUM_IMAGES * FEATURE_WIDTH)
     for view in leaves:
-        centred = view - sum(view) / IMAGES
-        for i in range(WIDTH):
-            for j in range(WIDTH):
-                c = (centred[:, i] * centred[:, j]).sum() / (IMAGES - 1)
+        centred = view - sum(view) / NUM_IMAGES
+        for i in range(FEATURE_WIDTH):
+            for j in range(FEATURE_WIDTH):
+                c = (centred[:, i] * centred[:, j]).sum() / (NUM_IMAGES - 1)
                 if i == j:
-                    short = torch.clamp(1 - torch.sqrt(c + 1e-4), min=0)
-                    total = total + 25 * short / WIDTH / 2
+                    std_shortfall = torch.clamp(1 - torch.sqrt(c + 1e-4), min=0)
+                    total = total + 25 * std_shortfall / FEATURE_WIDTH / 2
                 else:
-                    total = total + c**2 / WIDTH
+                    total = total + c**2 / FEATURE_WIDTH
     return total
 
 
-DINO_CFG = DINOConfig(local_crops=2, prototypes=PROTOTYPES, teacher_warmup_epochs=24.0, **SMALL)
-CENTRE = torch.linspace(-0.5, 0.5, PROTOTYPES, dtype=torch.float64)
+DINO_CFG = DINOConfig(
+    local_crops=2, prototypes=NUM_PROTOTYPES, teacher_warmup_epochs=24.0, **SMALL_NETWORK
+)
+DINO_CENTRE = torch.linspace(-0.5, 0.5, NUM_PROTOTYPES, dtype=torch.float64)
 
 
 def our_dino(leaves: Leaves) -> Tensor:
     """Leaves are four crops' features and the prototypes; the teacher has their negatives."""
     *crops, weight = leaves
     method = DINO(DINO_CFG, 32)
-    networks = [_prototypes(w) for w in (weight, -weight.detach())]
+    networks = [_prototype_branch(w) for w in (weight, -weight.detach())]
     method.student, method.teacher = networks
-    method.centre.value = CENTRE.clone()
-    return method.loss(crops, NOW).loss
+    method.centre.value = DINO_CENTRE.clone()
+    return method.loss(crops, MICRO_STEP).loss
 
 
-def _prototypes(weight: Tensor) -> nn.Module:
-    prototypes = Prototypes(WIDTH, PROTOTYPES)
+def _prototype_branch(weight: Tensor) -> nn.Module:
+    prototypes = Prototypes(FEATURE_WIDTH, NUM_PROTOTYPES)
     del prototypes.direction.weight
     prototypes.direction.weight = weight  # a leaf of ours in a parameter's place
     return PrototypeBranch(nn.Identity(), nn.Identity(), prototypes)
@@ -193,45 +215,69 @@ def _prototypes(weight: Tensor) -> nn.Module:
 def naive_dino(leaves: Leaves) -> Tensor:
     """Formula 3 of the paper, one image and pair of crops at a time."""
     *crops, weight = leaves
-    total, pairs = torch.zeros((), dtype=torch.float64), 0
+    total, num_pairs = torch.zeros((), dtype=torch.float64), 0
     for t in range(2):
         for s in range(len(crops)):
             if s == t:
                 continue
-            pairs += 1
-            for i in range(IMAGES):
-                told = torch.stack([-unit(w) @ unit(crops[t][i]) for w in weight]).detach()
-                target = torch.exp((told - CENTRE) / 0.055)  # halfway from 0.04 to 0.07
-                said = torch.stack([unit(w) @ unit(crops[s][i]) for w in weight])
-                chance = torch.exp(said / 0.1)
-                entropy = target / target.sum() * torch.log(chance / chance.sum())
-                total = total - entropy.sum() / IMAGES
-    return total / pairs
+            num_pairs += 1
+            for i in range(NUM_IMAGES):
+                teacher_scores = torch.stack(
+                    [-unit_vector(w) @ unit_vector(crops[t][i]) for w in weight]
+                ).detach()
+                teacher_exp = torch.exp(
+                    (teacher_scores - DINO_CENTRE) / 0.055
+                )  # halfway from 0.04 to 0.07
+                student_scores = torch.stack(
+                    [unit_vector(w) @ unit_vector(crops[s][i]) for w in weight]
+                )
+                student_exp = torch.exp(student_scores / 0.1)
+                cross_entropy = (
+                    teacher_exp / teacher_exp.sum() * torch.log(student_exp / student_exp.sum())
+                )
+                total = total - cross_entropy.sum() / NUM_IMAGES
+    return total / num_pairs
 
 
 def our_barlow_twins(leaves: Leaves) -> Tensor:
     """The method's own batch norm standardises the leaves."""
-    norm = synchronise(nn.BatchNorm1d(WIDTH, affine=False).double())
-    method = build_method(BarlowTwinsConfig(hidden=8, dim=WIDTH, **SMALL), 32)
+    norm = synchronise(nn.BatchNorm1d(FEATURE_WIDTH, affine=False).double())
+    method = build_method(BarlowTwinsConfig(hidden=8, dim=FEATURE_WIDTH, **SMALL_NETWORK), 32)
     method.student = ProjectionBranch(nn.Identity(), norm)
-    return method.loss(leaves, NOW).loss
+    return method.loss(leaves, MICRO_STEP).loss
 
 
-def cases() -> list[Case]:
+def loss_cases() -> list[LossCase]:
     """All methods that have a closed form."""
-    one = (IMAGES, WIDTH)
-    byol = build_method(BYOLConfig(hidden=8, dim=WIDTH, **SMALL), 32)
-    simsiam = build_method(SimSiamConfig(hidden=8, dim=WIDTH, **SMALL), 32)
-    moco = build_method(MoCoV3Config(hidden=8, dim=WIDTH, temperature=0.2, **SMALL), 32)
-    simclr = build_method(SimCLRConfig(dim=WIDTH, **SMALL), 32)
-    vicreg = build_method(VICRegConfig(hidden=8, dim=WIDTH, **SMALL), 32)
-    dino = (one,) * 4 + ((PROTOTYPES, WIDTH),)
+    one = (NUM_IMAGES, FEATURE_WIDTH)
+    byol = build_method(BYOLConfig(hidden=8, dim=FEATURE_WIDTH, **SMALL_NETWORK), 32)
+    simsiam = build_method(SimSiamConfig(hidden=8, dim=FEATURE_WIDTH, **SMALL_NETWORK), 32)
+    moco = build_method(
+        MoCoV3Config(hidden=8, dim=FEATURE_WIDTH, temperature=0.2, **SMALL_NETWORK), 32
+    )
+    simclr = build_method(SimCLRConfig(dim=FEATURE_WIDTH, **SMALL_NETWORK), 32)
+    vicreg = build_method(VICRegConfig(hidden=8, dim=FEATURE_WIDTH, **SMALL_NETWORK), 32)
+    dino = (one,) * 4 + ((NUM_PROTOTYPES, FEATURE_WIDTH),)
     return [
-        Case("byol", (one,) * 4, lambda x: _paired(byol, x), naive_byol),
-        Case("simsiam", (one,) * 4, lambda x: _paired(simsiam, x), naive_simsiam),
-        Case("moco_v3", (one,) * 4, lambda x: _paired(moco, x), lambda x: naive_moco_v3(x, 0.2)),
-        Case("simclr", (one,) * 2, lambda x: _plain(simclr, x), lambda x: naive_nt_xent(x, 0.1)),
-        Case("vicreg", (one,) * 2, lambda x: _plain(vicreg, x), naive_vicreg),
-        Case("barlow_twins", (one,) * 2, our_barlow_twins, lambda x: naive_barlow_twins(x, 0.0051)),
-        Case("dino", dino, our_dino, naive_dino),
+        LossCase("byol", (one,) * 4, lambda x: _loss_with_predictions(byol, x), naive_byol),
+        LossCase(
+            "simsiam", (one,) * 4, lambda x: _loss_with_predictions(simsiam, x), naive_simsiam
+        ),
+        LossCase(
+            "moco_v3",
+            (one,) * 4,
+            lambda x: _loss_with_predictions(moco, x),
+            lambda x: naive_moco_v3(x, 0.2),
+        ),
+        LossCase(
+            "simclr",
+            (one,) * 2,
+            lambda x: _loss_of_two_views(simclr, x),
+            lambda x: naive_nt_xent(x, 0.1),
+        ),
+        LossCase("vicreg", (one,) * 2, lambda x: _loss_of_two_views(vicreg, x), naive_vicreg),
+        LossCase(
+            "barlow_twins", (one,) * 2, our_barlow_twins, lambda x: naive_barlow_twins(x, 0.0051)
+        ),
+        LossCase("dino", dino, our_dino, naive_dino),
     ]

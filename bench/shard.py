@@ -39,21 +39,25 @@ from data_prep.sources import SOURCES
 from data_prep.sources.base import SourceRequest
 from data_prep.sources.photos import PHOTOGRAPH_NAMES, read_photograph
 
-SIZE = (375, 500)
-ONE, TWO = "one worker", "two workers"
-Measure = Callable[[], int]
+JPEG_SIZE = (375, 500)
+ONE_WORKER, TWO_WORKERS = "one worker", "two workers"
+TimedWork = Callable[[], int]
 """Does some work and returns for how many samples."""
 
 
-def pictures(wanted: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    """``wanted`` different cuts of ``size`` (height, width) from the photographs."""
+def photograph_cuts(num_cuts: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    """``num_cuts`` different cuts of ``size`` (height, width) from the photographs."""
     folder = Path(_skimage()) / "data"
-    whole = [read_photograph(folder / name) for name in PHOTOGRAPH_NAMES]
-    whole = [one for one in whole if one.shape[0] > size[0] and one.shape[1] > size[1]]
+    photographs = [read_photograph(folder / name) for name in PHOTOGRAPH_NAMES]
+    photographs = [
+        photograph
+        for photograph in photographs
+        if photograph.shape[0] > size[0] and photograph.shape[1] > size[1]
+    ]
     random = np.random.default_rng(0)
     cuts: list[NDArray[np.uint8]] = []
-    for number in range(wanted):
-        picture = whole[number % len(whole)]
+    for number in range(num_cuts):
+        picture = photographs[number % len(photographs)]
         y, x = (int(random.integers(picture.shape[axis] - size[axis])) for axis in (0, 1))
         cuts.append(picture[y : y + size[0], x : x + size[1]])
     return cuts
@@ -63,7 +67,7 @@ def write_cifar(root: Path, samples: int) -> None:
     """A CIFAR-10 of real cuts in the official layout."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
-    cuts = np.stack(pictures(samples, (32, 32))).transpose(0, 3, 1, 2).reshape(samples, -1)
+    cuts = np.stack(photograph_cuts(samples, (32, 32))).transpose(0, 3, 1, 2).reshape(samples, -1)
     each = samples // 5
     for number in range(5):
         rows = cuts[number * each : (number + 1) * each]
@@ -75,13 +79,13 @@ def write_cifar(root: Path, samples: int) -> None:
 
 def write_folder(root: Path, samples: int) -> None:
     """An image folder of 500x375 JPEGs."""
-    for number, cut in enumerate(pictures(samples, SIZE)):
+    for number, cut in enumerate(photograph_cuts(samples, JPEG_SIZE)):
         path = root / "train" / f"n{number % 10:08d}" / f"{number}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(cut).save(path, "JPEG", quality=95)
 
 
-def sharding(source: str, root: Path, scratch: Path, workers: int) -> Measure:
+def sharding_work(source: str, root: Path, scratch: Path, workers: int) -> TimedWork:
     """The whole program but for its command line, into a folder of its own each time."""
 
     def run() -> int:
@@ -96,7 +100,7 @@ def sharding(source: str, root: Path, scratch: Path, workers: int) -> Measure:
     return run
 
 
-def decoding(root: Path) -> Measure:
+def decoding_work(root: Path) -> TimedWork:
     """Nothing but what cannot be avoided: read, decode in full, hash."""
 
     def run() -> int:
@@ -110,9 +114,9 @@ def decoding(root: Path) -> Measure:
     return run
 
 
-def encoding(samples: int) -> Measure:
+def encoding_work(samples: int) -> TimedWork:
     """The same of pixels: encode as PNG, hash what went in and what came out."""
-    cuts = pictures(samples, (32, 32))
+    cuts = photograph_cuts(samples, (32, 32))
 
     def run() -> int:
         for cut in cuts:
@@ -125,36 +129,48 @@ def encoding(samples: int) -> Measure:
     return run
 
 
-def rates(measures: dict[str, Measure], rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measured_rates(
+    measures: dict[str, TimedWork], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
     """Samples per second, and per second of this process, of each, measured in turn.
 
     A first round, which is not counted, warms the caches.
     """
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in measures}
+    rates_by_name: dict[str, list[tuple[float, float]]] = {name: [] for name in measures}
     for number in range(rounds + 1):
-        for name, measure in measures.items():
-            start, used = time.perf_counter(), time.process_time()
-            samples = measure()
-            spent = (time.perf_counter() - start, time.process_time() - used)
+        for name, timed_work in measures.items():
+            start, cpu_start = time.perf_counter(), time.process_time()
+            samples = timed_work()
+            wall_and_cpu_s = (time.perf_counter() - start, time.process_time() - cpu_start)
             if number:
-                found[name].append((samples / spent[0], samples / spent[1]))
+                rates_by_name[name].append(
+                    (samples / wall_and_cpu_s[0], samples / wall_and_cpu_s[1])
+                )
         print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
-    return found
+    return rates_by_name
 
 
-def report(title: str, found: dict[str, list[tuple[float, float]]]) -> None:
+def print_report(title: str, rates_by_name: dict[str, list[tuple[float, float]]]) -> None:
     """Print a table: median, least and most, and each over the first in the same round."""
     print(f"{title}\n")
     print("| what | images/s, median | least to most | over one worker | /s of processor time |")
     print("|---|---|---|---|---|")
-    base = [rate for rate, _ in next(iter(found.values()))]
-    for name, values in found.items():
-        wall = [rate for rate, _ in values]
-        ratio = statistics.median(rate / one for rate, one in zip(wall, base, strict=True))
+    one_worker_rates = [rate for rate, _ in next(iter(rates_by_name.values()))]
+    for name, values in rates_by_name.items():
+        wall_rates = [rate for rate, _ in values]
+        ratio = statistics.median(
+            rate / one_worker_rate
+            for rate, one_worker_rate in zip(wall_rates, one_worker_rates, strict=True)
+        )
         # What worker processes spend is not this process's.
-        own = f"{statistics.median(rate for _, rate in values):,.0f}" if name != TWO else ""
-        spread = f"{min(wall):,.0f} to {max(wall):,.0f}"
-        print(f"| {name} | {statistics.median(wall):,.0f} | {spread} | {ratio:.2f} | {own} |")
+        cpu_rate_text = (
+            f"{statistics.median(rate for _, rate in values):,.0f}" if name != TWO_WORKERS else ""
+        )
+        spread = f"{min(wall_rates):,.0f} to {max(wall_rates):,.0f}"
+        print(
+            f"| {name} | {statistics.median(wall_rates):,.0f} | {spread} | {ratio:.2f} | "
+            f"{cpu_rate_text} |"
+        )
     print()
 
 
@@ -167,22 +183,27 @@ def main() -> None:
     args = top.parse_args()
     print(f"{psutil.cpu_count()} cores, load {psutil.getloadavg()[0]:.1f}, {args.rounds} rounds\n")
     with tempfile.TemporaryDirectory() as scratch:
-        here = Path(scratch)
-        write_cifar(here / "small", args.small)
-        small = both("cifar10", here / "small", here)
-        small["encode and hash alone"] = encoding(args.small)
-        report(f"{args.small:,} images of 32x32 pixels", rates(small, args.rounds))
-        write_folder(here / "full", args.full)
-        full = both("imagefolder", here / "full", here)
-        full["decode and hash alone"] = decoding(here / "full")
-        sizes = [path.stat().st_size for path in (here / "full").glob("train/*/*")]
+        scratch_folder = Path(scratch)
+        write_cifar(scratch_folder / "small", args.small)
+        small_work = sharding_by_one_and_two("cifar10", scratch_folder / "small", scratch_folder)
+        small_work["encode and hash alone"] = encoding_work(args.small)
+        print_report(
+            f"{args.small:,} images of 32x32 pixels", measured_rates(small_work, args.rounds)
+        )
+        write_folder(scratch_folder / "full", args.full)
+        full_work = sharding_by_one_and_two("imagefolder", scratch_folder / "full", scratch_folder)
+        full_work["decode and hash alone"] = decoding_work(scratch_folder / "full")
+        sizes = [path.stat().st_size for path in (scratch_folder / "full").glob("train/*/*")]
         title = f"{args.full:,} JPEGs of 500x375 pixels, {statistics.mean(sizes) / 1e3:.0f} kB each"
-        report(title, rates(full, args.rounds))
+        print_report(title, measured_rates(full_work, args.rounds))
 
 
-def both(source: str, root: Path, scratch: Path) -> dict[str, Measure]:
+def sharding_by_one_and_two(source: str, root: Path, scratch: Path) -> dict[str, TimedWork]:
     """Sharding by one worker and by two."""
-    return {ONE: sharding(source, root, scratch, 1), TWO: sharding(source, root, scratch, 2)}
+    return {
+        ONE_WORKER: sharding_work(source, root, scratch, 1),
+        TWO_WORKERS: sharding_work(source, root, scratch, 2),
+    }
 
 
 def _skimage() -> str:

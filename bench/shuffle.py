@@ -38,7 +38,7 @@ Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Dataset:
+class ShardedDataset:
     """Images cut into shards."""
 
     samples: int
@@ -59,35 +59,39 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class ClassMixture:
     """Classes within the batches of an epoch."""
 
-    mean: float
+    mean_classes: float
     """Different classes in a batch."""
-    least: int
-    same: float
+    min_classes: int
+    same_class_ratio: float
     """How much more often two images of a batch share their class than two of the dataset."""
 
     @classmethod
-    def of(cls, labels: Int64, classes: int) -> Mixture:
+    def of(cls, labels: Int64, classes: int) -> ClassMixture:
         """Of ``(batches, B)`` labels."""
-        kinds = np.array([len(np.unique(batch)) for batch in labels])
-        return cls(float(kinds.mean()), int(kinds.min()), _pairs(labels) * classes)
+        classes_per_batch = np.array([len(np.unique(batch)) for batch in labels])
+        return cls(
+            float(classes_per_batch.mean()),
+            int(classes_per_batch.min()),
+            _equal_pair_probability(labels) * classes,
+        )
 
 
 @dataclass(frozen=True)
-class Quality:
-    """What is measured of one way to shuffle; see `measure`."""
+class ShuffleQuality:
+    """What is measured of one way to shuffle; see `measure_shuffle`."""
 
     name: str
     displacement: float
-    sorted: Mixture
-    mixed: Mixture
-    again: float
-    shards: float
+    sorted: ClassMixture
+    mixed: ClassMixture
+    meet_again_ratio: float
+    shards_per_batch: float
 
 
-def epochs_of_plan(data: Dataset, plan: SampleOrder) -> list[Int64]:
+def two_planned_epochs(data: ShardedDataset, plan: SampleOrder) -> list[Int64]:
     """``(batches, global_batch)`` ids of two epochs; batches that straddle an end are left out."""
     batches = data.samples // plan.global_batch
     starts = [-(-e * data.samples // plan.global_batch) * plan.global_batch for e in range(2)]
@@ -102,7 +106,7 @@ def epochs_of_plan(data: Dataset, plan: SampleOrder) -> list[Int64]:
     ]
 
 
-def epochs_of_permutation(data: Dataset, batch: int, seed: int) -> list[Int64]:
+def two_permuted_epochs(data: ShardedDataset, batch: int, seed: int) -> list[Int64]:
     """The same of a full permutation for every epoch."""
     batches = data.samples // batch - 1
     random = np.random.default_rng(seed)
@@ -112,7 +116,7 @@ def epochs_of_permutation(data: Dataset, batch: int, seed: int) -> list[Int64]:
     ]
 
 
-def measure(name: str, data: Dataset, epochs: Sequence[Int64]) -> Quality:
+def measure_shuffle(name: str, data: ShardedDataset, epochs: Sequence[Int64]) -> ShuffleQuality:
     """The figures of one way to shuffle.
 
     Args:
@@ -127,21 +131,23 @@ def measure(name: str, data: Dataset, epochs: Sequence[Int64]) -> Quality:
         one batch.
     """
     first, second = epochs
-    places = np.arange(first.size).reshape(first.shape)
-    home = np.full(data.samples, -1)
-    home[second.ravel()] = np.repeat(np.arange(len(second)), second.shape[1])
-    met = [batch[batch >= 0] for batch in home[first]]
-    return Quality(
+    places_in_epoch = np.arange(first.size).reshape(first.shape)
+    batch_of_sample = np.full(data.samples, -1)
+    batch_of_sample[second.ravel()] = np.repeat(np.arange(len(second)), second.shape[1])
+    batch_mates = [batch[batch >= 0] for batch in batch_of_sample[first]]
+    return ShuffleQuality(
         name,
-        displacement=float(np.abs(places - first).mean() / data.samples),
-        sorted=Mixture.of(data.labels(mixed=False)[first], data.classes),
-        mixed=Mixture.of(data.labels(mixed=True)[first], data.classes),
-        again=_pairs(met) * data.samples / first.shape[1],
-        shards=float(np.mean([len(np.unique(batch // data.shard_size)) for batch in first])),
+        displacement=float(np.abs(places_in_epoch - first).mean() / data.samples),
+        sorted=ClassMixture.of(data.labels(mixed=False)[first], data.classes),
+        mixed=ClassMixture.of(data.labels(mixed=True)[first], data.classes),
+        meet_again_ratio=_equal_pair_probability(batch_mates) * data.samples / first.shape[1],
+        shards_per_batch=float(
+            np.mean([len(np.unique(batch // data.shard_size)) for batch in first])
+        ),
     )
 
 
-def _pairs(batches: Sequence[Int64] | Int64) -> float:
+def _equal_pair_probability(batches: Sequence[Int64] | Int64) -> float:
     """Probability that two entries of a row are equal."""
     equal = total = 0.0
     for batch in batches:
@@ -151,7 +157,7 @@ def _pairs(batches: Sequence[Int64] | Int64) -> float:
     return equal / total if total else math.nan
 
 
-def table(rows: Sequence[Quality]) -> str:
+def markdown_table(rows: Sequence[ShuffleQuality]) -> str:
     """The figures as Markdown."""
     head = (
         "| window | displacement, epochs | classes in a batch, mean (least): sorted | mixed | "
@@ -159,27 +165,34 @@ def table(rows: Sequence[Quality]) -> str:
         "shards for a batch |\n|---|---|---|---|---|---|---|---|"
     )
     lines = [
-        f"| {r.name} | {r.displacement:.3f} | {r.sorted.mean:.0f} ({r.sorted.least}) "
-        f"| {r.mixed.mean:.0f} ({r.mixed.least}) | {r.sorted.same:.2f} | {r.mixed.same:.2f} "
-        f"| {r.again:.2f} | {r.shards:.0f} |"
+        f"| {r.name} | {r.displacement:.3f} | {r.sorted.mean_classes:.0f} ({r.sorted.min_classes}) "
+        f"| {r.mixed.mean_classes:.0f} ({r.mixed.min_classes}) | {r.sorted.same_class_ratio:.2f} "
+        f"| {r.mixed.same_class_ratio:.2f} "
+        f"| {r.meet_again_ratio:.2f} | {r.shards_per_batch:.0f} |"
         for r in rows
     ]
     return "\n".join([head, *lines])
 
 
-def drawn(rows: Sequence[Quality]) -> bytes:
+def picture_png(rows: Sequence[ShuffleQuality]) -> bytes:
     """Class mixture and repeated company over the window, the permutation as a line."""
     *windows, full = rows
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = [r.name for r in windows]
-    left.plot(names, [r.mixed.mean for r in windows], "o-", label="shards mixed")
-    left.plot(names, [r.sorted.mean for r in windows], "s-", label="shards sorted by class")
-    left.axhline(full.mixed.mean, color="grey", label="full permutation")
+    left.plot(names, [r.mixed.mean_classes for r in windows], "o-", label="shards mixed")
+    left.plot(names, [r.sorted.mean_classes for r in windows], "s-", label="shards sorted by class")
+    left.axhline(full.mixed.mean_classes, color="grey", label="full permutation")
     left.set(xlabel="window (samples of a stream)", ylabel="classes in a batch", ylim=(0, None))
-    right.plot(names, [r.mixed.same for r in windows], "o-", label="same class, shards mixed")
-    right.plot(names, [r.sorted.same for r in windows], "s-", label="same class, sorted")
-    right.plot(names, [r.again for r in windows], "^--", label="meet again in the next epoch")
+    right.plot(
+        names, [r.mixed.same_class_ratio for r in windows], "o-", label="same class, shards mixed"
+    )
+    right.plot(
+        names, [r.sorted.same_class_ratio for r in windows], "s-", label="same class, sorted"
+    )
+    right.plot(
+        names, [r.meet_again_ratio for r in windows], "^--", label="meet again in the next epoch"
+    )
     right.axhline(1.0, color="grey", label="full permutation")
     right.set(xlabel="window (samples of a stream)", ylabel="pairs in a batch, x chance")
     right.set_yscale("log")
@@ -209,26 +222,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         if args.plot and args.plot.is_dir():
             raise ConfigError(f"--plot {args.plot}: is a folder; name a file, such as shuffle.png")
-        rows = compared(args)
+        rows = quality_per_window(args)
         print(
             f"{args.samples} samples of {args.classes} classes, shards of {args.shard_size}, "
             f"{args.streams} streams, batches of {args.batch}, seed {args.seed}\n"
         )
-        print(table(rows))
+        print(markdown_table(rows))
         if args.plot:
-            publish(args.plot, drawn(rows))
+            publish(args.plot, picture_png(rows))
     return ending.code
 
 
-def compared(args: argparse.Namespace) -> list[Quality]:
+def quality_per_window(args: argparse.Namespace) -> list[ShuffleQuality]:
     """A row per window, and the permutation's."""
-    data = Dataset(args.samples, args.classes, args.shard_size)
+    data = ShardedDataset(args.samples, args.classes, args.shard_size)
     rows = []
     for window in args.windows:
         plan = SampleOrder(data.shard_sizes, args.seed, args.streams, window, args.batch)
-        rows.append(measure(str(window), data, epochs_of_plan(data, plan)))
-    full = epochs_of_permutation(data, args.batch, args.seed)
-    return [*rows, measure("full permutation", data, full)]
+        rows.append(measure_shuffle(str(window), data, two_planned_epochs(data, plan)))
+    full = two_permuted_epochs(data, args.batch, args.seed)
+    return [*rows, measure_shuffle("full permutation", data, full)]
 
 
 if __name__ == "__main__":

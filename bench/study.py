@@ -31,10 +31,10 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     require_packages()
 
 from bench import study_report
-from bench.study_log import RunLog, claimed, commit, describe_machine
+from bench.study_log import RunLog, claimed_run, commit_name, describe_machine
 from bench.study_picture import draw_picture
 from bench.study_plan import Study, Trial, plan_trials, read_study
-from bench.study_report import Key, Outcome
+from bench.study_report import RunOutcome, SettingKey
 from vssl_dist import config
 from vssl_dist.commands import evaluate, submit
 from vssl_dist.config import RunConfig
@@ -47,26 +47,26 @@ from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 
-DIVERGED = "diverged"
+DIVERGED_TROUBLE = "diverged"
 
 
-class Refused(Exception):
+class RunRefused(Exception):
     """A run could not be started or failed; the argument is its exit code."""
 
 
-def read_outcome(study: Study, trial: Trial) -> Outcome:
+def read_outcome(study: Study, trial: Trial) -> RunOutcome:
     """Read how far a run has come.
 
     Raises:
         ConfigError: Its folder holds another experiment than the study file now says.
     """
     if not RunFolder(trial.cfg.dir).config.exists():
-        return Outcome(None)
+        return RunOutcome(None)
     _check_unchanged(trial)
     notes = RunLog(trial).read()
     trouble = notes.get("trouble", "")
     results = None if trouble else trial.results()
-    return Outcome(
+    return RunOutcome(
         None if results is None else study_report.read_figures(study, results),
         trouble,
         seconds=notes.get("seconds", 0.0),
@@ -78,15 +78,15 @@ def read_outcome(study: Study, trial: Trial) -> Outcome:
 
 
 def _check_unchanged(trial: Trial) -> None:
-    begun_with = config.load_run(trial.cfg.dir, methods=CONFIGS)
-    if changed := differences(_comparable(begun_with), _comparable(trial.cfg)):
+    stored_cfg = config.load_run(trial.cfg.dir, methods=CONFIGS)
+    if changed_keys := differences(_comparable_values(stored_cfg), _comparable_values(trial.cfg)):
         raise ConfigError(
             f"{trial.label}: {trial.cfg.dir} was begun with another configuration, "
-            f"{named(changed)}: rename the study file, which gives its runs other names"
+            f"{named(changed_keys)}: rename the study file, which gives its runs other names"
         )
 
 
-def _comparable(cfg: RunConfig) -> dict[str, Any]:
+def _comparable_values(cfg: RunConfig) -> dict[str, Any]:
     """Reduce a configuration to what must stay for a run to be that of the study file."""
     # Results are kept by density: another one is asked of the same exports.
     tasks = (task.absolute() for task in cfg.evaluations)
@@ -94,7 +94,7 @@ def _comparable(cfg: RunConfig) -> dict[str, Any]:
     return config.frozen_part(cfg) | {"evaluations": evaluations}
 
 
-def run(study: Study, trial: Trial) -> None:
+def run_trial(study: Study, trial: Trial) -> None:
     """Train and evaluate a run, or do what is missing of it.
 
     Raises:
@@ -106,10 +106,10 @@ def run(study: Study, trial: Trial) -> None:
     interrupted = notes.get("interrupted", False) or notes.get("running", False)
     machine = describe_machine(study)
     # Before the training: after a kill the note tells that time is missing.
-    log.write(running=True, interrupted=interrupted, commit=commit(), place=machine)
+    log.write(running=True, interrupted=interrupted, commit=commit_name(), place=machine)
     start = time.monotonic()
     code = submit.main(["--local", str(study.ranks), literal(trial.config), *trial.overrides])
-    trouble = DIVERGED if code == 1 and _diverged(trial) else ""
+    trouble = DIVERGED_TROUBLE if code == 1 and _diverged(trial) else ""
     if code == 0:
         words = ["--task", ",".join(study.tasks)]
         if trial.density and "ood" in study.tasks:
@@ -117,7 +117,7 @@ def run(study: Study, trial: Trial) -> None:
         code = evaluate.main([literal(trial.cfg.dir), *words])
     log.write(running=False, seconds=seconds_before + time.monotonic() - start, trouble=trouble)
     if code and not trouble:
-        raise Refused(code)
+        raise RunRefused(code)
 
 
 def _diverged(trial: Trial) -> bool:
@@ -126,9 +126,9 @@ def _diverged(trial: Trial) -> bool:
     return bool(failures) and "Diverged" in failures[-1].read_text(errors="replace")
 
 
-def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
+def write_page(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
     """Write the page of the results that there are so far."""
-    outcomes: dict[Key, list[Outcome]] = {}
+    outcomes: dict[SettingKey, list[RunOutcome]] = {}
     for trial in planned:
         key = (trial.point, trial.factor, trial.value)
         outcomes.setdefault(key, []).append(read_outcome(study, trial))
@@ -137,22 +137,22 @@ def report(study: Study, planned: Sequence[Trial], command: str, page: Path) -> 
     facts = {"command": command, "place": describe_machine(study), "picture": picture.name}
     facts |= {"densities": densities} if densities else {}
     reference_rows = study_report.read_reference_rows(study, planned[0].export.parent)
-    text = study_report.document(study, outcomes, reference_rows, facts)
+    text = study_report.markdown_page(study, outcomes, reference_rows, facts)
     # The picture first: the page names it.
     publish(picture, png(draw_picture(study, outcomes, reference_rows)))
     publish(page, text.encode())
 
 
-def carry_out(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
+def run_all_trials(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
     """Do all runs that are not finished and that no other process is at, one after the other."""
     claimed_by_others = 0
     for index, trial in enumerate(planned):
-        with claimed(RunLog(trial).path.with_suffix(".lock")) as is_claimed:
+        with claimed_run(RunLog(trial).path.with_suffix(".lock")) as is_claimed:
             if is_claimed:
                 finish_run(study, trial, f"run {index + 1} of {len(planned)}")
         claimed_by_others += not is_claimed
         evaluate_baselines(study, planned[0])
-        report(study, planned, command, page)
+        write_page(study, planned, command, page)
     note = f", {claimed_by_others} of them with another process of this study"
     say(f"{page}: {len(planned)} runs{note if claimed_by_others else ''}")
 
@@ -168,7 +168,7 @@ def finish_run(study: Study, trial: Trial, heading: str) -> None:
     if outcome.figures is not None or outcome.trouble:
         return
     say(f"== {heading}: {trial.label}")
-    run(study, trial)
+    run_trial(study, trial)
     outcome = read_outcome(study, trial)
     if outcome.figures is None and not outcome.trouble:
         exports = RunFolder(trial.cfg.dir).exports
@@ -186,10 +186,10 @@ def evaluate_baselines(study: Study, first: Trial) -> None:
     by_task = [study_report.read_baselines(first.export.parent, task) for task in study.tasks]
     if read_outcome(study, first).figures is None or None not in by_task:
         return
-    with claimed(RunLog(first).path.with_name("baselines.lock")) as is_claimed:
+    with claimed_run(RunLog(first).path.with_name("baselines.lock")) as is_claimed:
         words = ["--task", ",".join(study.tasks), "--baselines"]
         if is_claimed and (code := evaluate.main([literal(first.cfg.dir), *words])):
-            raise Refused(code)
+            raise RunRefused(code)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -219,11 +219,11 @@ def main(argv: Sequence[str]) -> int:
                 say(f"# {trial.label}", f"python launch/submit.py {shlex.join(words)}")
             return 0
         command = f"python -m bench.study {shlex.join(argv)}"
-        carry_out(study, planned, command, args.docs / f"study_{name}.md")
+        run_all_trials(study, planned, command, args.docs / f"study_{name}.md")
     except (ConfigError, DataError) as error:
         say(f"error: {error}", error=True)
         return 2
-    except Refused as error:
+    except RunRefused as error:
         say("the same command goes on", error=True)
         return int(error.args[0])
     except KeyboardInterrupt:

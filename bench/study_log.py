@@ -17,7 +17,7 @@ from bench.study_plan import Study, Trial
 from vssl_dist.durable import publish
 from vssl_dist.locks import private_lock
 
-ROOT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 class RunLog:
@@ -40,7 +40,7 @@ class RunLog:
 
 
 @contextmanager
-def claimed(lock_path: Path) -> Iterator[bool]:
+def claimed_run(lock_path: Path) -> Iterator[bool]:
     """Claim a run; yields whether this process, and no other one of the study, has it."""
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     lock = private_lock(lock_path)
@@ -55,7 +55,7 @@ def claimed(lock_path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def commit() -> str:
+def commit_name() -> str:
     """Name the checked-out commit, ``-dirty`` if files differ that a study does not write."""
     changed_files = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     name = _git("describe", "--always", "--abbrev=7", "--exclude=*") or "unknown"
@@ -63,7 +63,9 @@ def commit() -> str:
 
 
 def _git(*words: str) -> str:
-    process = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        ["git", *words], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
     return process.stdout.strip()
 
 

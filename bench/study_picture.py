@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.study_plan import BASE, Study
-from bench.study_report import Figures, Key, Outcome, outcome_rows
+from bench.study_plan import BASE_POINT, Study
+from bench.study_report import FigureByColumn, RunOutcome, SettingKey, outcome_rows
 from vssl_dist.evaluation.figures.plots import literal
 
 
 def draw_picture(
-    study: Study, outcomes: Mapping[Key, Sequence[Outcome]], reference_rows: Mapping[str, Figures]
+    study: Study,
+    outcomes: Mapping[SettingKey, Sequence[RunOutcome]],
+    reference_rows: Mapping[str, FigureByColumn],
 ) -> Figure:
     """Draw a panel per factor (and one of the base points) with every seed's percentages.
 
@@ -24,7 +26,7 @@ def draw_picture(
     """
     panels = [(factor.name, factor.point) for factor in study.factors]
     if len(study.points) > 1 or not panels:
-        panels = [(BASE, ""), *panels]
+        panels = [(BASE_POINT, ""), *panels]
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
     size = (3.4 * columns, 3.0 * rows) if len(panels) > 1 else (6.8, 4.4)
@@ -36,7 +38,7 @@ def draw_picture(
         axes = figure.add_subplot(rows, columns, index + 1, sharey=first_axes)
         first_axes = first_axes or axes
         by_row = outcome_rows(study, outcomes, factor, point)
-        _draw_panel(axes, study, by_row, reference_rows if factor == BASE else {})
+        _draw_panel(axes, study, by_row, reference_rows if factor == BASE_POINT else {})
         title = literal(f"{point}: {factor}" if point else factor)
         axes.set_title(title, fontsize="medium")
         if index == 0:
@@ -48,8 +50,8 @@ def draw_picture(
 def _draw_panel(
     axes: Axes,
     study: Study,
-    by_row: Mapping[str, Sequence[Outcome]],
-    reference_rows: Mapping[str, Figures],
+    by_row: Mapping[str, Sequence[RunOutcome]],
+    reference_rows: Mapping[str, FigureByColumn],
 ) -> None:
     # What was not trained comes first.
     names = [*(name for name in reference_rows if name not in by_row), *by_row]
@@ -57,9 +59,9 @@ def _draw_panel(
     for column in [*columns, *(name for name in study.elsewhere if "%" in name)]:
         points = []
         for x, name in enumerate(names):
-            seeds = [outcome.figures for outcome in by_row.get(name, ()) if outcome.figures]
-            seeds.append(reference_rows.get(name, {}))
-            points += [(x, figures[column]) for figures in seeds if column in figures]
+            seed_figures = [outcome.figures for outcome in by_row.get(name, ()) if outcome.figures]
+            seed_figures.append(reference_rows.get(name, {}))
+            points += [(x, figures[column]) for figures in seed_figures if column in figures]
         if points:
             axes.plot(*zip(*points, strict=True), "o", ms=4, label=literal(column))
     labels = [literal(name.replace("**", "").replace(" (base)", "*")) for name in names]

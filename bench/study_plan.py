@@ -24,7 +24,7 @@ from vssl_dist.run_folder import RunFolder
 
 Words = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)]
-BASE = "base point"
+BASE_POINT = "base point"
 
 
 class Point(Model):
@@ -103,7 +103,7 @@ class Trial:
     @property
     def label(self) -> str:
         """Name of the run in messages: point, factor, value and seed."""
-        setting = self.value if self.factor == BASE else f"{self.factor} {self.value}"
+        setting = self.value if self.factor == BASE_POINT else f"{self.factor} {self.value}"
         return f"{self.point}, {setting}, seed {self.seed}"
 
     @property
@@ -170,28 +170,31 @@ def plan_trials(study: Study, name: str, out: Path) -> list[Trial]:
             two runs would share a folder.
     """
     planned = [*_base_trials(study, name, out), *_factor_trials(study, name, out)]
-    by_folder: dict[Path, Trial] = {}
+    trial_by_folder: dict[Path, Trial] = {}
     for trial in planned:
         try:
             cfg = trial.cfg
         except ConfigError as error:
             raise ConfigError(f"{trial.label}: {error}") from error
-        if other := by_folder.get(cfg.dir):
-            raise ConfigError(f"{trial.label} and {other.label} would both be {cfg.dir}: rename")
-        missing = set(study.tasks) - {task.task for task in cfg.evaluations}
-        if missing:
+        if other_trial := trial_by_folder.get(cfg.dir):
             raise ConfigError(
-                f"{trial.label}: columns need {', '.join(sorted(missing))}, which evaluations "
+                f"{trial.label} and {other_trial.label} would both be {cfg.dir}: rename"
+            )
+        missing_tasks = set(study.tasks) - {task.task for task in cfg.evaluations}
+        if missing_tasks:
+            raise ConfigError(
+                f"{trial.label}: columns need {', '.join(sorted(missing_tasks))}, which "
+                "evaluations "
                 "do not have"
             )
-        by_folder[cfg.dir] = trial
+        trial_by_folder[cfg.dir] = trial
     return planned
 
 
 def _base_trials(study: Study, name: str, out: Path) -> Iterator[Trial]:
     for seed in study.seeds:
         for point in study.points:
-            yield _trial(study, name, out, (point, BASE, "base", seed), ())
+            yield _trial(study, name, out, (point, BASE_POINT, "base", seed), ())
 
 
 def _factor_trials(study: Study, name: str, out: Path) -> Iterator[Trial]:
@@ -210,14 +213,14 @@ def _trial(
     factor_overrides: Words,
 ) -> Trial:
     point, factor, value, seed = setting
-    words = [name, point, *([] if factor == BASE else [factor]), value, f"s{seed}"]
+    words = [name, point, *([] if factor == BASE_POINT else [factor]), value, f"s{seed}"]
     run_name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-")
-    base = study.points[point]
-    identity = (
+    base_point = study.points[point]
+    run_overrides = (
         config.override("name", run_name),
         config.override("out", literal(out)),
         config.override("seed", seed),
     )
     # Later ones win: a factor over its point, and nothing over the run's own name.
-    overrides = (*study.common, *base.overrides, *factor_overrides, *identity)
-    return Trial(point, factor, value, seed, base.config, overrides)
+    overrides = (*study.common, *base_point.overrides, *factor_overrides, *run_overrides)
+    return Trial(point, factor, value, seed, base_point.config, overrides)

@@ -63,29 +63,32 @@ def train(
     saver = Saver(cfg, engine, loader, probe)
     saver.restore()
     trace = Trace(cfg.dir, engine.step) if cfg.trace else None
-    meter = Meter(cfg.optim.global_batch, engine.step)
-    curves = Curves(cfg.log_every, engine.total_steps)
+    meter = ThroughputMeter(cfg.optim.global_batch, engine.step)
+    curves = CurveSchedule(cfg.log_every, engine.total_steps)
     batches = iter(loader)
     while engine.step < engine.total_steps:
         step_batches = meter.next_batches(batches, cfg.optim.accumulate)
-        out = engine.train_step(step_batches, by_part=curves.is_due(engine.step + 1))
-        probe.step(out.embedding, step_batches[-1].labels, engine.step)
+        step_output = engine.train_step(step_batches, by_part=curves.is_due(engine.step + 1))
+        probe.step(step_output.embedding, step_batches[-1].labels, engine.step)
         if trace:
-            trace.step(engine.step, loader.position, out.loss, step_batches)
-        last = engine.step == engine.total_steps
-        milestone = last or bool(cfg.evaluations_at(engine.step, loader.samples))
-        if metrics := curves.metrics_if_due(out, engine.step, milestone):
+            trace.step(engine.step, loader.position, step_output.loss, step_batches)
+        is_last_step = engine.step == engine.total_steps
+        is_milestone = is_last_step or bool(cfg.evaluations_at(engine.step, loader.samples))
+        if metrics := curves.metrics_if_due(step_output, engine.step, is_milestone):
             metrics |= probe.pop_metrics()
-            epoch = {EPOCH: engine.step / engine.steps_per_epoch}
-            log(metrics | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
+            epoch_metric = {EPOCH: engine.step / engine.steps_per_epoch}
+            log(
+                metrics | meter.rates(engine.step) | saver.substitutions() | epoch_metric,
+                engine.step,
+            )
             # It raises where too many images are damaged: the curves have to show them first.
             saver.ledger.check()
-        if milestone:
+        if is_milestone:
             export(cfg, engine, probe, saver.provenance(), metrics, on_export)
-        stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
-        if last or stop or saver.due():
+        must_stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
+        if is_last_step or must_stop or saver.due():
             saver.save()
-        if stop and not last:
+        if must_stop and not is_last_step:
             raise Preempted
     if trace:
         trace.final(engine.digests())
@@ -107,56 +110,60 @@ def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | No
     return loader, engine, build_probe(cfg.online, loader.classes, engine.total_steps)
 
 
-class Curves:
+class CurveSchedule:
     """Decides which steps are logged, and averages their metrics over the ranks.
 
-    Those are every ``every`` steps, exports, and the step at which the collapse alarm goes off.
+    Those are every ``log_every`` steps, exports, and the step at which the collapse alarm goes off.
     """
 
-    def __init__(self, every: int, total_steps: int) -> None:
-        self.every = every
+    def __init__(self, log_every: int, total_steps: int) -> None:
+        self.log_every = log_every
         self.total_steps = total_steps
         self.alarm = monitors.CollapseAlarm()
 
     def is_due(self, step: int) -> bool:
         """Whether ``step`` is logged whatever its metrics are."""
-        return step == self.total_steps or step % self.every == 0
+        return step == self.total_steps or step % self.log_every == 0
 
-    def metrics_if_due(self, out: LossOutput, step: int, milestone: bool) -> dict[str, float]:
+    def metrics_if_due(
+        self, step_output: LossOutput, step: int, is_milestone: bool
+    ) -> dict[str, float]:
         """Average the metrics of ``step`` over all ranks, each of which calls this.
 
         Args:
-            out: What the step gave on this rank.
+            step_output: What the step gave on this rank.
             step: Steps done.
-            milestone: Whether the step is exported, and so logged.
+            is_milestone: Whether the step is exported, and so logged.
 
         Returns:
             The metrics; empty where the step is not logged.
         """
-        is_logged = milestone or self.is_due(step)
+        is_logged = is_milestone or self.is_due(step)
         is_checked = step % monitors.CHECK_EVERY == 0
         if not is_logged and not is_checked:
             return {}
-        metrics = dist.mean_over_ranks({"loss": out.loss} | out.metrics)
-        embedding = dist.all_gather(out.embedding)
+        metrics = dist.mean_over_ranks({"loss": step_output.loss} | step_output.metrics)
+        embedding = dist.all_gather(step_output.embedding)
         metrics |= monitors.embedding(embedding)
         if is_checked:
             rows, width = embedding.shape
-            went_off = self.alarm.update(metrics, rows, width, rows_per_rank=len(out.embedding))
+            has_gone_off = self.alarm.update(
+                metrics, rows, width, rows_per_rank=len(step_output.embedding)
+            )
             # All ranks log a step or none does: what follows is collective.
-            is_logged |= dist.any_rank(went_off)
+            is_logged |= dist.any_rank(has_gone_off)
         metrics["collapse_alarm"] = float(self.alarm.on)
         return metrics if is_logged else {}
 
 
-class Meter:
+class ThroughputMeter:
     """Measures throughput, and the share of the time that is spent waiting for data."""
 
-    def __init__(self, global_batch: int, step: int) -> None:
+    def __init__(self, global_batch: int, last_step: int) -> None:
         self.global_batch = global_batch
-        self.step = step
+        self.last_step = last_step
         self.start: float | None = None
-        self.waited = 0.0
+        self.waited_s = 0.0
 
     def next_batches(self, batches: Iterator[Batch], count: int) -> list[Batch]:
         """Take the next ``count`` batches; the time until they are there counts as waiting."""
@@ -165,20 +172,20 @@ class Meter:
         if self.start is None:  # the pipeline's own start is not throughput
             self.start = time.perf_counter()
         else:
-            self.waited += time.perf_counter() - begin
+            self.waited_s += time.perf_counter() - begin
         return step_batches
 
-    def rates(self, step: int) -> dict[str, float]:
+    def rates(self, last_step: int) -> dict[str, float]:
         """Return images per second of the whole job and the data-wait share since the last call."""
         now = time.perf_counter()
         seconds = now - self.start if self.start is not None else float("inf")
         rates = {
-            "images_per_second": (step - self.step) * self.global_batch / seconds,
-            "data_wait_share": self.waited / seconds,
+            "images_per_second": (last_step - self.last_step) * self.global_batch / seconds,
+            "data_wait_share": self.waited_s / seconds,
         }
         self.start = now
-        self.step = step
-        self.waited = 0.0
+        self.last_step = last_step
+        self.waited_s = 0.0
         return rates
 
 

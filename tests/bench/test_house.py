@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.house import figures
+from bench.house import checkout_figures
 
 CODE = '''"""Read a file."""
 
@@ -21,7 +21,7 @@ def test_figures_count_what_a_reader_meets(tmp_path: Path) -> None:
         (tmp_path / room).mkdir()
     (tmp_path / "vssl_dist" / "a.py").write_text(CODE)
     (tmp_path / "data_prep" / "b.py").write_text(CODE.replace("found", "content"))
-    counted = figures(tmp_path)
+    counted = checkout_figures(tmp_path)
     assert (counted["files"], counted["lines"], counted["folders"]) == ("2", "18", "2")
     assert counted["comment lines per 100"] == f"{100 * 2 / 18:.1f}"
     assert counted["uses of Any"] == "4"

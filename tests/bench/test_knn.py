@@ -11,28 +11,30 @@ from bench import knn
 
 
 def test_all_contestants_find_the_same_neighbours() -> None:
-    size = knn.Size(bank=3000, queries=40, width=8)
-    bank, queries = size.features()
-    expected = knn.naive(bank.double(), queries.double(), 5)
-    for search in knn.contestants().values():
+    size = knn.ProblemSize(num_bank=3000, num_queries=40, feature_width=8)
+    bank, queries = size.draw_features()
+    expected = knn.full_product_search(bank.double(), queries.double(), 5)
+    for search in knn.searches_by_name().values():
         assert torch.equal(search(bank, queries, 5), expected)
-    seconds = knn.compare(size, k=5, rounds=2)
+    seconds = knn.measure_seconds(size, k=5, rounds=2)
     assert all(len(times) == 2 for times in seconds.values())
 
 
 def test_faiss_is_among_them_where_it_is_installed() -> None:
     pytest.importorskip("faiss", reason="pip install .[compare]")
-    assert list(knn.contestants()) == ["ours", "naive", "faiss"]
+    assert list(knn.searches_by_name()) == ["ours", "naive", "faiss"]
 
 
 def test_a_ratio_is_their_time_over_ours() -> None:
-    row = knn.line(knn.Size(10, 2, 4), 1, {"ours": [1.0, 2.0, 2.0], "naive": [3.0, 4.0, 1.0]})
+    row = knn.table_row(
+        knn.ProblemSize(10, 2, 4), 1, {"ours": [1.0, 2.0, 2.0], "naive": [3.0, 4.0, 1.0]}
+    )
     assert row == "| 10 x 4, 2 queries, k = 1 | 1.00 s (1.00 x) | 1.00 s (2.00 x) |"
 
 
 def test_the_bank_is_read_once_for_up_to_8192_queries() -> None:
-    assert knn.Scale(10.0, 0.5, 1.0).total_s(8192) == 10 + 4096
-    assert knn.Scale(10.0, 0.5, 1.0).total_s(8193) == 20 + 4096.5
+    assert knn.SearchCost(10.0, 0.5, 1.0).total_s(8192) == 10 + 4096
+    assert knn.SearchCost(10.0, 0.5, 1.0).total_s(8193) == 20 + 4096.5
 
 
 def test_the_large_bank_works_small_and_leaves_nothing(

@@ -8,10 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.references import CENTRE, IMAGES, PROTOTYPES, Case, cases, unit
+from bench.references import (
+    DINO_CENTRE,
+    NUM_IMAGES,
+    NUM_PROTOTYPES,
+    LossCase,
+    loss_cases,
+    unit_vector,
+)
 from vssl_dist.vision import torchvision
 
-CASES = {case.name: case for case in cases()}
+CASES = {case.name: case for case in loss_cases()}
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +27,9 @@ def losses() -> ModuleType:
     return pytest.importorskip("lightly.loss", reason="pip install .[compare]")
 
 
-def agrees(case: Case, theirs: object) -> None:
+def agrees(case: LossCase, theirs: object) -> None:
     assert callable(theirs)
-    loss, gradient = Case(case.name, case.shapes, case.ours, theirs).errors()
+    loss, gradient = LossCase(case.name, case.shapes, case.ours, theirs).errors()
     assert max(loss, gradient) < 1e-6
 
 
@@ -57,13 +64,13 @@ def test_barlow_twins(losses: ModuleType) -> None:
 def test_dino(losses: ModuleType) -> None:
     def theirs(leaves: list[Tensor]) -> Tensor:
         *crops, weight = leaves
-        rows = torch.stack([unit(row) for row in weight])
-        said = [torch.stack([unit(x) for x in crop]) @ rows.T for crop in crops]
-        loss = losses.DINOLoss(PROTOTYPES).double()
-        loss.center.copy_(CENTRE)
+        rows = torch.stack([unit_vector(row) for row in weight])
+        said = [torch.stack([unit_vector(x) for x in crop]) @ rows.T for crop in crops]
+        loss = losses.DINOLoss(NUM_PROTOTYPES).double()
+        loss.center.copy_(DINO_CENTRE)
         told = [-scores.detach() for scores in said[:2]]
         value: Tensor = loss(told, said, teacher_temp=0.055)
         return value
 
-    assert CASES["dino"].shapes[0][0] == IMAGES
+    assert CASES["dino"].shapes[0][0] == NUM_IMAGES
     agrees(CASES["dino"], theirs)

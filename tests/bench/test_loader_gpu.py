@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.loader_gpu import Busy
+from bench.loader_gpu import BusyMonitor
 
 ROOT = Path(__file__).parents[2]
 STEPS = """
@@ -43,21 +43,21 @@ def test_steps_are_the_engines_own_and_none_is_skipped() -> None:
 
 def test_busy_is_the_mean_of_what_was_read_while_it_lasted() -> None:
     readings = count(0, 10)
-    with Busy(lambda: float(next(readings)), every_s=0.005) as busy:
+    with BusyMonitor(lambda: float(next(readings)), every_s=0.005) as busy:
         time.sleep(0.1)
     seen = next(readings) // 10
     assert seen > 2
-    assert busy.percent == pytest.approx(5 * (seen - 1))
+    assert busy.mean_percent == pytest.approx(5 * (seen - 1))
 
 
 @pytest.mark.gpu
 def test_a_gpu_that_multiplies_matrices_is_seen_at_work() -> None:
-    with Busy(torch.cuda.utilization) as idle:
+    with BusyMonitor(torch.cuda.utilization) as idle:
         time.sleep(2)
     a = torch.randn(8192, 8192, device="cuda")
-    with Busy(torch.cuda.utilization) as busy:
+    with BusyMonitor(torch.cuda.utilization) as busy:
         until = time.monotonic() + 3
         while time.monotonic() < until:
             a @ a
             torch.cuda.synchronize()
-    assert busy.percent > 50 > idle.percent
+    assert busy.mean_percent > 50 > idle.mean_percent

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.loader_memory import slope
+from bench.loader_memory import bytes_per_batch
 
 ROOT = Path(__file__).parents[2]
 LEAKING = """
@@ -32,7 +32,7 @@ def test_the_slope_is_that_of_least_squares() -> None:
     at = np.arange(100, 1100, 100)
     mib = 500 + 0.02 * at + random.normal(size=10)
     want = np.polyfit(at, mib, 1)[0] * 2**20
-    assert slope(list(zip(at.tolist(), mib.tolist(), strict=True))) == pytest.approx(want)
+    assert bytes_per_batch(list(zip(at.tolist(), mib.tolist(), strict=True))) == pytest.approx(want)
 
 
 def test_a_leak_is_seen_with_its_size_and_nothing_else_is() -> None:

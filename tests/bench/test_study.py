@@ -15,15 +15,15 @@ import psutil
 import pytest
 import yaml
 
-from bench.study import main, read_outcome, report
+from bench.study import main, read_outcome, write_page
 from bench.study_log import describe_machine
 from bench.study_picture import draw_picture
-from bench.study_plan import BASE, Study, Trial, plan_trials, read_study
+from bench.study_plan import BASE_POINT, Study, Trial, plan_trials, read_study
 from bench.study_report import (
-    Outcome,
+    RunOutcome,
     base_table,
-    document,
     factor_table,
+    markdown_page,
     read_baselines,
     read_figures,
     read_reference_rows,
@@ -98,8 +98,8 @@ def test_a_value_without_overrides_is_the_base_points_own_run(here: Path) -> Non
     study = read_study(write(here, tiny(here) | {"seeds": [0, 3]}))
     planned = plan_trials(study, "tiny", here / "runs")
     assert [(t.factor, t.value, t.seed) for t in planned] == [
-        (BASE, "base", 0),
-        (BASE, "base", 3),
+        (BASE_POINT, "base", 0),
+        (BASE_POINT, "base", 3),
         ("rate", "0.1", 0),
         ("rate", "0.1", 3),
     ]
@@ -145,15 +145,15 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         }
     )  # fmt: skip
     outcomes = {
-        ("p", BASE, "base"): [
-            Outcome({"a %": 50.0}, seconds=10, place="1 core"),
-            Outcome({"a %": 54.0}, seconds=30, place="2 cores", whole=False),
+        ("p", BASE_POINT, "base"): [
+            RunOutcome({"a %": 50.0}, seconds=10, place="1 core"),
+            RunOutcome({"a %": 54.0}, seconds=30, place="2 cores", whole=False),
         ],
-        ("q", BASE, "base"): [
-            Outcome({"a %": 7.0}, seconds=1, place="1 core"), Outcome(None, "diverged"),
+        ("q", BASE_POINT, "base"): [
+            RunOutcome({"a %": 7.0}, seconds=1, place="1 core"), RunOutcome(None, "diverged"),
         ],
-        ("r", BASE, "base"): [Outcome(None), Outcome(None)],
-        ("p", "f", "2"): [Outcome(None, "diverged"), Outcome(None, "diverged")],
+        ("r", BASE_POINT, "base"): [RunOutcome(None), RunOutcome(None)],
+        ("p", "f", "2"): [RunOutcome(None, "diverged"), RunOutcome(None, "diverged")],
     }  # fmt: skip
     assert base_table(study, outcomes, {}).splitlines()[2:] == [
         "| p | 52.0 ± 2.8 | > 20 |",
@@ -165,7 +165,7 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         "| 2 | diverged |  |",
     ]
     facts = {"command": "run me", "place": "2 cores", "picture": "t.png"}
-    text = document(study, outcomes, {"raw pixels": {"a %": 40.0}}, facts)
+    text = markdown_page(study, outcomes, {"raw pixels": {"a %": 40.0}}, facts)
     for part in (
         "# T",
         "run me",
@@ -200,8 +200,8 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
         }
     )  # fmt: skip
     outcomes = {
-        ("p", BASE, "base"): [Outcome({"x %": 50.0, "y": 1.0}, seconds=10)],
-        ("q", BASE, "base"): [Outcome(None)],
+        ("p", BASE_POINT, "base"): [RunOutcome({"x %": 50.0, "y": 1.0}, seconds=10)],
+        ("q", BASE_POINT, "base"): [RunOutcome(None)],
     }
     facts = {"command": "run me", "place": "2 cores", "picture": "t.png"}
     found = read_reference_rows(study, tmp_path)
@@ -213,7 +213,7 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
         "| p | 50.0 | 1.000 | 75.0 | 10 |",
         "| q | not yet |  |  |  |",
     ]
-    assert "z %: `make z`" in document(study, outcomes, found, facts)
+    assert "z %: `make z`" in markdown_page(study, outcomes, found, facts)
     beside.write_text(json.dumps({"results": compared, "format": FORMAT - 1}))
     assert read_reference_rows(study, tmp_path) == {"p": {"z %": 75.0}, "raw pixels": {"z %": 50.0}}
     assert read_baselines(tmp_path, "a") is None, "it is compared again, with all scores of today"
@@ -239,14 +239,14 @@ def test_a_shipped_study_can_run_and_changes_one_thing_at_a_time(
     monkeypatch.chdir(ROOT)
     study = read_study(path)
     planned = plan_trials(study, path.stem, Path("runs"))
-    base = {t.point: t for t in planned if t.factor == BASE and t.seed == study.seeds[0]}
+    base = {t.point: t for t in planned if t.factor == BASE_POINT and t.seed == study.seeds[0]}
     for trial in planned:
         kept = config.frozen_part(base[trial.point].cfg)
         now = config.frozen_part(trial.cfg)
         changed = {key for key in now if now[key] != kept[key]} - {"seed"}
-        one = trial.factor in {BASE, "target"} or len(changed) == 1
+        one = trial.factor in {BASE_POINT, "target"} or len(changed) == 1
         assert one, f"{trial.label} changes {changed}"
-        if trial.factor == BASE:
+        if trial.factor == BASE_POINT:
             samples = 6_400 if "photo" in path.stem else 50_000
             assert lint(trial.cfg, Facts(study.ranks, samples)) == [], trial.label
 
@@ -363,7 +363,7 @@ def test_a_run_of_another_density_goes_on_and_its_old_figures_are_not_shown(here
     assert read_outcome(study, trial).figures is None
     place_of_result.write_text(json.dumps(result | {"format": FORMAT, "density": "polar"}))
     assert read_outcome(study, trial).figures == {"S1 %": 50.0}
-    report(study, [trial], "command", here / "page.md")
+    write_page(study, [trial], "command", here / "page.md")
     assert "Likelihoods of VJE: `density: polar`." in (here / "page.md").read_text()
 
     begun(study, trial, [ood | {"k": 3}])

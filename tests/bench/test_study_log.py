@@ -13,7 +13,7 @@ from bench import study_log
 def test_the_commit_is_dirty_by_code_and_not_by_what_a_study_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_log, "ROOT", tmp_path)
+    monkeypatch.setattr(study_log, "CHECKOUT", tmp_path)
 
     def git(*words: str) -> str:
         who = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
@@ -32,14 +32,14 @@ def test_the_commit_is_dirty_by_code_and_not_by_what_a_study_writes(
     head = git("rev-parse", "--short=7", "HEAD")
     (tmp_path / "runs").mkdir()
     page.write_text("2")
-    assert study_log.commit() == head
+    assert study_log.commit_name() == head
     code.write_text("2")
-    assert study_log.commit() == f"{head}-dirty"
+    assert study_log.commit_name() == f"{head}-dirty"
 
 
 def test_one_process_claims_and_gives_back(tmp_path: Path) -> None:
     lock = tmp_path / "study" / "run.lock"
-    with study_log.claimed(lock) as first, study_log.claimed(lock) as second:
+    with study_log.claimed_run(lock) as first, study_log.claimed_run(lock) as second:
         assert (first, second) == (True, False)
-    with study_log.claimed(lock) as again:
+    with study_log.claimed_run(lock) as again:
         assert again

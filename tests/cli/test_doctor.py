@@ -85,7 +85,7 @@ def test_what_is_at_fault_is_the_last_line_with_its_remedy(
 def test_a_driver_that_is_too_old_is_a_fault(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "read_driver", lambda: Driver((12, 2), "535.129.03", gpus=8))
+    monkeypatch.setattr(machine, "read_driver", lambda: Driver((12, 2), "535.129.03", num_gpus=8))
     monkeypatch.setattr(machine, "read_wheel", lambda: Wheel("2.13.0", "13.0"))
     assert doctor.main([]) == 2
     assert "580 or newer" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from tests.support.refusals import refusal
 from vssl_dist.cli import commands, typos
 from vssl_dist.cli.places import by_name, module_file, module_name
 from vssl_dist.cli.program import arguments
-from vssl_dist.commands.keys import BLOCKS
+from vssl_dist.commands.keys import CONFIG_BLOCKS
 from vssl_dist.config import TASKS
 from vssl_dist.exports.formats import FORMATS
 from vssl_dist.methods import CONFIGS
@@ -75,7 +75,7 @@ def test_what_options_take_is_written_down_as_the_code_has_it() -> None:
     assert tuple(FORMATS) == commands.FORMATS
     assert list(commands.SOURCES) == sorted(SOURCES)
     assert (BuildOptions.shard_size, MAX_PIXELS) == (commands.SHARD_SIZE, commands.MAX_PIXELS)
-    assert {"run", *CONFIGS, *TASKS, *typos.BLOCKS} == set(BLOCKS)
+    assert {"run", *CONFIGS, *TASKS, *typos.BLOCKS} == set(CONFIG_BLOCKS)
     for command in commands.COMMANDS.values():
         assert module_file(command.module).exists()
         assert module_name(command.module) == command.module

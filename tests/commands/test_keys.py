@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from vssl_dist.commands.keys import (
-    BLOCKS,
+    CONFIG_BLOCKS,
+    block_markdown,
+    key_rows,
     main,
-    markdown,
-    rows,
 )
 from vssl_dist.config import ViewRecipe
 
@@ -31,15 +31,15 @@ NAMES = {
 
 def cells(block: str) -> dict[str, list[str]]:
     """Default, accepted values and meaning by key, read from the Markdown."""
-    lines = markdown(block).splitlines()[4:]
+    lines = block_markdown(block).splitlines()[4:]
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert all(len(row) == 4 for row in table), "a cell holds the sign that ends cells"
     return {row[0].strip("`"): row[1:] for row in table}
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", CONFIG_BLOCKS)
 def test_every_key_has_its_default_and_a_meaning(block: str) -> None:
-    model, found = BLOCKS[block][1], cells(block)
+    model, found = CONFIG_BLOCKS[block][1], cells(block)
     for key, field in model.model_fields.items():
         if key in {"name", "task"} and block != "run" and block != "optim":
             assert key not in found  # it is the block's own name
@@ -57,9 +57,9 @@ def test_every_key_has_its_default_and_a_meaning(block: str) -> None:
                 assert json.loads(shown) == (list(made) if isinstance(made, tuple) else made)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", CONFIG_BLOCKS)
 def test_what_a_key_is_said_not_to_take_it_refuses(block: str) -> None:
-    model = BLOCKS[block][1]
+    model = CONFIG_BLOCKS[block][1]
 
     def refused(key: str, value: Any) -> bool:
         try:
@@ -68,7 +68,7 @@ def test_what_a_key_is_said_not_to_take_it_refuses(block: str) -> None:
             return any(e["loc"][:1] == (key,) for e in error.errors())
         return False
 
-    for key, _, takes, _ in rows(model):
+    for key, _, takes, _ in key_rows(model):
         if key in ViewRecipe.shorthands and block == "views":
             continue
         kinds = takes.split("; ")
@@ -99,7 +99,7 @@ def test_the_page_is_what_the_command_prints_and_has_the_whole_schema() -> None:
     for dotted in (ROOT / "tests" / "config" / "surface.txt").read_text().split():
         place, _, key = dotted.rpartition(".")
         block = OF_SURFACE.get(place, place.rpartition(".")[2])
-        assert key in {row[0] for row in rows(BLOCKS[block][1])} | {"task"}, dotted
+        assert key in {row[0] for row in key_rows(CONFIG_BLOCKS[block][1])} | {"task"}, dotted
 
 
 def test_some_blocks_may_be_asked_for_and_a_wrong_one_is_one_line(

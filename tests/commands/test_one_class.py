@@ -90,10 +90,10 @@ def test_a_class_gets_the_config_with_its_own_data_and_the_settings_of_task_ood(
     monkeypatch.chdir(folder)
     for extra, k, pairs in (([], K, 4), (["evaluations=[]"], 50, 1)):
         cfg = config.load(Path("tiny.yaml"), extra, methods=CONFIGS)
-        for trial in one_class.trials(cfg, None):
+        for trial in one_class.plan_trials(cfg, None):
             words = [*extra, *one_class.overrides(trial, cfg)]
             own = config.load(Path("tiny.yaml"), words, methods=CONFIGS)
-            assert own.dir == trial.run
+            assert own.dir == trial.run_dir
             assert own.data.train == trial.data / "train"
             (task,) = own.evaluations
             assert isinstance(task, OodConfig)
@@ -111,11 +111,11 @@ def test_other_data_under_the_same_name_are_refused_and_nobody_is_sent_to_delete
         config.load(Path("tiny.yaml"), [f"out={tmp_path}", *changed], methods=CONFIGS)
         for changed in ([], ["data.val=train"])
     )
-    (trial, _) = one_class.trials(before, None)
-    one_class.prepare(trial, before)
-    one_class.prepare(trial, before)
+    (trial, _) = one_class.plan_trials(before, None)
+    one_class.write_class_splits(trial, before)
+    one_class.write_class_splits(trial, before)
     with pytest.raises(ConfigError, match=r"is of other data .*: give this run another name"):
-        one_class.prepare(trial, now)
+        one_class.write_class_splits(trial, now)
 
 
 def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(
@@ -126,7 +126,7 @@ def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(
     vssl = "method={name: vssl, backbone: resnet10_c16}"
     scores = {"others": {name: {"auroc": 0.5} for name in ("norm", "s1_self_likelihood")}}
     words: list[list[str]] = []
-    monkeypatch.setattr(one_class, "call", lambda *said: words.append([*said]) or 0)
+    monkeypatch.setattr(one_class, "run_command", lambda *said: words.append([*said]) or 0)
     for method, extra, stem, density in (
         (None, [], "ood", "polar"),
         (None, [own], "ood-cartesian", "cartesian"),
@@ -134,17 +134,17 @@ def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(
     ):
         changed = [*extra, f"out={tmp_path / stem}{density}", *([method] if method else [])]
         cfg = config.load(Path("tiny.yaml"), changed, methods=CONFIGS)
-        trial = one_class.trials(cfg, None)[0]
-        (trial.run / "export").mkdir(parents=True)
+        trial = one_class.plan_trials(cfg, None)[0]
+        (trial.run_dir / "export").mkdir(parents=True)
         for name in ("ood", "ood-cartesian"):
             said = {"format": FORMAT, "results": scores, "name": name}
             said |= {"density": density} if density and name == stem else {}
-            (trial.run / "export" / f"{name}-00000003.json").write_text(json.dumps(said))
-        trained = one_class.collect(trial, cfg, with_baselines=False)
+            (trial.run_dir / "export" / f"{name}-00000003.json").write_text(json.dumps(said))
+        trained = one_class.read_class_result(trial, cfg, with_baselines=False)
         assert trained.result["name"] == stem
         ending = f"_{density}" if density else ""
         assert list(trained.auroc()) == ["norm", f"s1_self_likelihood{ending}"]
-        one_class.finish(trial, cfg, one_class.arguments(["tiny.yaml"]))
+        one_class.finish_trial(trial, cfg, one_class.arguments(["tiny.yaml"]))
         asked = words[-1][words[-1].index("--density") + 1 :] if density else []
         assert asked == ([density] if density else [])
         assert ("--density" in words[-1]) == bool(density)
@@ -158,9 +158,9 @@ def test_classes_of_any_name_have_run_folders_of_their_own(tmp_path: Path) -> No
     overrides = [f"name={'n' * 100}", f"data.train={tmp_path}/train", f"data.val={tmp_path}/val"]
     preset = ROOT / "configs" / "one_class_cifar10_vje.yaml"
     cfg = config.load(preset, overrides, methods=CONFIGS)
-    planned = one_class.trials(cfg, None)
+    planned = one_class.plan_trials(cfg, None)
     assert [trial.name for trial in planned] == names
-    assert len({trial.run for trial in planned}) == len({trial.data for trial in planned}) == 7
+    assert len({trial.run_dir for trial in planned}) == len({trial.data for trial in planned}) == 7
     for trial in planned:
         config.load(preset, one_class.overrides(trial, cfg), methods=CONFIGS)
 
@@ -218,7 +218,7 @@ def test_a_killed_call_goes_on_and_its_figures_are_those_of_the_images(folder: P
 
 @pytest.mark.parametrize("text", ["1" + "0" * 400, "[1]", '"soon"', "[" * 200_000])
 def test_seconds_that_are_none_are_one_line(tmp_path: Path, text: str) -> None:
-    trial = one_class.Trial("a", tmp_path / "run", tmp_path)
-    trial.clock.write_text(text)
+    trial = one_class.ClassTrial("a", tmp_path / "run", tmp_path)
+    trial.seconds_file.write_text(text)
     with pytest.raises(ConfigError, match=r"seconds\.json: holds no seconds .*: remove it"):
         trial.seconds()

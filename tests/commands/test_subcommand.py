@@ -26,8 +26,8 @@ def test_ctrl_c_waits_until_the_called_command_has_saved(tmp_path: Path) -> None
     program = tmp_path / "program.py"
     program.write_text(SLOW_TO_STOP)
     code = (
-        "import os, sys; from vssl_dist.commands.subcommand import foreground; "
-        "sys.exit(foreground([sys.executable, *sys.argv[1:]], os.environ))"
+        "import os, sys; from vssl_dist.commands.subcommand import run_in_foreground; "
+        "sys.exit(run_in_foreground([sys.executable, *sys.argv[1:]], os.environ))"
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", code, str(program), str(tmp_path)],

@@ -161,7 +161,7 @@ def test_gpus_whose_driver_is_too_old_are_refused_and_never_left_for_the_cpu(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    old, wheel = Driver((12, 2), "535.129.03", gpus=2), Wheel("2.13.0", "13.0")
+    old, wheel = Driver((12, 2), "535.129.03", num_gpus=2), Wheel("2.13.0", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # which asks no driver for CUDA
     monkeypatch.setattr(machine, "read_driver", lambda: old)
     monkeypatch.setattr(machine, "read_wheel", lambda: wheel)

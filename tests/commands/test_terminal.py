@@ -142,7 +142,7 @@ def test_classes_of_any_name_are_announced_in_a_line_and_reported_whole(
 ) -> None:
     (tmp_path / "data").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(one_class, "call", lambda *words: 3)
+    monkeypatch.setattr(one_class, "run_command", lambda *words: 3)
     words = ["tiny.yaml", "data.train=data/train", "data.val=data/val", "out=data"]
     assert one_class.main(words) == 3
     captured = capsys.readouterr()

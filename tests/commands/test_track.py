@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from vssl_dist.commands import track
 from vssl_dist.tracker import Flusher, Spool
-from vssl_dist.tracker.record import Sender, lease
+from vssl_dist.tracker.record import Sender, sending_lock
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_a_run_that_somebody_sends_is_left_to_them_by_name(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_run(here / "run")
-    monkeypatch.setattr(track, "_WAIT_S", 0.1)
-    with lease(here / "run"):
+    monkeypatch.setattr(track, "_LEASE_WAIT_S", 0.1)
+    with sending_lock(here / "run"):
         Sender("http://login1:5000", host="gpu07", pid=12, job="345").save(here / "run")
         assert track.main(["run"]) == 1
         other = capsys.readouterr().out

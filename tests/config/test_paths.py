@@ -287,12 +287,12 @@ def test_no_command_takes_a_path_that_is_not_expanded() -> None:
 
 def test_folders_within_a_word_of_evaluate_are_expanded_too() -> None:
     args = evaluate.arguments(["run", "--data", "~/t,$SCRATCH/v", "--data", "far=$SCRATCH/f"])
-    place = evaluate.settings_of(args)
+    place = evaluate.evaluation_settings(args)
     assert (place.train, place.val) == (Path("/home/me/t"), Path("/scratch/me/v"))
     assert place.ood == {"far": Path("/scratch/me/f")}
     for data in ("far=$UNSET", "$UNSET/a,b", "a,~nobody123"):
         with pytest.raises(ConfigError, match=r"--data .*(UNSET|nobody123)"):
-            evaluate.settings_of(evaluate.arguments(["run", "--data", data]))
+            evaluate.evaluation_settings(evaluate.arguments(["run", "--data", data]))
 
 
 def test_a_class_list_is_a_path_only_where_it_names_no_classes(tmp_path: Path) -> None:

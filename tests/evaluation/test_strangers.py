@@ -28,7 +28,7 @@ from tests.support.others import (
 )
 from tests.support.photos import tiny_dataset
 from vssl_dist.commands import export
-from vssl_dist.commands.evaluate import main, table_cells
+from vssl_dist.commands.evaluate import main, titled_table_rows
 from vssl_dist.config import KnnConfig
 from vssl_dist.durable import sha256
 from vssl_dist.errors import ConfigError
@@ -247,14 +247,14 @@ def test_results_in_a_run_that_can_only_be_read_are_not_computed_again(run: Path
 def test_evaluations_do_not_wait_for_a_stranger(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = evaluation_queue.lock_path(run)
+    lock = evaluation_queue.evaluation_lock_path(run)
     lock.touch(mode=0o644)
     with locked_by_nobody(lock) as pid:
         assert asked(run) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {lock}: is held by process {pid} of ")
         assert said.count("\n") == 1
-        evaluation_queue.drain(run)
+        evaluation_queue.try_all_pending(run)
         assert f"no evaluations: {lock} is held by process {pid} of " in capsys.readouterr().err
     assert asked(run) == 0
     assert lock.stat().st_mode & 0o077 == 0
@@ -363,4 +363,4 @@ def test_attempts_are_not_noted_through_a_link(tmp_path: Path) -> None:
 def test_a_figure_beyond_all_numbers_is_one_line() -> None:
     results = {"k5_t0.1": {"top1": 10**400, "top5": 1.0}}
     with pytest.raises(ConfigError, match=r"results of task knn are not such .*: remove knn-\*"):
-        table_cells("knn", [("step 1", results)])
+        titled_table_rows("knn", [("step 1", results)])

@@ -26,7 +26,7 @@ from vssl_dist.jobs.evaluation_queue import (
     EvaluationSpawner,
     SlurmSubmitter,
 )
-from vssl_dist.jobs.resources import Resources, dump_launch, on_slurm
+from vssl_dist.jobs.resources import Resources, dump_launch, resolve_for_slurm
 from vssl_dist.logs import terminal_text
 from vssl_dist.methods import CONFIGS
 
@@ -74,7 +74,7 @@ def clear(cfg: RunConfig, place: Recorder) -> None:
     """One process's work."""
     queue = EvaluationQueue(cfg, SAMPLES, place)  # type: ignore[arg-type]
     while (pending := queue.next_pending()) is not None:
-        queue.attempt(pending)
+        queue.try_evaluation(pending)
 
 
 def test_every_milestone_is_evaluated_the_newest_first(cfg: RunConfig) -> None:
@@ -109,9 +109,11 @@ def test_a_refusal_is_one_line_of_the_log(cfg: RunConfig, caplog: pytest.LogCapt
 
 
 def test_a_second_process_leaves_at_once_while_one_is_at_work(cfg: RunConfig) -> None:
-    with evaluation_queue.lock_of(cfg.dir):
+    with evaluation_queue.evaluation_lock(cfg.dir):
         before = time.monotonic()
-        evaluation_queue.drain(cfg.dir)  # the folder has no config.yaml: reading it would raise
+        evaluation_queue.try_all_pending(
+            cfg.dir
+        )  # the folder has no config.yaml: reading it would raise
         assert time.monotonic() - before < 1
 
 
@@ -144,7 +146,7 @@ def test_an_export_that_comes_while_the_last_one_leaves_is_not_lost(
 
     queue = Late(cfg, SAMPLES, place)  # type: ignore[arg-type]
     monkeypatch.setattr(evaluation_queue, "open_queue", lambda run_dir: queue)
-    evaluation_queue.drain(cfg.dir)
+    evaluation_queue.try_all_pending(cfg.dir)
     assert place.taken == [8, 16]
 
 
@@ -160,7 +162,7 @@ def test_evaluations_that_are_asked_for_while_others_are_at_work_are_not_lost(
         return EvaluationQueue(cfg, SAMPLES, place)  # type: ignore[arg-type]
 
     monkeypatch.setattr(evaluation_queue, "open_queue", open_queue)
-    evaluation_queue.drain(cfg.dir)
+    evaluation_queue.try_all_pending(cfg.dir)
     assert asked == ["", "more"]
 
 
@@ -188,7 +190,7 @@ def signals() -> Iterator[None]:
 def test_a_refusal_of_slurm_is_tried_again_by_the_next_process_and_a_live_job_is_not_doubled(
     cfg: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = SlurmSubmitter(cfg.dir, on_slurm(Resources(device="cpu"), 1, ""))
+    place = SlurmSubmitter(cfg.dir, resolve_for_slurm(Resources(device="cpu"), 1, ""))
     asked = []
 
     def submit(folder: Path, parameters: dict[str, object], job: object) -> str:
@@ -198,12 +200,12 @@ def test_a_refusal_of_slurm_is_tried_again_by_the_next_process_and_a_live_job_is
         return str(len(asked))
 
     monkeypatch.setattr(slurm, "submit", submit)
-    monkeypatch.setattr(slurm, "is_live", lambda job: True)
+    monkeypatch.setattr(slurm, "is_job_live", lambda job: True)
     for expected in (["run-knn-00000016", "run-knn-00000008"], ["run-knn-00000016"], []):
         asked_before = len(asked)
         queue = EvaluationQueue(cfg, SAMPLES, place)
         while (pending := queue.next_pending()) is not None:
-            queue.attempt(pending)
+            queue.try_evaluation(pending)
         assert asked[asked_before:] == expected
 
 
@@ -241,7 +243,7 @@ def test_what_another_user_put_into_a_run_reaches_no_batch_script(
 ) -> None:
     (cfg.dir / "config.yaml").write_text(config.dump(cfg))
     profile = Resources(device="cpu", setup=("source /shared/evil.sh",))
-    (cfg.dir / "launch.yaml").write_text(dump_launch(on_slurm(profile, 1, "")))
+    (cfg.dir / "launch.yaml").write_text(dump_launch(resolve_for_slurm(profile, 1, "")))
     os.chown(cfg.dir / name, NOBODY, NOBODY)
     monkeypatch.setattr("sys.argv", ["dispatch", str(cfg.dir)])
     assert evaluation_queue.main() == 2

@@ -22,10 +22,17 @@ from vssl_dist.config import RunConfig
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.evaluation_job import EvalJob
-from vssl_dist.jobs.machine import Driver, Gpu, Wheel, describe, prepare, why_no_cuda
+from vssl_dist.jobs.machine import (
+    Driver,
+    Gpu,
+    Wheel,
+    describe_hardware,
+    prepare_device,
+    why_no_cuda,
+)
 from vssl_dist.jobs.preflight import Preflight
-from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
-from vssl_dist.jobs.stop import REFUSED, StopFlag
+from vssl_dist.jobs.resources import Resources, resolve_for_slurm, resolve_for_this_machine
+from vssl_dist.jobs.stop import REFUSED_EXIT_CODE, StopFlag
 from vssl_dist.jobs.training_job import (
     TrainJob,
     run_rank,
@@ -35,8 +42,8 @@ from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
 
 PYPI = Wheel("2.13.0", "13.0", "2.28.9")
-NEW = Driver((13, 0), "580.65.06", gpus=8)
-OLD = Driver((12, 2), "535.129.03", gpus=8)
+NEW = Driver((13, 0), "580.65.06", num_gpus=8)
+OLD = Driver((12, 2), "535.129.03", num_gpus=8)
 CUDA = Resources(device="cuda", ranks_per_node=2)
 TEXT = """
 method: {name: simsiam}
@@ -76,13 +83,13 @@ def run_in(folder: Path) -> RunConfig:
     ("wheel", "driver", "words"),
     [
         (PYPI, OLD, "needs an NVIDIA driver of 580 or newer, and the one here is 535.129.03, "),
-        (PYPI, replace(OLD, cuda=(12, 9)), "for CUDA 12.9 at most"),
+        (PYPI, replace(OLD, newest_cuda=(12, 9)), "for CUDA 12.9 at most"),
         (PYPI, Driver((11, 4)), "the one here is of an unknown release, for CUDA 11.4 at most"),
         (Wheel("2.9.0", "12.8"), Driver((11, 8)), "driver of 525 or newer"),
         (Wheel("3.1", "14.0"), NEW, "needs an NVIDIA driver for CUDA 14, and the one here is 580"),
         (PYPI, None, "driver of 580 or newer, and here is none (no libcuda.so.1)"),
         (Wheel("2.13.0+cpu", None), NEW, "torch 2.13.0+cpu is built without CUDA"),
-        (PYPI, replace(NEW, gpus=0), "shows this process no GPU"),
+        (PYPI, replace(NEW, num_gpus=0), "shows this process no GPU"),
     ],
 )
 def test_what_torch_cannot_use_is_refused_in_one_line_with_the_remedy(
@@ -99,11 +106,14 @@ def test_what_torch_cannot_use_is_refused_in_one_line_with_the_remedy(
     ("wheel", "driver"),
     [
         (PYPI, NEW),
-        (PYPI, Driver((13, 2), "595.10", gpus=None)),
+        (PYPI, Driver((13, 2), "595.10", num_gpus=None)),
         (Wheel("2.13.0", "13.2"), NEW),  # within a major version any driver of it will do
         (Wheel("2.13.0+cu126", "12.6"), OLD),
         (Wheel("2.13.0+cu126", "12.6"), NEW),
-        (PYPI, Driver((13, 0), "535.129.03", gpus=1)),  # forward compatibility: CUDA's word counts
+        (
+            PYPI,
+            Driver((13, 0), "535.129.03", num_gpus=1),
+        ),  # forward compatibility: CUDA's word counts
     ],
 )
 def test_a_driver_of_the_wheel_s_major_version_or_a_later_one_will_do(
@@ -114,9 +124,12 @@ def test_a_driver_of_the_wheel_s_major_version_or_a_later_one_will_do(
 
 def test_a_rank_says_in_one_line_what_it_runs_on() -> None:
     h200 = Gpu(
-        "NVIDIA H200", free=149_000_000_000, total=150_113_550_336, visible_devices="GPU-8932f937"
+        "NVIDIA H200",
+        free_bytes=149_000_000_000,
+        total_bytes=150_113_550_336,
+        visible_devices="GPU-8932f937",
     )
-    said = describe(PYPI, NEW, h200)
+    said = describe_hardware(PYPI, NEW, h200)
     assert said.startswith(
         "NVIDIA H200, 139.8 GiB (138.8 free), driver 580.65.06, torch 2.13.0 for CUDA 13.0, "
         "NCCL 2.28.9, CUDA_VISIBLE_DEVICES=GPU-8932f937, "
@@ -125,7 +138,7 @@ def test_a_rank_says_in_one_line_what_it_runs_on() -> None:
     place = f"{cores} core{'s' if cores > 1 else ''}, {threads} thread{'s' if threads > 1 else ''}"
     assert said.endswith(place)
     before = dict(os.environ)
-    assert prepare("cpu", os.environ) == f"CPU, torch {torch.__version__}, {place}"
+    assert prepare_device("cpu", os.environ) == f"CPU, torch {torch.__version__}, {place}"
     assert dict(os.environ) == before
 
 
@@ -142,7 +155,7 @@ READ = """
 import json
 from vssl_dist.jobs.machine import read_driver
 driver = read_driver()
-print(json.dumps(driver and [*driver.cuda, driver.release, driver.gpus]))
+print(json.dumps(driver and [*driver.newest_cuda, driver.release, driver.num_gpus]))
 """
 
 
@@ -180,7 +193,7 @@ def test_a_rank_refuses_the_machine_with_exit_code_2_before_the_process_group(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure_log("rank 1")
-    launch = on_slurm(CUDA, 1, "http://tracker:5000")
+    launch = resolve_for_slurm(CUDA, 1, "http://tracker:5000")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # put back to what it was, afterwards
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
@@ -190,7 +203,7 @@ def test_a_rank_refuses_the_machine_with_exit_code_2_before_the_process_group(
         for name, value in (variables | environ).items():
             monkeypatch.setenv(name, value)
         cfg = run_in(tmp_path / str(number))
-        assert run_rank(TrainJob(config.dump(cfg), launch), stop) == REFUSED
+        assert run_rank(TrainJob(config.dump(cfg), launch), stop) == REFUSED_EXIT_CODE
         assert not torch.distributed.is_initialized()
         said = RunFolder(cfg.dir).failure("a").read_text()
         out, err = capsys.readouterr()
@@ -221,10 +234,13 @@ def test_a_local_run_is_refused_before_it_is_written_and_a_login_node_needs_no_g
 ) -> None:
     on(PYPI, OLD)
     cfg = run_in(Path("runs"))
-    (first, *others) = Preflight(cfg, on_this_machine(CUDA, 2, 2, "")).problems()
+    (first, *others) = Preflight(cfg, resolve_for_this_machine(CUDA, 2, 2, "")).problems()
     assert "needs an NVIDIA driver of 580 or newer" in first
     assert "data.train" in others[0]
-    for launch in (on_this_machine(Resources(device="cpu"), 2, 0, ""), on_slurm(CUDA, 1, "")):
+    for launch in (
+        resolve_for_this_machine(Resources(device="cpu"), 2, 0, ""),
+        resolve_for_slurm(CUDA, 1, ""),
+    ):
         assert not any("driver" in problem for problem in Preflight(cfg, launch).problems())
 
 
@@ -237,7 +253,7 @@ def test_an_evaluation_on_such_a_machine_is_one_line_and_exit_code_2(
     with pytest.raises(SystemExit) as left:
         job()
     _, err = capsys.readouterr()
-    assert left.value.code == REFUSED
+    assert left.value.code == REFUSED_EXIT_CODE
     assert terminal_text(err).startswith("error: torch 2.13.0 is built for CUDA 13.0")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [], "nothing is written"
@@ -250,11 +266,11 @@ def test_by_hand_an_evaluation_never_takes_the_cpu_for_a_gpu_that_cannot_be_used
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device in ([], ["--device", "cuda"]):
         with pytest.raises(ConfigError, match="580 or newer"):
-            evaluate.settings_of(evaluate.arguments(["runs/run", *device]))
-    chosen = evaluate.settings_of(evaluate.arguments(["runs/run", "--device", "cpu"]))
+            evaluate.evaluation_settings(evaluate.arguments(["runs/run", *device]))
+    chosen = evaluate.evaluation_settings(evaluate.arguments(["runs/run", "--device", "cpu"]))
     assert chosen.device == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert evaluate.settings_of(evaluate.arguments(["runs/run"])).device == "cpu"
+    assert evaluate.evaluation_settings(evaluate.arguments(["runs/run"])).device == "cpu"
 
 
 @pytest.mark.gpu
@@ -282,6 +298,6 @@ def test_a_gpu_that_nobody_shows_is_refused(on: Machine, monkeypatch: pytest.Mon
     on(PYPI, NEW)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    machine.check("cpu")
+    machine.check_device("cpu")
     with pytest.raises(ConfigError, match=r"CUDA_VISIBLE_DEVICES \(''\) shows no GPU"):
-        machine.check("cuda")
+        machine.check_device("cuda")

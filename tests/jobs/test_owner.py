@@ -169,7 +169,7 @@ def test_every_way_in_which_slurm_names_jobs_is_an_owner(tmp_path: Path, job: st
 def test_a_claim_that_another_user_s_lock_delays_ends_and_names_him(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(owner, "_CLAIM_WITHIN_S", 0.2)
+    monkeypatch.setattr(owner, "_CLAIM_TIMEOUT_S", 0.2)
     with shared_folder() as run:
         (run / ".owner.lock").touch(mode=0o644)
         with (

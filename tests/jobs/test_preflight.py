@@ -13,8 +13,8 @@ from vssl_dist.config import RunConfig
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import ConfigError
-from vssl_dist.jobs.preflight import Preflight, check_network, with_backend
-from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
+from vssl_dist.jobs.preflight import Preflight, check_backbone, with_installed_backend
+from vssl_dist.jobs.resources import Resources, resolve_for_slurm, resolve_for_this_machine
 from vssl_dist.linter import Facts
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
@@ -40,7 +40,7 @@ def test_all_that_a_run_lacks_is_listed_by_its_key_in_one_line_each(
     cfg = read(*folders, f"evaluations=[{{task: ood, ood: {{svhn: {tmp_path / 'svhn'}}}}}]")
     found = list(
         Preflight(
-            cfg, on_slurm(Resources(device="cpu"), 1, "http://me:hunter2@tracker:5000")
+            cfg, resolve_for_slurm(Resources(device="cpu"), 1, "http://me:hunter2@tracker:5000")
         ).problems()
     )
     starts = ["there is no SLURM", "data.train: ", "data.val: ", "data.bank: ",
@@ -52,7 +52,9 @@ def test_all_that_a_run_lacks_is_listed_by_its_key_in_one_line_each(
 def test_a_sound_run_lacks_nothing_and_a_split_without_its_manifest_is_named(
     tmp_path: Path,
 ) -> None:
-    launch = on_this_machine(Resources(device="cpu"), 1, 0, f"sqlite:///{tmp_path}/mlflow.db")
+    launch = resolve_for_this_machine(
+        Resources(device="cpu"), 1, 0, f"sqlite:///{tmp_path}/mlflow.db"
+    )
     train = tiny_dataset(tmp_path, samples=32)
     val = tiny_dataset(tmp_path, samples=8, split="val", first=500)
     assert list(Preflight(read(f"data.train={train}", f"data.val={val}"), launch).problems()) == []
@@ -62,22 +64,24 @@ def test_a_sound_run_lacks_nothing_and_a_split_without_its_manifest_is_named(
 
 
 def test_a_network_is_checked_against_every_view_without_its_weights() -> None:
-    check_network(read("method.backbone=vit_small_patch16_224", "data.image_size=224"))
+    check_backbone(read("method.backbone=vit_small_patch16_224", "data.image_size=224"))
     with pytest.raises(ConfigError, match=r"data\.views: .* 24 pixels"):
-        check_network(
+        check_backbone(
             read(
                 "method.backbone=vit_tiny_patch16_224",
                 "data.views=[cifar, {recipe: cifar, size: 24}]",
             )
         )
     with pytest.raises(ConfigError, match=r"method\.backbone: 'resnet5O'"):
-        check_network(read("method.backbone=resnet5O"))
+        check_backbone(read("method.backbone=resnet5O"))
 
 
 def test_storage_that_stalls_is_named_with_the_command_before_anything_else_waits(
     tmp_path: Path,
 ) -> None:
-    launch = on_this_machine(Resources(device="cpu"), 1, 0, f"sqlite:///{tmp_path}/mlflow.db")
+    launch = resolve_for_this_machine(
+        Resources(device="cpu"), 1, 0, f"sqlite:///{tmp_path}/mlflow.db"
+    )
     train = tiny_dataset(tmp_path, samples=32)
     cfg = read(f"data.train={train}", f"data.val={tmp_path / 'val'}", "data.timeout_s=0.4")
     checks = Preflight(cfg, launch)
@@ -100,7 +104,9 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refusals(splits: Path, *overrides: str) -> list[str]:
     here = [f"data.{split}={splits / split}" for split in ("train", "val")]
-    launch = on_this_machine(Resources(device="cpu"), 1, 0, f"sqlite:///{splits}/mlflow.db")
+    launch = resolve_for_this_machine(
+        Resources(device="cpu"), 1, 0, f"sqlite:///{splits}/mlflow.db"
+    )
     return list(Preflight(read(*here, *overrides), launch).problems())
 
 
@@ -159,12 +165,12 @@ def test_a_backbone_that_takes_no_images_at_all_or_leaves_out_a_part_is_refused(
         ("eva02_tiny_patch14_224", 32, "such as 42"),
     ):
         with pytest.raises(ConfigError) as refused:
-            check_network(read(f"method.backbone={backbone}", f"data.image_size={size}"))
+            check_backbone(read(f"method.backbone={backbone}", f"data.image_size={size}"))
         assert complaint in str(refused.value)
         assert "\n" not in str(refused.value)
     local = ["data.views=[cifar, {recipe: cifar, size: 24}]", "data.image_size=32"]
     with pytest.raises(ConfigError, match=r"data\.views: .* 24 pixels"):
-        check_network(read("method.backbone=deit_tiny_patch16_224", *local))
+        check_backbone(read("method.backbone=deit_tiny_patch16_224", *local))
 
 
 def test_each_dataset_is_opened_once(splits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +184,7 @@ def test_each_dataset_is_opened_once(splits: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Dataset, "open", opening)
     cfg = read(*(f"data.{split}={splits / split}" for split in ("train", "val")),
                f"data.bank={splits / 'train'}")  # fmt: skip
-    checks = Preflight(cfg, on_this_machine(Resources(device="cpu"), 1, 0, "none"))
+    checks = Preflight(cfg, resolve_for_this_machine(Resources(device="cpu"), 1, 0, "none"))
     assert list(checks.problems()) == []
     assert checks.facts() == Facts(1, 32, "tiny", len(checks.train.classes), False)
     assert check_resume(cfg, 1, checks.train) == 0
@@ -189,13 +195,13 @@ def test_without_dali_the_reference_decodes_in_its_place_unless_dali_was_asked_f
     splits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    assert with_backend(read()).data.backend == "reference"
+    assert with_installed_backend(read()).data.backend == "reference"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("data.backend=reference: DALI is not installed")
-    assert with_backend(read("data.backend=dali")).data.backend == "dali"
+    assert with_installed_backend(read("data.backend=dali")).data.backend == "dali"
     assert capsys.readouterr().err == ""
     (line,) = refusals(splits, "data.backend=dali")
     assert line.startswith("data.backend=dali: DALI is not installed: pip install '.[cuda13]'")
     assert refusals(splits, "data.backend=reference") == []
     monkeypatch.undo()
-    assert with_backend(read()).data.backend == "dali"
+    assert with_installed_backend(read()).data.backend == "dali"

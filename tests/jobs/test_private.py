@@ -18,7 +18,7 @@ from vssl_dist.jobs import (
     private,
     slurm,
 )
-from vssl_dist.jobs.resources import Resources, on_slurm
+from vssl_dist.jobs.resources import Resources, resolve_for_slurm
 
 GROUP = 4242
 
@@ -88,7 +88,7 @@ def test_an_older_run_that_a_group_could_write_goes_on_closed_and_says_so(
 
 def test_looking_changes_nothing(older: Path) -> None:
     before = [(path, mode(path)) for path in everything(older)]
-    seen = private.survey(older)
+    seen = private.survey_permissions(older)
     assert seen.writable_by_others[0] == older
     assert [(path, mode(path)) for path in everything(older)] == before
 
@@ -212,16 +212,16 @@ def test_what_a_folder_s_acl_gives_to_new_files_is_taken_too(lab: Path) -> None:
 
 
 def test_the_folder_of_pickles_is_closed_and_a_link_s_target_keeps_its_mode(tmp_path: Path) -> None:
-    private.make_hidden(tmp_path / "slurm")
+    private.make_private_folder(tmp_path / "slurm")
     assert mode(tmp_path / "slurm") == 0o700
     other = tmp_path / "other"
     other.mkdir(mode=0o755)
     (tmp_path / "link").symlink_to(other)
-    private.make_hidden(tmp_path / "link")
+    private.make_private_folder(tmp_path / "link")
     assert mode(other) == 0o755
     other.chmod(0o775)
     with pytest.raises(ConfigError, match="link leads to a folder in which others can write"):
-        private.make_hidden(tmp_path / "link")
+        private.make_private_folder(tmp_path / "link")
 
 
 @needs_root
@@ -234,9 +234,9 @@ def test_a_node_unpickles_nothing_from_a_folder_that_another_user_put_in_the_run
     (tools / "srun").write_text(f"#!/bin/sh\ntouch {lab}/started\n")
     (tools / "srun").chmod(0o755)
     owner.claim(run, dead)
-    private.make_hidden(run / "slurm")
-    parameters = slurm.train_parameters("a", on_slurm(Resources(device="cpu"), 1, ""))
-    text = slurm.script(run / "slurm", parameters)
+    private.make_private_folder(run / "slurm")
+    parameters = slurm.train_parameters("a", resolve_for_slurm(Resources(device="cpu"), 1, ""))
+    text = slurm.batch_script_text(run / "slurm", parameters)
 
     def swap() -> None:
         run.rename(lab / "b")
@@ -272,8 +272,10 @@ def test_an_evaluation_is_not_unpickled_below_a_run_that_another_user_has_put_th
         (run / "slurm").symlink_to(own)
 
     assert done_as_nobody(plant, GROUP)
-    parameters = slurm.evaluation_parameters("a", on_slurm(Resources(device="cpu"), 1, ""))
-    text = slurm.script(run / "slurm" / "evaluations", parameters).partition("\nsrun ")[0]
+    parameters = slurm.evaluation_parameters("a", resolve_for_slurm(Resources(device="cpu"), 1, ""))
+    text = slurm.batch_script_text(run / "slurm" / "evaluations", parameters).partition("\nsrun ")[
+        0
+    ]
     done = subprocess.run(["bash"], input=text, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {run} is not yours")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from vssl_dist.jobs import progress
-from vssl_dist.jobs.progress import LogView, Report, Reporter
+from vssl_dist.jobs.progress import LogView, ProgressReport, ProgressReporter
 
 
 def test_a_report_says_where_the_run_is_how_fast_and_how_long_still(
@@ -15,28 +15,30 @@ def test_a_report_says_where_the_run_is_how_fast_and_how_long_still(
 ) -> None:
     clock = iter([100.0, 110.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    reporter = Reporter(total=600)
+    reporter = ProgressReporter(total=600)
     reporter.report({"loss": 2.0}, 100)
     line = str(reporter.report({"loss": 1.23456, "images_per_second": 2541.2}, 200))
     assert line == "step 200/600  loss 1.2346  2541 images/s  0:00:40 left"
 
 
 def test_a_collapse_is_said_in_one_line_when_it_begins_and_not_again() -> None:
-    reporter = Reporter(total=600)
+    reporter = ProgressReporter(total=600)
     fine = {"collapse_alarm": 0.0, "embedding_spread": 0.6, "effective_rank": 20.0}
     gone = {"collapse_alarm": 1.0, "embedding_spread": 0.0321, "effective_rank": 1.26}
-    said = [reporter.alarm(m, step) for step, m in enumerate((fine, gone, gone, fine, gone))]
+    said = [
+        reporter.collapse_warning(m, step) for step, m in enumerate((fine, gone, gone, fine, gone))
+    ]
     assert [line is not None for line in said] == [False, True, False, False, True]
     assert said[1] is not None
     assert "collapsed by step 1 (embedding_spread 0.032, effective_rank 1.260)" in said[1]
     assert "\n" not in said[1]
-    assert reporter.alarm({"loss": 1.0}, 9) is None
+    assert reporter.collapse_warning({"loss": 1.0}, 9) is None
 
 
 def test_a_line_is_read_back_as_the_report_it_was() -> None:
-    report = Report(7, 600, "loss 1.0000  12 images/s")
-    assert Report.parse(f"{report}\n") == report
-    assert Report.parse("[rank 0] step 7/600  loss") is None
+    report = ProgressReport(7, 600, "loss 1.0000  12 images/s")
+    assert ProgressReport.parse(f"{report}\n") == report
+    assert ProgressReport.parse("[rank 0] step 7/600  loss") is None
 
 
 def test_without_a_terminal_every_line_is_passed_on_once_it_is_whole(

@@ -13,7 +13,7 @@ from submitit.core.utils import DelayedSubmission
 from vssl_dist import config
 from vssl_dist.config import KnnConfig, read_task
 from vssl_dist.jobs.evaluation_job import EvalJob
-from vssl_dist.jobs.resources import Resources, on_slurm
+from vssl_dist.jobs.resources import Resources, resolve_for_slurm
 from vssl_dist.jobs.training_job import TrainJob
 from vssl_dist.methods import CONFIGS
 
@@ -24,7 +24,7 @@ def test_a_queued_training_is_the_run_and_the_launch_that_were_submitted() -> No
     job = DelayedSubmission.load(QUEUED / "train.pkl").function
     assert type(job) is TrainJob
     profile = Resources(cpus_per_rank=8)
-    submitted = on_slurm(profile, 2, "http://tracker:5000")
+    submitted = resolve_for_slurm(profile, 2, "http://tracker:5000")
     assert job.launch.model_dump() == submitted.model_dump()
     cfg = config.loads(job.config_yaml, methods=CONFIGS)
     assert (cfg.name, cfg.optim.epochs, cfg.dir) == ("quickstart", 9, Path("/runs/quickstart"))

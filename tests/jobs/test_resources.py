@@ -13,8 +13,8 @@ from vssl_dist.jobs.resources import (
     dump_launch,
     load_launch,
     load_profile,
-    on_slurm,
-    on_this_machine,
+    resolve_for_slurm,
+    resolve_for_this_machine,
 )
 
 PROFILES = sorted((Path(__file__).parents[2] / "slurm").glob("*.yaml"))
@@ -35,7 +35,7 @@ def test_every_profile_that_is_shipped_is_valid(path: Path) -> None:
 def test_the_default_profile_has_eight_ranks_and_eight_gpus_per_node() -> None:
     default = load_profile(Path(__file__).parents[2] / "slurm" / "default.yaml")
     assert (default.ranks_per_node, default.gpus, default.device) == (8, 8, "cuda")
-    assert on_slurm(default, 8, URI).world_size == 64
+    assert resolve_for_slurm(default, 8, URI).world_size == 64
 
 
 @pytest.mark.parametrize(
@@ -109,29 +109,29 @@ def test_variables_that_share_a_syllable_with_a_secret_are_taken(tmp_path: Path)
 
 def test_auto_takes_the_gpus_there_are_and_the_cpu_where_there_are_none() -> None:
     auto = Resources(device="auto")
-    with_gpus = on_this_machine(auto, None, 4, URI)
-    without = on_this_machine(auto, None, 0, URI)
+    with_gpus = resolve_for_this_machine(auto, None, 4, URI)
+    without = resolve_for_this_machine(auto, None, 0, URI)
     assert (with_gpus.device, with_gpus.world_size) == ("cuda", 4)
     assert (without.device, without.world_size) == ("cpu", 2)
 
 
 def test_more_ranks_than_gpus_are_refused_and_never_run_on_the_cpu_instead() -> None:
     with pytest.raises(ConfigError, match="4 GPUs"):
-        on_this_machine(Resources(device="auto"), 5, 4, URI)
+        resolve_for_this_machine(Resources(device="auto"), 5, 4, URI)
     with pytest.raises(ConfigError, match="0 GPUs"):
-        on_this_machine(Resources(device="cuda"), None, 0, URI)
+        resolve_for_this_machine(Resources(device="cuda"), None, 0, URI)
 
 
 def test_a_cluster_is_never_asked_for_whatever_device_there_is() -> None:
     with pytest.raises(ConfigError, match="auto"):
-        on_slurm(Resources(device="auto"), 1, URI)
+        resolve_for_slurm(Resources(device="auto"), 1, URI)
 
 
 def test_a_launch_survives_the_way_through_its_file(tmp_path: Path) -> None:
     # As earlier versions took it; these run on.
     env = {"A": "b", "PGPASS": "c"}
     shared = Resources(device="cpu", ranks_per_node=2, env=env, setup=("module load x",))
-    launch = on_slurm(shared, 3, URI)
+    launch = resolve_for_slurm(shared, 3, URI)
     (tmp_path / "launch.yaml").write_text(dump_launch(launch))
     assert load_launch(tmp_path) == launch
     assert isinstance(launch, Launch)

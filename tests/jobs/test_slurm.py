@@ -9,7 +9,7 @@ import pytest
 from tests.support.launchers import HOSTILE, INNOCENT
 from vssl_dist.errors import ConfigError, SubmissionError
 from vssl_dist.jobs import slurm
-from vssl_dist.jobs.resources import Launch, Resources, load_profile, on_slurm
+from vssl_dist.jobs.resources import Launch, Resources, load_profile, resolve_for_slurm
 
 DEFAULT = Path(__file__).parents[2] / "slurm" / "default.yaml"
 URI = "http://127.0.0.1:5000"
@@ -17,7 +17,7 @@ URI = "http://127.0.0.1:5000"
 
 def sbatch(launch: Launch) -> dict[str, str]:
     """The options of the script for ``launch``, as SLURM reads them."""
-    text = slurm.script(Path("/runs/a/slurm"), slurm.train_parameters("a", launch))
+    text = slurm.batch_script_text(Path("/runs/a/slurm"), slurm.train_parameters("a", launch))
     lines = (line for line in text.splitlines() if line.startswith("#SBATCH --"))
     pairs = (line.removeprefix("#SBATCH --").partition("=") for line in lines)
     return {key: value for key, _, value in pairs}
@@ -25,12 +25,12 @@ def sbatch(launch: Launch) -> dict[str, str]:
 
 @pytest.fixture
 def script(tmp_path: Path) -> str:
-    parameters = slurm.train_parameters("a", on_slurm(load_profile(DEFAULT), 8, URI))
-    return slurm.script(tmp_path / "slurm", parameters)
+    parameters = slurm.train_parameters("a", resolve_for_slurm(load_profile(DEFAULT), 8, URI))
+    return slurm.batch_script_text(tmp_path / "slurm", parameters)
 
 
 def test_eight_nodes_of_the_default_profile_are_sixty_four_ranks_with_a_gpu_each() -> None:
-    options = sbatch(on_slurm(load_profile(DEFAULT), 8, URI))
+    options = sbatch(resolve_for_slurm(load_profile(DEFAULT), 8, URI))
     assert (options["nodes"], options["ntasks-per-node"], options["gpus-per-node"]) == (
         "8",
         "8",
@@ -56,8 +56,8 @@ def test_a_script_has_no_accounting_key_that_the_profile_did_not_ask_for(script:
 
 def test_threads_and_variables_are_exported_before_the_ranks_start() -> None:
     profile = Resources(device="cpu", cpus_per_rank=3, env={"A": "b"}, setup=("module load x",))
-    launch = on_slurm(profile, 1, URI)
-    text = slurm.script(Path("/runs/a/slurm"), slurm.train_parameters("a", launch))
+    launch = resolve_for_slurm(profile, 1, URI)
+    text = slurm.batch_script_text(Path("/runs/a/slurm"), slurm.train_parameters("a", launch))
     before, _, after = text.partition("srun ")
     for line in ("module load x", "export A=b", "export OMP_NUM_THREADS=3"):
         assert f"\n{line}\n" in before
@@ -84,7 +84,7 @@ def test_ranks_import_this_code_wherever_the_job_is_submitted(script: str) -> No
 def test_ranks_use_the_interface_that_a_profile_names_unless_it_says_otherwise() -> None:
     def exports(**keys: object) -> set[str]:
         profile = Resources.model_validate({"device": "cpu", **keys})
-        wanted = slurm.train_parameters("a", on_slurm(profile, 2, URI))
+        wanted = slurm.train_parameters("a", resolve_for_slurm(profile, 2, URI))
         return {line for line in wanted["setup"] if "SOCKET" in line}
 
     assert exports() == set()
@@ -99,7 +99,7 @@ def test_an_evaluation_asks_for_one_process_and_inherits_what_it_does_not_say() 
     profile = Resources.model_validate(
         {"partition": "big", "account": "us", "evaluation": {"partition": "small", "cpus": 3}}
     )
-    wanted = slurm.evaluation_parameters("a-knn", on_slurm(profile, 8, URI))
+    wanted = slurm.evaluation_parameters("a-knn", resolve_for_slurm(profile, 8, URI))
     assert (wanted["nodes"], wanted["ntasks_per_node"], wanted["cpus_per_task"]) == (1, 1, 3)
     assert (wanted["partition"], wanted["account"], wanted["gpus_per_node"]) == ("small", "us", 1)
 
@@ -107,13 +107,15 @@ def test_an_evaluation_asks_for_one_process_and_inherits_what_it_does_not_say() 
 def test_an_evaluation_of_several_ranks_has_their_cores_and_gpus_on_one_node() -> None:
     small = {"ranks": 4, "cpus": 3}
     profile = Resources.model_validate({"ranks_per_node": 8, "evaluation": small})
-    wanted = slurm.evaluation_parameters("a-knn", on_slurm(profile, 2, URI))
+    wanted = slurm.evaluation_parameters("a-knn", resolve_for_slurm(profile, 2, URI))
     assert (wanted["nodes"], wanted["ntasks_per_node"]) == (1, 1), "which starts the others"
     assert (wanted["cpus_per_task"], wanted["gpus_per_node"]) == (12, 4)
     assert wanted["srun_args"] == ["--cpus-per-task=12"]
     assert any("OMP_NUM_THREADS=3" in line for line in wanted["setup"]), "of each"
     profile = Resources.model_validate({"evaluation": small | {"device": "cpu"}})
-    assert "gpus_per_node" not in slurm.evaluation_parameters("a", on_slurm(profile, 2, URI))
+    assert "gpus_per_node" not in slurm.evaluation_parameters(
+        "a", resolve_for_slurm(profile, 2, URI)
+    )
 
 
 def test_a_script_is_made_without_writing_anything(tmp_path: Path, script: str) -> None:
@@ -124,14 +126,14 @@ def test_a_script_is_made_without_writing_anything(tmp_path: Path, script: str) 
 @pytest.mark.parametrize("name", ["a b", "a'b", "a\nb", "100%j", "$(x)", 'a"b'])
 def test_a_run_folder_that_a_batch_script_would_misread_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="batch script"):
-        slurm.check_path(Path("/runs") / name)
+        slurm.check_script_path(Path("/runs") / name)
 
 
 def test_a_refusal_of_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tmp_path, "srun", "exit 0")
     tool(tmp_path, "sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    parameters = slurm.train_parameters("a", on_slurm(Resources(device="cpu"), 1, URI))
+    parameters = slurm.train_parameters("a", resolve_for_slurm(Resources(device="cpu"), 1, URI))
     with pytest.raises(SubmissionError, match="invalid partition") as refused:
         slurm.submit(tmp_path / "slurm", parameters, print)
     assert "\n" not in str(refused.value)
@@ -154,7 +156,7 @@ def test_a_job_is_taken_for_dead_only_when_slurm_says_so(
 ) -> None:
     tool(tmp_path, "squeue", answer)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert slurm.is_live("7") is live
+    assert slurm.is_job_live("7") is live
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_without_slurm_the_reason_is_one_line(
     reason = slurm.why_no_slurm()
     assert reason is not None
     assert "sbatch" in reason
-    assert slurm.is_live("7")
+    assert slurm.is_job_live("7")
 
 
 def tool(folder: Path, name: str, body: str) -> None:
@@ -196,7 +198,7 @@ def tool(folder: Path, name: str, body: str) -> None:
 
 def submitted(tmp_path: Path, profile: Resources) -> dict[str, str]:
     """The environment that sbatch would have handed to the job."""
-    parameters = slurm.train_parameters("a", on_slurm(profile, 1, URI))
+    parameters = slurm.train_parameters("a", resolve_for_slurm(profile, 1, URI))
     assert slurm.submit(tmp_path / "slurm", parameters, print) == "4711"
     words = (tmp_path / "environment").read_text().split("\0")
     return dict(word.split("=", 1) for word in words if word)
@@ -237,7 +239,7 @@ def test_whether_a_job_lives_is_asked_without_the_filters_of_its_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SQUEUE_PARTITION", "another")
-    assert slurm.is_live("4711")
+    assert slurm.is_job_live("4711")
     words = (tmp_path / "environment").read_text().split("\0")
     names = {word.partition("=")[0] for word in words}
     assert not names & {"SQUEUE_PARTITION", *HOSTILE}

@@ -66,7 +66,7 @@ def test_a_job_that_was_only_terminated_does_not_put_itself_back(
     stop = StopFlag()
     for number in signals:
         os.kill(os.getpid(), number)
-    assert stop.only_terminated is final
+    assert stop.only_sigterm is final
 
 
 def test_the_exit_code_of_a_rank_is_its_own_whatever_its_interpreter_ends_in() -> None:

@@ -11,10 +11,10 @@ import cloudpickle
 import pytest
 
 from vssl_dist.config import KnnConfig
-from vssl_dist.jobs.resources import Resources, on_slurm, on_this_machine
+from vssl_dist.jobs.resources import Resources, resolve_for_slurm, resolve_for_this_machine
 from vssl_dist.jobs.training_job import (
     TrainJob,
-    attempt,
+    attempt_name,
     job_variables,
     last_curves_wait_s,
     note_failure,
@@ -24,7 +24,9 @@ from vssl_dist.run_folder import RunFolder
 
 
 def test_a_job_travels_as_text_and_a_reference_to_its_class() -> None:
-    job = TrainJob("name: a\n", on_slurm(Resources(device="cpu"), 2, "http://tracker:5000"))
+    job = TrainJob(
+        "name: a\n", resolve_for_slurm(Resources(device="cpu"), 2, "http://tracker:5000")
+    )
     pickled = cloudpickle.dumps(job)
     assert pickle.loads(pickled) == job
     assert len(pickled) < 10_000
@@ -33,8 +35,8 @@ def test_a_job_travels_as_text_and_a_reference_to_its_class() -> None:
 
 def test_a_local_stop_leaves_curves_the_time_that_a_scheduler_does_not() -> None:
     profile = Resources(device="cpu")
-    assert last_curves_wait_s(on_this_machine(profile, 1, 0, "http://tracker:5000")) == 30
-    assert last_curves_wait_s(on_slurm(profile, 1, "http://tracker:5000")) <= 5
+    assert last_curves_wait_s(resolve_for_this_machine(profile, 1, 0, "http://tracker:5000")) == 30
+    assert last_curves_wait_s(resolve_for_slurm(profile, 1, "http://tracker:5000")) <= 5
 
 
 def test_the_first_failure_is_the_headline_and_later_ones_do_not_replace_it(
@@ -84,8 +86,8 @@ def test_writing_down_a_failure_never_raises(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     note_failure(tmp_path / "run", "error: caf\u00e9 \udcff")
-    if len(attempt()) < 200:
-        said = RunFolder(tmp_path / "run").failure(attempt()).read_text(encoding="utf-8")
+    if len(attempt_name()) < 200:
+        said = RunFolder(tmp_path / "run").failure(attempt_name()).read_text(encoding="utf-8")
         assert said == "error: caf\u00e9 \\udcff"
     for folder in ("file", "blocked"):
         (tmp_path / folder).mkdir(exist_ok=True)

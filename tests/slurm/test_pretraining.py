@@ -17,7 +17,7 @@ from tests.support.refusals import refusal
 from vssl_dist import config
 from vssl_dist.environment import outside_jobs
 from vssl_dist.jobs import slurm
-from vssl_dist.jobs.resources import load_profile, on_slurm
+from vssl_dist.jobs.resources import load_profile, resolve_for_slurm
 from vssl_dist.jobs.training_job import TrainJob
 from vssl_dist.logs import terminal_text
 from vssl_dist.methods import CONFIGS
@@ -145,7 +145,7 @@ def failed(cluster: Cluster, config_file: Path, name: str, *overrides: str) -> s
     cfg = config.load(
         config_file, [f"out={run.parent}", f"name={name}", *overrides], methods=CONFIGS
     )
-    launch = on_slurm(load_profile(PROFILE), 1, f"sqlite:///{cluster.folder}/{name}.db")
+    launch = resolve_for_slurm(load_profile(PROFILE), 1, f"sqlite:///{cluster.folder}/{name}.db")
     parameters = slurm.train_parameters(cfg.name, launch)
     job = slurm.submit(run / "slurm", parameters, TrainJob(config.dump(cfg), launch))
     wait_until(lambda: cluster.state(job) == "FAILED", 90, "the failure")

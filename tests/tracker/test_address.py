@@ -55,7 +55,7 @@ def test_a_database_may_lie_in_a_folder_of_any_name(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f" {uri}?timeout=60 ")
     parsed = make_url(default_tracking_uri())
     assert (parsed.database, parsed.query["timeout"]) == (str(folder / "mlflow.db"), "60")
-    assert check_tracking(uri, hosts=1) is None
+    assert check_tracking(uri, num_hosts=1) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_address_is_the_same_from_every_folder(
     assert absolute == same.format(here=tmp_path)
     monkeypatch.chdir("/")
     assert normalised_uri(absolute) == absolute
-    assert check_tracking(absolute, hosts=1) is None
+    assert check_tracking(absolute, num_hosts=1) is None
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_an_address_is_the_same_from_every_folder(
     ],
 )
 def test_an_address_that_nobody_can_use_is_refused_with_the_remedy(uri: str, remedy: str) -> None:
-    line = check_tracking(normalised_uri(uri), hosts=1)
+    line = check_tracking(normalised_uri(uri), num_hosts=1)
     assert line is not None
     assert remedy in line
     assert "\n" not in line
@@ -126,17 +126,17 @@ def test_an_address_that_nobody_can_use_is_refused_with_the_remedy(uri: str, rem
     ],
 )
 def test_passwords_are_refused_in_every_scheme_and_not_repeated(uri: str) -> None:
-    line = check_tracking(normalised_uri(uri), hosts=1)
+    line = check_tracking(normalised_uri(uri), num_hosts=1)
     assert line is not None
     is_database = not uri.startswith("http")  # whose driver knows nothing of MLflow's variables
     assert ("PGUSER" if is_database else "MLFLOW_TRACKING_PASSWORD") in line
     assert "hunter2" not in line
-    assert check_tracking("http://host:5000/user@team", hosts=1) is None
+    assert check_tracking("http://host:5000/user@team", num_hosts=1) is None
 
 
 def test_without_a_tracker_jobs_may_run_on_any_number_of_hosts(tmp_path: Path) -> None:
-    assert check_tracking("none", hosts=64) is None
-    line = check_tracking(sqlite_uri(tmp_path / "mlflow.db"), hosts=2)
+    assert check_tracking("none", num_hosts=64) is None
+    line = check_tracking(sqlite_uri(tmp_path / "mlflow.db"), num_hosts=2)
     assert line is not None
     assert "MLFLOW_TRACKING_URI=none" in line
     assert "launch/track.py" in line

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from vssl_dist.curves import current_curve, training_curves
-from vssl_dist.tracker import Record, Spool, is_flushed, settle_identity, shortfall
+from vssl_dist.tracker import Spool, TrackingRecord, is_flushed, settle_identity, why_not_all_sent
 from vssl_dist.tracker.address import sqlite_uri
 from vssl_dist.tracker.replay import Replayer
 
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
 
 def replayer(run: Path, uri: str) -> Replayer:
     identity = settle_identity(run)
-    record = Record.load(run, identity)
+    record = TrackingRecord.load(run, identity)
     record.tracking_uri = uri
     record.save(run)
     return Replayer(run, identity, record)
@@ -50,7 +50,7 @@ def replayer(run: Path, uri: str) -> Replayer:
 def curves(run: Path, uri: str) -> dict[str, Curve]:
     """Every curve of the MLflow run, as lists of step and value."""
     client = MlflowClient(tracking_uri=uri)
-    run_id = Record.load(run, settle_identity(run)).runs[uri]
+    run_id = TrackingRecord.load(run, settle_identity(run)).runs[uri]
     names = client.get_run(run_id).data.metrics
     points = {name: client.get_metric_history(run_id, name) for name in names}
     return {name: [(point.step, point.value) for point in points[name]] for name in names}
@@ -133,7 +133,7 @@ def test_where_the_run_stands_under_earlier_names_the_whole_curve_comes_under_th
     assert curves(run, uri) == before
     (run / "augmentations.png").unlink()  # it is there: nobody asks for it again
     assert not is_flushed(run, uri)
-    assert "not all curves" in str(shortfall(run, uri))
+    assert "not all curves" in str(why_not_all_sent(run, uri))
     wanted = whole(points_of("train"), go_on(run))
     sent: Counter[tuple[str, int]] = Counter()
 
@@ -152,8 +152,10 @@ def test_where_the_run_stands_under_earlier_names_the_whole_curve_comes_under_th
     assert {name: seen[name] for name in before} == before, "what was there stays"
     assert seen["epoch"] == [(10, 1.25), (15, 1.875)]
     assert is_flushed(run, uri)
-    assert shortfall(run, uri) is None
-    there = MlflowClient(tracking_uri=uri).get_run(Record.load(run, settle_identity(run)).runs[uri])
+    assert why_not_all_sent(run, uri) is None
+    there = MlflowClient(tracking_uri=uri).get_run(
+        TrackingRecord.load(run, settle_identity(run)).runs[uri]
+    )
     assert there.info.status == "FINISHED"
 
 

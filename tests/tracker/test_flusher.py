@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.support.launchers import HOSTILE, INNOCENT, of_process
-from vssl_dist.tracker import Flusher, Spool, flush_once, is_flushed, lease_holder, shortfall
+from vssl_dist.tracker import Flusher, Spool, flush_once, is_flushed, lease_holder, why_not_all_sent
 from vssl_dist.tracker.spool import mark_unfinished_failed
 
 TRAIN_AND_DIE = """
@@ -232,10 +232,10 @@ def test_a_trainer_that_has_taken_the_run_up_again_speaks_for_itself(tmp_path: P
     first = time.time()
     Spool(tmp_path, "train").status("RUNNING")
     before = (tmp_path / "spool" / "train.jsonl").read_text()
-    mark_unfinished_failed(tmp_path, before=first - 1)
+    mark_unfinished_failed(tmp_path, trainer_began_at=first - 1)
     assert (tmp_path / "spool" / "train.jsonl").read_text() == before
-    mark_unfinished_failed(tmp_path, before=first + 1)
-    mark_unfinished_failed(tmp_path, before=first + 1)
+    mark_unfinished_failed(tmp_path, trainer_began_at=first + 1)
+    mark_unfinished_failed(tmp_path, trainer_began_at=first + 1)
     words = [
         json.loads(line)["value"]
         for line in (tmp_path / "spool" / "train.jsonl").read_text().splitlines()
@@ -257,15 +257,17 @@ def test_a_flusher_says_why_it_is_refused_and_leaves_at_once(
     start = time.monotonic()
     assert not flusher.close(60)
     assert time.monotonic() - start < 25, "an outage is given half a minute"
-    line = shortfall(run.folder, uri)
+    line = why_not_all_sent(run.folder, uri)
     assert line is not None
     assert "in the bin" in line
     assert "experiments restore" in line
     assert f"python launch/track.py {run.folder} sends them" in line
     client.restore_experiment(client.get_experiment_by_name("tests").experiment_id)
     assert flush_once(run.folder, run.uri)
-    assert shortfall(run.folder, uri) is None
-    assert "nobody has sent them there" in str(shortfall(run.folder, "http://elsewhere:5000"))
+    assert why_not_all_sent(run.folder, uri) is None
+    assert "nobody has sent them there" in str(
+        why_not_all_sent(run.folder, "http://elsewhere:5000")
+    )
 
 
 def test_nowhere_takes_everything_and_sends_nothing(tmp_path: Path) -> None:
@@ -275,7 +277,7 @@ def test_nowhere_takes_everything_and_sends_nothing(tmp_path: Path) -> None:
     wait_for(lambda: Spool(tmp_path, "system").last_step() >= 1)
     assert flusher.close(30)
     assert flush_once(tmp_path, "none")
-    line = shortfall(tmp_path, "none")
+    line = why_not_all_sent(tmp_path, "none")
     assert line is not None
     assert f"python launch/track.py {tmp_path} --to URI" in line
 

@@ -12,7 +12,7 @@ import pytest
 
 from vssl_dist.tracker import Spool, settle_identity, stored_identity
 from vssl_dist.tracker.cursor import is_flushed
-from vssl_dist.tracker.record import Record
+from vssl_dist.tracker.record import TrackingRecord
 
 COPIES = ["cp -r", "cp -a", "cp -al", "cp -as", "tar", "copytree"]
 URI = "sqlite:////somewhere/mlflow.db"
@@ -26,7 +26,9 @@ def a_run(folder: Path) -> Path:
     (folder / "trace.rank0.jsonl").write_text("{}\n")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "weights").write_bytes(b"w")
-    Record(settle_identity(folder).uuid, tracking_uri=URI, runs={URI: "a" * 32}).save(folder)
+    TrackingRecord(settle_identity(folder).uuid, tracking_uri=URI, runs={URI: "a" * 32}).save(
+        folder
+    )
     return folder
 
 
@@ -66,7 +68,7 @@ def test_a_copy_is_a_run_of_its_own_and_leaves_the_original_alone(how: str, tmp_
         "a", theirs.uuid, {URI: "a" * 32},
     )  # fmt: skip
     assert settle_identity(branch) == own == stored_identity(branch)
-    assert Record.load(branch, own).runs == {}
+    assert TrackingRecord.load(branch, own).runs == {}
     assert not is_flushed(branch, URI), "all of the history is still to be sent"
     assert (branch / "spool" / "train.jsonl").read_text().count("\n") == 2
     assert not any(path.is_symlink() for path in branch.rglob("*"))
@@ -85,7 +87,7 @@ def test_what_moved_or_is_seen_through_a_link_stays_itself(tmp_path: Path) -> No
     moved = run.rename(tmp_path / "elsewhere")
     assert settle_identity(moved).uuid == uuid
     assert settle_identity(moved).parent is None
-    assert Record.load(moved, settle_identity(moved)).runs == {URI: "a" * 32}
+    assert TrackingRecord.load(moved, settle_identity(moved)).runs == {URI: "a" * 32}
     # Something else has taken the old place: another run, or none.
     again = moved.rename(tmp_path / "third")
     a_run(tmp_path / "elsewhere")
@@ -165,7 +167,7 @@ def test_a_run_from_before_run_json_keeps_its_uuid_and_its_copy_gets_one(tmp_pat
     branch = copy(run, tmp_path / "b", "cp -a")
     assert settle_identity(branch).uuid != uuid
     assert settle_identity(run).uuid == uuid
-    assert Record.load(run, settle_identity(run)).runs == {URI: "a" * 32}
+    assert TrackingRecord.load(run, settle_identity(run)).runs == {URI: "a" * 32}
     assert settle_identity(branch).parent is not None
 
 
@@ -185,7 +187,7 @@ def test_a_damaged_run_json_is_made_anew_from_what_else_is_known(text: str, tmp_
     (run / "run.json").write_text(text)
     assert settle_identity(run).uuid not in (uuid, "a", "")
     assert settle_identity(run) == stored_identity(run)
-    assert Record.load(run, settle_identity(run)).runs == {}
+    assert TrackingRecord.load(run, settle_identity(run)).runs == {}
 
 
 @pytest.mark.parametrize("runs", [[1], None, "x"])

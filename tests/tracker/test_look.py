@@ -23,7 +23,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.store.db.utils import _get_latest_schema_revision
 
-from vssl_dist.tracker import Record, TrackingReport, probe_tracking, settle_identity
+from vssl_dist.tracker import TrackingRecord, TrackingReport, probe_tracking, settle_identity
 from vssl_dist.tracker.address import sqlite_uri
 from vssl_dist.tracker.files import schema_history
 
@@ -72,7 +72,7 @@ def answer(file: Path) -> TrackingReport:
 def said(given: TrackingReport) -> str:
     """The one line of a problem."""
     assert given.problem is not None
-    assert given.doubt is None
+    assert given.passing_problem is None
     assert "\n" not in given.problem
     return given.problem
 
@@ -107,7 +107,7 @@ def test_a_binned_experiment_and_a_binned_run_are_named_with_what_brings_them_ba
     run_id = (template / "run_id").read_text()
     remedy = f"mlflow runs restore --run-id {run_id}"
     run = file.parent / "run"
-    Record(settle_identity(run).uuid, tracking_uri=sqlite_uri(file),
+    TrackingRecord(settle_identity(run).uuid, tracking_uri=sqlite_uri(file),
            runs={sqlite_uri(file): run_id}).save(run)  # fmt: skip
     note = str(answer(file).note)
     assert f"MLflow run {run_id}" in note
@@ -234,8 +234,8 @@ def test_a_database_that_is_busy_is_a_doubt_within_the_time(file: Path) -> None:
         given = probe_tracking(sqlite_uri(file), file.parent / "my run", timeout_s=0.5)
         assert time.monotonic() - start < 1
     assert given.problem is None
-    assert "locked" in str(given.doubt)
-    assert f"launch/track.py '{file.parent}/my run'" in str(given.doubt)
+    assert "locked" in str(given.passing_problem)
+    assert f"launch/track.py '{file.parent}/my run'" in str(given.passing_problem)
 
 
 class Reply(http.server.BaseHTTPRequestHandler):
@@ -272,7 +272,7 @@ MISSING = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no su
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "problem", "doubt"),
+    ("status", "body", "problem", "passing_problem"),
     [
         (200, experiment("active"), None, None),
         (404, MISSING, None, None),
@@ -294,11 +294,11 @@ MISSING = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no su
     ],
 )  # fmt: skip
 def test_what_a_server_answers_is_a_problem_or_a_doubt_or_neither(
-    status: int, body: bytes, problem: str | None, doubt: str | None, tmp_path: Path
+    status: int, body: bytes, problem: str | None, passing_problem: str | None, tmp_path: Path
 ) -> None:
     with answering(lambda path, headers: (status, body)) as uri:
         given = probe_tracking(uri, tmp_path / "run")
-    for line, expected in ((given.problem, problem), (given.doubt, doubt)):
+    for line, expected in ((given.problem, problem), (given.passing_problem, passing_problem)):
         assert (line is None) == (expected is None)
         assert expected is None or expected in str(line)
         assert "\n" not in str(line)
@@ -306,7 +306,7 @@ def test_what_a_server_answers_is_a_problem_or_a_doubt_or_neither(
 
 
 @pytest.mark.parametrize(
-    ("raw", "doubt", "problem"),
+    ("raw", "passing_problem", "problem"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "IncompleteRead", None),
         (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno", "decompress", None),
@@ -317,7 +317,7 @@ def test_what_a_server_answers_is_a_problem_or_a_doubt_or_neither(
     ],
 )
 def test_half_an_answer_is_a_doubt_and_nonsense_a_problem(
-    raw: bytes, doubt: str | None, problem: str | None, tmp_path: Path
+    raw: bytes, passing_problem: str | None, problem: str | None, tmp_path: Path
 ) -> None:
     def serve() -> None:
         connection, _ = listener.accept()
@@ -330,9 +330,9 @@ def test_half_an_answer_is_a_doubt_and_nonsense_a_problem(
         thread.start()
         given = probe_tracking(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path)
         thread.join()
-    assert (doubt or "None") in str(given.doubt)
+    assert (passing_problem or "None") in str(given.passing_problem)
     assert (problem or "None") in str(given.problem)
-    assert "nothing within" not in str(given.doubt), "it has not hung"
+    assert "nothing within" not in str(given.passing_problem), "it has not hung"
 
 
 def test_a_look_that_cannot_be_asked_for_says_why_and_no_secret(
@@ -356,7 +356,7 @@ def test_a_binned_run_of_a_server_is_named(tmp_path: Path) -> None:
 
     with answering(reply) as uri:
         assert probe_tracking(uri, tmp_path) == TrackingReport()
-        Record(settle_identity(tmp_path).uuid, tracking_uri=uri, runs={uri: "a" * 32}).save(
+        TrackingRecord(settle_identity(tmp_path).uuid, tracking_uri=uri, runs={uri: "a" * 32}).save(
             tmp_path
         )
         assert "is another run's" in str(probe_tracking(uri, tmp_path).note)
@@ -394,10 +394,10 @@ def test_who_does_not_answer_is_a_doubt_within_the_time(tmp_path: Path) -> None:
         start = time.monotonic()
         given = probe_tracking(f"http://127.0.0.1:{port}", tmp_path, timeout_s=0.3)
         assert time.monotonic() - start < 0.6
-        assert "does not answer" in str(given.doubt)
+        assert "does not answer" in str(given.passing_problem)
     given = probe_tracking(f"http://127.0.0.1:{port}", tmp_path)
-    assert "refused" in str(given.doubt)
-    assert f"python launch/track.py {tmp_path}" in str(given.doubt)
+    assert "refused" in str(given.passing_problem)
+    assert f"python launch/track.py {tmp_path}" in str(given.passing_problem)
     assert "secure" in said(tls_to_plain(tmp_path))
 
 

@@ -15,11 +15,18 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from vssl_dist.tracker import TRAINER, Record, Spool, is_flushed, settle_identity, shortfall
+from vssl_dist.tracker import (
+    TRAINER_WRITERS,
+    Spool,
+    TrackingRecord,
+    is_flushed,
+    settle_identity,
+    why_not_all_sent,
+)
 from vssl_dist.tracker.address import sqlite_uri
 from vssl_dist.tracker.cursor import load_spool_cursor
-from vssl_dist.tracker.record import Sender, lease
-from vssl_dist.tracker.refusals import Refused, is_transient
+from vssl_dist.tracker.record import Sender, sending_lock
+from vssl_dist.tracker.refusals import RefusedByMlflow, is_transient
 from vssl_dist.tracker.replay import Replayer
 
 
@@ -34,13 +41,15 @@ def uri(database: Path, tmp_path: Path) -> str:
 def replay(run: Path, uri: str, *, afresh: bool = False) -> None:
     """What the flusher's process does."""
     identity = settle_identity(run)
-    record = Record.load(run, identity)
+    record = TrackingRecord.load(run, identity)
     record.tracking_uri = uri
-    Replayer(run, identity, record, afresh=afresh).flush()
+    Replayer(run, identity, record, retry_refused=afresh).flush()
 
 
 def mlflow_run(run: Path, uri: str) -> Run:
-    return MlflowClient(tracking_uri=uri).get_run(Record.load(run, settle_identity(run)).runs[uri])
+    return MlflowClient(tracking_uri=uri).get_run(
+        TrackingRecord.load(run, settle_identity(run)).runs[uri]
+    )
 
 
 def curve(run: Path, uri: str, key: str = "loss") -> list[tuple[int, float]]:
@@ -83,11 +92,11 @@ def test_values_that_are_never_taken_are_named_and_hold_nothing_up(
     client = MlflowClient(tracking_uri=uri)
     assert [a.path for a in client.list_artifacts(there.info.run_id)] == ["config.yaml"]
     assert is_flushed(run, uri)
-    assert load_spool_cursor(run, uri).refused.keys() == {
+    assert load_spool_cursor(run, uri).refusal_reasons.keys() == {
         "parameter name", "parameter data.train", "tag folder", "metric huge", "metric loss",
         "parameter long", "artifact never-written.png", f"artifact {'n' * 300}",
     }  # fmt: skip
-    line = shortfall(run, uri)
+    line = why_not_all_sent(run, uri)
     assert line is not None
     assert all(name in line for name in ("data.train", "tag folder", "never-written.png"))
     assert r"launch/track.py $'" in line
@@ -117,11 +126,11 @@ def test_a_line_that_is_no_record_keeps_nothing_back(tmp_path: Path, uri: str) -
     assert mlflow_run(run, uri).data.params["number"] == "3"
     assert is_flushed(run, uri)
     assert [curve(run, uri, f"train/{key}") for key in "pqr"] == [[(3, 1.0)], [], [(3, 2.0)]]
-    assert load_spool_cursor(run, uri).refused.keys() == {
+    assert load_spool_cursor(run, uri).refusal_reasons.keys() == {
         "a line of train.jsonl", "metric train/loss", "metric train/other", "metric train/q",
         "status FINISHED",
     }  # fmt: skip
-    assert "a line of train.jsonl" in str(shortfall(run, uri))
+    assert "a line of train.jsonl" in str(why_not_all_sent(run, uri))
 
 
 def test_a_record_of_a_later_version_is_named(tmp_path: Path, uri: str) -> None:
@@ -130,7 +139,7 @@ def test_a_record_of_a_later_version_is_named(tmp_path: Path, uri: str) -> None:
     with (run / "spool" / "train.jsonl").open("a") as file:
         file.write('{"kind": "histogram", "t": 1}\n')
     replay(run, uri)
-    assert "a record of kind histogram" in str(shortfall(run, uri))
+    assert "a record of kind histogram" in str(why_not_all_sent(run, uri))
 
 
 def test_a_run_lacks_nothing_while_only_an_evaluation_is_still_on_its_way(
@@ -140,16 +149,16 @@ def test_a_run_lacks_nothing_while_only_an_evaluation_is_still_on_its_way(
     spool = a_run(run, 2)
     replay(run, uri)
     Spool(run, "eval-knn-00000002").metrics({"knn/top1": 0.5}, 2)
-    assert shortfall(run, uri, TRAINER) is None
-    assert "not all curves" in str(shortfall(run, uri))
+    assert why_not_all_sent(run, uri, TRAINER_WRITERS) is None
+    assert "not all curves" in str(why_not_all_sent(run, uri))
     spool.metrics({"loss": 0.0}, 3)
-    with lease(run):
+    with sending_lock(run):
         Sender(uri).save(run)
-        assert shortfall(run, uri, TRAINER) is None, "somebody is at it"
-        assert f"process {os.getpid()}" in str(shortfall(run, uri))
+        assert why_not_all_sent(run, uri, TRAINER_WRITERS) is None, "somebody is at it"
+        assert f"process {os.getpid()}" in str(why_not_all_sent(run, uri))
         Sender(uri, problem="no room").save(run)
-        assert "(no room)" in str(shortfall(run, uri, TRAINER))
-    assert "not all curves" in str(shortfall(run, uri, TRAINER))
+        assert "(no room)" in str(why_not_all_sent(run, uri, TRAINER_WRITERS))
+    assert "not all curves" in str(why_not_all_sent(run, uri, TRAINER_WRITERS))
 
 
 def test_what_was_set_aside_is_tried_again_when_somebody_asks(tmp_path: Path, uri: str) -> None:
@@ -157,12 +166,12 @@ def test_what_was_set_aside_is_tried_again_when_somebody_asks(tmp_path: Path, ur
     spool = a_run(run, 3)
     spool.artifact(run / "late.txt")
     replay(run, uri)
-    assert "late.txt" in str(shortfall(run, uri))
+    assert "late.txt" in str(why_not_all_sent(run, uri))
     (run / "late.txt").write_text("here now")
     replay(run, uri)
-    assert "late.txt" in str(shortfall(run, uri)), "not at every start"
+    assert "late.txt" in str(why_not_all_sent(run, uri)), "not at every start"
     replay(run, uri, afresh=True)
-    assert shortfall(run, uri) is None
+    assert why_not_all_sent(run, uri) is None
     assert curve(run, uri) == [(s, 1 / s) for s in (1, 2, 3)], "nothing twice"
 
 
@@ -176,7 +185,10 @@ def test_an_artifact_store_that_nobody_may_write_holds_up_nothing(tmp_path: Path
         (run / name).touch()
         spool.artifact(run / name)
     replay(run, uri)
-    assert load_spool_cursor(run, uri).refused.keys() == {"artifact a.txt", "artifact b.txt"}
+    assert load_spool_cursor(run, uri).refusal_reasons.keys() == {
+        "artifact a.txt",
+        "artifact b.txt",
+    }
     assert len(curve(run, uri)) == 3
 
 
@@ -196,7 +208,7 @@ def test_between_two_servers_a_run_goes_back_and_forth_without_loss_or_double(
     assert second != first
     assert len(curve(run, uri)) == 5
     assert not is_flushed(run, uri)
-    sent = load_spool_cursor(run, uri).files["train.jsonl"].offset
+    sent = load_spool_cursor(run, uri).progress_by_file["train.jsonl"].offset
     assert sent > 0, "what it has is not forgotten"
     for address in (uri, other, uri):
         replay(run, address)
@@ -246,16 +258,16 @@ def test_bins_are_said_with_what_empties_them_again(tmp_path: Path, uri: str) ->
     replay(run, uri)
     client = MlflowClient(tracking_uri=uri)
     run_id = mlflow_run(run, uri).info.run_id
-    replayer = Replayer(run, settle_identity(run), Record.load(run, settle_identity(run)))
+    replayer = Replayer(run, settle_identity(run), TrackingRecord.load(run, settle_identity(run)))
     client.delete_run(run_id)
     Spool(run, "train").metrics({"loss": 0.0}, 3)
-    with pytest.raises(Refused, match=f"restore --run-id {run_id}"):
+    with pytest.raises(RefusedByMlflow, match=f"restore --run-id {run_id}"):
         replayer.flush()  # which was connected before
-    with pytest.raises(Refused, match=f"restore --run-id {run_id}"):
+    with pytest.raises(RefusedByMlflow, match=f"restore --run-id {run_id}"):
         replay(run, uri)
     client.restore_run(run_id)
     client.delete_experiment(mlflow_run(run, uri).info.experiment_id)
-    with pytest.raises(Refused, match="experiments restore --experiment-id"):
+    with pytest.raises(RefusedByMlflow, match="experiments restore --experiment-id"):
         replay(run, uri)
 
 
@@ -288,7 +300,7 @@ def test_outages_are_raised_and_set_nothing_aside(
             with pytest.raises(type(error)):
                 replay(run, uri)
     assert len(sent) <= 4, "one request each, not one per value"
-    assert load_spool_cursor(run, uri).refused == {}
+    assert load_spool_cursor(run, uri).refusal_reasons == {}
     replay(run, uri)
     assert is_flushed(run, uri)
 
@@ -302,7 +314,7 @@ def test_outages_are_raised_and_set_nothing_aside(
         (OSError(28, "no space"), True),
         (TimeoutError("slow"), True),
         (ImportError("no psycopg2"), False),
-        (Refused("bin"), False),
+        (RefusedByMlflow("bin"), False),
     ],
 )
 def test_what_may_pass(error: Exception, passes: bool) -> None:

@@ -28,7 +28,7 @@ for step in itertools.count():
 
 
 def steps(path: Path) -> list[int]:
-    return [record["step"] for record in read_records(path, 0, limit=None)[0]]
+    return [record["step"] for record in read_records(path, 0, max_bytes=None)[0]]
 
 
 def test_a_writer_killed_at_any_moment_leaves_whole_records_in_order(tmp_path: Path) -> None:
@@ -61,12 +61,12 @@ def test_reading_in_pieces_is_reading_the_whole(tmp_path: Path) -> None:
         spool.metrics({"loss": step}, step)
     pieces, offset = [], 0
     while True:
-        records, after = read_records(spool.path, offset, limit=200)
+        records, after = read_records(spool.path, offset, max_bytes=200)
         if after == offset:
             break
         pieces += records
         offset = after
-    assert pieces == read_records(spool.path, 0, limit=None)[0]
+    assert pieces == read_records(spool.path, 0, max_bytes=None)[0]
 
 
 def test_every_line_is_strict_json_and_gives_the_number_back(tmp_path: Path) -> None:

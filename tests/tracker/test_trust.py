@@ -31,13 +31,13 @@ from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.evaluation_job import flush_own_run, flush_to_mlflow
 from vssl_dist.tracker import (
     Flusher,
-    Record,
     Spool,
+    TrackingRecord,
     is_flushed,
     lease_holder,
     probe_tracking,
     settle_identity,
-    shortfall,
+    why_not_all_sent,
 )
 from vssl_dist.tracker.address import sqlite_uri
 from vssl_dist.tracker.cursor import load_spool_cursor
@@ -98,7 +98,7 @@ def handed_over(run: Path, data: Path, uri: str, uuid: str = "e" * 32) -> Path:
     export, _ = exported(run / "export", data)
     (run / "config.yaml").write_text("name: theirs\n")
     (run / "run.json").write_text(json.dumps({"uuid": uuid, "path": str(run)}))
-    Record(uuid, tracking_uri=uri, runs={uri: "b" * 32}).save(run)
+    TrackingRecord(uuid, tracking_uri=uri, runs={uri: "b" * 32}).save(run)
     spool = run / "spool" / "train.jsonl"
     spool.parent.mkdir()
     spool.write_text('{"kind": "artifact", "t": 1, "path": "/etc/hostname"}\n')
@@ -157,7 +157,7 @@ def test_an_address_that_is_no_text_is_none(tmp_path: Path, uri: object) -> None
     identity = settle_identity(run)
     facts = {"uuid": identity.uuid, "experiment": "e", "tracking_uri": uri, "run_id": "b" * 32}
     (run / "mlflow_run.json").write_text(json.dumps(facts))
-    assert Record.load(run, identity) == Record(identity.uuid)
+    assert TrackingRecord.load(run, identity) == TrackingRecord(identity.uuid)
 
 
 def test_an_export_alone_is_not_the_word_to_send_its_run(
@@ -169,7 +169,7 @@ def test_an_export_alone_is_not_the_word_to_send_its_run(
         assert evaluate.main([str(export), "--device", "cpu"]) == 0
         assert "an export was named, and not its run" in capsys.readouterr().err
         bare, _ = exported(tmp_path / "bare", data)
-        flush_own_run(bare.parent.parent, own, whole=False)
+        flush_own_run(bare.parent.parent, own, names_whole_run=False)
         assert capsys.readouterr() == ("", ""), "there is nothing to send"
     assert asked == []
 
@@ -182,7 +182,7 @@ def test_what_another_user_has_made_is_not_sent_unasked(
     with recorder() as (own, asked):
         handed_over(tmp_path / "run", data, own)
         os.chown(tmp_path / "run" / foreign, NOBODY, NOBODY)
-        flush_own_run(tmp_path / "run", own, whole=True)
+        flush_own_run(tmp_path / "run", own, names_whole_run=True)
     assert asked == []
     assert "belongs to nobody" in caplog.text
 
@@ -191,8 +191,8 @@ def test_an_address_with_a_password_is_not_repeated(
     tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     handed_over(tmp_path / "run", data, f"http://me:{PASSWORD}@theirs")
-    flush_own_run(tmp_path / "run", f"http://me:{PASSWORD}@host", whole=True)
-    flush_own_run(tmp_path / "run", "http://host", whole=True)
+    flush_own_run(tmp_path / "run", f"http://me:{PASSWORD}@host", names_whole_run=True)
+    flush_own_run(tmp_path / "run", "http://host", names_whole_run=True)
     assert caplog.text.count("not sent") == 2
     assert PASSWORD not in caplog.text
 
@@ -225,7 +225,7 @@ def test_no_file_holds_a_token_that_the_environment_spelled_wrongly(
         assert not flusher.close(60)
     log = (tmp_path / "run" / "spool" / "flusher.log").read_text()
     assert "MLflow refuses" in log
-    assert "er2-and-more" not in log + str(shortfall(tmp_path / "run", own))
+    assert "er2-and-more" not in log + str(why_not_all_sent(tmp_path / "run", own))
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def uri(database: Path, tmp_path: Path) -> str:
 def replay(run: Path, uri: str) -> Run:
     """What the flusher's process does; returns the MLflow run."""
     identity = settle_identity(run)
-    record = Record.load(run, identity)
+    record = TrackingRecord.load(run, identity)
     record.tracking_uri = uri
     replayer = Replayer(run, identity, record)
     replayer.flush()
@@ -292,11 +292,11 @@ def test_only_regular_files_inside_of_the_run_are_sent_and_all_others_are_named(
     there = replay(run, uri)
     artifacts = MlflowClient(tracking_uri=uri).list_artifacts(there.info.run_id)
     assert {artifact.path for artifact in artifacts} == {"config.yaml", "plot.png", "copied.png"}
-    assert load_spool_cursor(run, uri).refused.keys() == {
+    assert load_spool_cursor(run, uri).refusal_reasons.keys() == {
         f"artifact {place or 'without a name'}" for place in hostile
     }
     assert losses(there, uri) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
-    line = str(shortfall(run, uri))
+    line = str(why_not_all_sent(run, uri))
     assert line.isprintable()
     stored = [p.read_bytes() for p in (tmp_path / "db").rglob("*") if p.is_file()]
     assert not any(b"FAKE PRIVATE KEY" in content for content in stored)
@@ -335,7 +335,7 @@ def test_a_database_chooses_no_server_for_files(tmp_path: Path, uri: str, data: 
         append(run, '{"kind": "artifact", "t": 1, "path": "config.yaml"}')
         replay(run, uri)
     assert asked == []
-    assert theirs in load_spool_cursor(run, uri).refused["artifact config.yaml"]
+    assert theirs in load_spool_cursor(run, uri).refusal_reasons["artifact config.yaml"]
 
 
 def test_a_folder_that_names_another_mlflow_run_does_not_touch_it_and_gets_its_own(
@@ -350,13 +350,13 @@ def test_a_folder_that_names_another_mlflow_run_does_not_touch_it_and_gets_its_o
         before = client.get_run(named).to_dictionary()
         run = a_run(tmp_path / f"hostile-{named}")
         append(run, '{"kind": "tags", "t": 1, "values": {"mlflow.note.content": "retracted"}}')
-        Record(settle_identity(run).uuid, tracking_uri=uri, runs={uri: named}).save(run)
+        TrackingRecord(settle_identity(run).uuid, tracking_uri=uri, runs={uri: named}).save(run)
         answer = probe_tracking(uri, run)
         assert answer.problem is None
         assert f"MLflow run {named}" in str(answer.note)
         flush_to_mlflow(run, uri)
         assert "with all of the history" in caplog.messages[-1]
-        own = Record.load(run, settle_identity(run)).runs[uri]
+        own = TrackingRecord.load(run, settle_identity(run)).runs[uri]
         assert own != named
         assert client.get_run(named).to_dictionary() == before
         assert len(losses(client.get_run(own), uri)) == 3
@@ -402,7 +402,7 @@ def test_the_spool_does_not_say_which_run_it_is(tmp_path: Path, uri: str) -> Non
     there = replay(run, uri)
     assert there.data.tags["vssl_dist.run"] == settle_identity(run).uuid
     assert there.data.tags["fine"] == "y"
-    assert "tag vssl_dist.run" in load_spool_cursor(run, uri).refused
+    assert "tag vssl_dist.run" in load_spool_cursor(run, uri).refusal_reasons
 
 
 def test_hostile_lines_and_files_of_the_spool_hold_nothing_up_and_are_named(
@@ -435,12 +435,12 @@ def test_hostile_lines_and_files_of_the_spool_hold_nothing_up_and_are_named(
     assert losses(there, uri) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert there.data.params["flat"] == "1"
     assert is_flushed(run, uri)
-    assert load_spool_cursor(run, uri).refused.keys() == {
+    assert load_spool_cursor(run, uri).refusal_reasons.keys() == {
         "a line of other.jsonl", "metric big", "metric yes", "metric back", "metric time",
         "parameter deep", "status FAILED", "the file pipe.jsonl of the spool",
         "the file folder.jsonl of the spool", "the file link.jsonl of the spool",
     }  # fmt: skip
-    assert str(shortfall(run, uri)).isprintable()
+    assert str(why_not_all_sent(run, uri)).isprintable()
 
 
 @pytest.mark.parametrize("name", ["run.json", "mlflow_run.json", "cursor.json", "flusher.json"])
@@ -462,7 +462,7 @@ def test_a_damaged_note_of_a_run_is_no_crash_and_no_wait(
     path.unlink(missing_ok=True)
     spoil(path)
     assert not is_flushed(run, "http://host")
-    assert "nobody has sent them there" in str(shortfall(run, "http://host"))
+    assert "nobody has sent them there" in str(why_not_all_sent(run, "http://host"))
     assert Sender.load(run) is None
     if path.is_file() and not path.is_symlink():  # over others nothing is written
         assert settle_identity(run) == settle_identity(run)
@@ -472,7 +472,7 @@ def test_a_damaged_note_of_a_run_is_no_crash_and_no_wait(
 def test_locks_of_the_tracker_are_their_users_alone_and_their_holder_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vssl_dist.tracker.identity._WAIT_S", 0.1)
+    monkeypatch.setattr("vssl_dist.tracker.identity._LOCK_WAIT_S", 0.1)
     with shared_folder() as folder:
         run = a_run(folder / "run")
         assert lease_holder(run) is None
@@ -480,10 +480,10 @@ def test_locks_of_the_tracker_are_their_users_alone_and_their_holder_is_named(
             assert lock.stat().st_mode & 0o077 == 0
             lock.chmod(0o644)  # as earlier versions left it
         with locked_by_nobody(run / "spool" / "flusher.lock") as pid:
-            line = str(shortfall(run, "http://host"))
+            line = str(why_not_all_sent(run, "http://host"))
             assert f"process {pid} of nobody" in line
             assert "flusher.lock" in line
-            Record(settle_identity(run).uuid, tracking_uri="http://host").save(run)
+            TrackingRecord(settle_identity(run).uuid, tracking_uri="http://host").save(run)
             start = time.monotonic()
             flush_to_mlflow(run, "http://host")
             assert time.monotonic() - start < 5, "nobody waits for a stranger"

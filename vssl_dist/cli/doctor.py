@@ -29,7 +29,7 @@ from vssl_dist.jobs import machine
 from vssl_dist.jobs.slurm import why_no_slurm
 from vssl_dist.text import printable, say
 from vssl_dist.tracker import (
-    NOWHERE,
+    NO_TRACKING,
     check_tracking,
     default_tracking_uri,
     probe_tracking,
@@ -159,16 +159,16 @@ def tracking(out: Path) -> Finding:
         uri = default_tracking_uri()
     except ConfigError as error:
         return Finding(str(error), fault=True)
-    if problem := check_tracking(uri, hosts=1):
+    if problem := check_tracking(uri, num_hosts=1):
         return Finding(problem, fault=True)
-    if uri == NOWHERE:
+    if uri == NO_TRACKING:
         return Finding(
             "none: curves wait in each run's spool until vssl track sends them", absent=True
         )
     answer = probe_tracking(uri, out / "doctor")
     if answer.problem:
         return Finding(answer.problem, fault=True)
-    if answer.doubt:
+    if answer.passing_problem:
         return Finding(
             f"MLflow at {uri} does not answer: start it, or set MLFLOW_TRACKING_URI to another "
             "address",

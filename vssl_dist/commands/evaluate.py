@@ -46,7 +46,7 @@ from vssl_dist.jobs.evaluation_job import (
     evaluate_export,
     flush_own_run,
 )
-from vssl_dist.jobs.evaluation_queue import lock_path
+from vssl_dist.jobs.evaluation_queue import evaluation_lock_path
 from vssl_dist.jobs.resources import Device
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.locks import hold_lock
@@ -60,14 +60,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return typed("evaluate", argv)
 
 
-def tasks_of(
-    card: Card, names: str, density: str | None = None, card_path: str = "the card"
+def selected_tasks(
+    card: Card, names_text: str, density: str | None = None, card_path: str = "the card"
 ) -> list[TaskConfig]:
     """Return the named tasks with the run's own settings, or with defaults where it has none.
 
     Args:
         card: The card of the export.
-        names: Names of tasks with commas between.
+        names_text: Names of tasks with commas between.
         density: Density of the likelihoods in task ood, instead of the run's own.
         card_path: Where the card lies, for messages.
 
@@ -76,22 +76,22 @@ def tasks_of(
             holds no settings of tasks.
     """
     run_settings = {task.task: task.as_json() for task in card.config.evaluations}
-    task_names = [name.strip() for name in names.split(",")]
+    task_names = [name.strip() for name in names_text.split(",")]
     for name in task_names:
         if name not in TASKS or task_names.count(name) > 1:
             problem = "stands twice" if name in TASKS else f"is not one of {', '.join(TASKS)}"
-            raise ConfigError(f"--task {names}: {name!r} {problem}")
+            raise ConfigError(f"--task {names_text}: {name!r} {problem}")
     has_density = has_embedding_density(card)
     if density and not (has_density and "ood" in task_names):
         raise ConfigError(
             f"--density {density}: is for task ood of an export of vje with its posterior: "
             "leave it out"
         )
-    settings = {name: run_settings.get(name, {"task": name}) for name in task_names}
+    task_settings = {name: run_settings.get(name, {"task": name}) for name in task_names}
     if density:
-        settings["ood"] = settings["ood"] | {"density": density}
+        task_settings["ood"] = task_settings["ood"] | {"density": density}
     try:
-        tasks = [read_task(raw) for raw in settings.values()]
+        tasks = [read_task(raw_settings) for raw_settings in task_settings.values()]
     except ValidationError as error:
         raise ConfigError(f"{card_path}: config.evaluations: {first_complaint(error)}") from error
     return [task.asked_of(embedding_density=has_density) for task in tasks]
@@ -113,10 +113,10 @@ def evaluate_all(
         for name, values in baselines(export_paths[-1], task, settings)["results"].items():
             results[task.task].append((name.replace("_", " "), values))
     # All tasks of an export before the next: only the last few networks' features are cached.
-    for export in export_paths:
-        step = read_card(export).step
+    for export_path in export_paths:
+        step = read_card(export_path).step
         for task in tasks:
-            values = table_results(_evaluate(PendingEvaluation(export, step, task), settings))
+            values = table_results(_evaluate(PendingEvaluation(export_path, step, task), settings))
             results[task.task].append((f"step {step}", values))
     return results
 
@@ -125,68 +125,70 @@ def _evaluate(pending: PendingEvaluation, settings: EvalSettings) -> dict[str, A
     """Evaluate one export, with its metrics on the run's curves where the data is the run's own."""
     run = RunFolder.of_export(pending.export)
     is_writable = os.access(run.path, os.W_OK | os.X_OK)
-    is_run = is_writable and run.config.exists()
+    has_own_curves = is_writable and run.config.exists()
     is_own_data = settings.train is None and settings.val is None and not settings.ood
-    if is_run and is_own_data and not pending.is_final():
+    if has_own_curves and is_own_data and not pending.is_final():
         device: Device = "cpu" if settings.device == "cpu" else "cuda"
         return evaluate_export(run.path, pending, device, settings.threads, settings.ranks)
     return evaluate(pending.export, pending.task, settings)
 
 
-def settings_of(args: argparse.Namespace) -> EvalSettings:
+def evaluation_settings(args: argparse.Namespace) -> EvalSettings:
     """Collect where to run and which folders to read.
 
     Raises:
         ConfigError: A ``--data`` is neither a pair nor a name with a folder, a variable in it is
             not set, or torch cannot use the GPUs.
     """
-    pair: tuple[Path | None, Path | None] = (None, None)
-    ood: dict[str, Path] = {}
-    for data in args.data:
-        name, equals, folder = data.partition("=")
-        train, comma, val = data.partition(",")
+    train_and_val: tuple[Path | None, Path | None] = (None, None)
+    ood_folders: dict[str, Path] = {}
+    for data_option in args.data:
+        name, equals, folder = data_option.partition("=")
+        train, comma, val = data_option.partition(",")
         if equals and folder and "/" not in name and "," not in name:
-            ood |= _ood_folder(name, _folder(data, folder))
-        elif train and comma and val and pair == (None, None):
-            pair = _folder(data, train), _folder(data, val)
+            ood_folders |= _checked_ood_folder(name, _expanded_folder(data_option, folder))
+        elif train and comma and val and train_and_val == (None, None):
+            train_and_val = _expanded_folder(data_option, train), _expanded_folder(data_option, val)
         else:
-            raise ConfigError(f"--data {data}: two folders, as TRAIN,VAL, or NAME=FOLDER")
-    return EvalSettings(_device(args.device), args.threads, *pair, ood, args.ranks)
+            raise ConfigError(f"--data {data_option}: two folders, as TRAIN,VAL, or NAME=FOLDER")
+    return EvalSettings(
+        _chosen_device(args.device), args.threads, *train_and_val, ood_folders, args.ranks
+    )
 
 
-def _ood_folder(name: str, folder: Path) -> dict[str, Path]:
+def _checked_ood_folder(name: str, folder: Path) -> dict[str, Path]:
     try:
         return OodConfig(ood={name: folder}).ood
     except ValidationError as error:
         raise ConfigError(first_complaint(error)) from error
 
 
-def _folder(data: str, text: str) -> Path:
+def _expanded_folder(data_option: str, folder_text: str) -> Path:
     try:
-        return Path(expanded(text)).absolute()
+        return Path(expanded(folder_text)).absolute()
     except ValueError as error:
-        raise ConfigError(f"--data {data}: {error}") from None
+        raise ConfigError(f"--data {data_option}: {error}") from None
 
 
-def _device(requested: Device | None) -> Device:
+def _chosen_device(requested: Device | None) -> Device:
     import torch
 
     # Not whether one is available: a GPU that cannot be used is no reason to take the CPU.
     device = requested or ("cuda" if torch.cuda.device_count() else "cpu")
-    machine.check(device)
+    machine.check_device(device)
     return device
 
 
-def table_cells(task: str, results: Sequence[NamedResults]) -> tuple[str, list[tables.Line]]:
+def titled_table_rows(task: str, results: Sequence[NamedResults]) -> tuple[str, list[tables.Line]]:
     """Return the title of a task's table, and its figures as text.
 
     Raises:
         ConfigError: They are not those of such a task: somebody else wrote the file.
     """
-    measure = MEASURES[task]
+    task_measure = MEASURES[task]
     try:
-        rows = [(name, measure.columns(values)) for name, values in results]
-        return measure.title, [
+        rows = [(name, task_measure.columns(values)) for name, values in results]
+        return task_measure.title, [
             (printable(name), {printable(key): printable(cell) for key, cell in row.items()})
             for name, row in rows
         ]
@@ -204,36 +206,36 @@ def main(argv: Sequence[str]) -> int:
     with one_line(interrupted="stopped: the same command does what is missing") as ending:
         export_paths = exports(args.target)
         card = read_card(export_paths[-1])
-        tasks = tasks_of(card, args.task, args.density, str(card_of(export_paths[-1])))
-        settings = settings_of(args)
+        tasks = selected_tasks(card, args.task, args.density, str(card_of(export_paths[-1])))
+        settings = evaluation_settings(args)
         if settings.ood and not any(isinstance(task, OodConfig) for task in tasks):
             raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
         for task in tasks:  # all that is missing is said before the first of them runs
-            for export in export_paths:
-                need_posterior(read_card(export), task)
+            for export_path in export_paths:
+                need_posterior(read_card(export_path), task)
             Images.open(card, task, settings)
         tracking_uri = default_tracking_uri()
-        with _alone(args.target):
+        with _hold_evaluation_lock(args.target):
             results = evaluate_all(tasks, settings, export_paths, args.baselines)
         for task_name, named_results in results.items():
-            tables.show(*table_cells(task_name, named_results))
+            tables.show(*titled_table_rows(task_name, named_results))
         # Also what an evaluation left when MLflow was out of reach.
         run_dir = RunFolder.of_export(export_paths[-1]).path
-        flush_own_run(run_dir, tracking_uri, whole=not is_export(args.target))
+        flush_own_run(run_dir, tracking_uri, names_whole_run=not is_export(args.target))
     return ending.code
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _hold_evaluation_lock(target: Path) -> Iterator[None]:
     """Wait until evaluations in the background have finished: their results are then there.
 
     In another user's run nothing is locked: he could not open the lock.  Nor is it where nothing
     can be written, as on an archive that is mounted for reading.
     """
-    export = RunFolder(target).exports.path
-    is_mine = not is_export(target) and export.stat().st_uid == os.geteuid()
-    if not is_mine or not os.access(export, os.W_OK | os.X_OK):
+    exports_folder = RunFolder(target).exports.path
+    is_own_run = not is_export(target) and exports_folder.stat().st_uid == os.geteuid()
+    if not is_own_run or not os.access(exports_folder, os.W_OK | os.X_OK):
         yield
         return
-    with hold_lock(lock_path(target)):
+    with hold_lock(evaluation_lock_path(target)):
         yield

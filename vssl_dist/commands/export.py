@@ -28,11 +28,11 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, or 2 after one line that says what is missing."""
     args = arguments(argv)
     with one_line() as ending:
-        formats = [name.strip() for name in args.format.split(",")]
-        for name in formats:
-            if name not in FORMATS:
-                raise ConfigError(f"--format {name}: not one of {', '.join(FORMATS)}")
-        export = exports(args.target)[-1]
-        for name in formats:
-            say(str(convert(export, name, args.out)))
+        format_names = [format_name.strip() for format_name in args.format.split(",")]
+        for format_name in format_names:
+            if format_name not in FORMATS:
+                raise ConfigError(f"--format {format_name}: not one of {', '.join(FORMATS)}")
+        export_path = exports(args.target)[-1]
+        for format_name in format_names:
+            say(str(convert(export_path, format_name, args.out)))
     return ending.code

@@ -32,7 +32,7 @@ from vssl_dist.jobs.resources import EvaluationResources, Resources
 from vssl_dist.methods import CONFIGS
 from vssl_dist.text import say
 
-BLOCKS: dict[str, tuple[str, type[Model]]] = {
+CONFIG_BLOCKS: dict[str, tuple[str, type[Model]]] = {
     "run": ("the config itself", RunConfig),
     **{name: (f"method: {{name: {name}, ...}}", model) for name, model in CONFIGS.items()},
     "data": ("data", DataConfig),
@@ -47,9 +47,14 @@ BLOCKS: dict[str, tuple[str, type[Model]]] = {
     "evaluation": ("evaluation, of a profile", EvaluationResources),
 }
 """Where each block stands in a config or profile, and its model, by the name that a user types."""
-_LOWER = {"gt": "<", "exclusiveMinimum": "<", "ge": "<=", "minimum": "<="}
-_UPPER = {"lt": "<", "exclusiveMaximum": "<", "le": "<=", "maximum": "<="}
-_TYPES = {"integer": "whole number", "number": "number", "boolean": "true, false", "null": "null"}
+_LOWER_BOUND_SIGNS = {"gt": "<", "exclusiveMinimum": "<", "ge": "<=", "minimum": "<="}
+_UPPER_BOUND_SIGNS = {"lt": "<", "exclusiveMaximum": "<", "le": "<=", "maximum": "<="}
+_TYPE_WORDS = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true, false",
+    "null": "null",
+}
 
 
 def accepted_values(schema: Mapping[str, Any]) -> str:
@@ -59,7 +64,7 @@ def accepted_values(schema: Mapping[str, Any]) -> str:
     '0 < whole number; null'
     """
     if "anyOf" in schema:
-        return "; ".join(accepted_values(option) for option in schema["anyOf"])
+        return "; ".join(accepted_values(alternative) for alternative in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
     if "prefixItems" in schema:
@@ -74,40 +79,44 @@ def accepted_values(schema: Mapping[str, Any]) -> str:
             "patternProperties", {"": schema.get("additionalProperties")}
         ).values()
         return f"name: {accepted_values(value)}"
-    type_name = _TYPES.get(schema["type"], schema.get("format", "text"))
-    lower = [f"{schema[key]} {sign} " for key, sign in _LOWER.items() if key in schema]
-    upper = [f" {sign} {schema[key]}" for key, sign in _UPPER.items() if key in schema]
-    return "".join([*lower, type_name, *upper])
+    type_name = _TYPE_WORDS.get(schema["type"], schema.get("format", "text"))
+    lower_bounds = [
+        f"{schema[key]} {sign} " for key, sign in _LOWER_BOUND_SIGNS.items() if key in schema
+    ]
+    upper_bounds = [
+        f" {sign} {schema[key]}" for key, sign in _UPPER_BOUND_SIGNS.items() if key in schema
+    ]
+    return "".join([*lower_bounds, type_name, *upper_bounds])
 
 
-def rows(model: type[Model]) -> Iterator[tuple[str, str, str, str]]:
+def key_rows(model: type[Model]) -> Iterator[tuple[str, str, str, str]]:
     """Yield key, default, accepted values and meaning of everything that may be set in a block."""
     for key, schema in model.model_json_schema()["properties"].items():
         if "const" in schema:
             continue  # it names the block
         field = model.model_fields[key]
-        default = "required" if field.is_required() else _yaml(schema.get("default", {}))
+        default = "required" if field.is_required() else _default_text(schema.get("default", {}))
         yield key, default, accepted_values(schema), " ".join((field.description or "").split())
     if model is ViewRecipe:
         yield "recipe", "none", ", ".join(RECIPES), "Recipe whose values the entry starts from."
         yield "count", "`1`", "0 < whole number", "Number of views that the entry stands for."
 
 
-def markdown(name: str) -> str:
+def block_markdown(name: str) -> str:
     """Write a block as a section of Markdown with a table."""
-    where, model = BLOCKS[name]
+    block_place, model = CONFIG_BLOCKS[name]
     lines = [
-        f"## `{name}`: {where}",
+        f"## `{name}`: {block_place}",
         "",
         "| key | default | takes | meaning |",
         "|---|---|---|---|",
     ]
-    for key, default, accepted, meaning in rows(model):
-        lines.append(f"| `{key}` | {default} | {accepted} | {meaning.replace('``', '`')} |")
+    for key, default, accepted_text, meaning in key_rows(model):
+        lines.append(f"| `{key}` | {default} | {accepted_text} | {meaning.replace('``', '`')} |")
     return "\n".join(lines) + "\n"
 
 
-def _yaml(value: object) -> str:
+def _default_text(value: object) -> str:
     if isinstance(value, Mapping) and value:
         return "see there"
     return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
@@ -120,12 +129,16 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, or 2 after one line where there is no such block."""
-    names = arguments(argv).blocks
-    for name in names:
-        if name not in BLOCKS:
-            close = difflib.get_close_matches(name, BLOCKS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BLOCKS)}"
+    block_names = arguments(argv).blocks
+    for name in block_names:
+        if name not in CONFIG_BLOCKS:
+            close_names = difflib.get_close_matches(name, CONFIG_BLOCKS, n=1)
+            hint = (
+                f"did you mean {close_names[0]!r}?"
+                if close_names
+                else f"there are {', '.join(CONFIG_BLOCKS)}"
+            )
             say(f"error: no block {name!r}: {hint}", error=True)
             return 2
-    say(*"\n".join(markdown(name) for name in names or BLOCKS).splitlines())
+    say(*"\n".join(block_markdown(name) for name in block_names or CONFIG_BLOCKS).splitlines())
     return 0

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from vssl_dist import config
 from vssl_dist.cli.places import module_name
 from vssl_dist.cli.program import arguments as typed
-from vssl_dist.commands.subcommand import call
+from vssl_dist.commands.subcommand import run_command
 from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.config.paths import literal
 from vssl_dist.console.endings import one_line
@@ -47,39 +47,41 @@ from vssl_dist.text import say
 if TYPE_CHECKING:
     from data_prep.subset import OccupiedFolderError, parse_class_names, write_subset
 else:  # in a checkout beside this folder, in a wheel within the package
-    _subset = import_module(module_name("data_prep.subset"))
-    OccupiedFolderError = _subset.OccupiedFolderError
-    parse_class_names = _subset.parse_class_names
-    write_subset = _subset.write_subset
+    _subset_module = import_module(module_name("data_prep.subset"))
+    OccupiedFolderError = _subset_module.OccupiedFolderError
+    parse_class_names = _subset_module.parse_class_names
+    write_subset = _subset_module.write_subset
 
-QUICK = OodConfig(pairs=1, bootstrap=0)
+DEFAULT_OOD_TASK = OodConfig(pairs=1, bootstrap=0)
 """Task ood of a config that has none: with the task's defaults it would outlast the training."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class ClassTrial:
     """The training on one class alone."""
 
     name: str
     """Name of the class."""
-    run: Path
+    run_dir: Path
     """Run folder of the training."""
     data: Path
     """Folder of its splits, which are links into those of the config."""
 
     @property
-    def clock(self) -> Path:
+    def seconds_file(self) -> Path:
         """The file that holds the seconds spent so far."""
         return self.data / "seconds.json"
 
     def seconds(self) -> float:
         """Read the seconds that the trial has taken, in all calls that were not killed."""
-        if not self.clock.exists():
+        if not self.seconds_file.exists():
             return 0.0
         try:
-            return float(read_json(self.clock))
+            return float(read_json(self.seconds_file))
         except (ValueError, TypeError, OverflowError) as error:
-            raise ConfigError(f"{self.clock}: holds no seconds ({error}): remove it") from error
+            raise ConfigError(
+                f"{self.seconds_file}: holds no seconds ({error}): remove it"
+            ) from error
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -87,7 +89,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return typed("one-class", argv)
 
 
-def trials(cfg: RunConfig, class_names: str | None) -> list[Trial]:
+def plan_trials(cfg: RunConfig, class_names: str | None) -> list[ClassTrial]:
     """Plan a trial for each class, after checks that all are possible; nothing is written.
 
     Args:
@@ -106,17 +108,19 @@ def trials(cfg: RunConfig, class_names: str | None) -> list[Trial]:
             f"{cfg.data.train} and {cfg.data.val}: have {len(train.classes)} and "
             f"{len(val.classes)} classes; the same ones, two at least, are needed"
         )
-    names = parse_class_names(class_names, val.classes) if class_names else val.classes
-    planned = []
-    for name in names:
+    chosen_classes = parse_class_names(class_names, val.classes) if class_names else val.classes
+    planned_trials = []
+    for name in chosen_classes:
         # A class may be called anything, a run may not.
-        slug = f"{val.classes.index(name):02d}-{re.sub('[^A-Za-z0-9._-]+', '-', name)}"
-        run = f"{cfg.name[:60]}-{slug}"[:100]
-        planned.append(Trial(name, cfg.out / run, cfg.out / cfg.name / slug))
-    return planned
+        folder_name = f"{val.classes.index(name):02d}-{re.sub('[^A-Za-z0-9._-]+', '-', name)}"
+        run_name = f"{cfg.name[:60]}-{folder_name}"[:100]
+        planned_trials.append(
+            ClassTrial(name, cfg.out / run_name, cfg.out / cfg.name / folder_name)
+        )
+    return planned_trials
 
 
-def prepare(trial: Trial, cfg: RunConfig) -> None:
+def write_class_splits(trial: ClassTrial, cfg: RunConfig) -> None:
     """Make the three splits of a class, unless they are there.
 
     Raises:
@@ -125,11 +129,11 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
     """
     train, val = cfg.data.train, cfg.data.val
     assert val is not None
-    others = [name for name in Dataset.open(val).classes if name != trial.name]
+    other_classes = [name for name in Dataset.open(val).classes if name != trial.name]
     try:
         write_subset(train, [trial.name], trial.data / "train")
         write_subset(val, [trial.name], trial.data / "val")
-        write_subset(val, others, trial.data / OTHERS)
+        write_subset(val, other_classes, trial.data / OTHERS)
     except OccupiedFolderError:
         raise ConfigError(
             f"{trial.data} is of other data ({train}, {val}): give this run another name, "
@@ -137,33 +141,33 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
         ) from None
 
 
-def task_of(cfg: RunConfig) -> OodConfig:
+def ood_task(cfg: RunConfig) -> OodConfig:
     """Return task ood with the config's settings, as far as they suit its method."""
-    task = next((t for t in cfg.evaluations if isinstance(t, OodConfig)), QUICK)
+    task = next((t for t in cfg.evaluations if isinstance(t, OodConfig)), DEFAULT_OOD_TASK)
     return task.asked_of(embedding_density=cfg.method.has_embedding_density)
 
 
-def result_paths(trial: Trial, cfg: RunConfig) -> list[Path]:
+def result_paths(trial: ClassTrial, cfg: RunConfig) -> list[Path]:
     """List the results of one class's finished evaluations, the latest step last."""
-    return list(RunFolder(trial.run).exports.results(stem=task_of(cfg).stem))
+    return list(RunFolder(trial.run_dir).exports.results(stem=ood_task(cfg).stem))
 
 
-def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
+def overrides(trial: ClassTrial, cfg: RunConfig) -> list[str]:
     """Return the overrides that make the config that of one class; task ood keeps its settings."""
-    task = task_of(cfg)
-    changes = {"ood": {OTHERS: literal(trial.data / OTHERS)}, "every_epochs": cfg.optim.epochs}
-    ood_task = task.model_dump(mode="json") | changes
+    task = ood_task(cfg)
+    ood_changes = {"ood": {OTHERS: literal(trial.data / OTHERS)}, "every_epochs": cfg.optim.epochs}
+    ood_values = task.model_dump(mode="json") | ood_changes
     values: dict[str, object] = {
-        "name": trial.run.name,
+        "name": trial.run_dir.name,
         "data.train": literal(trial.data / "train"),
         "data.val": literal(trial.data / "val"),
         "data.bank": None,
-        "evaluations": [ood_task],
+        "evaluations": [ood_values],
     }
     return [config.override(key, value) for key, value in values.items()]
 
 
-def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
+def finish_trial(trial: ClassTrial, cfg: RunConfig, args: argparse.Namespace) -> int:
     """Do what is missing of one class's training and evaluation.
 
     Returns:
@@ -171,96 +175,103 @@ def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
     """
     start = time.monotonic()
     was_finished = bool(result_paths(trial, cfg))
-    words = [literal(args.config), *args.overrides, *overrides(trial, cfg)]
-    code = call("submit", f"--local={args.ranks}", *words)
-    if code == 0:
-        words = [literal(trial.run), "--task", "ood"] + ["--baselines"] * args.baselines
+    command_words = [literal(args.config), *args.overrides, *overrides(trial, cfg)]
+    exit_code = run_command("submit", f"--local={args.ranks}", *command_words)
+    if exit_code == 0:
+        command_words = [literal(trial.run_dir), "--task", "ood"] + ["--baselines"] * args.baselines
         if cfg.method.has_embedding_density:  # a run that is there may have been begun with another
-            words += ["--density", task_of(cfg).density]
-        code = call("evaluate", *words)
+            command_words += ["--density", ood_task(cfg).density]
+        exit_code = run_command("evaluate", *command_words)
     if not was_finished:  # a repetition only reads what is there
         seconds = trial.seconds() + time.monotonic() - start
-        publish_inside(trial.clock, json.dumps(round(seconds, 1)).encode())
-    return code
+        publish_inside(trial.seconds_file, json.dumps(round(seconds, 1)).encode())
+    return exit_code
 
 
-def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> ClassResult:
+def read_class_result(trial: ClassTrial, cfg: RunConfig, with_baselines: bool) -> ClassResult:
     """Read the results of a finished class.
 
     Raises:
         ConfigError: One line: one of them is damaged.
     """
-    path = result_paths(trial, cfg)[-1]
-    baselines = {}
+    result_path = result_paths(trial, cfg)[-1]
+    baseline_results = {}
     try:
-        result = read_result(path)
+        result = read_result(result_path)
         if with_baselines:
-            path = RunFolder(trial.run).exports.baselines("ood")
-            baselines = read_json(path)["results"]
-        trained = ClassResult(trial.name, result, baselines, trial.seconds())
-        for scores in (trained.auroc(), *map(trained.auroc, baselines)):
+            result_path = RunFolder(trial.run_dir).exports.baselines("ood")
+            baseline_results = read_json(result_path)["results"]
+        class_result = ClassResult(trial.name, result, baseline_results, trial.seconds())
+        for scores in (class_result.auroc(), *map(class_result.auroc, baseline_results)):
             one_class_table.mean_auroc([scores])
     except ConfigError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: is no result of task ood ({error!r}): remove it") from error
-    return trained
+        raise ConfigError(
+            f"{result_path}: is no result of task ood ({error!r}): remove it"
+        ) from error
+    return class_result
 
 
-def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, classes: int) -> str:
+def write_report(
+    cfg: RunConfig, class_results: Sequence[ClassResult], command: str, num_classes: int
+) -> str:
     """Write the table of the classes so far as Markdown, JSON and picture; returns the table.
 
     Args:
         cfg: The config of all classes.
-        trained: The finished classes.
+        class_results: The finished classes.
         command: What the user typed, for the footnote.
-        classes: How many there will be.
+        num_classes: How many there will be.
     """
     method = cfg.method.name
-    steps = sorted({trial.result["step"] for trial in trained})
-    seconds = [trial.seconds for trial in trained]
-    first = trained[0].result
-    tested = first["queries"]["samples"] + first["ood"][OTHERS]["samples"]
+    steps = sorted({trial.result["step"] for trial in class_results})
+    seconds = [trial.seconds for trial in class_results]
+    first_result = class_results[0].result
+    num_tested = first_result["queries"]["samples"] + first_result["ood"][OTHERS]["samples"]
     footnote = (
-        f"{len(trained)} of {classes} classes; {first['bank']['samples']} training images and "
-        f"{steps[-1]} steps each, tested on {tested} images; {max(seconds):.0f} s at most and "
+        f"{len(class_results)} of {num_classes} classes; {first_result['bank']['samples']} "
+        "training images and "
+        f"{steps[-1]} steps each, tested on {num_tested} images; {max(seconds):.0f} s at most and "
         f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
     )
-    table = one_class_table.markdown_table(method, trained, footnote)
-    facts = {
+    table = one_class_table.markdown_table(method, class_results, footnote)
+    json_facts = {
         "name": cfg.name,
         "command": command,
         "config": cfg.model_dump(mode="json"),
-        "complete": len(trained) == classes,
-        "mean_auroc": one_class_table.summarise(method, trained),
+        "complete": len(class_results) == num_classes,
+        "mean_auroc": one_class_table.summarise(method, class_results),
         "classes": {
             trial.class_name: trial.result
             | {"baselines": trial.baselines, "seconds_in_all": trial.seconds}
-            for trial in trained
+            for trial in class_results
         },
     }
-    path = cfg.out / cfg.name / "one_class"
-    publish_inside(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-    publish_inside(path.with_suffix(".png"), png(one_class_table.bar_chart(method, trained)))
-    publish_inside(path.with_suffix(".md"), table.encode())
+    report_path = cfg.out / cfg.name / "one_class"
+    publish_inside(report_path.with_suffix(".json"), json.dumps(json_facts, indent=1).encode())
+    publish_inside(
+        report_path.with_suffix(".png"), png(one_class_table.bar_chart(method, class_results))
+    )
+    publish_inside(report_path.with_suffix(".md"), table.encode())
     return table
 
 
-def run(args: argparse.Namespace, command: str) -> int:
+def run_all_classes(args: argparse.Namespace, command: str) -> int:
     """Train and evaluate all classes, one after the other; returns the exit code."""
     cfg = config.load(args.config, args.overrides, methods=CONFIGS)
-    planned = trials(cfg, args.classes)
-    for trial in planned:
-        prepare(trial, cfg)
-    trained: list[ClassResult] = []
+    planned_trials = plan_trials(cfg, args.classes)
+    for trial in planned_trials:
+        write_class_splits(trial, cfg)
+    class_results: list[ClassResult] = []
     table = ""
-    for number, trial in enumerate(planned):
-        say(f"== class {number + 1} of {len(planned)}: {trial.name}")
-        if code := finish(trial, cfg, args):
+    for number, trial in enumerate(planned_trials):
+        say(f"== class {number + 1} of {len(planned_trials)}: {trial.name}")
+        if code := finish_trial(trial, cfg, args):
             say(f"{trial.name} is not finished: the same command goes on", error=True)
             return code
-        trained.append(collect(trial, cfg, args.baselines))
-        table = report(cfg, trained, command, len(planned))
+        class_results.append(read_class_result(trial, cfg, args.baselines))
+        table = write_report(cfg, class_results, command, len(planned_trials))
     say("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
     return 0
 
@@ -269,5 +280,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, 2 (refused), 130 (Ctrl-C) or the code of a run that failed."""
     args = arguments(argv)
     with one_line() as ending:
-        ending.code = run(args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}")
+        ending.code = run_all_classes(
+            args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}"
+        )
     return ending.code

@@ -36,8 +36,8 @@ from vssl_dist.jobs.resources import (
     Launch,
     dump_launch,
     load_profile,
-    on_slurm,
-    on_this_machine,
+    resolve_for_slurm,
+    resolve_for_this_machine,
 )
 from vssl_dist.jobs.training_job import TrainJob
 from vssl_dist.linter import lint
@@ -45,7 +45,13 @@ from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resume
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
-from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, shell_word, shortfall
+from vssl_dist.tracker import (
+    NO_TRACKING,
+    TRAINER_WRITERS,
+    default_tracking_uri,
+    shell_word,
+    why_not_all_sent,
+)
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -53,81 +59,83 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return typed("submit", argv)
 
 
-def resolve(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
+def resolve_run(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
     """Read config and profile, and resolve them to a run and its launch.
 
     Raises:
         ConfigError: One line that names the key and the remedy.
     """
     is_local = args.local is not None
-    cfg = preflight.with_backend(
+    cfg = preflight.with_installed_backend(
         config.load(args.config, args.overrides, methods=CONFIGS)
     ).absolute()
     profile = load_profile(args.profile or shipped("slurm", "local" if is_local else "default"))
     uri = default_tracking_uri()
     if is_local:
-        launch = on_this_machine(profile, args.local or None, _gpus(cfg.data.streams), uri)
+        launch = resolve_for_this_machine(
+            profile, args.local or None, _usable_gpus(cfg.data.streams), uri
+        )
     else:
-        launch = on_slurm(profile, args.nodes or 1, uri)
-        slurm.check_path(cfg.dir)
+        launch = resolve_for_slurm(profile, args.nodes or 1, uri)
+        slurm.check_script_path(cfg.dir)
     try:
         cfg.micro_batch(launch.world_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    preflight.check_network(cfg)
+    preflight.check_backbone(cfg)
     return cfg, launch
 
 
-def _gpus(streams: int) -> int:
+def _usable_gpus(streams: int) -> int:
     """Return how many of this machine's GPUs can share the streams evenly."""
-    present = torch.cuda.device_count()
-    return next((count for count in range(present, 0, -1) if streams % count == 0), 0)
+    num_gpus = torch.cuda.device_count()
+    return next((count for count in range(num_gpus, 0, -1) if streams % count == 0), 0)
 
 
-def show(cfg: RunConfig, launch: Launch) -> None:
+def print_dry_run(cfg: RunConfig, launch: Launch) -> None:
     """Print the config and the batch script, as a dry run does."""
     say(f"# {RunFolder(cfg.dir).config}", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
-        say(*slurm.script(RunFolder(cfg.dir).slurm, parameters).splitlines())
+        say(*slurm.batch_script_text(RunFolder(cfg.dir).slurm, parameters).splitlines())
     else:
         ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
         say(f"# would start {ranks} on this machine ({launch.device})")
 
 
-def write(cfg: RunConfig, launch: Launch) -> None:
+def write_run_files(cfg: RunConfig, launch: Launch) -> None:
     """Write config and launch into the run folder, for ranks and evaluations to read."""
     publish_inside(RunFolder(cfg.dir).config, config.dump(cfg).encode())
     publish_inside(RunFolder(cfg.dir).launch, dump_launch(launch).encode())
 
 
-def refresh(cfg: RunConfig, launch: Launch) -> None:
+def update_finished_run(cfg: RunConfig, launch: Launch) -> None:
     """Write the evaluations that are asked for now into the folder of a finished run."""
-    owner.claim(cfg.dir, slurm.is_live)
+    owner.claim(cfg.dir, slurm.is_job_live)
     try:
-        write(cfg, launch)
+        write_run_files(cfg, launch)
     finally:
         owner.release(cfg.dir)
 
 
-def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
+def start_run(cfg: RunConfig, launch: Launch, num_samples: int) -> int:
     """Claim the run folder and start the run; see `jobs.local.run_local` for the exit codes.
 
     Args:
         cfg: The run.
         launch: Machines and ranks.
-        samples: Number of training images.
+        num_samples: Number of training images.
     """
-    owner.claim(cfg.dir, slurm.is_live)
+    owner.claim(cfg.dir, slurm.is_job_live)
     try:
-        write(cfg, launch)
+        write_run_files(cfg, launch)
         if launch.cluster == "local":
             say(f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs}")
             code = local.run_local(cfg.dir, launch)
             if code == 0:
-                say_finished(cfg, launch, samples)
-            elif line := shortfall(cfg.dir, launch.tracking_uri, TRAINER):
-                warn([line])
+                say_finished(cfg, launch, num_samples)
+            elif line := why_not_all_sent(cfg.dir, launch.tracking_uri, TRAINER_WRITERS):
+                print_warnings([line])
             return code
         job = slurm.submit(
             RunFolder(cfg.dir).slurm,
@@ -142,36 +150,36 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
         f"run folder  {cfg.dir}",
         f"follow      tail -F {RunFolder(cfg.dir).slurm_log(job)}",
         f"            squeue -j {job}",
-        f"curves      {_curves(cfg, launch)}",
+        f"curves      {_curves_hint(cfg, launch)}",
     )
     return 0
 
 
-def _curves(cfg: RunConfig, launch: Launch) -> str:
+def _curves_hint(cfg: RunConfig, launch: Launch) -> str:
     uri = launch.tracking_uri
-    if uri == NOWHERE:
+    if uri == NO_TRACKING:
         return f"{command_line('launch/track.py')} {shell_word(cfg.dir)} --to URI, then mlflow ui"
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
-def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
+def say_finished(cfg: RunConfig, launch: Launch, num_samples: int) -> None:
     """Say where everything of a finished run is; starts evaluations that are still missing."""
-    missing = list(pending_evaluations(cfg, samples))
+    missing_evaluations = list(pending_evaluations(cfg, num_samples))
     say(f"{cfg.name} is finished; another name=... starts a new run")
     say(f"exports     {RunFolder(cfg.dir).exports.path}")
-    if missing:
+    if missing_evaluations:
         EvaluationSpawner(cfg.dir, launch.cluster).start()
         log = RunFolder(cfg.dir).evaluations_log
-        say(f"evaluations {len(missing)} still to come, see {log}")
+        say(f"evaluations {len(missing_evaluations)} still to come, see {log}")
     say(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
-    say(f"curves      {_curves(cfg, launch)}")
-    if launch.tracking_uri != NOWHERE and (
-        line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
+    say(f"curves      {_curves_hint(cfg, launch)}")
+    if launch.tracking_uri != NO_TRACKING and (
+        line := why_not_all_sent(cfg.dir, launch.tracking_uri, TRAINER_WRITERS)
     ):
         say(f"warning: {line}")
 
 
-def warn(lines: Sequence[str]) -> None:
+def print_warnings(lines: Sequence[str]) -> None:
     """Print warnings on stderr: what may be wrong and is no reason to refuse."""
     for line in lines:
         say(f"warning: {line}", error=True)
@@ -191,32 +199,39 @@ def submit(args: argparse.Namespace) -> int:
     Raises:
         Refusal: What is wrong, before anything is written or submitted.
     """
-    cfg, launch = resolve(args)
-    checks = preflight.Preflight(cfg, launch)
-    remaining = checks.problems()
+    cfg, launch = resolve_run(args)
+    preflight_checks = preflight.Preflight(cfg, launch)
+    remaining_problems = preflight_checks.problems()
     # A dry run lists all problems, a real one ends with the first that is found.
-    if not args.dry_run and (problem := next(remaining, "")):
+    if not args.dry_run and (problem := next(remaining_problems, "")):
         raise ConfigError(problem)
-    problems = list(remaining)
-    tracking = preflight.look_at_tracking(cfg, launch)
-    if tracking.problem and not args.dry_run:
-        raise ConfigError(tracking.problem)
-    findings = lint(cfg, checks.facts())
-    done_steps = 0 if problems else check_resume(cfg, launch.world_size, checks.train)
-    warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt, tracking.note))]
+    found_problems = list(remaining_problems)
+    tracking_report = preflight.probe_run_tracking(cfg, launch)
+    if tracking_report.problem and not args.dry_run:
+        raise ConfigError(tracking_report.problem)
+    findings = lint(cfg, preflight_checks.facts())
+    num_done_steps = (
+        0 if found_problems else check_resume(cfg, launch.world_size, preflight_checks.train)
+    )
+    warnings = [
+        *found_problems,
+        *filter(
+            None, (tracking_report.problem, tracking_report.passing_problem, tracking_report.note)
+        ),
+    ]
     warnings += [finding.line() for finding in findings]
     if args.dry_run:
-        if not problems:
-            warnings += private.survey(cfg.dir).lines(cfg.dir)
-        warn(warnings)
-        show(cfg, launch)
+        if not found_problems:
+            warnings += private.survey_permissions(cfg.dir).warning_lines(cfg.dir)
+        print_warnings(warnings)
+        print_dry_run(cfg, launch)
         return 0
-    owner.check_free(cfg.dir, slurm.is_live)
-    samples = checks.train.samples
-    if done_steps and done_steps >= cfg.total_steps(samples):
-        if any(pending_evaluations(cfg, samples)):
-            refresh(cfg, launch)
-        say_finished(cfg, launch, samples)
+    owner.check_free(cfg.dir, slurm.is_job_live)
+    num_samples = preflight_checks.train.samples
+    if num_done_steps and num_done_steps >= cfg.total_steps(num_samples):
+        if any(pending_evaluations(cfg, num_samples)):
+            update_finished_run(cfg, launch)
+        say_finished(cfg, launch, num_samples)
         return 0
-    warn(warnings)
-    return start(cfg, launch, samples)
+    print_warnings(warnings)
+    return start_run(cfg, launch, num_samples)

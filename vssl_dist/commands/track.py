@@ -21,20 +21,20 @@ from vssl_dist.errors import ConfigError, Refusal
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 from vssl_dist.tracker import (
-    NOWHERE,
+    NO_TRACKING,
     Flusher,
-    Record,
+    TrackingRecord,
     check_tracking,
     default_tracking_uri,
     lease_holder,
     normalised_uri,
     probe_tracking,
     settle_identity,
-    shortfall,
+    why_not_all_sent,
 )
 
-_WAIT_S = 5.0
-_WITHIN_S = 3600.0
+_LEASE_WAIT_S = 5.0
+_SEND_TIMEOUT_S = 3600.0
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -42,13 +42,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return typed("track", argv)
 
 
-class AwayError(Refusal):
+class ServerAwayError(Refusal):
     """The tracking server does not answer at the moment; one line with the remedy."""
 
     exit_code = 1
 
 
-def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
+def find_unsendable_runs(run_folders: Sequence[Path], uri: str) -> dict[Path, str]:
     """Find out which runs cannot be sent, before any of them is.
 
     Returns:
@@ -56,48 +56,48 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
 
     Raises:
         ConfigError: One line that names what is wrong with all of them, and the remedy.
-        AwayError: The server does not answer.
+        ServerAwayError: The server does not answer.
     """
-    for run in runs:
+    for run in run_folders:
         if not run.exists():
             raise ConfigError(f"{run}: no such folder")
-    if uri == NOWHERE:
+    if uri == NO_TRACKING:
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI={NOWHERE} is no place to send to: --to URI names one"
+            f"MLFLOW_TRACKING_URI={NO_TRACKING} is no place to send to: --to URI names one"
         )
-    if problem := check_tracking(uri, hosts=1):
+    if problem := check_tracking(uri, num_hosts=1):
         raise ConfigError(problem)
     problems = {}
-    for run in runs:
+    for run in run_folders:
         if not RunFolder(run).spool.is_dir():
             problems[run] = "has no spool, so it is no run's folder"
             continue
-        answer = probe_tracking(uri, run)
-        if answer.problem:
-            problems[run] = answer.problem
-        if answer.note:
-            say(f"warning: {answer.note}", error=True)
-        if answer.doubt:
-            raise AwayError(answer.doubt)
-    if len(problems) == len(runs):
+        tracking_report = probe_tracking(uri, run)
+        if tracking_report.problem:
+            problems[run] = tracking_report.problem
+        if tracking_report.note:
+            say(f"warning: {tracking_report.note}", error=True)
+        if tracking_report.passing_problem:
+            raise ServerAwayError(tracking_report.passing_problem)
+    if len(problems) == len(run_folders):
         run, problem = next(iter(problems.items()))
         raise ConfigError(f"{run}: {problem}")
     return problems
 
 
-def send(run: Path, uri: str) -> bool:
+def send_run(run: Path, uri: str) -> bool:
     """Send the curves of one run and say in a line how that went; returns whether all are there."""
     identity = settle_identity(run)  # first: a copy's lease may be the original's
-    sender = lease_holder(run, _WAIT_S)
+    sender = lease_holder(run, _LEASE_WAIT_S)
     if sender is None:
-        record = Record.load(run, identity)
-        flusher = Flusher(run, record.experiment, uri, afresh=True, only_sends=True)
+        record = TrackingRecord.load(run, identity)
+        flusher = Flusher(run, record.experiment, uri, retry_refused=True, only_sends=True)
         flusher.start()
-        flusher.close(_WITHIN_S)
+        flusher.close(_SEND_TIMEOUT_S)
     elif sender.tracking_uri != uri:
-        say(f"{run}: {sender.doing}: wait for its end, or stop it")
+        say(f"{run}: {sender.activity}: wait for its end, or stop it")
         return False
-    line = shortfall(run, uri)
+    line = why_not_all_sent(run, uri)
     say(f"{run}: {line or f'all of it is at {uri}'}")
     return line is None
 
@@ -110,10 +110,10 @@ def main(argv: Sequence[str]) -> int:
         if args.to is not None and not args.to.strip():
             raise ConfigError("--to: is empty; without --to curves go to MLFLOW_TRACKING_URI")
         uri = normalised_uri(args.to) if args.to else default_tracking_uri()
-        runs = [run.resolve() for run in args.runs]
-        problems = check(runs, uri)
+        run_folders = [run.resolve() for run in args.runs]
+        problems = find_unsendable_runs(run_folders, uri)
         for run, problem in problems.items():
             say(f"error: {run}: {problem}", error=True)
-        sent = [run not in problems and send(run, uri) for run in runs]
-        ending.code = 0 if all(sent) else 1
+        are_sent = [run not in problems and send_run(run, uri) for run in run_folders]
+        ending.code = 0 if all(are_sent) else 1
     return ending.code

@@ -23,11 +23,11 @@ from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine, private
 from vssl_dist.jobs.owner import JobId
 from vssl_dist.jobs.resources import Device, load_launch
-from vssl_dist.jobs.stop import REFUSED
+from vssl_dist.jobs.stop import REFUSED_EXIT_CODE
 from vssl_dist.run_folder import ExportFolder, RunFolder, card_of, step_of
 
 _log = logging.getLogger(__name__)
-_MAX_BYTES = 1_000_000
+_MAX_ATTEMPTS_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PendingEvaluation:
     def read_attempts(self) -> Attempts:
         """Read how often this was tried; a file that cannot be read counts as no attempt."""
         try:
-            text = private.read(self.attempts_path, _MAX_BYTES)
+            text = private.read_text_file(self.attempts_path, _MAX_ATTEMPTS_FILE_BYTES)
             return TypeAdapter(Attempts).validate_json(text)
         except (OSError, ValueError):
             return Attempts()
@@ -134,15 +134,15 @@ class EvalJob:
         """Evaluate, then send the metrics to MLflow; they stay in the spool where it is away."""
         print_any_path()
         logs.configure_log("evaluation")
-        task = read_task(self.task_json)
-        pending = PendingEvaluation(self.export, self.step, task)
+        task_config = read_task(self.task_json)
+        pending = PendingEvaluation(self.export, self.step, task_config)
         try:
-            private.secure(self.run_dir)
+            private.secure_run_folder(self.run_dir)
             evaluate_export(self.run_dir, pending, self.device, self.threads, self.ranks)
             tracking_uri = load_launch(self.run_dir).tracking_uri
         except ConfigError as error:
             _log.error("%s", error)
-            sys.exit(REFUSED)
+            sys.exit(REFUSED_EXIT_CODE)
         flush_to_mlflow(self.run_dir, tracking_uri)
 
 
@@ -172,14 +172,14 @@ def evaluate_export(
     from vssl_dist.evaluation.run import EvalSettings, evaluate
     from vssl_dist.tracker import Spool, settle_identity
 
-    machine.check(device)
+    machine.check_device(device)
     # A writer of its own for each evaluation: a spool file has one process that appends to it.
-    writer = f"eval-{pending.task.stem}-{pending.step:08d}"
+    spool_writer = f"eval-{pending.task.stem}-{pending.step:08d}"
     settle_identity(run_dir)
-    refuse_link_out_of_folder(RunFolder(run_dir).spool_file(writer))
+    refuse_link_out_of_folder(RunFolder(run_dir).spool_file(spool_writer))
     torch.set_num_threads(threads)
     result = evaluate(pending.export, pending.task, EvalSettings(device, threads, ranks=ranks))
-    spool = Spool(run_dir, writer)
+    spool = Spool(run_dir, spool_writer)
     spool.metrics(result["metrics"], pending.step)
     for plot in result.get("plots", ()):
         spool.artifact(pending.export.with_name(plot))
@@ -198,30 +198,30 @@ def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
         tracking_uri: Where curves go now, as the user says.
     """
     from vssl_dist.tracker import (
-        NOWHERE,
-        Record,
+        NO_TRACKING,
+        TrackingRecord,
         check_tracking,
         flush_once,
         is_flushed,
         lease_holder,
-        shortfall,
         stored_identity,
+        why_not_all_sent,
     )
 
-    record = Record.load(run_dir, stored_identity(run_dir))
-    if not record.tracking_uri or tracking_uri == NOWHERE:
+    record = TrackingRecord.load(run_dir, stored_identity(run_dir))
+    if not record.tracking_uri or tracking_uri == NO_TRACKING:
         return
-    if problem := check_tracking(tracking_uri, hosts=1):
+    if problem := check_tracking(tracking_uri, num_hosts=1):
         _log.warning("%s is not sent: %s", run_dir, problem)
         return
     sender = None if is_flushed(run_dir, tracking_uri) else lease_holder(run_dir)
     if sender is None or sender.is_known:
         if sender is not None and sender.tracking_uri != tracking_uri:
-            _log.info("waiting for the curves: %s", sender.doing)
+            _log.info("waiting for the curves: %s", sender.activity)
         flush_once(run_dir, tracking_uri)
     old_run_id = record.runs.get(tracking_uri)
-    run_id = Record.load(run_dir, stored_identity(run_dir)).run_id
-    if line := shortfall(run_dir, tracking_uri):
+    run_id = TrackingRecord.load(run_dir, stored_identity(run_dir)).run_id
+    if line := why_not_all_sent(run_dir, tracking_uri):
         _log.warning("%s", line)
     elif record.tracking_uri != tracking_uri:
         _log.info("curves      %s (before: %s)", tracking_uri, record.tracking_uri)
@@ -233,22 +233,22 @@ def flush_to_mlflow(run_dir: Path, tracking_uri: str) -> None:
         )
 
 
-def flush_own_run(run_dir: Path, tracking_uri: str, *, whole: bool) -> None:
+def flush_own_run(run_dir: Path, tracking_uri: str, *, names_whole_run: bool) -> None:
     """Send a run's curves after a command that was not asked to: never those of another user.
 
     Args:
         run_dir: See `flush_to_mlflow`.
         tracking_uri: The user's own address.
-        whole: The user has named the run and not a single export.
+        names_whole_run: The user has named the run and not a single export.
     """
-    from vssl_dist.tracker import check_tracking, is_flushed, why_not_asked_for
+    from vssl_dist.tracker import check_tracking, is_flushed, why_not_sent_unasked
 
-    if check_tracking(tracking_uri, hosts=1) is None and (
-        line := why_not_asked_for(run_dir, tracking_uri, whole=whole)
+    if check_tracking(tracking_uri, num_hosts=1) is None and (
+        line := why_not_sent_unasked(run_dir, tracking_uri, names_whole_run=names_whole_run)
     ):
         _log.warning("%s", line)
-    elif whole and not os.access(run_dir, os.W_OK | os.X_OK):
+    elif names_whole_run and not os.access(run_dir, os.W_OK | os.X_OK):
         if not is_flushed(run_dir, tracking_uri):
             _log.warning("curves of %s are not sent: nothing can be written there", run_dir)
-    elif whole:
+    elif names_whole_run:
         flush_to_mlflow(run_dir, tracking_uri)

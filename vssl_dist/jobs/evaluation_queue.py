@@ -35,14 +35,14 @@ from vssl_dist.jobs.evaluation_job import (
     pending_evaluations,
 )
 from vssl_dist.jobs.resources import Launch, load_launch
-from vssl_dist.jobs.stop import REFUSED
+from vssl_dist.jobs.stop import REFUSED_EXIT_CODE
 from vssl_dist.locks import is_held_by_other_user, lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger("vssl_dist.jobs.evaluation_queue")  # as a process it is __main__
-_TRIES = 2
-_SUBMIT_WITHIN_S = 120
-_IN_A_JOB = "--in-a-job"
+_MAX_EVALUATION_TRIES = 2
+_SBATCH_TIMEOUT_S = 120
+_IN_A_JOB_FLAG = "--in-a-job"
 
 
 class EvaluationSpawner:
@@ -56,12 +56,12 @@ class EvaluationSpawner:
     def start(self) -> None:
         """Start a process for all pending evaluations; returns at once and never raises."""
         self.processes = [process for process in self.processes if process.poll() is None]
-        module = [sys.executable, "-P", "-m", "vssl_dist.jobs.evaluation_queue"]
-        options = [_IN_A_JOB] if slurm_job() else []
+        module_command = [sys.executable, "-P", "-m", "vssl_dist.jobs.evaluation_queue"]
+        options = [_IN_A_JOB_FLAG] if slurm_job() else []
         try:
             with self._log() as log:
                 process = subprocess.Popen(
-                    [*module, str(self.run_dir), *options],
+                    [*module_command, str(self.run_dir), *options],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -97,7 +97,7 @@ class InProcessRunner:
 
     def can_try(self, pending: PendingEvaluation) -> bool:
         """Whether an attempt at this evaluation is left."""
-        return pending.read_attempts().count < _TRIES
+        return pending.read_attempts().count < _MAX_EVALUATION_TRIES
 
     def process(self, pending: PendingEvaluation) -> None:
         """Evaluate the export and send its metrics."""
@@ -125,7 +125,9 @@ class SlurmSubmitter:
         from vssl_dist.jobs import slurm
 
         attempts = pending.read_attempts()
-        return attempts.count < _TRIES and not (attempts.job and slurm.is_live(attempts.job))
+        return attempts.count < _MAX_EVALUATION_TRIES and not (
+            attempts.job and slurm.is_job_live(attempts.job)
+        )
 
     def process(self, pending: PendingEvaluation) -> None:
         """Submit a job for the evaluation."""
@@ -145,7 +147,7 @@ class SlurmSubmitter:
         parameters = slurm.evaluation_parameters(name, self.launch)
         # A controller that hangs must not keep later evaluations from being submitted.  No handler
         # is set: the alarm ends this process, and with it the lock.
-        signal.alarm(_SUBMIT_WITHIN_S)
+        signal.alarm(_SBATCH_TIMEOUT_S)
         try:
             job_id = slurm.submit(RunFolder(self.run_dir).evaluation_jobs, parameters, job)
         finally:
@@ -163,27 +165,29 @@ class EvaluationQueue:
         self.cfg = cfg
         self.samples = samples
         self.runner = runner
-        self.failed: set[Path] = set()
+        self.failed_attempts_paths: set[Path] = set()
         """Attempt files of evaluations that failed in this process."""
 
     def next_pending(self) -> PendingEvaluation | None:
         """Find the newest evaluation that may be tried now."""
         for pending in pending_evaluations(self.cfg, self.samples):
             # What failed in this process is left to a later one.
-            if pending.attempts_path not in self.failed and self.runner.can_try(pending):
+            if pending.attempts_path not in self.failed_attempts_paths and self.runner.can_try(
+                pending
+            ):
                 return pending
         return None
 
-    def attempt(self, pending: PendingEvaluation) -> None:
+    def try_evaluation(self, pending: PendingEvaluation) -> None:
         """Try one evaluation; a failure is logged and left to a later process."""
         name, task = pending.export.name, pending.task.task
         try:
             self.runner.process(pending)
         except ConfigError as error:
-            self.failed.add(pending.attempts_path)
+            self.failed_attempts_paths.add(pending.attempts_path)
             _log.error("evaluation of %s (%s) refused: %s", name, task, error)
         except Exception:
-            self.failed.add(pending.attempts_path)
+            self.failed_attempts_paths.add(pending.attempts_path)
             _log.exception("evaluation of %s (%s) failed:", name, task)
 
 
@@ -201,38 +205,38 @@ def open_queue(run_dir: Path) -> EvaluationQueue:
     return EvaluationQueue(cfg, train.samples, runner(run_dir, launch))
 
 
-def lock_of(run_dir: Path) -> FileLock:
+def evaluation_lock(run_dir: Path) -> FileLock:
     """Return the lock of the one process that evaluates a run, or submits its evaluations."""
-    return private_lock(lock_path(run_dir))
+    return private_lock(evaluation_lock_path(run_dir))
 
 
-def lock_path(run_dir: Path) -> Path:
-    """Return the path of the file that `lock_of` locks."""
+def evaluation_lock_path(run_dir: Path) -> Path:
+    """Return the path of the file that `evaluation_lock` locks."""
     return RunFolder(run_dir).exports.evaluating_lock
 
 
-def drain(run_dir: Path) -> None:
+def try_all_pending(run_dir: Path) -> None:
     """Try every pending evaluation of a run, unless another process is doing that."""
-    lock = lock_of(run_dir)
+    lock = evaluation_lock(run_dir)
     queue: EvaluationQueue | None = None
-    settings = b""
+    config_and_launch = b""
     while True:
         try:
             with lock.acquire(timeout=0):
-                if queue is None or settings != _config_and_launch_bytes(run_dir):
-                    settings = _config_and_launch_bytes(run_dir)
+                if queue is None or config_and_launch != _config_and_launch_bytes(run_dir):
+                    config_and_launch = _config_and_launch_bytes(run_dir)
                     queue = open_queue(run_dir)
                 while (pending := queue.next_pending()) is not None:
-                    queue.attempt(pending)
+                    queue.try_evaluation(pending)
         except Timeout:
-            path = lock_path(run_dir)
+            path = evaluation_lock_path(run_dir)
             if is_held_by_other_user(path):
                 _log.warning(
                     "no evaluations: %s is held by %s: have it stopped", path, lock_holder(path)
                 )
             return  # else its holder looks again after it has let go
         # A process that came while this one had the lock has left: its evaluations are tried here.
-        if queue.next_pending() is None and settings == _config_and_launch_bytes(run_dir):
+        if queue.next_pending() is None and config_and_launch == _config_and_launch_bytes(run_dir):
             return
 
 
@@ -246,7 +250,7 @@ def main() -> int:
     """Run ``python -m vssl_dist.jobs.evaluation_queue RUN``; returns 2 after a refusal."""
     parser = argparse.ArgumentParser(prog="python -m vssl_dist.jobs.evaluation_queue")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument(_IN_A_JOB, action="store_true", help="started by a rank on SLURM")
+    parser.add_argument(_IN_A_JOB_FLAG, action="store_true", help="started by a rank on SLURM")
     args = parser.parse_args()
     if args.in_a_job:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
@@ -255,11 +259,11 @@ def main() -> int:
     print_any_path()
     logs.configure_log("evaluations")
     try:
-        private.secure(args.run_dir)
-        drain(args.run_dir.absolute())
+        private.secure_run_folder(args.run_dir)
+        try_all_pending(args.run_dir.absolute())
     except ConfigError as error:
         _log.error("%s", error)
-        return REFUSED
+        return REFUSED_EXIT_CODE
     return 0
 
 

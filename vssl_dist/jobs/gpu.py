@@ -7,10 +7,10 @@ from collections.abc import Mapping, MutableMapping
 
 from vssl_dist.errors import ConfigError
 
-_ORDINAL = re.compile(r"\s*([+-]?\d+)")
+_GPU_NUMBER = re.compile(r"\s*([+-]?\d+)")
 
 
-def visible_gpus(devices: str) -> list[str]:
+def visible_gpus(devices_value: str) -> list[str]:
     """List the GPUs that a value of CUDA_VISIBLE_DEVICES lets CUDA see, by their names in it.
 
     CUDA reads numbers, or names that begin with ``GPU-`` or ``MIG-``, up to the first that is
@@ -19,14 +19,17 @@ def visible_gpus(devices: str) -> list[str]:
     >>> visible_gpus("4, 6,-1,7"), visible_gpus("MIG-a,MIG-b"), visible_gpus("NoDevFiles")
     (['4', '6'], ['MIG-a', 'MIG-b'], [])
     """
-    prefix = next((prefix for prefix in ("GPU-", "MIG-") if devices.startswith(prefix)), "")
+    name_prefix = next(
+        (name_prefix for name_prefix in ("GPU-", "MIG-") if devices_value.startswith(name_prefix)),
+        "",
+    )
     names: list[str] = []
-    for word in devices.split(","):
-        ordinal = _ORDINAL.match(word)
-        if prefix and word.strip().startswith(prefix):
-            name = word.strip()
-        elif not prefix and ordinal and int(ordinal[1]) >= 0:
-            name = str(int(ordinal[1]))
+    for entry in devices_value.split(","):
+        number_match = _GPU_NUMBER.match(entry)
+        if name_prefix and entry.strip().startswith(name_prefix):
+            name = entry.strip()
+        elif not name_prefix and number_match and int(number_match[1]) >= 0:
+            name = str(int(number_match[1]))
         else:
             break
         if name in names:
@@ -35,7 +38,7 @@ def visible_gpus(devices: str) -> list[str]:
     return names
 
 
-def take_own_gpu(environ: MutableMapping[str, str], present: int | None = None) -> None:
+def take_own_gpu(environ: MutableMapping[str, str], num_gpus: int | None = None) -> None:
     """Have this process see one GPU only, its share of those that the job has on this node.
 
     It is device 0 then, and LOCAL_RANK, by which DeepSpeed takes its GPU, becomes 0.  Where a
@@ -43,7 +46,7 @@ def take_own_gpu(environ: MutableMapping[str, str], present: int | None = None) 
 
     Args:
         environ: With LOCAL_RANK, and where it is known LOCAL_WORLD_SIZE; changed.
-        present: GPUs of this node; None: nobody knows.
+        num_gpus: GPUs of this node; None: nobody knows.
 
     Raises:
         ConfigError: There are more ranks than GPUs to share out.
@@ -59,26 +62,30 @@ def take_own_gpu(environ: MutableMapping[str, str], present: int | None = None) 
             f"LOCAL_RANK={local_rank!r} is not the number of a rank on its node, by which it takes "
             "its GPU: start ranks with launch/submit.py"
         )
-    position = int(local_rank)
-    devices = environ.get("CUDA_VISIBLE_DEVICES")
-    size = environ.get("LOCAL_WORLD_SIZE", "")
-    ranks = max(position + 1, int(size) if size.isdecimal() else 0)
-    if devices is not None:
-        names = visible_gpus(devices)
+    gpu_index = int(local_rank)
+    devices_value = environ.get("CUDA_VISIBLE_DEVICES")
+    local_world_size = environ.get("LOCAL_WORLD_SIZE", "")
+    num_ranks = max(gpu_index + 1, int(local_world_size) if local_world_size.isdecimal() else 0)
+    if devices_value is not None:
+        gpu_names = visible_gpus(devices_value)
     else:
-        names = [local_rank] if present is None else [str(gpu) for gpu in range(present)]
-    if len(names) < ranks and len(names) != 1:
-        count = f"{len(names)} GPUs" if names else "no GPU"
+        gpu_names = [local_rank] if num_gpus is None else [str(gpu) for gpu in range(num_gpus)]
+    if len(gpu_names) < num_ranks and len(gpu_names) != 1:
+        gpus_text = f"{len(gpu_names)} GPUs" if gpu_names else "no GPU"
         raise ConfigError(
-            f"{visible_devices(environ)} shows {count} to LOCAL_RANK={position}, and this node has "
-            f"{ranks} rank{'s' * (ranks > 1)}: show each rank its own GPU alone, or all of them to "
+            f"{describe_visible_devices(environ)} shows {gpus_text} to LOCAL_RANK={gpu_index}, "
+            "and this node has "
+            f"{num_ranks} rank{'s' * (num_ranks > 1)}: show each rank its own GPU alone, or all "
+            "of them to "
             "all (--gpu-bind and --gpus-per-task hide some), or use fewer ranks_per_node"
         )
-    environ["CUDA_VISIBLE_DEVICES"] = names[position] if position < len(names) else names[0]
+    environ["CUDA_VISIBLE_DEVICES"] = (
+        gpu_names[gpu_index] if gpu_index < len(gpu_names) else gpu_names[0]
+    )
     environ["LOCAL_RANK"] = "0"
 
 
-def visible_devices(environ: Mapping[str, str]) -> str:
+def describe_visible_devices(environ: Mapping[str, str]) -> str:
     """Return CUDA_VISIBLE_DEVICES with its value, for a message."""
     value = environ.get("CUDA_VISIBLE_DEVICES")
     return f"CUDA_VISIBLE_DEVICES ({'unset' if value is None else repr(value)})"

@@ -17,38 +17,38 @@ from vssl_dist.environment import outside_jobs
 from vssl_dist.installed import own_code_only
 from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Launch, interface_variables
-from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, SignalHandler
+from vssl_dist.jobs.stop import REFUSAL_PREFIX, REFUSED_EXIT_CODE, STOPPED_EXIT_CODE, SignalHandler
 from vssl_dist.logs import terminal_text
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable, printable_lines
 
-INTERRUPTED = 130
+INTERRUPTED_EXIT_CODE = 130
 """Exit code of a run that was stopped by Ctrl-C, as shells expect it."""
-_POLL_S = 0.05
-_TAIL_LINES = 15
-_TAIL_BYTES = 100_000
+_POLL_EVERY_S = 0.05
+_MAX_SHOWN_LINES = 15
+_MAX_SHOWN_BYTES = 100_000
 
 
 @dataclass
 class StopRequests:
     """Counts Ctrl-C, SIGTERM and SIGHUP: the first asks the ranks to stop, the second kills."""
 
-    count: int = 0
-    handlers: dict[int, SignalHandler] = field(default_factory=dict)
+    num_signals: int = 0
+    previous_handlers: dict[int, SignalHandler] = field(default_factory=dict)
     """Those that `restore` brings back, by signal."""
 
     def listen(self) -> None:
         """Count these signals from now on."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self.handlers[number] = signal.signal(number, self._count)
+            self.previous_handlers[number] = signal.signal(number, self._count_signal)
 
     def restore(self) -> None:
         """Bring back the handlers from before `listen`."""
-        for number, handler in self.handlers.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
-    def _count(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+    def _count_signal(self, number: int, frame: FrameType | None) -> None:
+        self.num_signals += 1
 
 
 @dataclass
@@ -68,34 +68,43 @@ class RankProcesses:
         torch: rank 0 inherits the listening socket itself.
         """
         self.run.logs.mkdir(parents=True, exist_ok=True)
-        with socket.create_server(("127.0.0.1", 0), backlog=self.world_size) as listener:
-            address, port = listener.getsockname()
-            shared = self.environment | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-            first = shared | {"VSSL_LISTENER": str(listener.fileno())}
+        with socket.create_server(("127.0.0.1", 0), backlog=self.world_size) as listening_socket:
+            address, port = listening_socket.getsockname()
+            shared_environment = self.environment | {
+                "MASTER_ADDR": address,
+                "MASTER_PORT": str(port),
+            }
+            first_rank_environment = shared_environment | {
+                "VSSL_LISTENER": str(listening_socket.fileno())
+            }
             for rank in range(self.world_size):
-                fds = () if rank else (listener.fileno(),)
-                self.processes.append(self._start_rank(rank, shared if rank else first, fds))
+                inherited_fds = () if rank else (listening_socket.fileno(),)
+                self.processes.append(
+                    self._start_rank(
+                        rank, shared_environment if rank else first_rank_environment, inherited_fds
+                    )
+                )
 
     def _start_rank(
-        self, rank: int, environment: dict[str, str], fds: tuple[int, ...]
+        self, rank: int, environment: dict[str, str], inherited_fds: tuple[int, ...]
     ) -> subprocess.Popen[bytes]:
-        with open_append(self.log(rank)) as log:
+        with open_append(self.log_path(rank)) as log_path:
             return subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=log_path,
+                stderr=log_path,
                 env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                pass_fds=fds,
+                pass_fds=inherited_fds,
                 # The terminal's Ctrl-C is for the launcher, which passes it on once.
                 start_new_session=True,
             )
 
-    def log(self, rank: int) -> Path:
+    def log_path(self, rank: int) -> Path:
         """Return the path of a rank's log file."""
         return self.run.rank_log(rank)
 
-    def codes(self) -> list[int | None]:
+    def exit_codes(self) -> list[int | None]:
         """Return each rank's exit code: None while it lives, negative if a signal ended it."""
         return [process.poll() for process in self.processes]
 
@@ -120,18 +129,18 @@ def run_local(run_dir: Path, launch: Launch) -> int:
         launch: How many ranks, on what.
 
     Returns:
-        0 when the run is finished, `INTERRUPTED` when it was stopped, `REFUSED` when it met
-        something that its user has to mend, 1 when a rank failed.
+        0 when the run is finished, `INTERRUPTED_EXIT_CODE` when it was stopped,
+        `REFUSED_EXIT_CODE` when it met something that its user has to mend, 1 when a rank failed.
     """
-    attempt = f"{os.getpid()}-{int(time.time())}"
+    attempt_name = f"{os.getpid()}-{int(time.time())}"
     ranks = RankProcesses(
         # -P: nothing of the current folder is imported; -u: the log can be followed.
         [sys.executable, "-P", "-u", "-m", "vssl_dist.jobs.rank", str(run_dir)],
         RunFolder(run_dir),
         launch.world_size,
-        rank_environment(launch) | {"VSSL_ATTEMPT": attempt},
+        rank_environment(launch) | {"VSSL_ATTEMPT": attempt_name},
     )
-    return supervise(ranks, LogView(), ranks.run.failure(attempt))
+    return supervise(ranks, LogView(), ranks.run.failure(attempt_name))
 
 
 def rank_environment(launch: Launch) -> dict[str, str]:
@@ -148,87 +157,97 @@ def rank_environment(launch: Launch) -> dict[str, str]:
     }
 
 
-def supervise(ranks: RankProcesses, screen: LogView, failure: Path) -> int:
+def supervise(ranks: RankProcesses, log_view: LogView, failure_path: Path) -> int:
     """Start the ranks, pass Ctrl-C on, end all when one fails; see `run_local`.
 
     Args:
         ranks: Not yet started.
-        screen: Shows the log of rank 0.
-        failure: The file in which the first rank that fails says why.
+        log_view: Shows the log of rank 0.
+        failure_path: The file in which the first rank that fails says why.
     """
-    requests = StopRequests()
-    passed_on = 0
-    requests.listen()
-    begin = ranks.log(0).stat().st_size if ranks.log(0).exists() else 0
+    stop_requests = StopRequests()
+    num_passed_on = 0
+    stop_requests.listen()
+    log_start = ranks.log_path(0).stat().st_size if ranks.log_path(0).exists() else 0
     try:
         ranks.start()
-        with ranks.log(0).open(errors="replace") as log:
-            log.seek(begin)
-            while None in (codes := ranks.codes()):
-                screen.show(log.read())
-                if any(code not in (None, 0, STOPPED) for code in codes) or requests.count > 1:
+        with ranks.log_path(0).open(errors="replace") as log:
+            log.seek(log_start)
+            while None in (exit_codes := ranks.exit_codes()):
+                log_view.show(log.read())
+                if (
+                    any(code not in (None, 0, STOPPED_EXIT_CODE) for code in exit_codes)
+                    or stop_requests.num_signals > 1
+                ):
                     break
-                if requests.count > passed_on:
-                    passed_on = requests.count
-                    screen.say(
+                if stop_requests.num_signals > num_passed_on:
+                    num_passed_on = stop_requests.num_signals
+                    log_view.say(
                         "stopping after a checkpoint and the last curves; Ctrl-C again ends at once"
                     )
                     ranks.signal(signal.SIGUSR2)
-                time.sleep(_POLL_S)
+                time.sleep(_POLL_EVERY_S)
             ranks.kill()
-            screen.show(log.read())
+            log_view.show(log.read())
     finally:
         ranks.kill()
-        screen.close()
-        requests.restore()
-    return _verdict(ranks, codes, requests, failure)
+        log_view.close()
+        stop_requests.restore()
+    return _report_end(ranks, exit_codes, stop_requests, failure_path)
 
 
-def _end_of(path: Path) -> str:
+def _read_log_end(path: Path) -> str:
     """Return the end of a rank's file as a terminal shows it; empty where there is no file."""
     try:
         with path.open("rb") as file:
-            start = max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0)
-            file.seek(start)
-            text = file.read(_TAIL_BYTES).decode(errors="replace")
+            tail_start = max(file.seek(0, os.SEEK_END) - _MAX_SHOWN_BYTES, 0)
+            file.seek(tail_start)
+            text = file.read(_MAX_SHOWN_BYTES).decode(errors="replace")
     except OSError:
         return ""
-    if start:  # in the middle of a line
+    if tail_start:  # in the middle of a line
         text = text.partition("\n")[2]
     return "\n".join(map(terminal_text, printable_lines(text).rstrip().split("\n")))
 
 
-def _refusal(ranks: RankProcesses, codes: list[int | None]) -> str:
+def _find_refusal_line(ranks: RankProcesses, exit_codes: list[int | None]) -> str:
     """Find in the logs the line with which a rank refused to go on; empty where none did."""
-    for rank in (rank for rank, code in enumerate(codes) if code == REFUSED):
-        lines = _end_of(ranks.log(rank)).split("\n")
-        if refusals := [line for line in lines if line.startswith(REFUSAL)]:
+    for rank in (rank for rank, code in enumerate(exit_codes) if code == REFUSED_EXIT_CODE):
+        lines = _read_log_end(ranks.log_path(rank)).split("\n")
+        if refusals := [line for line in lines if line.startswith(REFUSAL_PREFIX)]:
             return refusals[-1]
     return ""
 
 
-def _verdict(
-    ranks: RankProcesses, codes: list[int | None], requests: StopRequests, failure: Path
+def _report_end(
+    ranks: RankProcesses,
+    exit_codes: list[int | None],
+    stop_requests: StopRequests,
+    failure_path: Path,
 ) -> int:
     """Say on stderr how the ranks ended; returns the exit code of `run_local`."""
-    if all(code == 0 for code in codes):
+    if all(code == 0 for code in exit_codes):
         return 0
-    saved = all(code in (0, STOPPED) for code in codes)
+    all_saved = all(code in (0, STOPPED_EXIT_CODE) for code in exit_codes)
     # A rank that has not even found its signal handlers yet dies of the first Ctrl-C.
-    if saved or requests.count > 1 or (requests.count and -signal.SIGUSR2 in codes):
-        how = "stopped at a checkpoint" if saved else "killed"
-        print(f"{how}: the same command continues the run", file=sys.stderr)
-        return INTERRUPTED
-    reason = _end_of(failure) or _refusal(ranks, codes)
+    if (
+        all_saved
+        or stop_requests.num_signals > 1
+        or (stop_requests.num_signals and -signal.SIGUSR2 in exit_codes)
+    ):
+        end_text = "stopped at a checkpoint" if all_saved else "killed"
+        print(f"{end_text}: the same command continues the run", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    reason = _read_log_end(failure_path) or _find_refusal_line(ranks, exit_codes)
     # Not the exit codes: a rank that lost its peer, or torch's threads, can be faster with another.
-    if reason.startswith(REFUSAL):
+    if reason.startswith(REFUSAL_PREFIX):
         print(reason, file=sys.stderr)
-        return REFUSED
-    rank, code = next(((rank, code) for rank, code in enumerate(codes) if code), (0, None))
+        return REFUSED_EXIT_CODE
+    rank, code = next(((rank, code) for rank, code in enumerate(exit_codes) if code), (0, None))
     if reason:
         print(reason, file=sys.stderr)
     else:
-        lines = _end_of(ranks.log(rank)).split("\n")[-_TAIL_LINES:]
+        lines = _read_log_end(ranks.log_path(rank)).split("\n")[-_MAX_SHOWN_LINES:]
         print("\n".join(lines), file=sys.stderr)
     cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     print(

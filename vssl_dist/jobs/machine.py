@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vssl_dist.errors import ConfigError
-from vssl_dist.jobs.gpu import take_own_gpu, visible_devices
+from vssl_dist.jobs.gpu import describe_visible_devices, take_own_gpu
 
-_OLDEST = {11: "450", 12: "525", 13: "580"}
+_OLDEST_DRIVERS = {11: "450", 12: "525", 13: "580"}
 """The oldest driver for any program of each major version of CUDA."""
-_NO_GPU = (
+_CPU_REMEDY = (
     "stay on the CPU (device: cpu in the profile, --device cpu, or CUDA_VISIBLE_DEVICES= where "
     "the command chooses)"
 )
-_MODULE = Path("/proc/driver/nvidia/version")
+_KERNEL_MODULE_FILE = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
 class Driver:
     """The NVIDIA driver of this machine."""
 
-    cuda: tuple[int, int]
+    newest_cuda: tuple[int, int]
     """Newest version of CUDA that the driver supports, as major and minor."""
     release: str = "of an unknown release"
     """Release of the driver, such as ``580.65.06``."""
-    gpus: int | None = None
+    num_gpus: int | None = None
     """GPUs that this process may use, whatever CUDA_VISIBLE_DEVICES says; None if unknown."""
 
 
@@ -52,9 +52,9 @@ class Gpu:
     """The GPU that this process has taken."""
 
     name: str
-    free: int
+    free_bytes: int
     """Free memory in bytes."""
-    total: int
+    total_bytes: int
     """Whole memory in bytes."""
     visible_devices: str
     """Value of CUDA_VISIBLE_DEVICES."""
@@ -63,24 +63,24 @@ class Gpu:
 def read_driver() -> Driver | None:
     """Ask the driver about itself, without touching a GPU; None where there is no driver."""
     try:
-        library = ctypes.CDLL("libcuda.so.1")
-        newest = ctypes.c_int(0)
-        if library.cuDriverGetVersion(ctypes.byref(newest)) != 0:
+        cuda_library = ctypes.CDLL("libcuda.so.1")
+        newest_number = ctypes.c_int(0)
+        if cuda_library.cuDriverGetVersion(ctypes.byref(newest_number)) != 0:
             return None
     except (OSError, AttributeError):
         return None
-    cuda = newest.value // 1000, newest.value % 1000 // 10
-    release, gpus = _read_nvml()
-    return Driver(cuda, release or _read_kernel_module() or Driver.release, gpus)
+    newest_cuda = newest_number.value // 1000, newest_number.value % 1000 // 10
+    release, num_gpus = _read_nvml()
+    return Driver(newest_cuda, release or _read_kernel_module() or Driver.release, num_gpus)
 
 
 def _read_kernel_module() -> str | None:
     """Read the driver's release from its kernel module: containers may lack NVML."""
     try:
-        release = re.search(r"\d+\.\d+(\.\d+)?", _MODULE.read_text())
+        release_match = re.search(r"\d+\.\d+(\.\d+)?", _KERNEL_MODULE_FILE.read_text())
     except OSError:
         return None
-    return release and release[0]
+    return release_match and release_match[0]
 
 
 def _read_nvml() -> tuple[str | None, int | None]:
@@ -89,17 +89,17 @@ def _read_nvml() -> tuple[str | None, int | None]:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         if nvml.nvmlInit_v2() != 0:
             return None, None
-        release, count = ctypes.create_string_buffer(96), ctypes.c_uint(0)
-        nvml.nvmlSystemGetDriverVersion(release, len(release))
-        counted = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
-        handles = [
+        release_buffer, gpu_count = ctypes.create_string_buffer(96), ctypes.c_uint(0)
+        nvml.nvmlSystemGetDriverVersion(release_buffer, len(release_buffer))
+        is_counted = nvml.nvmlDeviceGetCount_v2(ctypes.byref(gpu_count)) == 0
+        handle_errors = [
             nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(i), ctypes.byref(ctypes.c_void_p()))
-            for i in range(count.value)
+            for i in range(gpu_count.value)
         ]
         nvml.nvmlShutdown()
     except (OSError, AttributeError):
         return None, None
-    return release.value.decode() or None, handles.count(0) if counted else None
+    return release_buffer.value.decode() or None, handle_errors.count(0) if is_counted else None
 
 
 def read_wheel() -> Wheel:
@@ -116,30 +116,40 @@ def read_wheel() -> Wheel:
 def why_no_cuda(wheel: Wheel, driver: Driver | None) -> str | None:
     """Say in one line why torch cannot use any GPU of this machine; None if it can.
 
-    >>> why_no_cuda(Wheel("2.13.0", "13.0"), Driver((13, 1), "590.44.01", gpus=8)) is None
+    >>> why_no_cuda(Wheel("2.13.0", "13.0"), Driver((13, 1), "590.44.01", num_gpus=8)) is None
     True
     """
     if wheel.cuda is None:
         return (
             f"torch {wheel.version} is built without CUDA: `make install` from PyPI brings the one "
-            f"with it, or {_NO_GPU}"
+            f"with it, or {_CPU_REMEDY}"
         )
-    major = int(wheel.cuda.partition(".")[0])
-    needed = f"torch {wheel.version} is built for CUDA {wheel.cuda} and needs an NVIDIA driver"
-    needed += f" of {_OLDEST[major]} or newer" if major in _OLDEST else f" for CUDA {major}"
+    cuda_major = int(wheel.cuda.partition(".")[0])
+    needed_driver_text = (
+        f"torch {wheel.version} is built for CUDA {wheel.cuda} and needs an NVIDIA driver"
+    )
+    needed_driver_text += (
+        f" of {_OLDEST_DRIVERS[cuda_major]} or newer"
+        if cuda_major in _OLDEST_DRIVERS
+        else f" for CUDA {cuda_major}"
+    )
     if driver is None:
-        return f"{needed}, and here is none (no libcuda.so.1): install one, or {_NO_GPU}"
-    if driver.cuda[0] < major:
         return (
-            f"{needed}, and the one here is {driver.release}, for CUDA {driver.cuda[0]}."
-            f"{driver.cuda[1]} at most: have it updated, or {_NO_GPU}"
+            f"{needed_driver_text}, and here is none (no libcuda.so.1): install one, or "
+            f"{_CPU_REMEDY}"
         )
-    if driver.gpus == 0:
-        return f"the NVIDIA driver shows this process no GPU: ask the scheduler, or {_NO_GPU}"
+    if driver.newest_cuda[0] < cuda_major:
+        return (
+            f"{needed_driver_text}, and the one here is {driver.release}, for CUDA "
+            f"{driver.newest_cuda[0]}."
+            f"{driver.newest_cuda[1]} at most: have it updated, or {_CPU_REMEDY}"
+        )
+    if driver.num_gpus == 0:
+        return f"the NVIDIA driver shows this process no GPU: ask the scheduler, or {_CPU_REMEDY}"
     return None
 
 
-def check(device: str) -> None:
+def check_device(device: str) -> None:
     """Refuse CUDA where torch cannot use it; the CPU is never refused.
 
     Raises:
@@ -152,10 +162,12 @@ def check(device: str) -> None:
     if reason := why_no_cuda(read_wheel(), read_driver()):
         raise ConfigError(reason)
     if torch.cuda.device_count() == 0:
-        raise ConfigError(f"{visible_devices(os.environ)} shows no GPU: list one, or {_NO_GPU}")
+        raise ConfigError(
+            f"{describe_visible_devices(os.environ)} shows no GPU: list one, or {_CPU_REMEDY}"
+        )
 
 
-def prepare(device: str, environ: MutableMapping[str, str]) -> str:
+def prepare_device(device: str, environ: MutableMapping[str, str]) -> str:
     """Take this rank's GPU before anything else looks for one, and make sure that it works.
 
     Args:
@@ -169,12 +181,12 @@ def prepare(device: str, environ: MutableMapping[str, str]) -> str:
         ConfigError: It cannot run on that device; one line says why.
     """
     if device == "cpu":
-        return describe(read_wheel(), None, None)
+        return describe_hardware(read_wheel(), None, None)
     wheel, driver = read_wheel(), read_driver()
     if reason := why_no_cuda(wheel, driver):
         raise ConfigError(reason)
-    take_own_gpu(environ, driver.gpus if driver else None)
-    return describe(wheel, driver, open_gpu(environ["CUDA_VISIBLE_DEVICES"]))
+    take_own_gpu(environ, driver.num_gpus if driver else None)
+    return describe_hardware(wheel, driver, open_gpu(environ["CUDA_VISIBLE_DEVICES"]))
 
 
 def open_gpu(visible_devices: str) -> Gpu:
@@ -189,8 +201,8 @@ def open_gpu(visible_devices: str) -> Gpu:
     import torch
 
     try:
-        free, total = torch.cuda.mem_get_info()
-        return Gpu(torch.cuda.get_device_name(), free, total, visible_devices)
+        free_bytes, total_bytes = torch.cuda.mem_get_info()
+        return Gpu(torch.cuda.get_device_name(), free_bytes, total_bytes, visible_devices)
     except RuntimeError as error:
         first_line = str(error).strip().partition("\n")[0]
         raise ConfigError(
@@ -198,16 +210,18 @@ def open_gpu(visible_devices: str) -> Gpu:
         ) from error
 
 
-def describe(wheel: Wheel, driver: Driver | None, gpu: Gpu | None) -> str:
+def describe_hardware(wheel: Wheel, driver: Driver | None, gpu: Gpu | None) -> str:
     """Describe in one line what a rank runs on: GPU and driver if any, torch, cores, threads."""
     import torch
 
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    processor = f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}"
+    num_cores, num_threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cores_text = (
+        f"{num_cores} core{'s' * (num_cores > 1)}, {num_threads} thread{'s' * (num_threads > 1)}"
+    )
     if driver is None or gpu is None:
-        return f"CPU, torch {wheel.version}, {processor}"
+        return f"CPU, torch {wheel.version}, {cores_text}"
     return (
-        f"{gpu.name}, {gpu.total / 2**30:.1f} GiB ({gpu.free / 2**30:.1f} free), "
+        f"{gpu.name}, {gpu.total_bytes / 2**30:.1f} GiB ({gpu.free_bytes / 2**30:.1f} free), "
         f"driver {driver.release}, torch {wheel.version} for CUDA {wheel.cuda}, NCCL {wheel.nccl}, "
-        f"CUDA_VISIBLE_DEVICES={gpu.visible_devices}, {processor}"
+        f"CUDA_VISIBLE_DEVICES={gpu.visible_devices}, {cores_text}"
     )

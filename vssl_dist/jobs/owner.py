@@ -22,8 +22,8 @@ from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker import settle_identity, stored_identity
 
-_CLAIM_WITHIN_S = 30
-_MAX_BYTES = 10_000
+_CLAIM_TIMEOUT_S = 30
+_MAX_OWNER_FILE_BYTES = 10_000
 JobId = Annotated[str, Field(pattern=r"^[0-9]{1,20}([_+][0-9]{1,10})?$")]
 """SLURM's id of a job: a number, of an array ``12_3``, of several kinds of nodes ``12+1``."""
 
@@ -52,10 +52,10 @@ class Owner:
     def __str__(self) -> str:
         return f"SLURM job {self.job}" if self.job else f"process {self.pid} on {self.host}"
 
-    def is_alive(self, job_lives: Callable[[str], bool]) -> bool:
+    def is_alive(self, is_job_live: Callable[[str], bool]) -> bool:
         """Whether the owner may still write; True where that cannot be known (another host)."""
         if self.job is not None:
-            return job_lives(self.job)
+            return is_job_live(self.job)
         if self.host != socket.gethostname():
             return True
         try:
@@ -65,20 +65,20 @@ class Owner:
             return False
 
 
-def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
+def check_free(run_dir: Path, is_job_live: Callable[[str], bool]) -> None:
     """Refuse a run folder that a live job owns.
 
     Args:
         run_dir: The run's folder; it need not exist.
-        job_lives: Whether the SLURM job with this id is still there.
+        is_job_live: Whether the SLURM job with this id is still there.
 
     Raises:
         ConfigError: One line that names the owner.
     """
-    owner, identity = _read(run_dir), stored_identity(run_dir)
+    owner, identity = _read_owner(run_dir), stored_identity(run_dir)
     if owner is not None and owner.run and (identity is None or identity.uuid != owner.run):
         return  # of the run that this folder is a copy of
-    if owner is not None and owner != Owner.this_process() and owner.is_alive(job_lives):
+    if owner is not None and owner != Owner.this_process() and owner.is_alive(is_job_live):
         remedy = (
             f"wait for it or stop it (scancel {owner.job})"
             if owner.job
@@ -87,7 +87,7 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
         raise ConfigError(f"{run_dir} is being written by {owner}: {remedy}")
 
 
-def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
+def claim(run_dir: Path, is_job_live: Callable[[str], bool]) -> None:
     """Make this process the owner of ``run_dir``, which is created; from then on only this user
     can write in it.
 
@@ -95,47 +95,47 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
         ConfigError: A live job owns it, or it is not this user's.
         OSError: A file that will be added to is a link out of its folder.
     """
-    private.make(run_dir)
+    private.make_run_folder(run_dir)
     identity = settle_identity(run_dir)  # gives a copy files of its own in place of such links
     for path in RunFolder(run_dir).appended():
         refuse_link_out_of_folder(path)
-    lock = RunFolder(run_dir).owner_lock
+    lock_path = RunFolder(run_dir).owner_lock
     try:
         # Of two claims at once the second has to find the first one's owner file.
-        with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
-            check_free(run_dir, job_lives)
-            _write(run_dir, replace(Owner.this_process(), run=identity.uuid))
+        with private_lock(lock_path).acquire(timeout=_CLAIM_TIMEOUT_S):
+            check_free(run_dir, is_job_live)
+            _write_owner(run_dir, replace(Owner.this_process(), run=identity.uuid))
     except Timeout:
         raise ConfigError(
-            f"{run_dir} is being claimed by {lock_holder(lock)}: wait for it or stop it, "
+            f"{run_dir} is being claimed by {lock_holder(lock_path)}: wait for it or stop it, "
             "then try again"
         ) from None
 
 
 def transfer_to_job(run_dir: Path, job: str) -> None:
     """Make a SLURM job that has been submitted the owner of the run."""
-    _write(run_dir, replace(Owner.this_process(), job=job, run=settle_identity(run_dir).uuid))
+    _write_owner(run_dir, replace(Owner.this_process(), job=job, run=settle_identity(run_dir).uuid))
 
 
 def release(run_dir: Path) -> None:
     """Give the folder up if this process owns it."""
-    if _read(run_dir) == Owner.this_process():
+    if _read_owner(run_dir) == Owner.this_process():
         RunFolder(run_dir).owner.unlink()
 
 
-def _read(run_dir: Path) -> Owner | None:
+def _read_owner(run_dir: Path) -> Owner | None:
     path = RunFolder(run_dir).owner
     try:
-        return TypeAdapter(Owner).validate_json(private.read(path, _MAX_BYTES))
+        return TypeAdapter(Owner).validate_json(private.read_text_file(path, _MAX_OWNER_FILE_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        first_error = error.errors()[0]
+        reason = f"{'.'.join(map(str, first_error['loc']))}: {first_error['msg']}"
     except (OSError, ValueError) as error:
         reason = str(error)
     raise ConfigError(f"{path} cannot be read ({printable(reason)[:200]}): remove it")
 
 
-def _write(run_dir: Path, owner: Owner) -> None:
+def _write_owner(run_dir: Path, owner: Owner) -> None:
     publish_inside(RunFolder(run_dir).owner, json.dumps(asdict(owner)).encode())

@@ -19,44 +19,46 @@ from pathlib import Path
 
 from vssl_dist.durable import followed, keep_others_from_writing, name_of_user, read_regular
 from vssl_dist.errors import ConfigError
-from vssl_dist.jobs.permissions import close_to_others, is_loose
+from vssl_dist.jobs.permissions import close_to_others, is_writable_by_others
 from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
-_RUN = RunFolder(Path())
-_TEXT = tuple(path.name for path in (_RUN.exports.path, _RUN.logs, _RUN.spool))
+_RELATIVE_RUN = RunFolder(Path())
+_CODE_FREE_FOLDERS = tuple(
+    path.name for path in (_RELATIVE_RUN.exports.path, _RELATIVE_RUN.logs, _RELATIVE_RUN.spool)
+)
 """Folders that hold no code: colleagues who could write there may have evaluated the run."""
-_FOLDERS = (_RUN.checkpoints.name, _RUN.slurm.name, *_TEXT)
+_RUN_SUBFOLDERS = (_RELATIVE_RUN.checkpoints.name, _RELATIVE_RUN.slurm.name, *_CODE_FREE_FOLDERS)
 """Folders that a run makes; a user's link to a folder elsewhere counts as that folder."""
 
 
 @dataclass
-class Survey:
+class PermissionSurvey:
     """Files and folders of a run that others can write, or own."""
 
     writable_by_others: list[Path] = field(default_factory=list)
     """Paths of this user that others can write; a folder comes before what is in it."""
-    foreign: list[tuple[Path, int]] = field(default_factory=list)
+    owned_by_others: list[tuple[Path, int]] = field(default_factory=list)
     """Paths of other users among results, curves and logs, each with its owner's uid."""
 
-    def lines(self, run_dir: Path) -> Iterator[str]:
+    def warning_lines(self, run_dir: Path) -> Iterator[str]:
         """Yield the warnings about the folder, one line each."""
         if self.writable_by_others:
-            count, first = _number(self.writable_by_others), self.writable_by_others[0]
+            count, first = _count_text(self.writable_by_others), self.writable_by_others[0]
             yield (
                 f"others could write in {run_dir} ({count}, first {first}), and a run folder is "
                 "code that runs as you: a start takes that from them (chmod -R go-w), not reading; "
                 "what they changed before stays"
             )
-        if self.foreign:
-            path, owner = self.foreign[0]
+        if self.owned_by_others:
+            path, owner = self.owned_by_others[0]
             yield (
                 f"{path} belongs to {name_of_user(owner)}, who can still change it "
-                f"({_number(self.foreign)} of others): remove what you did not ask for"
+                f"({_count_text(self.owned_by_others)} of others): remove what you did not ask for"
             )
 
 
-def survey(run_dir: Path, *, whole: bool = True) -> Survey:
+def survey_permissions(run_dir: Path, *, is_recursive: bool = True) -> PermissionSurvey:
     """Find what others can write or own in a run folder, which need not exist; change nothing.
 
     Args:
@@ -66,46 +68,49 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     Raises:
         ConfigError: One line: it is no folder or not this user's, or something in it is not.
     """
-    result = Survey()
+    result = PermissionSurvey()
     try:
         if run_dir.is_symlink():
             followed(RunFolder(run_dir).owner)  # who made the links on the way
-        target = run_dir.resolve() if run_dir.is_symlink() else run_dir
-        top = target.lstat()
+        resolved_dir = run_dir.resolve() if run_dir.is_symlink() else run_dir
+        run_dir_stat = resolved_dir.lstat()
     except (FileNotFoundError, NotADirectoryError):
         if run_dir.is_symlink():
             raise ConfigError(f"{run_dir} is a link to nothing: remove it") from None
         return result
     except OSError as error:
-        raise _unreadable(run_dir, error) from error
-    if not stat.S_ISDIR(top.st_mode):
+        raise _unreadable_error(run_dir, error) from error
+    if not stat.S_ISDIR(run_dir_stat.st_mode):
         raise ConfigError(f"{run_dir} is no folder: remove it, or choose another name= or out=")
-    if top.st_uid != os.geteuid():
+    if run_dir_stat.st_uid != os.geteuid():
         raise ConfigError(
-            f"{run_dir} belongs to {name_of_user(top.st_uid)}, and a run folder is code that runs "
+            f"{run_dir} belongs to {name_of_user(run_dir_stat.st_uid)}, and a run folder is code "
+            "that runs "
             "as you: choose another name= or out="
         )
-    if is_loose(target, top):
-        result.writable_by_others.append(target)
-    _enter(target, result, top=True, code=True, whole=whole)
+    if is_writable_by_others(resolved_dir, run_dir_stat):
+        result.writable_by_others.append(resolved_dir)
+    _survey_subfolder(
+        resolved_dir, result, is_run_folder=True, may_be_run=True, is_recursive=is_recursive
+    )
     return result
 
 
-def refuse_link(run_dir: Path) -> None:
+def refuse_linked_run(run_dir: Path) -> None:
     """Refuse a run folder that is a link: it may lead to another folder tomorrow.
 
     Raises:
         ConfigError: One line that says how to name the folder itself.
     """
     if run_dir.is_symlink():
-        target = run_dir.resolve()
+        link_target = run_dir.resolve()
         raise ConfigError(
             f"{run_dir} is a link, and a run folder is code that runs as you: name the folder "
-            f"itself, with out={target.parent} name={target.name}"
+            f"itself, with out={link_target.parent} name={link_target.name}"
         )
 
 
-def secure(run_dir: Path, *, whole: bool = False) -> None:
+def secure_run_folder(run_dir: Path, *, is_recursive: bool = False) -> None:
     """Close a run folder, and all that this process will make in it, to the writing of others.
 
     Args:
@@ -116,25 +121,25 @@ def secure(run_dir: Path, *, whole: bool = False) -> None:
         ConfigError: One line: it is not this user's, or something in it is not.
     """
     keep_others_from_writing()
-    result = survey(run_dir, whole=whole)
+    result = survey_permissions(run_dir, is_recursive=is_recursive)
     if result.writable_by_others:
-        result = survey(run_dir)
+        result = survey_permissions(run_dir)
         for path in result.writable_by_others:
             close_to_others(path)
-        for line in result.lines(run_dir):
+        for line in result.warning_lines(run_dir):
             _log.warning("%s", line)
         # What came in between, and a file system that knows no permissions.
-        if writable_by_others := survey(run_dir).writable_by_others:
+        if writable_by_others := survey_permissions(run_dir).writable_by_others:
             _log.warning(
                 "%s: this file system keeps no permissions, so others may write there",
                 writable_by_others[0],
             )
-    elif whole:
-        for line in result.lines(run_dir):
+    elif is_recursive:
+        for line in result.warning_lines(run_dir):
             _log.warning("%s", line)
 
 
-def make(run_dir: Path) -> None:
+def make_run_folder(run_dir: Path) -> None:
     """Make a run folder that only this user can write in, or close one that is there.
 
     The folders above are made as the user's umask says: others may have runs there, too.
@@ -142,17 +147,17 @@ def make(run_dir: Path) -> None:
     Raises:
         ConfigError: One line: it is not this user's, or something in it is not.
     """
-    survey(run_dir, whole=False)
-    refuse_link(run_dir)
+    survey_permissions(run_dir, is_recursive=False)
+    refuse_linked_run(run_dir)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     keep_others_from_writing()
     with suppress(FileExistsError):
         run_dir.mkdir()
         close_to_others(run_dir)  # a default ACL of the folder above may let them write
-    secure(run_dir, whole=True)
+    secure_run_folder(run_dir, is_recursive=True)
 
 
-def make_hidden(folder: Path) -> None:
+def make_private_folder(folder: Path) -> None:
     """Make a folder that only this user can look into; a folder behind a link keeps its mode.
 
     Raises:
@@ -163,48 +168,55 @@ def make_hidden(folder: Path) -> None:
         followed(folder / "pickle")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.is_symlink():
-            state = folder.stat()
-            is_mine = state.st_uid == os.geteuid()
-            if not is_mine or is_loose(folder.resolve(), state):
+            folder_stat = folder.stat()
+            is_mine = folder_stat.st_uid == os.geteuid()
+            if not is_mine or is_writable_by_others(folder.resolve(), folder_stat):
                 raise ConfigError(
                     f"{folder} leads to a folder in which others can write, and nodes run what "
                     "they find there: remove the link"
                 )
             return
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            owner = os.fstat(descriptor).st_uid
-            if owner != os.geteuid():
-                raise ConfigError(f"{folder} belongs to {name_of_user(owner)}: remove it")
-            os.fchmod(descriptor, 0o700)
+            owner_uid = os.fstat(folder_fd).st_uid
+            if owner_uid != os.geteuid():
+                raise ConfigError(f"{folder} belongs to {name_of_user(owner_uid)}: remove it")
+            os.fchmod(folder_fd, 0o700)
         finally:
-            os.close(descriptor)
+            os.close(folder_fd)
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise _unreadable_error(folder, error) from error
 
 
-def read(path: Path, limit: int) -> str:
+def read_text_file(path: Path, max_bytes: int) -> str:
     """Read a text file of a run folder, in which any process may have left anything.
 
     Args:
         path: A regular file; a pipe is refused and not waited for.
-        limit: Largest size in bytes.
+        max_bytes: Largest size in bytes.
 
     Raises:
         OSError: It is not there, no regular file or larger.
         ValueError: It is no text.
     """
-    return read_regular(path, limit).decode()
+    return read_regular(path, max_bytes).decode()
 
 
-def _enter(folder: Path, result: Survey, *, top: bool, code: bool, whole: bool) -> None:
+def _survey_subfolder(
+    folder: Path,
+    result: PermissionSurvey,
+    *,
+    is_run_folder: bool,
+    may_be_run: bool,
+    is_recursive: bool,
+) -> None:
     """Add what is in a folder of the run to a survey.
 
     Args:
-        folder: The run's own (``top``) or one below.
+        folder: The run's own (``is_run_folder``) or one below.
         result: Is added to.
-        top: See ``folder``.
-        code: Whether what is in it may be run, and so must not be of others.
+        is_run_folder: See ``folder``.
+        may_be_run: Whether what is in it may be run, and so must not be of others.
         whole: Look into its folders, too.
     """
     try:
@@ -212,42 +224,44 @@ def _enter(folder: Path, result: Survey, *, top: bool, code: bool, whole: bool) 
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return  # others are at work in a run; and what cannot be read cannot be run
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise _unreadable_error(folder, error) from error
     for path in entries:
         try:
-            state = path.lstat()
+            path_stat = path.lstat()
         except FileNotFoundError:
             continue
-        inside = code and not (top and path.name in _TEXT)
-        if stat.S_ISLNK(state.st_mode):
-            _refuse_link(path, state)
-            if not (top and path.name in _FOLDERS and path.is_dir()):
+        contents_may_be_run = may_be_run and not (is_run_folder and path.name in _CODE_FREE_FOLDERS)
+        if stat.S_ISLNK(path_stat.st_mode):
+            _refuse_foreign_link(path, path_stat)
+            if not (is_run_folder and path.name in _RUN_SUBFOLDERS and path.is_dir()):
                 continue
             path = path.resolve()
-            state = path.stat()
-        if state.st_uid not in (os.geteuid(), 0):
-            if code:
+            path_stat = path.stat()
+        if path_stat.st_uid not in (os.geteuid(), 0):
+            if may_be_run:
                 raise ConfigError(
-                    f"{path} belongs to {name_of_user(state.st_uid)}, and a run folder is code "
+                    f"{path} belongs to {name_of_user(path_stat.st_uid)}, and a run folder is code "
                     "that runs as you: remove it, or choose another name="
                 )
-            result.foreign.append((path, state.st_uid))
+            result.owned_by_others.append((path, path_stat.st_uid))
             continue
-        if state.st_uid == os.geteuid() and is_loose(path, state):
+        if path_stat.st_uid == os.geteuid() and is_writable_by_others(path, path_stat):
             result.writable_by_others.append(path)
-        if stat.S_ISDIR(state.st_mode) and whole:
-            _enter(path, result, top=False, code=inside, whole=True)
+        if stat.S_ISDIR(path_stat.st_mode) and is_recursive:
+            _survey_subfolder(
+                path, result, is_run_folder=False, may_be_run=contents_may_be_run, is_recursive=True
+            )
 
 
-def _refuse_link(link: Path, state: os.stat_result) -> None:
-    if state.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(f"{link} is a link that {name_of_user(state.st_uid)} made: remove it")
+def _refuse_foreign_link(link: Path, link_stat: os.stat_result) -> None:
+    if link_stat.st_uid not in (os.geteuid(), 0):
+        raise ConfigError(f"{link} is a link that {name_of_user(link_stat.st_uid)} made: remove it")
 
 
-def _unreadable(path: Path, error: OSError) -> ConfigError:
+def _unreadable_error(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"{error.filename or path}: {error.strerror or error}")
 
 
-def _number(paths: Sequence[object]) -> str:
+def _count_text(paths: Sequence[object]) -> str:
     plural = "s" * (len(paths) > 1)
     return f"{len(paths)} file{plural} or folder{plural}"

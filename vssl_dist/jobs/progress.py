@@ -21,11 +21,11 @@ from vssl_dist.console.bars import (
 from vssl_dist.logs import terminal_text
 from vssl_dist.text import printable, printable_lines
 
-_LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
+_REPORT_LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
 
 
 @dataclass
-class Report:
+class ProgressReport:
     """One line of progress: ``step 120/600  loss -1.2345  2541 images/s  0:01:12 left``."""
 
     step: int
@@ -36,45 +36,47 @@ class Report:
         return f"step {self.step:>{len(str(self.total))}}/{self.total}  {self.text}"
 
     @classmethod
-    def parse(cls, line: str) -> Report | None:
+    def parse(cls, line: str) -> ProgressReport | None:
         """Read a report back from a line of a log; None where the line is none.
 
-        >>> Report.parse("step  20/600  loss 1.0000")
-        Report(step=20, total=600, text='loss 1.0000')
-        >>> Report.parse("warning: step 20 is not saved") is None
+        >>> ProgressReport.parse("step  20/600  loss 1.0000")
+        ProgressReport(step=20, total=600, text='loss 1.0000')
+        >>> ProgressReport.parse("warning: step 20 is not saved") is None
         True
         """
-        report = _LINE.fullmatch(line.rstrip("\n"))
-        return cls(int(report[1]), int(report[2]), report[3]) if report else None
+        line_match = _REPORT_LINE.fullmatch(line.rstrip("\n"))
+        return cls(int(line_match[1]), int(line_match[2]), line_match[3]) if line_match else None
 
 
-class Reporter:
+class ProgressReporter:
     """Turns metrics into reports, with the time left from the pace since the first report."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.start: tuple[float, int] | None = None
         """Time and step of the first report."""
-        self.collapsed = False
+        self.is_collapsed = False
 
-    def report(self, metrics: Mapping[str, float], step: int) -> Report:
+    def report(self, metrics: Mapping[str, float], step: int) -> ProgressReport:
         """Report ``step``; the time left is known from the second report on."""
         now = time.monotonic()
-        figures = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+        figure_texts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
         if "images_per_second" in metrics:
-            figures.append(f"{metrics['images_per_second']:.0f} images/s")
+            figure_texts.append(f"{metrics['images_per_second']:.0f} images/s")
         if self.start is None:
             self.start = (now, step)
         elif step > self.start[1]:
-            pace = (now - self.start[0]) / (step - self.start[1])
-            figures.append(f"{timedelta(seconds=round(pace * (self.total - step)))} left")
-        return Report(step, self.total, "  ".join(figures))
+            seconds_per_step = (now - self.start[0]) / (step - self.start[1])
+            figure_texts.append(
+                f"{timedelta(seconds=round(seconds_per_step * (self.total - step)))} left"
+            )
+        return ProgressReport(step, self.total, "  ".join(figure_texts))
 
-    def alarm(self, metrics: Mapping[str, float], step: int) -> str | None:
+    def collapse_warning(self, metrics: Mapping[str, float], step: int) -> str | None:
         """Return a line that warns of a collapse, at the step where the alarm goes off."""
-        had_collapsed = self.collapsed
-        self.collapsed = bool(metrics.get("collapse_alarm"))
-        if had_collapsed or not self.collapsed:
+        had_collapsed = self.is_collapsed
+        self.is_collapsed = bool(metrics.get("collapse_alarm"))
+        if had_collapsed or not self.is_collapsed:
             return None
         keys = ("embedding_spread", "effective_rank", "projection_spread")
         values = ", ".join(f"{key} {metrics[key]:.3f}" for key in keys if key in metrics)
@@ -91,14 +93,14 @@ class LogView:
     def __init__(self) -> None:
         self.console = screen(soft_wrap=True)
         self.bar: Progress | None = None
-        self.unfinished = ""
+        self.unfinished_line = ""
 
     def show(self, text: str) -> None:
         """Show more of the log; an unfinished line waits for its end."""
-        *lines, self.unfinished = (self.unfinished + text).split("\n")
+        *lines, self.unfinished_line = (self.unfinished_line + text).split("\n")
         for line in map(terminal_text, lines):
-            report = Report.parse(line)
-            if report is not None and self.console.is_terminal and self._fits(report):
+            report = ProgressReport.parse(line)
+            if report is not None and self.console.is_terminal and self._fits_bar(report):
                 self._move_bar(report)
             else:
                 self.say(line)
@@ -116,19 +118,19 @@ class LogView:
 
     def close(self) -> None:
         """Print an unfinished last line and leave the bar as it stands."""
-        if self.unfinished:
-            self.say(terminal_text(self.unfinished))
-            self.unfinished = ""
+        if self.unfinished_line:
+            self.say(terminal_text(self.unfinished_line))
+            self.unfinished_line = ""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
-    def _fits(self, report: Report) -> bool:
+    def _fits_bar(self, report: ProgressReport) -> bool:
         """Whether a bar has room beside the report's figures."""
-        cells = cell_len(f" {report.total}/{report.total} {report.text.strip()}")
-        return self.console.width >= cells + SHORTEST
+        num_cells = cell_len(f" {report.total}/{report.total} {report.text.strip()}")
+        return self.console.width >= num_cells + SHORTEST
 
-    def _move_bar(self, report: Report) -> None:
+    def _move_bar(self, report: ProgressReport) -> None:
         if self.bar is None:
             self.bar = WholeProgress(
                 BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False),

@@ -28,9 +28,9 @@ def main() -> int:
     die_with_the_launcher()
     print_any_path()
     logs.configure_log(f"rank {os.environ['RANK']}")
-    from vssl_dist.jobs.stop import REFUSED, StopFlag, leave
+    from vssl_dist.jobs.stop import REFUSED_EXIT_CODE, StopFlag, exit_now
 
-    stop = StopFlag()  # before the slow imports: a signal may come at any time
+    stop_flag = StopFlag()  # before the slow imports: a signal may come at any time
     from vssl_dist.errors import ConfigError
     from vssl_dist.jobs import private
     from vssl_dist.jobs.resources import load_launch
@@ -39,15 +39,15 @@ def main() -> int:
 
     run_dir = Path(sys.argv[1])
     try:
-        private.secure(run_dir)
+        private.secure_run_folder(run_dir)
         job = TrainJob(RunFolder(run_dir).config.read_text(), load_launch(run_dir))
     except ConfigError as error:
         _log.error("%s", error)
-        return REFUSED
-    code = run_rank(job, stop)
-    if code == REFUSED:  # its process group still stands
-        leave(code)
-    return code
+        return REFUSED_EXIT_CODE
+    exit_code = run_rank(job, stop_flag)
+    if exit_code == REFUSED_EXIT_CODE:  # its process group still stands
+        exit_now(exit_code)
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -21,85 +21,85 @@ from vssl_dist.errors import ConfigError
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
-_WORD = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"
+_SCRIPT_WORD_PATTERN = r"^[A-Za-z0-9._:/=,+@%-]{1,128}$"
 
 # submitit writes these into a shell script as they are: a newline would be a command.
-Word = Annotated[str, Field(pattern=_WORD)]
+ScriptWord = Annotated[str, Field(pattern=_SCRIPT_WORD_PATTERN)]
 """A value that can stand in an sbatch script as it is."""
-Hosts = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]{1,1024}$")]
+SlurmNodeList = Annotated[str, Field(pattern=r"^[A-Za-z0-9._,\[\]-]{1,1024}$")]
 """SLURM's notation for nodes, such as ``gpu[01-08],big3``."""
-Line = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=,+@% -]{1,256}$")]
+ShellLine = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/=,+@% -]{1,256}$")]
 """One plain command, such as ``module load cuda/13.0`` or ``source /site/env.sh``."""
-Lines = Annotated[
-    tuple[Line, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+ShellLines = Annotated[
+    tuple[ShellLine, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
-Interface = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+InterfaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$")]
 """A network interface, such as ``ib0``."""
-Positive = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
 Device = Literal["cuda", "cpu"]
 
 
 class EvaluationResources(Model):
     """What one evaluation job asks of SLURM; each evaluation of a milestone is such a job."""
 
-    partition: Word | None = None
+    partition: ScriptWord | None = None
     """SLURM's ``--partition`` of an evaluation job; null: the training job's."""
-    account: Word | None = None
+    account: ScriptWord | None = None
     """Account that SLURM charges for an evaluation; null: the training job's."""
-    qos: Word | None = None
+    qos: ScriptWord | None = None
     """Quality of service of an evaluation job; null: the training job's."""
     device: Device | None = None
     """Whether evaluations run on ``cuda`` or ``cpu``; null: as the training does."""
-    ranks: Positive = 1
+    ranks: PositiveInt = 1
     """Processes that share a pass over images, each with a GPU and ``cpus`` cores of its own."""
-    cpus: Positive = 8
+    cpus: PositiveInt = 8
     """Cores of each process of an evaluation."""
     mem_gb: Annotated[int, Field(ge=0)] | None = None
     """Memory of an evaluation job in GB; 0: all of the node's, null: the partition's default."""
-    minutes: Positive = 60
+    minutes: PositiveInt = 60
     """Time limit of an evaluation job in minutes."""
 
 
 class Resources(Model):
     """A profile: what a run asks of the machine.  What it computes is in ``configs/``."""
 
-    partition: Word | None = None
+    partition: ScriptWord | None = None
     """SLURM's ``--partition``; null: the site's default."""
-    account: Word | None = None
+    account: ScriptWord | None = None
     """Account that SLURM charges; null: the user's default."""
-    qos: Word | None = None
+    qos: ScriptWord | None = None
     """Quality of service of the job; null: the site's default."""
-    constraint: Word | None = None
+    constraint: ScriptWord | None = None
     """Features that every node must have, in SLURM's notation."""
-    reservation: Word | None = None
+    reservation: ScriptWord | None = None
     """Name of a reservation of nodes to run in."""
-    nodelist: Hosts | None = None
+    nodelist: SlurmNodeList | None = None
     """Nodes that the job must have, such as ``gpu[01-08],big3``."""
-    exclude: Hosts | None = None
+    exclude: SlurmNodeList | None = None
     """Nodes that the job must not have."""
     exclusive: bool = False
     """Whether the job takes whole nodes."""
-    ranks_per_node: Positive = 8
+    ranks_per_node: PositiveInt = 8
     """Processes per node; on ``cuda`` each has a GPU of its own."""
     device: Literal["auto", "cuda", "cpu"] = "cuda"
     """Where ranks compute; ``auto``, for ``--local`` only, takes the GPUs if there are any."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """GPUs to ask for per node; null: one per rank on ``cuda``, none on ``cpu``."""
-    cpus_per_rank: Positive | None = None
+    cpus_per_rank: PositiveInt | None = None
     """Cores per rank; null: 8 on SLURM, an equal share of this machine with ``--local``."""
     mem_gb: Annotated[int, Field(ge=0)] | None = None
     """Memory per node in GB; 0: all of it, null: the partition's default."""
-    minutes: Positive = 1440
+    minutes: PositiveInt = 1440
     """Time limit of one job in minutes; a run that needs more is saved, requeued and goes on."""
-    signal_delay_s: Positive = 300
+    signal_delay_s: PositiveInt = 300
     """Seconds between SLURM's warning and its end of a job: enough for a vote and a checkpoint."""
-    interface: Interface | None = None
+    interface: InterfaceName | None = None
     """Network interface by which ranks talk, such as ``ib0``; null: what gloo and NCCL choose, and
     on a single machine the loopback, which no other machine reaches."""
-    setup: Lines = ()
+    setup: ShellLines = ()
     """Commands that the batch script runs first; put longer ones into a file and ``source`` it."""
-    env: dict[Name, Word] = Field(default={})
+    env: dict[VariableName, ScriptWord] = Field(default={})
     """Environment variables of every rank.  Secrets do not belong here: export them before
     submitting."""
     evaluation: EvaluationResources = EvaluationResources()
@@ -113,7 +113,7 @@ class Resources(Model):
         return self.ranks_per_node if self.device == "cuda" else 0
 
     @model_validator(mode="after")
-    def _rules_between_fields(self) -> Resources:
+    def _check_field_pairs(self) -> Resources:
         if self.device == "cuda" and self.gpus < self.ranks_per_node:
             raise ValueError(
                 f"gpus_per_node={self.gpus} is less than ranks_per_node={self.ranks_per_node}: "
@@ -127,20 +127,20 @@ class Resources(Model):
         return self
 
 
-def _why_secret(raw: dict[Any, Any]) -> str | None:
+def _why_secret(profile_values: dict[Any, Any]) -> str | None:
     """Say in one line which key of a profile holds a secret; None if there is none."""
-    key = next(_secret_keys(raw), None)
-    if key is None:
+    secret_key = next(_secret_keys(profile_values), None)
+    if secret_key is None:
         return None
     return (
-        f"{key} looks like a secret, which would be written into the run folder: "
+        f"{secret_key} looks like a secret, which would be written into the run folder: "
         "export it in the shell that submits instead"
     )
 
 
-def _secret_keys(raw: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+def _secret_keys(profile_values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of a profile that hold a secret."""
-    for key, value in raw.items():
+    for key, value in profile_values.items():
         dotted_key = f"{prefix}{printable(redact(str(key)))}"
         if has_secret_in_text(str(key)) or (
             prefix == "env." and has_secret_in_setting(str(key), str(value))
@@ -148,26 +148,26 @@ def _secret_keys(raw: dict[Any, Any], prefix: str = "") -> Iterator[str]:
             yield dotted_key
         elif isinstance(value, dict):
             yield from _secret_keys(value, f"{dotted_key}.")
-        elif any(has_secret_in_command(line) for line in _lines(value)):
+        elif any(has_secret_in_command(line) for line in _scalar_texts(value)):
             yield dotted_key
 
 
-def _lines(value: object) -> Iterator[str]:
+def _scalar_texts(value: object) -> Iterator[str]:
     """Yield every scalar under a key as text, however many lists are around it."""
     if not isinstance(value, list | tuple | dict):
         yield str(value)
         return
     for item in value.items() if isinstance(value, dict) else value:
-        yield from _lines(item)
+        yield from _scalar_texts(item)
 
 
 class Launch(Model):
     """One launch of a run, resolved: all that ranks and evaluations know of the machine."""
 
     cluster: Literal["slurm", "local"]
-    nodes: Positive
-    ranks_per_node: Positive
-    cpus_per_rank: Positive
+    nodes: PositiveInt
+    ranks_per_node: PositiveInt
+    cpus_per_rank: PositiveInt
     device: Device
     tracking_uri: str
     resources: Resources
@@ -199,13 +199,13 @@ def load_profile(path: Path) -> Resources:
     return load_block(path, Resources, check=_why_secret)
 
 
-def on_slurm(profile: Resources, nodes: int, tracking_uri: str) -> Launch:
-    """Resolve a profile to a launch on ``nodes`` nodes of a cluster."""
+def resolve_for_slurm(profile: Resources, num_nodes: int, tracking_uri: str) -> Launch:
+    """Resolve a profile to a launch on ``num_nodes`` nodes of a cluster."""
     if profile.device == "auto":
         raise ConfigError("device: auto is for --local; a profile for SLURM says cuda or cpu")
     return Launch(
         cluster="slurm",
-        nodes=nodes,
+        nodes=num_nodes,
         ranks_per_node=profile.ranks_per_node,
         cpus_per_rank=profile.cpus_per_rank or 8,
         device=profile.device,
@@ -214,32 +214,35 @@ def on_slurm(profile: Resources, nodes: int, tracking_uri: str) -> Launch:
     )
 
 
-def on_this_machine(profile: Resources, ranks: int | None, gpus: int, tracking_uri: str) -> Launch:
+def resolve_for_this_machine(
+    profile: Resources, num_ranks: int | None, num_gpus: int, tracking_uri: str
+) -> Launch:
     """Resolve a profile to a launch on this machine.
 
     Args:
         profile: ``device: auto`` takes the GPUs if there are any.
-        ranks: How many; None is one per GPU, or two on the CPU.
-        gpus: How many this machine has.
+        num_ranks: How many; None is one per GPU, or two on the CPU.
+        num_gpus: How many this machine has.
         tracking_uri: Where the curves go.
     """
-    device: Device = "cuda" if profile.device == "auto" and gpus else "cpu"
+    device: Device = "cuda" if profile.device == "auto" and num_gpus else "cpu"
     if profile.device != "auto":
         device = profile.device
     if profile.setup:
         raise ConfigError("setup: these lines are for batch scripts; --local runs in this shell")
-    if device == "cuda" and (ranks or 1) > gpus:
+    if device == "cuda" and (num_ranks or 1) > num_gpus:
         raise ConfigError(
-            f"--local {ranks or ''}: torch sees {gpus} GPUs here and every rank needs its own: "
+            f"--local {num_ranks or ''}: torch sees {num_gpus} GPUs here and every rank needs "
+            "its own: "
             "use fewer ranks, or a profile with device: cpu"
         )
-    ranks = ranks or (gpus if device == "cuda" else 2)
-    cores = len(os.sched_getaffinity(0))
+    num_ranks = num_ranks or (num_gpus if device == "cuda" else 2)
+    num_cores = len(os.sched_getaffinity(0))
     return Launch(
         cluster="local",
         nodes=1,
-        ranks_per_node=ranks,
-        cpus_per_rank=profile.cpus_per_rank or max(cores // ranks, 1),
+        ranks_per_node=num_ranks,
+        cpus_per_rank=profile.cpus_per_rank or max(num_cores // num_ranks, 1),
         device=device,
         tracking_uri=tracking_uri,
         resources=profile,

@@ -13,25 +13,25 @@ from vssl_dist import curves, dist
 from vssl_dist.config import RunConfig, dump
 from vssl_dist.data.store.opening import open_watched
 from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
-from vssl_dist.jobs.progress import Reporter
+from vssl_dist.jobs.progress import ProgressReporter
 from vssl_dist.jobs.resources import Launch
 from vssl_dist.preview.sheet import write_augmentation_sheet
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker import (
-    EXPERIMENT,
-    NOWHERE,
-    TRAINER,
+    EXPERIMENT_NAME,
+    NO_TRACKING,
+    TRAINER_WRITERS,
     Flusher,
     Spool,
     Status,
     is_flushed,
     run_tags,
-    shortfall,
+    why_not_all_sent,
 )
 
 _log = logging.getLogger(__name__)
-_SYSTEM_EVERY_S = 10.0
-_RANK = "rank 0"
+_SYSTEM_SAMPLE_EVERY_S = 10.0
+_RANK_NAME = "rank 0"
 
 
 class NullReporter:
@@ -49,8 +49,8 @@ class NullReporter:
 
 def open_reporter(cfg: RunConfig, launch: Launch) -> RunReporter | NullReporter:
     """Open the reporter of this rank; every rank of the process group calls this."""
-    hosts = sorted(set(dist.gather(socket.gethostname())))
-    return RunReporter(cfg, launch, hosts) if dist.rank() == 0 else NullReporter()
+    hostnames = sorted(set(dist.gather(socket.gethostname())))
+    return RunReporter(cfg, launch, hostnames) if dist.rank() == 0 else NullReporter()
 
 
 class RunReporter:
@@ -61,35 +61,35 @@ class RunReporter:
     would in the next moment.
     """
 
-    def __init__(self, cfg: RunConfig, launch: Launch, hosts: Sequence[str]) -> None:
-        train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who=_RANK)
-        self.progress = Reporter(cfg.total_steps(train.samples))
+    def __init__(self, cfg: RunConfig, launch: Launch, hostnames: Sequence[str]) -> None:
+        train_dataset = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who=_RANK_NAME)
+        self.progress_reporter = ProgressReporter(cfg.total_steps(train_dataset.samples))
         self.has_evaluations = bool(cfg.evaluations)
-        self.spawner = EvaluationSpawner(cfg.dir, launch.cluster)
+        self.evaluation_spawner = EvaluationSpawner(cfg.dir, launch.cluster)
         self.spool = Spool(cfg.dir, "train")
         self.flusher = Flusher(
-            cfg.dir, EXPERIMENT, launch.tracking_uri, system_every_s=_SYSTEM_EVERY_S
+            cfg.dir, EXPERIMENT_NAME, launch.tracking_uri, system_every_s=_SYSTEM_SAMPLE_EVERY_S
         )
         self.spool.status("RUNNING")
-        self.spool.tags(run_tags(world_size=launch.world_size, hosts=hosts))
+        self.spool.tags(run_tags(world_size=launch.world_size, hosts=hostnames))
         self.spool.params(yaml.safe_load(dump(cfg)))
         self.spool.artifact(RunFolder(cfg.dir).config)
         self.flusher.start()
-        self._draw_sheet(cfg)
+        self._note_augmentation_sheet(cfg)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append the metrics of a step to the run's curves, and log them."""
         self.spool.metrics(curves.training_curves(metrics), step)
-        _log.info("%s", self.progress.report(metrics, step))
-        if alarm := self.progress.alarm(metrics, step):
-            _log.warning("%s", alarm)
+        _log.info("%s", self.progress_reporter.report(metrics, step))
+        if collapse_line := self.progress_reporter.collapse_warning(metrics, step):
+            _log.warning("%s", collapse_line)
             self.spool.tags({"vssl_dist.collapsed": f"step {step}"})
 
     def on_export(self, path: Path, step: int) -> None:
         """Start the evaluation of an export in a process that training does not wait for."""
         _log.info("exported %s", path)
         if self.has_evaluations:
-            self.spawner.start()
+            self.evaluation_spawner.start()
 
     def close(self, status: Status, timeout_s: float) -> None:
         """Note how the run ended and send what is left, within ``timeout_s`` for each part."""
@@ -97,19 +97,22 @@ class RunReporter:
             _log.info("told to stop: the same command goes on from the last checkpoint")
         self.spool.status(status)
         self.spool.close()
-        self.spawner.close(timeout_s)
+        self.evaluation_spawner.close(timeout_s)
         run_dir, uri = self.flusher.run_dir, self.flusher.tracking_uri
-        if not is_flushed(run_dir, uri, TRAINER):
+        if not is_flushed(run_dir, uri, TRAINER_WRITERS):
             _log.info("up to %g s for the last curves to reach MLflow", timeout_s)
         self.flusher.close(timeout_s)
-        if uri != NOWHERE and (line := shortfall(run_dir, uri, TRAINER)) is not None:
+        if (
+            uri != NO_TRACKING
+            and (line := why_not_all_sent(run_dir, uri, TRAINER_WRITERS)) is not None
+        ):
             _log.warning("%s", line)
 
-    def _draw_sheet(self, cfg: RunConfig) -> None:
+    def _note_augmentation_sheet(self, cfg: RunConfig) -> None:
         path = RunFolder(cfg.dir).augmentations
         if path.exists():
             return
         try:
-            self.spool.artifact(write_augmentation_sheet(cfg, path, who=_RANK))
+            self.spool.artifact(write_augmentation_sheet(cfg, path, who=_RANK_NAME))
         except Exception as error:  # a picture for people is no reason to lose a run
             _log.warning("no augmentation sheet: %s", error)

@@ -11,11 +11,11 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-STOPPED = 75
+STOPPED_EXIT_CODE = 75
 """Exit code of a rank that has saved and left on request (EX_TEMPFAIL of sysexits: try again)."""
-REFUSED = 2
+REFUSED_EXIT_CODE = 2
 """Exit code of a rank that met something its user has to mend, after one line that says so."""
-REFUSAL = "error: "
+REFUSAL_PREFIX = "error: "
 """How the line of a refusal begins, on a terminal and in the failure file of a run.
 
 The launcher tells refusals from crashes by it.
@@ -24,7 +24,7 @@ SignalHandler = Callable[[int, FrameType | None], Any] | int | signal.Handlers |
 """What `signal.signal` gives and takes."""
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End this process with an exit code that nothing can change any more.
 
     The interpreter's own ending is not waited for: while it takes modules apart, threads of a
@@ -45,31 +45,31 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self.signals: set[int] = set()
-        self.final = False
-        """Whether the job is not to be requeued: rank 0's `only_terminated`, on all ranks."""
-        self.requeue_handler: SignalHandler = signal.getsignal(signal.SIGUSR2)
+        self.received_signals: set[int] = set()
+        self.is_final = False
+        """Whether the job is not to be requeued: rank 0's `only_sigterm`, on all ranks."""
+        self.previous_handler: SignalHandler = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._remember)
+            signal.signal(number, self._remember_signal)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.signals.add(number)
+    def _remember_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received_signals.add(number)
 
     def __call__(self) -> bool:
         """Whether this rank has been asked to stop."""
-        return bool(self.signals)
+        return bool(self.received_signals)
 
     @property
-    def only_terminated(self) -> bool:
+    def only_sigterm(self) -> bool:
         """Whether SIGTERM came alone, from scancel or SLURM's own requeue: requeue nothing then."""
-        return self.signals == {signal.SIGTERM}
+        return self.received_signals == {signal.SIGTERM}
 
     def requeue(self) -> None:
         """Call the handler that was there before; submitit's requeues the job and exits."""
-        if not callable(self.requeue_handler):
+        if not callable(self.previous_handler):
             return
         try:
-            self.requeue_handler(signal.SIGUSR2, None)
+            self.previous_handler(signal.SIGUSR2, None)
         except subprocess.CalledProcessError as error:
             if error.returncode >= 0:
                 raise

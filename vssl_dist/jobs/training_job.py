@@ -26,7 +26,13 @@ from vssl_dist.errors import ConfigError
 from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import private
 from vssl_dist.jobs.resources import Launch
-from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, StopFlag, leave
+from vssl_dist.jobs.stop import (
+    REFUSAL_PREFIX,
+    REFUSED_EXIT_CODE,
+    STOPPED_EXIT_CODE,
+    StopFlag,
+    exit_now,
+)
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
     from vssl_dist.jobs.run_reporter import NullReporter, RunReporter
 
 _log = logging.getLogger(__name__)
-_UNTIL_REQUEUED_S = 300
+_REQUEUE_WAIT_S = 300
 
 
 @dataclass(frozen=True)
@@ -49,33 +55,34 @@ class TrainJob:
 
     def __call__(self) -> None:
         """Train as one task of a SLURM job."""
-        stop = StopFlag()  # before the slow imports: a signal may come at any time
+        stop_flag = StopFlag()  # before the slow imports: a signal may come at any time
         print_any_path()
         rendezvous = submitit.helpers.TorchDistributedEnvironment()
         for name in os.environ.keys() - in_our_job(os.environ).keys():
             del os.environ[name]
         os.environ |= job_variables(os.environ)
         rendezvous.export(set_cuda_visible_devices=False, overwrite=True)
-        logs.configure_log(writer())
+        logs.configure_log(rank_log_name())
         if self.launch.nodes == 1:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # which no other machine reaches
-        code = run_rank(self, stop)
-        if code == STOPPED:
-            _leave_slurm(stop)
-        if code:
-            leave(code)
+        exit_code = run_rank(self, stop_flag)
+        if exit_code == STOPPED_EXIT_CODE:
+            _leave_slurm(stop_flag)
+        if exit_code:
+            exit_now(exit_code)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Requeue this job as it is: what it has done is in the run's checkpoints."""
         return submitit.helpers.DelayedSubmission(self)
 
 
-def run_rank(job: TrainJob, stop: StopFlag) -> int:
+def run_rank(job: TrainJob, stop_flag: StopFlag) -> int:
     """Train as one rank, with ``RANK``, ``WORLD_SIZE`` ... in the environment.
 
     Returns:
-        0 when the run is finished, `STOPPED` when it was told to stop and has saved, `REFUSED`
-        when machine, data, configuration or checkpoints are not what they must be.
+        0 when the run is finished, `STOPPED_EXIT_CODE` when it was told to stop and has saved,
+        `REFUSED_EXIT_CODE` when machine, data, configuration or checkpoints are not what they must
+        be.
     """
     device = job.launch.device
     os.environ["DS_ACCELERATOR"] = device
@@ -91,18 +98,18 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     cfg = config.loads(job.config_yaml, methods=CONFIGS)
     torch.set_num_threads(job.launch.cpus_per_rank)
     try:
-        private.secure(cfg.dir)
+        private.secure_run_folder(cfg.dir)
     except ConfigError as error:  # nothing is written into a folder of others
-        _log.error("%s", _reason(error))
-        return REFUSED
+        _log.error("%s", _refusal_text(error))
+        return REFUSED_EXIT_CODE
     try:
-        _log.info("%s: %s", _this_rank(), machine.prepare(device, os.environ))
+        _log.info("%s: %s", _rank_and_host(), machine.prepare_device(device, os.environ))
     except ConfigError as error:
-        return _refuse(cfg.dir, error)
-    return _train(cfg, job.launch, stop)
+        return _report_refusal(cfg.dir, error)
+    return _train(cfg, job.launch, stop_flag)
 
 
-def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
+def _train(cfg: RunConfig, launch: Launch, stop_flag: StopFlag) -> int:
     """Join the process group, train, and turn what ends it into an exit code; see `run_rank`."""
     import torch
 
@@ -116,19 +123,25 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
     try:
         dist.init(device)
         reporter = open_reporter(cfg, launch)
-        train(cfg, device=device, should_stop=stop, on_export=reporter.on_export, log=reporter.log)
+        train(
+            cfg,
+            device=device,
+            should_stop=stop_flag,
+            on_export=reporter.on_export,
+            log=reporter.log,
+        )
     except Preempted:
         # Before the group is gone: every rank has to leave the way that rank 0 does.
-        stop.final = dist.broadcast(stop.only_terminated)
+        stop_flag.is_final = dist.broadcast(stop_flag.only_sigterm)
         torch.distributed.destroy_process_group()
         reporter.close("KILLED", timeout_s=last_curves_wait_s(launch))
-        return STOPPED
+        return STOPPED_EXIT_CODE
     except (ConfigError, DataError, CheckpointError) as error:
-        code = _refuse(cfg.dir, error)
+        exit_code = _report_refusal(cfg.dir, error)
         reporter.close("FAILED", timeout_s=5)
-        return code
+        return exit_code
     except Exception:
-        note_failure(cfg.dir, f"{_this_rank()} failed first:\n{traceback.format_exc()}")
+        note_failure(cfg.dir, f"{_rank_and_host()} failed first:\n{traceback.format_exc()}")
         _log.error("training failed; what was raised follows")  # when: a traceback has no time
         reporter.close("FAILED", timeout_s=5)
         raise
@@ -137,16 +150,16 @@ def _train(cfg: RunConfig, launch: Launch, stop: StopFlag) -> int:
     return 0
 
 
-def _refuse(run_dir: Path, error: Exception) -> int:
+def _report_refusal(run_dir: Path, error: Exception) -> int:
     """Log in one line what the user has to mend, and leave it in the failure file."""
-    reason = _reason(error)
-    note_failure(run_dir, f"{REFUSAL}{reason}")
-    _log.error("%s", reason)
-    return REFUSED
+    refusal_text = _refusal_text(error)
+    note_failure(run_dir, f"{REFUSAL_PREFIX}{refusal_text}")
+    _log.error("%s", refusal_text)
+    return REFUSED_EXIT_CODE
 
 
-def _reason(error: Exception) -> str:
-    return f"{printable(str(error))} ({_this_rank()})"
+def _refusal_text(error: Exception) -> str:
+    return f"{printable(str(error))} ({_rank_and_host()})"
 
 
 def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -176,7 +189,7 @@ def last_curves_wait_s(launch: Launch) -> float:
     return 3 if launch.cluster == "slurm" else 30
 
 
-def attempt() -> str:
+def attempt_name() -> str:
     """Return the name of this start of the job: a requeued job begins a new attempt."""
     return os.environ.get("VSSL_ATTEMPT") or str(os.getpid())
 
@@ -190,7 +203,7 @@ def note_failure(run_dir: Path, text: str) -> None:
         run_dir: The run's folder.
         text: A refusal's line, or a traceback.
     """
-    path = RunFolder(run_dir).failure(attempt())
+    path = RunFolder(run_dir).failure(attempt_name())
     with suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -203,28 +216,30 @@ def note_failure(run_dir: Path, text: str) -> None:
     log = os.environ.get("VSSL_LEAD_LOG")
     if log and os.environ.get("RANK", "0") != "0":
         # Rank 0's log is the one that people follow.
-        line = logs.format_entry(writer(), "ERROR", text.removeprefix(REFUSAL).rstrip())
+        line = logs.format_entry(
+            rank_log_name(), "ERROR", text.removeprefix(REFUSAL_PREFIX).rstrip()
+        )
         with suppress(OSError, ValueError), open_append(Path(log)) as file:
             file.write(f"{line}\n".encode(errors="backslashreplace"))
 
 
-def writer() -> str:
+def rank_log_name() -> str:
     """Return the name of this rank in the lines of its log."""
     return f"rank {os.environ.get('RANK', '0')}"
 
 
-def _this_rank() -> str:
-    return f"{writer()} on {socket.gethostname()}"
+def _rank_and_host() -> str:
+    return f"{rank_log_name()} on {socket.gethostname()}"
 
 
-def _leave_slurm(stop: StopFlag) -> NoReturn:
+def _leave_slurm(stop_flag: StopFlag) -> NoReturn:
     """End this task of a stopped job; rank 0 puts the job back into the queue."""
-    if stop.final:
+    if stop_flag.is_final:
         sys.exit(0)
     if os.environ["RANK"] == "0":
-        stop.requeue()
+        stop_flag.requeue()
         sys.exit(0)
     # A rank that ended before could be taken for the end of the job.  The requeue ends it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_UNTIL_REQUEUED_S)
+    time.sleep(_REQUEUE_WAIT_S)
     sys.exit(1)

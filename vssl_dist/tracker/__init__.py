@@ -8,32 +8,32 @@ run in that process only.
 """
 
 from vssl_dist.tracker.address import (
-    EXPERIMENT,
-    NOWHERE,
+    EXPERIMENT_NAME,
+    NO_TRACKING,
     check_tracking,
     default_tracking_uri,
     normalised_uri,
 )
-from vssl_dist.tracker.consent import why_not_asked_for
+from vssl_dist.tracker.consent import why_not_sent_unasked
 from vssl_dist.tracker.context import run_tags
 from vssl_dist.tracker.cursor import is_flushed
 from vssl_dist.tracker.files import why_no_locks
-from vssl_dist.tracker.flusher import Flusher, flush_once, shortfall
+from vssl_dist.tracker.flusher import Flusher, flush_once, why_not_all_sent
 from vssl_dist.tracker.identity import Identity, settle_identity, shell_word, stored_identity
 from vssl_dist.tracker.look import probe_tracking
-from vssl_dist.tracker.record import Record, lease_holder
+from vssl_dist.tracker.record import TrackingRecord, lease_holder
 from vssl_dist.tracker.report import TrackingReport
-from vssl_dist.tracker.spool import TRAINER, Spool, Status, flatten
+from vssl_dist.tracker.spool import TRAINER_WRITERS, Spool, Status, flatten
 
 __all__ = [
-    "EXPERIMENT",
-    "NOWHERE",
-    "TRAINER",
+    "EXPERIMENT_NAME",
+    "NO_TRACKING",
+    "TRAINER_WRITERS",
     "Flusher",
     "Identity",
-    "Record",
     "Spool",
     "Status",
+    "TrackingRecord",
     "TrackingReport",
     "check_tracking",
     "default_tracking_uri",
@@ -46,8 +46,8 @@ __all__ = [
     "run_tags",
     "settle_identity",
     "shell_word",
-    "shortfall",
     "stored_identity",
     "why_no_locks",
-    "why_not_asked_for",
+    "why_not_all_sent",
+    "why_not_sent_unasked",
 ]

@@ -14,14 +14,14 @@ from vssl_dist.config.paths import expanded
 from vssl_dist.errors import ConfigError
 from vssl_dist.installed import command_line
 
-NOWHERE = "none"
+NO_TRACKING = "none"
 """``MLFLOW_TRACKING_URI=none``: the spool keeps everything until ``launch/track.py`` sends it."""
-EXPERIMENT = "vssl-dist"
+EXPERIMENT_NAME = "vssl-dist"
 """MLflow's name for the group of all runs."""
 
-_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
-_DATABASES = ("postgresql", "mysql", "mssql")
-_ANOTHER = "use http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
+_MLFLOW_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+_DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
+_ADDRESS_REMEDY = "use http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
 
 
 def default_tracking_uri() -> str:
@@ -46,31 +46,31 @@ def normalised_uri(uri: str) -> str:
     ('http://login1:5000', 'sqlite:////data/m.db?timeout=60')
     """
     uri = uri.strip()
-    if uri.lower() == NOWHERE:
-        return NOWHERE
-    parts = _split(uri)
+    if uri.lower() == NO_TRACKING:
+        return NO_TRACKING
+    uri_parts = _split_uri(uri)
     file = sqlite_file(uri)
-    if parts is not None and file is not None and not _is_uri(parts):
-        return sqlite_uri(_expanded(parts), parts.query, parts.scheme)
-    if parts is not None and parts.scheme in ("http", "https"):
-        return parts._replace(path=parts.path.rstrip("/"), fragment="").geturl()
+    if uri_parts is not None and file is not None and not _has_uri_path(uri_parts):
+        return sqlite_uri(_expanded_path(uri_parts), uri_parts.query, uri_parts.scheme)
+    if uri_parts is not None and uri_parts.scheme in ("http", "https"):
+        return uri_parts._replace(path=uri_parts.path.rstrip("/"), fragment="").geturl()
     return uri
 
 
-def _expanded(parts: SplitResult) -> Path:
+def _expanded_path(uri_parts: SplitResult) -> Path:
     try:
-        return Path(unquote(expanded(parts.path[1:])))
+        return Path(unquote(expanded(uri_parts.path[1:])))
     except ValueError as error:
         raise ConfigError(f"MLFLOW_TRACKING_URI: {error}") from None
 
 
-def sqlite_uri(file: Path, uri_query: str = "", scheme: str = "sqlite") -> str:
+def sqlite_uri(database_path: Path, uri_query: str = "", scheme: str = "sqlite") -> str:
     """Write the address of an sqlite file: what would end or change the path becomes ``%XX``.
 
     >>> sqlite_uri(Path("/data/50 %/really?/mlflow.db"), "timeout=60")
     'sqlite:////data/50 %25/really%3F/mlflow.db?timeout=60'
     """
-    path = re.sub(r"[%?#$\x00-\x1f]", lambda match: quote(match[0]), str(file.absolute()))
+    path = re.sub(r"[%?#$\x00-\x1f]", lambda match: quote(match[0]), str(database_path.absolute()))
     return f"{scheme}:///{path}" + (f"?{uri_query}" if uri_query else "")
 
 
@@ -82,34 +82,34 @@ def sqlite_file(uri: str) -> Path | None:
     >>> str(sqlite_file("sqlite:////data/50%25/mlflow.db?timeout=60"))
     '/data/50%/mlflow.db'
     """
-    parts = _split(uri)
-    if parts is None or parts.scheme.partition("+")[0] != "sqlite":
+    uri_parts = _split_uri(uri)
+    if uri_parts is None or uri_parts.scheme.partition("+")[0] != "sqlite":
         return None
     if not uri.partition(":")[2].startswith("///"):
         return None
-    name = unquote(parts.path[1:])
-    if _is_uri(parts) and name.startswith("file:"):
-        name = unquote(urlsplit(name).path)
-    return Path(name).absolute() if name not in ("", ":memory:") else None
+    path_text = unquote(uri_parts.path[1:])
+    if _has_uri_path(uri_parts) and path_text.startswith("file:"):
+        path_text = unquote(urlsplit(path_text).path)
+    return Path(path_text).absolute() if path_text not in ("", ":memory:") else None
 
 
-def _is_uri(parts: SplitResult) -> bool:
+def _has_uri_path(uri_parts: SplitResult) -> bool:
     """Whether the path of a database is itself a URI, which SQLAlchemy hands on as it is."""
-    return "uri" in parse_qs(parts.query)
+    return "uri" in parse_qs(uri_parts.query)
 
 
-def _split(uri: str) -> SplitResult | None:
+def _split_uri(uri: str) -> SplitResult | None:
     """Split a URI, or return ``None`` if it is none; only a server's has a fragment."""
     try:
-        parts = urlsplit(uri, allow_fragments=uri.lower().startswith("http"))
-        _ = parts.port  # a number, or it raises
+        uri_parts = urlsplit(uri, allow_fragments=uri.lower().startswith("http"))
+        _ = uri_parts.port  # a number, or it raises
     except ValueError:
         return None
-    return parts
+    return uri_parts
 
 
-def check_tracking(uri: str, hosts: int) -> str | None:
-    """Say in one line why ``uri`` cannot serve jobs on ``hosts`` machines, or return ``None``.
+def check_tracking(uri: str, num_hosts: int) -> str | None:
+    """Say in one line why ``uri`` cannot serve jobs on ``num_hosts`` machines, or return ``None``.
 
     It is known from the text alone and repeats no password; `look` asks who is there.
 
@@ -118,12 +118,12 @@ def check_tracking(uri: str, hosts: int) -> str | None:
     >>> check_tracking("http://login1:5000", hosts=8) is None
     True
     """
-    if uri == NOWHERE:
+    if uri == NO_TRACKING:
         return None
-    parts = _split(uri)
+    uri_parts = _split_uri(uri)
     if has_secret_in_address(uri):
         remedy = "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        if uri.partition(":")[0].partition("+")[0].lower() in _DATABASES:
+        if uri.partition(":")[0].partition("+")[0].lower() in _DATABASE_SCHEMES:
             remedy = (
                 "have `mlflow server` use that database and set "
                 "MLFLOW_TRACKING_URI=http://HOST:PORT, or leave them to the database's driver "
@@ -133,43 +133,51 @@ def check_tracking(uri: str, hosts: int) -> str | None:
             "MLFLOW_TRACKING_URI names a user, a password or a token, and would be written into "
             f"the run folder: {remedy}"
         )
-    if parts is None:
-        return f"MLFLOW_TRACKING_URI={uri} is no address: {_ANOTHER}"
-    kind = parts.scheme.partition("+")[0]
-    if kind == "sqlite":
-        return _check_sqlite(uri, parts, hosts)
-    if (kind == "" and uri != "databricks") or kind == "file":
-        return f"MLFLOW_TRACKING_URI={uri}: MLflow no longer writes to plain folders; {_ANOTHER}"
-    if kind in ("http", "https") and (not parts.hostname or parts.query):
-        return f"MLFLOW_TRACKING_URI={uri} is not of the form {kind}://HOST:PORT"
-    if kind in _SCHEMES or uri == "databricks" or kind in _plugins():
-        return None
-    near = get_close_matches(kind, _SCHEMES, n=1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
-    return f"MLFLOW_TRACKING_URI={uri}: MLflow knows no scheme {parts.scheme}:{meant}; {_ANOTHER}"
-
-
-def _check_sqlite(uri: str, parts: SplitResult, hosts: int) -> str | None:
-    file = sqlite_file(uri)
-    if file is None:
-        return f"MLFLOW_TRACKING_URI={uri} names no file: use sqlite:////absolute/path/mlflow.db"
-    if hosts > 1:
+    if uri_parts is None:
+        return f"MLFLOW_TRACKING_URI={uri} is no address: {_ADDRESS_REMEDY}"
+    base_scheme = uri_parts.scheme.partition("+")[0]
+    if base_scheme == "sqlite":
+        return _check_sqlite(uri, uri_parts, num_hosts)
+    if (base_scheme == "" and uri != "databricks") or base_scheme == "file":
         return (
-            f"tracking to {uri} with jobs on {hosts} hosts: sqlite takes writers of one machine "
+            f"MLFLOW_TRACKING_URI={uri}: MLflow no longer writes to plain folders; "
+            f"{_ADDRESS_REMEDY}"
+        )
+    if base_scheme in ("http", "https") and (not uri_parts.hostname or uri_parts.query):
+        return f"MLFLOW_TRACKING_URI={uri} is not of the form {base_scheme}://HOST:PORT"
+    if base_scheme in _MLFLOW_SCHEMES or uri == "databricks" or base_scheme in _plugin_schemes():
+        return None
+    near_schemes = get_close_matches(base_scheme, _MLFLOW_SCHEMES, n=1)
+    suggestion = f" (did you mean {near_schemes[0]}?)" if near_schemes else ""
+    return (
+        f"MLFLOW_TRACKING_URI={uri}: MLflow knows no scheme {uri_parts.scheme}:{suggestion}; "
+        f"{_ADDRESS_REMEDY}"
+    )
+
+
+def _check_sqlite(uri: str, uri_parts: SplitResult, num_hosts: int) -> str | None:
+    database_path = sqlite_file(uri)
+    if database_path is None:
+        return f"MLFLOW_TRACKING_URI={uri} names no file: use sqlite:////absolute/path/mlflow.db"
+    if num_hosts > 1:
+        return (
+            f"tracking to {uri} with jobs on {num_hosts} hosts: sqlite takes writers of one "
+            "machine "
             "only; start `mlflow server` and set MLFLOW_TRACKING_URI=http://HOST:PORT, or set "
-            f"MLFLOW_TRACKING_URI={NOWHERE} and have "
+            f"MLFLOW_TRACKING_URI={NO_TRACKING} and have "
             f"`{command_line('launch/track.py')} RUN --to {uri}` send the curves later"
         )
     try:
-        str(file).encode()
+        str(database_path).encode()
     except UnicodeEncodeError:
         return (
-            f"tracking to {os.fsencode(file)!r}: MLflow takes no path that is not UTF-8; set "
+            f"tracking to {os.fsencode(database_path)!r}: MLflow takes no path that is not "
+            "UTF-8; set "
             "MLFLOW_TRACKING_URI=sqlite:////another/folder/mlflow.db"
         )
     return None
 
 
-def _plugins() -> set[str]:
+def _plugin_schemes() -> set[str]:
     """Return the schemes that installed packages add to MLflow."""
     return {point.name for point in entry_points(group="mlflow.tracking_store")}

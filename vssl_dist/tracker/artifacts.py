@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
@@ -25,44 +25,51 @@ def open_artifact(run_dir: Path, relative_path: str) -> Iterator[Path]:
         OSError: It is no such file; the reason says why.
     """
     with ExitStack() as stack:
-        number = _descend(run_dir, relative_path, stack)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vssl-")))
-        path = folder / PurePosixPath(relative_path).name
-        path.symlink_to(f"/proc/self/fd/{number}")
-        yield path
+        descriptor = _open_inside_run(run_dir, relative_path, stack)
+        link_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vssl-")))
+        link_path = link_folder / PurePosixPath(relative_path).name
+        link_path.symlink_to(f"/proc/self/fd/{descriptor}")
+        yield link_path
 
 
-def _descend(run_dir: Path, relative_path: str, stack: ExitStack) -> int:
+def _open_inside_run(run_dir: Path, relative_path: str, stack: ExitStack) -> int:
     """Open each folder on the way inside the one before, then the file."""
-    components = PurePosixPath(relative_path).parts
-    leads_outside = ".." in components or relative_path.startswith("/")
-    if not components or "\0" in relative_path or leads_outside:
+    path_parts = PurePosixPath(relative_path).parts
+    if (
+        not path_parts
+        or "\0" in relative_path
+        or ".." in path_parts
+        or relative_path.startswith("/")
+    ):
         raise OSError(errno.EINVAL, "is no place inside of the run folder")
-    number = _opened(run_dir.resolve(), os.O_DIRECTORY, None, stack)
-    for folder_name in components[:-1]:
-        if not stat.S_ISDIR(_lstat(folder_name, number).st_mode):
+    descriptor = _open_descriptor(run_dir.resolve(), os.O_DIRECTORY, None, stack)
+    for folder_name in path_parts[:-1]:
+        if not stat.S_ISDIR(_stat_in_folder(folder_name, descriptor).st_mode):
             raise OSError(errno.ENOTDIR, f"{folder_name} is a link or no folder")
-        number = _opened(folder_name, os.O_DIRECTORY, number, stack)
-    # Asked before it is opened: opening a device may do something.
-    if not stat.S_ISREG(_lstat(components[-1], number).st_mode):
+        descriptor = _open_descriptor(folder_name, os.O_DIRECTORY, descriptor, stack)
+    if not stat.S_ISREG(
+        _stat_in_folder(path_parts[-1], descriptor).st_mode
+    ):  # opening a device may do something
         raise OSError(errno.EINVAL, "is a link or no regular file")
-    number = _opened(components[-1], 0, number, stack)
-    status = os.fstat(number)
-    if not stat.S_ISREG(status.st_mode):
+    descriptor = _open_descriptor(path_parts[-1], 0, descriptor, stack)
+    file_stat = os.fstat(descriptor)
+    if not stat.S_ISREG(file_stat.st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
-    if status.st_nlink > 1 and not status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+    if file_stat.st_nlink > 1 and not file_stat.st_mode & (stat.S_IRGRP | stat.S_IROTH):
         raise OSError(errno.EPERM, "is a second name of a private file")
-    return number
+    return descriptor
 
 
-def _lstat(name: str, folder: int) -> os.stat_result:
+def _stat_in_folder(name: str, folder_descriptor: int) -> os.stat_result:
     try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False)
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "is no file") from error
 
 
-def _opened(name: str | Path, flags: int, folder: int | None, stack: ExitStack) -> int:
-    number = os.open(name, _FLAGS | flags, dir_fd=folder)
-    stack.callback(os.close, number)
-    return number
+def _open_descriptor(
+    name: str | Path, flags: int, folder_descriptor: int | None, stack: ExitStack
+) -> int:
+    descriptor = os.open(name, _READ_ONLY_FLAGS | flags, dir_fd=folder_descriptor)
+    stack.callback(os.close, descriptor)
+    return descriptor

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from mlflow.entities import Metric, Param, RunTag
 
-_METRICS, _PARAMS = 1000, 100
-_KEY = 250
+_MAX_METRICS, _MAX_PARAMS = 1000, 100
+_MAX_KEY_LENGTH = 250
 
 
 def clean_key(key: str) -> str:
@@ -19,7 +19,9 @@ def clean_key(key: str) -> str:
     ('knn/top1_k20_t0.07', 'a/b_')
     """
     parts = re.sub(r"[^\w\-. /]", "_", key).split("/")
-    return "/".join(p for p in parts if p not in ("", ".", ".."))[:_KEY].rstrip("/") or "_"
+    return (
+        "/".join(p for p in parts if p not in ("", ".", ".."))[:_MAX_KEY_LENGTH].rstrip("/") or "_"
+    )
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,19 @@ class Batch:
         """Count the values that the request carries."""
         return len(self.metrics) + len(self.params) + len(self.tags)
 
-    def within_limits(self) -> Iterator[Batch]:
+    def split_within_limits(self) -> Iterator[Batch]:
         """Split into requests of at most 1000 metrics, 100 parameters and 100 tags."""
-        for start in range(0, max(len(self.params), len(self.tags)), _PARAMS):
-            stretch = slice(start, start + _PARAMS)
-            yield Batch((), self.params[stretch], self.tags[stretch])
-        for start in range(0, len(self.metrics), _METRICS):
-            yield Batch(self.metrics[start : start + _METRICS])
+        for start in range(0, max(len(self.params), len(self.tags)), _MAX_PARAMS):
+            index_range = slice(start, start + _MAX_PARAMS)
+            yield Batch((), self.params[index_range], self.tags[index_range])
+        for start in range(0, len(self.metrics), _MAX_METRICS):
+            yield Batch(self.metrics[start : start + _MAX_METRICS])
 
-    def halves(self) -> tuple[Batch, Batch]:
+    def split_in_half(self) -> tuple[Batch, Batch]:
         """Split into two requests, neither of them empty where there are two values."""
         values: list[Metric | Param | RunTag] = [*self.metrics, *self.params, *self.tags]
         middle = len(values) // 2
-        return _batch(values[:middle]), _batch(values[middle:])
+        return _batch_of(values[:middle]), _batch_of(values[middle:])
 
     def name(self) -> str:
         """Name the only value of a request of one."""
@@ -55,7 +57,7 @@ class Batch:
         return f"parameter {self.params[0].key}" if self.params else f"tag {self.tags[0].key}"
 
 
-def _batch(values: Sequence[Metric | Param | RunTag]) -> Batch:
+def _batch_of(values: Sequence[Metric | Param | RunTag]) -> Batch:
     return Batch(
         [v for v in values if isinstance(v, Metric)],
         [v for v in values if isinstance(v, Param)],

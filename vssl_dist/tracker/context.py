@@ -29,5 +29,5 @@ def run_tags(world_size: int, hosts: Sequence[str]) -> dict[str, str]:
     except (KeyError, OSError):
         # A container may run as a user id without a name.
         tags["mlflow.user"] = str(os.getuid())
-    code = commit()
-    return tags | ({"mlflow.source.git.commit": code} if code else {})
+    commit_id = commit()
+    return tags | ({"mlflow.source.git.commit": commit_id} if commit_id else {})

@@ -11,16 +11,16 @@ from typing import Any
 from vssl_dist.curves import NAMES
 from vssl_dist.durable import publish_inside
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.tracker.address import NOWHERE
+from vssl_dist.tracker.address import NO_TRACKING
 from vssl_dist.tracker.identity import stored_identity
 from vssl_dist.tracker.intake import is_count, read_json_object
-from vssl_dist.tracker.record import Record
+from vssl_dist.tracker.record import TrackingRecord
 from vssl_dist.tracker.refusals import is_transient
 from vssl_dist.tracker.spool import read_records
 
 
 @dataclass
-class Progress:
+class SpoolFileProgress:
     """Progress of replaying one spool file."""
 
     offset: int = 0
@@ -28,7 +28,7 @@ class Progress:
     """The last step sent, by metric; a resumed run writes earlier ones again."""
 
     @classmethod
-    def read(cls, facts: dict[str, Any]) -> Progress:
+    def read(cls, facts: dict[str, Any]) -> SpoolFileProgress:
         """Read the progress that a cursor file states for one spool file.
 
         Raises:
@@ -47,14 +47,14 @@ class Cursor:
     path: Path
     tracking_uri: str
     run_id: str
-    files: dict[str, Progress] = field(default_factory=dict)
-    artifacts: list[str] = field(default_factory=list)
+    progress_by_file: dict[str, SpoolFileProgress] = field(default_factory=dict)
+    pending_artifacts: list[str] = field(default_factory=list)
     """Asked for and not uploaded yet: a store that is out of reach does not hold up metrics."""
-    refused: dict[str, str] = field(default_factory=dict)
+    refusal_reasons: dict[str, str] = field(default_factory=dict)
     """What MLflow does not take, and why: it is set aside, so that all else arrives."""
-    others: dict[str, Any] = field(default_factory=dict)
+    other_cursors: dict[str, Any] = field(default_factory=dict)
     """The cursors of other addresses, as they were written."""
-    names: int = NAMES
+    names_version: int = NAMES
     """Which names (`vssl_dist.curves`) the curves that were sent have; 1 where it is not said."""
 
     @classmethod
@@ -62,71 +62,86 @@ class Cursor:
         """Load the stored cursor, or a fresh one if there is none for this MLflow run."""
         path = RunFolder(run_dir).cursor
         try:
-            stored = read_json_object(path)
-            others = stored.pop("others", {}) | {stored.get("tracking_uri", tracking_uri): stored}
-            stored_here = others.pop(tracking_uri, {})
+            stored_facts = read_json_object(path)
+            other_cursors = stored_facts.pop("others", {}) | {
+                stored_facts.get("tracking_uri", tracking_uri): stored_facts
+            }
+            stored_here = other_cursors.pop(tracking_uri, {})
         except (OSError, ValueError, AttributeError, TypeError):
             # Sending everything once more does no harm.
             return cls(path, tracking_uri, run_id)
-        fresh = cls(path, tracking_uri, run_id, others=others)
+        fresh_cursor = cls(path, tracking_uri, run_id, other_cursors=other_cursors)
         try:
-            files = {
-                name: Progress.read(progress) for name, progress in stored_here["files"].items()
+            progress_by_file = {
+                name: SpoolFileProgress.read(progress)
+                for name, progress in stored_here["files"].items()
             }
-            artifacts, refused = stored_here["artifacts"], stored_here.get("refused", {})
-            texts = [*artifacts, *refused.values()]
+            pending_artifacts, refusal_reasons = (
+                stored_here["artifacts"],
+                stored_here.get("refused", {}),
+            )
+            texts = [*pending_artifacts, *refusal_reasons.values()]
             if stored_here["run_id"] != run_id or not all(isinstance(text, str) for text in texts):
-                return fresh
-            names = NAMES if stored_here.get("names") == NAMES else 1
-            return cls(path, tracking_uri, run_id, files, [*artifacts], {**refused}, others, names)
+                return fresh_cursor
+            names_version = NAMES if stored_here.get("names") == NAMES else 1
+            return cls(
+                path,
+                tracking_uri,
+                run_id,
+                progress_by_file,
+                [*pending_artifacts],
+                {**refusal_reasons},
+                other_cursors,
+                names_version,
+            )
         except (AttributeError, KeyError, TypeError, ValueError):
-            return fresh
+            return fresh_cursor
 
-    def restart(self) -> None:
+    def forget_sent(self) -> None:
         """Send everything once more, also what was set aside."""
-        self.files, self.artifacts, self.refused = {}, [], {}
-        self.names = NAMES
+        self.progress_by_file, self.pending_artifacts, self.refusal_reasons = {}, [], {}
+        self.names_version = NAMES
 
     def save(self) -> None:
         """Store the cursor, in one piece."""
         facts: Mapping[str, object] = {
             "tracking_uri": self.tracking_uri,
             "run_id": self.run_id,
-            "names": self.names,
-            "files": {name: vars(progress) for name, progress in self.files.items()},
-            "artifacts": self.artifacts,
-            "refused": self.refused,
-            "others": self.others,
+            "names": self.names_version,
+            "files": {name: vars(progress) for name, progress in self.progress_by_file.items()},
+            "artifacts": self.pending_artifacts,
+            "refused": self.refusal_reasons,
+            "others": self.other_cursors,
         }
         publish_inside(self.path, json.dumps(facts).encode())
 
 
 def load_spool_cursor(run_dir: Path, tracking_uri: str | None) -> Cursor:
     """Load the cursor of an address, by default of the one where curves go now."""
-    record = Record.load(run_dir, stored_identity(run_dir))
+    record = TrackingRecord.load(run_dir, stored_identity(run_dir))
     uri = tracking_uri or record.tracking_uri
     return Cursor.load(run_dir, uri, record.runs.get(uri, ""))
 
 
 def is_flushed(
-    run_dir: Path, tracking_uri: str | None = None, writers: Collection[str] = ()
+    run_dir: Path, tracking_uri: str | None = None, writer_names: Collection[str] = ()
 ) -> bool:
     """Whether everything in the spool has been sent there, by this process or another.
 
     Args:
         run_dir: The run's folder.
         tracking_uri: By default where curves go now.
-        writers: Ask for what these have written only; by default for everybody's.
+        writer_names: Ask for what these have written only; by default for everybody's.
     """
     cursor = load_spool_cursor(run_dir, tracking_uri)
-    if cursor.tracking_uri == NOWHERE:
+    if cursor.tracking_uri == NO_TRACKING:
         return True
-    if cursor.files and cursor.names != NAMES:
+    if cursor.progress_by_file and cursor.names_version != NAMES:
         return False
     for path in RunFolder(run_dir).spool_files():
-        if writers and path.stem not in writers:
+        if writer_names and path.stem not in writer_names:
             continue
-        offset = cursor.files.get(path.name, Progress()).offset
+        offset = cursor.progress_by_file.get(path.name, SpoolFileProgress()).offset
         try:
             if read_records(path, offset)[1] != offset:
                 return False
@@ -134,4 +149,4 @@ def is_flushed(
             if is_transient(error):
                 return False
             continue  # which the replay names
-    return not cursor.artifacts
+    return not cursor.pending_artifacts

@@ -15,10 +15,10 @@ from urllib.parse import quote
 
 from vssl_dist.tracker.report import TrackingQuery, TrackingReport
 
-_MAGIC = b"SQLite format 3\0"
-_MLFLOWS = {"experiments", "runs", "metrics", "params", "tags"}
-_ANOTHER = "set MLFLOW_TRACKING_URI to another address"
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_MLFLOW_TABLES = {"experiments", "runs", "metrics", "params", "tags"}
+_ADDRESS_REMEDY = "set MLFLOW_TRACKING_URI to another address"
+_NO_LOCKS_ERRNOS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def why_no_locks(folder: Path) -> str | None:
@@ -27,117 +27,141 @@ def why_no_locks(folder: Path) -> str | None:
     A folder's own locks are the kernel's, so one of its files is asked.  Where there is none yet
     nothing can be known without writing.
     """
-    nearest = folder if folder.is_dir() else nearest_folder(folder)
+    existing_folder = folder if folder.is_dir() else nearest_folder(folder)
     try:
-        with os.scandir(nearest) as entries:
-            files = (entry.path for entry in entries if entry.is_file(follow_symlinks=False))
-            descriptor = os.open(next(files, nearest), os.O_RDONLY | os.O_NONBLOCK)
+        with os.scandir(existing_folder) as entries:
+            file_paths = (entry.path for entry in entries if entry.is_file(follow_symlinks=False))
+            descriptor = os.open(next(file_paths, existing_folder), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None  # whoever wants to write there says more
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return f"the file system of {nearest} has no locks ({error.strerror})"
+        if error.errno in _NO_LOCKS_ERRNOS:
+            return f"the file system of {existing_folder} has no locks ({error.strerror})"
     finally:
         os.close(descriptor)
     return None
 
 
-def look_at_database(file: Path, question: TrackingQuery, timeout_s: float) -> TrackingReport:
+def look_at_database(file: Path, tracking_query: TrackingQuery, timeout_s: float) -> TrackingReport:
     """Report what keeps an sqlite database from taking the run."""
     try:
-        return next(_obstacles(file, question, timeout_s), TrackingReport())
+        return next(_database_obstacles(file, tracking_query, timeout_s), TrackingReport())
     except sqlite3.OperationalError as error:
         # Locked, or busy with a rollback: both pass.
-        return question.away(error)
+        return tracking_query.report_unreachable(error)
     except (OSError, ValueError, sqlite3.Error) as error:
-        return TrackingReport(f"tracking to {file}: {error}: {_ANOTHER}")
+        return TrackingReport(f"tracking to {file}: {error}: {_ADDRESS_REMEDY}")
 
 
-def _obstacles(file: Path, question: TrackingQuery, timeout_s: float) -> Iterator[TrackingReport]:
+def _database_obstacles(
+    file: Path, tracking_query: TrackingQuery, timeout_s: float
+) -> Iterator[TrackingReport]:
     folder = nearest_folder(file)
     if not folder.is_dir():
-        yield TrackingReport(f"tracking to {file}: {folder} is no folder: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: {folder} is no folder: {_ADDRESS_REMEDY}")
     # sqlite keeps its journal beside the database.
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        yield TrackingReport(f"tracking to {file}: no right to write in {folder}: {_ANOTHER}")
+        yield TrackingReport(
+            f"tracking to {file}: no right to write in {folder}: {_ADDRESS_REMEDY}"
+        )
     if reason := why_no_locks(folder):
-        yield TrackingReport(f"tracking to {file}: {reason}, which sqlite needs: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: {reason}, which sqlite needs: {_ADDRESS_REMEDY}")
     try:
         file.lstat()  # which also says that no file can have this name
     except FileNotFoundError:
         return
     if not file.is_file():
-        yield TrackingReport(f"tracking to {file}: is no file: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: is no file: {_ADDRESS_REMEDY}")
     if not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
-        yield TrackingReport(f"tracking to {file}: no right to write into it: {_ANOTHER}")
+        yield TrackingReport(f"tracking to {file}: no right to write into it: {_ADDRESS_REMEDY}")
     if file.stat().st_size:
-        yield from _read(file, question, timeout_s)
+        yield from _read_database(file, tracking_query, timeout_s)
 
 
-def _read(file: Path, question: TrackingQuery, timeout_s: float) -> Iterator[TrackingReport]:
-    with file.open("rb") as opened:
-        head = opened.read(20)
-    if not head.startswith(_MAGIC):
-        yield TrackingReport(f"tracking to {file}: is no sqlite database: {_ANOTHER}")
+def _read_database(
+    file: Path, tracking_query: TrackingQuery, timeout_s: float
+) -> Iterator[TrackingReport]:
+    with file.open("rb") as database_file:
+        header_bytes = database_file.read(20)
+    if not header_bytes.startswith(_SQLITE_MAGIC):
+        yield TrackingReport(f"tracking to {file}: is no sqlite database: {_ADDRESS_REMEDY}")
         return
     uri = f"file:{quote(os.fsencode(file.absolute()))}?mode=ro"
-    if head[18] == 2:  # a write-ahead log, which readers would open for writing, too
-        log = file.with_name(f"{file.name}-wal")
-        uri += "&readonly_shm=1" if log.exists() and log.stat().st_size else "&immutable=1"
-    with closing(sqlite3.connect(uri, uri=True, timeout=timeout_s / 2)) as base:
-        yield from _inside(base, question)
+    if header_bytes[18] == 2:  # a write-ahead log, which readers would open for writing, too
+        write_ahead_log = file.with_name(f"{file.name}-wal")
+        uri += (
+            "&readonly_shm=1"
+            if write_ahead_log.exists() and write_ahead_log.stat().st_size
+            else "&immutable=1"
+        )
+    with closing(sqlite3.connect(uri, uri=True, timeout=timeout_s / 2)) as connection:
+        yield from _schema_obstacles(connection, tracking_query)
 
 
-def _inside(base: sqlite3.Connection, question: TrackingQuery) -> Iterator[TrackingReport]:
-    tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
-    version = ""
+def _schema_obstacles(
+    connection: sqlite3.Connection, tracking_query: TrackingQuery
+) -> Iterator[TrackingReport]:
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    schema_version = ""
     if "alembic_version" in tables:
-        version = next((v for (v,) in base.execute("SELECT version_num FROM alembic_version")), "")
+        schema_version = next(
+            (v for (v,) in connection.execute("SELECT version_num FROM alembic_version")), ""
+        )
     if not tables >= {"experiments", "runs"}:
         # MLflow makes its tables beside those of others, unless they are called the same.
-        in_the_way = sorted(tables & _MLFLOWS) + ["alembic_version"] * bool(version)
-        if in_the_way:
+        clashing_tables = sorted(tables & _MLFLOW_TABLES) + ["alembic_version"] * bool(
+            schema_version
+        )
+        if clashing_tables:
             yield TrackingReport(
-                f"the database {question.uri} is another program's, or MLflow was stopped while "
-                f"it made it (it has {', '.join(in_the_way)}): {_ANOTHER}"
+                f"the database {tracking_query.uri} is another program's, or MLflow was stopped "
+                "while "
+                f"it made it (it has {', '.join(clashing_tables)}): {_ADDRESS_REMEDY}"
             )
         return
-    newest, earlier = schema_history()
-    if newest and version != newest:
-        is_older = not version or version in earlier
+    newest_schema, earlier_schemas = schema_history()
+    if newest_schema and schema_version != newest_schema:
+        is_older = not schema_version or schema_version in earlier_schemas
         yield TrackingReport(
-            _of_another_version(question.uri, version or "of no version", newest, is_older)
+            _schema_mismatch_text(
+                tracking_query.uri, schema_version or "of no version", newest_schema, is_older
+            )
         )
         return
-    binned = base.execute(
+    deleted_experiments = connection.execute(
         "SELECT experiment_id FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'",
-        (question.experiment,),
+        (tracking_query.experiment,),
     )
-    for (experiment_id,) in binned:
-        yield question.experiment_in_bin(experiment_id)
-    deleted = base.execute(
+    for (experiment_id,) in deleted_experiments:
+        yield tracking_query.experiment_in_bin(experiment_id)
+    deleted_runs = connection.execute(
         "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted' AND run_uuid"
         " IN (SELECT run_uuid FROM tags WHERE key = 'vssl_dist.run' AND value = ?)",
-        (question.uuid,),
+        (tracking_query.uuid,),
     )
-    for (run_id,) in deleted:
-        yield question.run_in_bin(run_id)
-    of_another = base.execute(
+    for (run_id,) in deleted_runs:
+        yield tracking_query.run_in_bin(run_id)
+    foreign_runs = connection.execute(
         "SELECT run_uuid FROM runs WHERE run_uuid = ? AND run_uuid"
         " NOT IN (SELECT run_uuid FROM tags WHERE key = 'vssl_dist.run' AND value = ?)",
-        (question.run_id, question.uuid),
+        (tracking_query.run_id, tracking_query.uuid),
     )
-    for _ in of_another:
-        yield question.run_of_another()
+    for _ in foreign_runs:
+        yield tracking_query.run_of_another()
 
 
-def _of_another_version(uri: str, version: str, newest: str, is_older: bool) -> str:
-    facts = f"the database {uri} has schema {version}, the installed MLflow wants {newest}: "
+def _schema_mismatch_text(uri: str, schema_version: str, newest_schema: str, is_older: bool) -> str:
+    mismatch_text = (
+        f"the database {uri} has schema {schema_version}, the installed MLflow wants "
+        f"{newest_schema}: "
+    )
     if is_older:
-        return f"{facts}copy the file, then `mlflow db upgrade '{uri}'`, or {_ANOTHER}"
-    return f"{facts}it is of a newer MLflow, install that, or {_ANOTHER}"
+        return (
+            f"{mismatch_text}copy the file, then `mlflow db upgrade '{uri}'`, or {_ADDRESS_REMEDY}"
+        )
+    return f"{mismatch_text}it is of a newer MLflow, install that, or {_ADDRESS_REMEDY}"
 
 
 def schema_history() -> tuple[str, set[str]]:
@@ -145,18 +169,21 @@ def schema_history() -> tuple[str, set[str]]:
 
     They stand in its migrations, one file each, as ``revision`` and ``down_revision``.
     """
-    spec = find_spec("mlflow")
-    if spec is None or spec.origin is None:
+    mlflow_spec = find_spec("mlflow")
+    if mlflow_spec is None or mlflow_spec.origin is None:
         return "", set()
-    folder = Path(spec.origin).parent / "store" / "db_migrations" / "versions"
+    folder = Path(mlflow_spec.origin).parent / "store" / "db_migrations" / "versions"
     revisions: set[str] = set()
-    replaced: set[str] = set()
+    replaced_revisions: set[str] = set()
     for file in folder.glob("*.py"):
         text = file.read_text()
-        for names, line in ((revisions, r"revision"), (replaced, r"down_revision")):
-            if statement := re.search(rf"^{line}(?:\s*:[^=]+)?\s*=\s*(.+)$", text, re.M):
-                names |= set(re.findall(r"[\"']([0-9a-f]+)[\"']", statement[1]))
-    newest = revisions - replaced
+        for revision_set, variable_name in (
+            (revisions, r"revision"),
+            (replaced_revisions, r"down_revision"),
+        ):
+            if assignment := re.search(rf"^{variable_name}(?:\s*:[^=]+)?\s*=\s*(.+)$", text, re.M):
+                revision_set |= set(re.findall(r"[\"']([0-9a-f]+)[\"']", assignment[1]))
+    newest = revisions - replaced_revisions
     return (newest.pop(), revisions) if len(newest) == 1 else ("", revisions)
 
 

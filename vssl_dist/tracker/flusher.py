@@ -15,12 +15,12 @@ from vssl_dist.environment import outside_jobs, slurm_job
 from vssl_dist.installed import command_line, own_code_only
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
-from vssl_dist.tracker.address import NOWHERE, sqlite_file
+from vssl_dist.tracker.address import NO_TRACKING, sqlite_file
 from vssl_dist.tracker.cursor import is_flushed, load_spool_cursor
 from vssl_dist.tracker.identity import as_utf8, settle_identity, shell_word
-from vssl_dist.tracker.record import Record, Sender, lease_holder
+from vssl_dist.tracker.record import Sender, TrackingRecord, lease_holder
 
-_GENTLE = {
+_SENDER_ENVIRONMENT = {
     # mlflow's own defaults block a call to a dead server for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -30,8 +30,8 @@ _GENTLE = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "OMP_NUM_THREADS": "1",
 }
-_DRAIN_S = 10.0
-_NAMED = 8
+_EXIT_WAIT_S = 10.0
+_MAX_NAMED_REFUSALS = 8
 
 
 class Flusher:
@@ -59,14 +59,14 @@ class Flusher:
         experiment: str,
         tracking_uri: str,
         *,
-        afresh: bool = False,
+        retry_refused: bool = False,
         only_sends: bool = False,
         system_every_s: float | None = None,
     ) -> None:
         self.run_dir = run_dir.absolute()
         self.experiment = experiment
         self.tracking_uri = tracking_uri
-        self.afresh = afresh
+        self.afresh = retry_refused
         self.only_sends = only_sends
         self.system_every_s = system_every_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,24 +86,24 @@ class Flusher:
         if not run.mlflow_record.exists():
             # So that it counts as tracked, however soon this is killed; later addresses are
             # written down by who has the lease.
-            Record(identity.uuid, self.experiment, self.tracking_uri).save(self.run_dir)
+            TrackingRecord(identity.uuid, self.experiment, self.tracking_uri).save(self.run_dir)
         arguments = [str(self.run_dir), "--to", self.tracking_uri, "--experiment", self.experiment]
         arguments += ["--afresh"] * self.afresh + ["--only-sends"] * self.only_sends
         if job := slurm_job():
             arguments += ["--job", job]
         if self.system_every_s is not None:
             arguments += ["--system", str(self.system_every_s)]
-        gentle = dict(_GENTLE)
+        sender_environment = dict(_SENDER_ENVIRONMENT)
         if sqlite_file(self.tracking_uri) is not None:
             # A connection that stays open goes on writing into a file that was removed.
-            gentle["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
+            sender_environment["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
         with open_append(run.sender_log) as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "vssl_dist.tracker", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=gentle | outside_jobs(os.environ) | own_code_only(os.environ),
+                env=sender_environment | outside_jobs(os.environ) | own_code_only(os.environ),
                 # Signals meant for the trainer (a preemption, Ctrl-C) are not for this one.
                 start_new_session=True,
             )
@@ -115,14 +115,14 @@ class Flusher:
             Whether everything in the spool has reached MLflow.
         """
         deadline = time.monotonic() + timeout_s
-        ended = self._end(deadline)
-        if ended is not None and ended < 0 and time.monotonic() < deadline:
+        exit_code = self._end_process(deadline)
+        if exit_code is not None and exit_code < 0 and time.monotonic() < deadline:
             # Somebody killed it (out of memory, say); one more may have better luck.
             self.start()
-            ended = self._end(deadline)
-        return ended == 0
+            exit_code = self._end_process(deadline)
+        return exit_code == 0
 
-    def _end(self, deadline: float) -> int | None:
+    def _end_process(self, deadline: float) -> int | None:
         """End the process; return its exit code, ``None`` if it did not run or end in time."""
         process, self._process = self._process, None
         if process is None:
@@ -147,7 +147,7 @@ class Flusher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(_DRAIN_S)
+        self.close(_EXIT_WAIT_S)
 
 
 def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bool:
@@ -168,44 +168,51 @@ def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bo
     """
     if not RunFolder(run_dir).mlflow_record.exists():
         return True
-    record = Record.load(run_dir, settle_identity(run_dir))
-    if tracking_uri == NOWHERE or is_flushed(run_dir, tracking_uri):
+    record = TrackingRecord.load(run_dir, settle_identity(run_dir))
+    if tracking_uri == NO_TRACKING or is_flushed(run_dir, tracking_uri):
         return True
     flusher = Flusher(run_dir, record.experiment, tracking_uri, only_sends=True)
     flusher.start()
     return flusher.close(timeout_s)
 
 
-def shortfall(run_dir: Path, tracking_uri: str, writers: Collection[str] = ()) -> str | None:
+def why_not_all_sent(
+    run_dir: Path, tracking_uri: str, writer_names: Collection[str] = ()
+) -> str | None:
     """Say in one line what of a run MLflow lacks, why, and the remedy; ``None`` if it has all.
 
     Args:
         run_dir: The run's folder.
         tracking_uri: Where curves go now.
-        writers: Ask for what these have written only; that somebody is sending it is as good as
-            sent then.  By default everybody's, and who is sending is named.
+        writer_names: Ask for what these have written only; that somebody is sending it is as good
+            as sent then.  By default everybody's, and who is sending is named.
     """
     command = f"{command_line('launch/track.py')} {shell_word(run_dir)}"
-    if tracking_uri == NOWHERE:
-        return f"curves are in the spool only (MLFLOW_TRACKING_URI={NOWHERE}): {command} --to URI"
-    if is_flushed(run_dir, tracking_uri, writers):
-        refused = load_spool_cursor(run_dir, tracking_uri).refused
-        if not refused:
-            return None
-        names = [*refused][:_NAMED] + [f"{len(refused) - _NAMED} more"] * (len(refused) > _NAMED)
+    if tracking_uri == NO_TRACKING:
         return (
-            f"MLflow does not take {printable(', '.join(names))} "
-            f"({printable(next(iter(refused.values())))}); all else has arrived, and {command} "
+            f"curves are in the spool only (MLFLOW_TRACKING_URI={NO_TRACKING}): {command} --to URI"
+        )
+    if is_flushed(run_dir, tracking_uri, writer_names):
+        refusal_reasons = load_spool_cursor(run_dir, tracking_uri).refusal_reasons
+        if not refusal_reasons:
+            return None
+        refused_names = [*refusal_reasons][:_MAX_NAMED_REFUSALS] + [
+            f"{len(refusal_reasons) - _MAX_NAMED_REFUSALS} more"
+        ] * (len(refusal_reasons) > _MAX_NAMED_REFUSALS)
+        return (
+            f"MLflow does not take {printable(', '.join(refused_names))} "
+            f"({printable(next(iter(refusal_reasons.values())))}); all else has arrived, and "
+            f"{command} "
             "tries again"
         )
     sender = Sender.load(run_dir)
-    working = lease_holder(run_dir)
-    if working is not None and working.tracking_uri == tracking_uri and writers:
-        if working.problem is None:
+    lease_owner = lease_holder(run_dir)
+    if lease_owner is not None and lease_owner.tracking_uri == tracking_uri and writer_names:
+        if lease_owner.problem is None:
             return None
-        reason = printable(working.problem)
-    elif working is not None:
-        reason = working.doing
+        reason = printable(lease_owner.problem)
+    elif lease_owner is not None:
+        reason = lease_owner.activity
     elif sender is None or sender.tracking_uri != tracking_uri:
         reason = "nobody has sent them there"
     else:

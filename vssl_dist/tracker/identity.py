@@ -27,13 +27,13 @@ from vssl_dist.locks import lock_holder, private_lock
 from vssl_dist.run_folder import RunFolder, is_export
 from vssl_dist.tracker.intake import is_text_mapping, open_safely, read_json_object
 
-_WAIT_S = 60.0
-_LONGEST_NAME = 1000
-_LARGEST_CONFIG = 1_000_000
+_LOCK_WAIT_S = 60.0
+_MAX_NAME_LENGTH = 1000
+_MAX_CONFIG_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Parent:
+class CopiedRun:
     """The run that a copy was made of."""
 
     name: str
@@ -48,13 +48,13 @@ class Identity:
 
     uuid: str
     path: str
-    parent: Parent | None = None
+    parent: CopiedRun | None = None
 
 
 def stored_identity(run_dir: Path) -> Identity | None:
     """Read which run a folder is; ``None`` for a new folder and for a new copy."""
-    stored = _stored(run_dir)
-    return None if stored is None or _original(stored, run_dir) is not None else stored
+    stored = _read_identity(run_dir)
+    return None if stored is None or _find_original(stored, run_dir) is not None else stored
 
 
 def settle_identity(run_dir: Path) -> Identity:
@@ -67,32 +67,40 @@ def settle_identity(run_dir: Path) -> Identity:
         ConfigError: Another process has been at the same for a minute.
     """
     run_dir = run_dir.absolute()
-    stored = _stored(run_dir)
-    if RunFolder(run_dir).identity.exists() and stored is not None and _is_at(stored.path, run_dir):
+    stored = _read_identity(run_dir)
+    if (
+        RunFolder(run_dir).identity.exists()
+        and stored is not None
+        and _leads_to_folder(stored.path, run_dir)
+    ):
         return stored
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = RunFolder(run_dir).identity_lock
-    if lock.is_symlink():  # of a copy that is made of links
-        lock.unlink(missing_ok=True)
+    lock_path = RunFolder(run_dir).identity_lock
+    if lock_path.is_symlink():  # of a copy that is made of links
+        lock_path.unlink(missing_ok=True)
     try:
-        held = private_lock(lock).acquire(timeout=_WAIT_S)
+        held_lock = private_lock(lock_path).acquire(timeout=_LOCK_WAIT_S)
     except Timeout:
         raise ConfigError(
-            f"{lock} is held by {lock_holder(lock)}: wait for it, or stop it"
+            f"{lock_path} is held by {lock_holder(lock_path)}: wait for it, or stop it"
         ) from None
-    with held:
-        stored = _stored(run_dir)
+    with held_lock:
+        stored = _read_identity(run_dir)
         if stored is None:
-            settled = Identity(uuid.uuid4().hex, str(run_dir))
-        elif (original := _original(stored, run_dir)) is None or _is_same_folder(original, run_dir):
-            settled = Identity(stored.uuid, str(run_dir), stored.parent)
+            settled_identity = Identity(uuid.uuid4().hex, str(run_dir))
+        elif (original := _find_original(stored, run_dir)) is None or _is_same_folder(
+            original, run_dir
+        ):
+            settled_identity = Identity(stored.uuid, str(run_dir), stored.parent)
         else:
-            _detach(run_dir, original)
-            parent = Parent(original.name, stored.uuid, _runs(run_dir, stored.uuid))
-            settled = Identity(uuid.uuid4().hex, str(run_dir), parent)
-        if settled != stored or not RunFolder(run_dir).identity.exists():
-            publish_inside(RunFolder(run_dir).identity, json.dumps(asdict(settled)).encode())
-        return settled
+            _replace_shared_files(run_dir, original)
+            parent = CopiedRun(original.name, stored.uuid, _read_copied_runs(run_dir, stored.uuid))
+            settled_identity = Identity(uuid.uuid4().hex, str(run_dir), parent)
+        if settled_identity != stored or not RunFolder(run_dir).identity.exists():
+            publish_inside(
+                RunFolder(run_dir).identity, json.dumps(asdict(settled_identity)).encode()
+            )
+        return settled_identity
 
 
 def is_copy_of(path: str, run_dir: Path, uuid: str) -> bool:
@@ -105,7 +113,7 @@ def is_copy_of(path: str, run_dir: Path, uuid: str) -> bool:
     """
     if not _is_path(path):
         return False
-    original = _original(Identity(uuid, path), run_dir)
+    original = _find_original(Identity(uuid, path), run_dir)
     if original is None or _is_same_folder(original, run_dir):
         return False
     # A copy that was put where this run used to be does not say that it is the run.
@@ -127,21 +135,21 @@ def shell_word(path: Path) -> str:
     >>> print(shell_word(Path("/data/caf\udce9")), shell_word(Path("/my data/$x")))
     $'/data/caf\xe9' '/my data/$$x'
     """
-    typed = literal(path)
-    text = as_utf8(typed)
-    return shlex.quote(text) if text == typed else f"${shlex.quote(text)}"
+    typed_path = literal(path)
+    utf8_path = as_utf8(typed_path)
+    return shlex.quote(utf8_path) if utf8_path == typed_path else f"${shlex.quote(utf8_path)}"
 
 
-def _stored(run_dir: Path) -> Identity | None:
+def _read_identity(run_dir: Path) -> Identity | None:
     """Read the identity of a folder, of a run from before ``run.json`` from its other files."""
-    match _read(RunFolder(run_dir).identity):
+    match _read_object_or_empty(RunFolder(run_dir).identity):
         case {"uuid": str(run_uuid), "path": str(path), **others} if _is_uuid(
             run_uuid
         ) and _is_path(path):
-            return Identity(run_uuid, path, _parent(others.get("parent")))
-    match _read(RunFolder(run_dir).mlflow_record):
+            return Identity(run_uuid, path, _parse_parent(others.get("parent")))
+    match _read_object_or_empty(RunFolder(run_dir).mlflow_record):
         case {"uuid": str(run_uuid)} if _is_uuid(run_uuid) and _is_path(
-            path := _configured(run_dir)
+            path := _configured_path(run_dir)
         ):
             return Identity(run_uuid, path)
     return None
@@ -158,51 +166,55 @@ def _is_path(text: str) -> bool:
         return False
 
 
-def _parent(facts: object) -> Parent | None:
+def _parse_parent(facts: object) -> CopiedRun | None:
     match facts:
         case {"name": str(name), "uuid": str(parent_uuid), "runs": dict(runs)} if is_text_mapping(
             runs
         ):
-            return Parent(name[:_LONGEST_NAME], parent_uuid[:_LONGEST_NAME], runs)
+            return CopiedRun(name[:_MAX_NAME_LENGTH], parent_uuid[:_MAX_NAME_LENGTH], runs)
     return None
 
 
-def _configured(run_dir: Path) -> str:
+def _configured_path(run_dir: Path) -> str:
     """Return the path at which the last submission saw the folder, as its config states it."""
     try:
         with open_safely(RunFolder(run_dir).config) as file:
-            config = yaml.safe_load(file.read(_LARGEST_CONFIG))
-        return str(Path(config["out"], config["name"]))
+            config_values = yaml.safe_load(file.read(_MAX_CONFIG_BYTES))
+        return str(Path(config_values["out"], config_values["name"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return str(run_dir.absolute())
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_object_or_empty(path: Path) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except (OSError, ValueError):
         return {}
 
 
-def _runs(run_dir: Path, owner: str) -> dict[str, str]:
+def _read_copied_runs(run_dir: Path, original_uuid: str) -> dict[str, str]:
     """Read the MLflow runs of the original from a copied ``mlflow_run.json``."""
-    match _read(RunFolder(run_dir).mlflow_record):
-        case {"uuid": str(run_uuid), "tracking_uri": str(uri), **facts} if run_uuid == owner:
-            last = {uri: facts["run_id"]} if "run_id" in facts else {}
+    match _read_object_or_empty(RunFolder(run_dir).mlflow_record):
+        case {"uuid": str(run_uuid), "tracking_uri": str(uri), **facts} if (
+            run_uuid == original_uuid
+        ):
+            last_run = {uri: facts["run_id"]} if "run_id" in facts else {}
             runs = [
-                candidate for candidate in (facts.get("runs"), last) if is_text_mapping(candidate)
+                run_mapping
+                for run_mapping in (facts.get("runs"), last_run)
+                if is_text_mapping(run_mapping)
             ]
             return {address: run_id for mapping in runs for address, run_id in mapping.items()}
     return {}
 
 
-def _original(stored: Identity, run_dir: Path) -> Path | None:
+def _find_original(stored: Identity, run_dir: Path) -> Path | None:
     """Find the folder that ``run_dir`` is a copy of, ``None`` if it is the run itself."""
     recorded_path = Path(stored.path)
     try:
-        if _is_at(stored.path, run_dir) or not recorded_path.is_dir():
+        if _leads_to_folder(stored.path, run_dir) or not recorded_path.is_dir():
             return None
-        facts = _read(RunFolder(recorded_path).identity) or _read(
+        facts = _read_object_or_empty(RunFolder(recorded_path).identity) or _read_object_or_empty(
             RunFolder(recorded_path).mlflow_record
         )
         # What its owner lets nobody read is not this folder, wherever that was.
@@ -214,7 +226,7 @@ def _original(stored: Identity, run_dir: Path) -> Path | None:
     return recorded_path if facts.get("uuid") == stored.uuid or not is_readable else None
 
 
-def _is_at(path: str, run_dir: Path) -> bool:
+def _leads_to_folder(path: str, run_dir: Path) -> bool:
     """Whether a path leads here.  Folders have no hard links, their files may."""
     try:
         return Path(path).samefile(run_dir)
@@ -224,18 +236,18 @@ def _is_at(path: str, run_dir: Path) -> bool:
 
 def _is_same_folder(original: Path, run_dir: Path) -> bool:
     """Whether two paths are one folder under two mounts, which may number files differently."""
-    probe = f".probe-{uuid.uuid4().hex}"
-    mark = run_dir / probe
-    mark.touch()
+    probe_name = f".probe-{uuid.uuid4().hex}"
+    probe_path = run_dir / probe_name
+    probe_path.touch()
     try:
-        return (original / probe).exists()
+        return (original / probe_name).exists()
     except OSError:
         return False
     finally:
-        mark.unlink()
+        probe_path.unlink()
 
 
-def _detach(run_dir: Path, original: Path) -> None:
+def _replace_shared_files(run_dir: Path, original: Path) -> None:
     """Give a copy (``cp -al``, ``cp -as``) files of its own, in place of links to the original's.
 
     Hard links to weights stay: those are never changed where they lie.
@@ -244,11 +256,11 @@ def _detach(run_dir: Path, original: Path) -> None:
     for folder, _, names in os.walk(run_dir):
         for path in (Path(folder, name) for name in names):
             if path.is_symlink():
-                shared = path.is_file() and path.resolve().is_relative_to(original_path)
+                is_shared = path.is_file() and path.resolve().is_relative_to(original_path)
             else:
-                weights = is_export(path) or path.is_relative_to(RunFolder(run_dir).checkpoints)
-                shared = not weights and path.is_file() and path.stat().st_nlink > 1
-            if shared:
+                is_weights = is_export(path) or path.is_relative_to(RunFolder(run_dir).checkpoints)
+                is_shared = not is_weights and path.is_file() and path.stat().st_nlink > 1
+            if is_shared:
                 copied_path = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")
                 shutil.copy2(path, copied_path)
                 copied_path.replace(path)

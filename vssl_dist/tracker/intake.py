@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, TypeGuard
 from vssl_dist.durable import followed, open_regular
 from vssl_dist.jsonfile import read_json
 
-_LARGEST = 2**63
+_COUNT_LIMIT = 2**63
 
 
 def open_safely(path: Path) -> BinaryIO:
@@ -35,7 +35,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def is_count(value: object) -> TypeGuard[int]:
     """Whether a value can be a step, an offset or a time: not negative, not of 100 digits."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _COUNT_LIMIT
 
 
 def is_text_mapping(value: object) -> TypeGuard[dict[str, str]]:

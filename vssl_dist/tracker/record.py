@@ -16,47 +16,47 @@ from vssl_dist.durable import name_of_user, publish_inside
 from vssl_dist.locks import private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
-from vssl_dist.tracker.address import EXPERIMENT
+from vssl_dist.tracker.address import EXPERIMENT_NAME
 from vssl_dist.tracker.identity import Identity
 from vssl_dist.tracker.intake import is_text_mapping, read_json_object
 
 
 @dataclass
-class Record:
+class TrackingRecord:
     """``mlflow_run.json``: where curves go now, and the MLflow run at each address so far.
 
     It belongs to one run: what a copied folder brings along is not believed.
     """
 
     uuid: str
-    experiment: str = EXPERIMENT
+    experiment: str = EXPERIMENT_NAME
     tracking_uri: str = ""
     runs: dict[str, str] = field(default_factory=dict)
     """Run ids by address."""
 
     @classmethod
-    def load(cls, run_dir: Path, identity: Identity | None) -> Record:
+    def load(cls, run_dir: Path, identity: Identity | None) -> TrackingRecord:
         """Load what is written down for this run, or an empty record."""
         uuid = identity.uuid if identity else ""
         try:
             facts = read_json_object(RunFolder(run_dir).mlflow_record)
-            owner, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
+            owner_uuid, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
         except (OSError, ValueError, KeyError):
             return cls(uuid)
         earlier_runs = facts.get("runs", {})
-        are_texts = all(isinstance(text, str) for text in (owner, experiment, uri))
-        if not are_texts or not is_text_mapping(earlier_runs):
+        are_all_texts = all(isinstance(text, str) for text in (owner_uuid, experiment, uri))
+        if not are_all_texts or not is_text_mapping(earlier_runs):
             return cls(uuid)
-        last = {uri: facts["run_id"]} if "run_id" in facts else {}
+        last_run = {uri: facts["run_id"]} if "run_id" in facts else {}
         if not re.fullmatch(r"(?!\.*$)[\w. -]{1,250}", experiment):
-            experiment = EXPERIMENT
+            experiment = EXPERIMENT_NAME
         run_ids = {
             address: run_id
-            for address, run_id in (earlier_runs | last).items()
+            for address, run_id in (earlier_runs | last_run).items()
             if isinstance(run_id, str) and _is_run_id(run_id)
         }
         # What a copied folder brings along is the original's.
-        return cls(uuid, experiment, uri, run_ids if uuid == owner else {})
+        return cls(uuid, experiment, uri, run_ids if uuid == owner_uuid else {})
 
     @property
     def run_id(self) -> str | None:
@@ -105,7 +105,7 @@ class Sender:
     """Whether it has written down what it sends, and where."""
 
     @property
-    def doing(self) -> str:
+    def activity(self) -> str:
         """Activity of the sender, as the subject of a line."""
         return printable(f"{self} is sending to {self.tracking_uri}")
 
@@ -115,38 +115,38 @@ class UnknownSender(Sender):
 
     is_known = False
 
-    def __init__(self, who: str, lock: Path) -> None:
+    def __init__(self, holder_name: str, lock_path: Path) -> None:
         super().__init__("?")
-        self.who, self.lock = who, lock
+        self.holder_name, self.lock_path = holder_name, lock_path
 
     def __str__(self) -> str:
-        return self.who
+        return self.holder_name
 
     @property
-    def doing(self) -> str:
+    def activity(self) -> str:
         """Activity of the process, as the subject of a line."""
-        return printable(f"{self} holds {self.lock}")
+        return printable(f"{self} holds {self.lock_path}")
 
 
-def lease(run_dir: Path) -> FileLock:
+def sending_lock(run_dir: Path) -> FileLock:
     """Return the lock that the one process which sends a run's spool holds."""
     return private_lock(RunFolder(run_dir).sender_lock)
 
 
 def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     """Return who holds the lease, or ``None`` if it is free within ``wait_s``."""
-    lock = RunFolder(run_dir).sender_lock
+    lock_path = RunFolder(run_dir).sender_lock
     try:
-        with lease(run_dir).acquire(timeout=wait_s):
+        with sending_lock(run_dir).acquire(timeout=wait_s):
             return None
     except Timeout:
-        who = locks.lock_holder(lock)
+        holder_name = locks.lock_holder(lock_path)
     except PermissionError:
-        if not lock.exists():
+        if not lock_path.exists():
             raise
-        return UnknownSender(name_of_user(lock.lstat().st_uid), lock)
-    if " of " in who and f" of {name_of_user(os.geteuid())} (" not in who:
-        return UnknownSender(who, lock)
+        return UnknownSender(name_of_user(lock_path.lstat().st_uid), lock_path)
+    if " of " in holder_name and f" of {name_of_user(os.geteuid())} (" not in holder_name:
+        return UnknownSender(holder_name, lock_path)
     return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
 
 

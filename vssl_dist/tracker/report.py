@@ -18,7 +18,7 @@ class TrackingReport:
 
     problem: str | None = None
     """Obstacle that will not pass by itself."""
-    doubt: str | None = None
+    passing_problem: str | None = None
     """Obstacle that may pass: until then curves wait in the spool."""
     note: str | None = None
     """Oddity that is no reason to wait."""
@@ -38,14 +38,16 @@ class TrackingQuery:
         """Report that the experiment was deleted, which MLflow can undo."""
         return TrackingReport(
             f"MLflow's experiment {self.experiment} at {self.uri} is in the bin and takes no runs: "
-            f"{self._command('experiments', f'--experiment-id {experiment_id}')} brings it back"
+            f"{self._restore_command('experiments', f'--experiment-id {experiment_id}')} brings "
+            "it back"
         )
 
     def run_in_bin(self, run_id: object) -> TrackingReport:
         """Report that the run was deleted, which MLflow can undo."""
         return TrackingReport(
             f"the MLflow run of {as_utf8(str(self.run_dir))} at {self.uri} is in the bin and "
-            f"takes no curves: {self._command('runs', f'--run-id {run_id}')} brings it back; or "
+            f"takes no curves: {self._restore_command('runs', f'--run-id {run_id}')} brings it "
+            "back; or "
             "give this run another name"
         )
 
@@ -57,13 +59,14 @@ class TrackingQuery:
             "this one gets one of its own, with all of its history"
         )
 
-    def _command(self, group: str, option: str) -> str:
-        return f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow {group} restore {option}"
+    def _restore_command(self, mlflow_group: str, option: str) -> str:
+        return f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} mlflow {mlflow_group} restore {option}"
 
-    def away(self, reason: object) -> TrackingReport:
+    def report_unreachable(self, reason: object) -> TrackingReport:
         """Report that the address cannot be reached now."""
         return TrackingReport(
-            doubt=f"MLflow at {self.uri} does not answer ({' '.join(str(reason).split())[:200]}): "
+            passing_problem=f"MLflow at {self.uri} does not answer "
+            f"({' '.join(str(reason).split())[:200]}): "
             f"curves wait in {as_utf8(str(RunFolder(self.run_dir).spool))}, and "
             f"`{command_line('launch/track.py')} {shell_word(self.run_dir)}` "
             "sends them once it does"

@@ -17,7 +17,7 @@ from vssl_dist.tracker.spool import Spool
 _log = logging.getLogger(__name__)
 
 
-class Sampler(threading.Thread):
+class SystemSampler(threading.Thread):
     """Writes processor, memory, disk, network and GPU use of this machine to the spool.
 
     Its steps count samples over the whole run: a resumed run goes on counting.
@@ -26,33 +26,33 @@ class Sampler(threading.Thread):
     def __init__(self, run_dir: Path, every_s: float) -> None:
         super().__init__(name="system-metrics", daemon=True)
         self._spool = Spool(run_dir, "system")
-        self._every_s = every_s
-        self._ended = threading.Event()
+        self._sample_every_s = every_s
+        self._end_event = threading.Event()
         self._monitors: list[Any] = []
-        kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor]
-        for kind in kinds:
+        monitor_classes: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor]
+        for monitor_class in monitor_classes:
             try:
-                self._monitors.append(kind())
+                self._monitors.append(monitor_class())
             except (ImportError, RuntimeError) as error:
                 # The last one needs a GPU and the nvidia-ml-py package.
-                _log.info("no %s: %s", kind.__name__, error)
+                _log.info("no %s: %s", monitor_class.__name__, error)
 
     def run(self) -> None:
         """Sample until `stop` is called."""
         step = self._spool.last_step() + 1
         # The first reading of processor use has no interval yet and is always 0.
-        self._sample()
-        while not self._ended.wait(self._every_s):
-            self._spool.metrics(self._sample(), step)
+        self._read_monitors()
+        while not self._end_event.wait(self._sample_every_s):
+            self._spool.metrics(self._read_monitors(), step)
             step += 1
 
     def stop(self) -> None:
         """End the thread; nothing is written afterwards."""
-        self._ended.set()
+        self._end_event.set()
         self.join()
         self._spool.close()
 
-    def _sample(self) -> dict[str, float]:
+    def _read_monitors(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for monitor in self._monitors:
             monitor.collect_metrics()

@@ -15,8 +15,16 @@ import pytest
 import torch
 from nvidia.dali import fn, types
 
-from bench.parity import PROMISED
-from bench.parity_cases import EVERYTHING, LEVELS, OPERATIONS, Case, drawn, identity, standard_cases
+from bench.parity import MAX_MEAN_DIFFERENCE
+from bench.parity_cases import (
+    ALL_OPERATIONS_RECIPE,
+    LEVEL_NORMALISATION,
+    OPERATION_DRAWS,
+    ImageSet,
+    identity_draws,
+    recipe_draws,
+    standard_image_sets,
+)
 from vssl_dist import config
 from vssl_dist.config import ViewRecipe
 from vssl_dist.data.backends.base import BackendSpec
@@ -33,7 +41,7 @@ from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.methods import CONFIGS
 
 ROOT = Path(__file__).parents[3]
-CASES = {case.name: replace(case, side=min(case.side, 96)) for case in standard_cases()}
+CASES = {case.name: replace(case, side=min(case.side, 96)) for case in standard_image_sets()}
 KERNELS = {
     "cpu": set(registry.RegisteredCPUOps()),
     "gpu": set(registry.RegisteredGPUOps()),
@@ -86,7 +94,7 @@ def test_dali_has_a_kernel_for_all_that_a_recipe_does_on_a_gpu(spec: BackendSpec
 
 
 def test_what_a_gpu_cannot_do_is_noticed() -> None:
-    spec = BackendSpec((EVERYTHING,), 32, LEVELS, 1, "cuda")
+    spec = BackendSpec((ALL_OPERATIONS_RECIPE,), 32, LEVEL_NORMALISATION, 1, "cuda")
 
     def without_kernel(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
         return [fn.power_spectrum(fn.cast(image, dtype=types.FLOAT))]
@@ -96,9 +104,9 @@ def test_what_a_gpu_cannot_do_is_noticed() -> None:
         defined(replace(spec, device="cpu"), all_views_graph)
 
 
-def difference(case: Case, recipe: ViewRecipe, draws: Draws) -> float:
+def difference(case: ImageSet, recipe: ViewRecipe, draws: Draws) -> float:
     """Mean difference between the GPU's branch, on the CPU, and the reference, in levels."""
-    spec = BackendSpec((recipe,), case.side, LEVELS, 2, "cuda")
+    spec = BackendSpec((recipe,), case.side, LEVEL_NORMALISATION, 2, "cuda")
     runner = GraphRunner(spec, torch.device("cpu"), all_views_graph)
     (actual,) = runner.run(case.samples.data, inputs_of_all_views(spec, [draws]))
     (expected,) = build_backend("reference", replace(spec, device="cpu"))(case.samples, [draws])
@@ -111,7 +119,7 @@ def fits(recipe: ViewRecipe, side: int) -> bool:
     return reach < (recipe.size or side)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", OPERATION_DRAWS)
 @pytest.mark.parametrize(
     "case",
     [
@@ -123,8 +131,8 @@ def fits(recipe: ViewRecipe, side: int) -> bool:
 def test_each_operation_of_the_gpu_branch_agrees_with_the_reference(
     case: str, operation: str
 ) -> None:
-    draws = OPERATIONS[operation](identity(CASES[case].samples))
-    assert difference(CASES[case], EVERYTHING, draws) < PROMISED / 2
+    draws = OPERATION_DRAWS[operation](identity_draws(CASES[case].samples))
+    assert difference(CASES[case], ALL_OPERATIONS_RECIPE, draws) < MAX_MEAN_DIFFERENCE / 2
 
 
 @pytest.mark.parametrize("recipe", SHIPPED, ids=range(len(SHIPPED)))
@@ -142,15 +150,17 @@ def test_each_recipe_of_the_configs_agrees_with_the_reference(
     images = CASES[case]
     if not fits(recipe, images.side):
         pytest.skip("no view of this size can be blurred this far")
-    assert difference(images, recipe, drawn(images.samples, recipe)) < PROMISED / 2
+    assert (
+        difference(images, recipe, recipe_draws(images.samples, recipe)) < MAX_MEAN_DIFFERENCE / 2
+    )
 
 
 def test_the_two_branches_are_two() -> None:
     case = CASES["patches of 32"]
-    draws = drawn(case.samples, EVERYTHING)
+    draws = recipe_draws(case.samples, ALL_OPERATIONS_RECIPE)
     views = []
     for device in ("cpu", "cuda"):
-        spec = BackendSpec((EVERYTHING,), case.side, LEVELS, 2, device)
+        spec = BackendSpec((ALL_OPERATIONS_RECIPE,), case.side, LEVEL_NORMALISATION, 2, device)
         feed = inputs_of_all_views(spec, [draws])
         views.append(
             GraphRunner(spec, torch.device("cpu"), all_views_graph).run(case.samples.data, feed)[0]

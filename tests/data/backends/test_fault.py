@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from PIL import Image
 
-from bench.parity_cases import LEVELS, stored
+from bench.parity_cases import LEVEL_NORMALISATION, samples_of_files
 from tests.support.damage import config, loader, memory_left, take
 from tests.support.encoders import vast_png
 from vssl_dist.config import ViewRecipe
@@ -105,8 +105,10 @@ def test_a_device_that_fails_for_good_is_named_and_no_image_is_replaced(
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_batch_of_damaged_images_alone_is_damage(device: str) -> None:
-    samples = stored([picture(32).tobytes()] * 3)
-    backend = build_backend("dali", BackendSpec((ViewRecipe(),), 32, LEVELS, device=device))
+    samples = samples_of_files([picture(32).tobytes()] * 3)
+    backend = build_backend(
+        "dali", BackendSpec((ViewRecipe(),), 32, LEVEL_NORMALISATION, device=device)
+    )
     samples.data[:] = [DAMAGED, DAMAGED[:0], picture(32)[:200]]
     for rows in (3, 1):
         samples.data[rows:] = []
@@ -127,8 +129,8 @@ def test_an_image_for_which_memory_ran_out_is_not_damaged(name: str, huge: bytes
     if name == "dali":  # it says of this one that it failed to decode it, and no more
         images[vast_png(4000, 6000)] = 100 << 20
     for image, left in images.items():
-        samples = stored([image])
-        backend = build_backend(name, BackendSpec((), 32, LEVELS))
+        samples = samples_of_files([image])
+        backend = build_backend(name, BackendSpec((), 32, LEVEL_NORMALISATION))
         boxes = centre_crop_boxes(samples, 32)
         with memory_left(left), pytest.raises(DeviceError, match="cpu: "):
             backend.frame(samples, boxes)

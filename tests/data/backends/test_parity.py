@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from bench.parity import PROMISED, compare, main, typed
+from bench.parity import MAX_MEAN_DIFFERENCE, backend_difference, main, portable_folder
 from bench.parity_cases import (
-    EVERYTHING,
-    LEVELS,
-    OPERATIONS,
-    Case,
-    drawn,
-    encoded,
-    folder_case,
-    identity,
-    patches,
+    ALL_OPERATIONS_RECIPE,
+    LEVEL_NORMALISATION,
+    OPERATION_DRAWS,
+    ImageSet,
+    encoded_samples,
+    folder_image_set,
+    identity_draws,
+    photograph_patches,
     photographs,
-    standard_cases,
+    recipe_draws,
+    standard_image_sets,
 )
 from vssl_dist.config import RECIPES, Normalisation, ViewRecipe
 from vssl_dist.data.backends.base import (
@@ -44,22 +44,22 @@ from vssl_dist.data.views import Draws
 
 BACKENDS = ["dali", "reference"]
 # Views of at most 96 pixels: the tables in the docs have those of 224.
-CASES = {case.name: replace(case, side=min(case.side, 96)) for case in standard_cases()}
+CASES = {case.name: replace(case, side=min(case.side, 96)) for case in standard_image_sets()}
 PATCHES = CASES["patches of 32"]
 
 
 @pytest.fixture(scope="module", params=[*CASES, "real"])
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest) -> ImageSet:
     if request.param != "real":
         return CASES[request.param]
     data_folder = os.environ.get("VSSL_TEST_DATA")
     if data_folder is None or not (real := Path(data_folder) / "imagenet-native").is_dir():
         pytest.skip("VSSL_TEST_DATA holds no imagenet-native")
-    return replace(folder_case(real, limit=16), side=96)
+    return replace(folder_image_set(real, limit=16), side=96)
 
 
 def levels(name: str, recipes: tuple[ViewRecipe, ...], side: int, threads: int = 1) -> Backend:
-    return build_backend(name, BackendSpec(recipes, side, LEVELS, threads))
+    return build_backend(name, BackendSpec(recipes, side, LEVEL_NORMALISATION, threads))
 
 
 def rows_of(samples: Samples, rows: NDArray[np.int64]) -> Samples:
@@ -67,23 +67,27 @@ def rows_of(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     return Samples(data, samples.height[rows], samples.width[rows], samples.label[rows], [])
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_operation_agrees(operation: str, case: Case) -> None:
-    mean, _ = compare(case, EVERYTHING, OPERATIONS[operation](identity(case.samples)))
-    assert mean < PROMISED / 2
+@pytest.mark.parametrize("operation", OPERATION_DRAWS)
+def test_each_operation_agrees(operation: str, case: ImageSet) -> None:
+    mean, _ = backend_difference(
+        case, ALL_OPERATIONS_RECIPE, OPERATION_DRAWS[operation](identity_draws(case.samples))
+    )
+    assert mean < MAX_MEAN_DIFFERENCE / 2
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", OPERATION_DRAWS)
 def test_each_operation_differs_by_at_most_a_level_where_nothing_is_resized(operation: str) -> None:
-    _, greatest = compare(PATCHES, EVERYTHING, OPERATIONS[operation](identity(PATCHES.samples)))
+    _, greatest = backend_difference(
+        PATCHES, ALL_OPERATIONS_RECIPE, OPERATION_DRAWS[operation](identity_draws(PATCHES.samples))
+    )
     assert greatest < 1.001
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", OPERATION_DRAWS)
 def test_each_operation_does_something(operation: str) -> None:
-    plain = identity(PATCHES.samples)
-    backend = levels("dali", (EVERYTHING, EVERYTHING), 32)
-    before, after = backend(PATCHES.samples, [plain, OPERATIONS[operation](plain)])
+    plain = identity_draws(PATCHES.samples)
+    backend = levels("dali", (ALL_OPERATIONS_RECIPE, ALL_OPERATIONS_RECIPE), 32)
+    before, after = backend(PATCHES.samples, [plain, OPERATION_DRAWS[operation](plain)])
     changed = (before - after).abs().mean().item()
     assert changed == 0 if operation == "resize" else changed > 2
 
@@ -91,19 +95,21 @@ def test_each_operation_does_something(operation: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_whole_recipes_agree(name: str) -> None:
     case = CASES["photographs"]
-    mean, _ = compare(case, RECIPES[name], drawn(case.samples, RECIPES[name]))
-    assert mean < PROMISED / 2
+    mean, _ = backend_difference(case, RECIPES[name], recipe_draws(case.samples, RECIPES[name]))
+    assert mean < MAX_MEAN_DIFFERENCE / 2
 
 
-def test_everything_drawn_agrees(case: Case) -> None:
-    mean, _ = compare(case, EVERYTHING, drawn(case.samples, EVERYTHING))
-    assert mean < PROMISED / 2
+def test_everything_drawn_agrees(case: ImageSet) -> None:
+    mean, _ = backend_difference(
+        case, ALL_OPERATIONS_RECIPE, recipe_draws(case.samples, ALL_OPERATIONS_RECIPE)
+    )
+    assert mean < MAX_MEAN_DIFFERENCE / 2
 
 
-def test_strong_jitter_agrees_too(case: Case) -> None:
+def test_strong_jitter_agrees_too(case: ImageSet) -> None:
     strong = ViewRecipe(brightness=1, contrast=1, saturation=1, hue=0.5, jitter=1, grayscale=0)
-    mean, _ = compare(case, strong, drawn(case.samples, strong))
-    assert mean < PROMISED
+    mean, _ = backend_difference(case, strong, recipe_draws(case.samples, strong))
+    assert mean < MAX_MEAN_DIFFERENCE
 
 
 @pytest.mark.parametrize(
@@ -114,16 +120,16 @@ def test_strong_jitter_agrees_too(case: Case) -> None:
 def test_any_part_of_the_jitter_may_be_left_out(keys: tuple[float, ...]) -> None:
     strengths = dict(zip(("brightness", "contrast", "saturation", "hue"), keys, strict=True))
     recipe = ViewRecipe(jitter=0.7, grayscale=0, blur=0, **strengths)
-    mean, greatest = compare(PATCHES, recipe, drawn(PATCHES.samples, recipe))
-    assert mean < PROMISED / 2
+    mean, greatest = backend_difference(PATCHES, recipe, recipe_draws(PATCHES.samples, recipe))
+    assert mean < MAX_MEAN_DIFFERENCE / 2
     assert greatest < 12
 
 
 def test_resizing_differs_by_more_than_two_levels_at_the_border_only() -> None:
-    samples = encoded(photographs(), "PNG")
+    samples = encoded_samples(photographs(), "PNG")
     recipe = ViewRecipe(jitter=0, grayscale=0, blur=0)
     actual, expected = (
-        levels(n, (recipe,), 224)(samples, [identity(samples)])[0] for n in BACKENDS
+        levels(n, (recipe,), 224)(samples, [identity_draws(samples)])[0] for n in BACKENDS
     )
     inner = np.s_[:, :, 1:-1, 1:-1]
     assert (actual[inner] - expected[inner]).abs().max() < 2.001
@@ -152,41 +158,50 @@ def naive(pixels: NDArray[np.uint8], d: Draws) -> NDArray[np.float64]:
 
 
 def test_the_operations_and_their_order_are_those_of_a_naive_loop() -> None:
-    images = patches(each=1)
-    samples = encoded(images, "PNG")
+    images = photograph_patches(each=1)
+    samples = encoded_samples(images, "PNG")
     recipe = ViewRecipe(jitter=1, saturation=0.4, hue=0.2, grayscale=0.2, blur=0.5, solarize=0.3)
-    draws = replace(drawn(samples, recipe), crop=identity(samples).crop)
+    draws = replace(recipe_draws(samples, recipe), crop=identity_draws(samples).crop)
     assert min(draws.flip.sum(), draws.grayscale.sum(), draws.solarize.sum()) > 1
     expected = np.stack(
         [naive(np.asarray(image), draws.take(row)) for row, image in enumerate(images)]
     )
     for name in BACKENDS:
         actual = levels(name, (recipe,), 32)(samples, [draws])[0].permute(0, 2, 3, 1).numpy()
-        assert np.abs(actual - expected).mean(axis=(1, 2, 3)).max() < PROMISED
-        assert np.abs(actual - expected).mean() < PROMISED / 2
+        assert np.abs(actual - expected).mean(axis=(1, 2, 3)).max() < MAX_MEAN_DIFFERENCE
+        assert np.abs(actual - expected).mean() < MAX_MEAN_DIFFERENCE / 2
 
 
-def test_random_crops_agree(case: Case) -> None:
+def test_random_crops_agree(case: ImageSet) -> None:
     recipe = ViewRecipe(jitter=0, grayscale=0, blur=0)
-    assert compare(case, recipe, drawn(case.samples, recipe))[0] < PROMISED / 4
+    assert (
+        backend_difference(case, recipe, recipe_draws(case.samples, recipe))[0]
+        < MAX_MEAN_DIFFERENCE / 4
+    )
 
 
 def test_normalisation_agrees() -> None:
     case = CASES["photographs"]
-    spec = BackendSpec((EVERYTHING,), case.side, Normalisation())
+    spec = BackendSpec((ALL_OPERATIONS_RECIPE,), case.side, Normalisation())
     actual, expected = (
-        build_backend(name, spec)(case.samples, [identity(case.samples)])[0] for name in BACKENDS
+        build_backend(name, spec)(case.samples, [identity_draws(case.samples)])[0]
+        for name in BACKENDS
     )
     std = torch.tensor(spec.normalise.std).reshape(3, 1, 1)
-    assert ((actual - expected) * std).abs().mean().item() * 255 < PROMISED / 4
+    assert ((actual - expected) * std).abs().mean().item() * 255 < MAX_MEAN_DIFFERENCE / 4
     assert expected.mean().abs() < 1.5  # ImageNet's statistics, about which photographs scatter
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_views_of_different_sizes_are_those_that_each_size_alone_gives(name: str) -> None:
     case = CASES["photographs"]
-    recipes = (ViewRecipe(), ViewRecipe(size=40, blur=0), ViewRecipe(size=33, blur=0), EVERYTHING)
-    draws = [drawn(case.samples, recipe, view) for view, recipe in enumerate(recipes)]
+    recipes = (
+        ViewRecipe(),
+        ViewRecipe(size=40, blur=0),
+        ViewRecipe(size=33, blur=0),
+        ALL_OPERATIONS_RECIPE,
+    )
+    draws = [recipe_draws(case.samples, recipe, view) for view, recipe in enumerate(recipes)]
     views = levels(name, recipes, 48)(case.samples, draws)
     assert [view.shape[1:] for view in views] == [(3, s, s) for s in (48, 40, 33, 48)]
     for recipe, draw, view in zip(recipes, draws, views, strict=True):
@@ -195,7 +210,7 @@ def test_views_of_different_sizes_are_those_that_each_size_alone_gives(name: str
 
 
 def test_frames_are_the_centre_of_the_resized_image_in_both_backends() -> None:
-    samples = encoded(photographs(), "JPEG")
+    samples = encoded_samples(photographs(), "JPEG")
     boxes = centre_crop_boxes(samples, 64)
     expected = []
     for row, data in enumerate(samples.data):
@@ -208,22 +223,22 @@ def test_frames_are_the_centre_of_the_resized_image_in_both_backends() -> None:
         assert boxes[row, 0] + boxes[row, 2] <= samples.height[row]
     for name in BACKENDS:
         actual = levels(name, (), 64).frame(samples, boxes)
-        assert np.abs(actual.numpy() - np.stack(expected)).mean() < PROMISED / 4
+        assert np.abs(actual.numpy() - np.stack(expected)).mean() < MAX_MEAN_DIFFERENCE / 4
 
 
 def test_frames_of_images_that_fit_are_untouched() -> None:
-    expected = np.stack([np.asarray(image).transpose(2, 0, 1) for image in patches()])
+    expected = np.stack([np.asarray(image).transpose(2, 0, 1) for image in photograph_patches()])
     for name in BACKENDS:
         actual = levels(name, (), 32).frame(PATCHES.samples, centre_crop_boxes(PATCHES.samples, 32))
         np.testing.assert_allclose(actual.numpy(), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_pixels_do_not_depend_on_the_batch_or_on_threads(name: str, case: Case) -> None:
+def test_pixels_do_not_depend_on_the_batch_or_on_threads(name: str, case: ImageSet) -> None:
     samples, side = case.samples, min(case.side, 96)
-    draws = drawn(samples, EVERYTHING)
-    whole = levels(name, (EVERYTHING,), side)(samples, [draws])[0]
-    backend = levels(name, (EVERYTHING,), side, threads=3)
+    draws = recipe_draws(samples, ALL_OPERATIONS_RECIPE)
+    whole = levels(name, (ALL_OPERATIONS_RECIPE,), side)(samples, [draws])[0]
+    backend = levels(name, (ALL_OPERATIONS_RECIPE,), side, threads=3)
     order = np.random.default_rng(0).permutation(len(samples.data))
     for rows in (order[:1], order[1:8], order[8:], order[[3, 3, 3]]):
         view = backend(rows_of(samples, rows), [draws.take(rows)])[0]
@@ -232,9 +247,9 @@ def test_pixels_do_not_depend_on_the_batch_or_on_threads(name: str, case: Case) 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_undecodable_are_named_and_the_backend_goes_on(name: str) -> None:
-    samples = encoded(photographs()[:8], "JPEG")
+    samples = encoded_samples(photographs()[:8], "JPEG")
     recipe = ViewRecipe()
-    backend, draws = levels(name, (recipe,), 48), drawn(samples, recipe)
+    backend, draws = levels(name, (recipe,), 48), recipe_draws(samples, recipe)
     good = backend(samples, [draws])[0]
     intact = list(samples.data)
     samples.data[2] = np.frombuffer(b"<html>no image</html>", np.uint8)
@@ -249,7 +264,7 @@ def test_the_undecodable_are_named_and_the_backend_goes_on(name: str) -> None:
 
 
 def test_an_exif_orientation_is_ignored_by_both() -> None:
-    samples = encoded(photographs()[:4], "JPEG")
+    samples = encoded_samples(photographs()[:4], "JPEG")
     plain = [levels(n, (), 48).frame(samples, centre_crop_boxes(samples, 48)) for n in BACKENDS]
     for row in range(4):
         image = Image.open(io.BytesIO(samples.data[row].tobytes()))
@@ -259,7 +274,7 @@ def test_an_exif_orientation_is_ignored_by_both() -> None:
         samples.data[row] = np.frombuffer(stream.getvalue(), np.uint8)
     for name, expected in zip(BACKENDS, plain, strict=True):
         actual = levels(name, (), 48).frame(samples, centre_crop_boxes(samples, 48))
-        assert (actual - expected).abs().mean() < PROMISED / 4
+        assert (actual - expected).abs().mean() < MAX_MEAN_DIFFERENCE / 4
 
 
 def test_the_certificate_in_the_docs_is_of_today(
@@ -267,7 +282,7 @@ def test_the_certificate_in_the_docs_is_of_today(
 ) -> None:
     text = (Path(__file__).parents[3] / "docs" / "parity.md").read_text()
     cells = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
-    assert cells == ["operation", "---", *OPERATIONS, "recipe", "---", *RECIPES]
+    assert cells == ["operation", "---", *OPERATION_DRAWS, "recipe", "---", *RECIPES]
     assert "**" not in text.partition("## ")[2]  # nothing beyond what is promised
     assert main(["--images", str(tmp_path / "absent")]) == 2
     assert "no JPEG or PNG" in capsys.readouterr().err
@@ -278,23 +293,27 @@ def test_the_command_in_the_docs_can_be_typed(
 ) -> None:
     text = (Path(__file__).parents[3] / "docs" / "parity.md").read_text()
     monkeypatch.setenv("VSSL_TEST_DATA", str(tmp_path))
-    assert f"--images {typed(tmp_path / 'imagenet-native')}`" in text
-    assert typed(tmp_path / "a" / "b") == '"$VSSL_TEST_DATA"/a/b'
-    assert typed(Path("photographs")) == "photographs"
+    assert f"--images {portable_folder(tmp_path / 'imagenet-native')}`" in text
+    assert portable_folder(tmp_path / "a" / "b") == '"$VSSL_TEST_DATA"/a/b'
+    assert portable_folder(Path("photographs")) == "photographs"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", ["simclr", "byol_2", "dino_local"])
-def test_the_graph_on_a_gpu_agrees_with_the_reference(recipe: str, case: Case) -> None:
-    mean, _ = compare(case, RECIPES[recipe], drawn(case.samples, RECIPES[recipe]), "cuda")
-    assert mean < PROMISED
+def test_the_graph_on_a_gpu_agrees_with_the_reference(recipe: str, case: ImageSet) -> None:
+    mean, _ = backend_difference(
+        case, RECIPES[recipe], recipe_draws(case.samples, RECIPES[recipe]), "cuda"
+    )
+    assert mean < MAX_MEAN_DIFFERENCE
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_pixels_do_not_depend_on_the_place_in_the_batch() -> None:
     samples = rows_of(CASES["photographs"].samples, np.zeros(64, np.int64))
-    draws = drawn(samples, EVERYTHING).take(np.zeros(64, np.int64))
-    backend = build_backend("dali", BackendSpec((EVERYTHING,), 96, LEVELS, 2, "cuda"))
+    draws = recipe_draws(samples, ALL_OPERATIONS_RECIPE).take(np.zeros(64, np.int64))
+    backend = build_backend(
+        "dali", BackendSpec((ALL_OPERATIONS_RECIPE,), 96, LEVEL_NORMALISATION, 2, "cuda")
+    )
     view = backend(samples, [draws])[0]
     assert view.device == DevicePlacement("cuda").device
     assert (view == view[:1]).all()

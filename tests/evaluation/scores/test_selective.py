@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tests.support.exports import NORMALISE, by_hand, exported
 from tests.support.heads import SMALL, exported_branch
 from tests.support.photos import three_splits
-from vssl_dist.commands.evaluate import main, table_cells
+from vssl_dist.commands.evaluate import main, titled_table_rows
 from vssl_dist.config import RECIPES, OodConfig, UncertaintyConfig
 from vssl_dist.console.tables import tables
 from vssl_dist.data.passes import Pairs
@@ -239,13 +239,15 @@ def test_an_export_without_a_posterior_is_one_line(
 def test_a_line_that_lacks_a_figure_keeps_the_others_in_their_places() -> None:
     less = {"error": 0.5, "aurc_best": 0.1, "risk": {"knn_distance": {"aurc": 0.3}}}
     full = less | {"risk": {"posterior_size": {"aurc": 0.2}, "knn_distance": {"aurc": 0.4}}}
-    (shown,) = tables(*table_cells("uncertainty", [("pixels", less), ("step 1", full)]), width=200)
+    (shown,) = tables(
+        *titled_table_rows("uncertainty", [("pixels", less), ("step 1", full)]), width=200
+    )
     columns = {str(column.header): list(map(str, column.cells)) for column in shown.columns}
     assert columns["AURC posterior size"] == ["-", "20.0"]
     assert columns["AURC knn distance"] == ["30.0", "40.0"]
     many = {f"score_{n}": {"auroc": n / 100, "fpr95": 0.5} for n in range(12)}
     lines = [("pixels", {"svhn": {"score_3": many["score_3"]}}), ("x", {"svhn": many})]
-    (shown,) = tables(*table_cells("ood", lines), width=200)
+    (shown,) = tables(*titled_table_rows("ood", lines), width=200)
     assert [str(column.header) for column in shown.columns][1:] == ["pixels", "x"]
     names, pixels, _ = (list(map(str, column.cells)) for column in shown.columns)
     assert [name for name, cell in zip(names, pixels, strict=True) if cell != "-"] == [
