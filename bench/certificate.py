@@ -31,7 +31,7 @@ from bench.references import cases
 from vssl_dist import dist
 from vssl_dist.config import MethodConfig
 from vssl_dist.config.paths import path_argument
-from vssl_dist.durable import publish
+from vssl_dist.durable import write_durably
 from vssl_dist.environment import no_job_around
 from vssl_dist.methods import METHODS, GlobalNoise, MicroStep, build_method
 from vssl_dist.methods.barlow_twins import BarlowTwinsConfig
@@ -240,7 +240,7 @@ def main() -> int:
     found = rows(list(methods()))
     text = report(found)
     if out:
-        publish(out, text.encode())
+        write_durably(out, text.encode())
     else:
         print(text)
     return 0 if all(row.holds == (row.name != CONTROL) for row in found) else 1

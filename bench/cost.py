@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vssl_dist import config
 from vssl_dist.config import RunConfig
 from vssl_dist.config.paths import expanded
-from vssl_dist.console.bars import WholeProgress, screen
+from vssl_dist.console.bars import WholeProgress, make_console
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 IMAGES = {
     "cifar10": 50_000,
@@ -122,13 +122,15 @@ def main(argv: Sequence[str]) -> None:
     try:
         paths = [Path(expanded(word)) for word in argv] or every
     except ValueError as error:
-        say(f"error: {error}", error=True)
+        print_printable(f"error: {error}", to_stderr=True)
         sys.exit(2)
     if foreign := [path.name for path in paths if path.name.split("_")[0] not in IMAGES]:
-        say(f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", error=True)
+        print_printable(
+            f"error: {foreign[0]}: not named after one of {', '.join(IMAGES)}", to_stderr=True
+        )
         sys.exit(2)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-    console = screen(stderr=True)
+    console = make_console(stderr=True)
     with WholeProgress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:

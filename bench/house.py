@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("checkouts", nargs="*", type=path_argument, default=[Path()])
     columns = {str(path): figures(path) for path in parser.parse_args(argv).checkouts}
     rows = list(next(iter(columns.values())))
-    tables.show(
+    tables.print_tables(
         "figure",
         [(row, {name: column[row] for name, column in columns.items()}) for row in rows],
     )

@@ -35,9 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssl_dist.config.paths import path_argument
-from vssl_dist.evaluation.scores.knn import knn_grid
-from vssl_dist.evaluation.scores.neighbours import neighbours
-from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.scores.knn import knn_accuracy_grid
+from vssl_dist.evaluation.scores.neighbours import find_neighbours
+from vssl_dist.evaluation.scores.table import LabelledFeatures
 
 Search = Callable[[Tensor, Tensor, int], Tensor]
 _CHUNK = 8192
@@ -64,7 +64,7 @@ class Size:
 
 def ours(bank: Tensor, queries: Tensor, k: int) -> Tensor:
     """Search as the evaluation does."""
-    return neighbours(bank, queries, k, _CHUNK)[1]
+    return find_neighbours(bank, queries, k, _CHUNK)[1]
 
 
 def naive(bank: Tensor, queries: Tensor, k: int) -> Tensor:
@@ -143,7 +143,7 @@ class Scale:
         return math.ceil(queries / _CHUNK) * self.fixed_s + queries * self.query_s
 
 
-def write_bank(path: Path, size: Size) -> Features:
+def write_bank(path: Path, size: Size) -> LabelledFeatures:
     """Write a bank of random float16 features and map it into memory."""
     generator = torch.Generator().manual_seed(0)
     stored = np.lib.format.open_memmap(
@@ -155,17 +155,19 @@ def write_bank(path: Path, size: Size) -> Features:
     stored.flush()
     del stored
     mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
-    return Features(mapped, torch.arange(size.bank) % 1000)
+    return LabelledFeatures(mapped, torch.arange(size.bank) % 1000)
 
 
-def measure_scale(bank: Features, slices: tuple[int, int]) -> Scale:
+def measure_scale(bank: LabelledFeatures, slices: tuple[int, int]) -> Scale:
     """Time the whole grid of k and temperatures for two slices of queries, the smaller first."""
     generator = torch.Generator().manual_seed(1)
     seconds = []
     for count in slices:
         queries = torch.randn(count, bank.features.shape[1], generator=generator)
         start = time.perf_counter()
-        knn_grid(bank, Features(queries, torch.arange(count) % 1000), _KS, _TEMPERATURES)
+        knn_accuracy_grid(
+            bank, LabelledFeatures(queries, torch.arange(count) % 1000), _KS, _TEMPERATURES
+        )
         seconds.append(time.perf_counter() - start)
     # Two points of a line: its slope is the cost of a query, its intercept that of the bank.
     query_s = max(seconds[1] - seconds[0], 0.0) / (slices[1] - slices[0])

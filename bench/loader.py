@@ -52,7 +52,7 @@ from data_prep.sources import SOURCES
 from data_prep.sources.base import Request
 from vssl_dist import config
 from vssl_dist.config.paths import path_argument
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.data.store.manifest import read_manifest
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     torch.set_num_threads(args.cores)
-    with tempfile.TemporaryDirectory() as scratch, one_line(args.images or Path()) as ending:
+    with tempfile.TemporaryDirectory() as scratch, end_in_one_line(args.images or Path()) as ending:
         root, shards = photographs(Path(scratch), args)
         running, taken = start(contestants(root, shards, args))
         found = measure(running, args)

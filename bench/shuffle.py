@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from data_prep.shard import positive_int
 from data_prep.sharding.dataset import shuffled_order
 from vssl_dist.config.paths import path_argument
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.data.plan import Plan
-from vssl_dist.durable import publish
+from vssl_dist.durable import write_durably
 from vssl_dist.errors import ConfigError
-from vssl_dist.evaluation.figures.plots import png
+from vssl_dist.evaluation.figures.plots import render_png
 
 Int64 = NDArray[np.int64]
 
@@ -185,7 +185,7 @@ def drawn(rows: Sequence[Quality]) -> bytes:
     right.set_yscale("log")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize="small")
-    return png(figure)
+    return render_png(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=path_argument, help="write a PNG")
     args = parser.parse_args(argv)
-    with one_line(args.plot or Path()) as ending:
+    with end_in_one_line(args.plot or Path()) as ending:
         if not 1 < args.batch <= args.samples // 2 or args.seed < 0:
             raise ConfigError(
                 "--batch must be from 2 on and at most half of --samples, --seed 0 or more"
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(table(rows))
         if args.plot:
-            publish(args.plot, drawn(rows))
+            write_durably(args.plot, drawn(rows))
     return ending.code
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.study_plan import BASE, Study
 from vssl_dist.errors import ConfigError
-from vssl_dist.exports.results import FORMAT, LIKELIHOODS
+from vssl_dist.exports.results import LIKELIHOOD_SCORES, RESULT_FORMAT
 from vssl_dist.run_folder import ExportFolder
 
 Figures = dict[str, float]
@@ -80,7 +80,7 @@ def read_baselines(export_folder: Path, task: str) -> dict[str, object] | None:
         baselines = json.loads(ExportFolder(export_folder).baselines(task).read_text())
     except (OSError, ValueError):
         return None
-    if baselines.get("format") != FORMAT:
+    if baselines.get("format") != RESULT_FORMAT:
         return None
     results: dict[str, object] = baselines["results"]
     return results
@@ -252,7 +252,7 @@ def _places(ran: Sequence[Outcome]) -> str:
 
 def _densities(study: Study, facts: Mapping[str, str]) -> str:
     """Say what VJE's likelihoods are densities of, if the table has some."""
-    if not any(set(LIKELIHOODS) & set(path) for path in study.columns.values()):
+    if not any(set(LIKELIHOOD_SCORES) & set(path) for path in study.columns.values()):
         return ""
     return f"Likelihoods of VJE: `density: {facts['densities']}`." if "densities" in facts else ""
 

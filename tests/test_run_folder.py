@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from vssl_dist.run_folder import ExportFolder, ResultName, RunFolder, card_of, part_of, step_of
+from vssl_dist.run_folder import (
+    ExportFolder,
+    ResultName,
+    RunFolder,
+    card_path_of,
+    part_path_of,
+    step_of_backbone,
+)
 
 
 @pytest.mark.parametrize("stem", ["knn", "ood-cartesian"])
@@ -41,11 +48,12 @@ def test_results_are_told_from_cards_baselines_attempts_and_features(tmp_path: P
 def test_what_lies_beside_an_export_is_found_whatever_the_export_is_called(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     export = run.exports.backbone(600)
-    assert (card_of(export), part_of(export, "head"), step_of(export)) == (
+    assert (card_path_of(export), part_path_of(export, "head"), step_of_backbone(export)) == (
         run.exports.card(600), run.exports.part("head", 600), 600,
     )  # fmt: skip
     assert RunFolder.of_export(export) == run
     renamed = tmp_path / "best.safetensors"
-    assert (card_of(renamed).name, part_of(renamed, "head").name, step_of(renamed)) == (
+    beside_renamed = (card_path_of(renamed).name, part_path_of(renamed, "head").name)
+    assert (*beside_renamed, step_of_backbone(renamed)) == (
         "best.json", "head-best.safetensors", None,
     )  # fmt: skip

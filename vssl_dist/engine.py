@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from vssl_dist import dist, pickles, schedule, state
-from vssl_dist.checkpoint import agree, all_or_none
+from vssl_dist.checkpoint import run_on_all_ranks, run_or_refuse_on_all_ranks
 from vssl_dist.config import RunConfig
 from vssl_dist.errors import CheckpointError
-from vssl_dist.exports.card import Description
-from vssl_dist.exports.write import Parts, write_export
+from vssl_dist.exports.card import ExportDescription
+from vssl_dist.exports.write import TensorsByPart, write_export
 from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
 from vssl_dist.optim import apply_schedules, build_optimizer, norms_by_part
@@ -71,7 +71,7 @@ class Engine:
         self.optimizer = build_optimizer(cfg.optim, self.student, cfg.engine.zero_stage > 0)
         self.ds = under_deepspeed(cfg, self.student, self.optimizer, device)
         self.ds.checkpoint_engine.load = bind(
-            pickles.load_safely, pickles.expected_files(**self._layout())
+            pickles.load_with_allowed_globals, pickles.allowed_globals_by_file(**self._layout())
         )
         method.student = self.ds
         self.teacher: Teacher | None = None
@@ -197,21 +197,24 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Continue as if :meth:`save` had just returned; every rank calls this.
 
-        The files count as whole and our own: ``checkpoint.newest`` has verified them.  That says
-        nothing of who wrote them first, so nothing that they name is called: see `pickles`.
+        The files count as whole and our own: ``checkpoint.find_newest_checkpoint`` has verified
+        them.  That says nothing of who wrote them first, so nothing that they name is called: see
+        `pickles`.
 
         Raises:
             CheckpointError: One line, on all ranks: they were written by another number of ranks
                 or ZeRO stage, could run code, or do not fit this network.
         """
         place, names = folder / "engine.json", ("step", "skipped", *self._layout())
-        facts = agree(place, lambda: state.checked_counts(json.loads(place.read_text()), names))
+        facts = run_or_refuse_on_all_ranks(
+            place, lambda: state.require_counts(json.loads(place.read_text()), names)
+        )
         for key, now in self._layout().items():
             if facts[key] != now:
                 raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {now}")
-        files = pickles.expected_files(**self._layout())
-        all_or_none(lambda: pickles.scan(folder / TAG, files))
-        agree(folder, lambda: self._restore(folder))
+        files = pickles.allowed_globals_by_file(**self._layout())
+        run_on_all_ranks(lambda: pickles.check_pickle_globals(folder / TAG, files))
+        run_or_refuse_on_all_ranks(folder, lambda: self._restore(folder))
         self.step, self.skipped, self.skipped_on_end = facts["step"], facts["skipped"], 0
 
     def _restore(self, folder: Path) -> None:
@@ -219,12 +222,14 @@ class Engine:
         if self.teacher:
             self.teacher.load(folder / "teacher.safetensors")
         own = folder / f"generators-{dist.rank():05d}.json"
-        state.restore_generators(json.loads(own.read_text()))
+        state.restore_generator_states(json.loads(own.read_text()))
 
     def _layout(self) -> dict[str, int]:
         return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
 
-    def export(self, path: Path, description: Description, more: Parts | None = None) -> None:
+    def export(
+        self, path: Path, description: ExportDescription, more: TensorsByPart | None = None
+    ) -> None:
         """`write_export` of the evaluated branch on rank 0; every rank calls this.
 
         Raises:
@@ -232,7 +237,7 @@ class Engine:
         """
         teacher = self.teacher if self.method.evaluated == "teacher" else None
         network = teacher.module if teacher else self.student
-        all_or_none(lambda: write_export(path, network, description, more), only_on=0)
+        run_on_all_ranks(lambda: write_export(path, network, description, more), only_on=0)
 
     def digests(self) -> dict[str, str]:
         """sha256 of ``weights`` (buffers included), ``optimizer`` and ``teacher``; all ranks call.
@@ -244,8 +249,8 @@ class Engine:
             "optimizer": [self.optimizer.state_dict(), self.optimizer.param_groups],
             "teacher": self.teacher.module.state_dict() if self.teacher else {},
         }
-        found = {name: dist.gather(state.digest(part)) for name, part in parts.items()}
-        return {k: v[0] if len(set(v)) == 1 else state.digest(v) for k, v in found.items()}
+        found = {name: dist.gather(state.nested_digest(part)) for name, part in parts.items()}
+        return {k: v[0] if len(set(v)) == 1 else state.nested_digest(v) for k, v in found.items()}
 
 
 def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-_WEIGHTS, _BACKBONE, _SPOOL = ".safetensors", "backbone", ".jsonl"
-_BACKBONE_NAME = re.compile(rf"{_BACKBONE}-([0-9]{{1,12}})\{_WEIGHTS}")
-_RESULT_NAME = re.compile(r"([^.].*?)-([0-9]{8,})(.*)\.json")
+_WEIGHTS_SUFFIX, _BACKBONE_STEM, _SPOOL_SUFFIX = ".safetensors", "backbone", ".jsonl"
+_BACKBONE_NAME_PATTERN = re.compile(rf"{_BACKBONE_STEM}-([0-9]{{1,12}})\{_WEIGHTS_SUFFIX}")
+_RESULT_NAME_PATTERN = re.compile(r"([^.].*?)-([0-9]{8,})(.*)\.json")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ResultName:
         >>> ResultName.parse("knn-baselines.json") is ResultName.parse("notes.txt") is None
         True
         """
-        match = _RESULT_NAME.fullmatch(name)
+        match = _RESULT_NAME_PATTERN.fullmatch(name)
         return cls(match[1], int(match[2]), match[3]) if match else None
 
 
@@ -65,15 +65,15 @@ class ExportFolder:
 
     def backbone(self, step: int) -> Path:
         """Weights of the evaluated backbone, written by training's rank 0."""
-        return self.path / f"{_BACKBONE}-{step:08d}{_WEIGHTS}"
+        return self.path / f"{_BACKBONE_STEM}-{step:08d}{_WEIGHTS_SUFFIX}"
 
     def part(self, part: str, step: int) -> Path:
         """Weights beside a backbone's (``head``, ``online``), written by training's rank 0."""
-        return part_of(self.backbone(step), part)
+        return part_path_of(self.backbone(step), part)
 
     def card(self, step: int) -> Path:
         """What an export says of itself, written last by training's rank 0; see docs/card.md."""
-        return card_of(self.backbone(step))
+        return card_path_of(self.backbone(step))
 
     def result(self, stem: str, step: int, suffix: str = "") -> Path:
         """Figures of one evaluation of one export, written by whoever evaluates."""
@@ -103,7 +103,7 @@ class ExportFolder:
 
     def backbones(self) -> list[Path]:
         """List the backbones that are there, by name: the latest step is the last."""
-        return sorted(self.path.glob(f"{_BACKBONE}-*{_WEIGHTS}"))
+        return sorted(self.path.glob(f"{_BACKBONE_STEM}-*{_WEIGHTS_SUFFIX}"))
 
     def results(
         self, *, stem: str | None = None, step: int | None = None
@@ -119,7 +119,7 @@ class ExportFolder:
             path: name
             for path, name in names.items()
             if name is not None
-            and name.stem != _BACKBONE  # a card, which is called as a result would be
+            and name.stem != _BACKBONE_STEM  # a card, which is called as a result would be
             and (stem is None or (name.stem, name.suffix) == (stem, ""))
             and step in (None, name.step)
         }
@@ -242,11 +242,11 @@ class RunFolder:
 
     def spool_file(self, writer: str) -> Path:
         """Curves, tags and artifacts of one process (``train``, ``eval-knn-STEP``), by itself."""
-        return self.spool / f"{writer}{_SPOOL}"
+        return self.spool / f"{writer}{_SPOOL_SUFFIX}"
 
     def spool_files(self) -> list[Path]:
         """List the spool's files that are there, by name."""
-        return sorted(self.spool.glob(f"*{_SPOOL}"))
+        return sorted(self.spool.glob(f"*{_SPOOL_SUFFIX}"))
 
     @property
     def cursor(self) -> Path:
@@ -274,93 +274,96 @@ class RunFolder:
         return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
 
 
-def is_export(path: Path) -> bool:
+def is_export_path(path: Path) -> bool:
     """Whether a path is meant as one export and not as a run."""
-    return path.suffix == _WEIGHTS
+    return path.suffix == _WEIGHTS_SUFFIX
 
 
-def card_of(export: Path) -> Path:
+def card_path_of(export: Path) -> Path:
     """Return where the card of an export lies, whatever the export is called.
 
-    >>> card_of(Path("export/backbone-00000600.safetensors")).name
+    >>> card_path_of(Path("export/backbone-00000600.safetensors")).name
     'backbone-00000600.json'
     """
     return export.with_suffix(".json")
 
 
-def part_of(export: Path, part: str) -> Path:
+def part_path_of(export: Path, part: str) -> Path:
     """Return where another part of an export lies, whatever the export is called.
 
-    >>> part_of(Path("export/backbone-00000600.safetensors"), "head").name
+    >>> part_path_of(Path("export/backbone-00000600.safetensors"), "head").name
     'head-00000600.safetensors'
     """
-    return export.with_name(f"{part}-{export.name.removeprefix(f'{_BACKBONE}-')}")
+    return export.with_name(f"{part}-{export.name.removeprefix(f'{_BACKBONE_STEM}-')}")
 
 
-def step_of(export: Path) -> int | None:
+def step_of_backbone(export: Path) -> int | None:
     """Return the step that a backbone's name says, or None if somebody else named the file.
 
-    >>> step_of(Path("backbone-00000600.safetensors")), step_of(Path("backbone-best.safetensors"))
+    >>> (
+    ...     step_of(Path("backbone-00000600.safetensors")),
+    ...     step_of_backbone(Path("backbone-best.safetensors")),
+    ... )
     (600, None)
     """
-    match = _BACKBONE_NAME.fullmatch(export.name)
+    match = _BACKBONE_NAME_PATTERN.fullmatch(export.name)
     return int(match[1]) if match else None
 
 
-class _Keeping(NamedTuple):
+class _RemovalRule(NamedTuple):
     """What its user may do with a path, and whether MLflow gets it."""
 
     removable: str
     sent: str = "no"
 
 
-_AGAIN = "yes, it is computed again"
-_IDLE = "when nothing works on the run"
-_LOG = "yes, once the process has ended"
-_KEEPING = {
-    "config": _Keeping("no, ranks and evaluations read it", "yes"),
-    "launch": _Keeping("no, ranks and evaluations read it"),
-    "owner": _Keeping("only if what it names is gone"),
-    "owner_lock": _Keeping(_IDLE),
-    "identity": _Keeping("no, it tells a run from its copy"),
-    "identity_lock": _Keeping(_IDLE),
-    "mlflow_record": _Keeping("no, it tells which MLflow run is this one's"),
-    "augmentations": _Keeping("yes, it is drawn again", "yes"),
-    "trace": _Keeping("yes, once the run is finished"),
-    "substitutions": _Keeping("once the run is finished: `data.max_bad` counts its lines"),
-    "checkpoints": _Keeping("all but the newest; that too if the run is not to go on"),
-    "logs": _Keeping(_LOG),
-    "rank_log": _Keeping(_LOG),
-    "evaluations_log": _Keeping(_LOG),
-    "failure": _Keeping(_LOG),
-    "slurm": _Keeping("when no job of the run waits or runs"),
-    "slurm_log": _Keeping(_LOG),
-    "evaluation_jobs": _Keeping("when no evaluation of the run waits or runs"),
-    "spool": _Keeping("no, it is the source of all curves", "what is in its files"),
-    "spool_file": _Keeping("no, it is the source of these curves", "yes, line by line"),
-    "cursor": _Keeping("yes, all is sent once more and nothing arrives twice"),
-    "sender": _Keeping("when nothing is sent"),
-    "sender_log": _Keeping(_LOG),
-    "sender_lock": _Keeping("when nothing is sent"),
-    "backbone": _Keeping("if it is not to be evaluated again; with its card and its parts"),
-    "part": _Keeping("only with its backbone: the card names it"),
-    "card": _Keeping("only with its backbone"),
-    "result": _Keeping(_AGAIN, "its figures, as curves"),
-    "baselines": _Keeping(_AGAIN),
-    "picture": _Keeping("yes, with its result", "those of results"),
-    "attempts": _Keeping("yes, the evaluation is then tried again"),
-    "features": _Keeping(_AGAIN),
-    "evaluating_lock": _Keeping(_IDLE),
+_COMPUTED_AGAIN = "yes, it is computed again"
+_WHEN_RUN_IS_IDLE = "when nothing works on the run"
+_AFTER_PROCESS_ENDED = "yes, once the process has ended"
+_REMOVAL_RULES = {
+    "config": _RemovalRule("no, ranks and evaluations read it", "yes"),
+    "launch": _RemovalRule("no, ranks and evaluations read it"),
+    "owner": _RemovalRule("only if what it names is gone"),
+    "owner_lock": _RemovalRule(_WHEN_RUN_IS_IDLE),
+    "identity": _RemovalRule("no, it tells a run from its copy"),
+    "identity_lock": _RemovalRule(_WHEN_RUN_IS_IDLE),
+    "mlflow_record": _RemovalRule("no, it tells which MLflow run is this one's"),
+    "augmentations": _RemovalRule("yes, it is drawn again", "yes"),
+    "trace": _RemovalRule("yes, once the run is finished"),
+    "substitutions": _RemovalRule("once the run is finished: `data.max_bad` counts its lines"),
+    "checkpoints": _RemovalRule("all but the newest; that too if the run is not to go on"),
+    "logs": _RemovalRule(_AFTER_PROCESS_ENDED),
+    "rank_log": _RemovalRule(_AFTER_PROCESS_ENDED),
+    "evaluations_log": _RemovalRule(_AFTER_PROCESS_ENDED),
+    "failure": _RemovalRule(_AFTER_PROCESS_ENDED),
+    "slurm": _RemovalRule("when no job of the run waits or runs"),
+    "slurm_log": _RemovalRule(_AFTER_PROCESS_ENDED),
+    "evaluation_jobs": _RemovalRule("when no evaluation of the run waits or runs"),
+    "spool": _RemovalRule("no, it is the source of all curves", "what is in its files"),
+    "spool_file": _RemovalRule("no, it is the source of these curves", "yes, line by line"),
+    "cursor": _RemovalRule("yes, all is sent once more and nothing arrives twice"),
+    "sender": _RemovalRule("when nothing is sent"),
+    "sender_log": _RemovalRule(_AFTER_PROCESS_ENDED),
+    "sender_lock": _RemovalRule("when nothing is sent"),
+    "backbone": _RemovalRule("if it is not to be evaluated again; with its card and its parts"),
+    "part": _RemovalRule("only with its backbone: the card names it"),
+    "card": _RemovalRule("only with its backbone"),
+    "result": _RemovalRule(_COMPUTED_AGAIN, "its figures, as curves"),
+    "baselines": _RemovalRule(_COMPUTED_AGAIN),
+    "picture": _RemovalRule("yes, with its result", "those of results"),
+    "attempts": _RemovalRule("yes, the evaluation is then tried again"),
+    "features": _RemovalRule(_COMPUTED_AGAIN),
+    "evaluating_lock": _RemovalRule(_WHEN_RUN_IS_IDLE),
 }
 """By the name of the property or method that makes the path."""
 
 
-class _Placeholder(int):
+class _PlaceholderNumber(int):
     """A number that is shown as a word, for paths with a number in them."""
 
-    def __new__(cls, word: str) -> Self:
+    def __new__(cls, shown_word: str) -> Self:
         number = super().__new__(cls)
-        number.word = word
+        number.word = shown_word
         return number
 
     word: str
@@ -369,9 +372,9 @@ class _Placeholder(int):
         return self.word
 
 
-_VALUES = {
-    "rank": _Placeholder("RANK"),
-    "step": _Placeholder("STEP"),
+_PLACEHOLDER_BY_PARAMETER = {
+    "rank": _PlaceholderNumber("RANK"),
+    "step": _PlaceholderNumber("STEP"),
     "attempt": "ATTEMPT",
     "job": "JOB",
     "writer": "WRITER",
@@ -384,18 +387,25 @@ _VALUES = {
 """What stands for a parameter of a path in the table."""
 
 
-def _rows(folder: RunFolder | ExportFolder) -> Iterator[tuple[str, str, str, str]]:
+def _table_rows(folder: RunFolder | ExportFolder) -> Iterator[tuple[str, str, str, str]]:
     """Yield path, docstring, whether it may be removed and whether it is sent, of each path."""
     for name, member in vars(type(folder)).items():
-        if name not in _KEEPING:
+        if name not in _REMOVAL_RULES:
             continue
         about = inspect.cleandoc(member.__doc__)
         if isinstance(member, property):
             path = getattr(folder, name)
         else:
             parameters = inspect.signature(member).parameters
-            path = member(folder, **{key: _VALUES[key] for key in parameters if key in _VALUES})
-        yield str(path), about, *_KEEPING[name]
+            path = member(
+                folder,
+                **{
+                    key: _PLACEHOLDER_BY_PARAMETER[key]
+                    for key in parameters
+                    if key in _PLACEHOLDER_BY_PARAMETER
+                },
+            )
+        yield str(path), about, *_REMOVAL_RULES[name]
 
 
 def markdown() -> str:
@@ -405,8 +415,12 @@ def markdown() -> str:
         "| path | what it is, and who writes it | may be removed | sent to MLflow |",
         "|---|---|---|---|",
     ]
-    for path, about, removable, sent in sorted([*_rows(run), *_rows(run.exports)]):
-        lines.append(f"| `{path}` | {about.replace('``', '`')} | {removable} | {sent} |")
+    for path, about, removable_when, sent_to_mlflow in sorted(
+        [*_table_rows(run), *_table_rows(run.exports)]
+    ):
+        lines.append(
+            f"| `{path}` | {about.replace('``', '`')} | {removable_when} | {sent_to_mlflow} |"
+        )
     return "\n".join(lines) + "\n"
 
 

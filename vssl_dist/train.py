@@ -19,16 +19,16 @@ from vssl_dist.curves import EPOCH
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
 from vssl_dist.errors import CheckpointError
-from vssl_dist.exports.card import Description, Origin
+from vssl_dist.exports.card import ExportDescription, WeightsOrigin
 from vssl_dist.methods import LossOutput, build_method, monitors
 from vssl_dist.online_probe import (
-    NoProbe,
+    NoOnlineProbe,
     OnlineProbe,
-    build_probe,
+    build_online_probe,
 )
-from vssl_dist.resume import Saver
+from vssl_dist.resume import CheckpointSaver
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.trace import Trace
+from vssl_dist.trace import TraceWriter
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def train(
         ValueError: The run on disk is another experiment, or none of its checkpoints is whole.
     """
     loader, engine, probe = build(cfg, device)
-    saver = Saver(cfg, engine, loader, probe)
+    saver = CheckpointSaver(cfg, engine, loader, probe)
     saver.restore()
-    trace = Trace(cfg.dir, engine.step) if cfg.trace else None
+    trace = TraceWriter(cfg.dir, engine.step) if cfg.trace else None
     meter = Meter(cfg.optim.global_batch, engine.step)
     curves = Curves(cfg.log_every, engine.total_steps)
     batches = iter(loader)
@@ -91,7 +91,7 @@ def train(
         trace.final(engine.digests())
 
 
-def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | NoProbe]:
+def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | NoOnlineProbe]:
     """Build the data loader, the student-teacher engine and the online probe of a run at step 0."""
     torch.manual_seed(cfg.seed)
     torch.backends.cudnn.deterministic = cfg.engine.deterministic
@@ -104,7 +104,7 @@ def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | No
         steps_per_epoch=loader.samples / cfg.optim.global_batch,
         device=device,
     )
-    return loader, engine, build_probe(cfg.online, loader.classes, engine.total_steps)
+    return loader, engine, build_online_probe(cfg.online, loader.classes, engine.total_steps)
 
 
 class Curves:
@@ -185,8 +185,8 @@ class Meter:
 def export(
     cfg: RunConfig,
     engine: Engine,
-    probe: OnlineProbe | NoProbe,
-    origin: Origin,
+    probe: OnlineProbe | NoOnlineProbe,
+    origin: WeightsOrigin,
     metrics: dict[str, float],
     on_export: Callable[[Path, int], None],
 ) -> None:
@@ -201,7 +201,7 @@ def export(
         on_export: Called on rank 0 with the file and its step.
     """
     path = RunFolder(cfg.dir).exports.backbone(engine.step)
-    description = Description.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
+    description = ExportDescription.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
     try:
         engine.export(path, description, probe.tensors())
     except CheckpointError as error:  # a full disk costs an evaluation, not the run

@@ -6,7 +6,7 @@ import socket
 from importlib import import_module
 from pathlib import Path
 
-from vssl_dist.durable import followed
+from vssl_dist.durable import resolve_trusted_links
 from vssl_dist.errors import DataError
 
 _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
@@ -29,7 +29,7 @@ def fetch_archive(dataset: str, root: Path) -> None:
     timeout_before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)
     try:
-        followed(root / layout.filename)  # torchvision writes through any link
+        resolve_trusted_links(root / layout.filename)  # torchvision writes through any link
         root.mkdir(parents=True, exist_ok=True)
         download(layout.url, str(root), filename=layout.filename, md5=layout.tgz_md5)
     except (OSError, RuntimeError) as error:

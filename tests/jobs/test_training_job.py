@@ -19,7 +19,7 @@ from vssl_dist.jobs.training_job import (
     last_curves_wait_s,
     note_failure,
 )
-from vssl_dist.logs import terminal_text
+from vssl_dist.logs import entry_as_terminal_text
 from vssl_dist.run_folder import RunFolder
 
 
@@ -109,7 +109,7 @@ def test_a_reason_that_its_own_file_cannot_hold_is_still_in_the_log_that_people_
         monkeypatch.setenv(name, value)
     note_failure(tmp_path, "error: the reason")
     (line,) = (tmp_path / "0.out").read_text().splitlines()
-    assert terminal_text(line) == "error: the reason"
+    assert entry_as_terminal_text(line) == "error: the reason"
 
 
 def test_an_evaluation_travels_as_text_and_keeps_an_infinite_temperature() -> None:

@@ -22,12 +22,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from vssl_dist.cli.program import arguments
-from vssl_dist.confidential import redact
+from vssl_dist.confidential import redact_secrets
 from vssl_dist.errors import ConfigError
 from vssl_dist.installed import NEEDED, has_dali
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.slurm import why_no_slurm
-from vssl_dist.text import printable, say
+from vssl_dist.text import print_printable, printable
 from vssl_dist.tracker import (
     NOWHERE,
     check_tracking,
@@ -209,13 +209,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         for what, look_there in looks.items():
             finding = seen(what, look_there)
-            line = printable(redact(finding.said))
-            say(f"{finding.state:<6}{what:<10}{line}")
+            line = printable(redact_secrets(finding.said))
+            print_printable(f"{finding.state:<6}{what:<10}{line}")
             if finding.fault and first is None:
                 first = f"error: {what}: {line}"
     except KeyboardInterrupt:
         return 130
     if first is None:
         return 0
-    say(first, error=True)
+    print_printable(first, to_stderr=True)
     return REFUSED

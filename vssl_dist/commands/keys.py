@@ -30,7 +30,7 @@ from vssl_dist.config import (
 )
 from vssl_dist.jobs.resources import EvaluationResources, Resources
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 BLOCKS: dict[str, tuple[str, type[Model]]] = {
     "run": ("the config itself", RunConfig),
@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
         if name not in BLOCKS:
             close = difflib.get_close_matches(name, BLOCKS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BLOCKS)}"
-            say(f"error: no block {name!r}: {hint}", error=True)
+            print_printable(f"error: no block {name!r}: {hint}", to_stderr=True)
             return 2
-    say(*"\n".join(markdown(name) for name in names or BLOCKS).splitlines())
+    print_printable(*"\n".join(markdown(name) for name in names or BLOCKS).splitlines())
     return 0

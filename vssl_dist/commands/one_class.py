@@ -30,19 +30,19 @@ from vssl_dist.cli.program import arguments as typed
 from vssl_dist.commands.subcommand import call
 from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.config.paths import literal
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation import one_class_table
-from vssl_dist.evaluation.figures.plots import png
-from vssl_dist.evaluation.one_class_table import OTHERS, ClassResult
+from vssl_dist.evaluation.figures.plots import render_png
+from vssl_dist.evaluation.one_class_table import OTHER_CLASSES_SPLIT, ClassResult
 from vssl_dist.exports.results import read_result
 from vssl_dist.installed import command_line
 from vssl_dist.jsonfile import read_json
 from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 if TYPE_CHECKING:
     from data_prep.subset import OccupiedFolderError, parse_class_names, write_subset
@@ -129,7 +129,7 @@ def prepare(trial: Trial, cfg: RunConfig) -> None:
     try:
         write_subset(train, [trial.name], trial.data / "train")
         write_subset(val, [trial.name], trial.data / "val")
-        write_subset(val, others, trial.data / OTHERS)
+        write_subset(val, others, trial.data / OTHER_CLASSES_SPLIT)
     except OccupiedFolderError:
         raise ConfigError(
             f"{trial.data} is of other data ({train}, {val}): give this run another name, "
@@ -151,7 +151,10 @@ def result_paths(trial: Trial, cfg: RunConfig) -> list[Path]:
 def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
     """Return the overrides that make the config that of one class; task ood keeps its settings."""
     task = task_of(cfg)
-    changes = {"ood": {OTHERS: literal(trial.data / OTHERS)}, "every_epochs": cfg.optim.epochs}
+    changes = {
+        "ood": {OTHER_CLASSES_SPLIT: literal(trial.data / OTHER_CLASSES_SPLIT)},
+        "every_epochs": cfg.optim.epochs,
+    }
     ood_task = task.model_dump(mode="json") | changes
     values: dict[str, object] = {
         "name": trial.run.name,
@@ -180,7 +183,7 @@ def finish(trial: Trial, cfg: RunConfig, args: argparse.Namespace) -> int:
         code = call("evaluate", *words)
     if not was_finished:  # a repetition only reads what is there
         seconds = trial.seconds() + time.monotonic() - start
-        publish_inside(trial.clock, json.dumps(round(seconds, 1)).encode())
+        write_inside_folder(trial.clock, json.dumps(round(seconds, 1)).encode())
     return code
 
 
@@ -220,7 +223,7 @@ def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, classes
     steps = sorted({trial.result["step"] for trial in trained})
     seconds = [trial.seconds for trial in trained]
     first = trained[0].result
-    tested = first["queries"]["samples"] + first["ood"][OTHERS]["samples"]
+    tested = first["queries"]["samples"] + first["ood"][OTHER_CLASSES_SPLIT]["samples"]
     footnote = (
         f"{len(trained)} of {classes} classes; {first['bank']['samples']} training images and "
         f"{steps[-1]} steps each, tested on {tested} images; {max(seconds):.0f} s at most and "
@@ -232,7 +235,7 @@ def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, classes
         "command": command,
         "config": cfg.model_dump(mode="json"),
         "complete": len(trained) == classes,
-        "mean_auroc": one_class_table.summarise(method, trained),
+        "mean_auroc": one_class_table.mean_auroc_by_network(method, trained),
         "classes": {
             trial.class_name: trial.result
             | {"baselines": trial.baselines, "seconds_in_all": trial.seconds}
@@ -240,9 +243,11 @@ def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, classes
         },
     }
     path = cfg.out / cfg.name / "one_class"
-    publish_inside(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
-    publish_inside(path.with_suffix(".png"), png(one_class_table.bar_chart(method, trained)))
-    publish_inside(path.with_suffix(".md"), table.encode())
+    write_inside_folder(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
+    write_inside_folder(
+        path.with_suffix(".png"), render_png(one_class_table.draw_auroc_bars(method, trained))
+    )
+    write_inside_folder(path.with_suffix(".md"), table.encode())
     return table
 
 
@@ -255,19 +260,21 @@ def run(args: argparse.Namespace, command: str) -> int:
     trained: list[ClassResult] = []
     table = ""
     for number, trial in enumerate(planned):
-        say(f"== class {number + 1} of {len(planned)}: {trial.name}")
+        print_printable(f"== class {number + 1} of {len(planned)}: {trial.name}")
         if code := finish(trial, cfg, args):
-            say(f"{trial.name} is not finished: the same command goes on", error=True)
+            print_printable(
+                f"{trial.name} is not finished: the same command goes on", to_stderr=True
+            )
             return code
         trained.append(collect(trial, cfg, args.baselines))
         table = report(cfg, trained, command, len(planned))
-    say("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
+    print_printable("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
     return 0
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, 2 (refused), 130 (Ctrl-C) or the code of a run that failed."""
     args = arguments(argv)
-    with one_line() as ending:
+    with end_in_one_line() as ending:
         ending.code = run(args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}")
     return ending.code

@@ -17,7 +17,7 @@ from vssl_dist.cli.places import code_folder
 from vssl_dist.commands.subcommand import call
 from vssl_dist.console import tables
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 ROOT = code_folder()
 RUN = Path("runs/quickstart")
@@ -34,7 +34,7 @@ class Stopwatch:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Announce and time what runs inside."""
-        say(f"== {name}")
+        print_printable(f"== {name}")
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
@@ -64,18 +64,18 @@ def summarise(seconds: dict[str, float]) -> int:
     stamp = ROOT / ".venv" / "installed"
     phases = {"install (once)": stamp.read_text().strip()} if stamp.exists() else {}
     phases |= {name: f"{value:.0f}" for name, value in seconds.items()}
-    say("")
-    tables.show("phase", [(name, {"seconds": value}) for name, value in phases.items()])
+    print_printable("")
+    tables.print_tables("phase", [(name, {"seconds": value}) for name, value in phases.items()])
 
     top1 = accuracies()
-    say("", "k-NN top-1 on patches that training never saw")
-    tables.show("features", [(name, {"%": f"{value:.1f}"}) for name, value in top1.items()])
+    print_printable("", "k-NN top-1 on patches that training never saw")
+    tables.print_tables("features", [(name, {"%": f"{value:.1f}"}) for name, value in top1.items()])
 
     gain = list(top1.values())[-1] - top1["random network"]
-    say(f"VJE ends {gain:.1f} points above the random network")
-    say(f"run folder  {RUN}", "next        .venv/bin/mlflow ui")
+    print_printable(f"VJE ends {gain:.1f} points above the random network")
+    print_printable(f"run folder  {RUN}", "next        .venv/bin/mlflow ui")
     if gain < LEAST_GAIN:
-        say(f"error: at least {LEAST_GAIN:g} points were expected", error=True)
+        print_printable(f"error: at least {LEAST_GAIN:g} points were expected", to_stderr=True)
         return 1
     return 0
 

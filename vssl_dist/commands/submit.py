@@ -19,8 +19,8 @@ from vssl_dist import config
 from vssl_dist.cli.places import shipped
 from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import RunConfig
-from vssl_dist.console.endings import one_line
-from vssl_dist.durable import publish_inside
+from vssl_dist.console.endings import end_in_one_line
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.errors import ConfigError
 from vssl_dist.installed import command_line
 from vssl_dist.jobs import (
@@ -42,9 +42,9 @@ from vssl_dist.jobs.resources import (
 from vssl_dist.jobs.training_job import TrainJob
 from vssl_dist.linter import lint
 from vssl_dist.methods import CONFIGS
-from vssl_dist.resume import check_resume
+from vssl_dist.resume import check_resumable
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 from vssl_dist.tracker import NOWHERE, TRAINER, default_tracking_uri, shell_word, shortfall
 
 
@@ -86,19 +86,19 @@ def _gpus(streams: int) -> int:
 
 def show(cfg: RunConfig, launch: Launch) -> None:
     """Print the config and the batch script, as a dry run does."""
-    say(f"# {RunFolder(cfg.dir).config}", *config.dump(cfg).splitlines(), "")
+    print_printable(f"# {RunFolder(cfg.dir).config}", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
-        say(*slurm.script(RunFolder(cfg.dir).slurm, parameters).splitlines())
+        print_printable(*slurm.script(RunFolder(cfg.dir).slurm, parameters).splitlines())
     else:
         ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
-        say(f"# would start {ranks} on this machine ({launch.device})")
+        print_printable(f"# would start {ranks} on this machine ({launch.device})")
 
 
 def write(cfg: RunConfig, launch: Launch) -> None:
     """Write config and launch into the run folder, for ranks and evaluations to read."""
-    publish_inside(RunFolder(cfg.dir).config, config.dump(cfg).encode())
-    publish_inside(RunFolder(cfg.dir).launch, dump_launch(launch).encode())
+    write_inside_folder(RunFolder(cfg.dir).config, config.dump(cfg).encode())
+    write_inside_folder(RunFolder(cfg.dir).launch, dump_launch(launch).encode())
 
 
 def refresh(cfg: RunConfig, launch: Launch) -> None:
@@ -122,7 +122,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
     try:
         write(cfg, launch)
         if launch.cluster == "local":
-            say(f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs}")
+            print_printable(f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs}")
             code = local.run_local(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, samples)
@@ -137,7 +137,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
         owner.transfer_to_job(cfg.dir, job)
     finally:
         owner.release(cfg.dir)
-    say(
+    print_printable(
         f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)",
         f"run folder  {cfg.dir}",
         f"follow      tail -F {RunFolder(cfg.dir).slurm_log(job)}",
@@ -157,30 +157,30 @@ def _curves(cfg: RunConfig, launch: Launch) -> str:
 def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     """Say where everything of a finished run is; starts evaluations that are still missing."""
     missing = list(pending_evaluations(cfg, samples))
-    say(f"{cfg.name} is finished; another name=... starts a new run")
-    say(f"exports     {RunFolder(cfg.dir).exports.path}")
+    print_printable(f"{cfg.name} is finished; another name=... starts a new run")
+    print_printable(f"exports     {RunFolder(cfg.dir).exports.path}")
     if missing:
         EvaluationSpawner(cfg.dir, launch.cluster).start()
         log = RunFolder(cfg.dir).evaluations_log
-        say(f"evaluations {len(missing)} still to come, see {log}")
-    say(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
-    say(f"curves      {_curves(cfg, launch)}")
+        print_printable(f"evaluations {len(missing)} still to come, see {log}")
+    print_printable(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
+    print_printable(f"curves      {_curves(cfg, launch)}")
     if launch.tracking_uri != NOWHERE and (
         line := shortfall(cfg.dir, launch.tracking_uri, TRAINER)
     ):
-        say(f"warning: {line}")
+        print_printable(f"warning: {line}")
 
 
 def warn(lines: Sequence[str]) -> None:
     """Print warnings on stderr: what may be wrong and is no reason to refuse."""
     for line in lines:
-        say(f"warning: {line}", error=True)
+        print_printable(f"warning: {line}", to_stderr=True)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, 1 (a rank failed), 2 (refused) or 130 (stopped by Ctrl-C)."""
     args = arguments(argv)
-    with one_line() as ending:
+    with end_in_one_line() as ending:
         ending.code = submit(args)
     return ending.code
 
@@ -202,7 +202,7 @@ def submit(args: argparse.Namespace) -> int:
     if tracking.problem and not args.dry_run:
         raise ConfigError(tracking.problem)
     findings = lint(cfg, checks.facts())
-    done_steps = 0 if problems else check_resume(cfg, launch.world_size, checks.train)
+    done_steps = 0 if problems else check_resumable(cfg, launch.world_size, checks.train)
     warnings = [*problems, *filter(None, (tracking.problem, tracking.doubt, tracking.note))]
     warnings += [finding.line() for finding in findings]
     if args.dry_run:

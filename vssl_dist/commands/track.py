@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vssl_dist.cli.program import arguments as typed
-from vssl_dist.console.endings import one_line
-from vssl_dist.durable import keep_others_from_writing
+from vssl_dist.console.endings import end_in_one_line
+from vssl_dist.durable import forbid_writing_by_others
 from vssl_dist.errors import ConfigError, Refusal
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 from vssl_dist.tracker import (
     NOWHERE,
     Flusher,
@@ -76,7 +76,7 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
         if answer.problem:
             problems[run] = answer.problem
         if answer.note:
-            say(f"warning: {answer.note}", error=True)
+            print_printable(f"warning: {answer.note}", to_stderr=True)
         if answer.doubt:
             raise AwayError(answer.doubt)
     if len(problems) == len(runs):
@@ -95,25 +95,27 @@ def send(run: Path, uri: str) -> bool:
         flusher.start()
         flusher.close(_WITHIN_S)
     elif sender.tracking_uri != uri:
-        say(f"{run}: {sender.doing}: wait for its end, or stop it")
+        print_printable(f"{run}: {sender.doing}: wait for its end, or stop it")
         return False
     line = shortfall(run, uri)
-    say(f"{run}: {line or f'all of it is at {uri}'}")
+    print_printable(f"{run}: {line or f'all of it is at {uri}'}")
     return line is None
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0 (all sent), 1 (not all), 2 (refused), or 130 after Ctrl-C."""
     args = arguments(argv)
-    keep_others_from_writing()
-    with one_line(interrupted="stopped: the same command sends what is missing") as ending:
+    forbid_writing_by_others()
+    with end_in_one_line(
+        interrupted_message="stopped: the same command sends what is missing"
+    ) as ending:
         if args.to is not None and not args.to.strip():
             raise ConfigError("--to: is empty; without --to curves go to MLFLOW_TRACKING_URI")
         uri = normalised_uri(args.to) if args.to else default_tracking_uri()
         runs = [run.resolve() for run in args.runs]
         problems = check(runs, uri)
         for run, problem in problems.items():
-            say(f"error: {run}: {problem}", error=True)
+            print_printable(f"error: {run}: {problem}", to_stderr=True)
         sent = [run not in problems and send(run, uri) for run in runs]
         ending.code = 0 if all(sent) else 1
     return ending.code

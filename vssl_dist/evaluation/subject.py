@@ -13,23 +13,28 @@ from torch import Tensor
 
 from vssl_dist.config import TaskConfig
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.durable import sha256
+from vssl_dist.durable import file_sha256
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.features.cache import FeatureCache, features_of
+from vssl_dist.evaluation.features.cache import FeatureCache, cached_features
 from vssl_dist.evaluation.features.extract import (
-    Forward,
-    Reading,
-    collect,
-    random_network,
-    raw_pixels,
+    FeatureFunction,
+    ImageReading,
+    build_random_network,
+    collect_features,
+    flatten_pixels,
 )
-from vssl_dist.evaluation.features.variants import Variants
+from vssl_dist.evaluation.features.variants import ImageVariants
 from vssl_dist.evaluation.features.workers import ImagePass
 from vssl_dist.evaluation.scores.posterior import Posterior, load_posterior
-from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.splits import check_pair, need_posterior, open_filled, open_ood_datasets
-from vssl_dist.exports.card import Card
-from vssl_dist.exports.read import load_export, load_online
+from vssl_dist.evaluation.scores.table import LabelledFeatures
+from vssl_dist.evaluation.splits import (
+    check_bank_and_queries,
+    open_nonempty_dataset,
+    open_ood_datasets,
+    require_posterior,
+)
+from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.read import load_export, load_online_probe
 from vssl_dist.models.linear_probe import Probe
 
 
@@ -56,7 +61,7 @@ class EvalSettings:
 class Network:
     """A frozen network, loaded only if its features are not in the cache."""
 
-    load: Callable[[], Forward]
+    load: Callable[[], FeatureFunction]
     """Loads the network; pickles, unless ``identity`` is None."""
     identity: Mapping[str, object] | None
     """What its features depend on, as JSON values; None: they are not cached."""
@@ -66,14 +71,14 @@ class Network:
     """Loads the classifier that learnt beside the method, in an export of a run that had one."""
 
     @classmethod
-    def exported(cls, path: Path) -> Network:
+    def exported(cls, export_path: Path) -> Network:
         """Describe the backbone of an export, with its posterior if it has one."""
-        identity = {"export_sha256": sha256(path)}
+        identity = {"export_sha256": file_sha256(export_path)}
         return cls(
-            partial(_load_backbone, path),
+            partial(_load_backbone, export_path),
             identity,
-            posterior=lambda: load_posterior(path),
-            online=lambda: load_online(path),
+            posterior=lambda: load_posterior(export_path),
+            online=lambda: load_online_probe(export_path),
         )
 
     @classmethod
@@ -81,64 +86,70 @@ class Network:
         """Describe the same backbone before any training, seed 0."""
         # Another torch may draw other initial weights from the same seed.
         identity = {"untrained": backbone, "image_size": image_size, "torch": torch.__version__}
-        return cls(partial(random_network, backbone, image_size), identity)
+        return cls(partial(build_random_network, backbone, image_size), identity)
 
     @classmethod
     def pixels(cls) -> Network:
         """Describe the identity: raw pixels as features, which are not cached."""
-        return cls(lambda: raw_pixels, None)
+        return cls(lambda: flatten_pixels, None)
 
 
 @dataclass(frozen=True)
-class Images:
+class TaskImages:
     """The splits that a task sees, by the role they play, and how their images are read."""
 
     splits: dict[str, Dataset]
     """``"bank"`` and ``"queries"`` where the task wants them, and each dataset of ``ood``."""
     limits: dict[str, int | None]
     """The most images that are looked at of each split; None: all of them."""
-    reading: Reading
+    reading: ImageReading
     """How the images are read."""
     suffix: str
     """What a result's file name ends in: nothing for the run's own data."""
 
     @classmethod
-    def open(cls, card: Card, task: TaskConfig, settings: EvalSettings) -> Images:
+    def open(cls, card: ExportCard, task: TaskConfig, settings: EvalSettings) -> TaskImages:
         """Open and check the splits that ``task`` needs.
 
         Raises:
             DataError: A folder is missing, empty or damaged, its storage does not answer, or they
                 do not fit together.
         """
-        data = card.config.data
-        need_posterior(card, task)
+        data_config = card.config.data
+        require_posterior(card, task)
         queries = settings.val or card.val
         if queries is None:
             raise DataError(f"run {card.run} names no data.val: pass the folder of held-out shards")
-        folders = {"bank": settings.train or data.bank or card.train, "queries": queries}
-        timeout_s = data.timeout_s
-        splits = {role: open_filled(folders[role], task, timeout_s) for role in task.limits}
-        check_pair(splits, task, timeout_s)
+        folder_by_role = {
+            "bank": settings.train or data_config.bank or card.train,
+            "queries": queries,
+        }
+        timeout_s = data_config.timeout_s
+        splits = {
+            role: open_nonempty_dataset(folder_by_role[role], task, timeout_s)
+            for role in task.limits
+        }
+        check_bank_and_queries(splits, task, timeout_s)
         ood_splits = open_ood_datasets(task, settings.ood, splits, timeout_s)
-        reading = Reading(
+        reading = ImageReading(
             image_size=card.image_size,
             normalise=card.normalise,
             batch=task.batch,
-            backend=data.backend,
+            backend=data_config.backend,
             threads=settings.threads,
             device=settings.device,
             timeout_s=timeout_s,
         )
         splits |= ood_splits
         fingerprints = "".join(dataset.fingerprint for dataset in splits.values()).encode()
-        on_other_data = settings.train or settings.val or (ood_splits and settings.ood)
-        suffix = f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}" if on_other_data else ""
+        uses_other_data = settings.train or settings.val or (ood_splits and settings.ood)
+        suffix = f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}" if uses_other_data else ""
         limits = task.limits | dict.fromkeys(ood_splits, task.max_queries)
         return cls(splits, limits, reading, suffix)
 
     def facts(self, task: TaskConfig) -> dict[str, object]:
         """State as JSON values all that a result depends on, apart from the network."""
-        by_split: dict[str, object] = {
+        facts_by_split: dict[str, object] = {
             name: {
                 "folder": str(dataset.folder),
                 "fingerprint": dataset.fingerprint,
@@ -146,10 +157,16 @@ class Images:
             }
             for name, dataset in self.splits.items()
         }
-        ood = {name: by_split.pop(name) for name in list(by_split) if name not in task.limits}
-        by_split |= {"ood": ood} if ood else {}
+        ood_facts = {
+            name: facts_by_split.pop(name)
+            for name in list(facts_by_split)
+            if name not in task.limits
+        }
+        facts_by_split |= {"ood": ood_facts} if ood_facts else {}
         # When it is evaluated changes no figure, and the folders of ood are stated with the splits.
-        return {"task": task.model_dump(mode="json", exclude={"every_epochs", "ood"})} | by_split
+        return {
+            "task": task.model_dump(mode="json", exclude={"every_epochs", "ood"})
+        } | facts_by_split
 
     def count(self, split: str) -> int:
         """How many images of a split are looked at."""
@@ -161,10 +178,10 @@ class Images:
 class FrozenFeatures:
     """What a task measures: features of each split, and the names of the classes."""
 
-    card: Card
+    card: ExportCard
     """Card of the export, or of the one that this network is a baseline of."""
     network: Network
-    images: Images
+    images: TaskImages
     cache: FeatureCache
     ranks: int = 1
     """Processes of this machine that share a pass over images."""
@@ -184,7 +201,7 @@ class FrozenFeatures:
         """Names of the splits that are out of distribution."""
         return [split for split in self.images.splits if split not in ("bank", "queries")]
 
-    def features(self, split: str) -> Features:
+    def features(self, split: str) -> LabelledFeatures:
         """Features of a split's images, in the order of their ids; from the cache if possible.
 
         Raises:
@@ -193,7 +210,7 @@ class FrozenFeatures:
         """
         return self._extract(split, self.images.count(split), None)
 
-    def variants(self, split: str, variants: Variants, limit: int | None = None) -> Tensor:
+    def variants(self, split: str, variants: ImageVariants, limit: int | None = None) -> Tensor:
         """Features of K pictures of each of a split's first images, cached like `features`.
 
         Args:
@@ -212,23 +229,23 @@ class FrozenFeatures:
         table = self._extract(split, count, variants)
         return table.features.view(count, variants.count, -1)
 
-    def _extract(self, split: str, count: int, variants: Variants | None) -> Features:
+    def _extract(self, split: str, count: int, variants: ImageVariants | None) -> LabelledFeatures:
         dataset = self.images.splits[split]
         image_pass = ImagePass(self.network.load, dataset, self.images.reading, count, variants)
         features = self._cached(image_pass)
         if features is None:
             # In memory and by this process alone: other processes hand their rows over on disk.
-            features = collect(image_pass.stream_all(), image_pass.rows)
-        return _check_finite(features, dataset)
+            features = collect_features(image_pass.stream_all(), image_pass.rows)
+        return _require_finite_features(features, dataset)
 
-    def _cached(self, image_pass: ImagePass) -> Features | None:
+    def _cached(self, image_pass: ImagePass) -> LabelledFeatures | None:
         """Return what the cache has, or makes of a pass; None where nothing can be cached."""
         if self.network.identity is None:
             return None
         reading = image_pass.reading
         variants = image_pass.variants
-        facts = {} if variants is None else variants.facts
-        facts |= {
+        image_facts = {} if variants is None else variants.facts
+        image_facts |= {
             "samples": image_pass.rows,
             "fingerprint": image_pass.dataset.fingerprint,
             "image_size": reading.image_size,
@@ -237,24 +254,26 @@ class FrozenFeatures:
             "autocast": str(reading.autocast),
         }
 
-        def is_sound() -> bool:
+        def has_no_substitutes() -> bool:
             # Features with substitutes are not those of the dataset that its fingerprint names.
             return not reading.substitutes.in_split(image_pass.dataset)
 
         source = image_pass.source(self.ranks)
-        return features_of(self.cache, self.network.identity, facts, source, is_sound)
+        return cached_features(
+            self.cache, self.network.identity, image_facts, source, has_no_substitutes
+        )
 
 
-def _load_backbone(path: Path) -> Forward:
-    return load_export(path)[0]
+def _load_backbone(export_path: Path) -> FeatureFunction:
+    return load_export(export_path)[0]
 
 
-def _check_finite(table: Features, dataset: Dataset) -> Features:
-    blocks = torch.split(table.features, 8192)
-    damaged = sum(int((~block.isfinite().all(1)).sum()) for block in blocks)
-    if damaged:
+def _require_finite_features(table: LabelledFeatures, dataset: Dataset) -> LabelledFeatures:
+    feature_blocks = torch.split(table.features, 8192)
+    non_finite_count = sum(int((~block.isfinite().all(1)).sum()) for block in feature_blocks)
+    if non_finite_count:
         raise DataError(
-            f"{dataset.folder}: {damaged} of {len(table.labels)} features are not finite: "
+            f"{dataset.folder}: {non_finite_count} of {len(table.labels)} features are not finite: "
             "the network is damaged, evaluate an earlier export"
         )
     return table

@@ -36,7 +36,7 @@ from vssl_dist.jobs.evaluation_job import (
 )
 from vssl_dist.jobs.resources import Launch, load_launch
 from vssl_dist.jobs.stop import REFUSED
-from vssl_dist.locks import is_held_by_other_user, lock_holder, private_lock
+from vssl_dist.locks import describe_lock_holder, is_held_by_other_user, make_private_lock
 from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger("vssl_dist.jobs.evaluation_queue")  # as a process it is __main__
@@ -203,7 +203,7 @@ def open_queue(run_dir: Path) -> EvaluationQueue:
 
 def lock_of(run_dir: Path) -> FileLock:
     """Return the lock of the one process that evaluates a run, or submits its evaluations."""
-    return private_lock(lock_path(run_dir))
+    return make_private_lock(lock_path(run_dir))
 
 
 def lock_path(run_dir: Path) -> Path:
@@ -228,7 +228,9 @@ def drain(run_dir: Path) -> None:
             path = lock_path(run_dir)
             if is_held_by_other_user(path):
                 _log.warning(
-                    "no evaluations: %s is held by %s: have it stopped", path, lock_holder(path)
+                    "no evaluations: %s is held by %s: have it stopped",
+                    path,
+                    describe_lock_holder(path),
                 )
             return  # else its holder looks again after it has let go
         # A process that came while this one had the lock has left: its evaluations are tried here.
@@ -253,7 +255,7 @@ def main() -> int:
             # The training job's signals reach every process of its nodes.
             signal.signal(number, signal.SIG_IGN)
     print_any_path()
-    logs.configure_log("evaluations")
+    logs.configure_log_file_output("evaluations")
     try:
         private.secure(args.run_dir)
         drain(args.run_dir.absolute())

@@ -18,7 +18,7 @@ from vssl_dist.installed import own_code_only
 from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Launch, interface_variables
 from vssl_dist.jobs.stop import REFUSAL, REFUSED, STOPPED, SignalHandler
-from vssl_dist.logs import terminal_text
+from vssl_dist.logs import entry_as_terminal_text
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable, printable_lines
 
@@ -195,7 +195,7 @@ def _end_of(path: Path) -> str:
         return ""
     if start:  # in the middle of a line
         text = text.partition("\n")[2]
-    return "\n".join(map(terminal_text, printable_lines(text).rstrip().split("\n")))
+    return "\n".join(map(entry_as_terminal_text, printable_lines(text).rstrip().split("\n")))
 
 
 def _refusal(ranks: RankProcesses, codes: list[int | None]) -> str:

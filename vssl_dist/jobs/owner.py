@@ -14,10 +14,10 @@ import psutil
 from filelock import Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from vssl_dist.durable import publish_inside, refuse_link_out_of_folder
+from vssl_dist.durable import refuse_link_out_of_folder, write_inside_folder
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
-from vssl_dist.locks import lock_holder, private_lock
+from vssl_dist.locks import describe_lock_holder, make_private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker import settle_identity, stored_identity
@@ -102,12 +102,12 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     lock = RunFolder(run_dir).owner_lock
     try:
         # Of two claims at once the second has to find the first one's owner file.
-        with private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
+        with make_private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
             check_free(run_dir, job_lives)
             _write(run_dir, replace(Owner.this_process(), run=identity.uuid))
     except Timeout:
         raise ConfigError(
-            f"{run_dir} is being claimed by {lock_holder(lock)}: wait for it or stop it, "
+            f"{run_dir} is being claimed by {describe_lock_holder(lock)}: wait for it or stop it, "
             "then try again"
         ) from None
 
@@ -138,4 +138,4 @@ def _read(run_dir: Path) -> Owner | None:
 
 
 def _write(run_dir: Path, owner: Owner) -> None:
-    publish_inside(RunFolder(run_dir).owner, json.dumps(asdict(owner)).encode())
+    write_inside_folder(RunFolder(run_dir).owner, json.dumps(asdict(owner)).encode())

@@ -17,7 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vssl_dist.durable import followed, keep_others_from_writing, name_of_user, read_regular
+from vssl_dist.durable import (
+    forbid_writing_by_others,
+    read_regular_file,
+    resolve_trusted_links,
+    user_name,
+)
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.permissions import close_to_others, is_loose
 from vssl_dist.run_folder import RunFolder
@@ -51,7 +56,7 @@ class Survey:
         if self.foreign:
             path, owner = self.foreign[0]
             yield (
-                f"{path} belongs to {name_of_user(owner)}, who can still change it "
+                f"{path} belongs to {user_name(owner)}, who can still change it "
                 f"({_number(self.foreign)} of others): remove what you did not ask for"
             )
 
@@ -69,7 +74,7 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     result = Survey()
     try:
         if run_dir.is_symlink():
-            followed(RunFolder(run_dir).owner)  # who made the links on the way
+            resolve_trusted_links(RunFolder(run_dir).owner)  # who made the links on the way
         target = run_dir.resolve() if run_dir.is_symlink() else run_dir
         top = target.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -82,7 +87,7 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
         raise ConfigError(f"{run_dir} is no folder: remove it, or choose another name= or out=")
     if top.st_uid != os.geteuid():
         raise ConfigError(
-            f"{run_dir} belongs to {name_of_user(top.st_uid)}, and a run folder is code that runs "
+            f"{run_dir} belongs to {user_name(top.st_uid)}, and a run folder is code that runs "
             "as you: choose another name= or out="
         )
     if is_loose(target, top):
@@ -115,7 +120,7 @@ def secure(run_dir: Path, *, whole: bool = False) -> None:
     Raises:
         ConfigError: One line: it is not this user's, or something in it is not.
     """
-    keep_others_from_writing()
+    forbid_writing_by_others()
     result = survey(run_dir, whole=whole)
     if result.writable_by_others:
         result = survey(run_dir)
@@ -145,7 +150,7 @@ def make(run_dir: Path) -> None:
     survey(run_dir, whole=False)
     refuse_link(run_dir)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    keep_others_from_writing()
+    forbid_writing_by_others()
     with suppress(FileExistsError):
         run_dir.mkdir()
         close_to_others(run_dir)  # a default ACL of the folder above may let them write
@@ -158,9 +163,9 @@ def make_hidden(folder: Path) -> None:
     Raises:
         ConfigError: One line: it is not this user's.
     """
-    keep_others_from_writing()
+    forbid_writing_by_others()
     try:
-        followed(folder / "pickle")
+        resolve_trusted_links(folder / "pickle")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.is_symlink():
             state = folder.stat()
@@ -175,7 +180,7 @@ def make_hidden(folder: Path) -> None:
         try:
             owner = os.fstat(descriptor).st_uid
             if owner != os.geteuid():
-                raise ConfigError(f"{folder} belongs to {name_of_user(owner)}: remove it")
+                raise ConfigError(f"{folder} belongs to {user_name(owner)}: remove it")
             os.fchmod(descriptor, 0o700)
         finally:
             os.close(descriptor)
@@ -194,7 +199,7 @@ def read(path: Path, limit: int) -> str:
         OSError: It is not there, no regular file or larger.
         ValueError: It is no text.
     """
-    return read_regular(path, limit).decode()
+    return read_regular_file(path, limit).decode()
 
 
 def _enter(folder: Path, result: Survey, *, top: bool, code: bool, whole: bool) -> None:
@@ -228,7 +233,7 @@ def _enter(folder: Path, result: Survey, *, top: bool, code: bool, whole: bool) 
         if state.st_uid not in (os.geteuid(), 0):
             if code:
                 raise ConfigError(
-                    f"{path} belongs to {name_of_user(state.st_uid)}, and a run folder is code "
+                    f"{path} belongs to {user_name(state.st_uid)}, and a run folder is code "
                     "that runs as you: remove it, or choose another name="
                 )
             result.foreign.append((path, state.st_uid))
@@ -241,7 +246,7 @@ def _enter(folder: Path, result: Survey, *, top: bool, code: bool, whole: bool) 
 
 def _refuse_link(link: Path, state: os.stat_result) -> None:
     if state.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(f"{link} is a link that {name_of_user(state.st_uid)} made: remove it")
+        raise ConfigError(f"{link} is a link that {user_name(state.st_uid)} made: remove it")
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:

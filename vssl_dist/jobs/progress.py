@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from vssl_dist.console.bars import (
-    SHORTEST,
+    MIN_BAR_WIDTH,
     WholeProgress,
-    screen,
+    make_console,
 )
-from vssl_dist.logs import terminal_text
+from vssl_dist.logs import entry_as_terminal_text
 from vssl_dist.text import printable, printable_lines
 
 _LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
@@ -89,14 +89,14 @@ class LogView:
     """Shows the lines of a log: on a terminal reports move a bar, elsewhere all stay lines."""
 
     def __init__(self) -> None:
-        self.console = screen(soft_wrap=True)
+        self.console = make_console(soft_wrap=True)
         self.bar: Progress | None = None
         self.unfinished = ""
 
     def show(self, text: str) -> None:
         """Show more of the log; an unfinished line waits for its end."""
         *lines, self.unfinished = (self.unfinished + text).split("\n")
-        for line in map(terminal_text, lines):
+        for line in map(entry_as_terminal_text, lines):
             report = Report.parse(line)
             if report is not None and self.console.is_terminal and self._fits(report):
                 self._move_bar(report)
@@ -117,7 +117,7 @@ class LogView:
     def close(self) -> None:
         """Print an unfinished last line and leave the bar as it stands."""
         if self.unfinished:
-            self.say(terminal_text(self.unfinished))
+            self.say(entry_as_terminal_text(self.unfinished))
             self.unfinished = ""
         if self.bar is not None:
             self.bar.stop()
@@ -126,7 +126,7 @@ class LogView:
     def _fits(self, report: Report) -> bool:
         """Whether a bar has room beside the report's figures."""
         cells = cell_len(f" {report.total}/{report.total} {report.text.strip()}")
-        return self.console.width >= cells + SHORTEST
+        return self.console.width >= cells + MIN_BAR_WIDTH
 
     def _move_bar(self, report: Report) -> None:
         if self.bar is None:
@@ -137,5 +137,7 @@ class LogView:
             self.bar.add_task("", total=report.total)
             self.bar.start()
         self.bar.update(
-            self.bar.task_ids[0], completed=report.step, description=printable(report.text.strip())
+            self.bar.task_ids[0],
+            completed=report.step,
+            description=printable(report.text.strip()),
         )

@@ -14,7 +14,7 @@ from vssl_dist.confidential import (
     has_secret_in_command,
     has_secret_in_setting,
     has_secret_in_text,
-    redact,
+    redact_secrets,
 )
 from vssl_dist.config import Model, load_block, refuse_no_file
 from vssl_dist.errors import ConfigError
@@ -141,7 +141,7 @@ def _why_secret(raw: dict[Any, Any]) -> str | None:
 def _secret_keys(raw: dict[Any, Any], prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of a profile that hold a secret."""
     for key, value in raw.items():
-        dotted_key = f"{prefix}{printable(redact(str(key)))}"
+        dotted_key = f"{prefix}{printable(redact_secrets(str(key)))}"
         if has_secret_in_text(str(key)) or (
             prefix == "env." and has_secret_in_setting(str(key), str(value))
         ):

@@ -56,7 +56,7 @@ class TrainJob:
             del os.environ[name]
         os.environ |= job_variables(os.environ)
         rendezvous.export(set_cuda_visible_devices=False, overwrite=True)
-        logs.configure_log(writer())
+        logs.configure_log_file_output(writer())
         if self.launch.nodes == 1:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # which no other machine reaches
         code = run_rank(self, stop)
@@ -203,7 +203,7 @@ def note_failure(run_dir: Path, text: str) -> None:
     log = os.environ.get("VSSL_LEAD_LOG")
     if log and os.environ.get("RANK", "0") != "0":
         # Rank 0's log is the one that people follow.
-        line = logs.format_entry(writer(), "ERROR", text.removeprefix(REFUSAL).rstrip())
+        line = logs.format_log_entry(writer(), "ERROR", text.removeprefix(REFUSAL).rstrip())
         with suppress(OSError, ValueError), open_append(Path(log)) as file:
             file.write(f"{line}\n".encode(errors="backslashreplace"))
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from vssl_dist.confidential import redact
-from vssl_dist.durable import name_of_user
+from vssl_dist.confidential import redact_secrets
+from vssl_dist.durable import user_name
 from vssl_dist.installed import command_line
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
@@ -37,7 +37,7 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
     for path in (run_dir.resolve(), *sorted(_evidence(run_dir))):
         with suppress(OSError):
             if (owner := path.lstat().st_uid) not in (os.geteuid(), 0):
-                reason = f"{path} belongs to {name_of_user(owner)}"
+                reason = f"{path} belongs to {user_name(owner)}"
                 break
     if not reason and stored != tracking_uri:
         reason = f"its curves went to {stored}, your address is {tracking_uri}"
@@ -48,7 +48,7 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
     command = (
         f"{command_line('launch/track.py')} {shell_word(run_dir)} --to {shlex.quote(tracking_uri)}"
     )
-    facts = printable(redact(f"curves of {run_dir} are not sent ({reason})"))
+    facts = printable(redact_secrets(f"curves of {run_dir} are not sent ({reason})"))
     return f"{facts}: {command} sends them"
 
 

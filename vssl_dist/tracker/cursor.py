@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vssl_dist.curves import NAMES
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import NOWHERE
 from vssl_dist.tracker.identity import stored_identity
@@ -98,7 +98,7 @@ class Cursor:
             "refused": self.refused,
             "others": self.others,
         }
-        publish_inside(self.path, json.dumps(facts).encode())
+        write_inside_folder(self.path, json.dumps(facts).encode())
 
 
 def load_spool_cursor(run_dir: Path, tracking_uri: str | None) -> Cursor:

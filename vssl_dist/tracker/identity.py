@@ -21,10 +21,10 @@ import yaml
 from filelock import Timeout
 
 from vssl_dist.config.paths import literal
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.errors import ConfigError
-from vssl_dist.locks import lock_holder, private_lock
-from vssl_dist.run_folder import RunFolder, is_export
+from vssl_dist.locks import describe_lock_holder, make_private_lock
+from vssl_dist.run_folder import RunFolder, is_export_path
 from vssl_dist.tracker.intake import is_text_mapping, open_safely, read_json_object
 
 _WAIT_S = 60.0
@@ -75,10 +75,10 @@ def settle_identity(run_dir: Path) -> Identity:
     if lock.is_symlink():  # of a copy that is made of links
         lock.unlink(missing_ok=True)
     try:
-        held = private_lock(lock).acquire(timeout=_WAIT_S)
+        held = make_private_lock(lock).acquire(timeout=_WAIT_S)
     except Timeout:
         raise ConfigError(
-            f"{lock} is held by {lock_holder(lock)}: wait for it, or stop it"
+            f"{lock} is held by {describe_lock_holder(lock)}: wait for it, or stop it"
         ) from None
     with held:
         stored = _stored(run_dir)
@@ -91,7 +91,7 @@ def settle_identity(run_dir: Path) -> Identity:
             parent = Parent(original.name, stored.uuid, _runs(run_dir, stored.uuid))
             settled = Identity(uuid.uuid4().hex, str(run_dir), parent)
         if settled != stored or not RunFolder(run_dir).identity.exists():
-            publish_inside(RunFolder(run_dir).identity, json.dumps(asdict(settled)).encode())
+            write_inside_folder(RunFolder(run_dir).identity, json.dumps(asdict(settled)).encode())
         return settled
 
 
@@ -246,7 +246,9 @@ def _detach(run_dir: Path, original: Path) -> None:
             if path.is_symlink():
                 shared = path.is_file() and path.resolve().is_relative_to(original_path)
             else:
-                weights = is_export(path) or path.is_relative_to(RunFolder(run_dir).checkpoints)
+                weights = is_export_path(path) or path.is_relative_to(
+                    RunFolder(run_dir).checkpoints
+                )
                 shared = not weights and path.is_file() and path.stat().st_nlink > 1
             if shared:
                 copied_path = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")

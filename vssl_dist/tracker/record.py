@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vssl_dist import locks
-from vssl_dist.durable import name_of_user, publish_inside
-from vssl_dist.locks import private_lock
+from vssl_dist.durable import user_name, write_inside_folder
+from vssl_dist.locks import make_private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT
@@ -66,7 +66,7 @@ class Record:
     def save(self, run_dir: Path) -> None:
         """Store the record, with ``run_id`` for people and programs that ask for the run."""
         facts = asdict(self) | ({"run_id": self.run_id} if self.run_id else {})
-        publish_inside(RunFolder(run_dir).mlflow_record, json.dumps(facts).encode())
+        write_inside_folder(RunFolder(run_dir).mlflow_record, json.dumps(facts).encode())
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Sender:
 
     def save(self, run_dir: Path) -> None:
         """Store the sender."""
-        publish_inside(RunFolder(run_dir).sender, json.dumps(asdict(self)).encode())
+        write_inside_folder(RunFolder(run_dir).sender, json.dumps(asdict(self)).encode())
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""
@@ -130,7 +130,7 @@ class UnknownSender(Sender):
 
 def lease(run_dir: Path) -> FileLock:
     """Return the lock that the one process which sends a run's spool holds."""
-    return private_lock(RunFolder(run_dir).sender_lock)
+    return make_private_lock(RunFolder(run_dir).sender_lock)
 
 
 def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
@@ -140,12 +140,12 @@ def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
         with lease(run_dir).acquire(timeout=wait_s):
             return None
     except Timeout:
-        who = locks.lock_holder(lock)
+        who = locks.describe_lock_holder(lock)
     except PermissionError:
         if not lock.exists():
             raise
-        return UnknownSender(name_of_user(lock.lstat().st_uid), lock)
-    if " of " in who and f" of {name_of_user(os.geteuid())} (" not in who:
+        return UnknownSender(user_name(lock.lstat().st_uid), lock)
+    if " of " in who and f" of {user_name(os.geteuid())} (" not in who:
         return UnknownSender(who, lock)
     return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
 

@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from vssl_dist.durable import name_of_user, share_as_its_folder
-from vssl_dist.locks import lock_holder, private_lock
+from vssl_dist.durable import share_with_group_of_folder, user_name
+from vssl_dist.locks import describe_lock_holder, make_private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import sqlite_file, sqlite_uri
 from vssl_dist.tracker.identity import Identity, as_utf8, is_copy_of
@@ -61,13 +61,13 @@ def _alone(lock: Path) -> AcquireReturnProxy[FileLock]:
         Refused: It is another user's.
     """
     try:
-        return private_lock(lock).acquire(timeout=_MAKING_S)
+        return make_private_lock(lock).acquire(timeout=_MAKING_S)
     except Timeout:
-        raise TimeoutError(f"{lock} is held by {lock_holder(lock)}") from None
+        raise TimeoutError(f"{lock} is held by {describe_lock_holder(lock)}") from None
     except PermissionError as error:
         if not lock.exists():
             raise
-        owner = name_of_user(lock.lstat().st_uid)
+        owner = user_name(lock.lstat().st_uid)
         raise Refused(
             f"{lock} belongs to {owner}, who was to make that database: have it removed, or set "
             "MLFLOW_TRACKING_URI to another address"
@@ -109,7 +109,7 @@ def _create_database(file: Path) -> None:
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.new")
     uri = _without_escapes(sqlite_uri(partial), partial)
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    share_as_its_folder(partial)
+    share_with_group_of_folder(partial)
     if file.exists() and _size(file) == 0:
         # Removed while this process had it: sqlite makes an empty one.
         partial.replace(file)
@@ -221,7 +221,7 @@ def _make_for_all(folder: Path) -> None:
         for path in (folder.parent, folder):
             if not path.exists():
                 path.mkdir(parents=True)
-                share_as_its_folder(path)
+                share_with_group_of_folder(path)
 
 
 def _active(experiment: Experiment, uri: str) -> str:

@@ -10,7 +10,7 @@ import requests
 from requests.exceptions import ConnectionError, InvalidHeader, RequestException, SSLError
 from urllib3.exceptions import HTTPError
 
-from vssl_dist.confidential import redact, stored_login
+from vssl_dist.confidential import read_stored_mlflow_login, redact_secrets
 from vssl_dist.text import printable
 from vssl_dist.tracker.report import TrackingQuery, TrackingReport
 
@@ -91,7 +91,7 @@ def _obstacle(
     if status in (401, 403):
         if _own_way_in():
             return question.away(f"HTTP {status}; how MLflow signs its requests is not tried here")
-        said = printable(redact(" ".join(body[:200].decode(errors="replace").split())))
+        said = printable(redact_secrets(" ".join(body[:200].decode(errors="replace").split())))
         remedy = "start it with --allowed-hosts" if "ebinding" in said else _RIGHTS
         return TrackingReport(
             f"MLflow at {question.uri} lets nobody in (HTTP {status}: {said}): {remedy}"
@@ -110,7 +110,7 @@ def _obstacle(
 def _session() -> requests.Session:
     """Open a session that signs as MLflow does, by the environment's or its file's login."""
     session = requests.Session()
-    mlflow = stored_login()
+    mlflow = read_stored_mlflow_login()
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or mlflow.get("mlflow_tracking_username")
     password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or mlflow.get("mlflow_tracking_password")
     if user and password:
@@ -150,4 +150,4 @@ def _reason(error: Exception) -> str:
         error = inner
     if isinstance(error, ConnectionError) and not str(error):
         return "no connection"
-    return printable(redact(str(error))) or type(error).__name__
+    return printable(redact_secrets(str(error))) or type(error).__name__

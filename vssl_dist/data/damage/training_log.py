@@ -73,7 +73,7 @@ class SubstitutionLog:
             lines = [line for line in _read_lines(path) if line["position"] <= position]
             text = "".join(json.dumps(line) + "\n" for line in lines)
             if text != _text(path):
-                durable.publish_inside(path, text.encode())
+                durable.write_inside_folder(path, text.encode())
         dist.barrier()
         # Read by one rank for all: the next line may be written as soon as one of them goes on.
         paths = files if dist.rank() == 0 else []
@@ -89,7 +89,7 @@ class SubstitutionLog:
         self._new_ids += [substitution.planned for substitution in substitutions]
         try:
             lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in substitutions)
-            durable.append(self._path, lines.encode())
+            durable.append_to_file(self._path, lines.encode())
         except OSError as error:  # a full disk costs the list, not the run
             _log.warning("%d bad images are not listed: %s", len(substitutions), error)
 
@@ -126,7 +126,7 @@ class SubstitutionLog:
         files = sorted(self._run.path.glob(self._run.substitutions("*").name))
         for path in files:  # a pipe would be waited for
             try:
-                if not durable.followed(path).is_file():
+                if not durable.resolve_trusted_links(path).is_file():
                     raise DataError(f"{printable(str(path))} is no file: remove it")
             except OSError as error:
                 raise DataError(f"{printable(str(path))}: {error.strerror}") from error

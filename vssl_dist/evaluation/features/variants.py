@@ -18,12 +18,17 @@ from vssl_dist.data.loader import Batch
 from vssl_dist.data.passes import Pairs, augmented_batches
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.features.corruptions import KINDS, LEVELS, corrupt
-from vssl_dist.evaluation.features.extract import Forward, Reading, Rows, forward
-from vssl_dist.exports.card import Card
+from vssl_dist.evaluation.features.corruptions import CORRUPTION_BY_KIND, NUM_LEVELS, corrupt
+from vssl_dist.evaluation.features.extract import (
+    FeatureBatches,
+    FeatureFunction,
+    ImageReading,
+    compute_features,
+)
+from vssl_dist.exports.card import ExportCard
 
 
-class Variants(Protocol):
+class ImageVariants(Protocol):
     """K pictures of each image, the same each time."""
 
     @property
@@ -34,11 +39,11 @@ class Variants(Protocol):
     def facts(self) -> dict[str, object]:
         """All that the pictures depend on beside the images and their reading, as JSON values."""
 
-    def batch(self, reading: Reading) -> int:
+    def batch(self, reading: ImageReading) -> int:
         """How many images make a batch."""
 
     def batches(
-        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+        self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as K views."""
 
@@ -50,7 +55,7 @@ class AugmentedPairs:
     pairs: Pairs
 
     @classmethod
-    def of_run(cls, card: Card, count: int) -> AugmentedPairs:
+    def of_run(cls, card: ExportCard, count: int) -> AugmentedPairs:
         """Make pairs by the recipes that the exported run was trained with, seed 0.
 
         Raises:
@@ -65,8 +70,8 @@ class AugmentedPairs:
                 f"run {card.run}: its card names {len(recipes)} views, but pairs need 2 "
                 "(set ood's pairs to 0)"
             )
-        first, second = recipes
-        recipe_pair = (_at_network_size(first), _at_network_size(second))
+        first_recipe, second_recipe = recipes
+        recipe_pair = (_without_own_size(first_recipe), _without_own_size(second_recipe))
         return cls(Pairs(recipe_pair, count, seed=0))
 
     @property
@@ -80,12 +85,12 @@ class AugmentedPairs:
         recipes = [recipe.model_dump(mode="json") for recipe in self.pairs.recipes]
         return {"pairs": asdict(self.pairs) | {"recipes": recipes}}
 
-    def batch(self, reading: Reading) -> int:
+    def batch(self, reading: ImageReading) -> int:
         """How many images make a batch of no more pictures than a plain batch has."""
         return max(1, reading.batch // self.count)
 
     def batches(
-        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+        self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as ``count`` augmented views."""
         batches = augmented_batches(
@@ -101,7 +106,7 @@ class AugmentedPairs:
 
 
 @dataclass(frozen=True)
-class Corruptions:
+class CorruptedVariants:
     """Each image as it is, then each kind of corruption at each level."""
 
     version: int = 1
@@ -110,7 +115,7 @@ class Corruptions:
     @property
     def names(self) -> list[tuple[str, int]]:
         """Kind and level of each picture after the first, which is the image as it is."""
-        return [(kind, level) for kind in KINDS for level in range(1, LEVELS + 1)]
+        return [(kind, level) for kind in CORRUPTION_BY_KIND for level in range(1, NUM_LEVELS + 1)]
 
     @property
     def count(self) -> int:
@@ -120,45 +125,51 @@ class Corruptions:
     @property
     def facts(self) -> dict[str, object]:
         """Kinds, levels and version of the corruptions, as JSON values."""
-        return {"corruptions": list(KINDS), "levels": LEVELS, "version": self.version}
+        return {
+            "corruptions": list(CORRUPTION_BY_KIND),
+            "levels": NUM_LEVELS,
+            "version": self.version,
+        }
 
-    def batch(self, reading: Reading) -> int:
+    def batch(self, reading: ImageReading) -> int:
         """How many images make a batch: as many as without corruptions."""
         return reading.batch
 
     def batches(
-        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+        self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as it is and then corrupted."""
-        shape = (3, 1, 1)
+        channel_shape = (3, 1, 1)
         for batch in reading.batches(dataset, ids):
-            clean = batch.views[0]
-            mean = clean.new_tensor(reading.normalise.mean).view(shape)
-            std = clean.new_tensor(reading.normalise.std).view(shape)
+            clean_images = batch.views[0]
+            channel_means = clean_images.new_tensor(reading.normalise.mean).view(channel_shape)
+            channel_stds = clean_images.new_tensor(reading.normalise.std).view(channel_shape)
             # Corruptions are defined on pixels in [0, 1], batches come normalised.
-            images = (clean * std + mean).clamp(0, 1)
-            corruptions = [
-                (corrupt(images, batch.ids, kind, level) - mean) / std for kind, level in self.names
+            unnormalised_images = (clean_images * channel_stds + channel_means).clamp(0, 1)
+            corrupted_views = [
+                (corrupt(unnormalised_images, batch.ids, kind, level) - channel_means)
+                / channel_stds
+                for kind, level in self.names
             ]
-            yield replace(batch, views=[clean, *corruptions])
+            yield replace(batch, views=[clean_images, *corrupted_views])
 
 
-def stream_variants(
-    network: Forward,
+def stream_variant_features(
+    network: FeatureFunction,
     dataset: Dataset,
-    reading: Reading,
-    variants: Variants,
+    reading: ImageReading,
+    variants: ImageVariants,
     ids: NDArray[np.int64],
-) -> Rows:
+) -> FeatureBatches:
     """Yield features ``(B * K, D)``, the K of an image together, and labels ``(B * K,)``."""
     if isinstance(network, nn.Module):
         network.to(reading.device)
     for batch in variants.batches(dataset, reading, ids):
-        by_view = [forward(network, view, reading) for view in batch.views]
+        features_by_view = [compute_features(network, view, reading) for view in batch.views]
         labels = batch.labels.cpu().repeat_interleave(variants.count)
-        yield torch.stack(by_view, dim=1).flatten(0, 1), labels
+        yield torch.stack(features_by_view, dim=1).flatten(0, 1), labels
 
 
-def _at_network_size(recipe: ViewRecipe) -> ViewRecipe:
+def _without_own_size(recipe: ViewRecipe) -> ViewRecipe:
     """Take a recipe's own size away: its views then have the size of the network's images."""
     return recipe.model_copy(update={"size": None})
