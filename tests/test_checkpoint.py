@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", "vssl-dist/checkpoint-99")
+        patch.setattr(checkpoint, "MANIFEST_FORMAT", "vssl-dist/checkpoint-99")
         path = save(tmp_path, 1)
     with pytest.raises(CheckpointError, match="checkpoint-99"):
         find_newest_checkpoint(tmp_path)

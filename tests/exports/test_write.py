@@ -83,7 +83,7 @@ def test_a_kill_between_files_leaves_nothing_that_looks_whole(
         written.append(place)
         publish(place, data)
 
-    monkeypatch.setattr(durable, "publish", dying)
+    monkeypatch.setattr(durable, "write_durably", dying)
     with pytest.raises(KeyboardInterrupt):
         write_export(path, branch(1), description())
     card = path.with_suffix(".json")

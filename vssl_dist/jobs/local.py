@@ -120,7 +120,7 @@ def run_local(run_dir: Path, launch: Launch) -> int:
         launch: How many ranks, on what.
 
     Returns:
-        0 when the run is finished, `INTERRUPTED` when it was stopped, `REFUSED` when it met
+        0 when the run is finished, `INTERRUPTED_EXIT_CODE` when it was stopped, `REFUSED_EXIT_CODE` when it met
         something that its user has to mend, 1 when a rank failed.
     """
     attempt = f"{os.getpid()}-{int(time.time())}"

@@ -74,7 +74,7 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     """Train as one rank, with ``RANK``, ``WORLD_SIZE`` ... in the environment.
 
     Returns:
-        0 when the run is finished, `STOPPED` when it was told to stop and has saved, `REFUSED`
+        0 when the run is finished, `STOPPED` when it was told to stop and has saved, `REFUSED_EXIT_CODE`
         when machine, data, configuration or checkpoints are not what they must be.
     """
     device = job.launch.device

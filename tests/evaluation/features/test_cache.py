@@ -167,7 +167,7 @@ def test_where_nothing_can_be_stored_a_warning_says_so(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vssl_dist.evaluation.features.cache.sync", full)
+    monkeypatch.setattr("vssl_dist.evaluation.features.cache.sync_to_disk", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert cached_features(FeatureCache(tmp_path / "full"), NETWORK, IMAGES, Source()) is None
     assert not [p for p in (tmp_path / "full").iterdir() if not p.name.startswith(".lock")]

@@ -211,8 +211,8 @@ def test_each_score_is_that_of_a_naive_loop(
     if name == "vssl":  # alone, an image says no more than the size of its posterior does
         del wanted["s1_self_likelihood"], wanted["s3_negative_elbo"]
     for at_once in (1 << 22, 40):  # whole, and image by image
-        monkeypatch.setattr(variational, "AT_ONCE", at_once)
-        monkeypatch.setattr(variational, "_ROWS", 64 if at_once > 40 else 2)
+        monkeypatch.setattr(variational, "MAX_POSTERIOR_NUMBERS", at_once)
+        monkeypatch.setattr(variational, "_IMAGES_PER_LIKELIHOOD_BLOCK", 64 if at_once > 40 else 2)
         found = make_variational_scores(made, bank)
         assert list(found) == list(wanted)
         for kind, score in found.items():
@@ -253,7 +253,7 @@ def test_scores_of_pairs_are_means_over_pairs_and_directions(
         for kind, values in wanted.items():
             values.append(float(np.mean(found[kind])))
     for at_once in (1 << 22, 10):  # whole, and image by image
-        monkeypatch.setattr("vssl_dist.evaluation.scores.cross_view.AT_ONCE", at_once)
+        monkeypatch.setattr("vssl_dist.evaluation.scores.cross_view.MAX_POSTERIOR_NUMBERS", at_once)
         ours = score_view_pairs(made, plain, views)
         assert ours.keys() == wanted.keys()
         for kind, values in wanted.items():

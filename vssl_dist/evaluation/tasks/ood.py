@@ -32,7 +32,7 @@ def measure_ood(frozen_features: FrozenFeatures, task_config: OodConfig) -> Task
 
     ``results[dataset][score]`` has ``auroc``, ``aupr``, ``fpr95`` and the ends of their bootstrap
     intervals ``auroc_interval`` and so on.  Of an export with a posterior there are also the scores
-    of `variational_scores` and, with ``pairs``, those of `score_view_pairs`.  Where those depend on
+    of `make_variational_scores` and, with ``pairs``, those of `score_view_pairs`.  Where those depend on
     ``density``, curves and pictures name it.
     """
     score_split = _fit_split_scorer(frozen_features, task_config)
