@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = run_config(shards, batch=args.batch, cores=args.cores)
         report_stages(stages(cfg, args.batches, args.device))
         long_run(Path(scratch), args.long)
-    return ending.code
+    return ending.exit_code
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(rows))
         if args.plot:
             write_durably(args.plot, drawn(rows))
-    return ending.code
+    return ending.exit_code
 
 
 def compared(args: argparse.Namespace) -> list[Quality]:

@@ -60,7 +60,7 @@ def read_outcome(study: Study, trial: Trial) -> Outcome:
     Raises:
         ConfigError: Its folder holds another experiment than the study file now says.
     """
-    if not RunFolder(trial.cfg.dir).config.exists():
+    if not RunFolder(trial.cfg.dir).config_path.exists():
         return Outcome(None)
     _check_unchanged(trial)
     notes = RunLog(trial).read()
@@ -122,7 +122,9 @@ def run(study: Study, trial: Trial) -> None:
 
 def _diverged(trial: Trial) -> bool:
     """Whether the last failure was that of the numbers, which would be the same again."""
-    failures = sorted(RunFolder(trial.cfg.dir).failures(), key=lambda path: path.stat().st_mtime)
+    failures = sorted(
+        RunFolder(trial.cfg.dir).list_failures(), key=lambda path: path.stat().st_mtime
+    )
     return bool(failures) and "Diverged" in failures[-1].read_text(errors="replace")
 
 
@@ -171,7 +173,7 @@ def finish_run(study: Study, trial: Trial, heading: str) -> None:
     run(study, trial)
     outcome = read_outcome(study, trial)
     if outcome.figures is None and not outcome.trouble:
-        exports = RunFolder(trial.cfg.dir).exports
+        exports = RunFolder(trial.cfg.dir).export_folder
         raise DataError(f"{exports.path}: no whole result after the evaluation")
 
 

@@ -110,7 +110,7 @@ class Trial:
     def export(self) -> Path:
         """Path of the backbone after the last step."""
         steps = self.cfg.total_steps(Dataset.open(self.cfg.data.train).samples)
-        return RunFolder(self.cfg.dir).exports.backbone(steps)
+        return RunFolder(self.cfg.dir).export_folder.backbone_path(steps)
 
     def results(self) -> dict[str, dict[str, object]] | None:
         """Read the results of each evaluation of the last export, by task.

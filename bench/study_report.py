@@ -77,7 +77,7 @@ def read_baselines(export_folder: Path, task: str) -> dict[str, object] | None:
     None: there are none, or those of an earlier version.
     """
     try:
-        baselines = json.loads(ExportFolder(export_folder).baselines(task).read_text())
+        baselines = json.loads(ExportFolder(export_folder).baselines_path(task).read_text())
     except (OSError, ValueError):
         return None
     if baselines.get("format") != RESULT_FORMAT:

@@ -44,4 +44,4 @@ def main(words: Sequence[str] | None = None) -> int:
         cfg = config.load(args.config, args.overrides, methods=CONFIGS)
         sheet = augmentation_sheet(cfg, args.out, args.rows, who="preview.py")
         print_printable(str(sheet))
-    return ending.code
+    return ending.exit_code

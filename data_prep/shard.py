@@ -63,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
             splits = SOURCES[args.source].read(replace(request, unpack=unpack))
             for built in build_dataset(splits, args.out, options, show_sample_bar):
                 print_printable(_summary(built, time.monotonic() - start))
-    return ending.code
+    return ending.exit_code
 
 
 def _request(args: argparse.Namespace) -> Request:

@@ -85,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
             f"{args.out}: {manifest.samples} samples, {len(manifest.classes)} classes, in links to "
             f"{len(manifest.shards)} shards of {args.folder}"
         )
-    return ending.code
+    return ending.exit_code
 
 
 def parse_class_names(text: str, known_classes: Sequence[str]) -> tuple[str, ...]:

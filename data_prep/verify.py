@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
             with show_sample_bar(f"verify {folder.name}", stated_samples(folder)) as advance:
                 manifest, problems = check_split(folder, workers=args.workers, advance=advance)
             if problems:
-                ending.code = 1
+                ending.exit_code = 1
             for line in problems:
                 print_printable(f"wrong: {line}")
             if manifest is not None and not problems:
@@ -50,4 +50,4 @@ def main(words: Sequence[str] | None = None) -> int:
                     f"{len(manifest.shards)} shards are intact (fingerprint "
                     f"{manifest.fingerprint[:12]})"
                 )
-    return ending.code
+    return ending.exit_code

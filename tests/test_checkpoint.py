@@ -73,7 +73,7 @@ def test_a_commit_is_found_again_with_its_facts(tmp_path: Path) -> None:
     assert path == tmp_path / "new" / "step-00000007"
     found = find_newest_checkpoint(tmp_path / "new")
     assert found is not None
-    assert (found.path, found.step, found.facts) == (path, 7, {"position": 70})
+    assert (found.path, found.step, found.run_facts) == (path, 7, {"position": 70})
     assert_whole(path, 7)
     assert [(m["step"], m["facts"]) for m in read_manifests(tmp_path / "new")] == [
         (7, {"position": 70})
@@ -376,7 +376,7 @@ def _on_two_ranks(root: Path) -> dict[str, Any]:
     )
     found = find_newest_checkpoint(root)
     assert found
-    seen["newest"] = (found.step, found.facts, sorted(p.name for p in found.path.iterdir()))
+    seen["newest"] = (found.step, found.run_facts, sorted(p.name for p in found.path.iterdir()))
     if dist.rank() == 0:
         flip(found.path / "rank-1.bin")
     dist.barrier()

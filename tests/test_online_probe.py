@@ -76,7 +76,7 @@ def test_it_takes_the_steps_of_torchs_sgd() -> None:
 
 def test_what_is_exported_classifies_raw_features_by_running_moments() -> None:
     probe = OnlineProbe(OnlineConfig(lr=0.5), CLASSES, STEPS)
-    assert probe.tensors() == {}, "it has seen nothing"
+    assert probe.export_tensors() == {}, "it has seen nothing"
     mean = var = None
     for number, (x, y) in enumerate(batches()):
         probe.step(x, y, number + 1)
@@ -86,7 +86,7 @@ def test_what_is_exported_classifies_raw_features_by_running_moments() -> None:
     x, labels = batches()[-1]
     scaled = F.batch_norm(x, mean, var, training=False, eps=1e-5)
     table = probe._state["table"]
-    exported = Probe(**probe.tensors()["online"])
+    exported = Probe(**probe.export_tensors()["online"])
     torch.testing.assert_close(exported.logits(x), scaled @ table[:-1] + table[-1])
     assert (exported.logits(x).argmax(1) == labels).float().mean() > 0.5
 
@@ -140,7 +140,7 @@ def test_the_state_of_another_probe_is_refused(tmp_path: Path, changes: dict[str
     save_file(of_a_probe(**changes), tmp_path / "online.safetensors")
     with pytest.raises(Exception, match=r"."):
         probe.load(tmp_path, "cpu")
-    assert probe.tensors()["online"]["weight"].shape == (WIDTH, CLASSES)
+    assert probe.export_tensors()["online"]["weight"].shape == (WIDTH, CLASSES)
 
 
 def test_a_dataset_without_classes_is_refused() -> None:

@@ -38,7 +38,7 @@ class CommittedCheckpoint:
 
     path: Path
     step: int
-    facts: dict[str, Any]
+    run_facts: dict[str, Any]
 
 
 def commit_checkpoint(
@@ -109,7 +109,7 @@ def find_newest_checkpoint(root: Path) -> CommittedCheckpoint | None:
         problem = problem or _find_problem(path, manifest)
         if problem is None:
             return CommittedCheckpoint(path, manifest["step"], manifest["facts"])
-        if problem.stops:
+        if problem.stops_run:
             raise CheckpointError(problem.reason)
         run_on_all_ranks(bind(_set_damaged_aside, path, problem.reason), only_on=0)
     if checkpoint_names or has_quarantined:
@@ -276,7 +276,7 @@ def _find_problem(path: Path, manifest: dict[str, Any]) -> CheckpointProblem | N
             f"rank {visible_on_rank.index(False)} cannot see {path}: "
             "all nodes must share that file system"
         )
-        return CheckpointProblem(reason, stops=True)
+        return CheckpointProblem(reason, stops_run=True)
     entry_by_file = manifest["files"]
     own_problems = [
         sealed.why_damaged(path / name, entry_by_file[name])

@@ -95,7 +95,7 @@ class OnlineProbe:
         self._state["seen"].zero_()
         return {"online_top1": correct_count / seen_count}
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def export_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return what an export holds: ``weight`` ``(D, C)``, ``bias`` ``(C,)`` for raw features.
 
         The features' moments are the running ones of the last batches.
@@ -159,7 +159,7 @@ class NoOnlineProbe:
         """Return no metrics."""
         return {}
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def export_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return no tensors to export."""
         return {}
 

@@ -40,24 +40,24 @@ class CheckpointSaver:
         self, cfg: RunConfig, engine: Engine, loader: Loader, probe: OnlineProbe | NoOnlineProbe
     ) -> None:
         self.cfg, self.engine, self.loader, self.probe = cfg, engine, loader, probe
-        self.root = RunFolder(cfg.dir).checkpoints
-        self.versions = dist.broadcast(package_versions() if dist.rank() == 0 else {})
-        self.saved_at = time.monotonic()
+        self.checkpoints_folder = RunFolder(cfg.dir).checkpoints_folder
+        self.code_versions = dist.broadcast(package_versions() if dist.rank() == 0 else {})
+        self.last_save_time = time.monotonic()
         allowed_bad_images = bad_images_allowed(loader.samples, cfg.data.max_bad)
-        self.ledger = SubstitutionLog(cfg.dir, allowed_bad_images)
+        self.substitution_log = SubstitutionLog(cfg.dir, allowed_bad_images)
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, or start at step 0 if there is none."""
-        newest_checkpoint = checkpoint.find_newest_checkpoint(self.root)
+        newest_checkpoint = checkpoint.find_newest_checkpoint(self.checkpoints_folder)
         if newest_checkpoint is not None:
             path, device = newest_checkpoint.path, self.engine.device
             check_same_experiment(
-                self.cfg, newest_checkpoint.facts, dist.world_size(), self.loader.fingerprint
+                self.cfg, newest_checkpoint.run_facts, dist.world_size(), self.loader.fingerprint
             )
             self.engine.load(path)
             checkpoint.run_or_refuse_on_all_ranks(path, lambda: self.probe.load(path, device))
             position = newest_checkpoint.step * self.cfg.optim.global_batch
-            if (self.engine.step, newest_checkpoint.facts.get("position")) != (
+            if (self.engine.step, newest_checkpoint.run_facts.get("position")) != (
                 newest_checkpoint.step,
                 position,
             ):
@@ -66,18 +66,18 @@ class CheckpointSaver:
                     f"{sealed.CHECKPOINT_REMEDY}"
                 )
             self.loader.position = position
-        self.ledger.restore(self.loader.position)
+        self.substitution_log.restore(self.loader.position)
 
-    def provenance(self) -> WeightsOrigin:
+    def weights_origin(self) -> WeightsOrigin:
         """Return the origin of the weights: training data's digest, and versions of the code."""
-        return {"fingerprint": self.loader.fingerprint, "versions": self.versions}
+        return {"fingerprint": self.loader.fingerprint, "versions": self.code_versions}
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether a periodic checkpoint is due after this step, the same answer on all ranks."""
         checkpoint_rules, step = self.cfg.checkpoint, self.engine.step
         if checkpoint_rules.every_steps and step % checkpoint_rules.every_steps == 0:
             return True
-        minutes_since_save = (time.monotonic() - self.saved_at) / 60
+        minutes_since_save = (time.monotonic() - self.last_save_time) / 60
         is_late = (
             checkpoint_rules.every_minutes is not None
             and minutes_since_save >= checkpoint_rules.every_minutes
@@ -92,33 +92,33 @@ class CheckpointSaver:
             "world_size": dist.world_size(),
             "zero_stage": self.cfg.engine.zero_stage,
             "experiment": config.frozen_part(self.cfg),
-            **self.provenance(),
+            **self.weights_origin(),
         }
         try:
             checkpoint.commit_checkpoint(
-                self.root, step=self.engine.step, write_files=self._write, facts=facts
+                self.checkpoints_folder, step=self.engine.step, write_files=self._write, facts=facts
             )
         except CheckpointError as error:
             _log.warning("step %d is not saved: %s", self.engine.step, error)
             return
         finally:
-            self.saved_at = time.monotonic()
+            self.last_save_time = time.monotonic()
         checkpoint_rules = self.cfg.checkpoint
         checkpoint.delete_old_checkpoints(
-            self.root, checkpoint_rules.keep_last, checkpoint_rules.keep_every
+            self.checkpoints_folder, checkpoint_rules.keep_last, checkpoint_rules.keep_every
         )
 
     def _write(self, folder: Path) -> None:
         self.engine.save(folder)
         self.probe.save(folder)
 
-    def substitutions(self) -> dict[str, float]:
+    def record_substitutions(self) -> dict[str, float]:
         """Write down the images that had to be replaced, and return their counts over all ranks."""
         self._note_substitutions()
-        return self.ledger.totals()
+        return self.substitution_log.totals()
 
     def _note_substitutions(self) -> None:
-        self.ledger.record(self.loader.substitutions)
+        self.substitution_log.record(self.loader.substitutions)
         self.loader.substitutions.clear()
 
 
@@ -188,7 +188,7 @@ def check_resumable(cfg: RunConfig, world_size: int, train: Dataset) -> int:
             written.
     """
     try:
-        manifests = checkpoint.read_manifests(RunFolder(cfg.dir).checkpoints)
+        manifests = checkpoint.read_manifests(RunFolder(cfg.dir).checkpoints_folder)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if not manifests:
@@ -202,7 +202,7 @@ def check_resumable(cfg: RunConfig, world_size: int, train: Dataset) -> int:
 def _check_same_as_run_folder(cfg: RunConfig) -> None:
     """Refuse a run without checkpoints whose folder holds curves of another experiment."""
     run = RunFolder(cfg.dir)
-    if not run.config.exists() or not run.spool.exists():
+    if not run.config_path.exists() or not run.spool_folder.exists():
         return
     written_experiment = config.frozen_part(config.load_run(cfg.dir, methods=CONFIGS))
     if changed_keys := differences(written_experiment, config.frozen_part(cfg)):

@@ -38,7 +38,7 @@ class CheckpointProblem:
     """Why a checkpoint cannot be taken."""
 
     reason: str
-    stops: bool = False
+    stops_run: bool = False
     """Disks do damage: then the checkpoint before is taken.  What no disk does to a file, such as
     another owner, ends the run instead: to go on from elsewhere would hide it."""
 
@@ -144,7 +144,7 @@ def _read_valid_manifest(
     folder: Path, step: int
 ) -> tuple[dict[str, Any], CheckpointProblem | None]:
     if reason := _why_foreign_below(folder):
-        return {}, CheckpointProblem(reason, stops=True)
+        return {}, CheckpointProblem(reason, stops_run=True)
     if (folder / MANIFEST_NAME).stat().st_size > _MAX_MANIFEST_BYTES:
         return {}, CheckpointProblem(f"{MANIFEST_NAME} is longer than any manifest")
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
@@ -159,11 +159,11 @@ def _read_valid_manifest(
         reason = (
             f"{folder} has format {_shorten_printable(manifest['format'])}, not {MANIFEST_FORMAT}"
         )
-        return {}, CheckpointProblem(reason, stops=True)
+        return {}, CheckpointProblem(reason, stops_run=True)
     if implausibility := _why_implausible(manifest):
         complaint = f"{implausibility}, though its checksum is right: {CHECKPOINT_REMEDY}"
         reason = f"{folder / MANIFEST_NAME}: {complaint}"
-        return {}, CheckpointProblem(reason, stops=True)
+        return {}, CheckpointProblem(reason, stops_run=True)
     return manifest, None
 
 

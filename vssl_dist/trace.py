@@ -42,14 +42,16 @@ class TraceWriter:
 
     def __init__(self, folder: Path, restored_step: int) -> None:
         """Open the file, dropping the lines after ``restored_step``: they are done again."""
-        self.path = RunFolder(folder).trace(dist.rank())
+        self.path = RunFolder(folder).trace_path(dist.rank())
         folder.mkdir(parents=True, exist_ok=True)
         exists = self.path.is_file()
         lines = self.path.read_text(errors="replace").splitlines() if exists else []
         kept_lines = [line for line in lines if _step_of_trace_line(line) <= restored_step]
         durable.write_inside_folder(self.path, "".join(f"{line}\n" for line in kept_lines).encode())
 
-    def step(self, step: int, position: int, loss: Tensor, micro_batches: Sequence[Batch]) -> None:
+    def write_step(
+        self, step: int, position: int, loss: Tensor, micro_batches: Sequence[Batch]
+    ) -> None:
         """Record the optimizer step that made ``step`` steps and ``position`` images in all.
 
         All ranks call this: the loss, a scalar, is averaged over them.
@@ -70,7 +72,7 @@ class TraceWriter:
             }
         )
 
-    def final(self, digests: Mapping[str, str]) -> None:
+    def write_final(self, digests: Mapping[str, str]) -> None:
         """Record the digests of the whole final state."""
         self._append({"final": dict(digests)})
 

@@ -71,24 +71,27 @@ def train(
         out = engine.train_step(step_batches, by_part=curves.is_due(engine.step + 1))
         probe.step(out.embedding, step_batches[-1].labels, engine.step)
         if trace:
-            trace.step(engine.step, loader.position, out.loss, step_batches)
+            trace.write_step(engine.step, loader.position, out.loss, step_batches)
         last = engine.step == engine.total_steps
         milestone = last or bool(cfg.evaluations_at(engine.step, loader.samples))
         if metrics := curves.metrics_if_due(out, engine.step, milestone):
             metrics |= probe.pop_metrics()
             epoch = {EPOCH: engine.step / engine.steps_per_epoch}
-            log(metrics | meter.rates(engine.step) | saver.substitutions() | epoch, engine.step)
+            log(
+                metrics | meter.rates(engine.step) | saver.record_substitutions() | epoch,
+                engine.step,
+            )
             # It raises where too many images are damaged: the curves have to show them first.
-            saver.ledger.check()
+            saver.substitution_log.check()
         if milestone:
-            export(cfg, engine, probe, saver.provenance(), metrics, on_export)
+            export(cfg, engine, probe, saver.weights_origin(), metrics, on_export)
         stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
-        if last or stop or saver.due():
+        if last or stop or saver.is_due():
             saver.save()
         if stop and not last:
             raise Preempted
     if trace:
-        trace.final(engine.digests())
+        trace.write_final(engine.digests())
 
 
 def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | NoOnlineProbe]:
@@ -200,10 +203,10 @@ def export(
         metrics: Those of this step, for the card.
         on_export: Called on rank 0 with the file and its step.
     """
-    path = RunFolder(cfg.dir).exports.backbone(engine.step)
+    path = RunFolder(cfg.dir).export_folder.backbone_path(engine.step)
     description = ExportDescription.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
     try:
-        engine.export(path, description, probe.tensors())
+        engine.export(path, description, probe.export_tensors())
     except CheckpointError as error:  # a full disk costs an evaluation, not the run
         _log.warning("step %d is not exported: %s", engine.step, error)
         return

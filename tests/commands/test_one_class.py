@@ -141,9 +141,9 @@ def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(
             said |= {"density": density} if density and name == stem else {}
             (trial.run / "export" / f"{name}-00000003.json").write_text(json.dumps(said))
         trained = one_class.collect(trial, cfg, with_baselines=False)
-        assert trained.result["name"] == stem
+        assert trained.ood_result["name"] == stem
         ending = f"_{density}" if density else ""
-        assert list(trained.auroc()) == ["norm", f"s1_self_likelihood{ending}"]
+        assert list(trained.auroc_by_score()) == ["norm", f"s1_self_likelihood{ending}"]
         one_class.finish(trial, cfg, one_class.arguments(["tiny.yaml"]))
         asked = words[-1][words[-1].index("--density") + 1 :] if density else []
         assert asked == ([density] if density else [])

@@ -122,11 +122,11 @@ def test_fine_tuning_counts_an_image_once_in_all_epochs(tmp_path: Path, data: Pa
 )
 def test_variants_of_a_damaged_image_are_noted(data: Path, variants: ImageVariants) -> None:
     toggle(data / "val", BAD)
-    reading = ImageReading(32, NORMALISE, batch=16, backend="reference")
+    reading = ImageReading(32, NORMALISE, batch_size=16, backend="reference")
     dataset = Dataset.open(data / "val")
-    for _ in variants.batches(dataset, reading, np.arange(20)):
+    for _ in variants.variant_batches(dataset, reading, np.arange(20)):
         pass
-    assert [bad.planned for bad in reading.substitutes.in_split(dataset)] == [3, 17]
+    assert [bad.planned for bad in reading.substitution_tally.in_split(dataset)] == [3, 17]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

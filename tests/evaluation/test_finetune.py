@@ -54,7 +54,7 @@ def labelled(data: Path, count: int = 72) -> LabelledImages:
 
 def test_an_epoch_shows_every_image_once_and_another_one_shows_it_otherwise(data: Path) -> None:
     task = QUICK.model_copy(update={"train_batch": 12})
-    epochs = [list(labelled(data).epoch(task, 0, epoch)) for epoch in (0, 1, 0)]
+    epochs = [list(labelled(data).augmented_batches(task, 0, epoch)) for epoch in (0, 1, 0)]
     orders = [torch.cat([batch.ids for batch in batches]) for batches in epochs]
     assert orders[0].sort().values.tolist() == list(range(72))
     assert orders[0].tolist() == orders[2].tolist() != orders[1].tolist()
@@ -67,16 +67,16 @@ def test_an_epoch_shows_every_image_once_and_another_one_shows_it_otherwise(data
 
 
 def test_a_batch_that_is_not_full_is_shown_only_if_there_is_no_other(data: Path) -> None:
-    assert [len(b.ids) for b in labelled(data).epoch(QUICK, 0, 0)] == [16] * 4
-    assert [len(b.ids) for b in labelled(data, 5).epoch(QUICK, 0, 0)] == [5]
-    assert labelled(data).steps(QUICK) == 4
-    assert labelled(data, 5).steps(QUICK) == 1
+    assert [len(b.ids) for b in labelled(data).augmented_batches(QUICK, 0, 0)] == [16] * 4
+    assert [len(b.ids) for b in labelled(data, 5).augmented_batches(QUICK, 0, 0)] == [5]
+    assert labelled(data).steps_per_epoch(QUICK) == 4
+    assert labelled(data, 5).steps_per_epoch(QUICK) == 1
 
 
 def test_a_step_is_that_of_sgd_on_all_weights(data: Path) -> None:
     task = QUICK.model_copy(update={"weight_decay": 0.01})
     network, images = build_random_network("resnet10_c16", 32), labelled(data, 16)
-    (batch,) = images.epoch(task, 3, 0)
+    (batch,) = images.augmented_batches(task, 3, 0)
     by_hand = Classifier(network, 128, CLASSES).train()
     before = copy.deepcopy(by_hand)
     F.cross_entropy(by_hand(batch.views[0]), batch.labels).backward()

@@ -175,7 +175,7 @@ def test_results_of_two_densities_lie_side_by_side_and_their_curves_apart(
     change(path, config=read_card(path).config.as_json() | {"evaluations": [own]})
     for density, due in (("polar", task), ("cartesian", cartesian(task))):
         assert PendingEvaluation(path, STEP, due).is_final()
-        figures = TASKS["ood"].columns(
+        figures = TASKS["ood"].table_columns(
             results_named_by_density(polar if density == "polar" else other)
         )
         for columns in ("20", "40", "80", "200"):
@@ -268,7 +268,7 @@ def test_one_class_tables_and_bars_name_the_density() -> None:
 
 def test_a_collapse_table_has_every_digit_before_the_point() -> None:
     figures = {"rankme": 1234.56, "spread": 0.58449, "alignment": None, "width": 3072}
-    shown_as = TASKS["collapse"].columns(figures)
+    shown_as = TASKS["collapse"].table_columns(figures)
     assert shown_as == {"rankme": "1235", "spread": "0.584", "width": "3072"}
 
 
@@ -293,7 +293,7 @@ def test_the_rank_of_centred_features_has_a_name_of_its_own_also_in_old_results(
         result_path.write_text(json.dumps(json.loads(text) | {"format": number}))
         old = read_result(result_path)
         assert (old["results"], old["metrics"]) == (result["results"], result["metrics"])
-        titles = TASKS["collapse"].columns(old["results"])
+        titles = TASKS["collapse"].table_columns(old["results"])
         assert "effective rank centred" in titles, "as tables show it"
     written = result_path.read_bytes()
     again = evaluate(path, CollapseConfig(batch=50, pairs=0))

@@ -137,7 +137,7 @@ def test_features_do_not_depend_on_the_batch(data: Path) -> None:
         extract_features(
             network,
             dataset,
-            ImageReading(32, NORMALISE, batch=batch, backend="reference"),
+            ImageReading(32, NORMALISE, batch_size=batch, backend="reference"),
             report_progress=lambda done, total: seen.append((done, total)),
         )
         for batch in (7, 120)

@@ -124,7 +124,7 @@ def test_tasks_share_one_pass_over_the_images(
         raise AssertionError("the images are read again")
 
     path.with_name("knn-00000040.json").unlink()
-    monkeypatch.setattr(ImagePass, "stream", never)
+    monkeypatch.setattr(ImagePass, "stream_ids", never)
     after = evaluate(path, knn)
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
     evaluate(path, QUICK.model_copy(update={"l2": (1e-2,)}))

@@ -192,7 +192,7 @@ def test_a_rank_refuses_the_machine_with_exit_code_2_before_the_process_group(
         cfg = run_in(tmp_path / str(number))
         assert run_rank(TrainJob(config.dump(cfg), launch), stop) == REFUSED
         assert not torch.distributed.is_initialized()
-        said = RunFolder(cfg.dir).failure("a").read_text()
+        said = RunFolder(cfg.dir).failure_path("a").read_text()
         out, err = capsys.readouterr()
         assert (out, entry_as_terminal_text(err)) == ("", f"{said}\n")
         assert said.startswith("error: ")

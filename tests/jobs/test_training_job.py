@@ -44,7 +44,7 @@ def test_the_first_failure_is_the_headline_and_later_ones_do_not_replace_it(
     monkeypatch.setenv("VSSL_ATTEMPT", "a")
     for text in ("ZeroDivisionError", "connection closed by peer"):
         note_failure(tmp_path, text)
-    assert RunFolder(tmp_path).failure("a").read_text() == "ZeroDivisionError"
+    assert RunFolder(tmp_path).failure_path("a").read_text() == "ZeroDivisionError"
 
 
 def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has_its_own(
@@ -85,7 +85,7 @@ def test_writing_down_a_failure_never_raises(
         monkeypatch.setenv(name, value)
     note_failure(tmp_path / "run", "error: caf\u00e9 \udcff")
     if len(attempt()) < 200:
-        said = RunFolder(tmp_path / "run").failure(attempt()).read_text(encoding="utf-8")
+        said = RunFolder(tmp_path / "run").failure_path(attempt()).read_text(encoding="utf-8")
         assert said == "error: caf\u00e9 \\udcff"
     for folder in ("file", "blocked"):
         (tmp_path / folder).mkdir(exist_ok=True)

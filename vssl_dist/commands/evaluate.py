@@ -129,7 +129,7 @@ def _evaluate(pending: PendingEvaluation, settings: EvalSettings) -> dict[str, A
     """Evaluate one export, with its metrics on the run's curves where the data is the run's own."""
     run = RunFolder.of_export(pending.export)
     is_writable = os.access(run.path, os.W_OK | os.X_OK)
-    is_run = is_writable and run.config.exists()
+    is_run = is_writable and run.config_path.exists()
     is_own_data = settings.train is None and settings.val is None and not settings.ood
     if is_run and is_own_data and not pending.is_final():
         device: Device = "cpu" if settings.device == "cpu" else "cuda"
@@ -189,8 +189,8 @@ def table_cells(task: str, results: Sequence[NamedResults]) -> tuple[str, list[t
     """
     measure = MEASURES[task]
     try:
-        rows = [(name, measure.columns(values)) for name, values in results]
-        return measure.title, [
+        rows = [(name, measure.table_columns(values)) for name, values in results]
+        return measure.table_title, [
             (
                 printable(name),
                 {printable(key): printable(cell) for key, cell in row.items()},
@@ -229,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
         # Also what an evaluation left when MLflow was out of reach.
         run_dir = RunFolder.of_export(export_paths[-1]).path
         flush_own_run(run_dir, tracking_uri, whole=not is_export_path(args.target))
-    return ending.code
+    return ending.exit_code
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def _alone(target: Path) -> Iterator[None]:
     In another user's run nothing is locked: he could not open the lock.  Nor is it where nothing
     can be written, as on an archive that is mounted for reading.
     """
-    export = RunFolder(target).exports.path
+    export = RunFolder(target).export_folder.path
     is_mine = not is_export_path(target) and export.stat().st_uid == os.geteuid()
     if not is_mine or not os.access(export, os.W_OK | os.X_OK):
         yield

@@ -37,4 +37,4 @@ def main(argv: Sequence[str]) -> int:
         export = list_exports(args.target)[-1]
         for name in formats:
             print_printable(str(convert_export(export, name, args.out)))
-    return ending.code
+    return ending.exit_code

@@ -145,7 +145,7 @@ def task_of(cfg: RunConfig) -> OodConfig:
 
 def result_paths(trial: Trial, cfg: RunConfig) -> list[Path]:
     """List the results of one class's finished evaluations, the latest step last."""
-    return list(RunFolder(trial.run).exports.results(stem=task_of(cfg).stem))
+    return list(RunFolder(trial.run).export_folder.find_results(stem=task_of(cfg).stem))
 
 
 def overrides(trial: Trial, cfg: RunConfig) -> list[str]:
@@ -198,10 +198,10 @@ def collect(trial: Trial, cfg: RunConfig, with_baselines: bool) -> ClassResult:
     try:
         result = read_result(path)
         if with_baselines:
-            path = RunFolder(trial.run).exports.baselines("ood")
+            path = RunFolder(trial.run).export_folder.baselines_path("ood")
             baselines = read_json(path)["results"]
         trained = ClassResult(trial.name, result, baselines, trial.seconds())
-        for scores in (trained.auroc(), *map(trained.auroc, baselines)):
+        for scores in (trained.auroc_by_score(), *map(trained.auroc_by_score, baselines)):
             one_class_table.mean_auroc([scores])
     except ConfigError:
         raise
@@ -220,9 +220,9 @@ def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, classes
         classes: How many there will be.
     """
     method = cfg.method.name
-    steps = sorted({trial.result["step"] for trial in trained})
-    seconds = [trial.seconds for trial in trained]
-    first = trained[0].result
+    steps = sorted({trial.ood_result["step"] for trial in trained})
+    seconds = [trial.total_s for trial in trained]
+    first = trained[0].ood_result
     tested = first["queries"]["samples"] + first["ood"][OTHER_CLASSES_SPLIT]["samples"]
     footnote = (
         f"{len(trained)} of {classes} classes; {first['bank']['samples']} training images and "
@@ -237,8 +237,8 @@ def report(cfg: RunConfig, trained: Sequence[ClassResult], command: str, classes
         "complete": len(trained) == classes,
         "mean_auroc": one_class_table.mean_auroc_by_network(method, trained),
         "classes": {
-            trial.class_name: trial.result
-            | {"baselines": trial.baselines, "seconds_in_all": trial.seconds}
+            trial.class_name: trial.ood_result
+            | {"baselines": trial.baseline_results, "seconds_in_all": trial.total_s}
             for trial in trained
         },
     }
@@ -276,5 +276,5 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, 2 (refused), 130 (Ctrl-C) or the code of a run that failed."""
     args = arguments(argv)
     with end_in_one_line() as ending:
-        ending.code = run(args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}")
-    return ending.code
+        ending.exit_code = run(args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}")
+    return ending.exit_code

@@ -51,10 +51,10 @@ def accuracies() -> dict[str, float]:
 
     Every file holds the same grid of (k, temperature); its first point is the one shown.
     """
-    exports = RunFolder(ROOT / RUN).exports
-    baselines = json.loads(exports.baselines("knn").read_text())["results"]
+    exports = RunFolder(ROOT / RUN).export_folder
+    baselines = json.loads(exports.baselines_path("knn").read_text())["results"]
     grids = {name.replace("_", " "): grid for name, grid in baselines.items()}
-    for path, name in exports.results(stem="knn").items():
+    for path, name in exports.find_results(stem="knn").items():
         grids[f"step {name.step}"] = json.loads(path.read_text())["results"]
     return {name: 100 * next(iter(grid.values()))["top1"] for name, grid in grids.items()}
 

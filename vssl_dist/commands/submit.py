@@ -86,10 +86,10 @@ def _gpus(streams: int) -> int:
 
 def show(cfg: RunConfig, launch: Launch) -> None:
     """Print the config and the batch script, as a dry run does."""
-    print_printable(f"# {RunFolder(cfg.dir).config}", *config.dump(cfg).splitlines(), "")
+    print_printable(f"# {RunFolder(cfg.dir).config_path}", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
-        print_printable(*slurm.script(RunFolder(cfg.dir).slurm, parameters).splitlines())
+        print_printable(*slurm.script(RunFolder(cfg.dir).slurm_folder, parameters).splitlines())
     else:
         ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
         print_printable(f"# would start {ranks} on this machine ({launch.device})")
@@ -97,8 +97,8 @@ def show(cfg: RunConfig, launch: Launch) -> None:
 
 def write(cfg: RunConfig, launch: Launch) -> None:
     """Write config and launch into the run folder, for ranks and evaluations to read."""
-    write_inside_folder(RunFolder(cfg.dir).config, config.dump(cfg).encode())
-    write_inside_folder(RunFolder(cfg.dir).launch, dump_launch(launch).encode())
+    write_inside_folder(RunFolder(cfg.dir).config_path, config.dump(cfg).encode())
+    write_inside_folder(RunFolder(cfg.dir).launch_path, dump_launch(launch).encode())
 
 
 def refresh(cfg: RunConfig, launch: Launch) -> None:
@@ -122,7 +122,9 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
     try:
         write(cfg, launch)
         if launch.cluster == "local":
-            print_printable(f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs}")
+            print_printable(
+                f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs_folder}"
+            )
             code = local.run_local(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, samples)
@@ -130,7 +132,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
                 warn([line])
             return code
         job = slurm.submit(
-            RunFolder(cfg.dir).slurm,
+            RunFolder(cfg.dir).slurm_folder,
             slurm.train_parameters(cfg.name, launch),
             TrainJob(config.dump(cfg), launch),
         )
@@ -140,7 +142,7 @@ def start(cfg: RunConfig, launch: Launch, samples: int) -> int:
     print_printable(
         f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)",
         f"run folder  {cfg.dir}",
-        f"follow      tail -F {RunFolder(cfg.dir).slurm_log(job)}",
+        f"follow      tail -F {RunFolder(cfg.dir).slurm_log_path(job)}",
         f"            squeue -j {job}",
         f"curves      {_curves(cfg, launch)}",
     )
@@ -158,10 +160,10 @@ def say_finished(cfg: RunConfig, launch: Launch, samples: int) -> None:
     """Say where everything of a finished run is; starts evaluations that are still missing."""
     missing = list(pending_evaluations(cfg, samples))
     print_printable(f"{cfg.name} is finished; another name=... starts a new run")
-    print_printable(f"exports     {RunFolder(cfg.dir).exports.path}")
+    print_printable(f"exports     {RunFolder(cfg.dir).export_folder.path}")
     if missing:
         EvaluationSpawner(cfg.dir, launch.cluster).start()
-        log = RunFolder(cfg.dir).evaluations_log
+        log = RunFolder(cfg.dir).evaluations_log_path
         print_printable(f"evaluations {len(missing)} still to come, see {log}")
     print_printable(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
     print_printable(f"curves      {_curves(cfg, launch)}")
@@ -181,8 +183,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, 1 (a rank failed), 2 (refused) or 130 (stopped by Ctrl-C)."""
     args = arguments(argv)
     with end_in_one_line() as ending:
-        ending.code = submit(args)
-    return ending.code
+        ending.exit_code = submit(args)
+    return ending.exit_code
 
 
 def submit(args: argparse.Namespace) -> int:

@@ -69,7 +69,7 @@ def check(runs: Sequence[Path], uri: str) -> dict[Path, str]:
         raise ConfigError(problem)
     problems = {}
     for run in runs:
-        if not RunFolder(run).spool.is_dir():
+        if not RunFolder(run).spool_folder.is_dir():
             problems[run] = "has no spool, so it is no run's folder"
             continue
         answer = probe_tracking(uri, run)
@@ -117,5 +117,5 @@ def main(argv: Sequence[str]) -> int:
         for run, problem in problems.items():
             print_printable(f"error: {run}: {problem}", to_stderr=True)
         sent = [run not in problems and send(run, uri) for run in runs]
-        ending.code = 0 if all(sent) else 1
-    return ending.code
+        ending.exit_code = 0 if all(sent) else 1
+    return ending.exit_code

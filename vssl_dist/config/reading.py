@@ -236,7 +236,7 @@ def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> Run
     Raises:
         ConfigError: The folder holds no run.
     """
-    path = RunFolder(run_dir).config
+    path = RunFolder(run_dir).config_path
     refuse_no_file(path)
     return loads(_text(path), methods=methods, where=str(path))
 

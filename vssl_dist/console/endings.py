@@ -21,7 +21,7 @@ _OUT_OF_MEMORY_MESSAGE = (
 class CommandEnding:
     """How a command ended: its exit code, 0 unless something stopped it."""
 
-    code: int = 0
+    exit_code: int = 0
 
 
 @contextmanager
@@ -45,18 +45,20 @@ def end_in_one_line(
     try:
         yield command_ending
     except Refusal as error:
-        command_ending.code = _print_and_return_code(f"error: {error}", error.exit_code)
+        command_ending.exit_code = _print_and_return_code(f"error: {error}", error.exit_code)
     except OSError as error:
-        command_ending.code = _print_and_return_code(
+        command_ending.exit_code = _print_and_return_code(
             f"error: {error.filename or error_subject}: {error.strerror or error}",
             REFUSED_EXIT_CODE,
         )
     except MemoryError:
-        command_ending.code = _print_and_return_code(
+        command_ending.exit_code = _print_and_return_code(
             f"error: {error_subject}: {_OUT_OF_MEMORY_MESSAGE}", REFUSED_EXIT_CODE
         )
     except KeyboardInterrupt:
-        command_ending.code = _print_and_return_code(interrupted_message, INTERRUPTED_EXIT_CODE)
+        command_ending.exit_code = _print_and_return_code(
+            interrupted_message, INTERRUPTED_EXIT_CODE
+        )
 
 
 def _print_and_return_code(message: str, exit_code: int) -> int:

@@ -22,18 +22,18 @@ _MAX_FIGURE_COLUMNS = 9
 class _CellGrid(NamedTuple):
     """The cells of a table: its corner, heads of columns, and rows that begin with a name."""
 
-    corner: str
-    heads: list[str]
-    rows: list[list[str]]
+    corner_text: str
+    column_heads: list[str]
+    named_rows: list[list[str]]
 
-    def widths(self) -> list[int]:
+    def column_widths(self) -> list[int]:
         """Return the terminal cells that each column takes with its padding and one border."""
-        columns = zip([self.corner, *self.heads], *self.rows, strict=True)
+        columns = zip([self.corner_text, *self.column_heads], *self.named_rows, strict=True)
         return [max(map(cell_len, column)) + 3 for column in columns]
 
     def split_to_fit(self, width: int) -> list[_CellGrid] | None:
         """Split the columns over as many grids as fit the width; None if one is too wide alone."""
-        name_width, *widths = self.widths()
+        name_width, *widths = self.column_widths()
         left_width, column_groups = 0, list[list[int]]()
         for column_index, column_width in enumerate(widths):
             if name_width + column_width + 1 > width:
@@ -48,18 +48,20 @@ class _CellGrid(NamedTuple):
     def _with_columns(self, column_indices: Sequence[int]) -> _CellGrid:
         rows = [
             [row[0], *(row[1 + column_index] for column_index in column_indices)]
-            for row in self.rows
+            for row in self.named_rows
         ]
         return _CellGrid(
-            self.corner, [self.heads[column_index] for column_index in column_indices], rows
+            self.corner_text,
+            [self.column_heads[column_index] for column_index in column_indices],
+            rows,
         )
 
-    def table(self) -> Table:
+    def as_rich_table(self) -> Table:
         table = Table()
-        table.add_column(Text(self.corner), no_wrap=True)
-        for head in self.heads:
+        table.add_column(Text(self.corner_text), no_wrap=True)
+        for head in self.column_heads:
             table.add_column(Text(head), justify="right", no_wrap=True)
-        for row in self.rows:
+        for row in self.named_rows:
             table.add_row(*map(Text, row))
         return table
 
@@ -100,7 +102,7 @@ def make_tables(title: str, lines: Sequence[TableLine], width: int) -> list[Tabl
     fitting_splits = [
         grids for grid in grids_by_preference if (grids := grid.split_to_fit(width)) is not None
     ]
-    return [grid.table() for grid in min(fitting_splits, key=len, default=[])]
+    return [grid.as_rich_table() for grid in min(fitting_splits, key=len, default=[])]
 
 
 def _printable_lines(title: str, lines: Sequence[TableLine]) -> tuple[str, list[TableLine]]:

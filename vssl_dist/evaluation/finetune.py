@@ -37,7 +37,7 @@ class LabelledImages:
     dataset: Dataset
     ids: NDArray[np.int64]
     """Samples of the dataset that are used."""
-    classes: int
+    num_classes: int
     """Number of classes."""
     reading: ImageReading
 
@@ -46,7 +46,7 @@ class LabelledImages:
         """The class of each image, in the order of ``ids``."""
         return self.dataset.rows(self.ids)["label"].astype(np.int64)
 
-    def epoch(self, settings: FinetuneConfig, seed: int, epoch: int) -> Iterator[Batch]:
+    def augmented_batches(self, settings: FinetuneConfig, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield every image once, in the order of this epoch, as one augmented view.
 
         The last batch is left out where it is not full, unless it is the only one.
@@ -58,18 +58,18 @@ class LabelledImages:
         shuffled_ids = np.random.default_rng([seed, epoch]).permutation(self.ids)
         batches = finetuning_batches(
             self.dataset,
-            replace(self.reading.spec(), recipes=(settings.recipe,)),
+            replace(self.reading.backend_spec(), recipes=(settings.recipe,)),
             SeededEpoch(seed, epoch),
             backend=self.reading.backend,
             batch=settings.train_batch,
-            ids=shuffled_ids[: self.steps(settings) * settings.train_batch],
+            ids=shuffled_ids[: self.steps_per_epoch(settings) * settings.train_batch],
             timeout_s=self.reading.timeout_s,
         )
         # Closed here, because counting may refuse the dataset while batches are still being made.
         with closing(batches):
-            yield from self.reading.counted(self.dataset, batches)
+            yield from self.reading.log_substitutions(self.dataset, batches)
 
-    def steps(self, settings: FinetuneConfig) -> int:
+    def steps_per_epoch(self, settings: FinetuneConfig) -> int:
         """Return the number of optimizer steps in an epoch."""
         return max(len(self.ids) // settings.train_batch, 1)
 
@@ -179,7 +179,7 @@ def finetune(
         DataError: Training diverged, or a shard is damaged.
     """
     device = data.reading.device
-    total_steps = data.steps(settings) * run.epochs
+    total_steps = data.steps_per_epoch(settings) * run.epochs
     peak_lr = run.lr * settings.train_batch / 256  # the linear scaling rule
     # Forked, so that what the caller draws next does not depend on this training.
     with torch.random.fork_rng(devices=[torch.device(device)] if device != "cpu" else []):
@@ -192,7 +192,7 @@ def finetune(
             bar_id = progress.add_task(f"fine-tuning, lr {run.lr:g}", total=total_steps)
             for epoch in range(run.epochs):
                 step_losses = []
-                for batch in data.epoch(settings, run.seed, epoch):
+                for batch in data.augmented_batches(settings, run.seed, epoch):
                     step_lr = schedule.cosine(step, total_steps, peak_lr, 0.0)
                     step_losses.append(_train_step(classifier, optimizer, batch, step_lr))
                     step += 1
@@ -213,7 +213,7 @@ def _build_classifier(network: FeatureFunction, data: LabelledImages) -> Classif
     # Asked of an image, because a function such as raw_pixels states no width.
     with torch.inference_mode():
         width = network(torch.zeros(1, 3, image_side, image_side)).shape[1]
-    return Classifier(network, width, data.classes).to(data.reading.device).train()
+    return Classifier(network, width, data.num_classes).to(data.reading.device).train()
 
 
 def _build_optimizer(

@@ -32,19 +32,19 @@ class ClassResult:
     """How well the network trained on one class tells it from the others."""
 
     class_name: str
-    result: dict[str, Any]
+    ood_result: dict[str, Any]
     """The result that task ``ood`` wrote, as it was read."""
-    baselines: dict[str, Any] = field(default_factory=dict)
+    baseline_results: dict[str, Any] = field(default_factory=dict)
     """The task's ``results`` for raw pixels and the untrained network, if they were computed."""
-    seconds: float = 0.0
+    total_s: float = 0.0
     """Time that training and evaluation took."""
 
-    def auroc(self, baseline_name: str | None = None) -> dict[str, float]:
+    def auroc_by_score(self, baseline_name: str | None = None) -> dict[str, float]:
         """AUROC of each score, of the trained network or of a baseline."""
         figures_by_split = (
-            self.baselines[baseline_name]
+            self.baseline_results[baseline_name]
             if baseline_name
-            else results_named_by_density(self.result)
+            else results_named_by_density(self.ood_result)
         )
         return {
             score: score_figures["auroc"]
@@ -68,7 +68,7 @@ def mean_auroc_by_network(
 ) -> dict[str, dict[str, float]]:
     """Average AUROC by score: of each baseline, then of the method."""
     auroc_rows_by_network = {
-        baseline: [one_class.auroc(baseline) for one_class in class_results]
+        baseline: [one_class.auroc_by_score(baseline) for one_class in class_results]
         for baseline in _shared_baselines(class_results)
     }
     auroc_rows_by_network[method_name] = _auroc_of_each_class(class_results)
@@ -131,12 +131,14 @@ def draw_auroc_bars(method: str, class_results: Sequence[ClassResult]) -> Figure
 
 
 def _auroc_of_each_class(class_results: Sequence[ClassResult]) -> list[dict[str, float]]:
-    return [one_class.auroc() for one_class in class_results]
+    return [one_class.auroc_by_score() for one_class in class_results]
 
 
 def _auroc_by_class(class_results: Sequence[ClassResult]) -> dict[str, dict[str, float]]:
     """AUROC by score of each class, and in the last row their mean."""
-    auroc_by_class = {one_class.class_name: one_class.auroc() for one_class in class_results}
+    auroc_by_class = {
+        one_class.class_name: one_class.auroc_by_score() for one_class in class_results
+    }
     return auroc_by_class | {MEAN_ROW_NAME: mean_auroc(_auroc_of_each_class(class_results))}
 
 
@@ -144,8 +146,8 @@ def _shared_baselines(class_results: Sequence[ClassResult]) -> list[str]:
     """Names of the baselines that every class has."""
     return [
         name
-        for name in class_results[0].baselines
-        if all(name in one_class.baselines for one_class in class_results)
+        for name in class_results[0].baseline_results
+        if all(name in one_class.baseline_results for one_class in class_results)
     ]
 
 

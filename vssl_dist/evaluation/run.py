@@ -53,7 +53,7 @@ def list_exports(target: Path) -> list[Path]:
     """
     if is_export_path(target):
         return [target.absolute()]
-    export_paths = RunFolder(target.absolute()).exports.backbones()
+    export_paths = RunFolder(target.absolute()).export_folder.list_backbones()
     if not export_paths:
         raise ConfigError(f"{target}: no export/backbone-STEP.safetensors in this folder yet")
     return export_paths
@@ -97,19 +97,22 @@ def evaluate(
     has_density = has_embedding_density(card)
     task = task.asked_of(embedding_density=has_density)
     images = TaskImages.open(card, task, settings)
-    network = Network.exported(export)
-    result_facts = images.facts(task) | {"export_sha256": file_sha256(export), "step": card.step}
+    network = Network.of_export(export)
+    result_facts = images.result_facts(task) | {
+        "export_sha256": file_sha256(export),
+        "step": card.step,
+    }
     result_facts |= {f"{name}_sha256": part_digest for name, part_digest in card.parts.items()}
     if has_density and isinstance(task, OodConfig):
         result_facts["density"] = task.density
-    result_path = export_folder.result(task.stem, card.step, images.suffix)
+    result_path = export_folder.result_path(task.stem, card.step, images.result_suffix)
 
     def compute_result() -> dict[str, object]:
-        feature_cache = FeatureCache(export_folder.features)
+        feature_cache = FeatureCache(export_folder.features_folder)
         frozen_features = FrozenFeatures(card, network, images, feature_cache, settings.ranks)
         task_outcome = TASKS[task.task].measure(frozen_features, task)
         # The pictures first: a result on disk promises that those it names are there.
-        plot_names = _write_plots(result_path, task_outcome.plots)
+        plot_names = _write_plots(result_path, task_outcome.plot_by_name)
         substitution_report = _report_substitutions(images)
         substitution_metric = {
             f"{task.task}/substituted_images": float(substitution_report["substituted_images"])
@@ -142,15 +145,15 @@ def evaluate_baselines(
     export_folder = ExportFolder.of(export)
     task = task.asked_of(embedding_density=False)
     images = TaskImages.open(card, task, settings)
-    result_facts = images.facts(task) | {"backbone": card.backbone}
+    result_facts = images.result_facts(task) | {"backbone": card.backbone}
     networks = {
-        "raw_pixels": Network.pixels(),
-        "random_network": Network.untrained(card.backbone, card.image_size),
+        "raw_pixels": Network.of_raw_pixels(),
+        "random_network": Network.of_untrained(card.backbone, card.image_size),
     }
-    result_path = export_folder.baselines(task.task, images.suffix)
+    result_path = export_folder.baselines_path(task.task, images.result_suffix)
 
     def compute_result() -> dict[str, object]:
-        feature_cache = FeatureCache(export_folder.features)
+        feature_cache = FeatureCache(export_folder.features_folder)
         results_by_network: dict[str, object] = {}
         plot_names: list[str] = []
         for network_name, network in networks.items():
@@ -159,7 +162,7 @@ def evaluate_baselines(
             results_by_network[network_name] = task_outcome.results
             plots_by_name = {
                 f"{network_name}-{plot_name}": draw_plot
-                for plot_name, draw_plot in task_outcome.plots.items()
+                for plot_name, draw_plot in task_outcome.plot_by_name.items()
             }
             plot_names += _write_plots(result_path, plots_by_name)
         return {"results": results_by_network, "plots": plot_names, **_report_substitutions(images)}
@@ -170,9 +173,9 @@ def evaluate_baselines(
 def _report_substitutions(images: TaskImages) -> SubstitutionReport:
     """List by split the images that others were shown for, with a one-line warning per split."""
     substitutions_by_split: dict[str, list[dict[str, object]]] = {}
-    for split_name, dataset in images.splits.items():
-        if substitutions := images.reading.substitutes.in_split(dataset):
-            first_substitution = images.reading.substitutes.first_in_words(dataset)
+    for split_name, dataset in images.dataset_by_split.items():
+        if substitutions := images.reading.substitution_tally.in_split(dataset):
+            first_substitution = images.reading.substitution_tally.first_in_words(dataset)
             warning = (
                 f"{dataset.folder}: damaged images: {len(substitutions)}; {first_substitution}"
             )
@@ -198,8 +201,8 @@ def _can_keep_results(result_path: Path) -> bool:
     if not os.access(export_folder.path, os.W_OK | os.X_OK):
         return False
     # Asked before anything is computed: hours of work must not end at a link that stands there.
-    resolve_trusted_links(export_folder.features)
-    for path in [result_path, *export_folder.pictures(result_path)]:
+    resolve_trusted_links(export_folder.features_folder)
+    for path in [result_path, *export_folder.list_pictures(result_path)]:
         refuse_link_out_of_folder(path)
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "is there already and no regular file", str(path))
@@ -210,7 +213,7 @@ def _write_plots(result_path: Path, plots_by_name: Mapping[str, DrawPlot]) -> li
     """Write pictures beside where the result will be; returns the names of the files."""
     file_names = []
     for plot_name, draw_plot in plots_by_name.items() if _can_keep_results(result_path) else ():
-        path = ExportFolder.of(result_path).picture(result_path, plot_name)
+        path = ExportFolder.of(result_path).picture_path(result_path, plot_name)
         write_inside_folder(path, render_png(draw_plot()))
         file_names.append(path.name)
     return file_names
@@ -227,7 +230,8 @@ def _stored_or_computed_result(
     """
     result_facts = {**result_facts, "format": RESULT_FORMAT}
     can_keep_result = _can_keep_results(result_path)
-    # Unchecked input until `describe_result_problem` has seen it: anybody may have written the file.
+    # Unchecked input until `describe_result_problem` has seen it: anybody may have
+    # written the file.
     stored_result: Any
     try:
         stored_result = read_json(result_path)

@@ -61,35 +61,35 @@ class EvalSettings:
 class Network:
     """A frozen network, loaded only if its features are not in the cache."""
 
-    load: Callable[[], FeatureFunction]
+    load_network: Callable[[], FeatureFunction]
     """Loads the network; pickles, unless ``identity`` is None."""
-    identity: Mapping[str, object] | None
+    cache_identity: Mapping[str, object] | None
     """What its features depend on, as JSON values; None: they are not cached."""
-    posterior: Callable[[], Posterior | None] = lambda: None
+    load_posterior: Callable[[], Posterior | None] = lambda: None
     """Loads the posterior behind the backbone, in an export of a variational method."""
-    online: Callable[[], Probe | None] = lambda: None
+    load_online_probe: Callable[[], Probe | None] = lambda: None
     """Loads the classifier that learnt beside the method, in an export of a run that had one."""
 
     @classmethod
-    def exported(cls, export_path: Path) -> Network:
+    def of_export(cls, export_path: Path) -> Network:
         """Describe the backbone of an export, with its posterior if it has one."""
         identity = {"export_sha256": file_sha256(export_path)}
         return cls(
             partial(_load_backbone, export_path),
             identity,
-            posterior=lambda: load_posterior(export_path),
-            online=lambda: load_online_probe(export_path),
+            load_posterior=lambda: load_posterior(export_path),
+            load_online_probe=lambda: load_online_probe(export_path),
         )
 
     @classmethod
-    def untrained(cls, backbone: str, image_size: int) -> Network:
+    def of_untrained(cls, backbone: str, image_size: int) -> Network:
         """Describe the same backbone before any training, seed 0."""
         # Another torch may draw other initial weights from the same seed.
         identity = {"untrained": backbone, "image_size": image_size, "torch": torch.__version__}
         return cls(partial(build_random_network, backbone, image_size), identity)
 
     @classmethod
-    def pixels(cls) -> Network:
+    def of_raw_pixels(cls) -> Network:
         """Describe the identity: raw pixels as features, which are not cached."""
         return cls(lambda: flatten_pixels, None)
 
@@ -98,13 +98,13 @@ class Network:
 class TaskImages:
     """The splits that a task sees, by the role they play, and how their images are read."""
 
-    splits: dict[str, Dataset]
+    dataset_by_split: dict[str, Dataset]
     """``"bank"`` and ``"queries"`` where the task wants them, and each dataset of ``ood``."""
-    limits: dict[str, int | None]
+    max_images_by_split: dict[str, int | None]
     """The most images that are looked at of each split; None: all of them."""
     reading: ImageReading
     """How the images are read."""
-    suffix: str
+    result_suffix: str
     """What a result's file name ends in: nothing for the run's own data."""
 
     @classmethod
@@ -134,7 +134,7 @@ class TaskImages:
         reading = ImageReading(
             image_size=card.image_size,
             normalise=card.normalise,
-            batch=task.batch,
+            batch_size=task.batch,
             backend=data_config.backend,
             threads=settings.threads,
             device=settings.device,
@@ -147,15 +147,15 @@ class TaskImages:
         limits = task.limits | dict.fromkeys(ood_splits, task.max_queries)
         return cls(splits, limits, reading, suffix)
 
-    def facts(self, task: TaskConfig) -> dict[str, object]:
+    def result_facts(self, task: TaskConfig) -> dict[str, object]:
         """State as JSON values all that a result depends on, apart from the network."""
         facts_by_split: dict[str, object] = {
             name: {
                 "folder": str(dataset.folder),
                 "fingerprint": dataset.fingerprint,
-                "samples": self.count(name),
+                "samples": self.image_count(name),
             }
-            for name, dataset in self.splits.items()
+            for name, dataset in self.dataset_by_split.items()
         }
         ood_facts = {
             name: facts_by_split.pop(name)
@@ -168,10 +168,10 @@ class TaskImages:
             "task": task.model_dump(mode="json", exclude={"every_epochs", "ood"})
         } | facts_by_split
 
-    def count(self, split: str) -> int:
+    def image_count(self, split: str) -> int:
         """How many images of a split are looked at."""
-        samples = self.splits[split].samples
-        return min(samples, self.limits[split] or samples)
+        samples = self.dataset_by_split[split].samples
+        return min(samples, self.max_images_by_split[split] or samples)
 
 
 @dataclass(frozen=True)
@@ -181,36 +181,40 @@ class FrozenFeatures:
     card: ExportCard
     """Card of the export, or of the one that this network is a baseline of."""
     network: Network
-    images: TaskImages
-    cache: FeatureCache
-    ranks: int = 1
+    task_images: TaskImages
+    feature_cache: FeatureCache
+    process_count: int = 1
     """Processes of this machine that share a pass over images."""
 
     @property
     def device(self) -> str:
         """Device to compute on."""
-        return self.images.reading.device
+        return self.task_images.reading.device
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """How many classes the held-out images may have."""
-        return len(self.images.splits["queries"].classes)
+        return len(self.task_images.dataset_by_split["queries"].classes)
 
     @property
-    def ood_splits(self) -> list[str]:
+    def ood_split_names(self) -> list[str]:
         """Names of the splits that are out of distribution."""
-        return [split for split in self.images.splits if split not in ("bank", "queries")]
+        return [
+            split for split in self.task_images.dataset_by_split if split not in ("bank", "queries")
+        ]
 
-    def features(self, split: str) -> LabelledFeatures:
+    def split_features(self, split: str) -> LabelledFeatures:
         """Features of a split's images, in the order of their ids; from the cache if possible.
 
         Raises:
             ExportError: The export is damaged or foreign.
             DataError: Data are damaged, or a feature is not finite.
         """
-        return self._extract(split, self.images.count(split), None)
+        return self._cached_or_computed(split, self.task_images.image_count(split), None)
 
-    def variants(self, split: str, variants: ImageVariants, limit: int | None = None) -> Tensor:
+    def variant_features(
+        self, split: str, variants: ImageVariants, limit: int | None = None
+    ) -> Tensor:
         """Features of K pictures of each of a split's first images, cached like `features`.
 
         Args:
@@ -225,28 +229,34 @@ class FrozenFeatures:
             ExportError: The export is damaged or foreign.
             DataError: Data are damaged, or a feature is not finite.
         """
-        count = min(self.images.count(split), limit or self.images.count(split))
-        table = self._extract(split, count, variants)
-        return table.features.view(count, variants.count, -1)
+        count = min(
+            self.task_images.image_count(split), limit or self.task_images.image_count(split)
+        )
+        table = self._cached_or_computed(split, count, variants)
+        return table.features.view(count, variants.pictures_per_image, -1)
 
-    def _extract(self, split: str, count: int, variants: ImageVariants | None) -> LabelledFeatures:
-        dataset = self.images.splits[split]
-        image_pass = ImagePass(self.network.load, dataset, self.images.reading, count, variants)
-        features = self._cached(image_pass)
+    def _cached_or_computed(
+        self, split: str, count: int, variants: ImageVariants | None
+    ) -> LabelledFeatures:
+        dataset = self.task_images.dataset_by_split[split]
+        image_pass = ImagePass(
+            self.network.load_network, dataset, self.task_images.reading, count, variants
+        )
+        features = self._from_cache(image_pass)
         if features is None:
             # In memory and by this process alone: other processes hand their rows over on disk.
-            features = collect_features(image_pass.stream_all(), image_pass.rows)
+            features = collect_features(image_pass.stream_all(), image_pass.row_count)
         return _require_finite_features(features, dataset)
 
-    def _cached(self, image_pass: ImagePass) -> LabelledFeatures | None:
+    def _from_cache(self, image_pass: ImagePass) -> LabelledFeatures | None:
         """Return what the cache has, or makes of a pass; None where nothing can be cached."""
-        if self.network.identity is None:
+        if self.network.cache_identity is None:
             return None
         reading = image_pass.reading
         variants = image_pass.variants
-        image_facts = {} if variants is None else variants.facts
+        image_facts = {} if variants is None else variants.cache_facts
         image_facts |= {
-            "samples": image_pass.rows,
+            "samples": image_pass.row_count,
             "fingerprint": image_pass.dataset.fingerprint,
             "image_size": reading.image_size,
             "normalise": reading.normalise.model_dump(mode="json"),
@@ -256,11 +266,11 @@ class FrozenFeatures:
 
         def has_no_substitutes() -> bool:
             # Features with substitutes are not those of the dataset that its fingerprint names.
-            return not reading.substitutes.in_split(image_pass.dataset)
+            return not reading.substitution_tally.in_split(image_pass.dataset)
 
-        source = image_pass.source(self.ranks)
+        source = image_pass.feature_source(self.process_count)
         return cached_features(
-            self.cache, self.network.identity, image_facts, source, has_no_substitutes
+            self.feature_cache, self.network.cache_identity, image_facts, source, has_no_substitutes
         )
 
 

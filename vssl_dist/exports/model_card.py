@@ -35,7 +35,7 @@ def read_evaluation_figures(export: Path, card: ExportCard) -> dict[str, dict[st
         ExportError: One line: a result is damaged.
     """
     figures_by_label: dict[str, dict[str, float]] = {}
-    for path, result_name in ExportFolder.of(export).results(step=card.step).items():
+    for path, result_name in ExportFolder.of(export).find_results(step=card.step).items():
         if path == card_path_of(export):  # an export may be called as a result
             continue
         try:

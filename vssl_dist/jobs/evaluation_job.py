@@ -41,12 +41,12 @@ class PendingEvaluation:
     @property
     def result_path(self) -> Path:
         """The file that the evaluation writes its result to."""
-        return ExportFolder.of(self.export).result(self.task.stem, self.step)
+        return ExportFolder.of(self.export).result_path(self.task.stem, self.step)
 
     @property
     def attempts_path(self) -> Path:
         """The hidden file that counts the attempts at this evaluation."""
-        return ExportFolder.of(self.export).attempts(self.task.stem, self.step)
+        return ExportFolder.of(self.export).attempts_path(self.task.stem, self.step)
 
     @property
     def card_path(self) -> Path:
@@ -104,7 +104,7 @@ def pending_evaluations(cfg: RunConfig, samples: int) -> Iterator[PendingEvaluat
         cfg: The run; its exports lie in ``cfg.dir``.
         samples: Images of its training set.
     """
-    for export in reversed(RunFolder(cfg.dir).exports.backbones()):
+    for export in reversed(RunFolder(cfg.dir).export_folder.list_backbones()):
         step = step_of_backbone(export)
         if step is None:  # a file that the user has put there
             continue
@@ -176,7 +176,7 @@ def evaluate_export(
     # A writer of its own for each evaluation: a spool file has one process that appends to it.
     writer = f"eval-{pending.task.stem}-{pending.step:08d}"
     settle_identity(run_dir)
-    refuse_link_out_of_folder(RunFolder(run_dir).spool_file(writer))
+    refuse_link_out_of_folder(RunFolder(run_dir).spool_file_path(writer))
     torch.set_num_threads(threads)
     result = evaluate(pending.export, pending.task, EvalSettings(device, threads, ranks=ranks))
     spool = Spool(run_dir, writer)

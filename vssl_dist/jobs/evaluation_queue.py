@@ -84,7 +84,7 @@ class EvaluationSpawner:
                 _log.warning("an evaluation could not be submitted in time")
 
     def _log(self) -> BinaryIO:
-        return open_append(RunFolder(self.run_dir).evaluations_log)
+        return open_append(RunFolder(self.run_dir).evaluations_log_path)
 
 
 class InProcessRunner:
@@ -147,7 +147,7 @@ class SlurmSubmitter:
         # is set: the alarm ends this process, and with it the lock.
         signal.alarm(_SUBMIT_WITHIN_S)
         try:
-            job_id = slurm.submit(RunFolder(self.run_dir).evaluation_jobs, parameters, job)
+            job_id = slurm.submit(RunFolder(self.run_dir).evaluation_jobs_folder, parameters, job)
         finally:
             signal.alarm(0)
         pending.record_attempt(Attempts(pending.read_attempts().count + 1, job_id))
@@ -208,7 +208,7 @@ def lock_of(run_dir: Path) -> FileLock:
 
 def lock_path(run_dir: Path) -> Path:
     """Return the path of the file that `lock_of` locks."""
-    return RunFolder(run_dir).exports.evaluating_lock
+    return RunFolder(run_dir).export_folder.evaluating_lock_path
 
 
 def drain(run_dir: Path) -> None:
@@ -240,7 +240,7 @@ def drain(run_dir: Path) -> None:
 
 def _config_and_launch_bytes(run_dir: Path) -> bytes:
     """Read the run's config and launch as text: a submission may change them meanwhile."""
-    files = (RunFolder(run_dir).config, RunFolder(run_dir).launch)
+    files = (RunFolder(run_dir).config_path, RunFolder(run_dir).launch_path)
     return b"".join(file.read_bytes() for file in files if file.is_file())
 
 

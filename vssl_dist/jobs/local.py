@@ -67,7 +67,7 @@ class RankProcesses:
         A port that is only looked up could be another program's by the time rank 0 has loaded
         torch: rank 0 inherits the listening socket itself.
         """
-        self.run.logs.mkdir(parents=True, exist_ok=True)
+        self.run.logs_folder.mkdir(parents=True, exist_ok=True)
         with socket.create_server(("127.0.0.1", 0), backlog=self.world_size) as listener:
             address, port = listener.getsockname()
             shared = self.environment | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
@@ -93,7 +93,7 @@ class RankProcesses:
 
     def log(self, rank: int) -> Path:
         """Return the path of a rank's log file."""
-        return self.run.rank_log(rank)
+        return self.run.rank_log_path(rank)
 
     def codes(self) -> list[int | None]:
         """Return each rank's exit code: None while it lives, negative if a signal ended it."""
@@ -120,8 +120,8 @@ def run_local(run_dir: Path, launch: Launch) -> int:
         launch: How many ranks, on what.
 
     Returns:
-        0 when the run is finished, `INTERRUPTED_EXIT_CODE` when it was stopped, `REFUSED_EXIT_CODE` when it met
-        something that its user has to mend, 1 when a rank failed.
+        0 when the run is finished, `INTERRUPTED_EXIT_CODE` when it was stopped, `REFUSED_EXIT_CODE`
+        when it met something that its user has to mend, 1 when a rank failed.
     """
     attempt = f"{os.getpid()}-{int(time.time())}"
     ranks = RankProcesses(
@@ -131,7 +131,7 @@ def run_local(run_dir: Path, launch: Launch) -> int:
         launch.world_size,
         rank_environment(launch) | {"VSSL_ATTEMPT": attempt},
     )
-    return supervise(ranks, LogView(), ranks.run.failure(attempt))
+    return supervise(ranks, LogView(), ranks.run.failure_path(attempt))
 
 
 def rank_environment(launch: Launch) -> dict[str, str]:
@@ -233,7 +233,7 @@ def _verdict(
     cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     print(
         f"error: rank {rank} ended with {cause} and the others were ended (logs: "
-        f"{printable(str(ranks.run.logs))}); "
+        f"{printable(str(ranks.run.logs_folder))}); "
         "the same command continues from the last checkpoint",
         file=sys.stderr,
     )

@@ -82,7 +82,7 @@ def check_free(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
         remedy = (
             f"wait for it or stop it (scancel {owner.job})"
             if owner.job
-            else f"wait for it or stop it; if it is gone, remove {RunFolder(run_dir).owner}"
+            else f"wait for it or stop it; if it is gone, remove {RunFolder(run_dir).owner_path}"
         )
         raise ConfigError(f"{run_dir} is being written by {owner}: {remedy}")
 
@@ -97,9 +97,9 @@ def claim(run_dir: Path, job_lives: Callable[[str], bool]) -> None:
     """
     private.make(run_dir)
     identity = settle_identity(run_dir)  # gives a copy files of its own in place of such links
-    for path in RunFolder(run_dir).appended():
+    for path in RunFolder(run_dir).list_appended_files():
         refuse_link_out_of_folder(path)
-    lock = RunFolder(run_dir).owner_lock
+    lock = RunFolder(run_dir).owner_lock_path
     try:
         # Of two claims at once the second has to find the first one's owner file.
         with make_private_lock(lock).acquire(timeout=_CLAIM_WITHIN_S):
@@ -120,11 +120,11 @@ def transfer_to_job(run_dir: Path, job: str) -> None:
 def release(run_dir: Path) -> None:
     """Give the folder up if this process owns it."""
     if _read(run_dir) == Owner.this_process():
-        RunFolder(run_dir).owner.unlink()
+        RunFolder(run_dir).owner_path.unlink()
 
 
 def _read(run_dir: Path) -> Owner | None:
-    path = RunFolder(run_dir).owner
+    path = RunFolder(run_dir).owner_path
     try:
         return TypeAdapter(Owner).validate_json(private.read(path, _MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
@@ -138,4 +138,4 @@ def _read(run_dir: Path) -> Owner | None:
 
 
 def _write(run_dir: Path, owner: Owner) -> None:
-    write_inside_folder(RunFolder(run_dir).owner, json.dumps(asdict(owner)).encode())
+    write_inside_folder(RunFolder(run_dir).owner_path, json.dumps(asdict(owner)).encode())

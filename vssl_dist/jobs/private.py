@@ -29,9 +29,9 @@ from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 _RUN = RunFolder(Path())
-_TEXT = tuple(path.name for path in (_RUN.exports.path, _RUN.logs, _RUN.spool))
+_TEXT = tuple(path.name for path in (_RUN.export_folder.path, _RUN.logs_folder, _RUN.spool_folder))
 """Folders that hold no code: colleagues who could write there may have evaluated the run."""
-_FOLDERS = (_RUN.checkpoints.name, _RUN.slurm.name, *_TEXT)
+_FOLDERS = (_RUN.checkpoints_folder.name, _RUN.slurm_folder.name, *_TEXT)
 """Folders that a run makes; a user's link to a folder elsewhere counts as that folder."""
 
 
@@ -74,7 +74,7 @@ def survey(run_dir: Path, *, whole: bool = True) -> Survey:
     result = Survey()
     try:
         if run_dir.is_symlink():
-            resolve_trusted_links(RunFolder(run_dir).owner)  # who made the links on the way
+            resolve_trusted_links(RunFolder(run_dir).owner_path)  # who made the links on the way
         target = run_dir.resolve() if run_dir.is_symlink() else run_dir
         top = target.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -40,7 +40,7 @@ def main() -> int:
     run_dir = Path(sys.argv[1])
     try:
         private.secure(run_dir)
-        job = TrainJob(RunFolder(run_dir).config.read_text(), load_launch(run_dir))
+        job = TrainJob(RunFolder(run_dir).config_path.read_text(), load_launch(run_dir))
     except ConfigError as error:
         _log.error("%s", error)
         return REFUSED

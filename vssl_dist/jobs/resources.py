@@ -258,6 +258,6 @@ def load_launch(run_dir: Path) -> Launch:
     Raises:
         ConfigError: The folder holds no run.
     """
-    path = RunFolder(run_dir).launch
+    path = RunFolder(run_dir).launch_path
     refuse_no_file(path)
     return load_block(path, Launch)

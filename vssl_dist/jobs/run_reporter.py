@@ -73,7 +73,7 @@ class RunReporter:
         self.spool.status("RUNNING")
         self.spool.tags(run_tags(world_size=launch.world_size, hosts=hosts))
         self.spool.params(yaml.safe_load(dump(cfg)))
-        self.spool.artifact(RunFolder(cfg.dir).config)
+        self.spool.artifact(RunFolder(cfg.dir).config_path)
         self.flusher.start()
         self._draw_sheet(cfg)
 
@@ -106,7 +106,7 @@ class RunReporter:
             _log.warning("%s", line)
 
     def _draw_sheet(self, cfg: RunConfig) -> None:
-        path = RunFolder(cfg.dir).augmentations
+        path = RunFolder(cfg.dir).augmentations_path
         if path.exists():
             return
         try:

@@ -195,7 +195,7 @@ def _guarded(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _folders_from_run(folder: Path) -> list[Path]:
     """List the run's folder and those on the way to the one that holds a job's pickle."""
-    depth = 2 if folder == RunFolder(folder.parent.parent).evaluation_jobs else 1
+    depth = 2 if folder == RunFolder(folder.parent.parent).evaluation_jobs_folder else 1
     return [*reversed(folder.parents[:depth]), folder]
 
 

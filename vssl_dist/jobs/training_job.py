@@ -74,8 +74,9 @@ def run_rank(job: TrainJob, stop: StopFlag) -> int:
     """Train as one rank, with ``RANK``, ``WORLD_SIZE`` ... in the environment.
 
     Returns:
-        0 when the run is finished, `STOPPED` when it was told to stop and has saved, `REFUSED_EXIT_CODE`
-        when machine, data, configuration or checkpoints are not what they must be.
+        0 when the run is finished, `STOPPED` when it was told to stop and has saved,
+        `REFUSED_EXIT_CODE` when machine, data, configuration or checkpoints are not what they must
+        be.
     """
     device = job.launch.device
     os.environ["DS_ACCELERATOR"] = device
@@ -164,7 +165,7 @@ def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         "VSSL_SLURM_JOB": job,
         "VSSL_ATTEMPT": f"{job}.{environ.get('SLURM_RESTART_COUNT', '0')}",
-        "VSSL_LEAD_LOG": str(RunFolder(run_dir).slurm_log(job)),
+        "VSSL_LEAD_LOG": str(RunFolder(run_dir).slurm_log_path(job)),
     }
 
 
@@ -190,7 +191,7 @@ def note_failure(run_dir: Path, text: str) -> None:
         run_dir: The run's folder.
         text: A refusal's line, or a traceback.
     """
-    path = RunFolder(run_dir).failure(attempt())
+    path = RunFolder(run_dir).failure_path(attempt())
     with suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -55,6 +55,6 @@ def why_not_asked_for(run_dir: Path, tracking_uri: str, *, whole: bool = True) -
 def _evidence(run_dir: Path) -> Iterator[Path]:
     """Yield the files that say where curves go and what they are."""
     run = RunFolder(run_dir)
-    yield from (run.mlflow_record, run.identity, run.spool)
+    yield from (run.mlflow_record_path, run.identity_path, run.spool_folder)
     with suppress(OSError):
-        yield from run.spool.iterdir()
+        yield from run.spool_folder.iterdir()

@@ -60,7 +60,7 @@ class Cursor:
     @classmethod
     def load(cls, run_dir: Path, tracking_uri: str, run_id: str) -> Cursor:
         """Load the stored cursor, or a fresh one if there is none for this MLflow run."""
-        path = RunFolder(run_dir).cursor
+        path = RunFolder(run_dir).cursor_path
         try:
             stored = read_json_object(path)
             others = stored.pop("others", {}) | {stored.get("tracking_uri", tracking_uri): stored}
@@ -123,7 +123,7 @@ def is_flushed(
         return True
     if cursor.files and cursor.names != NAMES:
         return False
-    for path in RunFolder(run_dir).spool_files():
+    for path in RunFolder(run_dir).list_spool_files():
         if writers and path.stem not in writers:
             continue
         offset = cursor.files.get(path.name, Progress()).offset

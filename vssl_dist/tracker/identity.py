@@ -68,10 +68,14 @@ def settle_identity(run_dir: Path) -> Identity:
     """
     run_dir = run_dir.absolute()
     stored = _stored(run_dir)
-    if RunFolder(run_dir).identity.exists() and stored is not None and _is_at(stored.path, run_dir):
+    if (
+        RunFolder(run_dir).identity_path.exists()
+        and stored is not None
+        and _is_at(stored.path, run_dir)
+    ):
         return stored
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = RunFolder(run_dir).identity_lock
+    lock = RunFolder(run_dir).identity_lock_path
     if lock.is_symlink():  # of a copy that is made of links
         lock.unlink(missing_ok=True)
     try:
@@ -90,8 +94,10 @@ def settle_identity(run_dir: Path) -> Identity:
             _detach(run_dir, original)
             parent = Parent(original.name, stored.uuid, _runs(run_dir, stored.uuid))
             settled = Identity(uuid.uuid4().hex, str(run_dir), parent)
-        if settled != stored or not RunFolder(run_dir).identity.exists():
-            write_inside_folder(RunFolder(run_dir).identity, json.dumps(asdict(settled)).encode())
+        if settled != stored or not RunFolder(run_dir).identity_path.exists():
+            write_inside_folder(
+                RunFolder(run_dir).identity_path, json.dumps(asdict(settled)).encode()
+            )
         return settled
 
 
@@ -134,12 +140,12 @@ def shell_word(path: Path) -> str:
 
 def _stored(run_dir: Path) -> Identity | None:
     """Read the identity of a folder, of a run from before ``run.json`` from its other files."""
-    match _read(RunFolder(run_dir).identity):
+    match _read(RunFolder(run_dir).identity_path):
         case {"uuid": str(run_uuid), "path": str(path), **others} if _is_uuid(
             run_uuid
         ) and _is_path(path):
             return Identity(run_uuid, path, _parent(others.get("parent")))
-    match _read(RunFolder(run_dir).mlflow_record):
+    match _read(RunFolder(run_dir).mlflow_record_path):
         case {"uuid": str(run_uuid)} if _is_uuid(run_uuid) and _is_path(
             path := _configured(run_dir)
         ):
@@ -170,7 +176,7 @@ def _parent(facts: object) -> Parent | None:
 def _configured(run_dir: Path) -> str:
     """Return the path at which the last submission saw the folder, as its config states it."""
     try:
-        with open_safely(RunFolder(run_dir).config) as file:
+        with open_safely(RunFolder(run_dir).config_path) as file:
             config = yaml.safe_load(file.read(_LARGEST_CONFIG))
         return str(Path(config["out"], config["name"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
@@ -186,7 +192,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _runs(run_dir: Path, owner: str) -> dict[str, str]:
     """Read the MLflow runs of the original from a copied ``mlflow_run.json``."""
-    match _read(RunFolder(run_dir).mlflow_record):
+    match _read(RunFolder(run_dir).mlflow_record_path):
         case {"uuid": str(run_uuid), "tracking_uri": str(uri), **facts} if run_uuid == owner:
             last = {uri: facts["run_id"]} if "run_id" in facts else {}
             runs = [
@@ -202,8 +208,8 @@ def _original(stored: Identity, run_dir: Path) -> Path | None:
     try:
         if _is_at(stored.path, run_dir) or not recorded_path.is_dir():
             return None
-        facts = _read(RunFolder(recorded_path).identity) or _read(
-            RunFolder(recorded_path).mlflow_record
+        facts = _read(RunFolder(recorded_path).identity_path) or _read(
+            RunFolder(recorded_path).mlflow_record_path
         )
         # What its owner lets nobody read is not this folder, wherever that was.
         is_readable = os.access(recorded_path, os.R_OK | os.X_OK)
@@ -247,7 +253,7 @@ def _detach(run_dir: Path, original: Path) -> None:
                 shared = path.is_file() and path.resolve().is_relative_to(original_path)
             else:
                 weights = is_export_path(path) or path.is_relative_to(
-                    RunFolder(run_dir).checkpoints
+                    RunFolder(run_dir).checkpoints_folder
                 )
                 shared = not weights and path.is_file() and path.stat().st_nlink > 1
             if shared:

@@ -39,7 +39,7 @@ class Record:
         """Load what is written down for this run, or an empty record."""
         uuid = identity.uuid if identity else ""
         try:
-            facts = read_json_object(RunFolder(run_dir).mlflow_record)
+            facts = read_json_object(RunFolder(run_dir).mlflow_record_path)
             owner, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
         except (OSError, ValueError, KeyError):
             return cls(uuid)
@@ -66,7 +66,7 @@ class Record:
     def save(self, run_dir: Path) -> None:
         """Store the record, with ``run_id`` for people and programs that ask for the run."""
         facts = asdict(self) | ({"run_id": self.run_id} if self.run_id else {})
-        write_inside_folder(RunFolder(run_dir).mlflow_record, json.dumps(facts).encode())
+        write_inside_folder(RunFolder(run_dir).mlflow_record_path, json.dumps(facts).encode())
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Sender:
     def load(cls, run_dir: Path) -> Sender | None:
         """Load the sender that is written down, if any."""
         try:
-            facts = read_json_object(RunFolder(run_dir).sender)
+            facts = read_json_object(RunFolder(run_dir).sender_path)
         except (OSError, ValueError):
             return None
         match facts:
@@ -95,7 +95,7 @@ class Sender:
 
     def save(self, run_dir: Path) -> None:
         """Store the sender."""
-        write_inside_folder(RunFolder(run_dir).sender, json.dumps(asdict(self)).encode())
+        write_inside_folder(RunFolder(run_dir).sender_path, json.dumps(asdict(self)).encode())
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""
@@ -130,12 +130,12 @@ class UnknownSender(Sender):
 
 def lease(run_dir: Path) -> FileLock:
     """Return the lock that the one process which sends a run's spool holds."""
-    return make_private_lock(RunFolder(run_dir).sender_lock)
+    return make_private_lock(RunFolder(run_dir).sender_lock_path)
 
 
 def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     """Return who holds the lease, or ``None`` if it is free within ``wait_s``."""
-    lock = RunFolder(run_dir).sender_lock
+    lock = RunFolder(run_dir).sender_lock_path
     try:
         with lease(run_dir).acquire(timeout=wait_s):
             return None

@@ -237,7 +237,7 @@ def _active(experiment: Experiment, uri: str) -> str:
 def _began(run_dir: Path) -> int:
     """Return when the first record was written: the run began then, not when a server was found."""
     times = []
-    for path in RunFolder(run_dir).spool_files():
+    for path in RunFolder(run_dir).list_spool_files():
         with contextlib.suppress(OSError):
             times += [record["t"] for record in read_records(path, 0)[0][:1]]
     return min(filter(is_count, times), default=int(time.time() * 1000))

@@ -80,7 +80,7 @@ class Replayer:
         """Send what is new; raises whatever MLflow raises, and may then simply be called again."""
         if self._cursor.names != NAMES:
             self._send_renamed()
-        for path in RunFolder(self.run_dir).spool_files():
+        for path in RunFolder(self.run_dir).list_spool_files():
             try:
                 while self._flush_some(path):
                     pass
@@ -107,7 +107,7 @@ class Replayer:
         Only they: everything else in the lines that have been sent is there.  The cursor is moved
         as in `_flush_some`, so that what ends this costs no point that has arrived.
         """
-        for path in RunFolder(self.run_dir).spool_files():
+        for path in RunFolder(self.run_dir).list_spool_files():
             progress = self._cursor.files.get(path.name, Progress())
             for records in _until(path, progress.offset):
                 content = _Content(dict(progress.last), _is_of_training(path))

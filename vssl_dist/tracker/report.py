@@ -53,8 +53,8 @@ class TrackingQuery:
         """Report that the MLflow run which the folder names does not bear this run's mark."""
         return TrackingReport(
             note=f"MLflow run {self.run_id} at {self.uri}, which "
-            f"{printable(str(RunFolder(self.run_dir).mlflow_record))} names, is another run's: "
-            "this one gets one of its own, with all of its history"
+            f"{printable(str(RunFolder(self.run_dir).mlflow_record_path))} names, is another "
+            "run's: this one gets one of its own, with all of its history"
         )
 
     def _command(self, group: str, option: str) -> str:
@@ -64,7 +64,7 @@ class TrackingQuery:
         """Report that the address cannot be reached now."""
         return TrackingReport(
             doubt=f"MLflow at {self.uri} does not answer ({' '.join(str(reason).split())[:200]}): "
-            f"curves wait in {as_utf8(str(RunFolder(self.run_dir).spool))}, and "
+            f"curves wait in {as_utf8(str(RunFolder(self.run_dir).spool_folder))}, and "
             f"`{command_line('launch/track.py')} {shell_word(self.run_dir)}` "
             "sends them once it does"
         )

@@ -39,7 +39,7 @@ from vssl_dist.evaluation.scores.table import LabelledFeatures
 from vssl_dist.evaluation.subject import Network
 
 SAMPLES, BATCH = 90, 16
-READING = ImageReading(32, NORMALISE, batch=BATCH, backend="reference", threads=1)
+READING = ImageReading(32, NORMALISE, batch_size=BATCH, backend="reference", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def a_pass(data: Path, network: Network, variants: ImageVariants | None = None) -> ImagePass:
-    return ImagePass(network.load, Dataset.open(data / "train"), READING, SAMPLES, variants)
+    return ImagePass(network.load_network, Dataset.open(data / "train"), READING, SAMPLES, variants)
 
 
 def computed(image_pass: ImagePass, ranks: int, folder: Path) -> LabelledFeatures:
-    images = {"samples": image_pass.rows}
-    features = FeatureCache(folder).get({"ranks": ranks}, images, image_pass.source(ranks))
+    images = {"samples": image_pass.row_count}
+    features = FeatureCache(folder).get_or_compute(
+        {"ranks": ranks}, images, image_pass.feature_source(ranks)
+    )
     assert not list(folder.glob(".tmp-*")) + list(folder.glob("*/parts"))
     return features
 
@@ -92,9 +94,9 @@ def test_the_features_are_those_of_one_process_bit_for_bit(
     tmp_path: Path, data: Path, variants: ImageVariants | None, ranks: tuple[int, ...]
 ) -> None:
     path, _ = exported(tmp_path / "export", data)
-    image_pass = a_pass(data, Network.exported(path), variants)
+    image_pass = a_pass(data, Network.of_export(path), variants)
     one = computed(image_pass, 1, tmp_path / "cache")
-    assert one.features.shape == (image_pass.rows, 128)
+    assert one.features.shape == (image_pass.row_count, 128)
     for count in ranks:
         several = computed(image_pass, count, tmp_path / "cache")
         assert several.features.numpy().tobytes() == one.features.numpy().tobytes(), count
@@ -107,7 +109,7 @@ def test_each_image_is_seen_once_in_the_order_of_the_ids(tmp_path: Path, data: P
     features = computed(image_pass, 4, tmp_path)
     dataset = Dataset.open(data / "train")
     ids = np.arange(SAMPLES)
-    straight = [batch.views[0].flatten(1) for batch in READING.batches(dataset, ids)]
+    straight = [batch.views[0].flatten(1) for batch in READING.read_batches(dataset, ids)]
     assert torch.equal(features.features, torch.cat(straight))
     assert len(features.features.unique(dim=0)) == SAMPLES, "no two images are alike"
     assert features.labels.tolist() == dataset.rows(ids)["label"].tolist()
@@ -120,7 +122,7 @@ def test_each_image_is_seen_once_in_the_order_of_the_ids(tmp_path: Path, data: P
 def test_a_worker_that_dies_ends_all_with_one_line_and_leaves_nothing(
     tmp_path: Path, data: Path, load: Callable[[Image], FeatureFunction], words: str
 ) -> None:
-    batches = READING.batches(Dataset.open(data / "train"), np.arange(SAMPLES))
+    batches = READING.read_batches(Dataset.open(data / "train"), np.arange(SAMPLES))
     late = [batch.views[0][0].numpy() for batch in batches][4]
     image_pass = a_pass(data, Network(partial(load, late), None))
     with pytest.raises(DataError) as error:
@@ -136,7 +138,7 @@ def test_what_a_worker_cannot_read_is_said_as_one_process_says_it(
     tmp_path: Path, data: Path
 ) -> None:
     path, _ = exported(tmp_path / "export", data)
-    network = Network.exported(path)
+    network = Network.of_export(path)
     path.write_bytes(path.read_bytes()[:-100])
     for ranks in (1, 2):
         with pytest.raises(ExportError, match="damaged, or not safetensors"):
@@ -145,7 +147,7 @@ def test_what_a_worker_cannot_read_is_said_as_one_process_says_it(
 
 def test_who_loses_interest_ends_the_workers(tmp_path: Path, data: Path) -> None:
     image_pass = a_pass(data, Network(pixels, None))
-    rows = image_pass.source(3)(tmp_path / "parts")
+    rows = image_pass.feature_source(3)(tmp_path / "parts")
     next(rows)
     rows.close()
     assert workers() == []

@@ -80,7 +80,7 @@ def test_adaptive_bins_hold_equally_many() -> None:
     order = p.argsort()
     gaps = ((best == labels).double() - p)[order]
     parts = np.split(gaps.numpy(), np.cumsum(actual.predictions.astype(int))[:-1])
-    assert actual.error == pytest.approx(sum(abs(part.sum()) for part in parts) / 700)
+    assert actual.calibration_error == pytest.approx(sum(abs(part.sum()) for part in parts) / 700)
 
 
 @pytest.mark.parametrize(

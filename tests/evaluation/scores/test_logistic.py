@@ -142,7 +142,7 @@ def test_scattered_rows_are_as_good_copied_as_read_each_time(
     assert not torch.equal(rows, torch.arange(len(rows)))
     copied = fit_logistic_probes(data, [1e-2])[1e-2]
     monkeypatch.setattr("vssl_dist.evaluation.scores.probe._MAX_COPIED_BYTES", 0)
-    assert data.contiguous() is data
+    assert data.with_contiguous_rows() is data
     read = fit_logistic_probes(data, [1e-2])[1e-2]
     assert torch.equal(copied.weight, read.weight)
     chosen = LabelledFeatures(features.features[rows].half().float(), features.labels[rows])
@@ -185,7 +185,7 @@ def test_choices_see_training_images_only_and_take_the_best() -> None:
     few = whole(train).with_rows(torch.arange(0, 350, 2))
     poisoned = LabelledFeatures(train.features.clone(), train.labels.clone())
     poisoned.features[1::2] = math.nan  # whatever is not among the rows cannot matter
-    for data in (few, ProbeData(poisoned, few.rows, CLASSES)):
+    for data in (few, ProbeData(poisoned, few.row_numbers, CLASSES)):
         chosen = choose_l2_penalty(data, [1e-4, 1e-2, 1e3], 0.2, seed=0)
         assert chosen["l2"] != 1e3, "a probe of almost no weight is the worst"
         assert chosen["held_out"][f"{chosen['l2']:g}"] == max(chosen["held_out"].values())

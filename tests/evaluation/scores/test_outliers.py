@@ -38,7 +38,7 @@ def clusters(samples: int, seed: int, shift: float = 0.0) -> LabelledFeatures:
 
 
 def fitting(bank: LabelledFeatures, k: int = 5) -> OutlierSetup:
-    return OutlierSetup(bank, classes=3, k=k, l2=1e-3)
+    return OutlierSetup(bank, num_classes=3, k=k, l2=1e-3)
 
 
 def test_every_score_is_higher_for_what_is_foreign() -> None:

@@ -123,7 +123,7 @@ def test_pairs_are_the_views_of_training_whatever_the_batch(data: Path) -> None:
 
     found, first = [], np.arange(10)
     for batch in (4, 1000):
-        reading = ImageReading(32, NORMALISE, batch=batch, backend="reference")
+        reading = ImageReading(32, NORMALISE, batch_size=batch, backend="reference")
         rows, labels = zip(
             *stream_variant_features(flat, dataset, reading, variants, first), strict=True
         )
@@ -131,7 +131,7 @@ def test_pairs_are_the_views_of_training_whatever_the_batch(data: Path) -> None:
         assert torch.cat(labels).view(10, 4).unique(dim=1).shape == (10, 1)
     assert torch.equal(*found)
     assert len(found[0].flatten(0, 1).unique(dim=0)) == 40, "no view twice"
-    assert variants.facts == json.loads(json.dumps(variants.facts))
+    assert variants.cache_facts == json.loads(json.dumps(variants.cache_facts))
 
 
 @pytest.mark.parametrize("case", ["vje", "vssl teacher"])

@@ -185,8 +185,8 @@ def test_each_score_is_that_of_a_naive_loop(
     bank, queries = LabelledFeatures(rows(11, 1), torch.zeros(11, dtype=torch.int64)), rows(7, 2)
     images, known = inferred(made, queries), inferred(made, bank.features)
     targets = inferred(made, queries, predict=False)
-    each = made.draw((3, 1, WIDTH)).double().numpy()[:, 0]
-    latents = made.draw((1, 11, 1, WIDTH)).double().numpy()[0, :, 0]
+    each = made.draw_noise((3, 1, WIDTH)).double().numpy()[:, 0]
+    latents = made.draw_noise((1, 11, 1, WIDTH)).double().numpy()[0, :, 0]
     posteriors = list(zip(known, latents, strict=True))
     order = torch.randperm(11, generator=torch.Generator().manual_seed(0)).sort().values
     assert order.tolist() == list(range(11)), "a bank smaller than asked for is used whole"
@@ -232,7 +232,7 @@ def test_scores_of_pairs_are_means_over_pairs_and_directions(
 ) -> None:
     made, still = setup(name, keys, density=density), np.zeros(WIDTH)
     plain, views = rows(4, 8), rows(4 * 6, 3).reshape(4, 6, WIDTH)
-    draws = made.draw((3, 1, WIDTH)).double().numpy()[:, 0]
+    draws = made.draw_noise((3, 1, WIDTH)).double().numpy()[:, 0]
     wanted: dict[str, list[float]] = {"s2_cross_view_likelihood": []}
     if name == "vssl":
         wanted |= {"s1_self_likelihood": [], "s3_negative_elbo": []}
@@ -311,7 +311,7 @@ def test_a_foreign_image_scores_higher_an_alike_one_the_same_a_familiar_one_lowe
     bank = LabelledFeatures(
         noise[80:] + torch.tensor([-2.0, 3, 0, 0, 0]), torch.zeros(40, dtype=torch.int64)
     )
-    scores = fit_outlier_scores(OutlierSetup(bank, classes=1, k=5, l2=1e-3, variational=made))
+    scores = fit_outlier_scores(OutlierSetup(bank, num_classes=1, k=5, l2=1e-3, variational=made))
     del scores["norm"]  # they differ in direction alone
     alone = {"vje": ["s1_self_likelihood", "s3_negative_elbo"], "vssl": []}[name]
     assert [kind for kind in scores if kind.startswith("s")] == [

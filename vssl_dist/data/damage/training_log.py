@@ -56,7 +56,7 @@ class SubstitutionLog:
     def __init__(self, folder: Path, allowed: int) -> None:
         self._run = RunFolder(folder)
         self._allowed = allowed
-        self._path = self._run.substitutions(dist.rank())
+        self._path = self._run.substitutions_path(dist.rank())
         self._bad_ids: set[int] = set()
         self._substituted = 0
         self._new_ids: list[int] = []
@@ -118,12 +118,12 @@ class SubstitutionLog:
         if len(self._bad_ids) > self._allowed:
             raise DataError(
                 f"{len(self._bad_ids)} training images are damaged and data.max_bad allows "
-                f"{self._allowed}: {self._run.substitutions('*')} lists them "
+                f"{self._allowed}: {self._run.substitutions_path('*')} lists them "
                 "(data_prep/verify.py checks all, data_prep/shard.py makes shards anew)"
             )
 
     def _files(self) -> list[Path]:
-        files = sorted(self._run.path.glob(self._run.substitutions("*").name))
+        files = sorted(self._run.path.glob(self._run.substitutions_path("*").name))
         for path in files:  # a pipe would be waited for
             try:
                 if not durable.resolve_trusted_links(path).is_file():

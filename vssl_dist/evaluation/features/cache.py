@@ -74,7 +74,7 @@ class FeatureCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(
+    def get_or_compute(
         self,
         network: Mapping[str, object],
         images: Mapping[str, object],
@@ -99,37 +99,37 @@ class FeatureCache:
             OSError: They cannot be stored, or the storage fails.
         """
         facts = _entry_facts(network, images)
-        entry_path = self._entry(facts)
+        entry_path = self._entry_path(facts)
         resolve_trusted_links(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with hold_lock(self._lock(entry_path)):
+        with hold_lock(self._lock_path(entry_path)):
             # Read under the lock: whoever held it before may have computed just these.
             features = _read_entry(entry_path, facts)
             if features is None:
-                features = self._write(entry_path, facts, source, may_store)
+                features = self._compute_entry(entry_path, facts, source, may_store)
         if features is None:
             raise OSError(f"{entry_path}: features that were just written do not read back")
         # Mappings outlive the names of their files: no reader loses what is deleted here.
-        self._prune()
+        self._delete_unused_entries()
         return features
 
-    def peek(
+    def read_stored(
         self, network: Mapping[str, object], images: Mapping[str, object]
     ) -> LabelledFeatures | None:
         """Return the stored features, if there are any; nothing is written."""
         facts = _entry_facts(network, images)
-        return _read_entry(self._entry(facts), facts)
+        return _read_entry(self._entry_path(facts), facts)
 
     @property
-    def writable(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether this user may store anything here."""
         folder = self.folder if self.folder.exists() else self.folder.parent
         return os.access(folder, os.W_OK | os.X_OK)
 
-    def _entry(self, facts: EntryFacts) -> Path:
+    def _entry_path(self, facts: EntryFacts) -> Path:
         return self.folder / f"{_facts_digest(facts['network'])}-{_facts_digest(facts['images'])}"
 
-    def _lock(self, entry_path: Path) -> Path:
+    def _lock_path(self, entry_path: Path) -> Path:
         # A slot, not a file per entry: locks outlive entries.
         lock_slot = hashlib.sha256(entry_path.name.encode()).hexdigest()[:2]
         # Nobody can open another user's locks: a guest has his own.
@@ -138,7 +138,7 @@ class FeatureCache:
             f".lock-{lock_slot}-{os.geteuid()}" if is_other_users_folder else f".lock-{lock_slot}"
         )
 
-    def _write(
+    def _compute_entry(
         self,
         entry_path: Path,
         facts: EntryFacts,
@@ -185,7 +185,7 @@ class FeatureCache:
         )
         return [path for path in partial_paths if path.lstat().st_uid == os.geteuid()]
 
-    def _prune(self) -> None:
+    def _delete_unused_entries(self) -> None:
         """Delete stale partial entries and those of networks that were not used lately."""
         for path in self._unfinished_entries():
             if _age_s(path) > _PARTIAL_ENTRY_STALE_S:
@@ -372,14 +372,14 @@ def cached_features(
     source: FeatureSource,
     may_store: Callable[[], bool] = lambda: True,
 ) -> LabelledFeatures | None:
-    """Ask `FeatureCache.get`; return None, with a warning, where nothing can be stored.
+    """Ask `FeatureCache.get_or_compute`; return None, with a warning, where nothing can be stored.
 
     Where this user may not write at all there is no warning: the evaluation as a whole warns.
     """
-    if not cache.writable and not os.access(cache.folder.parent, os.W_OK):
-        return cache.peek(network, images)
+    if not cache.is_writable and not os.access(cache.folder.parent, os.W_OK):
+        return cache.read_stored(network, images)
     try:
-        return cache.get(network, images, source, may_store)
+        return cache.get_or_compute(network, images, source, may_store)
     except OSError as error:
         reason = printable(str(error.strerror or error))
         path = printable(str(error.filename or cache.folder))

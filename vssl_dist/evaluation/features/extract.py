@@ -34,7 +34,7 @@ class ImageReading:
 
     image_size: int
     normalise: Normalisation
-    batch: int = 256
+    batch_size: int = 256
     backend: str = "dali"
     threads: int = 2
     device: str = "cpu"
@@ -42,34 +42,34 @@ class ImageReading:
     """Precision of the network's products on a GPU, such as ``torch.bfloat16``."""
     timeout_s: float = 120.0
     """Seconds without an answer to one read after which storage counts as dead."""
-    substitutes: SubstitutionTally = field(
+    substitution_tally: SubstitutionTally = field(
         default_factory=SubstitutionTally, compare=False, repr=False
     )
     """Log of the damaged images that had to be replaced so far."""
 
-    def batches(self, dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[Batch]:
+    def read_batches(self, dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[Batch]:
         """Batches of the images ``ids``, in that order; what is replaced in them is logged."""
         batches = evaluation_batches(
             dataset,
-            self.spec(),
+            self.backend_spec(),
             backend=self.backend,
-            batch=self.batch,
+            batch=self.batch_size,
             ids=ids,
             timeout_s=self.timeout_s,
         )
-        return self.counted(dataset, batches)
+        return self.log_substitutions(dataset, batches)
 
-    def counted(self, dataset: Dataset, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def log_substitutions(self, dataset: Dataset, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on and log what was replaced in them.
 
         Raises:
             DataError: Too many images of the split are damaged.
         """
         for batch in batches:
-            self.substitutes.record(dataset, batch.substitutions)
+            self.substitution_tally.record(dataset, batch.substitutions)
             yield batch
 
-    def spec(self) -> BackendSpec:
+    def backend_spec(self) -> BackendSpec:
         """Settings of the decoding backend, without augmentation."""
         return BackendSpec((), self.image_size, self.normalise, self.threads, self.device)
 
@@ -160,7 +160,7 @@ def stream_features(
     """Yield features and labels of images, in the order of ``ids``; see `extract_features`."""
     if isinstance(network, nn.Module):
         network.to(reading.device)
-    for batch in reading.batches(dataset, ids):
+    for batch in reading.read_batches(dataset, ids):
         yield compute_features(network, batch.views[0], reading), batch.labels.cpu()
 
 

@@ -32,17 +32,17 @@ class ImageVariants(Protocol):
     """K pictures of each image, the same each time."""
 
     @property
-    def count(self) -> int:
+    def pictures_per_image(self) -> int:
         """How many pictures are made of each image: K."""
 
     @property
-    def facts(self) -> dict[str, object]:
+    def cache_facts(self) -> dict[str, object]:
         """All that the pictures depend on beside the images and their reading, as JSON values."""
 
-    def batch(self, reading: ImageReading) -> int:
+    def images_per_batch(self, reading: ImageReading) -> int:
         """How many images make a batch."""
 
-    def batches(
+    def variant_batches(
         self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as K views."""
@@ -52,7 +52,7 @@ class ImageVariants(Protocol):
 class AugmentedPairs:
     """Pairs of augmented views, as a training draws them."""
 
-    pairs: Pairs
+    pair_settings: Pairs
 
     @classmethod
     def of_run(cls, card: ExportCard, count: int) -> AugmentedPairs:
@@ -75,34 +75,34 @@ class AugmentedPairs:
         return cls(Pairs(recipe_pair, count, seed=0))
 
     @property
-    def count(self) -> int:
+    def pictures_per_image(self) -> int:
         """How many views are made of each image: two of each pair, pair after pair."""
-        return 2 * self.pairs.count
+        return 2 * self.pair_settings.count
 
     @property
-    def facts(self) -> dict[str, object]:
+    def cache_facts(self) -> dict[str, object]:
         """Recipes, number and seed of the pairs, as JSON values."""
-        recipes = [recipe.model_dump(mode="json") for recipe in self.pairs.recipes]
-        return {"pairs": asdict(self.pairs) | {"recipes": recipes}}
+        recipes = [recipe.model_dump(mode="json") for recipe in self.pair_settings.recipes]
+        return {"pairs": asdict(self.pair_settings) | {"recipes": recipes}}
 
-    def batch(self, reading: ImageReading) -> int:
+    def images_per_batch(self, reading: ImageReading) -> int:
         """How many images make a batch of no more pictures than a plain batch has."""
-        return max(1, reading.batch // self.count)
+        return max(1, reading.batch_size // self.pictures_per_image)
 
-    def batches(
+    def variant_batches(
         self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as ``count`` augmented views."""
         batches = augmented_batches(
             dataset,
-            reading.spec(),
-            self.pairs,
+            reading.backend_spec(),
+            self.pair_settings,
             backend=reading.backend,
-            batch=self.batch(reading),
+            batch=self.images_per_batch(reading),
             ids=ids,
             timeout_s=reading.timeout_s,
         )
-        return reading.counted(dataset, batches)
+        return reading.log_substitutions(dataset, batches)
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,17 @@ class CorruptedVariants:
     """Raise it when an amount changes: stored features are then computed again."""
 
     @property
-    def names(self) -> list[tuple[str, int]]:
+    def kinds_and_levels(self) -> list[tuple[str, int]]:
         """Kind and level of each picture after the first, which is the image as it is."""
         return [(kind, level) for kind in CORRUPTION_BY_KIND for level in range(1, NUM_LEVELS + 1)]
 
     @property
-    def count(self) -> int:
+    def pictures_per_image(self) -> int:
         """How many pictures are made of each image: itself, and each kind at each level."""
-        return 1 + len(self.names)
+        return 1 + len(self.kinds_and_levels)
 
     @property
-    def facts(self) -> dict[str, object]:
+    def cache_facts(self) -> dict[str, object]:
         """Kinds, levels and version of the corruptions, as JSON values."""
         return {
             "corruptions": list(CORRUPTION_BY_KIND),
@@ -131,16 +131,16 @@ class CorruptedVariants:
             "version": self.version,
         }
 
-    def batch(self, reading: ImageReading) -> int:
+    def images_per_batch(self, reading: ImageReading) -> int:
         """How many images make a batch: as many as without corruptions."""
-        return reading.batch
+        return reading.batch_size
 
-    def batches(
+    def variant_batches(
         self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as it is and then corrupted."""
         channel_shape = (3, 1, 1)
-        for batch in reading.batches(dataset, ids):
+        for batch in reading.read_batches(dataset, ids):
             clean_images = batch.views[0]
             channel_means = clean_images.new_tensor(reading.normalise.mean).view(channel_shape)
             channel_stds = clean_images.new_tensor(reading.normalise.std).view(channel_shape)
@@ -149,7 +149,7 @@ class CorruptedVariants:
             corrupted_views = [
                 (corrupt(unnormalised_images, batch.ids, kind, level) - channel_means)
                 / channel_stds
-                for kind, level in self.names
+                for kind, level in self.kinds_and_levels
             ]
             yield replace(batch, views=[clean_images, *corrupted_views])
 
@@ -164,9 +164,9 @@ def stream_variant_features(
     """Yield features ``(B * K, D)``, the K of an image together, and labels ``(B * K,)``."""
     if isinstance(network, nn.Module):
         network.to(reading.device)
-    for batch in variants.batches(dataset, reading, ids):
+    for batch in variants.variant_batches(dataset, reading, ids):
         features_by_view = [compute_features(network, view, reading) for view in batch.views]
-        labels = batch.labels.cpu().repeat_interleave(variants.count)
+        labels = batch.labels.cpu().repeat_interleave(variants.pictures_per_image)
         yield torch.stack(features_by_view, dim=1).flatten(0, 1), labels
 
 

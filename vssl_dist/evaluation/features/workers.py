@@ -51,23 +51,23 @@ class ImagePass:
     It pickles if ``load`` does.
     """
 
-    load: Callable[[], FeatureFunction]
+    load_network: Callable[[], FeatureFunction]
     dataset: Dataset
     reading: ImageReading
-    count: int
+    image_count: int
     """Number of images."""
     variants: ImageVariants | None = None
     """What is made of each image; None: it is seen as it is."""
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """Number of rows of features."""
-        return self.count * (1 if self.variants is None else self.variants.count)
+        return self.image_count * (1 if self.variants is None else self.variants.pictures_per_image)
 
     @property
-    def title(self) -> str:
+    def progress_title(self) -> str:
         """What a progress bar calls the pass."""
-        variant_factor = "" if self.variants is None else f"{self.variants.count} x "
+        variant_factor = "" if self.variants is None else f"{self.variants.pictures_per_image} x "
         return f"features of {variant_factor}{self.dataset.folder.name}"
 
     def id_ranges(self, range_count: int) -> list[range]:
@@ -77,20 +77,22 @@ class ImagePass:
             range_count: How many ranges; fewer where there are fewer batches.
         """
         batch_images = (
-            self.reading.batch if self.variants is None else self.variants.batch(self.reading)
+            self.reading.batch_size
+            if self.variants is None
+            else self.variants.images_per_batch(self.reading)
         )
-        batch_count = math.ceil(self.count / batch_images)
+        batch_count = math.ceil(self.image_count / batch_images)
         range_count = min(range_count, batch_count)
         # Batches are never divided: other batches would round differently.
         range_bounds = [
-            min(batch_count * rank // range_count * batch_images, self.count)
+            min(batch_count * rank // range_count * batch_images, self.image_count)
             for rank in range(range_count + 1)
         ]
         return [range(*bounds) for bounds in pairwise(range_bounds)]
 
-    def stream(self, ids: range) -> FeatureBatches:
+    def stream_ids(self, ids: range) -> FeatureBatches:
         """Compute features and labels of some of the images in this process."""
-        network = self.load()
+        network = self.load_network()
         id_array = np.arange(ids.start, ids.stop)
         if self.variants is None:
             return stream_features(network, self.dataset, self.reading, id_array)
@@ -98,9 +100,11 @@ class ImagePass:
 
     def stream_all(self) -> FeatureBatches:
         """Compute features and labels of all images in this process, with a progress bar."""
-        return with_progress_bar(self.stream(range(self.count)), self.title, self.rows)
+        return with_progress_bar(
+            self.stream_ids(range(self.image_count)), self.progress_title, self.row_count
+        )
 
-    def source(self, ranks: int) -> FeatureSource:
+    def feature_source(self, ranks: int) -> FeatureSource:
         """Return what a cache asks for features: computed here, or by several processes."""
 
         def compute_rows(scratch_folder: Path) -> FeatureBatches:
@@ -117,16 +121,16 @@ class _WorkerShare:
     """What one process is to compute."""
 
     image_pass: ImagePass
-    ids: range
+    id_range: range
     rank: int
     folder: Path
     """Folder that its features are written to."""
     threads: int
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """Number of rows of features."""
-        return self.image_pass.rows // self.image_pass.count * len(self.ids)
+        return self.image_pass.row_count // self.image_pass.image_count * len(self.id_range)
 
 
 @dataclass
@@ -137,8 +141,8 @@ class _Worker:
     name: str
     process: BaseProcess = field(init=False)
     pipe: Connection = field(init=False)
-    done: int = 0
-    finished: bool = False
+    rows_done: int = 0
+    is_finished: bool = False
 
     def __post_init__(self) -> None:
         process_context = multiprocessing.get_context("forkserver")
@@ -152,7 +156,7 @@ class _Worker:
             self.process.start()
         child_pipe_end.close()  # only the process holds it now: its death reads as end of file
 
-    def receive(self) -> None:
+    def receive_message(self) -> None:
         """Take one message: rows done, an error, or at the end what it had to replace.
 
         Raises:
@@ -162,25 +166,25 @@ class _Worker:
             message: int | list[Substitution] | Exception = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
-            raise DataError(f"{self.name} {self._death()}") from None
+            raise DataError(f"{self.name} {self._describe_death()}") from None
         if isinstance(message, Exception):
             raise message
         if isinstance(message, int):
-            self.done = message
+            self.rows_done = message
             return
         # The budget of damaged images is one for the pass, so the parent counts those of all.
         image_pass = self.share.image_pass
-        image_pass.reading.substitutes.record(image_pass.dataset, message)
-        self.done = self.share.rows
-        self.finished = True
+        image_pass.reading.substitution_tally.record(image_pass.dataset, message)
+        self.rows_done = self.share.row_count
+        self.is_finished = True
 
-    def _death(self) -> str:
+    def _describe_death(self) -> str:
         exit_code = self.process.exitcode or 0
         if exit_code < 0:
             return f"was killed (signal {-exit_code}): if memory ran out, use fewer ranks"
         return f"failed with exit code {exit_code}: what it said stands above"
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Kill the process and close its pipe."""
         self.process.kill()
         self.process.join()
@@ -205,28 +209,29 @@ def _stream_worker_features(
             name = f"{image_pass.dataset.folder}: rank {rank} of {len(id_ranges)}"
             workers.append(_Worker(share, name))
         with make_progress_bar() as progress:
-            bar_id = progress.add_task(image_pass.title, total=image_pass.rows)
+            bar_id = progress.add_task(image_pass.progress_title, total=image_pass.row_count)
             # In the order of the ranks, which is that of the ids; later ones may be done before.
             for worker in workers:
-                while not worker.finished:
+                while not worker.is_finished:
                     _receive_next_messages(workers)
                     progress.update(
-                        bar_id, completed=sum(counted_worker.done for counted_worker in workers)
+                        bar_id,
+                        completed=sum(counted_worker.rows_done for counted_worker in workers),
                     )
                 yield from read_feature_files(worker.share.folder, ROWS_PER_BLOCK)
                 # The rows are in the parent's file now: the disk need not hold them twice.
                 shutil.rmtree(worker.share.folder)
     finally:
         for worker in workers:
-            worker.end()
+            worker.kill()
         shutil.rmtree(scratch_folder, ignore_errors=True)
 
 
 def _receive_next_messages(workers: list[_Worker]) -> None:
     """Wait until a worker sends a message, or dies, and take it."""
-    worker_by_pipe = {worker.pipe: worker for worker in workers if not worker.finished}
+    worker_by_pipe = {worker.pipe: worker for worker in workers if not worker.is_finished}
     for pipe in wait(list(worker_by_pipe)):
-        worker_by_pipe[pipe].receive()  # type: ignore[index]
+        worker_by_pipe[pipe].receive_message()  # type: ignore[index]
 
 
 def _run_worker(share: _WorkerShare, pipe: Connection) -> None:
@@ -241,14 +246,16 @@ def _run_worker(share: _WorkerShare, pipe: Connection) -> None:
             torch.cuda.set_device(choose_gpu_index(share.rank, torch.cuda.device_count()))
         partial_folder.mkdir()
         write_feature_files(
-            partial_folder, share.rows, _report_row_counts(share.image_pass.stream(share.ids), pipe)
+            partial_folder,
+            share.row_count,
+            _report_row_counts(share.image_pass.stream_ids(share.id_range), pipe),
         )
         partial_folder.rename(share.folder)
     except (ConfigError, DataError, OSError) as error:
         pipe.send(error)
     else:
         # Only now, after the renaming: the parent reads the folder when it has this message.
-        pipe.send(reading.substitutes.in_split(share.image_pass.dataset))
+        pipe.send(reading.substitution_tally.in_split(share.image_pass.dataset))
 
 
 def choose_gpu_index(rank: int, gpu_count: int) -> int:

@@ -48,7 +48,7 @@ class ReliabilityBins(NamedTuple):
     predictions: Float64Array
 
     @property
-    def error(self) -> float:
+    def calibration_error(self) -> float:
         """Mean distance of accuracy from confidence, weighted by the bins' predictions."""
         gaps = np.abs(self.accuracy - self.confidence)
         return float((gaps * self.predictions).sum() / self.predictions.sum())
@@ -97,8 +97,8 @@ def compute_calibration(predictions: PredictionOutcomes) -> CalibrationErrors:
     0.25
     """
     return CalibrationErrors(
-        bin_by_confidence(predictions).error,
-        bin_by_confidence_rank(predictions).error,
+        bin_by_confidence(predictions).calibration_error,
+        bin_by_confidence_rank(predictions).calibration_error,
         float(predictions.brier.mean()),
         float(predictions.nll.mean()),
     )
@@ -109,7 +109,7 @@ def bin_by_confidence(
 ) -> ReliabilityBins:
     """Bin predictions by confidence in equal widths, upper ends included (Guo et al., 2017).
 
-    Its `ReliabilityBins.error` is the expected calibration error.
+    Its `ReliabilityBins.calibration_error` is the expected calibration error.
 
     Raises:
         ValueError: There is no prediction.

@@ -72,7 +72,7 @@ def score_view_pairs(
             scores[SELF_LIKELIHOOD_NAME] = _symmetric_evidence(
                 setup, image_gaussians, every_view, zero_noise
             ).likelihood
-            eps = setup.draw((setup.samples, *zero_noise.shape[1:])).double()
+            eps = setup.draw_noise((setup.draw_count, *zero_noise.shape[1:])).double()
             scores[NEGATIVE_ELBO_NAME] = _symmetric_evidence(
                 setup, first_views, second_views, eps
             ).bound

@@ -46,7 +46,7 @@ def compute_detection(
     0.0
     """
     ranked_scores = _RankedScores(inlier_scores, outlier_scores)
-    figures = ranked_scores.figures(
+    figures = ranked_scores.detection_figures(
         np.ones((1, len(inlier_scores))), np.ones((1, len(outlier_scores)))
     )
     return DetectionFigures(*(float(values[0]) for values in figures))
@@ -63,7 +63,9 @@ def roc_curve(
     [0.0, 0.0, 0.5, 0.5, 1.0]
     """
     ranked_scores = _RankedScores(inlier_scores, outlier_scores)
-    rates = ranked_scores.rates(np.ones((1, len(inlier_scores))), np.ones((1, len(outlier_scores))))
+    rates = ranked_scores.false_and_true_positive_rates(
+        np.ones((1, len(inlier_scores))), np.ones((1, len(outlier_scores)))
+    )
     fpr, tpr = (np.r_[0.0, rate[0]] for rate in rates)
     kept_points = np.unique(
         np.linspace(0, len(fpr) - 1, min(len(fpr), _MAX_ROC_POINTS)).astype(int)
@@ -92,7 +94,7 @@ def bootstrap_intervals(
     """
     ranked_scores = _RankedScores(inlier_scores, outlier_scores)
     figures_by_block = [
-        ranked_scores.figures(*counts)
+        ranked_scores.detection_figures(*counts)
         for counts in _resampled_counts(inlier_scores, outlier_scores, resampling_count, seed)
     ]
     percentiles = [100 * (1 - confidence_level) / 2, 100 * (1 + confidence_level) / 2]
@@ -147,11 +149,13 @@ class _RankedScores:
             np.r_[True, descending_scores[1:] != descending_scores[:-1]]
         )
 
-    def figures(
+    def detection_figures(
         self, inlier_scores: Float64Array, outlier_scores: Float64Array
     ) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Compute AUROC, AUPR and FPR95 for weights ``(R, N)`` and ``(R, M)``, each ``(R,)``."""
-        false_positives, true_positives = self._positives(inlier_scores, outlier_scores)
+        false_positives, true_positives = self._false_and_true_positives(
+            inlier_scores, outlier_scores
+        )
         fpr = false_positives / false_positives[:, -1:]
         tpr = true_positives / true_positives[:, -1:]
         previous_fpr, previous_tpr = (np.pad(rate, ((0, 0), (1, 0)))[:, :-1] for rate in (fpr, tpr))
@@ -163,17 +167,19 @@ class _RankedScores:
         first_at_95_tpr = (tpr >= 0.95).argmax(1)
         return auroc, aupr, fpr[np.arange(len(fpr)), first_at_95_tpr]
 
-    def rates(
+    def false_and_true_positive_rates(
         self, inlier_scores: Float64Array, outlier_scores: Float64Array
     ) -> tuple[Float64Array, Float64Array]:
         """Compute false and true positive rates at each distinct score, the highest first."""
-        false_positives, true_positives = self._positives(inlier_scores, outlier_scores)
+        false_positives, true_positives = self._false_and_true_positives(
+            inlier_scores, outlier_scores
+        )
         return (
             false_positives / false_positives[:, -1:],
             true_positives / true_positives[:, -1:],
         )
 
-    def _positives(
+    def _false_and_true_positives(
         self, inlier_scores: Float64Array, outlier_scores: Float64Array
     ) -> tuple[Float64Array, Float64Array]:
         """Count false and true positives if each distinct score in turn is the threshold."""

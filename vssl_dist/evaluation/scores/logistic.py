@@ -67,10 +67,10 @@ def fit_logistic_probes(
     Returns:
         A float64 probe on the CPU for each ``l2``.
     """
-    probe_data = probe_data.contiguous()
-    scaling = compute_scaling(probe_data.features, probe_data.rows)
+    probe_data = probe_data.with_contiguous_rows()
+    scaling = compute_scaling(probe_data.features, probe_data.row_numbers)
     width = len(scaling.mean)
-    flat_start: NDArray[np.float64] = np.zeros((width + 1) * probe_data.classes)
+    flat_start: NDArray[np.float64] = np.zeros((width + 1) * probe_data.num_classes)
     probes = {}
     # SciPy's few and tiny products would keep all cores busy waiting, which the loss needs.
     with make_progress_bar() as progress, threadpool_limits(1, user_api="blas"):
@@ -92,7 +92,7 @@ def fit_logistic_probes(
             )
             flat_start = minimised.x
             weights_and_biases = torch.from_numpy(
-                flat_start.reshape(width + 1, probe_data.classes).copy()
+                flat_start.reshape(width + 1, probe_data.num_classes).copy()
             )
             probes[l2_penalty] = Probe.of_scaled(
                 weights_and_biases[:-1], weights_and_biases[-1], scaling
@@ -105,25 +105,25 @@ def _loss_and_gradient(
     flat_weights: NDArray[np.float64], probe_data: ProbeData, scaling: Scaling, l2: float
 ) -> tuple[float, NDArray[np.float64]]:
     """Compute the objective and its gradient at a table ``(D + 1, C)`` of weights and biases."""
-    weights_and_biases = torch.from_numpy(flat_weights.reshape(-1, probe_data.classes))
+    weights_and_biases = torch.from_numpy(flat_weights.reshape(-1, probe_data.num_classes))
     # Logits from raw features by the equivalent probe: scaled features are never stored.
     probe = Probe.of_scaled(weights_and_biases[:-1], weights_and_biases[-1], scaling)
     loss = 0.0
     gradient = torch.zeros_like(weights_and_biases)
-    for x, labels in iterate_blocks(probe_data.features, probe_data.rows):
+    for x, labels in iterate_blocks(probe_data.features, probe_data.row_numbers):
         x, labels = x.to(probe_data.device), labels.to(probe_data.device)
         logits = x @ probe.weight.to(x) + probe.bias.to(x)
         log_probabilities = logits.double().log_softmax(1)
         loss -= float(log_probabilities.gather(1, labels[:, None]).sum())
-        logit_gradient = log_probabilities.exp() - F.one_hot(labels, probe_data.classes)
+        logit_gradient = log_probabilities.exp() - F.one_hot(labels, probe_data.num_classes)
         gradient[:-1] += (x.T @ logit_gradient.to(x)).double().cpu()
         gradient[-1] += logit_gradient.sum(0).cpu()
     # What the raw features give, as the gradient with respect to scaled ones.
     gradient[:-1] = (gradient[:-1] - scaling.mean[:, None] * gradient[-1]) / scaling.std[:, None]
-    gradient /= len(probe_data.rows)
+    gradient /= len(probe_data.row_numbers)
     gradient[:-1] += l2 * weights_and_biases[:-1]
     penalty = 0.5 * l2 * float(weights_and_biases[:-1].square().sum())
-    return loss / len(probe_data.rows) + penalty, gradient.numpy().ravel()
+    return loss / len(probe_data.row_numbers) + penalty, gradient.numpy().ravel()
 
 
 def choose_l2_penalty(
@@ -136,7 +136,7 @@ def choose_l2_penalty(
         one where no image can be held out.  Of equal ones the larger wins.
     """
     fit_rows, held_out_rows = split_by_class(
-        probe_data.features.labels, probe_data.rows, held_out_share, seed
+        probe_data.features.labels, probe_data.row_numbers, held_out_share, seed
     )
     if not len(held_out_rows) or len(l2) == 1:
         return {"l2": sorted(l2)[len(l2) // 2], "held_out": {}, "held_out_images": 0}
@@ -168,7 +168,7 @@ def choose_lr(
     Of equal ones the smaller wins.
     """
     fit_rows, held_out_rows = split_by_class(
-        probe_data.features.labels, probe_data.rows, held_out_share, seed=0
+        probe_data.features.labels, probe_data.row_numbers, held_out_share, seed=0
     )
     if not len(held_out_rows) or len(lr) == 1:
         return {"lr": sorted(lr)[len(lr) // 2], "held_out": {}, "held_out_images": 0}

@@ -23,7 +23,7 @@ class NeighbourCandidates(NamedTuple):
     """Similarities ``(M, K)`` float32 and rows of the bank of the nearest so far, in any order."""
 
     similarity: Tensor
-    rows: Tensor
+    bank_rows: Tensor
 
 
 def find_neighbours(
@@ -51,7 +51,7 @@ def find_neighbours(
         for query_block in torch.split(queries, _QUERIES_PER_SEARCH)
     ]
     return torch.cat([candidates.similarity for candidates in nearest]), torch.cat(
-        [candidates.rows for candidates in nearest]
+        [candidates.bank_rows for candidates in nearest]
     )
 
 
@@ -93,7 +93,7 @@ def _merge_tile(
         candidates = NeighbourCandidates(tile, columns)
     else:
         candidates = _pick_above_threshold(tile, threshold)
-    candidates = NeighbourCandidates(candidates.similarity, candidates.rows + first_row)
+    candidates = NeighbourCandidates(candidates.similarity, candidates.bank_rows + first_row)
     if nearest is not None:
         pairs = zip(nearest, candidates, strict=True)
         candidates = NeighbourCandidates(*(torch.cat(pair, dim=1) for pair in pairs))
@@ -151,21 +151,21 @@ def _keep_nearest(candidates: NeighbourCandidates, k: int) -> NeighbourCandidate
     if candidates.similarity.shape[1] <= k:
         return candidates
     similarity, top_slots = candidates.similarity.topk(k, dim=1, sorted=False)
-    candidate_rows = candidates.rows.gather(1, top_slots)
+    candidate_rows = candidates.bank_rows.gather(1, top_slots)
     # topk may take any of several values that equal the k-th one.
     has_ties = (candidates.similarity >= similarity.amin(1, keepdim=True)).sum(1) > k
     if has_ties.any():
         exactly_sorted = _sort_nearest_first(
-            NeighbourCandidates(candidates.similarity[has_ties], candidates.rows[has_ties])
+            NeighbourCandidates(candidates.similarity[has_ties], candidates.bank_rows[has_ties])
         )
         similarity[has_ties] = exactly_sorted.similarity[:, :k]
-        candidate_rows[has_ties] = exactly_sorted.rows[:, :k]
+        candidate_rows[has_ties] = exactly_sorted.bank_rows[:, :k]
     return NeighbourCandidates(similarity, candidate_rows)
 
 
 def _sort_nearest_first(candidates: NeighbourCandidates) -> NeighbourCandidates:
     """Sort each row, the larger first, equals by index."""
-    sorted_rows, order_by_row = candidates.rows.sort(dim=1)
+    sorted_rows, order_by_row = candidates.bank_rows.sort(dim=1)
     similarity = candidates.similarity.gather(1, order_by_row)
     # Stable, so that the order of the indices decides among equals.
     order_by_similarity = similarity.argsort(dim=1, descending=True, stable=True)

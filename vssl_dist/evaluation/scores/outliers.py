@@ -32,7 +32,7 @@ class OutlierSetup:
 
     bank: LabelledFeatures
     """Features and labels of the training images."""
-    classes: int
+    num_classes: int
     k: int
     """Which nearest neighbour's distance counts."""
     l2: float
@@ -143,7 +143,7 @@ def fit_max_softmax_score(setup: OutlierSetup) -> ScoreFunction:
     logarithm of the other classes' probability.
     """
     rows = torch.arange(len(setup.bank.labels))
-    probe_data = ProbeData(setup.bank, rows, setup.classes, setup.device)
+    probe_data = ProbeData(setup.bank, rows, setup.num_classes, setup.device)
     (probe,) = fit_logistic_probes(probe_data, [setup.l2]).values()
 
     def score(features: Tensor) -> Tensor:

@@ -21,29 +21,31 @@ class ProbeData:
     """Features and labels that probes are trained on: some rows of a table."""
 
     features: LabelledFeatures
-    rows: Tensor
+    row_numbers: Tensor
     """Numbers of the rows to train on, sorted."""
-    classes: int
+    num_classes: int
     device: str = "cpu"
     """Where products are computed; the features stay where they are."""
 
     def with_rows(self, rows: Tensor) -> ProbeData:
         """Choose other rows of the same table."""
-        return ProbeData(self.features, rows, self.classes, self.device)
+        return ProbeData(self.features, rows, self.num_classes, self.device)
 
-    def contiguous(self) -> ProbeData:
+    def with_contiguous_rows(self) -> ProbeData:
         """Copy the rows to where they follow one another, if they are small enough.
 
         Many passes over scattered rows cost more in copies than in products.
         """
-        float32_bytes = 4 * len(self.rows) * self.features.features.shape[1]
-        if is_contiguous_range(self.rows) or float32_bytes > _MAX_COPIED_BYTES:
+        float32_bytes = 4 * len(self.row_numbers) * self.features.features.shape[1]
+        if is_contiguous_range(self.row_numbers) or float32_bytes > _MAX_COPIED_BYTES:
             return self
-        blocks_by_table = zip(*iterate_blocks(self.features, self.rows), strict=True)
+        blocks_by_table = zip(*iterate_blocks(self.features, self.row_numbers), strict=True)
         copied_features = LabelledFeatures(
             *(torch.cat(table_blocks) for table_blocks in blocks_by_table)
         )
-        return ProbeData(copied_features, torch.arange(len(self.rows)), self.classes, self.device)
+        return ProbeData(
+            copied_features, torch.arange(len(self.row_numbers)), self.num_classes, self.device
+        )
 
 
 def is_contiguous_range(rows: Tensor) -> bool:

@@ -39,9 +39,9 @@ class VariationalSetup:
 
     posterior: Posterior
     density: Density = "polar"
-    samples: int = 8
+    draw_count: int = 8
     """Draws behind an expectation over a posterior, the same for every image."""
-    posteriors: int = 256
+    posterior_count: int = 256
     """Training images whose posteriors explain an image."""
 
     def judge(self, posterior: Gaussian, observed: Gaussian, eps: Tensor) -> Evidence:
@@ -53,7 +53,7 @@ class VariationalSetup:
         """Whether an image of which there is one view can be judged."""
         return self.posterior.cfg.judges_one_view
 
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
+    def draw_noise(self, shape: tuple[int, ...]) -> Tensor:
         """Draw standard normal numbers, the same each time; zeros if the method needs none."""
         if not self.posterior.cfg.draws_latents:
             return torch.zeros(1, *shape[1:])
@@ -86,7 +86,7 @@ def make_variational_scores(
 
     scores: dict[str, ScoreFunction] = {}
     if setup.judges_one_view:
-        samples = setup.samples
+        samples = setup.draw_count
         scores[SELF_LIKELIHOOD_NAME] = score_by_block(
             lambda gaussian: -_judge_by_own_posterior(setup, gaussian).likelihood
         )
@@ -119,18 +119,18 @@ def _judge_by_own_posterior(
     # eps = 0 puts z = mu + sigma * eps at the mean.
     eps = torch.zeros(1, 1, float64_gaussian.mu.shape[-1], dtype=torch.float64)
     if samples:
-        eps = setup.draw((samples, 1, float64_gaussian.mu.shape[-1])).double()
+        eps = setup.draw_noise((samples, 1, float64_gaussian.mu.shape[-1])).double()
     return setup.judge(float64_gaussian, float64_gaussian, eps)
 
 
 def _make_bank_likelihood_score(setup: VariationalSetup, bank: LabelledFeatures) -> ScoreFunction:
     """Score by ``-log(1/N sum_n p(h | z_n))``, z_n drawn from the posteriors of N bank images."""
-    posterior_count = min(setup.posteriors, len(bank.labels))
+    posterior_count = min(setup.posterior_count, len(bank.labels))
     random_rows = torch.randperm(len(bank.labels), generator=torch.Generator().manual_seed(0))
     bank_posteriors = setup.posterior.infer(
         bank.features[random_rows[:posterior_count].sort().values]
     )
-    eps = setup.draw((1, posterior_count, 1, bank_posteriors.mu.shape[-1]))
+    eps = setup.draw_noise((1, posterior_count, 1, bank_posteriors.mu.shape[-1]))
     largest_width = max(bank_posteriors.h.shape[-1], bank_posteriors.mu.shape[-1])
     block_posteriors = max(
         1, MAX_POSTERIOR_NUMBERS // (_IMAGES_PER_LIKELIHOOD_BLOCK * largest_width)

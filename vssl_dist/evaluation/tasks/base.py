@@ -27,7 +27,7 @@ class TaskResult(NamedTuple):
     """Figures as the result file holds them."""
     metrics: dict[str, float]
     """Figures by their names on the run's curves, the most telling one first."""
-    plots: Mapping[str, DrawPlot] = {}
+    plot_by_name: Mapping[str, DrawPlot] = {}
     """Pictures by name; each becomes ``TASK-STEP-NAME.png`` beside the results."""
 
 
@@ -36,9 +36,9 @@ class EvaluationTask(NamedTuple):
 
     measure: Callable[[FrozenFeatures, Any], TaskResult]
     """Computes the figures; the second argument is the task's own config."""
-    title: str
+    table_title: str
     """What a table of its results is called."""
-    columns: Callable[[TaskFigures], dict[str, str]]
+    table_columns: Callable[[TaskFigures], dict[str, str]]
     """The cells of a table's row by the names of their columns."""
 
 
@@ -52,10 +52,10 @@ def check_labels(
     """
     lowest_label = int(labelled_features.labels.min())
     highest_label = int(labelled_features.labels.max())
-    if lowest_label < 0 or highest_label >= frozen_features.classes:
-        folder = frozen_features.images.splits[split_name].folder
+    if lowest_label < 0 or highest_label >= frozen_features.num_classes:
+        folder = frozen_features.task_images.dataset_by_split[split_name].folder
         raise DataError(
             f"{folder}: has labels from {lowest_label} to {highest_label}, but "
-            f"{frozen_features.classes} classes: "
+            f"{frozen_features.num_classes} classes: "
             "unlabelled images cannot be classified"
         )

@@ -30,9 +30,9 @@ def measure_collapse(frozen_features: FrozenFeatures, task_config: CollapseConfi
     Curve ``train/effective_rank`` is a third: of unit embeddings of a batch, uncentred.
     ``alignment`` is None where the export's card does not say how views were made.
     """
-    features = frozen_features.features("queries").features.float()
+    features = frozen_features.split_features("queries").features.float()
     if len(features) < 2:
-        folder = frozen_features.images.splits["queries"].folder
+        folder = frozen_features.task_images.dataset_by_split["queries"].folder
         raise DataError(f"{folder}: one image has no spread, collapse needs two at least")
     singular_values = compute_singular_values(features)
     centred_singular_values = compute_singular_values(features, subtract_mean=True)
@@ -71,7 +71,7 @@ def _measure_alignment(
         recipe.model_copy(update={"size": None}) for recipe in (first_recipe, second_recipe)
     )
     view_pairs = AugmentedPairs(Pairs((first_recipe, second_recipe), count=1, seed=0))
-    return alignment(frozen_features.variants("queries", view_pairs, task_config.pairs))
+    return alignment(frozen_features.variant_features("queries", view_pairs, task_config.pairs))
 
 
 def _plot_spectra(spectra: dict[str, list[float]]) -> Figure:

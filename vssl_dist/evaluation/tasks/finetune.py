@@ -29,12 +29,12 @@ def measure_finetune(frozen_features: FrozenFeatures, task_config: FinetuneConfi
 
     ``lr`` is what was chosen on held-out training images, ``held_out`` how it did there.
     """
-    images = frozen_features.images
+    images = frozen_features.task_images
     labelled_by_split = {}
     for split_name in ("bank", "queries"):
-        ids = np.arange(images.count(split_name))
+        ids = np.arange(images.image_count(split_name))
         labelled_by_split[split_name] = LabelledImages(
-            images.splits[split_name], ids, frozen_features.classes, images.reading
+            images.dataset_by_split[split_name], ids, frozen_features.num_classes, images.reading
         )
         labels = torch.from_numpy(labelled_by_split[split_name].labels)
         check_labels(
@@ -42,18 +42,19 @@ def measure_finetune(frozen_features: FrozenFeatures, task_config: FinetuneConfi
         )
     bank = labelled_by_split["bank"]
     queries = labelled_by_split["queries"]
-    choice = choose_lr(frozen_features.network.load(), bank, task_config)
+    choice = choose_lr(frozen_features.network.load_network(), bank, task_config)
     figures_by_seed: list[dict[str, float]] = []
     losses_by_seed = []
     for seed in range(task_config.seeds):
         training_run = FinetuneRun(choice["lr"], task_config.epochs, seed)
         classifier, mean_losses = finetune(
-            frozen_features.network.load(), bank, task_config, training_run
+            frozen_features.network.load_network(), bank, task_config, training_run
         )
         logits = extract_features(classifier, queries.dataset, images.reading, ids=queries.ids)
         figures_by_seed.append(
             _accuracy_and_calibration(
-                LabelledFeatures(logits.features.float(), logits.labels), frozen_features.classes
+                LabelledFeatures(logits.features.float(), logits.labels),
+                frozen_features.num_classes,
             )
         )
         losses_by_seed.append(mean_losses)

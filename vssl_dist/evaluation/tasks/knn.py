@@ -18,15 +18,15 @@ def measure_knn(frozen_features: FrozenFeatures, task_config: KnnConfig) -> Task
 
     ``knn/top1`` is the first k with the first temperature.
     """
-    bank = frozen_features.features("bank")
-    queries = frozen_features.features("queries")
+    bank = frozen_features.split_features("bank")
+    queries = frozen_features.split_features("queries")
     try:
         accuracy_grid = knn_accuracy_grid(
             bank, queries, task_config.k, task_config.temperature, device=frozen_features.device
         )
     except ValueError as error:
         raise DataError(
-            f"k-NN on {frozen_features.images.splits['queries'].folder}: {error}"
+            f"k-NN on {frozen_features.task_images.dataset_by_split['queries'].folder}: {error}"
         ) from error
     results = {
         f"k{k}_t{temperature:g}": point._asdict()

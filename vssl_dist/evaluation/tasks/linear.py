@@ -43,25 +43,25 @@ def measure_linear(frozen_features: FrozenFeatures, task_config: LinearConfig) -
     learnt beside the method, as it was at the export; where a teacher is exported it is given the
     teacher's features, though it learnt from the student's.
     """
-    bank = frozen_features.features("bank")
-    queries = frozen_features.features("queries")
+    bank = frozen_features.split_features("bank")
+    queries = frozen_features.split_features("queries")
     check_labels(frozen_features, bank, "bank")
     check_labels(frozen_features, queries, "queries")
     if int(bank.labels.min()) == int(bank.labels.max()):
         raise DataError(
-            f"{frozen_features.images.splits['bank'].folder}: its images are of one class, "
-            "there is nothing for a linear probe to tell apart"
+            f"{frozen_features.task_images.dataset_by_split['bank'].folder}: its images are of "
+            "one class, there is nothing for a linear probe to tell apart"
         )
     probe_data = ProbeData(
-        bank, torch.arange(len(bank.labels)), frozen_features.classes, frozen_features.device
+        bank, torch.arange(len(bank.labels)), frozen_features.num_classes, frozen_features.device
     )
     results: TaskFigures = {
         task_config.optimizer: _measure_sgd_probes(probe_data, queries, task_config)
     }
     results["logistic"] = _measure_logistic_probe(probe_data, queries, task_config)
-    if (online_probe := frozen_features.network.online()) is not None and _is_comparable_probe(
-        online_probe, frozen_features
-    ):
+    if (
+        online_probe := frozen_features.network.load_online_probe()
+    ) is not None and _is_comparable_probe(online_probe, frozen_features):
         results["online"] = probe_accuracy(online_probe, queries)._asdict() | _mean_calibration(
             [online_probe], queries
         )
@@ -88,7 +88,7 @@ def _is_comparable_probe(online_probe: Probe, frozen_features: FrozenFeatures) -
     Raises:
         DataError: It is not of this network's features.
     """
-    feature_width = frozen_features.features("queries").features.shape[1]
+    feature_width = frozen_features.split_features("queries").features.shape[1]
     if online_probe.weight.shape[0] != feature_width:
         raise DataError(
             f"the online probe is of {online_probe.weight.shape[0]} features, the backbone has "
@@ -96,8 +96,8 @@ def _is_comparable_probe(online_probe: Probe, frozen_features: FrozenFeatures) -
             "the export is damaged, use another one"
         )
     return (
-        not frozen_features.images.suffix
-        and online_probe.weight.shape[1] == frozen_features.classes
+        not frozen_features.task_images.result_suffix
+        and online_probe.weight.shape[1] == frozen_features.num_classes
     )
 
 
@@ -153,7 +153,7 @@ def _measure_low_shot(
         (probe,) = fit_logistic_probes(few_images_data, [l2_choices[-1]["l2"]]).values()
         accuracies.append(probe_accuracy(probe, queries))
     return {
-        "images": len(few_images_data.rows),
+        "images": len(few_images_data.row_numbers),
         "l2": [l2_choice["l2"] for l2_choice in l2_choices],
         "held_out_images": l2_choices[0]["held_out_images"],
     } | _mean_accuracy_over_seeds(accuracies)

@@ -32,15 +32,15 @@ def measure_ood(frozen_features: FrozenFeatures, task_config: OodConfig) -> Task
 
     ``results[dataset][score]`` has ``auroc``, ``aupr``, ``fpr95`` and the ends of their bootstrap
     intervals ``auroc_interval`` and so on.  Of an export with a posterior there are also the scores
-    of `make_variational_scores` and, with ``pairs``, those of `score_view_pairs`.  Where those depend on
-    ``density``, curves and pictures name it.
+    of `make_variational_scores` and, with ``pairs``, those of `score_view_pairs`.  Where those
+    depend on ``density``, curves and pictures name it.
     """
     score_split = _fit_split_scorer(frozen_features, task_config)
     density = task_config.density if has_embedding_density(frozen_features.card) else None
     inlier_scores = score_split("queries")
     results: TaskFigures = {}
     plot_by_name: dict[str, DrawPlot] = {}
-    for split_name in frozen_features.ood_splits:
+    for split_name in frozen_features.ood_split_names:
         results[split_name] = {}
         curves: dict[str, plots.Curve] = {}
         for name, outlier_scores in score_split(split_name).items():
@@ -74,8 +74,8 @@ def _fit_split_scorer(
     frozen_features: FrozenFeatures, task_config: OodConfig
 ) -> Callable[[str], dict[str, detection.Float64Array]]:
     """Fit every score to the bank; returns what scores the images of a split, by score."""
-    posterior = frozen_features.network.posterior()
-    bank = frozen_features.features("bank")
+    posterior = frozen_features.network.load_posterior()
+    bank = frozen_features.split_features("bank")
     check_labels(frozen_features, bank, "bank")
     variational = None
     view_pairs = None
@@ -88,7 +88,7 @@ def _fit_split_scorer(
     score_functions = fit_outlier_scores(
         OutlierSetup(
             bank,
-            frozen_features.classes,
+            frozen_features.num_classes,
             task_config.k,
             task_config.l2,
             frozen_features.device,
@@ -97,19 +97,18 @@ def _fit_split_scorer(
     )
 
     def score_split(split_name: str) -> dict[str, detection.Float64Array]:
-        features = frozen_features.features(split_name).features
+        features = frozen_features.split_features(split_name).features
         scores_by_name = {name: score(features).numpy() for name, score in score_functions.items()}
         if variational is not None and view_pairs is not None:
             scores_of_pairs = score_view_pairs(
-                variational, features, frozen_features.variants(split_name, view_pairs)
+                variational, features, frozen_features.variant_features(split_name, view_pairs)
             )
             scores_by_name |= {name: values.numpy() for name, values in scores_of_pairs.items()}
         for name, values in scores_by_name.items():
             if not np.isfinite(values).all():
                 raise DataError(
-                    f"{frozen_features.images.splits[split_name].folder}: scores {name} are not "
-                    "finite: "
-                    "the network is damaged, evaluate an earlier export"
+                    f"{frozen_features.task_images.dataset_by_split[split_name].folder}: scores "
+                    f"{name} are not finite: the network is damaged, evaluate an earlier export"
                 )
         return dict(sorted(scores_by_name.items()))
 

@@ -46,9 +46,9 @@ def measure_uncertainty(
     the mean size at each level from 0 on.  A network without a posterior has the neighbours' part
     only.
     """
-    posterior = frozen_features.network.posterior()
-    bank = frozen_features.features("bank")
-    queries = frozen_features.features("queries")
+    posterior = frozen_features.network.load_posterior()
+    bank = frozen_features.split_features("bank")
+    queries = frozen_features.split_features("queries")
     check_labels(frozen_features, bank, "bank")
     check_labels(frozen_features, queries, "queries")
     uncertainties = _compute_uncertainties(frozen_features, task_config, bank, queries, posterior)
@@ -80,7 +80,7 @@ def measure_uncertainty(
         results |= {"most_certain": most_certain, "least_certain": least_certain}
         plot_by_name["corruptions"] = lambda: _plot_corruptions(results["corruptions"])
         plot_by_name["sheet"] = lambda: _draw_extreme_images(
-            frozen_features.images.splits["queries"], results, posterior_sizes
+            frozen_features.task_images.dataset_by_split["queries"], results, posterior_sizes
         )
     metrics |= {"uncertainty/error": results["error"]}
     return TaskResult(results, metrics, plot_by_name)
@@ -96,7 +96,7 @@ def _compute_uncertainties(
     """Compute each uncertainty of the queries, ``(M,)`` by name; the higher, the less certain."""
     # The penalty of the setup's classifier plays no part: only the distance is asked for.
     outlier_setup = OutlierSetup(
-        bank, frozen_features.classes, task_config.k, 1.0, frozen_features.device
+        bank, frozen_features.num_classes, task_config.k, 1.0, frozen_features.device
     )
     neighbour_distances = {
         "knn_distance": fit_knn_distance_score(outlier_setup)(queries.features).numpy()
@@ -113,9 +113,9 @@ def _correlate_with_corruptions(
 ) -> TaskFigures:
     """Correlate the posterior's size with the level of each kind of corruption."""
     corruptions = CorruptedVariants()
-    features = frozen_features.variants("queries", corruptions, task_config.max_corrupted)
+    features = frozen_features.variant_features("queries", corruptions, task_config.max_corrupted)
     posterior_sizes = posterior_size(posterior, features.flatten(0, 1)).numpy()
-    posterior_sizes = posterior_sizes.reshape(len(features), corruptions.count)
+    posterior_sizes = posterior_sizes.reshape(len(features), corruptions.pictures_per_image)
     level_strengths = np.arange(NUM_LEVELS + 1.0)
     results = {}
     for kind_index, kind in enumerate(CORRUPTION_BY_KIND):
