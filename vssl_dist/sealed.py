@@ -112,8 +112,7 @@ def why_foreign(path: Path) -> str | None:
         owner = durable.user_name(path_status.st_uid)
         return (
             f"{shown_path} belongs to {owner}, and a checkpoint can run code: if you trust "
-            f"{owner}, "
-            "make it your own (chown, or cp -r of the run)"
+            f"{owner}, make it your own (chown, or cp -r of the run)"
         )
     return None
 

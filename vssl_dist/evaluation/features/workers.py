@@ -268,8 +268,7 @@ def choose_gpu_index(rank: int, gpu_count: int) -> int:
         visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
         raise ConfigError(
             f"rank {rank}: torch sees no GPU (CUDA_VISIBLE_DEVICES: {visible_devices!r}): "
-            "evaluate with "
-            "--device cpu, or where there is one"
+            "evaluate with --device cpu, or where there is one"
         )
     return rank % gpu_count
 

@@ -92,8 +92,7 @@ def _is_comparable_probe(online_probe: Probe, frozen_features: FrozenFeatures) -
     if online_probe.weight.shape[0] != feature_width:
         raise DataError(
             f"the online probe is of {online_probe.weight.shape[0]} features, the backbone has "
-            f"{feature_width}: "
-            "the export is damaged, use another one"
+            f"{feature_width}: the export is damaged, use another one"
         )
     return (
         not frozen_features.task_images.result_suffix
