@@ -205,8 +205,8 @@ def redact_secrets(text: str) -> str:
     >>> redact_secrets("no way to http://me:hunter2@host with password=hunter2")
     'no way to http://***@host with password=***'
     """
-    for secret in sorted(_secret_spellings_of_process(os.environ), key=len, reverse=True):
-        text = text.replace(secret, "***")
+    for known_secret in sorted(_secret_spellings_of_process(os.environ), key=len, reverse=True):
+        text = text.replace(known_secret, "***")
     text = _ASSIGNMENT_PATTERN.sub(_redact_assignment, text)
     return re.sub(r"(?<=://)[^\s'\"/@]*(?::[^\s'\"@]*)?@", "***@", text)
 

@@ -54,8 +54,8 @@ def format_log_entry(writer: str, level: str, text: str) -> str:
         level: INFO, WARNING or ERROR.
         text: Its first line follows the level; more lines, such as a traceback's, stay lines.
     """
-    now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    return f"{now} {writer} {level} {printable_lines(text)}"
+    timestamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    return f"{timestamp} {writer} {level} {printable_lines(text)}"
 
 
 def entry_as_terminal_text(line: str) -> str:

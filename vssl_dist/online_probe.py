@@ -110,7 +110,8 @@ class OnlineProbe:
         """Write all that the next step depends on; every rank calls this."""
         if dist.rank() == 0:
             save_file(
-                {k: v.contiguous() for k, v in self._state.items()}, folder / _STATE_FILE_NAME
+                {name: tensor.contiguous() for name, tensor in self._state.items()},
+                folder / _STATE_FILE_NAME,
             )
 
     def load(self, folder: Path, device: str) -> None:

@@ -109,10 +109,10 @@ def why_foreign(path: Path) -> str | None:
     if not (stat.S_ISDIR(path_status.st_mode) or stat.S_ISREG(path_status.st_mode)):
         return f"{shown_path} is neither a file nor a folder: remove it"
     if path_status.st_uid not in (os.geteuid(), 0):
-        owner = durable.user_name(path_status.st_uid)
+        owner_name = durable.user_name(path_status.st_uid)
         return (
-            f"{shown_path} belongs to {owner}, and a checkpoint can run code: if you trust "
-            f"{owner}, make it your own (chown, or cp -r of the run)"
+            f"{shown_path} belongs to {owner_name}, and a checkpoint can run code: if you trust "
+            f"{owner_name}, make it your own (chown, or cp -r of the run)"
         )
     return None
 
@@ -189,12 +189,12 @@ def _why_implausible(manifest: dict[str, Any]) -> str | None:
             return f"it names {_shorten_printable(name)}, which is no file inside the checkpoint"
         if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
             return f"{name} lacks size or sha256"
-        size, sha256 = entry["size"], entry["sha256"]
-        has_valid_size = type(size) is int and size >= 0
+        size_bytes, sha256_digest = entry["size"], entry["sha256"]
+        has_valid_size = type(size_bytes) is int and size_bytes >= 0
         if (
             not has_valid_size
-            or not isinstance(sha256, str)
-            or not _SHA256_PATTERN.fullmatch(sha256)
+            or not isinstance(sha256_digest, str)
+            or not _SHA256_PATTERN.fullmatch(sha256_digest)
         ):
             return f"{name} has a size or sha256 that is none"
     return None

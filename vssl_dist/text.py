@@ -44,8 +44,8 @@ def print_printable(*lines: str, to_stderr: bool = False) -> None:
         lines: Without their ends.
         to_stderr: On stderr.
     """
-    stream = sys.stderr if to_stderr else sys.stdout
-    print(*map(printable, lines), sep="\n", file=stream, flush=True)
+    output_stream = sys.stderr if to_stderr else sys.stdout
+    print(*map(printable, lines), sep="\n", file=output_stream, flush=True)
 
 
 def escape_markdown(text: str) -> str:
@@ -58,10 +58,10 @@ def escape_markdown(text: str) -> str:
     >>> print(escape_markdown("# x\\n[y](http://z)"))
     \\# x\\\\n\\[y\\](http:&#47;/z)
     """
-    text_without_marks = _MARKDOWN_MARKS_PATTERN.sub(
+    escaped_marks = _MARKDOWN_MARKS_PATTERN.sub(
         lambda mark_match: f"\\{mark_match[0]}", printable(text)
     )
-    escaped_html = html.escape(text_without_marks, quote=False)
+    escaped_html = html.escape(escaped_marks, quote=False)
     return _BARE_LINK_PATTERN.sub(
         lambda link_match: f"&#{ord(link_match[0][0])};{link_match[0][1:]}", escaped_html
     )

@@ -54,13 +54,13 @@ def check_not_empty(dataset: Dataset, task: TaskConfig) -> None:
 
 
 def check_bank_and_queries(
-    splits: Mapping[str, Dataset], task: TaskConfig, timeout_s: float
+    dataset_by_role: Mapping[str, Dataset], task: TaskConfig, timeout_s: float
 ) -> None:
     """Refuse a bank and queries that do not belong together.
 
     Args:
-        splits: Datasets by their role, ``"bank"`` and ``"queries"``; without a bank there is
-            nothing to check.
+        dataset_by_role: Datasets by their role, ``"bank"`` and ``"queries"``; without a bank there
+            is nothing to check.
         task: The task that compares them.
         timeout_s: Seconds that storage may take to answer.
 
@@ -68,10 +68,10 @@ def check_bank_and_queries(
         DataError: Their classes differ, they are the same images, some have no label, or storage
             does not answer for ``timeout_s``.
     """
-    if "bank" not in splits:
+    if "bank" not in dataset_by_role:
         return
-    bank = splits["bank"]
-    queries = splits["queries"]
+    bank = dataset_by_role["bank"]
+    queries = dataset_by_role["queries"]
     if bank.classes != queries.classes:
         raise DataError(
             f"{bank.folder} has {len(bank.classes)} classes, {queries.folder} "

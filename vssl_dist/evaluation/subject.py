@@ -278,12 +278,13 @@ def _load_backbone(export_path: Path) -> FeatureFunction:
     return load_export(export_path)[0]
 
 
-def _require_finite_features(table: LabelledFeatures, dataset: Dataset) -> LabelledFeatures:
-    feature_blocks = torch.split(table.features, 8192)
+def _require_finite_features(features: LabelledFeatures, dataset: Dataset) -> LabelledFeatures:
+    feature_blocks = torch.split(features.features, 8192)
     non_finite_count = sum(int((~block.isfinite().all(1)).sum()) for block in feature_blocks)
     if non_finite_count:
         raise DataError(
-            f"{dataset.folder}: {non_finite_count} of {len(table.labels)} features are not finite: "
+            f"{dataset.folder}: {non_finite_count} of {len(features.labels)} features are not "
+            "finite: "
             "the network is damaged, evaluate an earlier export"
         )
-    return table
+    return features

@@ -45,7 +45,10 @@ def corrupt(images: Tensor, ids: Tensor, kind: str, level: int) -> Tensor:
 
 def _add_noise(images: Tensor, ids: Tensor, level_index: int) -> Tensor:
     # Drawn on the CPU: a generator of a GPU gives other numbers from the same seed.
-    noise = [torch.randn(images.shape[1:], generator=_noise_generator(int(i))) for i in ids]
+    noise = [
+        torch.randn(images.shape[1:], generator=_noise_generator(int(noise_image_id)))
+        for noise_image_id in ids
+    ]
     return images + _NOISE_STDS[level_index] * torch.stack(noise).to(images)
 
 

@@ -50,8 +50,8 @@ class ReliabilityBins(NamedTuple):
     @property
     def calibration_error(self) -> float:
         """Mean distance of accuracy from confidence, weighted by the bins' predictions."""
-        gaps = np.abs(self.accuracy - self.confidence)
-        return float((gaps * self.predictions).sum() / self.predictions.sum())
+        accuracy_gaps = np.abs(self.accuracy - self.confidence)
+        return float((accuracy_gaps * self.predictions).sum() / self.predictions.sum())
 
 
 def judge_predictions(logits: Tensor, labels: Tensor) -> PredictionOutcomes:

@@ -102,8 +102,8 @@ def bootstrap_intervals(
     for figure_name, figure_blocks in zip(
         DetectionFigures._fields, zip(*figures_by_block, strict=True), strict=True
     ):
-        low, high = np.percentile(np.concatenate(figure_blocks), percentiles)
-        intervals[figure_name] = (float(low), float(high))
+        interval_low, interval_high = np.percentile(np.concatenate(figure_blocks), percentiles)
+        intervals[figure_name] = (float(interval_low), float(interval_high))
     return intervals
 
 

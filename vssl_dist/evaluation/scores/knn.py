@@ -56,32 +56,34 @@ def knn_accuracy_grid(
     ]
     hits_by_pair = {pair: torch.zeros(2, dtype=torch.int64) for pair in k_temperature_pairs}
     class_count = int(torch.cat([bank.labels, queries.labels]).max()) + 1
-    for query_block, labels in zip(*(torch.split(t, chunk_rows[0]) for t in queries), strict=True):
+    for query_block, labels in zip(
+        *(torch.split(tensor, chunk_rows[0]) for tensor in queries), strict=True
+    ):
         similarities, neighbour_rows = find_neighbours(
             bank.features, query_block, max(ks), chunk_rows[1], device
         )
         neighbour_labels = bank.labels.to(device)[neighbour_rows]
         # Few queries at a time: a table of votes per query and class would fill the memory.
         blocks_by_table = (
-            torch.split(t, _QUERIES_PER_VOTE_TABLE)
-            for t in (similarities, neighbour_labels, labels)
+            torch.split(tensor, _QUERIES_PER_VOTE_TABLE)
+            for tensor in (similarities, neighbour_labels, labels)
         )
         for (similarity, voted_labels, label), temperature in product(
             zip(*blocks_by_table, strict=True), temperatures
         ):
             # Relative to the nearest one: the same winner, and no overflow when it is cold.
-            weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
+            all_weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
             label_ranks_by_k = _rank_labels_by_votes(
-                weights, voted_labels, label.to(device), sorted(set(ks)), class_count
+                all_weights, voted_labels, label.to(device), sorted(set(ks)), class_count
             )
             for k, label_rank in label_ranks_by_k.items():
                 correct_counts = torch.stack([(label_rank < 1).sum(), (label_rank < 5).sum()])
                 hits_by_pair[k, temperature] += correct_counts.cpu()
     query_count = len(queries.labels)
     return {
-        (k, t): TopAccuracy(*(hits_by_pair[k, t].double() / query_count).tolist())
+        (k, tensor): TopAccuracy(*(hits_by_pair[k, tensor].double() / query_count).tolist())
         for k in ks
-        for t in temperatures
+        for tensor in temperatures
     }
 
 

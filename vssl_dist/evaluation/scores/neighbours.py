@@ -46,12 +46,12 @@ def find_neighbours(
     >>> find_neighbours(torch.eye(3), torch.eye(3)[:1], k=2, chunk=2)
     (tensor([[1., 0.]]), tensor([[0, 1]]))
     """
-    nearest = [
+    nearest_by_block = [
         _search_bank(bank, query_block, k, chunk_rows, device)
         for query_block in torch.split(queries, _QUERIES_PER_SEARCH)
     ]
-    return torch.cat([candidates.similarity for candidates in nearest]), torch.cat(
-        [candidates.bank_rows for candidates in nearest]
+    return torch.cat([candidates.similarity for candidates in nearest_by_block]), torch.cat(
+        [candidates.bank_rows for candidates in nearest_by_block]
     )
 
 

@@ -88,13 +88,13 @@ def fit_mahalanobis_score(setup: OutlierSetup) -> ScoreFunction:
     variance, so that leaving them is anomalous, too.
     """
     class_means = compute_class_means(setup.bank)
-    scatter = torch.zeros(class_means.shape[1], class_means.shape[1], dtype=torch.float64)
+    scatter_matrix = torch.zeros(class_means.shape[1], class_means.shape[1], dtype=torch.float64)
     # A bank may have images of some classes only: means are numbered by those that have some.
     labels_in_bank = torch.from_numpy(np.unique(setup.bank.labels.numpy()))
     for x, labels in iterate_blocks(setup.bank):
         centred_features = x.double() - class_means[torch.searchsorted(labels_in_bank, labels)]
-        scatter += centred_features.T @ centred_features
-    variances, eigenvectors = torch.linalg.eigh(scatter / len(setup.bank.labels))
+        scatter_matrix += centred_features.T @ centred_features
+    variances, eigenvectors = torch.linalg.eigh(scatter_matrix / len(setup.bank.labels))
     variance_floor = max(
         _VARIANCE_FLOOR_SHARE * float(variances.clamp_min(0).mean()),
         torch.finfo(torch.float32).tiny,

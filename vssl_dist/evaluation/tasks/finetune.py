@@ -89,10 +89,10 @@ def _plot_losses(losses_by_seed: list[list[float]]) -> Figure:
 
 
 def _table_columns(results: TaskFigures) -> dict[str, str]:
-    cells = {"top-1": f"{100 * results['top1']:.1f} ± {100 * results['top1_std']:.1f}"}
-    cells["lr"] = f"{results['lr']:g}"
-    cells["top-5"] = f"{100 * results['top5']:.1f}"
-    return cells | {name: f"{results[name]:.3g}" for name in CalibrationErrors._fields}
+    cell_by_column = {"top-1": f"{100 * results['top1']:.1f} ± {100 * results['top1_std']:.1f}"}
+    cell_by_column["lr"] = f"{results['lr']:g}"
+    cell_by_column["top-5"] = f"{100 * results['top5']:.1f}"
+    return cell_by_column | {name: f"{results[name]:.3g}" for name in CalibrationErrors._fields}
 
 
 FINETUNE = EvaluationTask(measure_finetune, "fine-tuned %", _table_columns)

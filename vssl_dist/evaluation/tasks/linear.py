@@ -254,14 +254,14 @@ def _plot_held_out_choices(results: TaskFigures) -> Figure:
 
 
 def _table_columns(results: TaskFigures) -> dict[str, str]:
-    cells = {}
+    cell_by_column = {}
     for name, figures in results.items():
         spread = f" ± {100 * figures['top1_std']:.1f}" if "top1_std" in figures else ""
-        cells[name.replace("_", " ")] = f"{100 * figures['top1']:.1f}{spread}"
+        cell_by_column[name.replace("_", " ")] = f"{100 * figures['top1']:.1f}{spread}"
     for name in _calibrated_probe_names(results):
         ece = results[name]["ece"]
-        cells[f"{name} ECE"] = "diverged" if ece is None else f"{100 * ece:.1f}"
-    return cells
+        cell_by_column[f"{name} ECE"] = "diverged" if ece is None else f"{100 * ece:.1f}"
+    return cell_by_column
 
 
 LINEAR = EvaluationTask(measure_linear, "linear top-1 %, ECE %", _table_columns)

@@ -180,14 +180,14 @@ def _draw_extreme_images(
 
 
 def _table_columns(results: TaskFigures) -> dict[str, str]:
-    cells = {"error": f"{100 * results['error']:.1f}"}
-    cells["AURC best"] = f"{100 * results['aurc_best']:.1f}"
+    cell_by_column = {"error": f"{100 * results['error']:.1f}"}
+    cell_by_column["AURC best"] = f"{100 * results['aurc_best']:.1f}"
     for name, risk in results["risk"].items():
-        cells[f"AURC {name.replace('_', ' ')}"] = f"{100 * risk['aurc']:.1f}"
+        cell_by_column[f"AURC {name.replace('_', ' ')}"] = f"{100 * risk['aurc']:.1f}"
     for kind, figures in results.get("corruptions", {}).items():
-        cells[f"pooled Spearman {kind}"] = f"{100 * figures['spearman']:.1f}"
-        cells[f"within-image Spearman {kind}"] = f"{100 * figures['within']:.1f}"
-    return cells
+        cell_by_column[f"pooled Spearman {kind}"] = f"{100 * figures['spearman']:.1f}"
+        cell_by_column[f"within-image Spearman {kind}"] = f"{100 * figures['within']:.1f}"
+    return cell_by_column
 
 
 UNCERTAINTY = EvaluationTask(measure_uncertainty, "risk, rank correlation %", _table_columns)
