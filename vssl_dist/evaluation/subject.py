@@ -284,7 +284,6 @@ def _require_finite_features(features: LabelledFeatures, dataset: Dataset) -> La
     if non_finite_count:
         raise DataError(
             f"{dataset.folder}: {non_finite_count} of {len(features.labels)} features are not "
-            "finite: "
-            "the network is damaged, evaluate an earlier export"
+            "finite: the network is damaged, evaluate an earlier export"
         )
     return features

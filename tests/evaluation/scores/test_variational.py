@@ -47,7 +47,9 @@ def setup(name: str, keys: dict[str, Any], **how: Any) -> VariationalSetup:
     cfg = CONFIGS[name].model_validate({"name": name, **keys})
     predictor = nn.Linear(WIDTH, WIDTH) if keys.get("evaluated") == "student" else None
     branch = GaussianBranch(nn.Identity(), nn.Linear(WIDTH, 2 * WIDTH), predictor).eval()
-    return VariationalSetup(Posterior(branch, cfg), **({"samples": 3, "posteriors": 100} | how))
+    return VariationalSetup(
+        Posterior(branch, cfg), **({"draw_count": 3, "posterior_count": 100} | how)
+    )
 
 
 def rows(count: int, seed: int) -> Tensor:
@@ -335,7 +337,7 @@ def test_a_foreign_image_scores_higher_an_alike_one_the_same_a_familiar_one_lowe
 
 def test_the_bank_may_be_larger_than_what_explains() -> None:
     bank = LabelledFeatures(rows(500, 6), torch.zeros(500, dtype=torch.int64))
-    made = setup("vje", {}, posteriors=20)
+    made = setup("vje", {}, posterior_count=20)
     taken = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:20].sort().values
     few = LabelledFeatures(bank.features[taken], bank.labels[:20])
     queries = rows(5, 7)
