@@ -31,7 +31,7 @@ from bench.references import loss_cases
 from vssl_dist import dist
 from vssl_dist.config import MethodConfig
 from vssl_dist.config.paths import path_argument
-from vssl_dist.durable import publish
+from vssl_dist.durable import write_durably
 from vssl_dist.environment import no_job_around
 from vssl_dist.methods import METHODS, GlobalNoise, MicroStep, build_method
 from vssl_dist.methods.barlow_twins import BarlowTwinsConfig
@@ -225,12 +225,10 @@ def markdown_report(table_rows: Sequence[ComparisonRow]) -> str:
         "# Certificate: the same gradient on any number of ranks, and the right one",
         "",
         f"`python -m bench.certificate` with torch {version('torch')}, float64, gloo on a CPU; "
-        f"resnet10_c16, {NUM_MICRO_STEPS} micro-steps of {MICRO_BATCH_SIZE} images of "
-        f"{IMAGE_SIZE} pixels, one "
+        f"resnet10_c16, {NUM_MICRO_STEPS} micro-steps of {MICRO_BATCH_SIZE} images of {IMAGE_SIZE} pixels, one "
         "forward pass per view (DINO: per size of crop), batch norm synchronised, noise included.",
         "",
-        f"Against one process; promised: cosine at least {MIN_COSINE}, ratio of norms within "
-        f"{MAX_NORM_DEVIATION:g} "
+        f"Against one process; promised: cosine at least {MIN_COSINE}, ratio of norms within {MAX_NORM_DEVIATION:g} "
         "of 1.  The control leaves batch norm unsynchronised, and must fail.",
         "",
         "| method | ranks | 1 - cosine | norm ratio - 1 | loss | buffers | holds |",
@@ -264,7 +262,7 @@ def main() -> int:
     table_rows = comparison_rows(list(method_configs()))
     text = markdown_report(table_rows)
     if out_file:
-        publish(out_file, text.encode())
+        write_durably(out_file, text.encode())
     else:
         print(text)
     return 0 if all(row.is_as_promised == (row.name != CONTROL_CASE) for row in table_rows) else 1

@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vssl_dist import config
 from vssl_dist.config import RunConfig
 from vssl_dist.config.paths import expanded
-from vssl_dist.console.bars import WholeProgress, screen
+from vssl_dist.console.bars import WholeProgress, make_console
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 NUM_IMAGES = {
     "cifar10": 50_000,
@@ -110,10 +110,8 @@ def markdown_rows(costs: Sequence[RecipeCost], operations_per_s: float) -> Itera
     yield "|---|--:|--:|--:|--:|"
     for recipe_cost in costs:
         yield (
-            f"| `{recipe_cost.name}` | {recipe_cost.operations_per_image / 1e9:.1f} | "
-            f"{recipe_cost.num_images / 1e6:,.1f} million | "
-            f"{recipe_cost.total_operations / 1e18:.3g} | "
-            f"{two_digits(recipe_cost.gpu_hours(operations_per_s))} |"
+            f"| `{recipe_cost.name}` | {recipe_cost.operations_per_image / 1e9:.1f} | {recipe_cost.num_images / 1e6:,.1f} million | "
+            f"{recipe_cost.total_operations / 1e18:.3g} | {two_digits(recipe_cost.gpu_hours(operations_per_s))} |"
         )
 
 
@@ -126,18 +124,18 @@ def main(argv: Sequence[str]) -> None:
     try:
         recipe_paths = [Path(expanded(path_text)) for path_text in argv] or all_recipes
     except ValueError as error:
-        say(f"error: {error}", error=True)
+        print_printable(f"error: {error}", to_stderr=True)
         sys.exit(2)
     if unknown_recipes := [
         path.name for path in recipe_paths if path.name.split("_")[0] not in NUM_IMAGES
     ]:
-        say(
+        print_printable(
             f"error: {unknown_recipes[0]}: not named after one of {', '.join(NUM_IMAGES)}",
-            error=True,
+            to_stderr=True,
         )
         sys.exit(2)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-    console = screen(stderr=True)
+    console = make_console(stderr=True)
     with WholeProgress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
@@ -145,8 +143,7 @@ def main(argv: Sequence[str]) -> None:
         costs = [recipe_cost(config.load(path, methods=CONFIGS)) for path in tracked_paths]
     operations_per_s = a100_operations_per_s(folder)
     print(
-        f"{operations_per_s / 1e12:.1f} TFLOP/s: {RESNET50_IMAGES_PER_S:,.0f} images/s of "
-        "ResNet-50\n"
+        f"{operations_per_s / 1e12:.1f} TFLOP/s: {RESNET50_IMAGES_PER_S:,.0f} images/s of ResNet-50\n"
     )
     print("\n".join(markdown_rows(costs, operations_per_s)))
 

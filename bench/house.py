@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
         str(path): checkout_figures(path) for path in parser.parse_args(argv).checkouts
     }
     figure_names = list(next(iter(figures_by_checkout.values())))
-    tables.show(
+    tables.print_tables(
         "figure",
         [
             (

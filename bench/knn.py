@@ -35,9 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssl_dist.config.paths import path_argument
-from vssl_dist.evaluation.scores.knn import knn_grid
-from vssl_dist.evaluation.scores.neighbours import neighbours
-from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.scores.knn import knn_accuracy_grid
+from vssl_dist.evaluation.scores.neighbours import find_neighbours
+from vssl_dist.evaluation.scores.table import LabelledFeatures
 
 NeighbourSearch = Callable[[Tensor, Tensor, int], Tensor]
 _CHUNK_QUERIES = 8192
@@ -65,7 +65,7 @@ class ProblemSize:
 
 def our_search(bank: Tensor, queries: Tensor, k: int) -> Tensor:
     """Search as the evaluation does."""
-    return neighbours(bank, queries, k, _CHUNK_QUERIES)[1]
+    return find_neighbours(bank, queries, k, _CHUNK_QUERIES)[1]
 
 
 def full_product_search(bank: Tensor, queries: Tensor, k: int) -> Tensor:
@@ -147,7 +147,7 @@ class SearchCost:
         return math.ceil(queries / _CHUNK_QUERIES) * self.bank_pass_s + queries * self.query_s
 
 
-def write_bank(path: Path, size: ProblemSize) -> Features:
+def write_bank(path: Path, size: ProblemSize) -> LabelledFeatures:
     """Write a bank of random float16 features and map it into memory."""
     generator = torch.Generator().manual_seed(0)
     bank_file = np.lib.format.open_memmap(
@@ -159,18 +159,21 @@ def write_bank(path: Path, size: ProblemSize) -> Features:
     bank_file.flush()
     del bank_file
     mapped_features = torch.from_numpy(np.load(path, mmap_mode="c"))
-    return Features(mapped_features, torch.arange(size.num_bank) % 1000)
+    return LabelledFeatures(mapped_features, torch.arange(size.num_bank) % 1000)
 
 
-def measure_scale(bank: Features, slice_sizes: tuple[int, int]) -> SearchCost:
+def measure_scale(bank: LabelledFeatures, slice_sizes: tuple[int, int]) -> SearchCost:
     """Time the whole grid of k and temperatures for two slices of queries, the smaller first."""
     generator = torch.Generator().manual_seed(1)
     seconds = []
     for count in slice_sizes:
         queries = torch.randn(count, bank.features.shape[1], generator=generator)
         start = time.perf_counter()
-        knn_grid(
-            bank, Features(queries, torch.arange(count) % 1000), _NEIGHBOUR_COUNTS, _TEMPERATURES
+        knn_accuracy_grid(
+            bank,
+            LabelledFeatures(queries, torch.arange(count) % 1000),
+            _NEIGHBOUR_COUNTS,
+            _TEMPERATURES,
         )
         seconds.append(time.perf_counter() - start)
     # Two points of a line: its slope is the cost of a query, its intercept that of the bank.
@@ -217,8 +220,7 @@ def _report_scale(args: argparse.Namespace) -> None:
         bank = write_bank(Path(folder, "bank.npy"), size)
         scale = measure_scale(bank, (args.scale_queries[0], args.scale_queries[1]))
     print(
-        f"{size.num_bank:,} x {size.feature_width:,} float16 "
-        f"({size.num_bank * size.feature_width * 2 / 2**30:.2f} GiB), "
+        f"{size.num_bank:,} x {size.feature_width:,} float16 ({size.num_bank * size.feature_width * 2 / 2**30:.2f} GiB), "
         f"{len(_NEIGHBOUR_COUNTS)} k x {len(_TEMPERATURES)} temperatures, threads: {args.threads}\n"
         f"reading the bank {scale.bank_pass_s:.1f} s, a query {1000 * scale.query_s:.1f} ms, "
         f"peak memory {scale.peak_gib:.2f} GiB (the mapped bank included)\n"

@@ -64,7 +64,7 @@ from data_prep.sources import SOURCES
 from data_prep.sources.base import SourceRequest
 from vssl_dist import config
 from vssl_dist.config.paths import path_argument
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.data.store.manifest import read_manifest
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
@@ -191,8 +191,7 @@ def print_report(turns_by_name: dict[str, list[TurnResult]], mib_by_name: dict[s
         busy = statistics.median(turn_result.gpu_busy_percent for turn_result in turns)
         gpu_busy_text = "" if math.isnan(busy) else f"{busy:.0f} %"
         print(
-            f"| {name} | {statistics.median(rates):,.0f} | {spread} | {ratio:.2f} x | "
-            f"{gpu_busy_text} | "
+            f"| {name} | {statistics.median(rates):,.0f} | {spread} | {ratio:.2f} x | {gpu_busy_text} | "
             f"{mib_by_name[name]:,.0f} |"
         )
 
@@ -252,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argument_parser().parse_args(argv)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     torch.set_num_threads(args.cores)
-    with tempfile.TemporaryDirectory() as scratch, one_line(args.images or Path()) as ending:
+    with tempfile.TemporaryDirectory() as scratch, end_in_one_line(args.images or Path()) as ending:
         root, shards = image_folders(Path(scratch), args)
         batches_by_name, mib_by_name = start_contestants(contestant_makers(root, shards, args))
         turns_by_name = measure_rounds(batches_by_name, args)
@@ -267,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = run_config(shards, batch=args.batch, cores=args.cores)
         print_stage_shares(stage_seconds(cfg, args.batches, args.device))
         print_long_run(Path(scratch), args.long)
-    return ending.code
+    return ending.exit_code
 
 
 if __name__ == "__main__":

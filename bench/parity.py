@@ -40,9 +40,9 @@ from vssl_dist.config.paths import path_argument
 from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.views import Draws, blur_window
-from vssl_dist.durable import publish
+from vssl_dist.durable import write_durably
 from vssl_dist.errors import ConfigError
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 MAX_MEAN_DIFFERENCE = 2.0
 """The mean difference that no operation and no recipe may exceed."""
@@ -210,11 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         words += ["--device cuda"] if args.device == "cuda" else []
         text = markdown_page(cases, args.device, " ".join(words))
         if args.out is None:
-            say(*text.splitlines())
+            print_printable(*text.splitlines())
         else:
-            publish(args.out, text.encode())
+            write_durably(args.out, text.encode())
     except (ConfigError, OSError) as error:
-        say(f"error: {error}", error=True)
+        print_printable(f"error: {error}", to_stderr=True)
         return 2
     return 0
 

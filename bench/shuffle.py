@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from data_prep.shard import positive_int
 from data_prep.sharding.dataset import fixed_permutation
 from vssl_dist.config.paths import path_argument
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.data.plan import SampleOrder
-from vssl_dist.durable import publish
+from vssl_dist.durable import write_durably
 from vssl_dist.errors import ConfigError
-from vssl_dist.evaluation.figures.plots import png
+from vssl_dist.evaluation.figures.plots import render_png
 
 Int64 = NDArray[np.int64]
 
@@ -198,7 +198,7 @@ def picture_png(rows: Sequence[ShuffleQuality]) -> bytes:
     right.set_yscale("log")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize="small")
-    return png(figure)
+    return render_png(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=path_argument, help="write a PNG")
     args = parser.parse_args(argv)
-    with one_line(args.plot or Path()) as ending:
+    with end_in_one_line(args.plot or Path()) as ending:
         if not 1 < args.batch <= args.samples // 2 or args.seed < 0:
             raise ConfigError(
                 "--batch must be from 2 on and at most half of --samples, --seed 0 or more"
@@ -229,8 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(markdown_table(rows))
         if args.plot:
-            publish(args.plot, picture_png(rows))
-    return ending.code
+            write_durably(args.plot, picture_png(rows))
+    return ending.exit_code
 
 
 def quality_per_window(args: argparse.Namespace) -> list[ShuffleQuality]:

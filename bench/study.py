@@ -40,12 +40,12 @@ from vssl_dist.commands import evaluate, submit
 from vssl_dist.config import RunConfig
 from vssl_dist.config.differences import differences, named
 from vssl_dist.config.paths import literal, path_argument
-from vssl_dist.durable import publish
+from vssl_dist.durable import write_durably
 from vssl_dist.errors import ConfigError, DataError
-from vssl_dist.evaluation.figures.plots import png
+from vssl_dist.evaluation.figures.plots import render_png
 from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 DIVERGED_TROUBLE = "diverged"
 
@@ -60,7 +60,7 @@ def read_outcome(study: Study, trial: Trial) -> RunOutcome:
     Raises:
         ConfigError: Its folder holds another experiment than the study file now says.
     """
-    if not RunFolder(trial.cfg.dir).config.exists():
+    if not RunFolder(trial.cfg.dir).config_path.exists():
         return RunOutcome(None)
     _check_unchanged(trial)
     notes = RunLog(trial).read()
@@ -122,7 +122,9 @@ def run_trial(study: Study, trial: Trial) -> None:
 
 def _diverged(trial: Trial) -> bool:
     """Whether the last failure was that of the numbers, which would be the same again."""
-    failures = sorted(RunFolder(trial.cfg.dir).failures(), key=lambda path: path.stat().st_mtime)
+    failures = sorted(
+        RunFolder(trial.cfg.dir).list_failures(), key=lambda path: path.stat().st_mtime
+    )
     return bool(failures) and "Diverged" in failures[-1].read_text(errors="replace")
 
 
@@ -139,8 +141,8 @@ def write_page(study: Study, planned: Sequence[Trial], command: str, page: Path)
     reference_rows = study_report.read_reference_rows(study, planned[0].export.parent)
     text = study_report.markdown_page(study, outcomes, reference_rows, facts)
     # The picture first: the page names it.
-    publish(picture, png(draw_picture(study, outcomes, reference_rows)))
-    publish(page, text.encode())
+    write_durably(picture, render_png(draw_picture(study, outcomes, reference_rows)))
+    write_durably(page, text.encode())
 
 
 def run_all_trials(study: Study, planned: Sequence[Trial], command: str, page: Path) -> None:
@@ -154,7 +156,7 @@ def run_all_trials(study: Study, planned: Sequence[Trial], command: str, page: P
         evaluate_baselines(study, planned[0])
         write_page(study, planned, command, page)
     note = f", {claimed_by_others} of them with another process of this study"
-    say(f"{page}: {len(planned)} runs{note if claimed_by_others else ''}")
+    print_printable(f"{page}: {len(planned)} runs{note if claimed_by_others else ''}")
 
 
 def finish_run(study: Study, trial: Trial, heading: str) -> None:
@@ -167,11 +169,11 @@ def finish_run(study: Study, trial: Trial, heading: str) -> None:
     outcome = read_outcome(study, trial)
     if outcome.figures is not None or outcome.trouble:
         return
-    say(f"== {heading}: {trial.label}")
+    print_printable(f"== {heading}: {trial.label}")
     run_trial(study, trial)
     outcome = read_outcome(study, trial)
     if outcome.figures is None and not outcome.trouble:
-        exports = RunFolder(trial.cfg.dir).exports
+        exports = RunFolder(trial.cfg.dir).export_folder
         raise DataError(f"{exports.path}: no whole result after the evaluation")
 
 
@@ -216,18 +218,18 @@ def main(argv: Sequence[str]) -> int:
         if args.dry_run:
             for trial in planned:
                 words = ["--local", str(study.ranks), literal(trial.config), *trial.overrides]
-                say(f"# {trial.label}", f"python launch/submit.py {shlex.join(words)}")
+                print_printable(f"# {trial.label}", f"python launch/submit.py {shlex.join(words)}")
             return 0
         command = f"python -m bench.study {shlex.join(argv)}"
         run_all_trials(study, planned, command, args.docs / f"study_{name}.md")
     except (ConfigError, DataError) as error:
-        say(f"error: {error}", error=True)
+        print_printable(f"error: {error}", to_stderr=True)
         return 2
     except RunRefused as error:
-        say("the same command goes on", error=True)
+        print_printable("the same command goes on", to_stderr=True)
         return int(error.args[0])
     except KeyboardInterrupt:
-        say("stopped: the same command goes on", error=True)
+        print_printable("stopped: the same command goes on", to_stderr=True)
         return 130
     return 0
 

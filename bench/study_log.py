@@ -14,8 +14,8 @@ import torch
 from filelock import Timeout
 
 from bench.study_plan import Study, Trial
-from vssl_dist.durable import publish
-from vssl_dist.locks import private_lock
+from vssl_dist.durable import write_durably
+from vssl_dist.locks import make_private_lock
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -36,14 +36,14 @@ class RunLog:
 
     def write(self, **facts: Any) -> None:
         """Add facts, on disk before this returns."""
-        publish(self.path, json.dumps(self.read() | facts).encode())
+        write_durably(self.path, json.dumps(self.read() | facts).encode())
 
 
 @contextmanager
 def claimed_run(lock_path: Path) -> Iterator[bool]:
     """Claim a run; yields whether this process, and no other one of the study, has it."""
     lock_path.parent.mkdir(parents=True, exist_ok=True)
-    lock = private_lock(lock_path)
+    lock = make_private_lock(lock_path)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bench.study_plan import BASE_POINT, Study
 from bench.study_report import FigureByColumn, RunOutcome, SettingKey, outcome_rows
-from vssl_dist.evaluation.figures.plots import literal
+from vssl_dist.evaluation.figures.plots import escape_mathtext
 
 
 def draw_picture(
@@ -31,7 +31,7 @@ def draw_picture(
     rows = -(-len(panels) // columns)
     size = (3.4 * columns, 3.0 * rows) if len(panels) > 1 else (6.8, 4.4)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(literal(study.title), wrap=True)
+    figure.suptitle(escape_mathtext(study.title), wrap=True)
     first_axes: Axes | None = None
     for index, (factor, point) in enumerate(panels):
         # One scale for all: else a point of difference looks like ten.
@@ -39,7 +39,7 @@ def draw_picture(
         first_axes = first_axes or axes
         by_row = outcome_rows(study, outcomes, factor, point)
         _draw_panel(axes, study, by_row, reference_rows if factor == BASE_POINT else {})
-        title = literal(f"{point}: {factor}" if point else factor)
+        title = escape_mathtext(f"{point}: {factor}" if point else factor)
         axes.set_title(title, fontsize="medium")
         if index == 0:
             labels = axes.get_legend_handles_labels()
@@ -63,7 +63,7 @@ def _draw_panel(
             seed_figures.append(reference_rows.get(name, {}))
             points += [(x, figures[column]) for figures in seed_figures if column in figures]
         if points:
-            axes.plot(*zip(*points, strict=True), "o", ms=4, label=literal(column))
-    labels = [literal(name.replace("**", "").replace(" (base)", "*")) for name in names]
+            axes.plot(*zip(*points, strict=True), "o", ms=4, label=escape_mathtext(column))
+    labels = [escape_mathtext(name.replace("**", "").replace(" (base)", "*")) for name in names]
     axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", fontsize="small")
     axes.set_xlim(-0.5, len(labels) - 0.5)

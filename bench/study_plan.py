@@ -17,7 +17,7 @@ from vssl_dist.config.fields import FilePath, Positive, as_tuple
 from vssl_dist.config.paths import literal
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import ConfigError
-from vssl_dist.exports.results import FORMAT, read_result
+from vssl_dist.exports.results import RESULT_FORMAT, read_result
 from vssl_dist.jobs.evaluation_job import PendingEvaluation
 from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
@@ -110,7 +110,7 @@ class Trial:
     def export(self) -> Path:
         """Path of the backbone after the last step."""
         steps = self.cfg.total_steps(Dataset.open(self.cfg.data.train).samples)
-        return RunFolder(self.cfg.dir).exports.backbone(steps)
+        return RunFolder(self.cfg.dir).export_folder.backbone_path(steps)
 
     def results(self) -> dict[str, dict[str, object]] | None:
         """Read the results of each evaluation of the last export, by task.
@@ -125,7 +125,7 @@ class Trial:
         results = {
             evaluation.task.task: read_result(evaluation.result_path) for evaluation in evaluations
         }
-        if any(result.get("format") != FORMAT for result in results.values()):
+        if any(result.get("format") != RESULT_FORMAT for result in results.values()):
             return None
         return {task: result["results"] for task, result in results.items()}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.study_plan import BASE_POINT, Study
 from vssl_dist.errors import ConfigError
-from vssl_dist.exports.results import FORMAT, LIKELIHOODS
+from vssl_dist.exports.results import LIKELIHOOD_SCORES, RESULT_FORMAT
 from vssl_dist.run_folder import ExportFolder
 
 FigureByColumn = dict[str, float]
@@ -77,10 +77,10 @@ def read_baselines(export_folder: Path, task: str) -> dict[str, object] | None:
     None: there are none, or those of an earlier version.
     """
     try:
-        baselines = json.loads(ExportFolder(export_folder).baselines(task).read_text())
+        baselines = json.loads(ExportFolder(export_folder).baselines_path(task).read_text())
     except (OSError, ValueError):
         return None
-    if baselines.get("format") != FORMAT:
+    if baselines.get("format") != RESULT_FORMAT:
         return None
     results: dict[str, object] = baselines["results"]
     return results
@@ -264,7 +264,7 @@ def _machines_text(ran: Sequence[RunOutcome]) -> str:
 
 def _density_note(study: Study, facts: Mapping[str, str]) -> str:
     """Say what VJE's likelihoods are densities of, if the table has some."""
-    if not any(set(LIKELIHOODS) & set(path) for path in study.columns.values()):
+    if not any(set(LIKELIHOOD_SCORES) & set(path) for path in study.columns.values()):
         return ""
     return f"Likelihoods of VJE: `density: {facts['densities']}`." if "densities" in facts else ""
 

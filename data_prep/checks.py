@@ -23,7 +23,7 @@ from vssl_dist.data.store.manifest import (
     ShardEntry,
     read_manifest,
 )
-from vssl_dist.durable import open_regular, read_regular
+from vssl_dist.durable import open_regular_file, read_regular_file
 from vssl_dist.errors import DataError
 
 from .images.agreement import SHOWN_DIFFERENTLY_REASON
@@ -178,7 +178,7 @@ def check_shard(task: ShardCheckTask) -> Generator[int, None, tuple[str, list[st
     sample_problems: list[str] = []
     try:
         rows = _read_index(index, entry.samples)
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             for row, index_row in enumerate(rows):
                 problem = _check_sample(file, task.first_id + row, index_row, task)
                 sample_problems += (
@@ -199,7 +199,7 @@ def check_shard(task: ShardCheckTask) -> Generator[int, None, tuple[str, list[st
 
 def _compare_file(path: Path, sha256: str, size: int | None = None, slack: int = 0) -> list[str]:
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             actual_size = os.fstat(file.fileno()).st_size
             if size is not None and not size <= actual_size <= size + slack:
                 return [f"{path}: has {actual_size} bytes instead of {size}"]
@@ -211,7 +211,7 @@ def _compare_file(path: Path, sha256: str, size: int | None = None, slack: int =
 
 def _read_index(path: Path, samples: int) -> NDArray[np.void]:
     try:
-        blob = read_regular(path, samples * INDEX_DTYPE.itemsize + MAX_INDEX_HEADER_BYTES)
+        blob = read_regular_file(path, samples * INDEX_DTYPE.itemsize + MAX_INDEX_HEADER_BYTES)
         rows: NDArray[np.void] = np.load(io.BytesIO(blob), allow_pickle=False)
     except OSError:
         raise

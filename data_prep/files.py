@@ -13,9 +13,9 @@ from typing import BinaryIO
 from filelock import Timeout
 
 from vssl_dist import durable
-from vssl_dist.durable import open_regular
+from vssl_dist.durable import open_regular_file
 from vssl_dist.errors import DataError
-from vssl_dist.locks import lock_holder, private_lock
+from vssl_dist.locks import describe_lock_holder, make_private_lock
 
 _EARLIER_PARTIAL_NAME = re.compile(
     r"\.(shard-\d+[\w.]*|survey-\d+|[0-9a-f]{32}\.tar|(manifest|recipe)\.json|inputs\.npy|rejects\.jsonl)"
@@ -31,13 +31,13 @@ def first_bytes(path: str | Path, size: int) -> bytes:
     Raises:
         OSError: The file is not regular, or cannot be read.
     """
-    with open_regular(Path(path)) as file:
+    with open_regular_file(Path(path)) as file:
         return os.read(file.fileno(), size)
 
 
 @contextmanager
 def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
-    """Write a file that exists only when it is whole, by `durable.whole_file`.
+    """Write a file that exists only when it is whole, by `durable.open_whole_file`.
 
     Args:
         path: The file.
@@ -47,7 +47,7 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
         DataError: The disk is full, the folder read-only, or the like.
     """
     try:
-        with durable.whole_file(path, flush=flush) as file:
+        with durable.open_whole_file(path, flush=flush) as file:
             yield file
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -73,18 +73,18 @@ def hold_lock(lock_path: Path, folder: Path, what_other_does: str) -> Iterator[N
     """
     try:
         for path in (lock_path.parent, lock_path):
-            durable.followed(path)
+            durable.resolve_trusted_links(path)
         lock_path.parent.mkdir(parents=True, exist_ok=True)
-        acquired_lock = private_lock(lock_path)
+        acquired_lock = make_private_lock(lock_path)
         acquired_lock.acquire(timeout=0)
     except Timeout:
         raise DataError(
-            f"{folder}: another {what_other_does}: wait for it ({lock_holder(lock_path)})"
+            f"{folder}: another {what_other_does}: wait for it ({describe_lock_holder(lock_path)})"
         ) from None
     except PermissionError as error:
         reason = error.strerror
         if lock_path.exists():  # also of a colleague whose call was killed
-            owner_name = durable.name_of_user(lock_path.lstat().st_uid)
+            owner_name = durable.user_name(lock_path.lstat().st_uid)
             reason = f"{lock_path} belongs to {owner_name}: remove it"
         raise DataError(f"{folder}: cannot be made ({reason})") from error
     except OSError as error:
@@ -98,8 +98,8 @@ def hold_lock(lock_path: Path, folder: Path, what_other_does: str) -> Iterator[N
 def remove_partial_files(folder: Path) -> None:
     """Remove what interrupted writers left behind, also those of earlier versions."""
     for path in folder.glob(".*"):
-        is_partial_name = durable.is_partial(path.name) or _EARLIER_PARTIAL_NAME.fullmatch(
+        is_partial_name = durable.is_partial_file_name(
             path.name
-        )
+        ) or _EARLIER_PARTIAL_NAME.fullmatch(path.name)
         if is_partial_name and stat.S_ISREG(path.lstat().st_mode):
             path.unlink(missing_ok=True)

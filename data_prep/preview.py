@@ -23,11 +23,11 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 
 from vssl_dist import config
 from vssl_dist.cli.program import arguments as parse_arguments
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
 from vssl_dist.preview.sheet import write_augmentation_sheet
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,10 +38,10 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (refused) or 130 (Ctrl-C)."""
     args = arguments(words)
-    with one_line(args.out) as ending:
+    with end_in_one_line(args.out) as ending:
         if args.out.is_dir():
             raise ConfigError(f"--out {args.out}: is a folder; name a file, such as sheet.png")
         cfg = config.load(args.config, args.overrides, methods=CONFIGS)
         sheet = write_augmentation_sheet(cfg, args.out, args.rows, who="preview.py")
-        say(str(sheet))
-    return ending.code
+        print_printable(str(sheet))
+    return ending.exit_code

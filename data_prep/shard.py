@@ -24,10 +24,10 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     sys.exit(script("shard", sys.argv[1:], "shard.py"))
 
 from vssl_dist.cli.program import arguments as parse_arguments
-from vssl_dist.console.bars import sample_bar
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.bars import show_sample_bar
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.errors import DataError
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 from .archives.unpack import archive_unpacker
 from .images.examine import MAX_PIXELS, ImageRules
@@ -55,15 +55,15 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (a clear error) or 130 (Ctrl-C)."""
     args = arguments(words)
     start = time.monotonic()
-    with one_line(
+    with end_in_one_line(
         args.out, "interrupted: finished shards are kept, the same call goes on"
     ) as ending:
         options, request = _make_build_options(args), _make_request(args)
         with archive_unpacker(args.out) as unpack:
             splits = SOURCES[args.source].read(replace(request, unpack=unpack))
-            for built_split in build_dataset(splits, args.out, options, sample_bar):
-                say(_summarise_split(built_split, time.monotonic() - start))
-    return ending.code
+            for built_split in build_dataset(splits, args.out, options, show_sample_bar):
+                print_printable(_summarise_split(built_split, time.monotonic() - start))
+    return ending.exit_code
 
 
 def _make_request(args: argparse.Namespace) -> SourceRequest:

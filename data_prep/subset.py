@@ -34,7 +34,7 @@ import numpy as np
 
 from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.config.paths import expanded
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.manifest import (
     FORMAT,
@@ -45,9 +45,9 @@ from vssl_dist.data.store.manifest import (
     read_manifest,
     seal,
 )
-from vssl_dist.durable import is_partial, sync
+from vssl_dist.durable import is_partial_file_name, sync_to_disk
 from vssl_dist.errors import DataError
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 from .files import hold_lock, write_whole
 from .images.agreement import JUDGED_BY_KEY
@@ -75,17 +75,17 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 (a clear error) or 130 (Ctrl-C)."""
     args = arguments(words)
-    with one_line(args.out) as ending:
+    with end_in_one_line(args.out) as ending:
         manifest = write_subset(
             args.folder,
             parse_class_names(args.classes, Dataset.open(args.folder).classes),
             args.out,
         )
-        say(
+        print_printable(
             f"{args.out}: {manifest.samples} samples, {len(manifest.classes)} classes, in links to "
             f"{len(manifest.shards)} shards of {args.folder}"
         )
-    return ending.code
+    return ending.exit_code
 
 
 def parse_class_names(text: str, known_classes: Sequence[str]) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def write_subset(folder: Path, classes: Sequence[str], out: Path) -> Manifest:
         _discard_split_folder(out)
         # One rename: a killed call leaves either no subset or a whole one.
         partial_folder.rename(out)
-        sync(partial_folder.parent)
+        sync_to_disk(partial_folder.parent)
     return read_manifest(out)
 
 
@@ -192,7 +192,7 @@ def _foreign_name(folder: Path) -> str | None:
     names = (
         path.name
         for path in folder.iterdir()
-        if not (_SPLIT_FILE_PATTERN.fullmatch(path.name) or is_partial(path.name))
+        if not (_SPLIT_FILE_PATTERN.fullmatch(path.name) or is_partial_file_name(path.name))
         or _is_folder(path)
     )
     return min(names, default=None)
@@ -277,4 +277,4 @@ def _write_split(
         "source": source,
     }
     write_whole(folder / MANIFEST, seal(contents))
-    sync(folder)
+    sync_to_disk(folder)

@@ -21,9 +21,9 @@ if __name__ == "__main__":  # before what a bare Python cannot import
     sys.exit(script("verify", sys.argv[1:], "verify.py"))
 
 from vssl_dist.cli.program import arguments as parse_arguments
-from vssl_dist.console.bars import sample_bar
-from vssl_dist.console.endings import one_line
-from vssl_dist.text import say
+from vssl_dist.console.bars import show_sample_bar
+from vssl_dist.console.endings import end_in_one_line
+from vssl_dist.text import print_printable
 
 from .checks import check_split, find_sharded_splits, num_stated_samples
 
@@ -36,18 +36,18 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1, 2 or 130 (Ctrl-C)."""
     args = arguments(words)
-    with one_line(args.out) as ending:
+    with end_in_one_line(args.out) as ending:
         for folder in find_sharded_splits(args.out):
-            with sample_bar(f"verify {folder.name}", num_stated_samples(folder)) as advance:
+            with show_sample_bar(f"verify {folder.name}", num_stated_samples(folder)) as advance:
                 manifest, problems = check_split(folder, workers=args.workers, advance=advance)
             if problems:
-                ending.code = 1
+                ending.exit_code = 1
             for line in problems:
-                say(f"wrong: {line}")
+                print_printable(f"wrong: {line}")
             if manifest is not None and not problems:
-                say(
+                print_printable(
                     f"{folder}: {manifest.samples} samples in "
                     f"{len(manifest.shards)} shards are intact (fingerprint "
                     f"{manifest.fingerprint[:12]})"
                 )
-    return ending.code
+    return ending.exit_code

@@ -16,7 +16,12 @@ import pytest
 
 from tests.support.ranks import run_ranks
 from vssl_dist import checkpoint, dist, durable, sealed
-from vssl_dist.checkpoint import commit, manifests, newest, retain
+from vssl_dist.checkpoint import (
+    commit_checkpoint,
+    delete_old_checkpoints,
+    find_newest_checkpoint,
+    read_manifests,
+)
 from vssl_dist.errors import CheckpointError
 
 
@@ -40,7 +45,9 @@ def writer(step: int) -> Callable[[Path], None]:
 
 
 def save(root: Path, step: int, write: Callable[[Path], None] | None = None) -> Path:
-    return commit(root, step=step, write=write or writer(step), facts={"position": step * 10})
+    return commit_checkpoint(
+        root, step=step, write_files=write or writer(step), facts={"position": step * 10}
+    )
 
 
 def assert_whole(path: Path, step: int) -> None:
@@ -61,14 +68,16 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def test_a_commit_is_found_again_with_its_facts(tmp_path: Path) -> None:
-    assert newest(tmp_path / "new") is None
+    assert find_newest_checkpoint(tmp_path / "new") is None
     path = save(tmp_path / "new", 7)
     assert path == tmp_path / "new" / "step-00000007"
-    found = newest(tmp_path / "new")
+    found = find_newest_checkpoint(tmp_path / "new")
     assert found is not None
-    assert (found.path, found.step, found.facts) == (path, 7, {"position": 70})
+    assert (found.path, found.step, found.run_facts) == (path, 7, {"position": 70})
     assert_whole(path, 7)
-    assert [(m["step"], m["facts"]) for m in manifests(tmp_path / "new")] == [(7, {"position": 70})]
+    assert [(m["step"], m["facts"]) for m in read_manifests(tmp_path / "new")] == [
+        (7, {"position": 70})
+    ]
 
 
 def test_newest_is_the_highest_step_whatever_the_clock_said(tmp_path: Path) -> None:
@@ -76,7 +85,7 @@ def test_newest_is_the_highest_step_whatever_the_clock_said(tmp_path: Path) -> N
         save(tmp_path, step)
     for path in tmp_path.iterdir():
         os.utime(path, (0, 2**32 if path.name == "step-00000009" else 0))
-    found = newest(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 100_000_000
 
@@ -136,7 +145,7 @@ def test_killed_before_any_of_its_steps_a_commit_leaves_the_last_one_and_no_rema
                 save(root, 2)
 
         survived = in_child(second) == 0
-        found = newest(root)
+        found = find_newest_checkpoint(root)
         assert found is not None
         assert_whole(found.path, found.step)
         assert sorted(p.name for p in root.iterdir()) == [
@@ -156,13 +165,13 @@ def test_killed_at_any_time_a_run_of_commits_loses_nothing_committed(tmp_path: P
         if child == 0:
             for step in range(seen + 1, seen + 1000):
                 save(tmp_path, step)
-                retain(tmp_path, keep_last=2, keep_every=None)
+                delete_old_checkpoints(tmp_path, keep_last=2, keep_every=None)
             os._exit(0)
         time.sleep(clock.uniform(0.005, 0.12))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        before = max((m["step"] for m in manifests(tmp_path)), default=0)
-        found = newest(tmp_path)
+        before = max((m["step"] for m in read_manifests(tmp_path)), default=0)
+        found = find_newest_checkpoint(tmp_path)
         step = found.step if found else 0
         assert step == before >= seen
         seen = step
@@ -189,7 +198,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "removed": Path.unlink,
     "other": lambda path: path.write_bytes(b"[1, 2]"),
 }
-FILES = [*content(2), sealed.MANIFEST]
+FILES = [*content(2), sealed.MANIFEST_NAME]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -199,7 +208,7 @@ def test_any_damage_to_any_file_is_found_and_the_one_before_is_taken(
 ) -> None:
     save(tmp_path, 1)
     DAMAGE[damage](save(tmp_path, 2) / name)
-    found = newest(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 1
     assert_whole(found.path, 1)
@@ -209,22 +218,22 @@ def test_any_damage_to_any_file_is_found_and_the_one_before_is_taken(
     assert "step-00000002" in warning
     assert Path(name).name in warning
     save(tmp_path, 2)  # the name is free again
-    again = newest(tmp_path)
+    again = find_newest_checkpoint(tmp_path)
     assert again is not None
     assert_whole(again.path, 2)
 
 
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
-    path = save(tmp_path, 1) / sealed.MANIFEST
+    path = save(tmp_path, 1) / sealed.MANIFEST_NAME
     whole = path.read_bytes()
     for place in random.Random(0).sample(range(len(whole)), 60):
         bit = bytes([whole[place] ^ 1])
         if whole[place : place + 1].isspace() and bit.isspace():
             continue
         path.write_bytes(whole[:place] + bit + whole[place + 1 :])
-        assert not manifests(tmp_path)
+        assert not read_manifests(tmp_path)
     path.write_bytes(whole)
-    assert manifests(tmp_path)
+    assert read_manifests(tmp_path)
 
 
 def test_with_every_checkpoint_damaged_a_run_refuses_to_start_over_today_and_tomorrow(
@@ -234,24 +243,24 @@ def test_with_every_checkpoint_damaged_a_run_refuses_to_start_over_today_and_tom
         flip(save(tmp_path, step) / "weights.bin")
     for _ in range(2):
         with pytest.raises(CheckpointError, match="start again from step 0"):
-            newest(tmp_path)
+            find_newest_checkpoint(tmp_path)
     assert len(list(tmp_path.glob("step-*.corrupt"))) == 2
 
 
 def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path: Path) -> None:
     save(tmp_path, 1).rename(tmp_path / "step-00000005")
     with pytest.raises(CheckpointError):
-        newest(tmp_path)
+        find_newest_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_of_another_format_is_refused_and_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", "vssl-dist/checkpoint-99")
+        patch.setattr(checkpoint, "MANIFEST_FORMAT", "vssl-dist/checkpoint-99")
         path = save(tmp_path, 1)
     with pytest.raises(CheckpointError, match="checkpoint-99"):
-        newest(tmp_path)
+        find_newest_checkpoint(tmp_path)
     assert path.is_dir()
 
 
@@ -263,7 +272,7 @@ def test_foreign_files_are_ignored_and_remains_are_swept(tmp_path: Path) -> None
     (tmp_path / "step-00000009").write_text("a file")
     for left in (".tmp-00000004-0123456789ab", ".trash-ba9876543210-step-00000001"):
         shutil.copytree(path, tmp_path / left)
-    found = newest(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -286,7 +295,7 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(tmp_path: Path) 
         save(tmp_path, 2)
 
     assert in_child(second) == 0
-    found = newest(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert found is not None
     assert_whole(found.path, 2)
 
@@ -306,10 +315,10 @@ def test_on_a_disk_too_small_for_two_the_old_checkpoint_is_not_sacrificed(small_
         save(small_disk, step)
     with pytest.raises(CheckpointError, match="No space left"):
         save(small_disk, 3)
-    found = newest(small_disk)
+    found = find_newest_checkpoint(small_disk)
     assert found is not None
     assert_whole(found.path, 2)
-    retain(small_disk, keep_last=1, keep_every=None)
+    delete_old_checkpoints(small_disk, keep_last=1, keep_every=None)
     save(small_disk, 3)
 
 
@@ -328,18 +337,18 @@ def test_retention_keeps_the_newest_and_the_milestones(
 ) -> None:
     for step in range(1, 7):
         save(tmp_path, step)
-    retain(tmp_path, last, every)
+    delete_old_checkpoints(tmp_path, last, every)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{step:08d}" for step in kept]
 
 
 def test_a_published_file_is_never_half_there(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "card.json"
-    durable.publish(path, b"old")
+    durable.write_durably(path, b"old")
 
     def replace() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         with pytest.raises(OSError, match="large"):
-            durable.publish(path, b"x" * 2000)
+            durable.write_durably(path, b"x" * 2000)
 
     assert in_child(replace) == 0
     assert path.read_bytes() == b"old"
@@ -359,21 +368,23 @@ def _on_two_ranks(root: Path) -> dict[str, Any]:
             raise OSError("the disk of rank 1\nis full")
 
     seen: dict[str, Any] = {}
-    commit(root, step=1, write=write, facts={"position": 10})
-    seen["refused"] = _refusal(lambda: commit(root, step=2, write=fail, facts={}))
+    commit_checkpoint(root, step=1, write_files=write, facts={"position": 10})
+    seen["refused"] = _refusal(lambda: commit_checkpoint(root, step=2, write_files=fail, facts={}))
     seen["after failure"] = sorted(p.name for p in root.iterdir())
-    commit(root, step=3 + dist.rank(), write=write, facts={"position": 30 + dist.rank()})
-    found = newest(root)
+    commit_checkpoint(
+        root, step=3 + dist.rank(), write_files=write, facts={"position": 30 + dist.rank()}
+    )
+    found = find_newest_checkpoint(root)
     assert found
-    seen["newest"] = (found.step, found.facts, sorted(p.name for p in found.path.iterdir()))
+    seen["newest"] = (found.step, found.run_facts, sorted(p.name for p in found.path.iterdir()))
     if dist.rank() == 0:
         flip(found.path / "rank-1.bin")
     dist.barrier()
-    found = newest(root)
+    found = find_newest_checkpoint(root)
     assert found
     seen["fallback"] = found.step
     elsewhere = root if dist.rank() == 0 else root.with_name("elsewhere")
-    seen["blind"] = _refusal(lambda: newest(elsewhere))
+    seen["blind"] = _refusal(lambda: find_newest_checkpoint(elsewhere))
     seen["left alone"] = (root / "step-00000001").is_dir()
     return seen
 

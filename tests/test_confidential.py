@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from vssl_dist.confidential import has_secret_in_address, has_secret_in_command, is_secret, redact
+from vssl_dist.confidential import (
+    has_secret_in_address,
+    has_secret_in_command,
+    is_secret_variable,
+    redact_secrets,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,15 +70,15 @@ def test_a_switch_a_number_and_the_place_of_a_secret_are_none() -> None:
         "NUM_KEYS": "100", "GOOGLE_APPLICATION_CREDENTIALS": "/home/me/key.json",
         "SSL_KEY": "/etc/key.pem", "SINGULARITY_TOKENFILE": "/home/me/token",
     }  # fmt: skip
-    assert [name for name, value in innocent.items() if is_secret(name, value)] == []
-    assert is_secret("AWS_SECRET_ACCESS_KEY", "/wJalrXUtnFEMI")
-    assert is_secret("MLFLOW_TRACKING_PASSWORD", "/hunter2")
-    assert is_secret("TOKEN", "1")
+    assert [name for name, value in innocent.items() if is_secret_variable(name, value)] == []
+    assert is_secret_variable("AWS_SECRET_ACCESS_KEY", "/wJalrXUtnFEMI")
+    assert is_secret_variable("MLFLOW_TRACKING_PASSWORD", "/hunter2")
+    assert is_secret_variable("TOKEN", "1")
 
 
 def test_names_of_secrets_are_told_from_those_that_share_a_syllable() -> None:
-    assert [name for name in SECRETS if not is_secret(name, "x")] == []
-    assert [name for name in OTHERS if is_secret(name, "x")] == []
+    assert [name for name in SECRETS if not is_secret_variable(name, "x")] == []
+    assert [name for name in OTHERS if is_secret_variable(name, "x")] == []
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,6 @@ def test_what_the_environment_knows_is_kept_out_of_a_message(
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunt\ner2")
     monkeypatch.setenv("SHORT_PWD", "a")
     monkeypatch.setenv("PWD", "/the/folder")
-    assert redact("/the/folder/run") == "/the/folder/run"
+    assert redact_secrets("/the/folder/run") == "/the/folder/run"
     said = r"hun/ter2 hun%2Fter2 b'Bearer hunt\ner2' Basic bWU6aHVuL3RlcjI= at http://u:p/w@h a"
-    assert redact(said) == r"*** *** b'Bearer ***' Basic *** at http://***@h a"
+    assert redact_secrets(said) == r"*** *** b'Bearer ***' Basic *** at http://***@h a"

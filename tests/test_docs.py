@@ -31,7 +31,7 @@ def test_every_page_is_in_the_list_of_pages() -> None:
 def test_the_page_of_the_run_folder_is_what_its_module_prints() -> None:
     page = (ROOT / "docs" / "run_folder.md").read_text()
     assert page.endswith(f"\n\n{run_folder.markdown()}"), "python -m vssl_dist.run_folder"
-    assert len(run_folder.markdown().splitlines()) == 2 + len(run_folder._KEEPING)
+    assert len(run_folder.markdown().splitlines()) == 2 + len(run_folder._REMOVAL_RULES)
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -248,7 +248,7 @@ def failing_saves(root: Path) -> dict[str, Any]:
 
     def commit() -> None:
         step = trainee.engine.step
-        checkpoint.commit(root, step=step, write=trainee.engine.save, facts={})
+        checkpoint.commit_checkpoint(root, step=step, write_files=trainee.engine.save, facts={})
 
     for victim in (1, 0):
         trainee.train(1)
@@ -259,7 +259,7 @@ def failing_saves(root: Path) -> dict[str, Any]:
     other.train(2)
     same = trainee.engine.digests() == other.engine.digests()
     commit()
-    found = checkpoint.newest(root)
+    found = checkpoint.find_newest_checkpoint(root)
     return {"refusals": refusals, "same": same, "saved": found and found.step}
 
 

@@ -67,24 +67,27 @@ EXPLAINED = {
     ("vssl_dist/evaluation/features/cache.py", "(folder / 'features.npy').open('xb')"): SEALED,
     ("vssl_dist/evaluation/features/cache.py", "(folder / 'labels.npy').open('xb')"): SEALED,
     ("vssl_dist/evaluation/features/cache.py", "np.save(file, labels)"): SEALED,
-    ("vssl_dist/evaluation/features/cache.py", "(partial / _SEAL).open('x')"): SEALED,
-    ("vssl_dist/evaluation/features/cache.py", "json.dump(seal, file, indent=1)"): SEALED,
+    (
+        "vssl_dist/evaluation/features/cache.py",
+        "(partial_path / _SEAL_FILE_NAME).open('x')",
+    ): SEALED,
+    ("vssl_dist/evaluation/features/cache.py", "json.dump(seal_facts, file, indent=1)"): SEALED,
     (
         "vssl_dist/online_probe.py",
-        "save_file({k: v.contiguous() for k, v in self._state.items()}, folder / _FILE)",
+        "save_file({k: v.contiguous() for k, v in self._state.items()}, folder / _STATE_FILE_NAME)",
     ): SEALED,
     (
         "vssl_dist/exports/formats.py",
-        "save_file(backbone.state_dict(), path / _WEIGHTS)",
+        "save_file(backbone.state_dict(), path / _WEIGHTS_FILE_NAME)",
     ): SEALED,
     (
         "vssl_dist/exports/formats.py",
-        "(path / _CARD).write_text(json.dumps(card.as_json(), indent=1))",
+        "(path / _CARD_FILE_NAME).write_text(json.dumps(card.as_json(), indent=1))",
     ): SEALED,
-    ("vssl_dist/exports/formats.py", "(path / 'README.md').write_text(text)"): SEALED,
+    ("vssl_dist/exports/formats.py", "(path / 'README.md').write_text(readme_text)"): SEALED,
     (
         "vssl_dist/exports/formats.py",
-        "(path / 'config.json').write_text(json.dumps(settings, indent=1))",
+        "(path / 'config.json').write_text(json.dumps(timm_config, indent=1))",
     ): SEALED,
     (
         "vssl_dist/teacher.py",
@@ -370,7 +373,7 @@ def test_the_law_on_spelling_knows_a_path_of_a_run_when_it_sees_one() -> None:
 
 
 def test_what_names_files_prints_through_one_door() -> None:
-    """`vssl_dist.text.say` passes no command of a file's name to a terminal."""
+    """`vssl_dist.text.print_printable` passes no command of a file's name to a terminal."""
     for path in sources(*SPOKEN):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

@@ -11,16 +11,21 @@ import pytest
 from filelock import Timeout
 
 from tests.support.others import done_as_nobody, locked_by_nobody, needs_root, shared_folder
-from vssl_dist.locks import hold_lock, is_held_by_other_user, lock_holder, private_lock
+from vssl_dist.locks import (
+    describe_lock_holder,
+    hold_lock,
+    is_held_by_other_user,
+    make_private_lock,
+)
 
 
 def test_the_process_that_holds_a_lock_is_named(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with private_lock(path):
-        assert f"process {os.getpid()} of " in lock_holder(path)
+    with make_private_lock(path):
+        assert f"process {os.getpid()} of " in describe_lock_holder(path)
         with pytest.raises(Timeout):
-            private_lock(path).acquire(timeout=0)
-    assert lock_holder(path) == "a process on another machine"
+            make_private_lock(path).acquire(timeout=0)
+    assert describe_lock_holder(path) == "a process on another machine"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -28,7 +33,7 @@ def test_the_process_that_holds_a_lock_is_named(tmp_path: Path) -> None:
 def test_who_may_only_read_can_neither_take_nor_keep_a_lock() -> None:
     with shared_folder() as folder:
         path = folder / "lock"
-        with private_lock(path):
+        with make_private_lock(path):
             assert not done_as_nobody(path.read_bytes)
         assert not done_as_nobody(path.read_bytes)
 
@@ -40,9 +45,9 @@ def test_a_lock_of_before_is_closed_to_others_and_who_still_holds_it_is_named() 
         path.touch(mode=0o644)
         with locked_by_nobody(path) as pid:
             with pytest.raises(Timeout):
-                private_lock(path).acquire(timeout=0.1)
-            assert lock_holder(path).startswith(f"process {pid} of ")
-        with private_lock(path).acquire(timeout=5):
+                make_private_lock(path).acquire(timeout=0.1)
+            assert describe_lock_holder(path).startswith(f"process {pid} of ")
+        with make_private_lock(path).acquire(timeout=5):
             assert not done_as_nobody(path.read_bytes)
 
 
@@ -51,7 +56,7 @@ def test_a_lock_is_no_way_through_a_link(tmp_path: Path) -> None:
     target.write_bytes(b"mine")
     (tmp_path / "lock").symlink_to(target)
     with pytest.raises(OSError, match="symbolic"):
-        private_lock(tmp_path / "lock").acquire(timeout=1)
+        make_private_lock(tmp_path / "lock").acquire(timeout=1)
     assert target.read_bytes() == b"mine"
     assert stat.S_IMODE(target.stat().st_mode) != 0o600
 
@@ -61,17 +66,17 @@ def test_whoever_waits_is_told_for_whom_and_how_long_and_not_for_ever(
 ) -> None:
     caplog.set_level(logging.INFO, "vssl_dist")
     path = tmp_path / "lock"
-    with private_lock(path):
+    with make_private_lock(path):
         assert not is_held_by_other_user(path)
         match = f"still held by process {os.getpid()} of "
-        with pytest.raises(OSError, match=match) as error, hold_lock(path, within_s=0.1):
+        with pytest.raises(OSError, match=match) as error, hold_lock(path, max_wait_s=0.1):
             pass
         assert error.value.filename == str(path)
     (said,) = caplog.messages
     assert said.startswith("waiting, 2.77778e-05 h at most, for process ")
     assert said.endswith(f", which has {path}")
     with hold_lock(path), pytest.raises(Timeout):
-        private_lock(path).acquire(timeout=0)
+        make_private_lock(path).acquire(timeout=0)
 
 
 @needs_root

@@ -22,8 +22,8 @@ from vssl_dist.evaluation.run import EvalSettings, evaluate
 from vssl_dist.exports.read import load_export
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.linear_probe import Probe
-from vssl_dist.online_probe import OnlineProbe, build_probe
-from vssl_dist.run_folder import part_of
+from vssl_dist.online_probe import OnlineProbe, build_online_probe
+from vssl_dist.run_folder import part_path_of
 from vssl_dist.train import Preempted, train
 
 CLASSES, WIDTH, STEPS = 3, 6, 8
@@ -76,7 +76,7 @@ def test_it_takes_the_steps_of_torchs_sgd() -> None:
 
 def test_what_is_exported_classifies_raw_features_by_running_moments() -> None:
     probe = OnlineProbe(OnlineConfig(lr=0.5), CLASSES, STEPS)
-    assert probe.tensors() == {}, "it has seen nothing"
+    assert probe.export_tensors() == {}, "it has seen nothing"
     mean = var = None
     for number, (x, y) in enumerate(batches()):
         probe.step(x, y, number + 1)
@@ -86,7 +86,7 @@ def test_what_is_exported_classifies_raw_features_by_running_moments() -> None:
     x, labels = batches()[-1]
     scaled = F.batch_norm(x, mean, var, training=False, eps=1e-5)
     table = probe._state["table"]
-    exported = Probe(**probe.tensors()["online"])
+    exported = Probe(**probe.export_tensors()["online"])
     torch.testing.assert_close(exported.logits(x), scaled @ table[:-1] + table[-1])
     assert (exported.logits(x).argmax(1) == labels).float().mean() > 0.5
 
@@ -140,12 +140,12 @@ def test_the_state_of_another_probe_is_refused(tmp_path: Path, changes: dict[str
     save_file(of_a_probe(**changes), tmp_path / "online.safetensors")
     with pytest.raises(Exception, match=r"."):
         probe.load(tmp_path, "cpu")
-    assert probe.tensors()["online"]["weight"].shape == (WIDTH, CLASSES)
+    assert probe.export_tensors()["online"]["weight"].shape == (WIDTH, CLASSES)
 
 
 def test_a_dataset_without_classes_is_refused() -> None:
     with pytest.raises(DataError, match="nothing for a probe"):
-        build_probe(OnlineConfig(), 1, 10)
+        build_online_probe(OnlineConfig(), 1, 10)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
         tmp_path / n / "export/backbone-00000006.safetensors" for n in ("plain", "probed")
     )
     result = evaluate(probed, task)
-    weights = load_file(part_of(probed, "online"))
+    weights = load_file(part_path_of(probed, "online"))
     backbone, card = load_export(probed)
     images, labels = by_hand(data.parent / "val", card.normalise)
     with torch.inference_mode():
@@ -242,6 +242,6 @@ def test_the_method_is_bit_identical_with_it_and_the_probe_resumes_exactly(
     settings = EvalSettings(train=data.parent / "val", val=data)
     elsewhere = evaluate(probed, task, settings)
     assert "online" not in elsewhere["results"], "its classes are others"
-    part_of(probed, "online").unlink()
+    part_path_of(probed, "online").unlink()
     with pytest.raises(ExportError, match=r"online-00000006\.safetensors: missing or damaged"):
         evaluate(probed, task.model_copy(update={"epochs": 2}))

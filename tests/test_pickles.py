@@ -49,12 +49,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def known() -> dict[str, frozenset[str]]:
-    return pickles.expected_files(world_size=1, zero_stage=0)
+    return pickles.allowed_globals_by_file(world_size=1, zero_stage=0)
 
 
 def test_what_deepspeed_writes_is_opened(folder: Path) -> None:
-    pickles.scan(folder, known())
-    state = pickles.load_safely(known(), str(folder / MODEL), map_location="cpu")
+    pickles.check_pickle_globals(folder, known())
+    state = pickles.load_with_allowed_globals(known(), str(folder / MODEL), map_location="cpu")
     assert state["steps"] == 4
     assert torch.equal(state["module"]["weight"], torch.zeros(3))
 
@@ -65,7 +65,7 @@ def test_what_would_run_code_is_refused_in_one_line_and_runs_nothing(
 ) -> None:
     POISONS[kind](folder / MODEL, tmp_path / "touched")
     with pytest.raises(CheckpointError) as error:
-        pickles.scan(folder, known())
+        pickles.check_pickle_globals(folder, known())
     assert MODEL in str(error.value)
     assert "restore" in str(error.value)
     assert "\n" not in str(error.value)
@@ -78,7 +78,7 @@ def test_the_reader_refuses_it_too_whatever_was_looked_at_before(
 ) -> None:
     POISONS[kind](folder / MODEL, tmp_path / "touched")
     with pytest.raises(Exception, match=r"."):
-        pickles.load_safely(known(), str(folder / MODEL))
+        pickles.load_with_allowed_globals(known(), str(folder / MODEL))
     assert not (tmp_path / "touched").exists()
 
 
@@ -88,11 +88,11 @@ def test_the_reader_refuses_it_too_whatever_was_looked_at_before(
 def test_any_other_name_than_the_known_ones_is_refused_by_it(folder: Path, value: Any) -> None:
     torch.save({"module": value}, folder / MODEL)
     with pytest.raises(CheckpointError, match=r"would run \S+"):
-        pickles.scan(folder, known())
+        pickles.check_pickle_globals(folder, known())
 
 
 def test_the_model_may_not_name_what_the_shards_may() -> None:
-    files = pickles.expected_files(world_size=2, zero_stage=2)
+    files = pickles.allowed_globals_by_file(world_size=2, zero_stage=2)
     assert files.keys() == {MODEL, SHARD, SHARD.replace("1", "0", 1)}
     assert not files[MODEL]
     assert len(files[SHARD]) == 3
@@ -102,12 +102,12 @@ def test_the_model_may_not_name_what_the_shards_may() -> None:
 def test_a_file_more_or_less_is_refused(folder: Path, name: str) -> None:
     shutil.copy(folder / MODEL, folder / name)
     with pytest.raises(CheckpointError, match="odd") as error:
-        pickles.scan(folder, known())
+        pickles.check_pickle_globals(folder, known())
     assert "\n" not in str(error.value)
     (folder / name).unlink()
     (folder / MODEL).unlink()
     with pytest.raises(CheckpointError, match="missing"):
-        pickles.scan(folder, known())
+        pickles.check_pickle_globals(folder, known())
 
 
 # With DeepSpeed, on two ranks.
@@ -129,7 +129,7 @@ def two_ranks(folder: Path) -> dict[str, Any]:
         trainee = Trainee(run_config(stage, "vje_ema", optim, 0.3, autocast=cast))
         trainee.train(1)
         root = folder / "-".join(map(str, case))
-        path = checkpoint.commit(root, step=1, write=trainee.engine.save, facts={})
+        path = checkpoint.commit_checkpoint(root, step=1, write_files=trainee.engine.save, facts={})
         names[case] = {p.name: named_by(p) for p in (path / TAG).iterdir()}
         assert not list(path.rglob("*.py"))
         trainee.engine.load(path)
@@ -140,7 +140,7 @@ def hostile(root: Path) -> dict[str, str]:
     """How both ranks refuse what is whole and not ours, and that the original is still taken."""
     trainee = Trainee(run_config(1, "vje_ema"))
     trainee.train(1)
-    path = checkpoint.commit(root, step=1, write=trainee.engine.save, facts={})
+    path = checkpoint.commit_checkpoint(root, step=1, write_files=trainee.engine.save, facts={})
     trainee.train(1)
     before = trainee.engine.digests()
     refusals = {}
@@ -229,7 +229,7 @@ TENSORS = {
 def test_real_checkpoints_name_exactly_what_the_table_says(
     seen: list[dict[str, Any]], case: tuple[int, str, str]
 ) -> None:
-    table = pickles.expected_files(world_size=2, zero_stage=case[0])
+    table = pickles.allowed_globals_by_file(world_size=2, zero_stage=case[0])
     names = seen[0]["names"][case]
     assert {name: found - TENSORS for name, found in names.items()} == table
 

@@ -11,13 +11,13 @@ import pytest
 from tests.support.photos import tiny_dataset
 from tests.support.shards import rewritten, stored
 from vssl_dist import config
-from vssl_dist.checkpoint import commit
+from vssl_dist.checkpoint import commit_checkpoint
 from vssl_dist.config import RunConfig
 from vssl_dist.config.differences import differences
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
-from vssl_dist.resume import check_resume, check_same_experiment
+from vssl_dist.resume import check_resumable, check_same_experiment
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -42,12 +42,12 @@ def photos(folder: Path) -> Dataset:
 
 
 def test_before_the_first_checkpoint_the_same_experiment_starts_again(begun: Path) -> None:
-    assert check_resume(read(begun, "log_every=1", "data.threads=2"), 2, photos(begun)) == 0
+    assert check_resumable(read(begun, "log_every=1", "data.threads=2"), 2, photos(begun)) == 0
 
 
 def test_before_the_first_checkpoint_another_experiment_is_refused(begun: Path) -> None:
     with pytest.raises(ConfigError, match=r"other optim\.base_lr \(0\.004 then, 0\.5 now\)"):
-        check_resume(read(begun, "optim.base_lr=0.5"), 2, photos(begun))
+        check_resumable(read(begun, "optim.base_lr=0.5"), 2, photos(begun))
 
 
 def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(tmp_path: 
 
 
 def test_a_new_name_starts_a_new_run(begun: Path) -> None:
-    assert check_resume(read(begun, "name=other", "optim.base_lr=0.5"), 2, photos(begun)) == 0
+    assert check_resumable(read(begun, "name=other", "optim.base_lr=0.5"), 2, photos(begun)) == 0
 
 
 def test_a_run_does_not_go_on_with_data_that_changed(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_no_refusal_of_a_run_advises_to_remove_it(begun: Path) -> None:
             check_same_experiment(read(begun, *overrides), facts, world_size, fingerprint)
         refusals.append(str(refused.value))
     with pytest.raises(ConfigError) as refused:
-        check_resume(read(begun, "seed=1"), 2, photos(begun))
+        check_resumable(read(begun, "seed=1"), 2, photos(begun))
     refusals.append(str(refused.value))
     for line in refusals:
         assert "name=..." in line
@@ -210,9 +210,11 @@ def test_whatever_a_checkpoint_says_of_its_experiment_is_refused_in_one_line(
 
 def test_checkpoints_of_others_are_refused_on_the_login_node(tmp_path: Path) -> None:
     cfg = read(tmp_path)
-    path = commit(cfg.dir / "checkpoints", step=1, write=lambda folder: None, facts={})
+    path = commit_checkpoint(
+        cfg.dir / "checkpoints", step=1, write_files=lambda folder: None, facts={}
+    )
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
     tiny_dataset(tmp_path / "photos")
     with pytest.raises(ConfigError, match="is a link"):
-        check_resume(cfg, 2, photos(tmp_path))
+        check_resumable(cfg, 2, photos(tmp_path))

@@ -17,7 +17,7 @@ from tests.support.others import NOBODY, link_of_nobody, needs_root
 from tests.support.poison import reseal
 from tests.test_checkpoint import save, writer
 from vssl_dist import sealed
-from vssl_dist.checkpoint import manifests, newest, retain
+from vssl_dist.checkpoint import delete_old_checkpoints, find_newest_checkpoint, read_manifests
 from vssl_dist.errors import CheckpointError
 
 
@@ -29,7 +29,7 @@ def refused(root: Path) -> str:
     """The line with which a run refuses, the same on a login node; nothing is renamed."""
     before = names(root)
     said = []
-    for look in (newest, manifests):
+    for look in (find_newest_checkpoint, read_manifests):
         with pytest.raises(CheckpointError) as error:
             look(root)
         said.append(str(error.value))
@@ -55,7 +55,7 @@ def given_away(path: Path) -> None:
     os.lchown(path, NOBODY, NOBODY)
 
 
-FILES = ["weights.bin", "deepspeed/shard.bin", "state.json", sealed.MANIFEST]
+FILES = ["weights.bin", "deepspeed/shard.bin", "state.json", sealed.MANIFEST_NAME]
 PLACES = [".", "deepspeed", *FILES]
 
 
@@ -102,8 +102,8 @@ def test_the_folder_of_all_checkpoints_may_be_the_users_own_link(tmp_path: Path)
     save(tmp_path / "scratch", 2)
     root = tmp_path / "checkpoints"
     root.symlink_to(tmp_path / "scratch")
-    assert newest(root) is not None
-    assert len(manifests(root)) == 1
+    assert find_newest_checkpoint(root) is not None
+    assert len(read_manifests(root)) == 1
 
 
 @needs_root
@@ -115,7 +115,7 @@ def test_the_folder_of_all_checkpoints_may_not_be_the_link_of_others(tmp_path: P
 
 
 def of_files(change: Callable[[dict[str, Any]], object], folder: Path) -> None:
-    files = json.loads((folder / sealed.MANIFEST).read_bytes())["files"]
+    files = json.loads((folder / sealed.MANIFEST_NAME).read_bytes())["files"]
     change(files)
     reseal(folder, files=files)
 
@@ -181,9 +181,9 @@ TEXTS = {
 @pytest.mark.parametrize("kind", TEXTS)
 def test_a_manifest_that_is_no_json_of_ours_is_damage(tmp_path: Path, kind: str) -> None:
     save(tmp_path, 1)
-    place = save(tmp_path, 2) / sealed.MANIFEST
+    place = save(tmp_path, 2) / sealed.MANIFEST_NAME
     place.write_text(TEXTS[kind], errors="surrogateescape")
-    found = newest(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 1
     assert names(tmp_path) == ["step-00000001", "step-00000002.corrupt"]
@@ -212,8 +212,8 @@ def test_only_what_was_left_by_a_commit_or_a_removal_is_swept(tmp_path: Path) ->
     (tmp_path / ".tmp-00000006-0123456789ab").symlink_to(tmp_path / ".tmp-mine")
     shutil.copytree(path, tmp_path / ".tmp-00000007-0123456789ab")
     before = names(tmp_path)
-    newest(tmp_path)
-    retain(tmp_path, keep_last=1, keep_every=None)
+    find_newest_checkpoint(tmp_path)
+    delete_old_checkpoints(tmp_path, keep_last=1, keep_every=None)
     assert names(tmp_path) == [name for name in before if "0007" not in name]
     assert all((tmp_path / name / "thesis.tex").exists() for name in FOREIGN)
 
@@ -224,7 +224,7 @@ def test_retention_leaves_links_and_what_they_point_to_alone(tmp_path: Path) -> 
     for step in (2, 3, 4):
         save(root, step)
     (root / "step-00000001").symlink_to(mine)
-    retain(root, keep_last=1, keep_every=None)
+    delete_old_checkpoints(root, keep_last=1, keep_every=None)
     assert names(root) == ["step-00000001", "step-00000004"]
     assert mine.is_dir()
 

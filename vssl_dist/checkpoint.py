@@ -23,25 +23,27 @@ from uuid import uuid4
 
 from vssl_dist import dist, durable, sealed
 from vssl_dist.errors import CheckpointError
-from vssl_dist.sealed import FORMAT, MANIFEST, REMEDY, Problem
+from vssl_dist.sealed import CHECKPOINT_REMEDY, MANIFEST_FORMAT, MANIFEST_NAME, CheckpointProblem
 from vssl_dist.text import printable
 
 _log = logging.getLogger(__name__)
-_NOT_BY_OTHERS = 0o7755  # what is left of a mode
+_MODE_WITHOUT_OTHERS_WRITING = 0o7755  # what is left of a mode
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Committed:
+class CommittedCheckpoint:
     """A committed checkpoint whose every file was verified."""
 
     path: Path
     step: int
-    facts: dict[str, Any]
+    run_facts: dict[str, Any]
 
 
-def commit(root: Path, *, step: int, write: Callable[[Path], None], facts: dict[str, Any]) -> Path:
+def commit_checkpoint(
+    root: Path, *, step: int, write_files: Callable[[Path], None], facts: dict[str, Any]
+) -> Path:
     """Write a checkpoint of ``step`` below ``root``; every rank calls this.
 
     A step that is already there is left as it is: the same run at the same step has the same
@@ -50,8 +52,9 @@ def commit(root: Path, *, step: int, write: Callable[[Path], None], facts: dict[
     Args:
         root: Folder of the run's checkpoints, shared by all ranks.
         step: Optimizer steps done; rank 0's value counts.
-        write: Called on every rank with the folder to write into.
-        facts: JSON values to keep with it, for :func:`newest` to return; rank 0's count.
+        write_files: Called on every rank with the folder to write into.
+        facts: JSON values to keep with it, for :func:`find_newest_checkpoint` to return; rank 0's
+            count.
 
     Returns:
         The committed directory.
@@ -59,23 +62,30 @@ def commit(root: Path, *, step: int, write: Callable[[Path], None], facts: dict[
     Raises:
         CheckpointError: Some rank could not write; nothing was committed, nothing was lost.
     """
-    step, token = dist.broadcast((step, uuid4().hex[:12]))
-    final = root / f"step-{step:08d}"
-    partial = root / f".tmp-{step:08d}-{token}"
-    if dist.broadcast(final.is_dir() and not final.is_symlink()):
-        return final
+    step, random_token = dist.broadcast((step, uuid4().hex[:12]))
+    final_path = root / f"step-{step:08d}"
+    partial_path = root / f".tmp-{step:08d}-{random_token}"
+    if dist.broadcast(final_path.is_dir() and not final_path.is_symlink()):
+        return final_path
     try:
-        all_or_none(lambda: _begin(partial), only_on=0)
-        all_or_none(lambda: write(partial))
-        body = {"format": FORMAT, "step": step, "facts": facts, "files": _seal(partial)}
-        all_or_none(lambda: _publish(partial, final, body), only_on=0)
+        run_on_all_ranks(lambda: _make_partial_folder(partial_path), only_on=0)
+        run_on_all_ranks(lambda: write_files(partial_path))
+        manifest_body = {
+            "format": MANIFEST_FORMAT,
+            "step": step,
+            "facts": facts,
+            "files": _compute_manifest_entries(partial_path),
+        }
+        run_on_all_ranks(
+            lambda: _publish_checkpoint(partial_path, final_path, manifest_body), only_on=0
+        )
     except CheckpointError:
-        all_or_none(lambda: shutil.rmtree(partial, ignore_errors=True), only_on=0)
+        run_on_all_ranks(lambda: shutil.rmtree(partial_path, ignore_errors=True), only_on=0)
         raise
-    return final
+    return final_path
 
 
-def newest(root: Path) -> Committed | None:
+def find_newest_checkpoint(root: Path) -> CommittedCheckpoint | None:
     """Find the newest checkpoint that is whole, or None if the run has never saved one.
 
     Every rank calls this, once, before training.  Rank 0 decides; damaged directories are
@@ -86,19 +96,23 @@ def newest(root: Path) -> Committed | None:
             again from step 0); something in the newest is not this user's; or a rank does not see
             what rank 0 sees.
     """
-    all_or_none(lambda: _sweep(root), only_on=0)
-    names = dist.broadcast(sealed.committed_names(root)[::-1])
-    quarantined = dist.broadcast(any(root.glob("step-*.corrupt*")))
-    for path in (root / name for name in names):
-        verdict = sealed.read(path, sealed.step_of(path.name)) if dist.rank() == 0 else ({}, None)
-        manifest, problem = dist.broadcast(verdict)
-        problem = problem or _problem(path, manifest)
+    run_on_all_ranks(lambda: _remove_leftovers(root), only_on=0)
+    checkpoint_names = dist.broadcast(sealed.list_committed_names(root)[::-1])
+    has_quarantined = dist.broadcast(any(root.glob("step-*.corrupt*")))
+    for path in (root / name for name in checkpoint_names):
+        manifest_and_problem = (
+            sealed.read_manifest(path, sealed.step_of_checkpoint_name(path.name))
+            if dist.rank() == 0
+            else ({}, None)
+        )
+        manifest, problem = dist.broadcast(manifest_and_problem)
+        problem = problem or _find_problem(path, manifest)
         if problem is None:
-            return Committed(path, manifest["step"], manifest["facts"])
-        if problem.stops:
+            return CommittedCheckpoint(path, manifest["step"], manifest["facts"])
+        if problem.stops_run:
             raise CheckpointError(problem.reason)
-        all_or_none(bind(_quarantine, path, problem.reason), only_on=0)
-    if names or quarantined:
+        run_on_all_ranks(bind(_set_damaged_aside, path, problem.reason), only_on=0)
+    if checkpoint_names or has_quarantined:
         raise CheckpointError(
             f"every checkpoint in {root} is damaged (see *.corrupt there): restore one, or give "
             "the run another name, with name=..., to start again from step 0"
@@ -106,28 +120,35 @@ def newest(root: Path) -> Committed | None:
     return None
 
 
-def manifests(root: Path) -> list[dict[str, Any]]:
+def read_manifests(root: Path) -> list[dict[str, Any]]:
     """Read the manifests below ``root``, oldest first, in one process beside the run.
 
     No file is verified and nothing is changed.
 
     Raises:
-        CheckpointError: Something in the newest is not this user's own: see `newest`.
+        CheckpointError: Something in the newest is not this user's own: see
+            `find_newest_checkpoint`.
     """
     if reason := sealed.why_foreign_root(root):
         raise CheckpointError(reason)
-    verdicts = [
-        sealed.read(root / name, sealed.step_of(name)) for name in sealed.committed_names(root)
+    manifests_and_problems = [
+        sealed.read_manifest(root / name, sealed.step_of_checkpoint_name(name))
+        for name in sealed.list_committed_names(root)
     ]
-    last = next(
-        (problem for _, problem in reversed(verdicts) if not problem or problem.stops), None
+    last_problem = next(
+        (
+            problem
+            for _, problem in reversed(manifests_and_problems)
+            if not problem or problem.stops
+        ),
+        None,
     )
-    if last:
-        raise CheckpointError(last.reason)
-    return [manifest for manifest, problem in verdicts if problem is None]
+    if last_problem:
+        raise CheckpointError(last_problem.reason)
+    return [manifest for manifest, problem in manifests_and_problems if problem is None]
 
 
-def retain(root: Path, keep_last: int, keep_every: int | None) -> None:
+def delete_old_checkpoints(root: Path, keep_last: int, keep_every: int | None) -> None:
     """Delete all but the newest ``keep_last`` checkpoints and each ``keep_every`` steps' one.
 
     Rank 0 works, the others return at once.  A checkpoint loses its name before its files, lest
@@ -135,18 +156,20 @@ def retain(root: Path, keep_last: int, keep_every: int | None) -> None:
     """
     if dist.rank() != 0:
         return
-    for name in sealed.committed_names(root)[:-keep_last]:
-        if (keep_every and sealed.step_of(name) % keep_every == 0) or (root / name).is_symlink():
+    for name in sealed.list_committed_names(root)[:-keep_last]:
+        if (keep_every and sealed.step_of_checkpoint_name(name) % keep_every == 0) or (
+            root / name
+        ).is_symlink():
             continue
-        trash = root / f".trash-{uuid4().hex[:12]}-{name}"
+        trash_path = root / f".trash-{uuid4().hex[:12]}-{name}"
         try:
-            (root / name).rename(trash)
-            shutil.rmtree(trash)
+            (root / name).rename(trash_path)
+            shutil.rmtree(trash_path)
         except OSError as error:
             _log.warning("old checkpoint %s is not removed: %s", root / name, error)
 
 
-def all_or_none(work: Callable[[], T], only_on: int | None = None) -> T | None:
+def run_on_all_ranks(work: Callable[[], T], only_on: int | None = None) -> T | None:
     """Run ``work`` on every rank (or on one), then let all ranks learn whether it succeeded.
 
     Returns:
@@ -169,7 +192,7 @@ def all_or_none(work: Callable[[], T], only_on: int | None = None) -> T | None:
     return result
 
 
-def agree(path: Path, work: Callable[[], T]) -> T:
+def run_or_refuse_on_all_ranks(path: Path, work: Callable[[], T]) -> T:
     """Run ``work``, which reads ``path``, on every rank; refuse on all if it fails on one.
 
     Returns:
@@ -184,68 +207,101 @@ def agree(path: Path, work: Callable[[], T]) -> T:
             return work()
         except Exception as error:  # what fits a file's checksum may hold anything
             reason = printable((str(error).splitlines() or [""])[0][:200])
-            cause = f"{type(error).__name__}: {reason}"
-            raise CheckpointError(f"{path} does not fit this run ({cause}): {REMEDY}") from error
+            error_description = f"{type(error).__name__}: {reason}"
+            raise CheckpointError(
+                f"{path} does not fit this run ({error_description}): {CHECKPOINT_REMEDY}"
+            ) from error
 
-    return cast(T, all_or_none(work_or_refuse))
+    return cast(T, run_on_all_ranks(work_or_refuse))
 
 
-def _seal(partial: Path) -> dict[str, dict[str, Any]]:
+def _compute_manifest_entries(partial_folder: Path) -> dict[str, dict[str, Any]]:
     """Sync every file to disk and return its size and sha256; the ranks share the files."""
-    names = dist.broadcast(
-        sorted(p.relative_to(partial).as_posix() for p in partial.rglob("*") if p.is_file())
+    file_names = dist.broadcast(
+        sorted(
+            path.relative_to(partial_folder).as_posix()
+            for path in partial_folder.rglob("*")
+            if path.is_file()
+        )
     )
 
-    def fingerprints() -> dict[str, dict[str, Any]]:
-        for name in _share(names):
-            durable.sync(partial / name)
-        return {name: sealed.fingerprint(partial / name) for name in _share(names)}
+    def compute_own_entries() -> dict[str, dict[str, Any]]:
+        for name in _names_of_this_rank(file_names):
+            durable.sync_to_disk(partial_folder / name)
+        return {
+            name: sealed.compute_manifest_entry(partial_folder / name)
+            for name in _names_of_this_rank(file_names)
+        }
 
-    shares = dist.gather(all_or_none(fingerprints))
-    return {name: entry for share in shares if share for name, entry in share.items()}
+    entries_by_rank = dist.gather(run_on_all_ranks(compute_own_entries))
+    return {
+        name: entry
+        for rank_entries in entries_by_rank
+        if rank_entries
+        for name, entry in rank_entries.items()
+    }
 
 
-def _begin(partial: Path) -> None:
+def _make_partial_folder(partial_folder: Path) -> None:
     """Make the folder to write into, where no group may write either, whatever the umask."""
-    partial.parent.mkdir(0o755, parents=True, exist_ok=True)
-    partial.mkdir(0o700)
+    partial_folder.parent.mkdir(0o755, parents=True, exist_ok=True)
+    partial_folder.mkdir(0o700)
 
 
-def _publish(partial: Path, final: Path, body: dict[str, Any]) -> None:
-    manifest = {"checksum": sealed.checksum(body), **body}
-    durable.publish(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-    for path in partial.rglob("*"):
-        path.chmod(path.stat().st_mode & _NOT_BY_OTHERS)
+def _publish_checkpoint(
+    partial_folder: Path, final_path: Path, manifest_body: dict[str, Any]
+) -> None:
+    manifest = {"checksum": sealed.compute_manifest_checksum(manifest_body), **manifest_body}
+    durable.write_durably(partial_folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+    for path in partial_folder.rglob("*"):
+        path.chmod(path.stat().st_mode & _MODE_WITHOUT_OTHERS_WRITING)
         if path.is_dir():
-            durable.sync(path)
-    partial.chmod(final.parent.stat().st_mode & _NOT_BY_OTHERS)  # read by whom the others are
-    partial.rename(final)
-    for folder in (final.parent, final.parent.parent):  # the first commit also makes the root
-        durable.sync(folder)
+            durable.sync_to_disk(path)
+    partial_folder.chmod(
+        final_path.parent.stat().st_mode & _MODE_WITHOUT_OTHERS_WRITING
+    )  # read by whom the others are
+    partial_folder.rename(final_path)
+    for parent_folder in (
+        final_path.parent,
+        final_path.parent.parent,
+    ):  # the first commit also makes the root
+        durable.sync_to_disk(parent_folder)
 
 
-def _problem(path: Path, manifest: dict[str, Any]) -> Problem | None:
+def _find_problem(path: Path, manifest: dict[str, Any]) -> CheckpointProblem | None:
     """Say what is wrong with a checkpoint; all ranks return the same, each verifies a share."""
-    visible = dist.gather(path.is_dir())
-    if not all(visible):
+    visible_on_rank = dist.gather(path.is_dir())
+    if not all(visible_on_rank):
         reason = (
-            f"rank {visible.index(False)} cannot see {path}: all nodes must share that file system"
+            f"rank {visible_on_rank.index(False)} cannot see {path}: "
+            "all nodes must share that file system"
         )
-        return Problem(reason, stops=True)
-    files = manifest["files"]
-    problems = [sealed.why_damaged(path / name, files[name]) for name in _share(sorted(files))]
-    damage = next((why for whys in dist.gather(problems) for why in whys if why), None)
-    return Problem(damage) if damage else None
+        return CheckpointProblem(reason, stops_run=True)
+    entry_by_file = manifest["files"]
+    own_problems = [
+        sealed.why_damaged(path / name, entry_by_file[name])
+        for name in _names_of_this_rank(sorted(entry_by_file))
+    ]
+    first_damage = next(
+        (
+            problem
+            for rank_problems in dist.gather(own_problems)
+            for problem in rank_problems
+            if problem
+        ),
+        None,
+    )
+    return CheckpointProblem(first_damage) if first_damage else None
 
 
-def _sweep(root: Path) -> None:
+def _remove_leftovers(root: Path) -> None:
     if reason := sealed.why_foreign_root(root):
         raise CheckpointError(reason)
-    for path in sealed.leftovers(root):
+    for path in sealed.list_leftover_folders(root):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _quarantine(path: Path, problem: str) -> None:
+def _set_damaged_aside(path: Path, problem: str) -> None:
     new_path = path.with_name(f"{path.name}.corrupt")
     while os.path.lexists(new_path):
         new_path = new_path.with_name(f"{path.name}.corrupt-{uuid4().hex[:4]}")
@@ -253,5 +309,5 @@ def _quarantine(path: Path, problem: str) -> None:
     _log.warning("checkpoint %s is damaged (%s); now %s", path, problem, new_path.name)
 
 
-def _share(names: list[str]) -> list[str]:
+def _names_of_this_rank(names: list[str]) -> list[str]:
     return names[dist.rank() :: dist.world_size()]

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from vssl_dist import dist, pickles, schedule, state
-from vssl_dist.checkpoint import agree, all_or_none
+from vssl_dist.checkpoint import run_on_all_ranks, run_or_refuse_on_all_ranks
 from vssl_dist.config import RunConfig
 from vssl_dist.errors import CheckpointError
-from vssl_dist.exports.card import Description
-from vssl_dist.exports.write import Parts, write_export
+from vssl_dist.exports.card import ExportDescription
+from vssl_dist.exports.write import TensorsByPart, write_export
 from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
 from vssl_dist.optim import apply_schedules, build_optimizer, norms_by_part
@@ -76,7 +76,7 @@ class Engine:
         self.optimizer = build_optimizer(cfg.optim, self.student, cfg.engine.zero_stage > 0)
         self.ds = under_deepspeed(cfg, self.student, self.optimizer, device)
         self.ds.checkpoint_engine.load = bind(
-            pickles.load_safely, pickles.expected_files(**self._layout())
+            pickles.load_with_allowed_globals, pickles.allowed_globals_by_file(**self._layout())
         )
         method.student = self.ds
         self.teacher: Teacher | None = None
@@ -203,7 +203,7 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Continue as if :meth:`save` had just returned; every rank calls this.
 
-        The files count as whole and our own: ``checkpoint.newest`` has verified them.  That says
+        The files count as whole and our own: ``checkpoint.find_newest_checkpoint`` has verified them.  That says
         nothing of who wrote them first, so nothing that they name is called: see `pickles`.
 
         Raises:
@@ -212,13 +212,15 @@ class Engine:
         """
         path = folder / "engine.json"
         names = ("step", "skipped", *self._layout())
-        facts = agree(path, lambda: state.checked_counts(json.loads(path.read_text()), names))
+        facts = run_or_refuse_on_all_ranks(
+            path, lambda: state.require_counts(json.loads(path.read_text()), names)
+        )
         for key, value in self._layout().items():
             if facts[key] != value:
                 raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {value}")
-        files = pickles.expected_files(**self._layout())
-        all_or_none(lambda: pickles.scan(folder / TAG, files))
-        agree(folder, lambda: self._restore(folder))
+        files = pickles.allowed_globals_by_file(**self._layout())
+        run_on_all_ranks(lambda: pickles.check_pickle_globals(folder / TAG, files))
+        run_or_refuse_on_all_ranks(folder, lambda: self._restore(folder))
         self.step = facts["step"]
         self.skipped = facts["skipped"]
         self.skipped_on_end = 0
@@ -228,12 +230,14 @@ class Engine:
         if self.teacher:
             self.teacher.load(folder / "teacher.safetensors")
         states_path = folder / f"generators-{dist.rank():05d}.json"
-        state.restore_generators(json.loads(states_path.read_text()))
+        state.restore_generator_states(json.loads(states_path.read_text()))
 
     def _layout(self) -> dict[str, int]:
         return {"world_size": dist.world_size(), "zero_stage": self.cfg.engine.zero_stage}
 
-    def export(self, path: Path, description: Description, more: Parts | None = None) -> None:
+    def export(
+        self, path: Path, description: ExportDescription, more: TensorsByPart | None = None
+    ) -> None:
         """Write the evaluated branch as an export on rank 0; every rank calls this.
 
         Raises:
@@ -241,7 +245,7 @@ class Engine:
         """
         teacher = self.teacher if self.method.evaluated == "teacher" else None
         network = teacher.module if teacher else self.student
-        all_or_none(lambda: write_export(path, network, description, more), only_on=0)
+        run_on_all_ranks(lambda: write_export(path, network, description, more), only_on=0)
 
     def digests(self) -> dict[str, str]:
         """Compute sha256 of ``weights`` (with buffers), ``optimizer`` and ``teacher``.
@@ -254,9 +258,9 @@ class Engine:
             "optimizer": [self.optimizer.state_dict(), self.optimizer.param_groups],
             "teacher": self.teacher.module.state_dict() if self.teacher else {},
         }
-        digests = {name: dist.gather(state.digest(value)) for name, value in states.items()}
+        digests = {name: dist.gather(state.nested_digest(value)) for name, value in states.items()}
         return {
-            name: per_rank[0] if len(set(per_rank)) == 1 else state.digest(per_rank)
+            name: per_rank[0] if len(set(per_rank)) == 1 else state.nested_digest(per_rank)
             for name, per_rank in digests.items()
         }
 

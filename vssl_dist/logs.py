@@ -18,55 +18,62 @@ from datetime import datetime
 
 from vssl_dist.text import printable, printable_lines
 
-_PREFIXES = {"INFO": "", "WARNING": "warning: ", "ERROR": "error: "}
+_TERMINAL_PREFIX_BY_LEVEL = {"INFO": "", "WARNING": "warning: ", "ERROR": "error: "}
 """How a line of each level begins on a terminal."""
-_ENTRY = re.compile(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d [a-z]+(?: \d+)? ({'|'.join(_PREFIXES)}) ")
-_PACKAGE = "vssl_dist"
-_WARNINGS = "py.warnings"
+_ENTRY_HEADER_PATTERN = re.compile(
+    rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d [a-z]+(?: \d+)? ({'|'.join(_TERMINAL_PREFIX_BY_LEVEL)}) "
+)
+_PACKAGE_LOGGER_NAME = "vssl_dist"
+_WARNINGS_LOGGER_NAME = "py.warnings"
 """The logger that `logging.captureWarnings` writes to."""
 
 
-def configure_log(writer: str) -> None:
+def configure_log_file_output(writer_name: str) -> None:
     """Have this process log to its standard error, which leads to a file that others append to.
 
     Python's warnings go there as well.
 
     Args:
-        writer: Who writes, such as ``rank 3``: one lower-case word, and a number if there are more.
+        writer_name: Who writes, such as ``rank 3``: one lower-case word, and a number if there are
+            more.
     """
-    _install(_Output(logging.NOTSET, _EntryFormatter(writer)))
+    _install_handler(_StdStreamHandler(logging.NOTSET, _EntryFormatter(writer_name)))
     logging.captureWarnings(True)
 
 
-def configure_terminal() -> None:
+def configure_terminal_output() -> None:
     """Have this process log for who is watching it: warnings to stderr, the rest to stdout."""
-    _install(_Output(logging.WARNING, _TerminalFormatter()))
+    _install_handler(_StdStreamHandler(logging.WARNING, _TerminalFormatter()))
 
 
-def format_entry(writer: str, level: str, text: str) -> str:
-    """Format text as an entry that `configure_log` would write now, without a line end.
+def format_log_entry(writer: str, level: str, text: str) -> str:
+    """Format text as an entry that `configure_log_file_output` would write now, without a line end.
 
     Args:
-        writer: See `configure_log`.
+        writer: See `configure_log_file_output`.
         level: INFO, WARNING or ERROR.
         text: Its first line follows the level; more lines, such as a traceback's, stay lines.
     """
-    now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    return f"{now} {writer} {level} {printable_lines(text)}"
+    timestamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    return f"{timestamp} {writer} {level} {printable_lines(text)}"
 
 
-def terminal_text(line: str) -> str:
+def entry_as_terminal_text(line: str) -> str:
     """Turn a line of a log file into what a terminal shows; lines of older logs stay as they are.
 
-    >>> terminal_text("2026-11-30 20:40:01 rank 0 WARNING step 9 is not saved")
+    >>> entry_as_terminal_text("2026-11-30 20:40:01 rank 0 WARNING step 9 is not saved")
     'warning: step 9 is not saved'
-    >>> terminal_text("2026-11-30 20:40:01 rank 0 INFO step  9/10  loss 1.2")
+    >>> entry_as_terminal_text("2026-11-30 20:40:01 rank 0 INFO step  9/10  loss 1.2")
     'step  9/10  loss 1.2'
-    >>> terminal_text("step  9/10  loss 1.2")
+    >>> entry_as_terminal_text("step  9/10  loss 1.2")
     'step  9/10  loss 1.2'
     """
-    header = _ENTRY.match(line)
-    return line if header is None else _PREFIXES[header[1]] + line[header.end() :]
+    header_match = _ENTRY_HEADER_PATTERN.match(line)
+    return (
+        line
+        if header_match is None
+        else _TERMINAL_PREFIX_BY_LEVEL[header_match[1]] + line[header_match.end() :]
+    )
 
 
 class _EntryFormatter(logging.Formatter):
@@ -77,19 +84,21 @@ class _EntryFormatter(logging.Formatter):
         self._writer = writer
 
     def format(self, record: logging.LogRecord) -> str:
-        return format_entry(self._writer, record.levelname, _text(record, self))
+        return format_log_entry(self._writer, record.levelname, _record_text(record, self))
 
 
 class _TerminalFormatter(logging.Formatter):
     """The message, after a word of warning where it is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _PREFIXES.get(record.levelname, "") + _text(record, self)
+        return _TERMINAL_PREFIX_BY_LEVEL.get(record.levelname, "") + _record_text(record, self)
 
 
-def _text(record: logging.LogRecord, formatter: logging.Formatter) -> str:
+def _record_text(record: logging.LogRecord, formatter: logging.Formatter) -> str:
     message = record.getMessage()
-    if record.name == _WARNINGS:  # Python has made two lines of it, the second its source
+    if (
+        record.name == _WARNINGS_LOGGER_NAME
+    ):  # Python has made two lines of it, the second its source
         message = " ".join(message.split())
     # A line end in the name of a file must not begin an entry of its own.
     message = printable(message)
@@ -98,7 +107,7 @@ def _text(record: logging.LogRecord, formatter: logging.Formatter) -> str:
     return message
 
 
-class _Output(logging.Handler):
+class _StdStreamHandler(logging.Handler):
     """Writes to what standard output and standard error are at the moment.
 
     Args:
@@ -106,25 +115,25 @@ class _Output(logging.Handler):
         formatter: Of the lines.
     """
 
-    def __init__(self, error_from: int, formatter: logging.Formatter) -> None:
+    def __init__(self, min_stderr_level: int, formatter: logging.Formatter) -> None:
         super().__init__()
-        self._error_from = error_from
+        self._min_stderr_level = min_stderr_level
         self.setFormatter(formatter)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or nothing where the disk is full: that is no reason to lose a run."""
-        stream = sys.stderr if record.levelno >= self._error_from else sys.stdout
+        stream = sys.stderr if record.levelno >= self._min_stderr_level else sys.stdout
         with suppress(OSError, ValueError):  # ValueError: somebody has closed it
             stream.write(self.format(record) + "\n")
             stream.flush()
 
 
-def _install(handler: logging.Handler) -> None:
+def _install_handler(handler: logging.Handler) -> None:
     """Make a handler the only one of this package and of Python's warnings.
 
     Not of the root logger: submitit's logger has handlers of its own and passes everything on, so
     that it would be written twice.
     """
-    logging.getLogger(_PACKAGE).setLevel(logging.INFO)
-    for name in (_PACKAGE, _WARNINGS):
+    logging.getLogger(_PACKAGE_LOGGER_NAME).setLevel(logging.INFO)
+    for name in (_PACKAGE_LOGGER_NAME, _WARNINGS_LOGGER_NAME):
         logging.getLogger(name).handlers[:] = [handler]

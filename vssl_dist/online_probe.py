@@ -17,13 +17,13 @@ from torch import Tensor
 from vssl_dist import dist, schedule
 from vssl_dist.config import OnlineConfig
 from vssl_dist.errors import DataError
-from vssl_dist.exports.write import ONLINE
+from vssl_dist.exports.write import ONLINE_PART
 from vssl_dist.models.linear_probe import Probe, Scaling
 
-_FILE = f"{ONLINE}.safetensors"
-_MOMENTUM = 0.9
-_MOMENTS = 0.1
-_TINY = 1e-5
+_STATE_FILE_NAME = f"{ONLINE_PART}.safetensors"
+_SGD_MOMENTUM = 0.9
+_RUNNING_MOMENTS_RATE = 0.1
+_VARIANCE_EPS = 1e-5
 
 
 class OnlineProbe:
@@ -66,20 +66,20 @@ class OnlineProbe:
         is_labelled = (y >= 0) & (y < self.classes)
         y = torch.where(is_labelled, y, 0)
         # The column of ones makes the table's last row the biases.
-        x = F.pad((x - mean) / (var + _TINY).sqrt(), (0, 1), value=1.0)
+        x = F.pad((x - mean) / (var + _VARIANCE_EPS).sqrt(), (0, 1), value=1.0)
         logits = x @ self._state["table"]
-        residual = (logits.softmax(1) - F.one_hot(y, self.classes)) * is_labelled[:, None]
-        gradient = x.T @ residual / is_labelled.sum().clamp_min(1)
-        velocity = _MOMENTUM * self._state["velocity"] + gradient
-        peak = self.cfg.lr * len(x) / 256
-        rate = schedule.cosine(step - 1, self.total_steps, peak, 0.0)
-        correct = (logits.argmax(1) == y) & is_labelled
+        logit_gradient = (logits.softmax(1) - F.one_hot(y, self.classes)) * is_labelled[:, None]
+        gradient = x.T @ logit_gradient / is_labelled.sum().clamp_min(1)
+        velocity = _SGD_MOMENTUM * self._state["velocity"] + gradient
+        peak_lr = self.cfg.lr * len(x) / 256
+        step_lr = schedule.cosine(step - 1, self.total_steps, peak_lr, 0.0)
+        is_correct = (logits.argmax(1) == y) & is_labelled
         self._update("velocity", velocity, gradient)
-        self._update("table", self._state["table"] - rate * self._state["velocity"], gradient)
-        self._update("mean", self._state["mean"].lerp(mean, _MOMENTS), gradient)
-        self._update("var", self._state["var"].lerp(var, _MOMENTS), gradient)
+        self._update("table", self._state["table"] - step_lr * self._state["velocity"], gradient)
+        self._update("mean", self._state["mean"].lerp(mean, _RUNNING_MOMENTS_RATE), gradient)
+        self._update("var", self._state["var"].lerp(var, _RUNNING_MOMENTS_RATE), gradient)
         # Counted on the device: reading them would make the host wait at every step.
-        self._state["right"] += correct.sum()
+        self._state["right"] += is_correct.sum()
         self._state["seen"] += is_labelled.sum()
 
     def pop_metrics(self) -> dict[str, float]:
@@ -89,13 +89,13 @@ class OnlineProbe:
         """
         if not self._state or not self._state["seen"]:
             return {}
-        correct = self._state["right"].item()
-        total = self._state["seen"].item()
+        correct_count = self._state["right"].item()
+        seen_count = self._state["seen"].item()
         self._state["right"].zero_()
         self._state["seen"].zero_()
-        return {"online_top1": correct / total}
+        return {"online_top1": correct_count / seen_count}
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def export_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return what an export holds: ``weight`` ``(D, C)``, ``bias`` ``(C,)`` for raw features.
 
         The features' moments are the running ones of the last batches.
@@ -103,13 +103,16 @@ class OnlineProbe:
         if not self._state:
             return {}
         table = self._state["table"]
-        scaling = Scaling(self._state["mean"], (self._state["var"] + _TINY).sqrt())
-        return {ONLINE: Probe.of_scaled(table[:-1], table[-1], scaling)._asdict()}
+        scaling = Scaling(self._state["mean"], (self._state["var"] + _VARIANCE_EPS).sqrt())
+        return {ONLINE_PART: Probe.of_scaled(table[:-1], table[-1], scaling)._asdict()}
 
     def save(self, folder: Path) -> None:
         """Write all that the next step depends on; every rank calls this."""
         if dist.rank() == 0:
-            save_file({k: v.contiguous() for k, v in self._state.items()}, folder / _FILE)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in self._state.items()},
+                folder / _STATE_FILE_NAME,
+            )
 
     def load(self, folder: Path, device: str) -> None:
         """Continue as if :meth:`save` had just returned.
@@ -117,22 +120,25 @@ class OnlineProbe:
         Raises:
             Exception: The file is no such state, or that of a probe of other features.
         """
-        state = load_file(folder / _FILE, device=device)
-        if state:  # it is empty before the first step
+        stored_state = load_file(folder / _STATE_FILE_NAME, device=device)
+        if stored_state:  # it is empty before the first step
             # The stored mean tells the width, and every other tensor must fit it.
-            expected = self._start(state["mean"].float(), state["mean"].float())
-            if _signature(state) != _signature(expected) or state["mean"].ndim != 1:
-                raise ValueError(f"{_FILE} holds other tensors than a probe's")
-        self._state = state
+            expected_state = self._start(stored_state["mean"].float(), stored_state["mean"].float())
+            if (
+                _shapes_and_dtypes(stored_state) != _shapes_and_dtypes(expected_state)
+                or stored_state["mean"].ndim != 1
+            ):
+                raise ValueError(f"{_STATE_FILE_NAME} holds other tensors than a probe's")
+        self._state = stored_state
 
     def _start(self, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
         """Make a state of zeros: the objective is convex, and no generator is touched."""
-        table = mean.new_zeros(len(mean) + 1, self.classes)
-        count = torch.zeros((), dtype=torch.int64, device=mean.device)
+        zero_table = mean.new_zeros(len(mean) + 1, self.classes)
+        zero_count = torch.zeros((), dtype=torch.int64, device=mean.device)
         # Moments that are not finite would never leave a running average.
         moments = {"mean": mean.nan_to_num(), "var": var.nan_to_num(1.0)}
-        counts = {"right": count, "seen": count.clone()}
-        return {"table": table, "velocity": table.clone()} | moments | counts
+        zero_counts = {"right": zero_count, "seen": zero_count.clone()}
+        return {"table": zero_table, "velocity": zero_table.clone()} | moments | zero_counts
 
     def _update(self, name: str, value: Tensor, gradient: Tensor) -> None:
         """Set a tensor of the state, unless the gradient is not finite."""
@@ -140,11 +146,11 @@ class OnlineProbe:
         self._state[name] = torch.where(gradient.isfinite().all(), value, self._state[name])
 
 
-def _signature(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def _shapes_and_dtypes(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
-class NoProbe:
+class NoOnlineProbe:
     """The probe of a run without one, so that the loop never asks."""
 
     def step(self, embedding: Tensor, labels: Tensor, step: int) -> None:
@@ -154,7 +160,7 @@ class NoProbe:
         """Return no metrics."""
         return {}
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def export_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return no tensors to export."""
         return {}
 
@@ -165,14 +171,16 @@ class NoProbe:
         """Read nothing."""
 
 
-def build_probe(cfg: OnlineConfig | None, classes: int, total_steps: int) -> OnlineProbe | NoProbe:
+def build_online_probe(
+    cfg: OnlineConfig | None, classes: int, total_steps: int
+) -> OnlineProbe | NoOnlineProbe:
     """Build the probe of a run, or one that does nothing where the config asks for none.
 
     Raises:
         DataError: The training set has no classes to tell apart.
     """
     if cfg is None:
-        return NoProbe()
+        return NoOnlineProbe()
     if classes < 2:
         raise DataError(
             f"online: the training set has {classes} classes, there is nothing for a probe to "

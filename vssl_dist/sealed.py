@@ -19,30 +19,31 @@ from typing import Any
 from vssl_dist import durable
 from vssl_dist.text import printable
 
-FORMAT = "vssl-dist/checkpoint-1"
-MANIFEST = "manifest.json"
-REMEDY = "restore this checkpoint, or remove it to continue from the one before"
-_STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})", re.ASCII)
-_REMAINS = re.compile(
-    rf"\.tmp-\d{{8,}}-[0-9a-f]{{12}}|\.trash-[0-9a-f]{{12}}-{_STEP.pattern}", re.A
+MANIFEST_FORMAT = "vssl-dist/checkpoint-1"
+MANIFEST_NAME = "manifest.json"
+CHECKPOINT_REMEDY = "restore this checkpoint, or remove it to continue from the one before"
+_CHECKPOINT_NAME_PATTERN = re.compile(r"step-(\d{8}|[1-9]\d{8,})", re.ASCII)
+_LEFTOVER_NAME_PATTERN = re.compile(
+    rf"\.tmp-\d{{8,}}-[0-9a-f]{{12}}|\.trash-[0-9a-f]{{12}}-{_CHECKPOINT_NAME_PATTERN.pattern}",
+    re.A,
 )
-_MAX_BYTES = 2**28
+_MAX_MANIFEST_BYTES = 2**28
 """Most bytes of a manifest: that of a thousand ranks has half a million."""
-_INNER_PATH = re.compile(r"(?!(?:.*/)?\.+(?:/|\Z))[\w.-]+(?:/[\w.-]+)*", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_INNER_PATH_PATTERN = re.compile(r"(?!(?:.*/)?\.+(?:/|\Z))[\w.-]+(?:/[\w.-]+)*", re.ASCII)
+_SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Problem:
+class CheckpointProblem:
     """Why a checkpoint cannot be taken."""
 
     reason: str
-    stops: bool = False
+    stops_run: bool = False
     """Disks do damage: then the checkpoint before is taken.  What no disk does to a file, such as
     another owner, ends the run instead: to go on from elsewhere would hide it."""
 
 
-def read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
+def read_manifest(folder: Path, step: int) -> tuple[dict[str, Any], CheckpointProblem | None]:
     """Read the manifest of a checkpoint, and say what is wrong with it or with its owner.
 
     Args:
@@ -50,36 +51,43 @@ def read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
         step: What its name says.
     """
     try:
-        return _read(folder, step)
+        return _read_valid_manifest(folder, step)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        return {}, Problem(f"{MANIFEST} cannot be read: {type(error).__name__}")
+        return {}, CheckpointProblem(f"{MANIFEST_NAME} cannot be read: {type(error).__name__}")
 
 
-def committed_names(root: Path) -> list[str]:
-    """List the names of committed checkpoints by step, also of links, which `read` refuses."""
-    checkpoints = (path for path in root.glob("step-*") if _STEP.fullmatch(path.name))
+def list_committed_names(root: Path) -> list[str]:
+    """List names of committed checkpoints by step, also of links, which `read_manifest` refuses."""
+    checkpoint_paths = (
+        path for path in root.glob("step-*") if _CHECKPOINT_NAME_PATTERN.fullmatch(path.name)
+    )
     return sorted(
-        (path.name for path in checkpoints if path.is_symlink() or path.is_dir()), key=step_of
+        (path.name for path in checkpoint_paths if path.is_symlink() or path.is_dir()),
+        key=step_of_checkpoint_name,
     )
 
 
-def step_of(name: str) -> int:
+def step_of_checkpoint_name(name: str) -> int:
     """Return the step that a committed checkpoint's name says."""
     return int(name.removeprefix("step-"))
 
 
-def leftovers(root: Path) -> list[Path]:
+def list_leftover_folders(root: Path) -> list[Path]:
     """List what this user's interrupted commits and removals have left, and nothing else."""
-    candidates = (path for path in root.glob(".t*") if _REMAINS.fullmatch(path.name))
+    leftover_paths = (
+        path for path in root.glob(".t*") if _LEFTOVER_NAME_PATTERN.fullmatch(path.name)
+    )
     return [
-        path for path in candidates if stat.S_ISDIR(path.lstat().st_mode) and not why_foreign(path)
+        path
+        for path in leftover_paths
+        if stat.S_ISDIR(path.lstat().st_mode) and not why_foreign(path)
     ]
 
 
 def why_foreign_root(root: Path) -> str | None:
     """Say why the folder of checkpoints is not this user's; None if it is, or is not there yet."""
     try:
-        return why_foreign(durable.followed(root))
+        return why_foreign(durable.resolve_trusted_links(root))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -92,17 +100,19 @@ def why_foreign(path: Path) -> str | None:
     Raises:
         OSError: It cannot be looked at.
     """
-    status = path.lstat()
-    name = printable(str(path))
-    if stat.S_ISLNK(status.st_mode):
-        return f"{name} is a link, which nothing in a checkpoint is: put there what it points to"
-    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
-        return f"{name} is neither a file nor a folder: remove it"
-    if status.st_uid not in (os.geteuid(), 0):
-        owner = durable.name_of_user(status.st_uid)
+    path_status = path.lstat()
+    shown_path = printable(str(path))
+    if stat.S_ISLNK(path_status.st_mode):
         return (
-            f"{name} belongs to {owner}, and a checkpoint can run code: if you trust {owner}, "
-            "make it your own (chown, or cp -r of the run)"
+            f"{shown_path} is a link, which nothing in a checkpoint is: put there what it points to"
+        )
+    if not (stat.S_ISDIR(path_status.st_mode) or stat.S_ISREG(path_status.st_mode)):
+        return f"{shown_path} is neither a file nor a folder: remove it"
+    if path_status.st_uid not in (os.geteuid(), 0):
+        owner_name = durable.user_name(path_status.st_uid)
+        return (
+            f"{shown_path} belongs to {owner_name}, and a checkpoint can run code: if you trust "
+            f"{owner_name}, make it your own (chown, or cp -r of the run)"
         )
     return None
 
@@ -112,72 +122,83 @@ def why_damaged(path: Path, entry: dict[str, Any]) -> str | None:
     try:
         if path.stat().st_size != entry["size"]:
             return f"{path.name} has {path.stat().st_size} bytes instead of {entry['size']}"
-        if fingerprint(path) != entry:
+        if compute_manifest_entry(path) != entry:
             return f"the checksum of {path.name} is wrong"
     except OSError as error:
         return f"{path.name}: {error.strerror}"
     return None
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
+def compute_manifest_entry(path: Path) -> dict[str, Any]:
     """Compute a file's entry in the manifest: size and sha256."""
-    return {"size": path.stat().st_size, "sha256": durable.sha256(path)}
+    return {"size": path.stat().st_size, "sha256": durable.file_sha256(path)}
 
 
-def checksum(body: dict[str, Any]) -> str:
+def compute_manifest_checksum(manifest_body: dict[str, Any]) -> str:
     """Compute the digest by which a manifest vouches for its own content."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(manifest_body, sort_keys=True).encode()).hexdigest()
 
 
-def _read(folder: Path, step: int) -> tuple[dict[str, Any], Problem | None]:
-    if reason := _foreign_below(folder):
-        return {}, Problem(reason, stops=True)
-    if (folder / MANIFEST).stat().st_size > _MAX_BYTES:
-        return {}, Problem(f"{MANIFEST} is longer than any manifest")
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    body = {key: value for key, value in manifest.items() if key != "checksum"}
-    if manifest["checksum"] != checksum(body):
-        return {}, Problem(f"the checksum of {MANIFEST} is wrong")
+def _read_valid_manifest(
+    folder: Path, step: int
+) -> tuple[dict[str, Any], CheckpointProblem | None]:
+    if reason := _why_foreign_below(folder):
+        return {}, CheckpointProblem(reason, stops_run=True)
+    if (folder / MANIFEST_NAME).stat().st_size > _MAX_MANIFEST_BYTES:
+        return {}, CheckpointProblem(f"{MANIFEST_NAME} is longer than any manifest")
+    manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+    manifest_body = {key: value for key, value in manifest.items() if key != "checksum"}
+    if manifest["checksum"] != compute_manifest_checksum(manifest_body):
+        return {}, CheckpointProblem(f"the checksum of {MANIFEST_NAME} is wrong")
     if manifest["step"] != step:
-        return {}, Problem(f"{MANIFEST} is of step {_short(manifest['step'])}")
-    if manifest["format"] != FORMAT:
-        reason = f"{folder} has format {_short(manifest['format'])}, not {FORMAT}"
-        return {}, Problem(reason, stops=True)
-    if problem := _implausible(manifest):
-        reason = f"{folder / MANIFEST}: {problem}, though its checksum is right: {REMEDY}"
-        return {}, Problem(reason, stops=True)
+        return {}, CheckpointProblem(
+            f"{MANIFEST_NAME} is of step {_shorten_printable(manifest['step'])}"
+        )
+    if manifest["format"] != MANIFEST_FORMAT:
+        reason = (
+            f"{folder} has format {_shorten_printable(manifest['format'])}, not {MANIFEST_FORMAT}"
+        )
+        return {}, CheckpointProblem(reason, stops_run=True)
+    if implausibility := _why_implausible(manifest):
+        complaint = f"{implausibility}, though its checksum is right: {CHECKPOINT_REMEDY}"
+        reason = f"{folder / MANIFEST_NAME}: {complaint}"
+        return {}, CheckpointProblem(reason, stops_run=True)
     return manifest, None
 
 
-def _foreign_below(folder: Path) -> str | None:
+def _why_foreign_below(folder: Path) -> str | None:
     """Say what in a folder or below it is foreign, whether the manifest names it or not."""
-    waiting = [folder]
-    while waiting:
-        path = waiting.pop()
+    unseen_paths = [folder]
+    while unseen_paths:
+        path = unseen_paths.pop()
         if reason := why_foreign(path):
             return reason
         if path.is_dir():
-            waiting += path.iterdir()
+            unseen_paths += path.iterdir()
     return None
 
 
-def _implausible(manifest: dict[str, Any]) -> str | None:
+def _why_implausible(manifest: dict[str, Any]) -> str | None:
     """Say what in a manifest this program cannot have written, or return None."""
     if type(manifest["step"]) is not int:
         return "its step is no whole number"
     if not isinstance(manifest.get("facts"), dict) or not isinstance(manifest.get("files"), dict):
         return "it lacks facts or files"
     for name, entry in manifest["files"].items():
-        if not _INNER_PATH.fullmatch(name):
-            return f"it names {_short(name)}, which is no file inside the checkpoint"
+        if not _INNER_PATH_PATTERN.fullmatch(name):
+            return f"it names {_shorten_printable(name)}, which is no file inside the checkpoint"
         if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
             return f"{name} lacks size or sha256"
-        size, sha256 = entry["size"], entry["sha256"]
-        has_size = type(size) is int and size >= 0
-        if not has_size or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        size_bytes, sha256_digest = entry["size"], entry["sha256"]
+        has_valid_size = type(size_bytes) is int and size_bytes >= 0
+        if (
+            not has_valid_size
+            or not isinstance(sha256_digest, str)
+            or not _SHA256_PATTERN.fullmatch(sha256_digest)
+        ):
             return f"{name} has a size or sha256 that is none"
     return None
 
 
-def _short(value: Any) -> str:
+def _shorten_printable(value: Any) -> str:
     return printable(str(value)[:60])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_WORDS = 624
+_TWISTER_STATE_WORDS = 624
 """Words of state of a Mersenne Twister."""
 
 
@@ -23,23 +23,26 @@ def cpu_state_dict(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def digest(value: Any) -> str:
+def nested_digest(value: Any) -> str:
     """Compute the sha256 of nested dicts and lists of tensors and plain values.
 
     The order of a dict's keys does not count; every bit of a value does, and a tensor's type
     and shape do.
 
     >>> one, other = {"a": torch.zeros(2), "b": [1, 0.5]}, {"b": [1, 0.5], "a": torch.zeros(2)}
-    >>> digest(one) == digest(other), digest(one) == digest({"a": torch.zeros(2), "b": [1, 0.25]})
+    >>> (
+    ...     digest(one) == nested_digest(other),
+    ...     digest(one) == digest({"a": torch.zeros(2), "b": [1, 0.25]}),
+    ... )
     (True, False)
     """
-    total = hashlib.sha256()
-    for piece in _pieces(value):
-        total.update(piece)
-    return total.hexdigest()
+    running_hash = hashlib.sha256()
+    for piece in _digest_pieces(value):
+        running_hash.update(piece)
+    return running_hash.hexdigest()
 
 
-def _pieces(value: Any) -> Iterator[bytes]:
+def _digest_pieces(value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         array = value.detach().cpu().contiguous().numpy()
         yield f"{array.dtype}{array.shape}".encode()
@@ -47,22 +50,22 @@ def _pieces(value: Any) -> Iterator[bytes]:
     elif isinstance(value, dict):
         for key in sorted(value, key=str):
             yield f"{key}:".encode()
-            yield from _pieces(value[key])
+            yield from _digest_pieces(value[key])
     elif isinstance(value, list | tuple):
         yield f"{len(value)} of:".encode()
         for item in value:
-            yield from _pieces(item)
+            yield from _digest_pieces(item)
     else:
         yield f"{value!r};".encode()
 
 
-def checked_counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+def require_counts(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
     """Return the named counts out of JSON that may hold anything.
 
     Raises:
         ValueError: One is none, or is missing.
 
-    >>> checked_counts({"step": 3, "loss": 0.5}, ["step"])
+    >>> require_counts({"step": 3, "loss": 0.5}, ["step"])
     {'step': 3}
     """
     for name in names:
@@ -81,7 +84,7 @@ def generator_states() -> dict[str, Any]:
 
     >>> before = generator_states()
     >>> drawn = torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
-    >>> restore_generators(before)
+    >>> restore_generator_states(before)
     >>> drawn == (torch.rand(1), random.random(), np.random.rand())  # noqa: NPY002
     True
     """
@@ -90,31 +93,33 @@ def generator_states() -> dict[str, Any]:
     return {
         "python": random.getstate(),
         "numpy": numpy,
-        "torch": _hex(torch.get_rng_state()),
-        "cuda": _hex(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
+        "torch": _tensor_as_hex(torch.get_rng_state()),
+        "cuda": _tensor_as_hex(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
     }
 
 
-def restore_generators(state: dict[str, Any]) -> None:
+def restore_generator_states(state: dict[str, Any]) -> None:
     """Put the generators back to states of `generator_states`; ``state`` may come from JSON.
 
     Raises:
         Exception: Nearly any: it is no such state.
     """
-    version, words, gauss = state["python"]
-    key, position = state["numpy"]["state"]["key"], state["numpy"]["state"]["pos"]
-    if len(key) != _WORDS or not 0 <= position <= _WORDS:  # NumPy would read beyond the key
+    python_state_version, twister_words, next_gauss = state["python"]
+    numpy_key, numpy_position = state["numpy"]["state"]["key"], state["numpy"]["state"]["pos"]
+    if (
+        len(numpy_key) != _TWISTER_STATE_WORDS or not 0 <= numpy_position <= _TWISTER_STATE_WORDS
+    ):  # NumPy would read beyond the key
         raise ValueError("the state of NumPy's generator is none")
-    random.setstate((version, tuple(words), gauss))
+    random.setstate((python_state_version, tuple(twister_words), next_gauss))
     np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(_bytes(state["torch"]))
+    torch.set_rng_state(_tensor_from_hex(state["torch"]))
     if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_bytes(state["cuda"]))
+        torch.cuda.set_rng_state(_tensor_from_hex(state["cuda"]))
 
 
-def _hex(state: Tensor) -> str:
+def _tensor_as_hex(state: Tensor) -> str:
     return bytes(state.numpy()).hex()
 
 
-def _bytes(text: str) -> Tensor:
+def _tensor_from_hex(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

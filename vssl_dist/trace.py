@@ -27,54 +27,60 @@ def pixel_digests(views: Sequence[Tensor]) -> list[str]:
     Returns:
         ``B`` hexadecimal digests of 16 characters.
     """
-    arrays = [view.detach().cpu().contiguous().numpy() for view in views]
+    view_arrays = [view.detach().cpu().contiguous().numpy() for view in views]
     digests = []
-    for row in zip(*arrays, strict=True):
-        digest = hashlib.blake2b(digest_size=8)
-        for pixels in row:
-            digest.update(pixels.tobytes())
-        digests.append(digest.hexdigest())
+    for views_of_image in zip(*view_arrays, strict=True):
+        pixel_digest = hashlib.blake2b(digest_size=8)
+        for pixels in views_of_image:
+            pixel_digest.update(pixels.tobytes())
+        digests.append(pixel_digest.hexdigest())
     return digests
 
 
-class Trace:
+class TraceWriter:
     """Appends one JSON line per optimizer step of this rank to ``trace.rank<r>.jsonl``."""
 
     def __init__(self, folder: Path, restored_step: int) -> None:
         """Open the file, dropping the lines after ``restored_step``: they are done again."""
-        self.path = RunFolder(folder).trace(dist.rank())
+        self.path = RunFolder(folder).trace_path(dist.rank())
         folder.mkdir(parents=True, exist_ok=True)
         exists = self.path.is_file()
         lines = self.path.read_text(errors="replace").splitlines() if exists else []
-        kept_lines = [line for line in lines if _step(line) <= restored_step]
-        durable.publish_inside(self.path, "".join(f"{line}\n" for line in kept_lines).encode())
+        kept_lines = [line for line in lines if _step_of_trace_line(line) <= restored_step]
+        durable.write_inside_folder(self.path, "".join(f"{line}\n" for line in kept_lines).encode())
 
-    def step(self, step: int, position: int, loss: Tensor, batches: Sequence[Batch]) -> None:
+    def write_step(
+        self, step: int, position: int, loss: Tensor, micro_batches: Sequence[Batch]
+    ) -> None:
         """Record the optimizer step that made ``step`` steps and ``position`` images in all.
 
         All ranks call this: the loss, a scalar, is averaged over them.
         """
-        mean = dist.mean_over_ranks({"loss": loss})["loss"]
+        mean_loss = dist.mean_over_ranks({"loss": loss})["loss"]
         self._append(
             {
                 "step": step,
                 "position": position,
                 "world_size": dist.world_size(),
-                "loss": mean.hex(),
-                "ids": [int(i) for batch in batches for i in batch.ids],
-                "pixels": [d for batch in batches for d in pixel_digests(batch.views)],
+                "loss": mean_loss.hex(),
+                "ids": [int(image_id) for batch in micro_batches for image_id in batch.ids],
+                "pixels": [
+                    pixel_digest
+                    for batch in micro_batches
+                    for pixel_digest in pixel_digests(batch.views)
+                ],
             }
         )
 
-    def final(self, digests: Mapping[str, str]) -> None:
+    def write_final(self, digests: Mapping[str, str]) -> None:
         """Record the digests of the whole final state."""
         self._append({"final": dict(digests)})
 
     def _append(self, record: Mapping[str, object]) -> None:
-        durable.append(self.path, (json.dumps(record) + "\n").encode())
+        durable.append_to_file(self.path, (json.dumps(record) + "\n").encode())
 
 
-def _step(line: str) -> float:
+def _step_of_trace_line(line: str) -> float:
     """Return the step of a trace line; the final line and a torn one come after every step."""
     try:
         return float(json.loads(line).get("step", "inf"))

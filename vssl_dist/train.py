@@ -19,16 +19,16 @@ from vssl_dist.curves import EPOCH
 from vssl_dist.data.loader import Batch, Loader, build_loader
 from vssl_dist.engine import Engine
 from vssl_dist.errors import CheckpointError
-from vssl_dist.exports.card import Description, Origin
+from vssl_dist.exports.card import ExportDescription, WeightsOrigin
 from vssl_dist.methods import LossOutput, build_method, monitors
 from vssl_dist.online_probe import (
-    NoProbe,
+    NoOnlineProbe,
     OnlineProbe,
-    build_probe,
+    build_online_probe,
 )
-from vssl_dist.resume import Saver
+from vssl_dist.resume import CheckpointSaver
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.trace import Trace
+from vssl_dist.trace import TraceWriter
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def train(
         ValueError: The run on disk is another experiment, or none of its checkpoints is whole.
     """
     loader, engine, probe = build(cfg, device)
-    saver = Saver(cfg, engine, loader, probe)
+    saver = CheckpointSaver(cfg, engine, loader, probe)
     saver.restore()
-    trace = Trace(cfg.dir, engine.step) if cfg.trace else None
+    trace = TraceWriter(cfg.dir, engine.step) if cfg.trace else None
     meter = ThroughputMeter(cfg.optim.global_batch, engine.step)
     curves = CurveSchedule(cfg.log_every, engine.total_steps)
     batches = iter(loader)
@@ -71,30 +71,30 @@ def train(
         step_output = engine.train_step(step_batches, by_part=curves.is_due(engine.step + 1))
         probe.step(step_output.embedding, step_batches[-1].labels, engine.step)
         if trace:
-            trace.step(engine.step, loader.position, step_output.loss, step_batches)
+            trace.write_step(engine.step, loader.position, step_output.loss, step_batches)
         is_last_step = engine.step == engine.total_steps
         is_milestone = is_last_step or bool(cfg.evaluations_at(engine.step, loader.samples))
         if metrics := curves.metrics_if_due(step_output, engine.step, is_milestone):
             metrics |= probe.pop_metrics()
             epoch_metric = {EPOCH: engine.step / engine.steps_per_epoch}
             log(
-                metrics | meter.rates(engine.step) | saver.substitutions() | epoch_metric,
+                metrics | meter.rates(engine.step) | saver.record_substitutions() | epoch_metric,
                 engine.step,
             )
             # It raises where too many images are damaged: the curves have to show them first.
-            saver.ledger.check()
+            saver.substitution_log.check()
         if is_milestone:
-            export(cfg, engine, probe, saver.provenance(), metrics, on_export)
+            export(cfg, engine, probe, saver.weights_origin(), metrics, on_export)
         must_stop = engine.step % cfg.vote_every == 0 and dist.any_rank(should_stop())
-        if is_last_step or must_stop or saver.due():
+        if is_last_step or must_stop or saver.is_due():
             saver.save()
         if must_stop and not is_last_step:
             raise Preempted
     if trace:
-        trace.final(engine.digests())
+        trace.write_final(engine.digests())
 
 
-def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | NoProbe]:
+def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | NoOnlineProbe]:
     """Build the data loader, the student-teacher engine and the online probe of a run at step 0."""
     torch.manual_seed(cfg.seed)
     torch.backends.cudnn.deterministic = cfg.engine.deterministic
@@ -107,7 +107,7 @@ def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | No
         steps_per_epoch=loader.samples / cfg.optim.global_batch,
         device=device,
     )
-    return loader, engine, build_probe(cfg.online, loader.classes, engine.total_steps)
+    return loader, engine, build_online_probe(cfg.online, loader.classes, engine.total_steps)
 
 
 class CurveSchedule:
@@ -192,8 +192,8 @@ class ThroughputMeter:
 def export(
     cfg: RunConfig,
     engine: Engine,
-    probe: OnlineProbe | NoProbe,
-    origin: Origin,
+    probe: OnlineProbe | NoOnlineProbe,
+    origin: WeightsOrigin,
     metrics: dict[str, float],
     on_export: Callable[[Path, int], None],
 ) -> None:
@@ -207,10 +207,10 @@ def export(
         metrics: Those of this step, for the card.
         on_export: Called on rank 0 with the file and its step.
     """
-    path = RunFolder(cfg.dir).exports.backbone(engine.step)
-    description = Description.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
+    path = RunFolder(cfg.dir).export_folder.backbone_path(engine.step)
+    description = ExportDescription.of(cfg, engine.step, engine.method.evaluated, origin, metrics)
     try:
-        engine.export(path, description, probe.tensors())
+        engine.export(path, description, probe.export_tensors())
     except CheckpointError as error:  # a full disk costs an evaluation, not the run
         _log.warning("step %d is not exported: %s", engine.step, error)
         return

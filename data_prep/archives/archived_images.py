@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.durable import open_regular
+from vssl_dist.durable import open_regular_file
 from vssl_dist.errors import DataError
 
 from ..images.raw_image import RawImage
@@ -88,7 +88,7 @@ class ArchivedImages:
                         open_file_number = file_number
                         # Opening may fail: the closed file must not be read then.
                         stream = None
-                        stream = open_regular(path)
+                        stream = open_regular_file(path)
                     data = os.pread(stream.fileno(), size, offset)
                 except OSError as error:
                     flaw_text = f"cannot be read ({error.strerror})"

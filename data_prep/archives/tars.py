@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vssl_dist.durable import open_regular
+from vssl_dist.durable import open_regular_file
 from vssl_dist.errors import DataError
 
 from ..images.signatures import (
@@ -217,7 +217,7 @@ def _member_flaw(member: tarfile.TarInfo) -> str:
 
 def _open_archive(path: Path) -> io.BufferedReader:
     try:
-        return open_regular(path)
+        return open_regular_file(path)
     except OSError as error:
         raise ArchiveError.of(path, f"cannot be read ({error.strerror})") from error
 

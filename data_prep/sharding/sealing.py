@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vssl_dist.data.store.manifest import FORMAT, MANIFEST, ShardEntry, seal
-from vssl_dist.durable import sync
+from vssl_dist.durable import sync_to_disk
 from vssl_dist.errors import DataError
 
 from ..files import write_whole
@@ -61,7 +61,7 @@ def seal_split(
         "shards": [asdict(shard) for shard in shards],
         "source": recipe,
     }
-    sync(folder)
+    sync_to_disk(folder)
     write_whole(folder / MANIFEST, seal(manifest))
-    sync(folder)
+    sync_to_disk(folder)
     shutil.rmtree(folder / NOTES_FOLDER_NAME)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vssl_dist.data.store.manifest import MANIFEST, ShardEntry, iter_size_problems, read_manifest
-from vssl_dist.durable import sha256
+from vssl_dist.durable import file_sha256
 from vssl_dist.errors import DataError
 
 from ..files import (
@@ -225,7 +225,7 @@ def has_intact_side_files(folder: Path, source: Mapping[str, object]) -> bool:
 
 def _file_digest(path: Path) -> str | None:
     """Compute the SHA-256 of a small file; None if it is not there."""
-    return sha256(path) if path.exists() else None
+    return file_sha256(path) if path.exists() else None
 
 
 def _read_shard_note(note_path: Path) -> ShardEntry | None:

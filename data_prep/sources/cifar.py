@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vssl_dist.durable import read_regular
+from vssl_dist.durable import read_regular_file
 from vssl_dist.errors import DataError
 
 from ..archives.tars import read_gzipped_members
@@ -140,7 +140,7 @@ def _read_files(layout: CifarLayout, root: Path, files: Sequence[str]) -> dict[s
 
 def _read_file(path: Path) -> bytes:
     try:
-        return read_regular(path, _MAX_FILE_BYTES)
+        return read_regular_file(path, _MAX_FILE_BYTES)
     except FileNotFoundError:
         raise DataError(
             f"{path}: missing (--split makes one split only, --download fetches the data)"

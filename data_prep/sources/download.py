@@ -6,7 +6,7 @@ import socket
 from importlib import import_module
 from pathlib import Path
 
-from vssl_dist.durable import followed
+from vssl_dist.durable import resolve_trusted_links
 from vssl_dist.errors import DataError
 
 _TORCHVISION_CLASS_NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
@@ -31,7 +31,7 @@ def fetch_archive(dataset: str, root: Path) -> None:
     timeout_before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
     try:
-        followed(root / dataset_class.filename)  # torchvision writes through any link
+        resolve_trusted_links(root / dataset_class.filename)  # torchvision writes through any link
         root.mkdir(parents=True, exist_ok=True)
         download_url(
             dataset_class.url, str(root), filename=dataset_class.filename, md5=dataset_class.tgz_md5
@@ -39,8 +39,7 @@ def fetch_archive(dataset: str, root: Path) -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{dataset_class.url}: cannot be fetched ({reason}): "
-            f"put {dataset_class.filename} into {root} by hand"
+            f"{dataset_class.url}: cannot be fetched ({reason}): put {dataset_class.filename} into {root} by hand"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout_before)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vssl_dist.durable import read_regular
+from vssl_dist.durable import read_regular_file
 from vssl_dist.errors import DataError
 
 from ..archives.tars import MAX_BYTES
@@ -57,7 +57,7 @@ class ImageFiles:
         for name in self.names:
             path = self.folder / name
             try:
-                raw_image = RawImage(read_regular(path, MAX_BYTES), str(path))
+                raw_image = RawImage(read_regular_file(path, MAX_BYTES), str(path))
             except OSError as error:
                 if error.errno == errno.ENXIO:  # what opening a socket gives
                     raw_image = RawImage(b"", flaw="not a regular file")

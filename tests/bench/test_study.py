@@ -33,8 +33,8 @@ from tests.support.photos import tiny_dataset
 from vssl_dist import config
 from vssl_dist.config import read_task
 from vssl_dist.errors import ConfigError
-from vssl_dist.evaluation.figures.plots import png
-from vssl_dist.exports.results import FORMAT
+from vssl_dist.evaluation.figures.plots import render_png
+from vssl_dist.exports.results import RESULT_FORMAT
 from vssl_dist.linter import Facts, lint
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_the_table_says_mean_spread_trouble_and_what_is_not_yet() -> None:
         "## What it says\n\nAll is well.\n",
     ):
         assert part in text
-    assert png(draw_picture(study, outcomes, {})).startswith(b"\x89PNG")
+    assert render_png(draw_picture(study, outcomes, {})).startswith(b"\x89PNG")
 
 
 def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_not_trained(
@@ -186,7 +186,7 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
     (tmp_path / "one.json").write_text(json.dumps({"mean": {"p": 0.75, "pixels": 0.5}}))
     compared = {"raw_pixels": {"x": 0.1}, "random_network": {"x": 0.2, "y": 3}}
     beside = tmp_path / "a-baselines.json"
-    beside.write_text(json.dumps({"results": compared, "format": FORMAT}))
+    beside.write_text(json.dumps({"results": compared, "format": RESULT_FORMAT}))
     file = str(tmp_path / "one.json")
     rows = {
         "p": (file, "mean", "p"), "raw pixels": (file, "mean", "pixels"),
@@ -214,7 +214,7 @@ def test_columns_from_elsewhere_stand_beside_those_of_the_runs_after_what_was_no
         "| q | not yet |  |  |  |",
     ]
     assert "z %: `make z`" in markdown_page(study, outcomes, found, facts)
-    beside.write_text(json.dumps({"results": compared, "format": FORMAT - 1}))
+    beside.write_text(json.dumps({"results": compared, "format": RESULT_FORMAT - 1}))
     assert read_reference_rows(study, tmp_path) == {"p": {"z %": 75.0}, "raw pixels": {"z %": 50.0}}
     assert read_baselines(tmp_path, "a") is None, "it is compared again, with all scores of today"
     (axes,) = draw_picture(study, outcomes, found).axes
@@ -359,9 +359,11 @@ def test_a_run_of_another_density_goes_on_and_its_old_figures_are_not_shown(here
     place_of_result = export.with_name(f"ood-{STEPS:08d}.json")
     place_of_result.write_text(json.dumps(result | {"format": 4}))
     assert read_outcome(study, trial).figures is None, "it is of an unnamed density, cartesian"
-    place_of_result.write_text(json.dumps(result | {"format": FORMAT, "density": "cartesian"}))
+    place_of_result.write_text(
+        json.dumps(result | {"format": RESULT_FORMAT, "density": "cartesian"})
+    )
     assert read_outcome(study, trial).figures is None
-    place_of_result.write_text(json.dumps(result | {"format": FORMAT, "density": "polar"}))
+    place_of_result.write_text(json.dumps(result | {"format": RESULT_FORMAT, "density": "polar"}))
     assert read_outcome(study, trial).figures == {"S1 %": 50.0}
     write_page(study, [trial], "command", here / "page.md")
     assert "Likelihoods of VJE: `density: polar`." in (here / "page.md").read_text()

@@ -25,7 +25,7 @@ from vssl_dist.commands import one_class
 from vssl_dist.config import OodConfig
 from vssl_dist.errors import ConfigError
 from vssl_dist.exports.read import load_export
-from vssl_dist.exports.results import FORMAT
+from vssl_dist.exports.results import RESULT_FORMAT
 from vssl_dist.methods import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -137,13 +137,13 @@ def test_figures_of_a_class_are_those_of_the_density_that_is_asked_for(
         trial = one_class.plan_trials(cfg, None)[0]
         (trial.run_dir / "export").mkdir(parents=True)
         for name in ("ood", "ood-cartesian"):
-            said = {"format": FORMAT, "results": scores, "name": name}
+            said = {"format": RESULT_FORMAT, "results": scores, "name": name}
             said |= {"density": density} if density and name == stem else {}
             (trial.run_dir / "export" / f"{name}-00000003.json").write_text(json.dumps(said))
         trained = one_class.read_class_result(trial, cfg, with_baselines=False)
-        assert trained.result["name"] == stem
+        assert trained.ood_result["name"] == stem
         ending = f"_{density}" if density else ""
-        assert list(trained.auroc()) == ["norm", f"s1_self_likelihood{ending}"]
+        assert list(trained.auroc_by_score()) == ["norm", f"s1_self_likelihood{ending}"]
         one_class.finish_trial(trial, cfg, one_class.arguments(["tiny.yaml"]))
         asked = words[-1][words[-1].index("--density") + 1 :] if density else []
         assert asked == ([density] if density else [])

@@ -19,9 +19,9 @@ from vssl_dist.commands import (
     track,
 )
 from vssl_dist.console import tables
-from vssl_dist.console.bars import sample_bar
+from vssl_dist.console.bars import show_sample_bar
 from vssl_dist.preview.page import Tile, draw_page
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 EVIL = os.fsdecode(b"x\x1b[2J\x1b]0;owned\x07\r\xff") + "\u202e\n== forged [red]"
 """Clears the screen, renames the window, goes back, is no text, turns direction, forges a line."""
@@ -155,7 +155,7 @@ def test_tables_and_bars_show_names_as_text() -> None:
     for width in (20, 100, 400):
         file = io.StringIO()
         console = Console(file=file, width=width, _environ={})
-        tables.show(EVIL, [(EVIL, {EVIL: EVIL}), ("[red]x", {"[/]": "1"})], console)
+        tables.print_tables(EVIL, [(EVIL, {EVIL: EVIL}), ("[red]x", {"[/]": "1"})], console)
         shown = file.getvalue()
         assert harmless(shown)
         assert "[red]x" in shown
@@ -163,7 +163,7 @@ def test_tables_and_bars_show_names_as_text() -> None:
 
 
 def test_a_progress_bar_shows_its_title_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    with sample_bar(f"verify {EVIL}", 1) as advance:
+    with show_sample_bar(f"verify {EVIL}", 1) as advance:
         advance(1)
     shown = capsys.readouterr().err
     assert harmless(shown)
@@ -179,8 +179,8 @@ def test_a_picture_is_captioned_with_any_name_however_long() -> None:
 
 
 def test_say_prints_each_of_its_lines_on_one(capsys: pytest.CaptureFixture[str]) -> None:
-    say("a\nb", EVIL)
-    say("c", error=True)
+    print_printable("a\nb", EVIL)
+    print_printable("c", to_stderr=True)
     captured = capsys.readouterr()
     assert harmless(captured.out, lines=2)
     assert captured.err == "c\n"

@@ -11,7 +11,7 @@ import torch
 from vssl_dist import config
 from vssl_dist.config import TASKS, RunConfig
 from vssl_dist.errors import ConfigError
-from vssl_dist.evaluation.scores.posterior import variational_methods
+from vssl_dist.evaluation.scores.posterior import posterior_method_names
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.models.heads import GaussianBranch
 
@@ -37,7 +37,7 @@ def test_a_task_that_needs_a_posterior_is_for_methods_that_infer_one(method: str
         made = build_method(cfg.method, 32)
     branch = made.teacher if made.evaluated == "teacher" else made.student
     infers = isinstance(branch, GaussianBranch)
-    assert cfg.method.has_posterior == infers == (method in variational_methods())
+    assert cfg.method.has_posterior == infers == (method in posterior_method_names())
     if infers:
         assert read("[{task: uncertainty}]").evaluations[0].task == "uncertainty"
         return

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from vssl_dist.console.bars import WholeProgress, progress_bar, screen
+from vssl_dist.console.bars import WholeProgress, make_console, make_progress_bar
 
 TITLE, COUNT = "features of a folder with a long name", "640000/1281167"
 
@@ -46,9 +46,9 @@ def test_what_is_shown_while_features_are_computed_stays_out_of_a_table(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "0")
-    with progress_bar() as progress:
+    with make_progress_bar() as progress:
         progress.advance(progress.add_task(TITLE, total=2))
     said = capsys.readouterr()
     assert said.out == ""
     assert "1/2" in said.err
-    assert screen().width == 80
+    assert make_console().width == 80

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vssl_dist.console.tables import (
-    Line,
-    show,
-    tables,
+    TableLine,
+    make_tables,
+    print_tables,
 )
 
 FIGURES = {
@@ -25,7 +25,7 @@ FIGURES = {
         for score in ("knn", "mahalanobis", "s2 cross view likelihood polar", "norm", "größe 漢字")
     )
 }
-CASES: dict[str, list[Line]] = {
+CASES: dict[str, list[TableLine]] = {
     "one line of many long figures": [("step 200", FIGURES)],
     "few figures of many lines": [(f"step {200 * n}", {"k20 t0.07": f"{n}.5"}) for n in range(40)],
     "many of many": [
@@ -36,9 +36,11 @@ CASES: dict[str, list[Line]] = {
 }
 
 
-def printed(lines: list[Line], width: int, terminal: bool) -> str:
+def printed(lines: list[TableLine], width: int, terminal: bool) -> str:
     file = io.StringIO()
-    show("AUROC %", lines, Console(file=file, width=width, force_terminal=terminal, _environ={}))
+    print_tables(
+        "AUROC %", lines, Console(file=file, width=width, force_terminal=terminal, _environ={})
+    )
     return re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
 
 
@@ -54,14 +56,14 @@ def test_no_name_and_no_figure_is_cut_at_any_width(case: str, terminal: bool) ->
                 assert figure in text, width
                 assert value in text, width
         if any("│" in line for line in text.splitlines()):
-            assert tables("AUROC %", CASES[case], width)
+            assert make_tables("AUROC %", CASES[case], width)
 
 
 def test_a_table_is_shown_where_a_launcher_leaves_no_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "0")
-    show("AUROC %", CASES["one line of many long figures"])
+    print_tables("AUROC %", CASES["one line of many long figures"])
     said = capsys.readouterr().out
     assert [text for pair in FIGURES.items() for text in pair if text not in said] == []
 
@@ -76,7 +78,7 @@ def cells(table: Table) -> dict[tuple[str, str], str]:
     }
 
 
-def pairs(lines: list[Line]) -> Mapping[frozenset[str], str]:
+def pairs(lines: list[TableLine]) -> Mapping[frozenset[str], str]:
     figures = list(dict.fromkeys(figure for _, row in lines for figure in row))
     return {frozenset((n, f)): row.get(f, "-") for n, row in lines for f in figures}
 
@@ -85,7 +87,7 @@ def pairs(lines: list[Line]) -> Mapping[frozenset[str], str]:
 def test_tables_that_are_broken_or_turned_hold_each_figure_once_in_its_place(case: str) -> None:
     broken = 0
     for width in range(20, 301, 20):
-        parts = tables("AUROC %", CASES[case], width)
+        parts = make_tables("AUROC %", CASES[case], width)
         broken += len(parts) > 1
         found = [(frozenset(key), value) for one in parts for key, value in cells(one).items()]
         assert dict(found) == (pairs(CASES[case]) if parts else {})
@@ -99,11 +101,11 @@ def test_tables_that_are_broken_or_turned_hold_each_figure_once_in_its_place(cas
 
 def test_what_is_wide_is_turned_only_where_that_helps() -> None:
     few = [("step 1", {"a": "1", "b": "2"}), ("step 2", {"a": "3", "b": "4"})]
-    (upright,) = tables("x", few, 80)
+    (upright,) = make_tables("x", few, 80)
     assert [str(column.header) for column in upright.columns] == ["x", "a", "b"]
     long = [("s", {f"figure {n} of a long name": "1.0" for n in range(5)})]
-    (turned,) = tables("x", long, 80)
+    (turned,) = make_tables("x", long, 80)
     assert [str(column.header) for column in turned.columns] == ["x", "s"]
-    (wide,) = tables("x", long, 200)
+    (wide,) = make_tables("x", long, 200)
     assert len(wide.columns) == 6
-    assert tables("x", long, 20) == []
+    assert make_tables("x", long, 20) == []

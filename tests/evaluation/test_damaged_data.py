@@ -18,16 +18,16 @@ from vssl_dist.config import RECIPES, CollapseConfig, FinetuneConfig, KnnConfig
 from vssl_dist.data.passes import Pairs
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.features.extract import Reading
+from vssl_dist.evaluation.features.extract import ImageReading
 from vssl_dist.evaluation.features.variants import (
     AugmentedPairs,
-    Corruptions,
-    Variants,
+    CorruptedVariants,
+    ImageVariants,
 )
 from vssl_dist.evaluation.run import (
     EvalSettings,
-    baselines,
     evaluate,
+    evaluate_baselines,
 )
 from vssl_dist.jobs.evaluation_job import PendingEvaluation, evaluate_export
 
@@ -72,7 +72,7 @@ def test_a_result_counts_and_lists_what_was_replaced_and_says_it_once(
     assert all("crc32 differs" in one["reason"] for one in listed)
     assert json.loads(path.with_name("knn-00000040.json").read_text()) == found
     with pytest.warns(UserWarning, match="damaged images: 3"):
-        below = baselines(path, TASK)
+        below = evaluate_baselines(path, TASK)
     assert (below["substituted_images"], below["substitutions"]) == (3, found["substitutions"])
 
 
@@ -117,15 +117,19 @@ def test_fine_tuning_counts_an_image_once_in_all_epochs(tmp_path: Path, data: Pa
 
 
 @pytest.mark.parametrize(
-    "variants", [Corruptions(), AugmentedPairs(Pairs((RECIPES["cifar"],) * 2, count=1, seed=0))]
+    "variants",
+    [CorruptedVariants(), AugmentedPairs(Pairs((RECIPES["cifar"],) * 2, count=1, seed=0))],
 )
-def test_variants_of_a_damaged_image_are_noted(data: Path, variants: Variants) -> None:
+def test_variants_of_a_damaged_image_are_noted(data: Path, variants: ImageVariants) -> None:
     toggle(data / "val", BAD)
-    reading = Reading(32, NORMALISE, batch=16, backend="reference")
+    reading = ImageReading(32, NORMALISE, batch_size=16, backend="reference")
     dataset = Dataset.open(data / "val")
-    for _ in variants.batches(dataset, reading, np.arange(20)):
+    for _ in variants.variant_batches(dataset, reading, np.arange(20)):
         pass
-    assert [bad.planned for bad in reading.substitutes.substitutions_in_split(dataset)] == [3, 17]
+    assert [bad.planned for bad in reading.substitution_tally.substitutions_in_split(dataset)] == [
+        3,
+        17,
+    ]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

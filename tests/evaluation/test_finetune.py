@@ -18,10 +18,10 @@ from vssl_dist.config import FinetuneConfig, read_task
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
 from vssl_dist.evaluation.features.extract import (
-    Reading,
-    extract,
-    random_network,
-    raw_pixels,
+    ImageReading,
+    build_random_network,
+    extract_features,
+    flatten_pixels,
 )
 from vssl_dist.evaluation.finetune import (
     Classifier,
@@ -30,8 +30,8 @@ from vssl_dist.evaluation.finetune import (
     choose_lr,
     finetune,
 )
-from vssl_dist.evaluation.run import baselines, evaluate
-from vssl_dist.evaluation.scores.probe import split
+from vssl_dist.evaluation.run import evaluate, evaluate_baselines
+from vssl_dist.evaluation.scores.probe import split_by_class
 
 CLASSES = 4
 QUICK = FinetuneConfig(epochs=4, train_batch=16, lr=(0.5,), batch=50)
@@ -48,13 +48,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def labelled(data: Path, count: int = 72) -> LabelledImages:
-    reading = Reading(32, NORMALISE, backend="reference")
+    reading = ImageReading(32, NORMALISE, backend="reference")
     return LabelledImages(Dataset.open(data / "train"), np.arange(count), CLASSES, reading)
 
 
 def test_an_epoch_shows_every_image_once_and_another_one_shows_it_otherwise(data: Path) -> None:
     task = QUICK.model_copy(update={"train_batch": 12})
-    epochs = [list(labelled(data).epoch(task, 0, epoch)) for epoch in (0, 1, 0)]
+    epochs = [list(labelled(data).augmented_batches(task, 0, epoch)) for epoch in (0, 1, 0)]
     orders = [torch.cat([batch.ids for batch in batches]) for batches in epochs]
     assert orders[0].sort().values.tolist() == list(range(72))
     assert orders[0].tolist() == orders[2].tolist() != orders[1].tolist()
@@ -67,16 +67,16 @@ def test_an_epoch_shows_every_image_once_and_another_one_shows_it_otherwise(data
 
 
 def test_a_batch_that_is_not_full_is_shown_only_if_there_is_no_other(data: Path) -> None:
-    assert [len(b.ids) for b in labelled(data).epoch(QUICK, 0, 0)] == [16] * 4
-    assert [len(b.ids) for b in labelled(data, 5).epoch(QUICK, 0, 0)] == [5]
-    assert labelled(data).steps(QUICK) == 4
-    assert labelled(data, 5).steps(QUICK) == 1
+    assert [len(b.ids) for b in labelled(data).augmented_batches(QUICK, 0, 0)] == [16] * 4
+    assert [len(b.ids) for b in labelled(data, 5).augmented_batches(QUICK, 0, 0)] == [5]
+    assert labelled(data).steps_per_epoch(QUICK) == 4
+    assert labelled(data, 5).steps_per_epoch(QUICK) == 1
 
 
 def test_a_step_is_that_of_sgd_on_all_weights(data: Path) -> None:
     task = QUICK.model_copy(update={"weight_decay": 0.01})
-    network, images = random_network("resnet10_c16", 32), labelled(data, 16)
-    (batch,) = images.epoch(task, 3, 0)
+    network, images = build_random_network("resnet10_c16", 32), labelled(data, 16)
+    (batch,) = images.augmented_batches(task, 3, 0)
     by_hand = Classifier(network, 128, CLASSES).train()
     before = copy.deepcopy(by_hand)
     F.cross_entropy(by_hand(batch.views[0]), batch.labels).backward()
@@ -92,7 +92,7 @@ def test_a_step_is_that_of_sgd_on_all_weights(data: Path) -> None:
 
 
 def test_the_network_it_is_given_stays_and_a_seed_decides_everything(data: Path) -> None:
-    network = random_network("resnet10_c16", 32)
+    network = build_random_network("resnet10_c16", 32)
     before = copy.deepcopy(network.state_dict())
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -108,31 +108,31 @@ def test_the_network_it_is_given_stays_and_a_seed_decides_everything(data: Path)
 
 
 def test_what_is_no_network_learns_its_classifier_alone(data: Path) -> None:
-    model, losses = finetune(raw_pixels, labelled(data), QUICK, replace(PLAN, lr=0.01))
+    model, losses = finetune(flatten_pixels, labelled(data), QUICK, replace(PLAN, lr=0.01))
     assert [name for name, _ in model.named_parameters()] == ["head.weight", "head.bias"]
     assert losses[-1] < losses[0]
 
 
 def test_a_training_that_diverges_is_one_clear_line(data: Path) -> None:
     with pytest.raises(DataError, match="lower lr"):
-        finetune(raw_pixels, labelled(data), QUICK, replace(PLAN, lr=1e30))
+        finetune(flatten_pixels, labelled(data), QUICK, replace(PLAN, lr=1e30))
     with pytest.raises(ValidationError, match="crop_scale must lie above 0"):
         FinetuneConfig(crop_scale=(0.0, 1.0))
 
 
 def test_the_learning_rate_is_chosen_on_images_that_are_held_out(data: Path) -> None:
-    network, images = random_network("resnet10_c16", 32), labelled(data)
+    network, images = build_random_network("resnet10_c16", 32), labelled(data)
     task = QUICK.model_copy(update={"lr": (1e30, 0.5, 1e-6), "search_epochs": 3, "held_out": 0.25})
     found = choose_lr(network, images, task)
     assert found["lr"] == 0.5
     assert found["held_out_images"] == 16, "a quarter of the 18 of each class, whole images"
     assert list(found["held_out"]) == ["1e-06", "0.5", "1e+30"]
     assert found["held_out"]["1e+30"] == 0, "it diverged"
-    fit, check = split(torch.from_numpy(images.labels), torch.arange(72), 0.25, seed=0)
+    fit, check = split_by_class(torch.from_numpy(images.labels), torch.arange(72), 0.25, seed=0)
     rest = replace(images, ids=fit.numpy())
     model, _ = finetune(network, rest, task, FinetuneRun(0.5, epochs=3))
     ids = np.isin(np.arange(72), check.numpy())
-    whole = extract(model, images.dataset, images.reading)
+    whole = extract_features(model, images.dataset, images.reading)
     right = (whole.features.argmax(1) == whole.labels).numpy()
     assert found["held_out"]["0.5"] == pytest.approx(right[ids].mean())
     alone = choose_lr(network, images, QUICK)
@@ -165,4 +165,4 @@ def test_the_task_reports_accuracy_and_calibration(tmp_path: Path, data: Path) -
     assert results["lr"] in (0.001, 0.5)
     assert list(results["held_out"]) == ["0.001", "0.5"]
     assert found["plots"] == ["finetune-00000040-loss.png"]
-    assert list(baselines(path, QUICK)["results"]) == ["raw_pixels", "random_network"]
+    assert list(evaluate_baselines(path, QUICK)["results"]) == ["raw_pixels", "random_network"]

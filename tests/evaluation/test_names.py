@@ -22,16 +22,16 @@ from tests.support.shards import edit_manifest
 from vssl_dist.config import UncertaintyConfig
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.evaluation.figures import plots
-from vssl_dist.evaluation.figures.contact_sheet import draw_sheet
-from vssl_dist.evaluation.figures.plots import literal, png
+from vssl_dist.evaluation.figures.contact_sheet import draw_contact_sheet
+from vssl_dist.evaluation.figures.plots import escape_mathtext, render_png
 from vssl_dist.evaluation.one_class_table import (
-    OTHERS,
+    OTHER_CLASSES_SPLIT,
     ClassResult,
-    bar_chart,
+    draw_auroc_bars,
     markdown_table,
 )
 from vssl_dist.evaluation.run import evaluate
-from vssl_dist.exports.model_card import model_card
+from vssl_dist.exports.model_card import format_model_card
 from vssl_dist.preview.page import Tile, draw_page
 
 NAMES = [
@@ -44,7 +44,7 @@ def drawn(figure: Figure) -> list[str]:
     """What matplotlib draws: none of it is a formula."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert png(figure).startswith(b"\x89PNG")
+        assert render_png(figure).startswith(b"\x89PNG")
     texts = []
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
@@ -57,12 +57,12 @@ def drawn(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_drawn_as_they_stand(name: str) -> None:
-    figure, (axes,) = plots.empty_figure(name)
-    plots.draw_lines(axes, {name: ([1, 2], [3, 4]), "b": ([1], [2])}, x=name, y=name)
-    shown = literal(name).replace("\\$", "$")
+    figure, (axes,) = plots.make_empty_figure(name)
+    plots.draw_lines(axes, {name: ([1, 2], [3, 4]), "b": ([1], [2])}, x_label=name, y_label=name)
+    shown = escape_mathtext(name).replace("\\$", "$")
     assert shown in drawn(figure)
-    scores = {OTHERS: {"knn": {"auroc": 0.5}, name: {"auroc": 0.25}}}
-    assert shown in drawn(bar_chart(name, [ClassResult(name, {"results": scores})]))
+    scores = {OTHER_CLASSES_SPLIT: {"knn": {"auroc": 0.5}, name: {"auroc": 0.25}}}
+    assert shown in drawn(draw_auroc_bars(name, [ClassResult(name, {"results": scores})]))
 
 
 def test_the_classes_of_a_sheet_may_be_called_anything_and_end_no_evaluation(
@@ -76,7 +76,7 @@ def test_the_classes_of_a_sheet_may_be_called_anything_and_end_no_evaluation(
     task = UncertaintyConfig(k=3, max_corrupted=2, shown=6, batch=50)
     found = evaluate(path, task)
     assert any("shown" in name or "sheet" in name for name in found["plots"]) or found["plots"]
-    figure = draw_sheet(
+    figure = draw_contact_sheet(
         Dataset.open(data / "val"), {r"a$\frac{$": range(6)}, lambda row: "$\\frac{"
     )
     texts = drawn(figure)
@@ -94,7 +94,9 @@ def test_a_page_of_augmentations_draws_any_name_in_one_line() -> None:
 def test_a_one_class_table_has_a_row_for_any_name() -> None:
     for name in NAMES:
         table = markdown_table(
-            "vje", [ClassResult(name, {"results": {OTHERS: {name: {"auroc": 0.5}}}})], ""
+            "vje",
+            [ClassResult(name, {"results": {OTHER_CLASSES_SPLIT: {name: {"auroc": 0.5}}}})],
+            "",
         )
         assert "<script" not in table
         assert all(line.isprintable() for line in table.splitlines())
@@ -115,7 +117,7 @@ def test_no_string_of_a_card_is_more_than_text_in_the_model_card(text: str) -> N
         licence=text, fingerprint=text, versions={text: text}, metrics={text: 1.0},
         evaluations={text: {text: 2.0}}, config={"licence": text, text: [text, {text: text}]},
     )  # fmt: skip
-    whole = ModelCard(model_card(card, "import timm", "timm"))
+    whole = ModelCard(format_model_card(card, "import timm", "timm"))
     body, _, config = whole.text.partition("## Configuration")
     fence = re.findall("^(`{3,})yaml$", config, re.M)
     assert len(fence) == 1
@@ -134,5 +136,5 @@ def test_no_string_of_a_card_is_more_than_text_in_the_model_card(text: str) -> N
 
 def test_matplotlib_keeps_its_settings() -> None:
     before = matplotlib.rcParams.copy()
-    png(plots.empty_figure("a$b")[0])
+    render_png(plots.make_empty_figure("a$b")[0])
     assert matplotlib.rcParams == before

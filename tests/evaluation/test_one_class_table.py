@@ -9,20 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vssl_dist.evaluation.figures.plots import png
+from vssl_dist.evaluation.figures.plots import render_png
 from vssl_dist.evaluation.one_class_table import (
-    OTHERS,
+    OTHER_CLASSES_SPLIT,
     ClassResult,
-    bar_chart,
+    draw_auroc_bars,
     markdown_table,
     mean_auroc,
-    summarise,
+    mean_auroc_by_network,
 )
 
 
 def found(**auroc: float) -> dict[str, Any]:
     """Results of task ``ood`` as far as they matter here."""
-    return {OTHERS: {score: {"auroc": value, "aupr": 0.0} for score, value in auroc.items()}}
+    return {
+        OTHER_CLASSES_SPLIT: {
+            score: {"auroc": value, "aupr": 0.0} for score, value in auroc.items()
+        }
+    }
 
 
 def trained(name: str, baselines: dict[str, Any] | None = None, **auroc: float) -> ClassResult:
@@ -59,15 +63,17 @@ def test_a_class_of_any_name_is_one_row() -> None:
 def test_baselines_come_first_and_only_where_every_class_has_them() -> None:
     both = {"raw_pixels": found(knn=0.6), "random_network": found(knn=0.7)}
     classes = [trained("cat", both, knn=0.8), trained("dog", both, knn=1.0)]
-    assert list(summarise("vje", classes)) == ["raw_pixels", "random_network", "vje"]
-    assert summarise("vje", classes)["random_network"] == pytest.approx({"knn": 0.7})
-    assert list(summarise("vje", [*classes, trained("cow", knn=0.5)])) == ["vje"]
+    assert list(mean_auroc_by_network("vje", classes)) == ["raw_pixels", "random_network", "vje"]
+    assert mean_auroc_by_network("vje", classes)["random_network"] == pytest.approx({"knn": 0.7})
+    assert list(mean_auroc_by_network("vje", [*classes, trained("cow", knn=0.5)])) == ["vje"]
 
 
 def test_the_picture_has_a_bar_per_class_and_score() -> None:
     classes = [trained("cat", knn=0.5, s1=0.75), trained("dog", knn=0.9, s1=0.1)]
-    figure = bar_chart("vje", classes)
+    figure = draw_auroc_bars("vje", classes)
     heights = sorted(round(bar.get_height(), 6) for bar in figure.axes[0].patches)
     assert heights == pytest.approx(sorted([50, 75, 90, 10, 70, 42.5]))
-    assert Image.open(io.BytesIO(png(figure))).format == "PNG"
-    assert png(bar_chart("vje", classes)) == png(bar_chart("vje", classes))
+    assert Image.open(io.BytesIO(render_png(figure))).format == "PNG"
+    assert render_png(draw_auroc_bars("vje", classes)) == render_png(
+        draw_auroc_bars("vje", classes)
+    )

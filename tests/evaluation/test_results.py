@@ -21,19 +21,19 @@ from vssl_dist import config
 from vssl_dist.commands.evaluate import main
 from vssl_dist.config import CollapseConfig, OodConfig, read_task
 from vssl_dist.evaluation.one_class_table import (
-    OTHERS,
+    OTHER_CLASSES_SPLIT,
     ClassResult,
-    bar_chart,
+    draw_auroc_bars,
     markdown_table,
 )
-from vssl_dist.evaluation.run import baselines, evaluate
+from vssl_dist.evaluation.run import evaluate, evaluate_baselines
 from vssl_dist.evaluation.scores.posterior import Posterior
-from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.scores.variational import VariationalSetup, variational_scores
+from vssl_dist.evaluation.scores.table import LabelledFeatures
+from vssl_dist.evaluation.scores.variational import VariationalSetup, make_variational_scores
 from vssl_dist.evaluation.tasks import TASKS
-from vssl_dist.exports.model_card import evaluation_figures
+from vssl_dist.exports.model_card import read_evaluation_figures
 from vssl_dist.exports.read import load_export, read_card
-from vssl_dist.exports.results import LIKELIHOODS, read_result, table_results
+from vssl_dist.exports.results import LIKELIHOOD_SCORES, read_result, results_named_by_density
 from vssl_dist.jobs.evaluation_job import PendingEvaluation
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.heads import GaussianBranch
@@ -119,17 +119,17 @@ def test_a_cartesian_likelihood_ranks_by_the_norm_and_a_polar_one_does_not() -> 
 
     noise = 0.3 * torch.randn(width, width)
     posterior = Posterior(GaussianBranch(nn.Identity(), Directions()), cfg)
-    bank = Features(h[:50], torch.zeros(50, dtype=torch.int64))
+    bank = LabelledFeatures(h[:50], torch.zeros(50, dtype=torch.int64))
     with_norm = {
         density: {
             name: float(spearmanr(score(h), h.norm(dim=1))[0])
-            for name, score in variational_scores(
+            for name, score in make_variational_scores(
                 VariationalSetup(posterior, density), bank
             ).items()
         }
         for density in ("polar", "cartesian")
     }
-    for name in LIKELIHOODS:
+    for name in LIKELIHOOD_SCORES:
         if name in with_norm["cartesian"]:
             assert with_norm["cartesian"][name] > 0.9, name
             assert abs(with_norm["polar"][name]) < 0.2, name
@@ -170,12 +170,14 @@ def test_results_of_two_densities_lie_side_by_side_and_their_curves_apart(
     assert one & two == same | {"ood/auroc_others_s4_posterior_size"}
     assert all("_polar" in key for key in one - two)
     assert all("_cartesian" in key for key in two - one)
-    assert len(one - two) == len(two - one) == len(LIKELIHOODS)
+    assert len(one - two) == len(two - one) == len(LIKELIHOOD_SCORES)
     own = asked(data).model_dump(mode="json")
     change(path, config=read_card(path).config.as_json() | {"evaluations": [own]})
     for density, due in (("polar", task), ("cartesian", cartesian(task))):
         assert PendingEvaluation(path, STEP, due).is_final()
-        figures = TASKS["ood"].columns(table_results(polar if density == "polar" else other))
+        figures = TASKS["ood"].table_columns(
+            results_named_by_density(polar if density == "polar" else other)
+        )
         for columns in ("20", "40", "80", "200"):
             monkeypatch.setenv("COLUMNS", columns)
             assert main([str(path), "--device", "cpu", "--task", "ood", "--density", density]) == 0
@@ -195,10 +197,10 @@ def test_an_old_result_is_marked_and_never_taken_for_a_polar_one(
         aged(path.with_name(NAME), density)
         old = read_result(path.with_name(NAME))
         assert old["density"] == "cartesian"
-        assert "s1_self_likelihood_cartesian" in table_results(old)["others"]
-        assert "s1_self_likelihood" not in table_results(old)["others"]
-        assert table_results(old)["others"]["knn"] == figures["others"]["knn"]
-        card = evaluation_figures(path, read_card(path))["ood"]
+        assert "s1_self_likelihood_cartesian" in results_named_by_density(old)["others"]
+        assert "s1_self_likelihood" not in results_named_by_density(old)["others"]
+        assert results_named_by_density(old)["others"]["knn"] == figures["others"]["knn"]
+        card = read_evaluation_figures(path, read_card(path))["ood"]
         assert "ood/auroc_others_s3_negative_elbo_cartesian" in card
         assert "ood/auroc_others_s3_negative_elbo" not in card
         assert not PendingEvaluation(path, STEP, task).is_done(), "a run that goes on asks again"
@@ -223,7 +225,7 @@ def test_where_no_embedding_has_a_likelihood_the_density_means_nothing(
     assert "density" not in result
     assert path.with_name(NAME).exists()
     assert not any("polar" in key or "cartesian" in key for key in result["metrics"])
-    assert table_results(result) == result["results"]
+    assert results_named_by_density(result) == result["results"]
     aged(path.with_name(NAME), "cartesian")
     old = read_result(path.with_name(NAME))
     assert "density" not in old
@@ -251,20 +253,22 @@ def test_a_run_asks_for_the_density_only_of_a_method_that_has_one() -> None:
 
 
 def test_one_class_tables_and_bars_name_the_density() -> None:
-    scores = {name: {"auroc": 0.5} for name in ("knn", "norm", *LIKELIHOODS)}
+    scores = {name: {"auroc": 0.5} for name in ("knn", "norm", *LIKELIHOOD_SCORES)}
     for density in ("polar", "cartesian"):
-        trained = [ClassResult("cat", {"results": {OTHERS: scores}, "density": density})]
+        trained = [
+            ClassResult("cat", {"results": {OTHER_CLASSES_SPLIT: scores}, "density": density})
+        ]
         table = markdown_table("vje", trained, "")
         heads = [line for line in table.splitlines() if "self likelihood" in line]
         assert len(heads) == 2
         assert all(f"| norm | s1 self likelihood {density} |" in head for head in heads)
-        legend = bar_chart("vje", trained).legends[0].get_texts()
+        legend = draw_auroc_bars("vje", trained).legends[0].get_texts()
         assert f"s5 bank likelihood {density}" in [text.get_text() for text in legend]
 
 
 def test_a_collapse_table_has_every_digit_before_the_point() -> None:
     figures = {"rankme": 1234.56, "spread": 0.58449, "alignment": None, "width": 3072}
-    shown_as = TASKS["collapse"].columns(figures)
+    shown_as = TASKS["collapse"].table_columns(figures)
     assert shown_as == {"rankme": "1235", "spread": "0.584", "width": "3072"}
 
 
@@ -289,13 +293,15 @@ def test_the_rank_of_centred_features_has_a_name_of_its_own_also_in_old_results(
         result_path.write_text(json.dumps(json.loads(text) | {"format": number}))
         old = read_result(result_path)
         assert (old["results"], old["metrics"]) == (result["results"], result["metrics"])
-        titles = TASKS["collapse"].columns(old["results"])
+        titles = TASKS["collapse"].table_columns(old["results"])
         assert "effective rank centred" in titles, "as tables show it"
     written = result_path.read_bytes()
     again = evaluate(path, CollapseConfig(batch=50, pairs=0))
     assert result_path.read_bytes() == written, "for a name alone nothing is computed"
     assert (again["results"], again["metrics"]) == (result["results"], result["metrics"])
-    against = baselines(path, CollapseConfig(batch=50, pairs=0))
+    against = evaluate_baselines(path, CollapseConfig(batch=50, pairs=0))
     stored = path.with_name("collapse-baselines.json")
     stored.write_text(stored.read_text().replace("effective_rank_centred", "rankme_centred"))
-    assert baselines(path, CollapseConfig(batch=50, pairs=0))["results"] == against["results"]
+    assert (
+        evaluate_baselines(path, CollapseConfig(batch=50, pairs=0))["results"] == against["results"]
+    )

@@ -25,15 +25,15 @@ from vssl_dist.config import KnnConfig, Normalisation
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError, ExportError
 from vssl_dist.evaluation.features.extract import (
-    Reading,
-    extract,
-    random_network,
-    raw_pixels,
+    ImageReading,
+    build_random_network,
+    extract_features,
+    flatten_pixels,
 )
 from vssl_dist.evaluation.run import (
     EvalSettings,
-    baselines,
     evaluate,
+    evaluate_baselines,
 )
 from vssl_dist.exports.read import load_export
 from vssl_dist.models.backbones import build_backbone
@@ -82,9 +82,9 @@ def test_the_accuracy_of_an_export_is_scikit_learns(tmp_path: Path, data: Path) 
 
 def test_the_baselines_are_raw_pixels_and_the_untrained_network(tmp_path: Path, data: Path) -> None:
     path, _ = exported(tmp_path, data)
-    result = baselines(path, TASK)
+    result = evaluate_baselines(path, TASK)
     raw = result["results"]["raw_pixels"]["k20_t0.07"]["top1"]
-    assert raw == pytest.approx(score(raw_pixels, data, 20, 0.07), abs=1 / 119)
+    assert raw == pytest.approx(score(flatten_pixels, data, 20, 0.07), abs=1 / 119)
     torch.manual_seed(0)
     network = build_backbone("resnet18_c16", 32)[0].eval()
     untrained = result["results"]["random_network"]["k20_t0.07"]["top1"]
@@ -131,14 +131,14 @@ def test_an_export_gives_back_the_network(tmp_path: Path, data: Path) -> None:
 
 
 def test_features_do_not_depend_on_the_batch(data: Path) -> None:
-    dataset, network = Dataset.open(data / "val"), random_network("resnet18_c16", 32)
+    dataset, network = Dataset.open(data / "val"), build_random_network("resnet18_c16", 32)
     seen: list[tuple[int, int]] = []
     made = [
-        extract(
+        extract_features(
             network,
             dataset,
-            Reading(32, NORMALISE, batch=batch, backend="reference"),
-            progress=lambda done, total: seen.append((done, total)),
+            ImageReading(32, NORMALISE, batch_size=batch, backend="reference"),
+            report_progress=lambda done, total: seen.append((done, total)),
         )
         for batch in (7, 120)
     ]
@@ -151,10 +151,10 @@ def test_features_do_not_depend_on_the_batch(data: Path) -> None:
 def test_the_random_network_is_the_same_and_leaves_the_generator_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    one = random_network("resnet18_c16", 32)
+    one = build_random_network("resnet18_c16", 32)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(6)
-    other = random_network("resnet18_c16", 32).state_dict()
+    other = build_random_network("resnet18_c16", 32).state_dict()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.state_dict().items())
 
 
@@ -251,6 +251,6 @@ def test_raw_pixels_of_cifar10_reach_the_known_accuracy(tmp_path: Path) -> None:
     change(path, normalise=reading.model_dump(mode="json"))
     # At an infinite temperature all votes weigh the same.
     task = KnnConfig(k=(20,), temperature=(0.07, math.inf), max_bank=10_000, max_queries=2_000)
-    raw = baselines(path, task)["results"]["raw_pixels"]
+    raw = evaluate_baselines(path, task)["results"]["raw_pixels"]
     assert raw["k20_t0.07"]["top1"] == pytest.approx(0.394, abs=0.002)
     assert raw["k20_tinf"]["top1"] == pytest.approx(0.376, abs=0.002)

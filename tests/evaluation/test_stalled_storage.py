@@ -18,7 +18,7 @@ from vssl_dist.config import FinetuneConfig, KnnConfig, OodConfig, TaskConfig
 from vssl_dist.data.store import shardfile
 from vssl_dist.errors import DataError
 from vssl_dist.evaluation.run import evaluate
-from vssl_dist.evaluation.subject import EvalSettings, Images
+from vssl_dist.evaluation.subject import EvalSettings, TaskImages
 
 TIMEOUT_S = 0.4
 KNN = KnnConfig(k=(5,), temperature=(0.07,))
@@ -101,4 +101,4 @@ def test_reading_that_hangs_is_named(
 
 def test_a_card_without_a_timeout_means_two_minutes(data: Path) -> None:
     card = portable_card(train=str(data / "train"), val=str(data / "val"), image_size=32)
-    assert Images.open(card, KNN, EvalSettings()).reading.timeout_s == 120
+    assert TaskImages.open(card, KNN, EvalSettings()).reading.timeout_s == 120

@@ -30,10 +30,10 @@ from tests.support.photos import tiny_dataset
 from vssl_dist.commands import export
 from vssl_dist.commands.evaluate import main, titled_table_rows
 from vssl_dist.config import KnnConfig
-from vssl_dist.durable import sha256
+from vssl_dist.durable import file_sha256
 from vssl_dist.errors import ConfigError
-from vssl_dist.evaluation.features.cache import FeatureCache, features_of
-from vssl_dist.evaluation.features.extract import Rows
+from vssl_dist.evaluation.features.cache import FeatureCache, cached_features
+from vssl_dist.evaluation.features.extract import FeatureBatches
 from vssl_dist.jobs import evaluation_queue
 from vssl_dist.jobs.evaluation_job import Attempts, PendingEvaluation
 
@@ -64,7 +64,7 @@ def run(data: Path) -> Iterator[Path]:
         yield folder / "run"
 
 
-def never(scratch: Path) -> Rows:
+def never(scratch: Path) -> FeatureBatches:
     raise AssertionError
     yield
 
@@ -211,14 +211,17 @@ def test_features_in_a_run_that_can_only_be_read_are_not_computed_again(run: Pat
     (run / "export" / RESULT).unlink()
     kept = tree(run)
     path = run / "export" / "backbone-00000040.safetensors"
-    network, source = {"export_sha256": sha256(path)}, FeatureCache(run / "export" / "features")
+    network, source = (
+        {"export_sha256": file_sha256(path)},
+        FeatureCache(run / "export" / "features"),
+    )
     (place, *_) = source.folder.glob("*/seal.json")
     images = json.loads(place.read_text())["images"]
 
     def look() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert features_of(source, network, images, never) is not None
+            assert cached_features(source, network, images, never) is not None
 
     assert done_as_nobody(look)
     assert tree(run) == kept

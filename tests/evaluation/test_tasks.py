@@ -25,8 +25,8 @@ from vssl_dist.errors import DataError
 from vssl_dist.evaluation.features.workers import ImagePass
 from vssl_dist.evaluation.run import (
     EvalSettings,
-    baselines,
     evaluate,
+    evaluate_baselines,
 )
 from vssl_dist.evaluation.scores.spectrum import rankme
 from vssl_dist.evaluation.tasks import TASKS
@@ -124,7 +124,7 @@ def test_tasks_share_one_pass_over_the_images(
         raise AssertionError("the images are read again")
 
     path.with_name("knn-00000040.json").unlink()
-    monkeypatch.setattr(ImagePass, "stream", never)
+    monkeypatch.setattr(ImagePass, "stream_ids", never)
     after = evaluate(path, knn)
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
     evaluate(path, QUICK.model_copy(update={"l2": (1e-2,)}))
@@ -135,7 +135,9 @@ def test_tasks_share_one_pass_over_the_images(
 
 def test_baselines_are_found_alike(export: tuple[Path, nn.Module]) -> None:
     path, _ = export
-    result = baselines(path, QUICK.model_copy(update={"shares": (), "l2": (0.1,)}))["results"]
+    result = evaluate_baselines(path, QUICK.model_copy(update={"shares": (), "l2": (0.1,)}))[
+        "results"
+    ]
     assert list(result) == ["raw_pixels", "random_network"]
     assert all(1 / 6 < one["sgd"]["top1"] < 1 for one in result.values())
     assert path.with_name("linear-baselines.json").exists()

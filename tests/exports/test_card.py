@@ -20,11 +20,11 @@ from vssl_dist.commands import evaluate, export
 from vssl_dist.config import CollapseConfig, OodConfig, load
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import (
-    FORMAT,
-    Card,
-    Description,
-    Origin,
+    CARD_FORMAT,
+    ExportCard,
+    ExportDescription,
     PortableCard,
+    WeightsOrigin,
 )
 from vssl_dist.exports.read import read_card
 from vssl_dist.exports.write import write_export
@@ -198,8 +198,8 @@ def test_what_is_written_is_what_earlier_versions_wrote_and_its_format(tmp_path:
     changes = ["name=x", "data.train=a", "data.val=b", "method.name=vje", "licence='a\tb'"]
     changes += ["evaluations=[{task: knn, temperature: [.inf]}]"]
     cfg = load(ROOT / "configs" / "quickstart.yaml", changes, methods=CONFIGS)
-    origin: Origin = {"fingerprint": DIGEST, "versions": {"torch": "2.9.1+cpu"}}
-    description = Description.of(cfg, 40, "student", origin, {"loss": math.inf, "a": 1.0})
+    origin: WeightsOrigin = {"fingerprint": DIGEST, "versions": {"torch": "2.9.1+cpu"}}
+    description = ExportDescription.of(cfg, 40, "student", origin, {"loss": math.inf, "a": 1.0})
     branch = GaussianBranch(nn.Linear(3, 4), nn.Linear(4, 10))
     path = tmp_path / "backbone-00000040.safetensors"
     write_export(path, branch, description, {"online": {"weight": torch.ones(2)}})
@@ -223,7 +223,7 @@ def test_what_is_written_is_what_earlier_versions_wrote_and_its_format(tmp_path:
     }
     earlier |= {key: card[key] for key in ("head_sha256", "online_sha256", "sha256")}
     assert text == json.dumps({"format": "vssl-dist/card-1"} | earlier, indent=1)
-    again = Card.read(path.with_suffix(".json"))
+    again = ExportCard.read(path.with_suffix(".json"))
     assert json.dumps(again.as_json(), indent=1) == text, "what is read is written again"
     assert again.parts == {"head": card["head_sha256"], "online": card["online_sha256"]}
 
@@ -253,11 +253,11 @@ def test_the_page_on_cards_lists_every_key_as_the_code_has_it() -> None:
     """docs/card.md holds the models' own words."""
     rows = [
         f"| `{name}` | {'always' if field.is_required() else ''} | {field.description} |"
-        for model in (Card, PortableCard)
+        for model in (ExportCard, PortableCard)
         for name, field in model.model_fields.items()
-        if model is Card or name not in Card.model_fields
+        if model is ExportCard or name not in ExportCard.model_fields
     ]
     page = (ROOT / "docs" / "card.md").read_text()
     table = [line for line in page.splitlines() if line.startswith("| `")]
     assert table == [row.replace("``", "`") for row in rows], "\n".join(rows)
-    assert FORMAT in page
+    assert CARD_FORMAT in page

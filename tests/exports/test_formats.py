@@ -15,7 +15,7 @@ from tests.support.exports import change, exported
 from vssl_dist.commands.export import main
 from vssl_dist.errors import ExportError
 from vssl_dist.exports import formats
-from vssl_dist.exports.formats import convert
+from vssl_dist.exports.formats import convert_export
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.vision import torchvision
 
@@ -36,7 +36,7 @@ def test_a_program_of_torch_export_gives_the_features_and_says_how_to_normalise(
     tmp_path: Path,
 ) -> None:
     path, backbone = exported(tmp_path / "export", tmp_path)
-    made = convert(path, "torch_export", tmp_path / "out")
+    made = convert_export(path, "torch_export", tmp_path / "out")
     assert made == tmp_path / "out" / "backbone-00000040.pt2"
     extra = {"card.json": ""}
     program = torch.export.load(made, extra_files=extra).module()
@@ -52,7 +52,9 @@ def test_onnx_gives_the_features(tmp_path: Path) -> None:
         pytest.importorskip(module, reason="pip install .[onnx]")
     runtime = pytest.importorskip("onnxruntime", reason="pip install .[onnx]")
     path, backbone = exported(tmp_path, tmp_path)
-    session = runtime.InferenceSession(convert(path, "onnx"), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(
+        convert_export(path, "onnx"), providers=["CPUExecutionProvider"]
+    )
     card = json.loads(session.get_modelmeta().custom_metadata_map["card.json"])
     assert (card["run"], card["step"]) == ("tiny", 40)
     for count in (1, 7):
@@ -66,7 +68,7 @@ def test_onnx_gives_the_features(tmp_path: Path) -> None:
 )
 def test_timm_opens_the_folder_with_the_same_features(tmp_path: Path, name: str, side: int) -> None:
     path, backbone = lived_in(tmp_path, name, side)
-    folder = convert(path, "timm")
+    folder = convert_export(path, "timm")
     torchvision()
     import timm
 
@@ -75,7 +77,7 @@ def test_timm_opens_the_folder_with_the_same_features(tmp_path: Path, name: str,
     torch.testing.assert_close(opened(images), backbone(images))
     assert tuple(opened.pretrained_cfg["mean"]) == (0.5, 0.45, 0.4)
     assert tuple(opened.pretrained_cfg["input_size"]) == (3, side, side)
-    assert convert(path, "timm") == folder, "written again over itself"
+    assert convert_export(path, "timm") == folder, "written again over itself"
     assert not list(tmp_path.glob(".tmp-*"))
 
 
@@ -84,7 +86,7 @@ def test_the_lines_of_the_card_open_the_folder_in_torchvision_with_the_same_feat
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, side: int
 ) -> None:
     path, backbone = lived_in(tmp_path, name, side)
-    folder = convert(path, "torchvision")
+    folder = convert_export(path, "torchvision")
     assert {file.name for file in folder.iterdir()} == {
         "README.md",
         "card.json",
@@ -113,7 +115,7 @@ def test_what_a_library_does_not_know_is_refused_and_nothing_is_written(
     path, _ = exported(tmp_path, tmp_path)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ExportError, match=f"^{kind}: {words}$"):
-        convert(path, kind)
+        convert_export(path, kind)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -129,10 +131,12 @@ def test_other_features_are_refused_and_nothing_is_written(
         ),
         "nan": lambda b, _card, file: file.write_text("x") and (lambda x: b(x) * torch.nan),
     }
-    monkeypatch.setattr(formats, "FORMATS", {kind: (w, ".x") for kind, w in wrong.items()})
+    monkeypatch.setattr(
+        formats, "WRITER_AND_SUFFIX_BY_FORMAT", {kind: (w, ".x") for kind, w in wrong.items()}
+    )
     for kind in wrong:
         with pytest.raises(ExportError, match="features differ"):
-            convert(path, kind)
+            convert_export(path, kind)
     assert sorted(tmp_path.iterdir()) == before
 
 

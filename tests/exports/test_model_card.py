@@ -18,12 +18,12 @@ from tests.support.ranks import run_ranks
 from vssl_dist.config import KnnConfig, RunConfig, load
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.evaluation.run import evaluate
-from vssl_dist.exports.card import NO_LICENCE, PortableCard
-from vssl_dist.exports.formats import convert
-from vssl_dist.exports.model_card import evaluation_figures, model_card
+from vssl_dist.exports.card import NO_LICENCE_STATEMENT, PortableCard
+from vssl_dist.exports.formats import convert_export
+from vssl_dist.exports.model_card import format_model_card, read_evaluation_figures
 from vssl_dist.exports.read import load_export, read_card
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import markdown
+from vssl_dist.text import escape_markdown
 from vssl_dist.train import train
 from vssl_dist.vision import torchvision
 
@@ -45,9 +45,9 @@ def read(text: str) -> ModelCard:
 def test_the_hub_reads_the_licence_whatever_signs_are_in_it(
     licence: str | None, license: str | None, name: str | None
 ) -> None:
-    told = licence or NO_LICENCE
+    told = licence or NO_LICENCE_STATEMENT
     card = portable_card(config={"licence": licence}, licence=told)
-    found = read(model_card(card, "import timm", "timm"))
+    found = read(format_model_card(card, "import timm", "timm"))
     assert found.data.to_dict().get("license") == license
     assert found.data.to_dict().get("license_name") == name
     assert found.data.library_name == "timm"
@@ -57,7 +57,7 @@ def test_the_hub_reads_the_licence_whatever_signs_are_in_it(
 def test_an_export_of_an_older_version_is_described_as_far_as_it_goes(tmp_path: Path) -> None:
     path, _ = exported(tmp_path, tmp_path)
     card = PortableCard.model_validate(read_card(path).as_json() | {"width": 128})
-    text = model_card(card, "import timm", "timm")
+    text = format_model_card(card, "import timm", "timm")
     assert "by unknown method" in text
     assert "| training data | fingerprint unknown |" in text
     assert "None were at hand." in text
@@ -65,7 +65,7 @@ def test_an_export_of_an_older_version_is_described_as_far_as_it_goes(tmp_path: 
 
 def test_figures_of_earlier_versions_have_the_names_of_today() -> None:
     card = portable_card(metrics={"loss": 0.5, "alignment": 0.25, "online/top1": 0.75})
-    text = model_card(card, "import timm", "timm")
+    text = format_model_card(card, "import timm", "timm")
     for name, value in {"loss": 0.5, "alignment_cos": 0.25, "online_top1": 0.75}.items():
         assert f"| training | {name} | {value} |" in text.replace("\\", "")
 
@@ -84,13 +84,13 @@ def test_only_evaluations_of_these_very_weights_are_told(tmp_path: Path) -> None
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     (tmp_path / ".knn-00000040.attempts.json").write_text("[1]")
     want = {"knn": {"top1": 0.5}, "ood-on-12345678": {"auroc": 0.75}}
-    assert evaluation_figures(path, read_card(path)) == want
-    made = convert(path, "torch_export")
+    assert read_evaluation_figures(path, read_card(path)) == want
+    made = convert_export(path, "torch_export")
     extra = {"card.json": ""}
     torch.export.load(made, extra_files=extra)
     assert json.loads(extra["card.json"])["evaluations"] == want
     change(path, sha256="0" * 64)
-    assert evaluation_figures(path, read_card(path)) == {}
+    assert read_evaluation_figures(path, read_card(path)) == {}
 
 
 def trained(cfg: RunConfig) -> Mapping[int, Mapping[str, float]]:
@@ -134,13 +134,18 @@ def test_the_card_of_a_training_tells_data_code_figures_and_licence_and_goes_to_
     assert card.versions["commit"].removesuffix("-dirty") == head.stdout.strip()
 
     accuracy = evaluate(path, KnnConfig(k=(5,), temperature=(0.07,)))["metrics"]
-    folder = convert(path, "timm")
+    folder = convert_export(path, "timm")
     told = ModelCard.load(folder / "README.md")
     assert told.data.license == "cc-by-4.0"
     assert told.data.tags == ["vssl-dist", "vje"]
     for figure, value in accuracy.items():
-        assert f"| knn | {figure.removeprefix('knn/')} | {markdown(f'{value:.6g}')} |" in told.text
-    assert f"| training | loss | {markdown(format(card.metrics['loss'], '.6g'))} |" in told.text
+        assert (
+            f"| knn | {figure.removeprefix('knn/')} | {escape_markdown(f'{value:.6g}')} |"
+            in told.text
+        )
+    assert (
+        f"| training | loss | {escape_markdown(format(card.metrics['loss'], '.6g'))} |" in told.text
+    )
     assert card.fingerprint in told.text
     torchvision()
     import timm

@@ -14,11 +14,11 @@ from torch import nn
 from tests.support.cards import description
 from vssl_dist import durable
 from vssl_dist.exports.write import (
-    HEAD,
+    HEAD_PART,
     write_export,
 )
 from vssl_dist.models.heads import GaussianBranch, ProjectionBranch
-from vssl_dist.run_folder import part_of
+from vssl_dist.run_folder import part_path_of
 
 
 def branch(seed: int) -> GaussianBranch:
@@ -39,14 +39,14 @@ def test_the_head_is_the_branch_without_its_backbone(tmp_path: Path) -> None:
         "head-00000007.safetensors",
     ]
     parts = {f"backbone.{name}": tensor for name, tensor in load_file(path).items()}
-    parts |= load_file(part_of(path, HEAD))
+    parts |= load_file(part_path_of(path, HEAD_PART))
     state = network.state_dict()
     assert parts.keys() == state.keys()
     assert all(torch.equal(parts[name], state[name]) for name in state)
     card = json.loads(path.with_suffix(".json").read_text())
     assert card == description(step=7).as_json() | {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "head_sha256": hashlib.sha256(part_of(path, HEAD).read_bytes()).hexdigest(),
+        "head_sha256": hashlib.sha256(part_path_of(path, HEAD_PART).read_bytes()).hexdigest(),
     }
 
 
@@ -72,7 +72,7 @@ def test_a_branch_without_a_gaussian_has_no_head(tmp_path: Path) -> None:
 def test_a_kill_between_files_leaves_nothing_that_looks_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int | None, lost: int
 ) -> None:
-    path, publish = tmp_path / "backbone-00000007.safetensors", durable.publish
+    path, publish = tmp_path / "backbone-00000007.safetensors", durable.write_durably
     if before is not None:
         write_export(path, branch(before), description())
     written = []
@@ -83,16 +83,19 @@ def test_a_kill_between_files_leaves_nothing_that_looks_whole(
         written.append(place)
         publish(place, data)
 
-    monkeypatch.setattr(durable, "publish", dying)
+    monkeypatch.setattr(durable, "write_durably", dying)
     with pytest.raises(KeyboardInterrupt):
         write_export(path, branch(1), description())
     card = path.with_suffix(".json")
     assert card.exists() == (before == 1), "only where the same bytes lay there before"
     if card.exists():
         facts = json.loads(card.read_text())
-        for place, key in ((path, "sha256"), (part_of(path, HEAD), "head_sha256")):
+        for place, key in ((path, "sha256"), (part_path_of(path, HEAD_PART), "head_sha256")):
             assert hashlib.sha256(place.read_bytes()).hexdigest() == facts[key]
     monkeypatch.undo()
     write_export(path, branch(1), description())
     facts = json.loads(card.read_text())
-    assert hashlib.sha256(part_of(path, HEAD).read_bytes()).hexdigest() == facts["head_sha256"]
+    assert (
+        hashlib.sha256(part_path_of(path, HEAD_PART).read_bytes()).hexdigest()
+        == facts["head_sha256"]
+    )

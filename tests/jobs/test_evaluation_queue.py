@@ -27,7 +27,7 @@ from vssl_dist.jobs.evaluation_queue import (
     SlurmSubmitter,
 )
 from vssl_dist.jobs.resources import Resources, dump_launch, resolve_for_slurm
-from vssl_dist.logs import terminal_text
+from vssl_dist.logs import entry_as_terminal_text
 from vssl_dist.methods import CONFIGS
 
 SAMPLES = 64
@@ -248,7 +248,7 @@ def test_what_another_user_put_into_a_run_reaches_no_batch_script(
     monkeypatch.setattr("sys.argv", ["dispatch", str(cfg.dir)])
     assert evaluation_queue.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert terminal_text(line).startswith(f"error: {cfg.dir / name} belongs to nobody")
+    assert entry_as_terminal_text(line).startswith(f"error: {cfg.dir / name} belongs to nobody")
 
 
 @pytest.mark.parametrize(

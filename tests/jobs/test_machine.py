@@ -37,7 +37,7 @@ from vssl_dist.jobs.training_job import (
     TrainJob,
     run_rank,
 )
-from vssl_dist.logs import configure_log, terminal_text
+from vssl_dist.logs import configure_log_file_output, entry_as_terminal_text
 from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
 
@@ -192,7 +192,7 @@ def test_a_rank_refuses_the_machine_with_exit_code_2_before_the_process_group(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    configure_log("rank 1")
+    configure_log_file_output("rank 1")
     launch = resolve_for_slurm(CUDA, 1, "http://tracker:5000")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # put back to what it was, afterwards
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -205,9 +205,9 @@ def test_a_rank_refuses_the_machine_with_exit_code_2_before_the_process_group(
         cfg = run_in(tmp_path / str(number))
         assert run_rank(TrainJob(config.dump(cfg), launch), stop) == REFUSED_EXIT_CODE
         assert not torch.distributed.is_initialized()
-        said = RunFolder(cfg.dir).failure("a").read_text()
+        said = RunFolder(cfg.dir).failure_path("a").read_text()
         out, err = capsys.readouterr()
-        assert (out, terminal_text(err)) == ("", f"{said}\n")
+        assert (out, entry_as_terminal_text(err)) == ("", f"{said}\n")
         assert said.startswith("error: ")
         assert "\n" not in said
         assert "(rank 1 on " in said
@@ -254,7 +254,7 @@ def test_an_evaluation_on_such_a_machine_is_one_line_and_exit_code_2(
         job()
     _, err = capsys.readouterr()
     assert left.value.code == REFUSED_EXIT_CODE
-    assert terminal_text(err).startswith("error: torch 2.13.0 is built for CUDA 13.0")
+    assert entry_as_terminal_text(err).startswith("error: torch 2.13.0 is built for CUDA 13.0")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 

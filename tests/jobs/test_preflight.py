@@ -17,7 +17,7 @@ from vssl_dist.jobs.preflight import Preflight, check_backbone, with_installed_b
 from vssl_dist.jobs.resources import Resources, resolve_for_slurm, resolve_for_this_machine
 from vssl_dist.linter import Facts
 from vssl_dist.methods import CONFIGS
-from vssl_dist.resume import check_resume
+from vssl_dist.resume import check_resumable
 
 TEXT = """
 method: {name: vje, backbone: resnet10_c16}
@@ -187,7 +187,7 @@ def test_each_dataset_is_opened_once(splits: Path, monkeypatch: pytest.MonkeyPat
     checks = Preflight(cfg, resolve_for_this_machine(Resources(device="cpu"), 1, 0, "none"))
     assert list(checks.problems()) == []
     assert checks.facts() == Facts(1, 32, "tiny", len(checks.train.classes), False)
-    assert check_resume(cfg, 1, checks.train) == 0
+    assert check_resumable(cfg, 1, checks.train) == 0
     assert sorted(opened) == [splits / "train", splits / "val"]
 
 

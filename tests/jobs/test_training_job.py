@@ -19,7 +19,7 @@ from vssl_dist.jobs.training_job import (
     last_curves_wait_s,
     note_failure,
 )
-from vssl_dist.logs import terminal_text
+from vssl_dist.logs import entry_as_terminal_text
 from vssl_dist.run_folder import RunFolder
 
 
@@ -46,7 +46,7 @@ def test_the_first_failure_is_the_headline_and_later_ones_do_not_replace_it(
     monkeypatch.setenv("VSSL_ATTEMPT", "a")
     for text in ("ZeroDivisionError", "connection closed by peer"):
         note_failure(tmp_path, text)
-    assert RunFolder(tmp_path).failure("a").read_text() == "ZeroDivisionError"
+    assert RunFolder(tmp_path).failure_path("a").read_text() == "ZeroDivisionError"
 
 
 def test_on_slurm_the_headline_is_also_in_the_log_of_rank_0_and_each_restart_has_its_own(
@@ -87,7 +87,7 @@ def test_writing_down_a_failure_never_raises(
         monkeypatch.setenv(name, value)
     note_failure(tmp_path / "run", "error: caf\u00e9 \udcff")
     if len(attempt_name()) < 200:
-        said = RunFolder(tmp_path / "run").failure(attempt_name()).read_text(encoding="utf-8")
+        said = RunFolder(tmp_path / "run").failure_path(attempt_name()).read_text(encoding="utf-8")
         assert said == "error: caf\u00e9 \\udcff"
     for folder in ("file", "blocked"):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -111,7 +111,7 @@ def test_a_reason_that_its_own_file_cannot_hold_is_still_in_the_log_that_people_
         monkeypatch.setenv(name, value)
     note_failure(tmp_path, "error: the reason")
     (line,) = (tmp_path / "0.out").read_text().splitlines()
-    assert terminal_text(line) == "error: the reason"
+    assert entry_as_terminal_text(line) == "error: the reason"
 
 
 def test_an_evaluation_travels_as_text_and_keeps_an_infinite_temperature() -> None:

@@ -18,7 +18,7 @@ from tests.support.photos import three_splits
 from vssl_dist.config import MethodConfig, OodConfig, UncertaintyConfig
 from vssl_dist.evaluation.run import evaluate
 from vssl_dist.evaluation.scores import detection, variational
-from vssl_dist.evaluation.scores.posterior import load_posterior, variational_methods
+from vssl_dist.evaluation.scores.posterior import load_posterior, posterior_method_names
 from vssl_dist.exports.read import load_export
 from vssl_dist.methods import CONFIGS, METHODS, LossOutput, MicroStep, vje, vssl
 from vssl_dist.methods.base import Density, Evidence, Variational
@@ -115,7 +115,7 @@ def test_a_third_variational_method_is_evaluated_by_its_own_judgement(
         constant = 0.5 * WIDTH * math.log(2 * math.pi)  # the mean explains itself without a gap
         selves.append(torch.full((len(seen.mu),), constant, dtype=torch.float64).numpy())
     for name, by_hand_scores in (("s4_posterior_size", sizes), ("s1_self_likelihood", selves)):
-        auroc = detection.detection(by_hand_scores[0], by_hand_scores[1]).auroc
+        auroc = detection.compute_detection(by_hand_scores[0], by_hand_scores[1]).auroc
         assert scores[name]["auroc"] == pytest.approx(auroc, abs=1e-6), name
 
     task = UncertaintyConfig(k=3, max_corrupted=4, shown=2)
@@ -138,7 +138,7 @@ def test_a_third_method_that_sees_nothing_in_one_view_is_asked_of_pairs(
 
 
 def test_nothing_of_the_third_method_is_left() -> None:
-    assert variational_methods() == ["vje", "vssl"]
+    assert posterior_method_names() == ["vje", "vssl"]
     assert METHODS.keys() == CONFIGS.keys()
 
 

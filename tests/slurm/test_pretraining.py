@@ -19,7 +19,7 @@ from vssl_dist.environment import outside_jobs
 from vssl_dist.jobs import slurm
 from vssl_dist.jobs.resources import load_profile, resolve_for_slurm
 from vssl_dist.jobs.training_job import TrainJob
-from vssl_dist.logs import terminal_text
+from vssl_dist.logs import entry_as_terminal_text
 from vssl_dist.methods import CONFIGS
 
 pytestmark = pytest.mark.slurm
@@ -150,7 +150,7 @@ def failed(cluster: Cluster, config_file: Path, name: str, *overrides: str) -> s
     job = slurm.submit(run / "slurm", parameters, TrainJob(config.dump(cfg), launch))
     wait_until(lambda: cluster.state(job) == "FAILED", 90, "the failure")
     lines = (run / "slurm" / f"{job}_0_log.out").read_text().splitlines()
-    return "\n".join(map(terminal_text, lines))
+    return "\n".join(map(entry_as_terminal_text, lines))
 
 
 def test_what_a_rank_refuses_fails_the_job_with_one_line(

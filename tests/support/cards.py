@@ -8,22 +8,22 @@ from typing import Any, TypeVar
 
 from vssl_dist.config import Normalisation
 from vssl_dist.exports.card import (
-    FORMAT,
-    Block,
-    Card,
+    CARD_FORMAT,
+    CardBlock,
     ConfigBlock,
-    Description,
+    ExportCard,
+    ExportDescription,
     PortableCard,
 )
 
-AnyBlock = TypeVar("AnyBlock", bound=Block)
+AnyBlock = TypeVar("AnyBlock", bound=CardBlock)
 
 
-def description(**changes: Any) -> Description:
+def description(**changes: Any) -> ExportDescription:
     """What a training says, with other values."""
-    return Description.model_validate(
+    return ExportDescription.model_validate(
         {
-            "format": FORMAT,
+            "format": CARD_FORMAT,
             "run": "tiny",
             "step": 7,
             "method": "vje",
@@ -39,7 +39,7 @@ def description(**changes: Any) -> Description:
 
 def card_text(sha256: str, **changes: Any) -> str:
     """The card of weights that nobody looks at."""
-    card = Card.model_validate(description(**changes).as_json() | {"sha256": sha256})
+    card = ExportCard.model_validate(description(**changes).as_json() | {"sha256": sha256})
     return json.dumps(card.as_json())
 
 

@@ -10,9 +10,9 @@ import torch
 from tests.support.exports import NORMALISE
 from vssl_dist.config import RECIPES
 from vssl_dist.exports.card import (
-    FORMAT,
+    CARD_FORMAT,
     ConfigBlock,
-    Description,
+    ExportDescription,
 )
 from vssl_dist.exports.write import write_export
 from vssl_dist.methods import CONFIGS, build_method
@@ -45,8 +45,8 @@ def exported_branch(
         "method": cfg.model_dump(mode="json"),
         "data": {"backend": "reference", "views": views},
     }
-    card = Description(
-        format=FORMAT,
+    card = ExportDescription(
+        format=CARD_FORMAT,
         run="tiny",
         step=step,
         method=cfg.name,

@@ -11,32 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vssl_dist.evaluation.features.extract import Forward, raw_pixels
+from vssl_dist.evaluation.features.extract import FeatureFunction, flatten_pixels
 
 Image = NDArray[np.float32]
 
 
-def pixels() -> Forward:
+def pixels() -> FeatureFunction:
     """No network."""
-    return raw_pixels
+    return flatten_pixels
 
 
-def slow() -> Forward:
+def slow() -> FeatureFunction:
     """No network, and half a second for each batch."""
 
     def forward(images: Tensor) -> Tensor:
         time.sleep(0.5)
-        return raw_pixels(images)
+        return flatten_pixels(images)
 
     return forward
 
 
-def fatal(first: Image) -> Forward:
+def fatal(first: Image) -> FeatureFunction:
     """Kills its process at the batch that begins with an image."""
     return _at(first, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def broken(first: Image) -> Forward:
+def broken(first: Image) -> FeatureFunction:
     """Raises what nobody expects at the batch that begins with an image."""
 
     def fail() -> None:
@@ -45,10 +45,10 @@ def broken(first: Image) -> Forward:
     return _at(first, fail)
 
 
-def _at(first: Image, happen: Callable[[], None]) -> Forward:
+def _at(first: Image, happen: Callable[[], None]) -> FeatureFunction:
     def forward(images: Tensor) -> Tensor:
         if np.array_equal(images[0].numpy(), first):
             happen()
-        return raw_pixels(images)
+        return flatten_pixels(images)
 
     return forward

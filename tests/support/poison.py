@@ -28,12 +28,12 @@ class Payload:
 
 def reseal(folder: Path, **changes: Any) -> None:
     """Make the manifest of a checkpoint agree with its files, and say what else is wanted."""
-    place = folder / sealed.MANIFEST
+    place = folder / sealed.MANIFEST_NAME
     body = {k: v for k, v in json.loads(place.read_bytes()).items() if k != "checksum"} | changes
     if "files" not in changes:
         names = [name for name in body["files"] if (folder / name).is_file()]
-        body["files"] = {name: sealed.fingerprint(folder / name) for name in names}
-    place.write_text(json.dumps({"checksum": sealed.checksum(body), **body}))
+        body["files"] = {name: sealed.compute_manifest_entry(folder / name) for name in names}
+    place.write_text(json.dumps({"checksum": sealed.compute_manifest_checksum(body), **body}))
 
 
 def in_state(path: Path, touched: Path) -> None:

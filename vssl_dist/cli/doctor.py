@@ -22,12 +22,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from vssl_dist.cli.program import arguments
-from vssl_dist.confidential import redact
+from vssl_dist.confidential import redact_secrets
 from vssl_dist.errors import ConfigError
 from vssl_dist.installed import NEEDED, has_dali
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.slurm import why_no_slurm
-from vssl_dist.text import printable, say
+from vssl_dist.text import printable
 from vssl_dist.tracker import (
     NO_TRACKING,
     check_tracking,
@@ -212,13 +212,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         for name, look in looks.items():
             finding = take_look(name, look)
-            line = printable(redact(finding.text))
-            say(f"{finding.state:<6}{name:<10}{line}")
+            line = printable(redact_secrets(finding.text))
+            print_printable(f"{finding.state:<6}{name:<10}{line}")
             if finding.fault and error_line is None:
                 error_line = f"error: {name}: {line}"
     except KeyboardInterrupt:
         return 130
     if error_line is None:
         return 0
-    say(error_line, error=True)
+    print_printable(error_line, to_stderr=True)
     return REFUSED

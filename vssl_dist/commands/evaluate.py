@@ -24,22 +24,22 @@ from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import TASKS, OodConfig, TaskConfig, read_task
 from vssl_dist.config.paths import expanded
 from vssl_dist.console import tables
-from vssl_dist.console.endings import one_line
-from vssl_dist.durable import keep_others_from_writing
+from vssl_dist.console.endings import end_in_one_line
+from vssl_dist.durable import forbid_writing_by_others
 from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.run import (
     EvalSettings,
-    baselines,
     evaluate,
-    exports,
+    evaluate_baselines,
+    list_exports,
 )
 from vssl_dist.evaluation.scores.posterior import has_embedding_density
-from vssl_dist.evaluation.splits import need_posterior
-from vssl_dist.evaluation.subject import Images
+from vssl_dist.evaluation.splits import require_posterior
+from vssl_dist.evaluation.subject import TaskImages
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
-from vssl_dist.exports.card import Card
+from vssl_dist.exports.card import ExportCard
 from vssl_dist.exports.read import read_card
-from vssl_dist.exports.results import table_results
+from vssl_dist.exports.results import results_named_by_density
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.evaluation_job import (
     PendingEvaluation,
@@ -48,9 +48,9 @@ from vssl_dist.jobs.evaluation_job import (
 )
 from vssl_dist.jobs.evaluation_queue import evaluation_lock_path
 from vssl_dist.jobs.resources import Device
-from vssl_dist.jsonfile import first_complaint
+from vssl_dist.jsonfile import describe_first_error
 from vssl_dist.locks import hold_lock
-from vssl_dist.run_folder import RunFolder, card_of, is_export
+from vssl_dist.run_folder import RunFolder, card_path_of, is_export_path
 from vssl_dist.text import printable
 from vssl_dist.tracker import default_tracking_uri
 
@@ -61,7 +61,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def selected_tasks(
-    card: Card, names_text: str, density: str | None = None, card_path: str = "the card"
+    card: ExportCard, names_text: str, density: str | None = None, card_path: str = "the card"
 ) -> list[TaskConfig]:
     """Return the named tasks with the run's own settings, or with defaults where it has none.
 
@@ -93,7 +93,9 @@ def selected_tasks(
     try:
         tasks = [read_task(raw_settings) for raw_settings in task_settings.values()]
     except ValidationError as error:
-        raise ConfigError(f"{card_path}: config.evaluations: {first_complaint(error)}") from error
+        raise ConfigError(
+            f"{card_path}: config.evaluations: {describe_first_error(error)}"
+        ) from error
     return [task.asked_of(embedding_density=has_density) for task in tasks]
 
 
@@ -110,13 +112,15 @@ def evaluate_all(
     """Evaluate every export in every task; returns the results by task, in the tables' order."""
     results: dict[str, list[NamedResults]] = {task.task: [] for task in tasks}
     for task in tasks if with_baselines else ():
-        for name, values in baselines(export_paths[-1], task, settings)["results"].items():
+        for name, values in evaluate_baselines(export_paths[-1], task, settings)["results"].items():
             results[task.task].append((name.replace("_", " "), values))
     # All tasks of an export before the next: only the last few networks' features are cached.
     for export_path in export_paths:
         step = read_card(export_path).step
         for task in tasks:
-            values = table_results(_evaluate(PendingEvaluation(export_path, step, task), settings))
+            values = results_named_by_density(
+                _evaluate(PendingEvaluation(export_path, step, task), settings)
+            )
             results[task.task].append((f"step {step}", values))
     return results
 
@@ -125,7 +129,7 @@ def _evaluate(pending: PendingEvaluation, settings: EvalSettings) -> dict[str, A
     """Evaluate one export, with its metrics on the run's curves where the data is the run's own."""
     run = RunFolder.of_export(pending.export)
     is_writable = os.access(run.path, os.W_OK | os.X_OK)
-    has_own_curves = is_writable and run.config.exists()
+    has_own_curves = is_writable and run.config_path.exists()
     is_own_data = settings.train is None and settings.val is None and not settings.ood
     if has_own_curves and is_own_data and not pending.is_final():
         device: Device = "cpu" if settings.device == "cpu" else "cuda"
@@ -160,7 +164,7 @@ def _checked_ood_folder(name: str, folder: Path) -> dict[str, Path]:
     try:
         return OodConfig(ood={name: folder}).ood
     except ValidationError as error:
-        raise ConfigError(first_complaint(error)) from error
+        raise ConfigError(describe_first_error(error)) from error
 
 
 def _expanded_folder(data_option: str, folder_text: str) -> Path:
@@ -179,7 +183,9 @@ def _chosen_device(requested: Device | None) -> Device:
     return device
 
 
-def titled_table_rows(task: str, results: Sequence[NamedResults]) -> tuple[str, list[tables.Line]]:
+def titled_table_rows(
+    task: str, results: Sequence[NamedResults]
+) -> tuple[str, list[tables.TableLine]]:
     """Return the title of a task's table, and its figures as text.
 
     Raises:
@@ -187,9 +193,12 @@ def titled_table_rows(task: str, results: Sequence[NamedResults]) -> tuple[str, 
     """
     task_measure = MEASURES[task]
     try:
-        rows = [(name, task_measure.columns(values)) for name, values in results]
-        return task_measure.title, [
-            (printable(name), {printable(key): printable(cell) for key, cell in row.items()})
+        rows = [(name, task_measure.table_columns(values)) for name, values in results]
+        return task_measure.table_title, [
+            (
+                printable(name),
+                {printable(key): printable(cell) for key, cell in row.items()},
+            )
             for name, row in rows
         ]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -202,27 +211,29 @@ def titled_table_rows(task: str, results: Sequence[NamedResults]) -> tuple[str, 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, 2 after a line that says what is missing, or 130 after Ctrl-C."""
     args = arguments(argv)
-    keep_others_from_writing()
-    with one_line(interrupted="stopped: the same command does what is missing") as ending:
-        export_paths = exports(args.target)
+    forbid_writing_by_others()
+    with end_in_one_line(
+        interrupted_message="stopped: the same command does what is missing"
+    ) as ending:
+        export_paths = list_exports(args.target)
         card = read_card(export_paths[-1])
-        tasks = selected_tasks(card, args.task, args.density, str(card_of(export_paths[-1])))
+        tasks = selected_tasks(card, args.task, args.density, str(card_path_of(export_paths[-1])))
         settings = evaluation_settings(args)
         if settings.ood and not any(isinstance(task, OodConfig) for task in tasks):
             raise ConfigError("--data NAME=FOLDER is for task ood: add it to --task")
         for task in tasks:  # all that is missing is said before the first of them runs
             for export_path in export_paths:
-                need_posterior(read_card(export_path), task)
-            Images.open(card, task, settings)
+                require_posterior(read_card(export_path), task)
+            TaskImages.open(card, task, settings)
         tracking_uri = default_tracking_uri()
         with _hold_evaluation_lock(args.target):
             results = evaluate_all(tasks, settings, export_paths, args.baselines)
         for task_name, named_results in results.items():
-            tables.show(*titled_table_rows(task_name, named_results))
+            tables.print_tables(*titled_table_rows(task_name, named_results))
         # Also what an evaluation left when MLflow was out of reach.
         run_dir = RunFolder.of_export(export_paths[-1]).path
-        flush_own_run(run_dir, tracking_uri, names_whole_run=not is_export(args.target))
-    return ending.code
+        flush_own_run(run_dir, tracking_uri, names_whole_run=not is_export_path(args.target))
+    return ending.exit_code
 
 
 @contextmanager
@@ -232,8 +243,8 @@ def _hold_evaluation_lock(target: Path) -> Iterator[None]:
     In another user's run nothing is locked: he could not open the lock.  Nor is it where nothing
     can be written, as on an archive that is mounted for reading.
     """
-    exports_folder = RunFolder(target).exports.path
-    is_own_run = not is_export(target) and exports_folder.stat().st_uid == os.geteuid()
+    exports_folder = RunFolder(target).export_folder.path
+    is_own_run = not is_export_path(target) and exports_folder.stat().st_uid == os.geteuid()
     if not is_own_run or not os.access(exports_folder, os.W_OK | os.X_OK):
         yield
         return

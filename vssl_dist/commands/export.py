@@ -12,11 +12,11 @@ import argparse
 from collections.abc import Sequence
 
 from vssl_dist.cli.program import arguments as typed
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.errors import ConfigError
-from vssl_dist.evaluation.run import exports
-from vssl_dist.exports.formats import FORMATS, convert
-from vssl_dist.text import say
+from vssl_dist.evaluation.run import list_exports
+from vssl_dist.exports.formats import WRITER_AND_SUFFIX_BY_FORMAT, convert_export
+from vssl_dist.text import print_printable
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -27,12 +27,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, or 2 after one line that says what is missing."""
     args = arguments(argv)
-    with one_line() as ending:
+    with end_in_one_line() as ending:
         format_names = [format_name.strip() for format_name in args.format.split(",")]
         for format_name in format_names:
-            if format_name not in FORMATS:
-                raise ConfigError(f"--format {format_name}: not one of {', '.join(FORMATS)}")
-        export_path = exports(args.target)[-1]
+            if format_name not in WRITER_AND_SUFFIX_BY_FORMAT:
+                raise ConfigError(
+                    f"--format {format_name}: not one of {', '.join(WRITER_AND_SUFFIX_BY_FORMAT)}"
+                )
+        export_path = list_exports(args.target)[-1]
         for format_name in format_names:
-            say(str(convert(export_path, format_name, args.out)))
-    return ending.code
+            print_printable(str(convert_export(export_path, format_name, args.out)))
+    return ending.exit_code

@@ -30,19 +30,19 @@ from vssl_dist.cli.program import arguments as typed
 from vssl_dist.commands.subcommand import run_command
 from vssl_dist.config import OodConfig, RunConfig
 from vssl_dist.config.paths import literal
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation import one_class_table
-from vssl_dist.evaluation.figures.plots import png
-from vssl_dist.evaluation.one_class_table import OTHERS, ClassResult
+from vssl_dist.evaluation.figures.plots import render_png
+from vssl_dist.evaluation.one_class_table import OTHER_CLASSES_SPLIT, ClassResult
 from vssl_dist.exports.results import read_result
 from vssl_dist.installed import command_line
 from vssl_dist.jsonfile import read_json
 from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 if TYPE_CHECKING:
     from data_prep.subset import OccupiedFolderError, parse_class_names, write_subset
@@ -133,7 +133,7 @@ def write_class_splits(trial: ClassTrial, cfg: RunConfig) -> None:
     try:
         write_subset(train, [trial.name], trial.data / "train")
         write_subset(val, [trial.name], trial.data / "val")
-        write_subset(val, other_classes, trial.data / OTHERS)
+        write_subset(val, other_classes, trial.data / OTHER_CLASSES_SPLIT)
     except OccupiedFolderError:
         raise ConfigError(
             f"{trial.data} is of other data ({train}, {val}): give this run another name, "
@@ -149,13 +149,16 @@ def ood_task(cfg: RunConfig) -> OodConfig:
 
 def result_paths(trial: ClassTrial, cfg: RunConfig) -> list[Path]:
     """List the results of one class's finished evaluations, the latest step last."""
-    return list(RunFolder(trial.run_dir).exports.results(stem=ood_task(cfg).stem))
+    return list(RunFolder(trial.run_dir).export_folder.find_results(stem=ood_task(cfg).stem))
 
 
 def overrides(trial: ClassTrial, cfg: RunConfig) -> list[str]:
     """Return the overrides that make the config that of one class; task ood keeps its settings."""
     task = ood_task(cfg)
-    ood_changes = {"ood": {OTHERS: literal(trial.data / OTHERS)}, "every_epochs": cfg.optim.epochs}
+    ood_changes = {
+        "ood": {OTHER_CLASSES_SPLIT: literal(trial.data / OTHER_CLASSES_SPLIT)},
+        "every_epochs": cfg.optim.epochs,
+    }
     ood_values = task.model_dump(mode="json") | ood_changes
     values: dict[str, object] = {
         "name": trial.run_dir.name,
@@ -184,7 +187,7 @@ def finish_trial(trial: ClassTrial, cfg: RunConfig, args: argparse.Namespace) ->
         exit_code = run_command("evaluate", *command_words)
     if not was_finished:  # a repetition only reads what is there
         seconds = trial.seconds() + time.monotonic() - start
-        publish_inside(trial.seconds_file, json.dumps(round(seconds, 1)).encode())
+        write_inside_folder(trial.seconds_file, json.dumps(round(seconds, 1)).encode())
     return exit_code
 
 
@@ -199,10 +202,13 @@ def read_class_result(trial: ClassTrial, cfg: RunConfig, with_baselines: bool) -
     try:
         result = read_result(result_path)
         if with_baselines:
-            result_path = RunFolder(trial.run_dir).exports.baselines("ood")
+            result_path = RunFolder(trial.run_dir).export_folder.baselines_path("ood")
             baseline_results = read_json(result_path)["results"]
         class_result = ClassResult(trial.name, result, baseline_results, trial.seconds())
-        for scores in (class_result.auroc(), *map(class_result.auroc, baseline_results)):
+        for scores in (
+            class_result.auroc_by_score(),
+            *map(class_result.auroc_by_score, baseline_results),
+        ):
             one_class_table.mean_auroc([scores])
     except ConfigError:
         raise
@@ -225,13 +231,14 @@ def write_report(
         num_classes: How many there will be.
     """
     method = cfg.method.name
-    steps = sorted({trial.result["step"] for trial in class_results})
-    seconds = [trial.seconds for trial in class_results]
-    first_result = class_results[0].result
-    num_tested = first_result["queries"]["samples"] + first_result["ood"][OTHERS]["samples"]
+    steps = sorted({trial.ood_result["step"] for trial in class_results})
+    seconds = [trial.total_s for trial in class_results]
+    first_result = class_results[0].ood_result
+    num_tested = (
+        first_result["queries"]["samples"] + first_result["ood"][OTHER_CLASSES_SPLIT]["samples"]
+    )
     footnote = (
-        f"{len(class_results)} of {num_classes} classes; {first_result['bank']['samples']} "
-        "training images and "
+        f"{len(class_results)} of {num_classes} classes; {first_result['bank']['samples']} training images and "
         f"{steps[-1]} steps each, tested on {num_tested} images; {max(seconds):.0f} s at most and "
         f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
     )
@@ -241,19 +248,20 @@ def write_report(
         "command": command,
         "config": cfg.model_dump(mode="json"),
         "complete": len(class_results) == num_classes,
-        "mean_auroc": one_class_table.summarise(method, class_results),
+        "mean_auroc": one_class_table.mean_auroc_by_network(method, class_results),
         "classes": {
-            trial.class_name: trial.result
-            | {"baselines": trial.baselines, "seconds_in_all": trial.seconds}
+            trial.class_name: trial.ood_result
+            | {"baselines": trial.baseline_results, "seconds_in_all": trial.total_s}
             for trial in class_results
         },
     }
     report_path = cfg.out / cfg.name / "one_class"
-    publish_inside(report_path.with_suffix(".json"), json.dumps(json_facts, indent=1).encode())
-    publish_inside(
-        report_path.with_suffix(".png"), png(one_class_table.bar_chart(method, class_results))
+    write_inside_folder(report_path.with_suffix(".json"), json.dumps(json_facts, indent=1).encode())
+    write_inside_folder(
+        report_path.with_suffix(".png"),
+        render_png(one_class_table.draw_auroc_bars(method, class_results)),
     )
-    publish_inside(report_path.with_suffix(".md"), table.encode())
+    write_inside_folder(report_path.with_suffix(".md"), table.encode())
     return table
 
 
@@ -266,21 +274,23 @@ def run_all_classes(args: argparse.Namespace, command: str) -> int:
     class_results: list[ClassResult] = []
     table = ""
     for number, trial in enumerate(planned_trials):
-        say(f"== class {number + 1} of {len(planned_trials)}: {trial.name}")
+        print_printable(f"== class {number + 1} of {len(planned_trials)}: {trial.name}")
         if code := finish_trial(trial, cfg, args):
-            say(f"{trial.name} is not finished: the same command goes on", error=True)
+            print_printable(
+                f"{trial.name} is not finished: the same command goes on", to_stderr=True
+            )
             return code
         class_results.append(read_class_result(trial, cfg, args.baselines))
         table = write_report(cfg, class_results, command, len(planned_trials))
-    say("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
+    print_printable("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
     return 0
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, 2 (refused), 130 (Ctrl-C) or the code of a run that failed."""
     args = arguments(argv)
-    with one_line() as ending:
-        ending.code = run_all_classes(
+    with end_in_one_line() as ending:
+        ending.exit_code = run_all_classes(
             args, f"{command_line('launch/one_class.py')} {shlex.join(argv)}"
         )
-    return ending.code
+    return ending.exit_code

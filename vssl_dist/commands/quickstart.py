@@ -17,7 +17,7 @@ from vssl_dist.cli.places import code_folder
 from vssl_dist.commands.subcommand import run_command
 from vssl_dist.console import tables
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
 CODE_FOLDER = code_folder()
 RUN_FOLDER = Path("runs/quickstart")
@@ -34,7 +34,7 @@ class Stopwatch:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Announce and time what runs inside."""
-        say(f"== {name}")
+        print_printable(f"== {name}")
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
@@ -51,10 +51,10 @@ def read_top1_percents() -> dict[str, float]:
 
     Every file holds the same grid of (k, temperature); its first point is the one shown.
     """
-    exports = RunFolder(CODE_FOLDER / RUN_FOLDER).exports
-    baseline_grids = json.loads(exports.baselines("knn").read_text())["results"]
+    exports = RunFolder(CODE_FOLDER / RUN_FOLDER).export_folder
+    baseline_grids = json.loads(exports.baselines_path("knn").read_text())["results"]
     grids_by_name = {name.replace("_", " "): grid for name, grid in baseline_grids.items()}
-    for path, name in exports.results(stem="knn").items():
+    for path, name in exports.find_results(stem="knn").items():
         grids_by_name[f"step {name.step}"] = json.loads(path.read_text())["results"]
     return {name: 100 * next(iter(grid.values()))["top1"] for name, grid in grids_by_name.items()}
 
@@ -68,20 +68,22 @@ def print_summary(seconds: dict[str, float]) -> int:
         else {}
     )
     seconds_by_phase |= {name: f"{value:.0f}" for name, value in seconds.items()}
-    say("")
-    tables.show("phase", [(name, {"seconds": value}) for name, value in seconds_by_phase.items()])
+    print_printable("")
+    tables.print_tables(
+        "phase", [(name, {"seconds": value}) for name, value in seconds_by_phase.items()]
+    )
 
     top1_percents = read_top1_percents()
-    say("", "k-NN top-1 on patches that training never saw")
-    tables.show(
+    print_printable("", "k-NN top-1 on patches that training never saw")
+    tables.print_tables(
         "features", [(name, {"%": f"{value:.1f}"}) for name, value in top1_percents.items()]
     )
 
     gain_points = list(top1_percents.values())[-1] - top1_percents["random network"]
-    say(f"VJE ends {gain_points:.1f} points above the random network")
-    say(f"run folder  {RUN_FOLDER}", "next        .venv/bin/mlflow ui")
+    print_printable(f"VJE ends {gain_points:.1f} points above the random network")
+    print_printable(f"run folder  {RUN_FOLDER}", "next        .venv/bin/mlflow ui")
     if gain_points < MIN_GAIN_POINTS:
-        say(f"error: at least {MIN_GAIN_POINTS:g} points were expected", error=True)
+        print_printable(f"error: at least {MIN_GAIN_POINTS:g} points were expected", to_stderr=True)
         return 1
     return 0
 

@@ -19,8 +19,8 @@ from vssl_dist import config
 from vssl_dist.cli.places import shipped
 from vssl_dist.cli.program import arguments as typed
 from vssl_dist.config import RunConfig
-from vssl_dist.console.endings import one_line
-from vssl_dist.durable import publish_inside
+from vssl_dist.console.endings import end_in_one_line
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.errors import ConfigError
 from vssl_dist.installed import command_line
 from vssl_dist.jobs import (
@@ -42,9 +42,9 @@ from vssl_dist.jobs.resources import (
 from vssl_dist.jobs.training_job import TrainJob
 from vssl_dist.linter import lint
 from vssl_dist.methods import CONFIGS
-from vssl_dist.resume import check_resume
+from vssl_dist.resume import check_resumable
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 from vssl_dist.tracker import (
     NO_TRACKING,
     TRAINER_WRITERS,
@@ -94,19 +94,21 @@ def _usable_gpus(streams: int) -> int:
 
 def print_dry_run(cfg: RunConfig, launch: Launch) -> None:
     """Print the config and the batch script, as a dry run does."""
-    say(f"# {RunFolder(cfg.dir).config}", *config.dump(cfg).splitlines(), "")
+    print_printable(f"# {RunFolder(cfg.dir).config_path}", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
-        say(*slurm.batch_script_text(RunFolder(cfg.dir).slurm, parameters).splitlines())
+        print_printable(
+            *slurm.batch_script_text(RunFolder(cfg.dir).slurm_folder, parameters).splitlines()
+        )
     else:
         ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
-        say(f"# would start {ranks} on this machine ({launch.device})")
+        print_printable(f"# would start {ranks} on this machine ({launch.device})")
 
 
 def write_run_files(cfg: RunConfig, launch: Launch) -> None:
     """Write config and launch into the run folder, for ranks and evaluations to read."""
-    publish_inside(RunFolder(cfg.dir).config, config.dump(cfg).encode())
-    publish_inside(RunFolder(cfg.dir).launch, dump_launch(launch).encode())
+    write_inside_folder(RunFolder(cfg.dir).config_path, config.dump(cfg).encode())
+    write_inside_folder(RunFolder(cfg.dir).launch_path, dump_launch(launch).encode())
 
 
 def update_finished_run(cfg: RunConfig, launch: Launch) -> None:
@@ -130,7 +132,9 @@ def start_run(cfg: RunConfig, launch: Launch, num_samples: int) -> int:
     try:
         write_run_files(cfg, launch)
         if launch.cluster == "local":
-            say(f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs}")
+            print_printable(
+                f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs_folder}"
+            )
             code = local.run_local(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, num_samples)
@@ -138,17 +142,17 @@ def start_run(cfg: RunConfig, launch: Launch, num_samples: int) -> int:
                 print_warnings([line])
             return code
         job = slurm.submit(
-            RunFolder(cfg.dir).slurm,
+            RunFolder(cfg.dir).slurm_folder,
             slurm.train_parameters(cfg.name, launch),
             TrainJob(config.dump(cfg), launch),
         )
         owner.transfer_to_job(cfg.dir, job)
     finally:
         owner.release(cfg.dir)
-    say(
+    print_printable(
         f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)",
         f"run folder  {cfg.dir}",
-        f"follow      tail -F {RunFolder(cfg.dir).slurm_log(job)}",
+        f"follow      tail -F {RunFolder(cfg.dir).slurm_log_path(job)}",
         f"            squeue -j {job}",
         f"curves      {_curves_hint(cfg, launch)}",
     )
@@ -165,32 +169,32 @@ def _curves_hint(cfg: RunConfig, launch: Launch) -> str:
 def say_finished(cfg: RunConfig, launch: Launch, num_samples: int) -> None:
     """Say where everything of a finished run is; starts evaluations that are still missing."""
     missing_evaluations = list(pending_evaluations(cfg, num_samples))
-    say(f"{cfg.name} is finished; another name=... starts a new run")
-    say(f"exports     {RunFolder(cfg.dir).exports.path}")
+    print_printable(f"{cfg.name} is finished; another name=... starts a new run")
+    print_printable(f"exports     {RunFolder(cfg.dir).export_folder.path}")
     if missing_evaluations:
         EvaluationSpawner(cfg.dir, launch.cluster).start()
-        log = RunFolder(cfg.dir).evaluations_log
-        say(f"evaluations {len(missing_evaluations)} still to come, see {log}")
-    say(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
-    say(f"curves      {_curves_hint(cfg, launch)}")
+        log = RunFolder(cfg.dir).evaluations_log_path
+        print_printable(f"evaluations {len(missing_evaluations)} still to come, see {log}")
+    print_printable(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
+    print_printable(f"curves      {_curves_hint(cfg, launch)}")
     if launch.tracking_uri != NO_TRACKING and (
         line := why_not_all_sent(cfg.dir, launch.tracking_uri, TRAINER_WRITERS)
     ):
-        say(f"warning: {line}")
+        print_printable(f"warning: {line}")
 
 
 def print_warnings(lines: Sequence[str]) -> None:
     """Print warnings on stderr: what may be wrong and is no reason to refuse."""
     for line in lines:
-        say(f"warning: {line}", error=True)
+        print_printable(f"warning: {line}", to_stderr=True)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0, 1 (a rank failed), 2 (refused) or 130 (stopped by Ctrl-C)."""
     args = arguments(argv)
-    with one_line() as ending:
-        ending.code = submit(args)
-    return ending.code
+    with end_in_one_line() as ending:
+        ending.exit_code = submit(args)
+    return ending.exit_code
 
 
 def submit(args: argparse.Namespace) -> int:
@@ -211,7 +215,7 @@ def submit(args: argparse.Namespace) -> int:
         raise ConfigError(tracking_report.problem)
     findings = lint(cfg, preflight_checks.facts())
     num_done_steps = (
-        0 if found_problems else check_resume(cfg, launch.world_size, preflight_checks.train)
+        0 if found_problems else check_resumable(cfg, launch.world_size, preflight_checks.train)
     )
     warnings = [
         *found_problems,

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vssl_dist.cli.program import arguments as typed
-from vssl_dist.console.endings import one_line
-from vssl_dist.durable import keep_others_from_writing
+from vssl_dist.console.endings import end_in_one_line
+from vssl_dist.durable import forbid_writing_by_others
 from vssl_dist.errors import ConfigError, Refusal
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 from vssl_dist.tracker import (
     NO_TRACKING,
     Flusher,
@@ -69,14 +69,14 @@ def find_unsendable_runs(run_folders: Sequence[Path], uri: str) -> dict[Path, st
         raise ConfigError(problem)
     problems = {}
     for run in run_folders:
-        if not RunFolder(run).spool.is_dir():
+        if not RunFolder(run).spool_folder.is_dir():
             problems[run] = "has no spool, so it is no run's folder"
             continue
         tracking_report = probe_tracking(uri, run)
         if tracking_report.problem:
             problems[run] = tracking_report.problem
         if tracking_report.note:
-            say(f"warning: {tracking_report.note}", error=True)
+            print_printable(f"warning: {tracking_report.note}", to_stderr=True)
         if tracking_report.passing_problem:
             raise ServerAwayError(tracking_report.passing_problem)
     if len(problems) == len(run_folders):
@@ -95,25 +95,27 @@ def send_run(run: Path, uri: str) -> bool:
         flusher.start()
         flusher.close(_SEND_TIMEOUT_S)
     elif sender.tracking_uri != uri:
-        say(f"{run}: {sender.activity}: wait for its end, or stop it")
+        print_printable(f"{run}: {sender.activity}: wait for its end, or stop it")
         return False
     line = why_not_all_sent(run, uri)
-    say(f"{run}: {line or f'all of it is at {uri}'}")
+    print_printable(f"{run}: {line or f'all of it is at {uri}'}")
     return line is None
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0 (all sent), 1 (not all), 2 (refused), or 130 after Ctrl-C."""
     args = arguments(argv)
-    keep_others_from_writing()
-    with one_line(interrupted="stopped: the same command sends what is missing") as ending:
+    forbid_writing_by_others()
+    with end_in_one_line(
+        interrupted_message="stopped: the same command sends what is missing"
+    ) as ending:
         if args.to is not None and not args.to.strip():
             raise ConfigError("--to: is empty; without --to curves go to MLFLOW_TRACKING_URI")
         uri = normalised_uri(args.to) if args.to else default_tracking_uri()
         run_folders = [run.resolve() for run in args.runs]
         problems = find_unsendable_runs(run_folders, uri)
         for run, problem in problems.items():
-            say(f"error: {run}: {problem}", error=True)
+            print_printable(f"error: {run}: {problem}", to_stderr=True)
         are_sent = [run not in problems and send_run(run, uri) for run in run_folders]
-        ending.code = 0 if all(are_sent) else 1
-    return ending.code
+        ending.exit_code = 0 if all(are_sent) else 1
+    return ending.exit_code

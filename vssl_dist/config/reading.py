@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vssl_dist.confidential import has_secret_in_text, redact
+from vssl_dist.confidential import has_secret_in_text, redact_secrets
 from vssl_dist.config.complaints import explain
 from vssl_dist.config.fields import MethodConfig, Model
 from vssl_dist.config.paths import expanded
@@ -95,7 +95,7 @@ def _parse(text: str, where: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: such as a 13th month
-        quoted = " ".join(redact(str(error)).split())
+        quoted = " ".join(redact_secrets(str(error)).split())
         raise ConfigError(f"{where}: not YAML: {quoted}") from error
 
 
@@ -103,7 +103,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
     """Apply one ``dotted.key=value``; the value is YAML, numbers in keys index lists."""
     dotted, equals, text = item.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"override {redact(item)!r} is not of the form dotted.key=value")
+        raise ConfigError(f"override {redact_secrets(item)!r} is not of the form dotted.key=value")
     value = _value(dotted, text)
     *parents, leaf = dotted.split(".")
     if len(parents) > _MAX_DEPTH:
@@ -201,7 +201,7 @@ def _secret_keys(raw: Any, where: str = "") -> Iterator[str]:
     """Find the dotted keys under which somebody has typed a secret."""
     pairs = raw.items() if isinstance(raw, dict) else enumerate(raw)
     for key, value in pairs:
-        dotted = f"{where}{printable(redact(str(key)))}"
+        dotted = f"{where}{printable(redact_secrets(str(key)))}"
         if isinstance(value, dict | list):
             yield from _secret_keys(value, f"{dotted}.")
         elif has_secret_in_text(str(key)) or has_secret_in_text(str(value)):
@@ -236,7 +236,7 @@ def load_run(run_dir: Path, *, methods: Mapping[str, type[MethodConfig]]) -> Run
     Raises:
         ConfigError: The folder holds no run.
     """
-    path = RunFolder(run_dir).config
+    path = RunFolder(run_dir).config_path
     refuse_no_file(path)
     return loads(_text(path), methods=methods, where=str(path))
 

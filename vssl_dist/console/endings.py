@@ -9,49 +9,58 @@ from pathlib import Path
 
 from vssl_dist import logs
 from vssl_dist.errors import Refusal
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 
-REFUSED, INTERRUPTED = Refusal.exit_code, 130
-_MEMORY = "memory ran out (no file is to blame): start again with fewer processes or more memory"
+REFUSED_EXIT_CODE, INTERRUPTED_EXIT_CODE = Refusal.exit_code, 130
+_OUT_OF_MEMORY_MESSAGE = (
+    "memory ran out (no file is to blame): start again with fewer processes or more memory"
+)
 
 
 @dataclass
-class Ending:
+class CommandEnding:
     """How a command ended: its exit code, 0 unless something stopped it."""
 
-    code: int = 0
+    exit_code: int = 0
 
 
 @contextmanager
-def one_line(subject: Path | str = "disk", interrupted: str = "interrupted") -> Iterator[Ending]:
+def end_in_one_line(
+    error_subject: Path | str = "disk", interrupted_message: str = "interrupted"
+) -> Iterator[CommandEnding]:
     """Say in one line what stopped the block, and end it there.
 
     What the block logs meanwhile is shown as a terminal shows it.
 
     Args:
-        subject: What an error is about that names no file itself.
-        interrupted: The line after Ctrl-C.
+        error_subject: What an error is about that names no file itself.
+        interrupted_message: The line after Ctrl-C.
 
     Yields:
         The ending.  Its code is that of the refusal (2 as a rule) after what a user can mend, an
         error of the file system among it, and 130 after Ctrl-C.
     """
-    ending = Ending()
-    logs.configure_terminal()
+    command_ending = CommandEnding()
+    logs.configure_terminal_output()
     try:
-        yield ending
+        yield command_ending
     except Refusal as error:
-        ending.code = _say(f"error: {error}", error.exit_code)
+        command_ending.exit_code = _print_and_return_code(f"error: {error}", error.exit_code)
     except OSError as error:
-        ending.code = _say(
-            f"error: {error.filename or subject}: {error.strerror or error}", REFUSED
+        command_ending.exit_code = _print_and_return_code(
+            f"error: {error.filename or error_subject}: {error.strerror or error}",
+            REFUSED_EXIT_CODE,
         )
     except MemoryError:
-        ending.code = _say(f"error: {subject}: {_MEMORY}", REFUSED)
+        command_ending.exit_code = _print_and_return_code(
+            f"error: {error_subject}: {_OUT_OF_MEMORY_MESSAGE}", REFUSED_EXIT_CODE
+        )
     except KeyboardInterrupt:
-        ending.code = _say(interrupted, INTERRUPTED)
+        command_ending.exit_code = _print_and_return_code(
+            interrupted_message, INTERRUPTED_EXIT_CODE
+        )
 
 
-def _say(line: str, code: int) -> int:
-    say(line, error=True)
-    return code
+def _print_and_return_code(message: str, exit_code: int) -> int:
+    print_printable(message, to_stderr=True)
+    return exit_code

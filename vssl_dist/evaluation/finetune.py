@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from vssl_dist import schedule
 from vssl_dist.config import FinetuneConfig
-from vssl_dist.console.bars import progress_bar
+from vssl_dist.console.bars import make_progress_bar
 from vssl_dist.data.loader import Batch
 from vssl_dist.data.passes import SeededEpoch, finetuning_batches
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.features.extract import Forward, Reading, extract
-from vssl_dist.evaluation.scores.probe import split
+from vssl_dist.evaluation.features.extract import FeatureFunction, ImageReading, extract_features
+from vssl_dist.evaluation.scores.probe import split_by_class
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class LabelledImages:
     dataset: Dataset
     ids: NDArray[np.int64]
     """Samples of the dataset that are used."""
-    classes: int
+    num_classes: int
     """Number of classes."""
-    reading: Reading
+    reading: ImageReading
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """The class of each image, in the order of ``ids``."""
         return self.dataset.rows(self.ids)["label"].astype(np.int64)
 
-    def epoch(self, settings: FinetuneConfig, seed: int, epoch: int) -> Iterator[Batch]:
+    def augmented_batches(self, settings: FinetuneConfig, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield every image once, in the order of this epoch, as one augmented view.
 
         The last batch is left out where it is not full, unless it is the only one.
@@ -55,21 +55,21 @@ class LabelledImages:
             DataError: A shard cannot be read, storage does not answer, or too many images are
                 damaged.
         """
-        order = np.random.default_rng([seed, epoch]).permutation(self.ids)
+        shuffled_ids = np.random.default_rng([seed, epoch]).permutation(self.ids)
         batches = finetuning_batches(
             self.dataset,
-            replace(self.reading.spec(), recipes=(settings.recipe,)),
+            replace(self.reading.backend_spec(), recipes=(settings.recipe,)),
             SeededEpoch(seed, epoch),
             backend=self.reading.backend,
             batch=settings.train_batch,
-            ids=order[: self.steps(settings) * settings.train_batch],
+            ids=shuffled_ids[: self.steps_per_epoch(settings) * settings.train_batch],
             timeout_s=self.reading.timeout_s,
         )
         # Closed here, because counting may refuse the dataset while batches are still being made.
         with closing(batches):
-            yield from self.reading.counted(self.dataset, batches)
+            yield from self.reading.log_substitutions(self.dataset, batches)
 
-    def steps(self, settings: FinetuneConfig) -> int:
+    def steps_per_epoch(self, settings: FinetuneConfig) -> int:
         """Return the number of optimizer steps in an epoch."""
         return max(len(self.ids) // settings.train_batch, 1)
 
@@ -77,12 +77,12 @@ class LabelledImages:
 class Classifier(nn.Module):
     """A backbone and a linear layer that starts at zero."""
 
-    def __init__(self, network: Forward, width: int, classes: int) -> None:
+    def __init__(self, network: FeatureFunction, width: int, classes: int) -> None:
         super().__init__()
         # Copied, because several trainings start from the same network.  Raw pixels are no module:
         # there is nothing to train but the layer.
         self.backbone = (
-            copy.deepcopy(network) if isinstance(network, nn.Module) else _Weightless(network)
+            copy.deepcopy(network) if isinstance(network, nn.Module) else _FunctionModule(network)
         )
         self.head = nn.Linear(width, classes)
         nn.init.zeros_(self.head.weight)
@@ -94,7 +94,7 @@ class Classifier(nn.Module):
         return logits
 
 
-class _Weightless(nn.Module):
+class _FunctionModule(nn.Module):
     """A function without weights as a module."""
 
     def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
@@ -129,36 +129,40 @@ class LrChoice(TypedDict):
     held_out_images: int
 
 
-def choose_lr(network: Forward, data: LabelledImages, settings: FinetuneConfig) -> LrChoice:
+def choose_lr(network: FeatureFunction, data: LabelledImages, settings: FinetuneConfig) -> LrChoice:
     """Choose among ``settings.lr`` on held-out training images, after a short training on the rest.
 
     Of equally good rates the smallest is chosen; where no image can be held out, the middle one.
     """
-    rates = sorted(settings.lr)
-    rows = torch.arange(len(data.ids))
-    fit, check = split(torch.from_numpy(data.labels), rows, settings.held_out, seed=0)
-    if not len(check) or len(rates) == 1:
-        return {"lr": rates[len(rates) // 2], "held_out": {}, "held_out_images": 0}
-    fit_images = replace(data, ids=data.ids[fit.numpy()])
-    accuracies: dict[float, float] = {}
-    for rate in rates:
-        run = FinetuneRun(rate, min(settings.search_epochs, settings.epochs))
+    candidate_lrs = sorted(settings.lr)
+    image_rows = torch.arange(len(data.ids))
+    fit_rows, held_out_rows = split_by_class(
+        torch.from_numpy(data.labels), image_rows, settings.held_out, seed=0
+    )
+    if not len(held_out_rows) or len(candidate_lrs) == 1:
+        return {"lr": candidate_lrs[len(candidate_lrs) // 2], "held_out": {}, "held_out_images": 0}
+    fit_images = replace(data, ids=data.ids[fit_rows.numpy()])
+    accuracy_by_lr: dict[float, float] = {}
+    for lr in candidate_lrs:
+        short_run = FinetuneRun(lr, min(settings.search_epochs, settings.epochs))
         try:
-            model, _ = finetune(network, fit_images, settings, run)
+            classifier, _ = finetune(network, fit_images, settings, short_run)
         except DivergedError:
-            accuracies[rate] = 0.0
+            accuracy_by_lr[lr] = 0.0
             continue
         # The "features" of the classifier are its logits.
-        logits = extract(model, data.dataset, data.reading, ids=data.ids[check.numpy()])
-        is_right = logits.features.argmax(1) == logits.labels
-        accuracies[rate] = float(is_right.double().mean())
-    best = max(accuracies, key=lambda rate: (accuracies[rate], -rate))
-    held_out = {f"{rate:g}": accuracy for rate, accuracy in accuracies.items()}
-    return {"lr": best, "held_out": held_out, "held_out_images": len(check)}
+        held_out_logits = extract_features(
+            classifier, data.dataset, data.reading, ids=data.ids[held_out_rows.numpy()]
+        )
+        is_right = held_out_logits.features.argmax(1) == held_out_logits.labels
+        accuracy_by_lr[lr] = float(is_right.double().mean())
+    best_lr = max(accuracy_by_lr, key=lambda lr: (accuracy_by_lr[lr], -lr))
+    held_out_accuracies = {f"{lr:g}": accuracy for lr, accuracy in accuracy_by_lr.items()}
+    return {"lr": best_lr, "held_out": held_out_accuracies, "held_out_images": len(held_out_rows)}
 
 
 def finetune(
-    network: Forward, data: LabelledImages, settings: FinetuneConfig, run: FinetuneRun
+    network: FeatureFunction, data: LabelledImages, settings: FinetuneConfig, run: FinetuneRun
 ) -> tuple[Classifier, list[float]]:
     """Train a copy of a backbone and a classifier of its features.
 
@@ -175,61 +179,63 @@ def finetune(
         DataError: Training diverged, or a shard is damaged.
     """
     device = data.reading.device
-    total = data.steps(settings) * run.epochs
-    peak = run.lr * settings.train_batch / 256  # the linear scaling rule
+    total_steps = data.steps_per_epoch(settings) * run.epochs
+    peak_lr = run.lr * settings.train_batch / 256  # the linear scaling rule
     # Forked, so that what the caller draws next does not depend on this training.
     with torch.random.fork_rng(devices=[torch.device(device)] if device != "cpu" else []):
         torch.manual_seed(run.seed)
-        model = _build_classifier(network, data)
-        optimizer = _optimizer(model, settings, peak)
-        losses: list[float] = []
+        classifier = _build_classifier(network, data)
+        optimizer = _build_optimizer(classifier, settings, peak_lr)
+        mean_loss_by_epoch: list[float] = []
         step = 0
-        with progress_bar() as progress:
-            task = progress.add_task(f"fine-tuning, lr {run.lr:g}", total=total)
+        with make_progress_bar() as progress:
+            bar_id = progress.add_task(f"fine-tuning, lr {run.lr:g}", total=total_steps)
             for epoch in range(run.epochs):
-                epoch_losses = []
-                for batch in data.epoch(settings, run.seed, epoch):
-                    rate = schedule.cosine(step, total, peak, 0.0)
-                    epoch_losses.append(_train_step(model, optimizer, batch, rate))
+                step_losses = []
+                for batch in data.augmented_batches(settings, run.seed, epoch):
+                    step_lr = schedule.cosine(step, total_steps, peak_lr, 0.0)
+                    step_losses.append(_train_step(classifier, optimizer, batch, step_lr))
                     step += 1
-                    progress.update(task, completed=step)
-                losses.append(float(torch.stack(epoch_losses).mean()))
-                if not math.isfinite(losses[-1]):
+                    progress.update(bar_id, completed=step)
+                mean_loss_by_epoch.append(float(torch.stack(step_losses).mean()))
+                if not math.isfinite(mean_loss_by_epoch[-1]):
                     raise DivergedError(
                         f"finetune: the loss is not finite in epoch {epoch + 1}: lower lr "
                         f"({run.lr:g})"
                     )
-    return model.eval(), losses
+    return classifier.eval(), mean_loss_by_epoch
 
 
-def _build_classifier(network: Forward, data: LabelledImages) -> Classifier:
-    side = data.reading.image_size
+def _build_classifier(network: FeatureFunction, data: LabelledImages) -> Classifier:
+    image_side = data.reading.image_size
     if isinstance(network, nn.Module):
         network.cpu().eval()
     # Asked of an image, because a function such as raw_pixels states no width.
     with torch.inference_mode():
-        width = network(torch.zeros(1, 3, side, side)).shape[1]
-    return Classifier(network, width, data.classes).to(data.reading.device).train()
+        width = network(torch.zeros(1, 3, image_side, image_side)).shape[1]
+    return Classifier(network, width, data.num_classes).to(data.reading.device).train()
 
 
-def _optimizer(model: nn.Module, settings: FinetuneConfig, peak: float) -> torch.optim.Optimizer:
+def _build_optimizer(
+    model: nn.Module, settings: FinetuneConfig, peak_lr: float
+) -> torch.optim.Optimizer:
     # Biases and the parameters of normalisation layers are vectors; decay is for matrices.
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    matrix_params = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vector_params = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    param_groups: list[dict[str, Any]] = [
+        {"params": matrix_params, "weight_decay": settings.weight_decay},
+        {"params": vector_params, "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=peak)
-    return torch.optim.SGD(groups, lr=peak, momentum=0.9)
+        return torch.optim.AdamW(param_groups, lr=peak_lr)
+    return torch.optim.SGD(param_groups, lr=peak_lr, momentum=0.9)
 
 
 def _train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, rate: float
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, step_lr: float
 ) -> Tensor:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    for param_group in optimizer.param_groups:
+        param_group["lr"] = step_lr
     loss = F.cross_entropy(model(batch.views[0]), batch.labels)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

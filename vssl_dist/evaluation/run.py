@@ -17,20 +17,25 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from vssl_dist.config import OodConfig, TaskConfig
-from vssl_dist.durable import followed, publish_inside, refuse_link_out_of_folder, sha256
+from vssl_dist.durable import (
+    file_sha256,
+    refuse_link_out_of_folder,
+    resolve_trusted_links,
+    write_inside_folder,
+)
 from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.features.cache import FeatureCache
-from vssl_dist.evaluation.figures.plots import png
+from vssl_dist.evaluation.figures.plots import render_png
 from vssl_dist.evaluation.scores.posterior import has_embedding_density
-from vssl_dist.evaluation.subject import EvalSettings, FrozenFeatures, Images, Network
-from vssl_dist.evaluation.tasks import TASKS, Plot
+from vssl_dist.evaluation.subject import EvalSettings, FrozenFeatures, Network, TaskImages
+from vssl_dist.evaluation.tasks import TASKS, DrawPlot
 from vssl_dist.exports.read import read_card
-from vssl_dist.exports.results import FORMAT, result_problem, with_current_names
+from vssl_dist.exports.results import RESULT_FORMAT, describe_result_problem, with_current_names
 from vssl_dist.jsonfile import read_json
-from vssl_dist.run_folder import ExportFolder, RunFolder, is_export
+from vssl_dist.run_folder import ExportFolder, RunFolder, is_export_path
 from vssl_dist.text import printable
 
-__all__ = ["EvalSettings", "baselines", "evaluate", "exports"]
+__all__ = ["EvalSettings", "evaluate", "evaluate_baselines", "list_exports"]
 
 
 class SubstitutionReport(TypedDict):
@@ -40,15 +45,15 @@ class SubstitutionReport(TypedDict):
     substitutions: dict[str, list[dict[str, object]]]
 
 
-def exports(target: Path) -> list[Path]:
+def list_exports(target: Path) -> list[Path]:
     """List the exports of a run, oldest first, or the one export that ``target`` is.
 
     Raises:
         ConfigError: There is none.
     """
-    if is_export(target):
+    if is_export_path(target):
         return [target.absolute()]
-    export_paths = RunFolder(target.absolute()).exports.backbones()
+    export_paths = RunFolder(target.absolute()).export_folder.list_backbones()
     if not export_paths:
         raise ConfigError(f"{target}: no export/backbone-STEP.safetensors in this folder yet")
     return export_paths
@@ -88,37 +93,42 @@ def evaluate(
     """
     card = read_card(export)
     settings = settings or EvalSettings()
-    folder = ExportFolder.of(export)
-    density = has_embedding_density(card)
-    task = task.asked_of(embedding_density=density)
-    images = Images.open(card, task, settings)
-    network = Network.exported(export)
-    facts = images.facts(task) | {"export_sha256": sha256(export), "step": card.step}
-    facts |= {f"{name}_sha256": digest for name, digest in card.parts.items()}
-    if density and isinstance(task, OodConfig):
-        facts["density"] = task.density
-    result_path = folder.result(task.stem, card.step, images.suffix)
+    export_folder = ExportFolder.of(export)
+    has_density = has_embedding_density(card)
+    task = task.asked_of(embedding_density=has_density)
+    images = TaskImages.open(card, task, settings)
+    network = Network.of_export(export)
+    result_facts = images.result_facts(task) | {
+        "export_sha256": file_sha256(export),
+        "step": card.step,
+    }
+    result_facts |= {f"{name}_sha256": part_digest for name, part_digest in card.parts.items()}
+    if has_density and isinstance(task, OodConfig):
+        result_facts["density"] = task.density
+    result_path = export_folder.result_path(task.stem, card.step, images.result_suffix)
 
-    def compute() -> dict[str, object]:
-        cache = FeatureCache(folder.features)
-        frozen = FrozenFeatures(card, network, images, cache, settings.ranks)
-        outcome = TASKS[task.task].measure(frozen, task)
+    def compute_result() -> dict[str, object]:
+        feature_cache = FeatureCache(export_folder.features_folder)
+        frozen_features = FrozenFeatures(card, network, images, feature_cache, settings.ranks)
+        task_outcome = TASKS[task.task].measure(frozen_features, task)
         # The pictures first: a result on disk promises that those it names are there.
-        plot_names = _write_plots(result_path, outcome.plots)
-        damaged = _report_substitutions(images)
-        count = {f"{task.task}/substituted_images": float(damaged["substituted_images"])}
+        plot_names = _write_plots(result_path, task_outcome.plot_by_name)
+        substitution_report = _report_substitutions(images)
+        substitution_metric = {
+            f"{task.task}/substituted_images": float(substitution_report["substituted_images"])
+        }
         return {
             "export": export.name,
-            "results": outcome.results,
-            "metrics": outcome.metrics | count,
+            "results": task_outcome.results,
+            "metrics": task_outcome.metrics | substitution_metric,
             "plots": plot_names,
-            **damaged,
+            **substitution_report,
         }
 
-    return _stored_or_computed(result_path, facts | {"run": card.run}, compute)
+    return _stored_or_computed_result(result_path, result_facts | {"run": card.run}, compute_result)
 
 
-def baselines(
+def evaluate_baselines(
     export: Path, task: TaskConfig, settings: EvalSettings | None = None
 ) -> dict[str, Any]:
     """Evaluate what an export must be compared with: raw pixels, and the same backbone untrained.
@@ -132,104 +142,124 @@ def baselines(
     """
     card = read_card(export)
     settings = settings or EvalSettings()
-    folder = ExportFolder.of(export)
+    export_folder = ExportFolder.of(export)
     task = task.asked_of(embedding_density=False)
-    images = Images.open(card, task, settings)
-    facts = images.facts(task) | {"backbone": card.backbone}
+    images = TaskImages.open(card, task, settings)
+    result_facts = images.result_facts(task) | {"backbone": card.backbone}
     networks = {
-        "raw_pixels": Network.pixels(),
-        "random_network": Network.untrained(card.backbone, card.image_size),
+        "raw_pixels": Network.of_raw_pixels(),
+        "random_network": Network.of_untrained(card.backbone, card.image_size),
     }
-    result_path = folder.baselines(task.task, images.suffix)
+    result_path = export_folder.baselines_path(task.task, images.result_suffix)
 
-    def compute() -> dict[str, object]:
-        cache = FeatureCache(folder.features)
-        results: dict[str, object] = {}
+    def compute_result() -> dict[str, object]:
+        feature_cache = FeatureCache(export_folder.features_folder)
+        results_by_network: dict[str, object] = {}
         plot_names: list[str] = []
-        for name, network in networks.items():
-            frozen = FrozenFeatures(card, network, images, cache, settings.ranks)
-            outcome = TASKS[task.task].measure(frozen, task)
-            results[name] = outcome.results
-            plots = {f"{name}-{plot}": draw for plot, draw in outcome.plots.items()}
-            plot_names += _write_plots(result_path, plots)
-        return {"results": results, "plots": plot_names, **_report_substitutions(images)}
+        for network_name, network in networks.items():
+            frozen_features = FrozenFeatures(card, network, images, feature_cache, settings.ranks)
+            task_outcome = TASKS[task.task].measure(frozen_features, task)
+            results_by_network[network_name] = task_outcome.results
+            plots_by_name = {
+                f"{network_name}-{plot_name}": draw_plot
+                for plot_name, draw_plot in task_outcome.plot_by_name.items()
+            }
+            plot_names += _write_plots(result_path, plots_by_name)
+        return {"results": results_by_network, "plots": plot_names, **_report_substitutions(images)}
 
-    return _stored_or_computed(result_path, facts | {"run": card.run}, compute)
+    return _stored_or_computed_result(result_path, result_facts | {"run": card.run}, compute_result)
 
 
-def _report_substitutions(images: Images) -> SubstitutionReport:
+def _report_substitutions(images: TaskImages) -> SubstitutionReport:
     """List by split the images that others were shown for, with a one-line warning per split."""
-    by_split: dict[str, list[dict[str, object]]] = {}
-    for split, dataset in images.splits.items():
-        if substitutions := images.reading.substitutes.substitutions_in_split(dataset):
-            first = images.reading.substitutes.describe_first_substitution(dataset)
-            warning = f"{dataset.folder}: damaged images: {len(substitutions)}; {first}"
+    substitutions_by_split: dict[str, list[dict[str, object]]] = {}
+    for split_name, dataset in images.dataset_by_split.items():
+        if substitutions := images.reading.substitution_tally.substitutions_in_split(dataset):
+            first_substitution = images.reading.substitution_tally.describe_first_substitution(
+                dataset
+            )
+            warning = (
+                f"{dataset.folder}: damaged images: {len(substitutions)}; {first_substitution}"
+            )
             warnings.warn(printable(warning), stacklevel=2)
-            by_split[split] = [
+            substitutions_by_split[split_name] = [
                 # A position counts the samples of a training: an evaluation has none.
                 {key: value for key, value in asdict(substitution).items() if key != "position"}
                 for substitution in substitutions
             ]
     return {
-        "substituted_images": sum(map(len, by_split.values())),
-        "substitutions": by_split,
+        "substituted_images": sum(map(len, substitutions_by_split.values())),
+        "substitutions": substitutions_by_split,
     }
 
 
-def _can_keep(result_path: Path) -> bool:
+def _can_keep_results(result_path: Path) -> bool:
     """Whether results can be kept beside an export.
 
     Raises:
         OSError: What stands in the way: a link of another user or out of the folder, or no file.
     """
-    folder = ExportFolder.of(result_path)
-    if not os.access(folder.path, os.W_OK | os.X_OK):
+    export_folder = ExportFolder.of(result_path)
+    if not os.access(export_folder.path, os.W_OK | os.X_OK):
         return False
     # Asked before anything is computed: hours of work must not end at a link that stands there.
-    followed(folder.features)
-    for path in [result_path, *folder.pictures(result_path)]:
+    resolve_trusted_links(export_folder.features_folder)
+    for path in [result_path, *export_folder.list_pictures(result_path)]:
         refuse_link_out_of_folder(path)
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "is there already and no regular file", str(path))
     return True
 
 
-def _write_plots(result_path: Path, plots: Mapping[str, Plot]) -> list[str]:
+def _write_plots(result_path: Path, plots_by_name: Mapping[str, DrawPlot]) -> list[str]:
     """Write pictures beside where the result will be; returns the names of the files."""
-    names = []
-    for name, draw in plots.items() if _can_keep(result_path) else ():
-        path = ExportFolder.of(result_path).picture(result_path, name)
-        publish_inside(path, png(draw()))
-        names.append(path.name)
-    return names
+    file_names = []
+    for plot_name, draw_plot in plots_by_name.items() if _can_keep_results(result_path) else ():
+        path = ExportFolder.of(result_path).picture_path(result_path, plot_name)
+        write_inside_folder(path, render_png(draw_plot()))
+        file_names.append(path.name)
+    return file_names
 
 
-def _stored_or_computed(
-    result_path: Path, facts: Mapping[str, object], compute: Callable[[], dict[str, object]]
+def _stored_or_computed_result(
+    result_path: Path,
+    result_facts: Mapping[str, object],
+    compute_result: Callable[[], dict[str, object]],
 ) -> dict[str, Any]:
     """Return the stored result if it rests on the same facts, else compute and store a new one.
 
     One with substitutes rests on more than its facts: on how damaged the data were.
     """
-    facts = {**facts, "format": FORMAT}
-    can_keep = _can_keep(result_path)
-    # Unchecked input until `result_problem` has seen it: anybody may have written the file.
-    stored: Any
+    result_facts = {**result_facts, "format": RESULT_FORMAT}
+    can_keep_result = _can_keep_results(result_path)
+    # Unchecked input until `describe_result_problem` has seen it: anybody may have
+    # written the file.
+    stored_result: Any
     try:
-        stored = read_json(result_path)
+        stored_result = read_json(result_path)
     except (OSError, ValueError):
-        stored = None
-    expected = {**facts, "substituted_images": 0}
+        stored_result = None
+    expected_facts = {**result_facts, "substituted_images": 0}
     # Baselines are no point on a run's curves and have no metrics.
-    required = {"results", "plots"} | ({"metrics"} if "export_sha256" in facts else set())
-    is_complete = result_problem(stored) is None and stored.keys() >= required
-    if is_complete and all(stored.get(key) == value for key, value in expected.items()):
-        return with_current_names(stored)
-    if not can_keep:
+    required_keys = {"results", "plots"} | (
+        {"metrics"} if "export_sha256" in result_facts else set()
+    )
+    is_complete = (
+        describe_result_problem(stored_result) is None and stored_result.keys() >= required_keys
+    )
+    if is_complete and all(
+        stored_result.get(key) == value for key, value in expected_facts.items()
+    ):
+        return with_current_names(stored_result)
+    if not can_keep_result:
         folder = printable(str(result_path.parent))
         warnings.warn(f"{folder}: cannot be written to: figures are shown, not kept", stacklevel=2)
-    start = time.monotonic()
-    result = {**facts, **compute(), "seconds": round(time.monotonic() - start, 3)}
-    if can_keep:
-        publish_inside(result_path, json.dumps(result, indent=1).encode())
+    start_time = time.monotonic()
+    result = {
+        **result_facts,
+        **compute_result(),
+        "seconds": round(time.monotonic() - start_time, 3),
+    }
+    if can_keep_result:
+        write_inside_folder(result_path, json.dumps(result, indent=1).encode())
     return result

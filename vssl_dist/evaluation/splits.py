@@ -11,39 +11,39 @@ from vssl_dist.data.loader import refuse_unlabelled
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.scores.posterior import variational_methods
-from vssl_dist.exports.card import Card
-from vssl_dist.exports.write import HEAD
+from vssl_dist.evaluation.scores.posterior import posterior_method_names
+from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.write import HEAD_PART
 
-_WHO = "evaluation"
+_READER_NAME = "evaluation"
 
 
-def need_posterior(card: Card, task: TaskConfig) -> None:
+def require_posterior(card: ExportCard, task: TaskConfig) -> None:
     """Refuse a task that asks a posterior of an export without one.
 
     Raises:
         DataError: One line that says which methods have one.
     """
-    if task.needs_posterior and HEAD not in card.parts:
+    if task.needs_posterior and HEAD_PART not in card.parts:
         raise DataError(
             f"{task.task}: run {card.run} ({card.method}, step {card.step}) exported no posterior: "
-            f"{' and '.join(variational_methods())} have one, in exports with a "
+            f"{' and '.join(posterior_method_names())} have one, in exports with a "
             "head-STEP.safetensors; leave the task out"
         )
 
 
-def open_filled(folder: Path, task: TaskConfig, timeout_s: float) -> Dataset:
+def open_nonempty_dataset(folder: Path, task: TaskConfig, timeout_s: float) -> Dataset:
     """Open a dataset and refuse one without a sample.
 
     Raises:
         DataError: It is empty, cannot be opened, or storage does not answer for ``timeout_s``.
     """
-    dataset = open_watched(folder, timeout_s=timeout_s, who=_WHO)
-    check_filled(dataset, task)
+    dataset = open_watched(folder, timeout_s=timeout_s, who=_READER_NAME)
+    check_not_empty(dataset, task)
     return dataset
 
 
-def check_filled(dataset: Dataset, task: TaskConfig) -> None:
+def check_not_empty(dataset: Dataset, task: TaskConfig) -> None:
     """Refuse a dataset without a sample.
 
     Raises:
@@ -53,12 +53,14 @@ def check_filled(dataset: Dataset, task: TaskConfig) -> None:
         raise DataError(f"{dataset.folder}: holds no samples, {task.task} needs some")
 
 
-def check_pair(splits: Mapping[str, Dataset], task: TaskConfig, timeout_s: float) -> None:
+def check_bank_and_queries(
+    dataset_by_role: Mapping[str, Dataset], task: TaskConfig, timeout_s: float
+) -> None:
     """Refuse a bank and queries that do not belong together.
 
     Args:
-        splits: Datasets by their role, ``"bank"`` and ``"queries"``; without a bank there is
-            nothing to check.
+        dataset_by_role: Datasets by their role, ``"bank"`` and ``"queries"``; without a bank there
+            is nothing to check.
         task: The task that compares them.
         timeout_s: Seconds that storage may take to answer.
 
@@ -66,10 +68,10 @@ def check_pair(splits: Mapping[str, Dataset], task: TaskConfig, timeout_s: float
         DataError: Their classes differ, they are the same images, some have no label, or storage
             does not answer for ``timeout_s``.
     """
-    if "bank" not in splits:
+    if "bank" not in dataset_by_role:
         return
-    bank = splits["bank"]
-    queries = splits["queries"]
+    bank = dataset_by_role["bank"]
+    queries = dataset_by_role["queries"]
     if bank.classes != queries.classes:
         raise DataError(
             f"{bank.folder} has {len(bank.classes)} classes, {queries.folder} "
@@ -79,10 +81,12 @@ def check_pair(splits: Mapping[str, Dataset], task: TaskConfig, timeout_s: float
         raise DataError(
             f"{bank.folder} is bank and query: every image would find itself (task {task.task})"
         )
-    for split, key in ((bank, "data.bank, or --data"), (queries, "data.val")):
+    for dataset, config_key in ((bank, "data.bank, or --data"), (queries, "data.val")):
         # Labels are read from shards, so that dead storage would hang here without end.
-        check = partial(refuse_unlabelled, split, f"task {task.task} compares labels ({key})")
-        run_with_timeout(split.watch, check, timeout_s=timeout_s, who=_WHO)
+        check_labels = partial(
+            refuse_unlabelled, dataset, f"task {task.task} compares labels ({config_key})"
+        )
+        run_with_timeout(dataset.watch, check_labels, timeout_s=timeout_s, who=_READER_NAME)
 
 
 def open_ood_datasets(
@@ -112,12 +116,12 @@ def open_ood_datasets(
         )
     datasets = {}
     for name, folder in folders.items():
-        datasets[name] = open_filled(folder, task, timeout_s)
-        check_foreign(name, datasets[name], splits)
+        datasets[name] = open_nonempty_dataset(folder, task, timeout_s)
+        check_not_own_split(name, datasets[name], splits)
     return datasets
 
 
-def check_foreign(name: str, dataset: Dataset, splits: Mapping[str, Dataset]) -> None:
+def check_not_own_split(name: str, dataset: Dataset, splits: Mapping[str, Dataset]) -> None:
     """Refuse an out-of-distribution dataset that is one of the run's own.
 
     Args:

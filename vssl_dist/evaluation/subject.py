@@ -13,23 +13,28 @@ from torch import Tensor
 
 from vssl_dist.config import TaskConfig
 from vssl_dist.data.store.dataset import Dataset
-from vssl_dist.durable import sha256
+from vssl_dist.durable import file_sha256
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.features.cache import FeatureCache, features_of
+from vssl_dist.evaluation.features.cache import FeatureCache, cached_features
 from vssl_dist.evaluation.features.extract import (
-    Forward,
-    Reading,
-    collect,
-    random_network,
-    raw_pixels,
+    FeatureFunction,
+    ImageReading,
+    build_random_network,
+    collect_features,
+    flatten_pixels,
 )
-from vssl_dist.evaluation.features.variants import Variants
+from vssl_dist.evaluation.features.variants import ImageVariants
 from vssl_dist.evaluation.features.workers import ImagePass
 from vssl_dist.evaluation.scores.posterior import Posterior, load_posterior
-from vssl_dist.evaluation.scores.table import Features
-from vssl_dist.evaluation.splits import check_pair, need_posterior, open_filled, open_ood_datasets
-from vssl_dist.exports.card import Card
-from vssl_dist.exports.read import load_export, load_online
+from vssl_dist.evaluation.scores.table import LabelledFeatures
+from vssl_dist.evaluation.splits import (
+    check_bank_and_queries,
+    open_nonempty_dataset,
+    open_ood_datasets,
+    require_posterior,
+)
+from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.read import load_export, load_online_probe
 from vssl_dist.models.linear_probe import Probe
 
 
@@ -56,144 +61,160 @@ class EvalSettings:
 class Network:
     """A frozen network, loaded only if its features are not in the cache."""
 
-    load: Callable[[], Forward]
+    load_network: Callable[[], FeatureFunction]
     """Loads the network; pickles, unless ``identity`` is None."""
-    identity: Mapping[str, object] | None
+    cache_identity: Mapping[str, object] | None
     """What its features depend on, as JSON values; None: they are not cached."""
-    posterior: Callable[[], Posterior | None] = lambda: None
+    load_posterior: Callable[[], Posterior | None] = lambda: None
     """Loads the posterior behind the backbone, in an export of a variational method."""
-    online: Callable[[], Probe | None] = lambda: None
+    load_online_probe: Callable[[], Probe | None] = lambda: None
     """Loads the classifier that learnt beside the method, in an export of a run that had one."""
 
     @classmethod
-    def exported(cls, path: Path) -> Network:
+    def of_export(cls, export_path: Path) -> Network:
         """Describe the backbone of an export, with its posterior if it has one."""
-        identity = {"export_sha256": sha256(path)}
+        identity = {"export_sha256": file_sha256(export_path)}
         return cls(
-            partial(_load_backbone, path),
+            partial(_load_backbone, export_path),
             identity,
-            posterior=lambda: load_posterior(path),
-            online=lambda: load_online(path),
+            load_posterior=lambda: load_posterior(export_path),
+            load_online_probe=lambda: load_online_probe(export_path),
         )
 
     @classmethod
-    def untrained(cls, backbone: str, image_size: int) -> Network:
+    def of_untrained(cls, backbone: str, image_size: int) -> Network:
         """Describe the same backbone before any training, seed 0."""
         # Another torch may draw other initial weights from the same seed.
         identity = {"untrained": backbone, "image_size": image_size, "torch": torch.__version__}
-        return cls(partial(random_network, backbone, image_size), identity)
+        return cls(partial(build_random_network, backbone, image_size), identity)
 
     @classmethod
-    def pixels(cls) -> Network:
+    def of_raw_pixels(cls) -> Network:
         """Describe the identity: raw pixels as features, which are not cached."""
-        return cls(lambda: raw_pixels, None)
+        return cls(lambda: flatten_pixels, None)
 
 
 @dataclass(frozen=True)
-class Images:
+class TaskImages:
     """The splits that a task sees, by the role they play, and how their images are read."""
 
-    splits: dict[str, Dataset]
+    dataset_by_split: dict[str, Dataset]
     """``"bank"`` and ``"queries"`` where the task wants them, and each dataset of ``ood``."""
-    limits: dict[str, int | None]
+    max_images_by_split: dict[str, int | None]
     """The most images that are looked at of each split; None: all of them."""
-    reading: Reading
+    reading: ImageReading
     """How the images are read."""
-    suffix: str
+    result_suffix: str
     """What a result's file name ends in: nothing for the run's own data."""
 
     @classmethod
-    def open(cls, card: Card, task: TaskConfig, settings: EvalSettings) -> Images:
+    def open(cls, card: ExportCard, task: TaskConfig, settings: EvalSettings) -> TaskImages:
         """Open and check the splits that ``task`` needs.
 
         Raises:
             DataError: A folder is missing, empty or damaged, its storage does not answer, or they
                 do not fit together.
         """
-        data = card.config.data
-        need_posterior(card, task)
+        data_config = card.config.data
+        require_posterior(card, task)
         queries = settings.val or card.val
         if queries is None:
             raise DataError(f"run {card.run} names no data.val: pass the folder of held-out shards")
-        folders = {"bank": settings.train or data.bank or card.train, "queries": queries}
-        timeout_s = data.timeout_s
-        splits = {role: open_filled(folders[role], task, timeout_s) for role in task.limits}
-        check_pair(splits, task, timeout_s)
+        folder_by_role = {
+            "bank": settings.train or data_config.bank or card.train,
+            "queries": queries,
+        }
+        timeout_s = data_config.timeout_s
+        splits = {
+            role: open_nonempty_dataset(folder_by_role[role], task, timeout_s)
+            for role in task.limits
+        }
+        check_bank_and_queries(splits, task, timeout_s)
         ood_splits = open_ood_datasets(task, settings.ood, splits, timeout_s)
-        reading = Reading(
+        reading = ImageReading(
             image_size=card.image_size,
             normalise=card.normalise,
-            batch=task.batch,
-            backend=data.backend,
+            batch_size=task.batch,
+            backend=data_config.backend,
             threads=settings.threads,
             device=settings.device,
             timeout_s=timeout_s,
         )
         splits |= ood_splits
         fingerprints = "".join(dataset.fingerprint for dataset in splits.values()).encode()
-        on_other_data = settings.train or settings.val or (ood_splits and settings.ood)
-        suffix = f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}" if on_other_data else ""
+        uses_other_data = settings.train or settings.val or (ood_splits and settings.ood)
+        suffix = f"-on-{hashlib.sha256(fingerprints).hexdigest()[:8]}" if uses_other_data else ""
         limits = task.limits | dict.fromkeys(ood_splits, task.max_queries)
         return cls(splits, limits, reading, suffix)
 
-    def facts(self, task: TaskConfig) -> dict[str, object]:
+    def result_facts(self, task: TaskConfig) -> dict[str, object]:
         """State as JSON values all that a result depends on, apart from the network."""
-        by_split: dict[str, object] = {
+        facts_by_split: dict[str, object] = {
             name: {
                 "folder": str(dataset.folder),
                 "fingerprint": dataset.fingerprint,
-                "samples": self.count(name),
+                "samples": self.image_count(name),
             }
-            for name, dataset in self.splits.items()
+            for name, dataset in self.dataset_by_split.items()
         }
-        ood = {name: by_split.pop(name) for name in list(by_split) if name not in task.limits}
-        by_split |= {"ood": ood} if ood else {}
+        ood_facts = {
+            name: facts_by_split.pop(name)
+            for name in list(facts_by_split)
+            if name not in task.limits
+        }
+        facts_by_split |= {"ood": ood_facts} if ood_facts else {}
         # When it is evaluated changes no figure, and the folders of ood are stated with the splits.
-        return {"task": task.model_dump(mode="json", exclude={"every_epochs", "ood"})} | by_split
+        return {
+            "task": task.model_dump(mode="json", exclude={"every_epochs", "ood"})
+        } | facts_by_split
 
-    def count(self, split: str) -> int:
+    def image_count(self, split: str) -> int:
         """How many images of a split are looked at."""
-        samples = self.splits[split].samples
-        return min(samples, self.limits[split] or samples)
+        samples = self.dataset_by_split[split].samples
+        return min(samples, self.max_images_by_split[split] or samples)
 
 
 @dataclass(frozen=True)
 class FrozenFeatures:
     """What a task measures: features of each split, and the names of the classes."""
 
-    card: Card
+    card: ExportCard
     """Card of the export, or of the one that this network is a baseline of."""
     network: Network
-    images: Images
-    cache: FeatureCache
-    ranks: int = 1
+    task_images: TaskImages
+    feature_cache: FeatureCache
+    process_count: int = 1
     """Processes of this machine that share a pass over images."""
 
     @property
     def device(self) -> str:
         """Device to compute on."""
-        return self.images.reading.device
+        return self.task_images.reading.device
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """How many classes the held-out images may have."""
-        return len(self.images.splits["queries"].classes)
+        return len(self.task_images.dataset_by_split["queries"].classes)
 
     @property
-    def ood_splits(self) -> list[str]:
+    def ood_split_names(self) -> list[str]:
         """Names of the splits that are out of distribution."""
-        return [split for split in self.images.splits if split not in ("bank", "queries")]
+        return [
+            split for split in self.task_images.dataset_by_split if split not in ("bank", "queries")
+        ]
 
-    def features(self, split: str) -> Features:
+    def split_features(self, split: str) -> LabelledFeatures:
         """Features of a split's images, in the order of their ids; from the cache if possible.
 
         Raises:
             ExportError: The export is damaged or foreign.
             DataError: Data are damaged, or a feature is not finite.
         """
-        return self._extract(split, self.images.count(split), None)
+        return self._cached_or_computed(split, self.task_images.image_count(split), None)
 
-    def variants(self, split: str, variants: Variants, limit: int | None = None) -> Tensor:
+    def variant_features(
+        self, split: str, variants: ImageVariants, limit: int | None = None
+    ) -> Tensor:
         """Features of K pictures of each of a split's first images, cached like `features`.
 
         Args:
@@ -208,28 +229,34 @@ class FrozenFeatures:
             ExportError: The export is damaged or foreign.
             DataError: Data are damaged, or a feature is not finite.
         """
-        count = min(self.images.count(split), limit or self.images.count(split))
-        table = self._extract(split, count, variants)
-        return table.features.view(count, variants.count, -1)
+        count = min(
+            self.task_images.image_count(split), limit or self.task_images.image_count(split)
+        )
+        table = self._cached_or_computed(split, count, variants)
+        return table.features.view(count, variants.pictures_per_image, -1)
 
-    def _extract(self, split: str, count: int, variants: Variants | None) -> Features:
-        dataset = self.images.splits[split]
-        image_pass = ImagePass(self.network.load, dataset, self.images.reading, count, variants)
-        features = self._cached(image_pass)
+    def _cached_or_computed(
+        self, split: str, count: int, variants: ImageVariants | None
+    ) -> LabelledFeatures:
+        dataset = self.task_images.dataset_by_split[split]
+        image_pass = ImagePass(
+            self.network.load_network, dataset, self.task_images.reading, count, variants
+        )
+        features = self._from_cache(image_pass)
         if features is None:
             # In memory and by this process alone: other processes hand their rows over on disk.
-            features = collect(image_pass.stream_all(), image_pass.rows)
-        return _check_finite(features, dataset)
+            features = collect_features(image_pass.stream_all(), image_pass.row_count)
+        return _require_finite_features(features, dataset)
 
-    def _cached(self, image_pass: ImagePass) -> Features | None:
+    def _from_cache(self, image_pass: ImagePass) -> LabelledFeatures | None:
         """Return what the cache has, or makes of a pass; None where nothing can be cached."""
-        if self.network.identity is None:
+        if self.network.cache_identity is None:
             return None
         reading = image_pass.reading
         variants = image_pass.variants
-        facts = {} if variants is None else variants.facts
-        facts |= {
-            "samples": image_pass.rows,
+        image_facts = {} if variants is None else variants.cache_facts
+        image_facts |= {
+            "samples": image_pass.row_count,
             "fingerprint": image_pass.dataset.fingerprint,
             "image_size": reading.image_size,
             "normalise": reading.normalise.model_dump(mode="json"),
@@ -237,24 +264,26 @@ class FrozenFeatures:
             "autocast": str(reading.autocast),
         }
 
-        def is_sound() -> bool:
+        def has_no_substitutes() -> bool:
             # Features with substitutes are not those of the dataset that its fingerprint names.
-            return not reading.substitutes.substitutions_in_split(image_pass.dataset)
+            return not reading.substitution_tally.substitutions_in_split(image_pass.dataset)
 
-        source = image_pass.source(self.ranks)
-        return features_of(self.cache, self.network.identity, facts, source, is_sound)
-
-
-def _load_backbone(path: Path) -> Forward:
-    return load_export(path)[0]
-
-
-def _check_finite(table: Features, dataset: Dataset) -> Features:
-    blocks = torch.split(table.features, 8192)
-    damaged = sum(int((~block.isfinite().all(1)).sum()) for block in blocks)
-    if damaged:
-        raise DataError(
-            f"{dataset.folder}: {damaged} of {len(table.labels)} features are not finite: "
-            "the network is damaged, evaluate an earlier export"
+        source = image_pass.feature_source(self.process_count)
+        return cached_features(
+            self.feature_cache, self.network.cache_identity, image_facts, source, has_no_substitutes
         )
-    return table
+
+
+def _load_backbone(export_path: Path) -> FeatureFunction:
+    return load_export(export_path)[0]
+
+
+def _require_finite_features(features: LabelledFeatures, dataset: Dataset) -> LabelledFeatures:
+    feature_blocks = torch.split(features.features, 8192)
+    non_finite_count = sum(int((~block.isfinite().all(1)).sum()) for block in feature_blocks)
+    if non_finite_count:
+        raise DataError(
+            f"{dataset.folder}: {non_finite_count} of {len(features.labels)} features are not "
+            "finite: the network is damaged, evaluate an earlier export"
+        )
+    return features

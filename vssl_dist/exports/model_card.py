@@ -11,17 +11,17 @@ import yaml
 
 from vssl_dist.curves import current_figure
 from vssl_dist.errors import ExportError
-from vssl_dist.exports.card import Card, PortableCard
+from vssl_dist.exports.card import ExportCard, PortableCard
 from vssl_dist.exports.results import read_result
-from vssl_dist.run_folder import ExportFolder, card_of
-from vssl_dist.text import markdown
+from vssl_dist.run_folder import ExportFolder, card_path_of
+from vssl_dist.text import escape_markdown
 
-Metrics = Mapping[str, Mapping[str, float]]
+MetricsByEvaluation = Mapping[str, Mapping[str, float]]
 """Figures by the name of the evaluation, then by their own."""
-_HUB_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_HUB_LICENCE_PATTERN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def evaluation_figures(export: Path, card: Card) -> dict[str, dict[str, float]]:
+def read_evaluation_figures(export: Path, card: ExportCard) -> dict[str, dict[str, float]]:
     """Read the figures of all evaluations of these very weights that lie beside the export.
 
     Args:
@@ -34,9 +34,9 @@ def evaluation_figures(export: Path, card: Card) -> dict[str, dict[str, float]]:
     Raises:
         ExportError: One line: a result is damaged.
     """
-    figures: dict[str, dict[str, float]] = {}
-    for path, name in ExportFolder.of(export).results(step=card.step).items():
-        if path == card_of(export):  # an export may be called as a result
+    figures_by_label: dict[str, dict[str, float]] = {}
+    for path, result_name in ExportFolder.of(export).find_results(step=card.step).items():
+        if path == card_path_of(export):  # an export may be called as a result
             continue
         try:
             result = read_result(path)
@@ -44,19 +44,19 @@ def evaluation_figures(export: Path, card: Card) -> dict[str, dict[str, float]]:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ExportError(f"{path}: {reason}; remove it, or evaluate again") from error
         if result.get("export_sha256") == card.sha256:
-            figures[name.label] = result.get("metrics", {})
-    return figures
+            figures_by_label[result_name.label] = result.get("metrics", {})
+    return figures_by_label
 
 
-def model_card(card: PortableCard, usage: str, library: str) -> str:
+def format_model_card(card: PortableCard, usage: str, library: str) -> str:
     """Write a model card: front matter for a hub, how to use the weights, how they came about.
 
     Args:
-        card: The export's card, with the figures that `evaluation_figures` finds.
+        card: The export's card, with the figures that `read_evaluation_figures` finds.
         usage: Python that opens the weights.
         library: What opens them, by the name that a hub knows.
     """
-    facts = {
+    fact_rows = {
         "method": card.method,
         "backbone": f"{card.backbone}, features of width {card.width}",
         "weights of": f"the {card.branch} after {card.step} optimizer steps",
@@ -67,44 +67,54 @@ def model_card(card: PortableCard, usage: str, library: str) -> str:
         "licence": card.licence,
         "sha256 of the export": card.sha256,
     }
-    training = {current_figure(name): value for name, value in card.metrics.items()}
-    metrics: Metrics = {"training": training, **card.evaluations}
-    figures = [
-        (task, key.removeprefix(f"{task}/"), value)
-        for task, task_figures in metrics.items()
+    training_metrics = {current_figure(name): value for name, value in card.metrics.items()}
+    metrics_by_evaluation: MetricsByEvaluation = {"training": training_metrics, **card.evaluations}
+    figure_rows = [
+        (evaluation_name, key.removeprefix(f"{evaluation_name}/"), value)
+        for evaluation_name, task_figures in metrics_by_evaluation.items()
         for key, value in task_figures.items()
     ]
-    settings = card.config.as_json()
-    config = yaml.safe_dump(settings, sort_keys=False) if settings else "unknown\n"
+    run_config = card.config.as_json()
+    config_yaml = yaml.safe_dump(run_config, sort_keys=False) if run_config else "unknown\n"
     # Longer than any in it, which would end it.
-    fence = "`" * (1 + max([2, *map(len, re.findall("`+", config))]))
+    code_fence = "`" * (1 + max([2, *map(len, re.findall("`+", config_yaml))]))
     sections = [
         f"---\n{yaml.safe_dump(_front_matter(card, library), sort_keys=False)}---",
-        f"# {markdown(card.run)}",
-        f"A backbone that vssl-dist has trained by {markdown(card.method)}.",
+        f"# {escape_markdown(card.run)}",
+        f"A backbone that vssl-dist has trained by {escape_markdown(card.method)}.",
         f"```python\n{usage}\n```",
-        _table(("", ""), facts.items()),
+        _markdown_table(("", ""), fact_rows.items()),
         "## Figures",
-        _table(("evaluation", "figure", "value"), figures) if figures else "None were at hand.",
-        f"## Configuration\n\n{fence}yaml\n{config}{fence}",
+        _markdown_table(("evaluation", "figure", "value"), figure_rows)
+        if figure_rows
+        else "None were at hand.",
+        f"## Configuration\n\n{code_fence}yaml\n{config_yaml}{code_fence}",
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _front_matter(card: PortableCard, library: str) -> dict[str, Any]:
-    name = card.config.licence
-    licence = {}
-    if name is not None:
-        is_hub_name = _HUB_NAME.fullmatch(name)
-        licence = {"license": name} if is_hub_name else {"license": "other", "license_name": name}
+    licence_name = card.config.licence
+    licence_keys = {}
+    if licence_name is not None:
+        is_hub_name = _HUB_LICENCE_PATTERN.fullmatch(licence_name)
+        licence_keys = (
+            {"license": licence_name}
+            if is_hub_name
+            else {"license": "other", "license_name": licence_name}
+        )
     tags = ["vssl-dist", card.method]
-    facts = {"library_name": library, "pipeline_tag": "image-feature-extraction", "tags": tags}
-    return facts | licence
+    front_matter = {
+        "library_name": library,
+        "pipeline_tag": "image-feature-extraction",
+        "tags": tags,
+    }
+    return front_matter | licence_keys
 
 
-def _table(titles: tuple[str, ...], rows: Any) -> str:
+def _markdown_table(titles: tuple[str, ...], rows: Any) -> str:
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         cells = (f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row)
-        lines.append(f"| {' | '.join(map(markdown, cells))} |")
+        lines.append(f"| {' | '.join(map(escape_markdown, cells))} |")
     return "\n".join(lines)

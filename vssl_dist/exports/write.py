@@ -17,23 +17,30 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from vssl_dist import durable, state
-from vssl_dist.exports.card import Card, Description
+from vssl_dist.exports.card import ExportCard, ExportDescription
 from vssl_dist.models.heads import GaussianBranch
-from vssl_dist.run_folder import card_of, part_of
+from vssl_dist.run_folder import card_path_of, part_path_of
 
-BACKBONE, HEAD, ONLINE = "backbone", "head", "online"
-Parts = Mapping[str, dict[str, Tensor]]
+BACKBONE_PART, HEAD_PART, ONLINE_PART = "backbone", "head", "online"
+TensorsByPart = Mapping[str, dict[str, Tensor]]
 """Tensors of parts of an export, by the part's name."""
 
 
 def head_tensors(branch: nn.Module) -> dict[str, Tensor]:
     """Return a branch's tensors without its backbone's, on the CPU, by their names in it."""
-    tensors = state.cpu_state_dict(branch)
-    return {k: v for k, v in tensors.items() if not k.startswith(f"{BACKBONE}.")}
+    branch_tensors = state.cpu_state_dict(branch)
+    return {
+        name: tensor
+        for name, tensor in branch_tensors.items()
+        if not name.startswith(f"{BACKBONE_PART}.")
+    }
 
 
 def write_export(
-    path: Path, branch: nn.Module, description: Description, extra_parts: Parts | None = None
+    export_path: Path,
+    branch: nn.Module,
+    description: ExportDescription,
+    extra_parts: TensorsByPart | None = None,
 ) -> None:
     """Write a branch's backbone, its posterior head if it has one, and the card.
 
@@ -41,7 +48,7 @@ def write_export(
     weights is removed first.  The card is ``description`` and the digests of all these files.
 
     Args:
-        path: The backbone's ``.safetensors`` file; the card has the same name, in ``.json``.
+        export_path: The backbone's ``.safetensors`` file; the card has the same name, in ``.json``.
         branch: What is evaluated; its ``backbone`` is a submodule.
         description: What the export says of itself.
         extra_parts: Further parts.
@@ -49,23 +56,27 @@ def write_export(
     Raises:
         OSError: Something could not be written; then there is no card.
     """
-    files, digests = {}, {}
-    head = {HEAD: head_tensors(branch)} if isinstance(branch, GaussianBranch) else {}
-    for part, tensors in (head | dict(extra_parts or {})).items():
-        packed = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        files[part_of(path, part)] = packed
-        digests[f"{part}_sha256"] = hashlib.sha256(packed).hexdigest()
+    bytes_by_path, digest_by_key = {}, {}
+    head_part = {HEAD_PART: head_tensors(branch)} if isinstance(branch, GaussianBranch) else {}
+    for part_name, tensors in (head_part | dict(extra_parts or {})).items():
+        file_bytes = safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}
+        )
+        bytes_by_path[part_path_of(export_path, part_name)] = file_bytes
+        digest_by_key[f"{part_name}_sha256"] = hashlib.sha256(file_bytes).hexdigest()
     # The backbone after the rest: evaluations of a run look for backbones.
-    files[path] = safetensors.torch.save(state.cpu_state_dict(branch.get_submodule(BACKBONE)))
-    digests["sha256"] = hashlib.sha256(files[path]).hexdigest()
-    card_path = card_of(path)
-    card = Card.model_validate(description.as_json() | digests)
-    facts = json.dumps(card.as_json(), indent=1).encode()
-    for file in (*files, card_path):
-        durable.refuse_link_out_of_folder(file)
-    if card_path.is_file() and card_path.read_bytes() != facts:
+    bytes_by_path[export_path] = safetensors.torch.save(
+        state.cpu_state_dict(branch.get_submodule(BACKBONE_PART))
+    )
+    digest_by_key["sha256"] = hashlib.sha256(bytes_by_path[export_path]).hexdigest()
+    card_path = card_path_of(export_path)
+    card = ExportCard.model_validate(description.as_json() | digest_by_key)
+    card_bytes = json.dumps(card.as_json(), indent=1).encode()
+    for file_path in (*bytes_by_path, card_path):
+        durable.refuse_link_out_of_folder(file_path)
+    if card_path.is_file() and card_path.read_bytes() != card_bytes:
         card_path.unlink()
-        durable.sync(card_path.parent)
-    for file, packed in files.items():
-        durable.publish(file, packed)
-    durable.publish(card_path, facts)
+        durable.sync_to_disk(card_path.parent)
+    for file_path, file_bytes in bytes_by_path.items():
+        durable.write_durably(file_path, file_bytes)
+    durable.write_durably(card_path, card_bytes)

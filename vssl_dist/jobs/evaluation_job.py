@@ -15,16 +15,16 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from vssl_dist import logs
 from vssl_dist.config import OodConfig, RunConfig, TaskConfig, read_task
-from vssl_dist.durable import publish_inside, refuse_link_out_of_folder
+from vssl_dist.durable import refuse_link_out_of_folder, write_inside_folder
 from vssl_dist.errors import ConfigError
-from vssl_dist.exports.card import Card
+from vssl_dist.exports.card import ExportCard
 from vssl_dist.exports.results import read_result
 from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine, private
 from vssl_dist.jobs.owner import JobId
 from vssl_dist.jobs.resources import Device, load_launch
 from vssl_dist.jobs.stop import REFUSED_EXIT_CODE
-from vssl_dist.run_folder import ExportFolder, RunFolder, card_of, step_of
+from vssl_dist.run_folder import ExportFolder, RunFolder, card_path_of, step_of_backbone
 
 _log = logging.getLogger(__name__)
 _MAX_ATTEMPTS_FILE_BYTES = 1_000_000
@@ -41,17 +41,17 @@ class PendingEvaluation:
     @property
     def result_path(self) -> Path:
         """The file that the evaluation writes its result to."""
-        return ExportFolder.of(self.export).result(self.task.stem, self.step)
+        return ExportFolder.of(self.export).result_path(self.task.stem, self.step)
 
     @property
     def attempts_path(self) -> Path:
         """The hidden file that counts the attempts at this evaluation."""
-        return ExportFolder.of(self.export).attempts(self.task.stem, self.step)
+        return ExportFolder.of(self.export).attempts_path(self.task.stem, self.step)
 
     @property
     def card_path(self) -> Path:
         """The card beside the export, which the trainer writes after the weights."""
-        return card_of(self.export)
+        return card_path_of(self.export)
 
     def is_done(self) -> bool:
         """Whether there is a result of the present weights and the density asked for."""
@@ -66,7 +66,7 @@ class PendingEvaluation:
         try:
             result = read_result(self.result_path)
             # Other weights may have been exported at the same step since.
-            is_current = bool(result["export_sha256"] == Card.read(self.card_path).sha256)
+            is_current = bool(result["export_sha256"] == ExportCard.read(self.card_path).sha256)
             if isinstance(self.task, OodConfig):
                 is_current &= result.get("density", self.task.density) == self.task.density
         # Anybody's file may lie there, of any content: it is no result then.
@@ -84,7 +84,7 @@ class PendingEvaluation:
 
     def record_attempt(self, attempts: Attempts) -> None:
         """Write the attempts down: before one begins, so that one that is killed counts too."""
-        publish_inside(self.attempts_path, json.dumps(asdict(attempts)).encode())
+        write_inside_folder(self.attempts_path, json.dumps(asdict(attempts)).encode())
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def pending_evaluations(cfg: RunConfig, samples: int) -> Iterator[PendingEvaluat
         cfg: The run; its exports lie in ``cfg.dir``.
         samples: Images of its training set.
     """
-    for export in reversed(RunFolder(cfg.dir).exports.backbones()):
-        step = step_of(export)
+    for export in reversed(RunFolder(cfg.dir).export_folder.list_backbones()):
+        step = step_of_backbone(export)
         if step is None:  # a file that the user has put there
             continue
         for task in cfg.evaluations_at(step, samples):
@@ -133,7 +133,7 @@ class EvalJob:
     def __call__(self) -> None:
         """Evaluate, then send the metrics to MLflow; they stay in the spool where it is away."""
         print_any_path()
-        logs.configure_log("evaluation")
+        logs.configure_log_file_output("evaluation")
         task_config = read_task(self.task_json)
         pending = PendingEvaluation(self.export, self.step, task_config)
         try:
@@ -176,7 +176,7 @@ def evaluate_export(
     # A writer of its own for each evaluation: a spool file has one process that appends to it.
     spool_writer = f"eval-{pending.task.stem}-{pending.step:08d}"
     settle_identity(run_dir)
-    refuse_link_out_of_folder(RunFolder(run_dir).spool_file(spool_writer))
+    refuse_link_out_of_folder(RunFolder(run_dir).spool_file_path(spool_writer))
     torch.set_num_threads(threads)
     result = evaluate(pending.export, pending.task, EvalSettings(device, threads, ranks=ranks))
     spool = Spool(run_dir, spool_writer)

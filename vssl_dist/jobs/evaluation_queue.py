@@ -36,7 +36,7 @@ from vssl_dist.jobs.evaluation_job import (
 )
 from vssl_dist.jobs.resources import Launch, load_launch
 from vssl_dist.jobs.stop import REFUSED_EXIT_CODE
-from vssl_dist.locks import is_held_by_other_user, lock_holder, private_lock
+from vssl_dist.locks import describe_lock_holder, is_held_by_other_user, make_private_lock
 from vssl_dist.run_folder import RunFolder
 
 _log = logging.getLogger("vssl_dist.jobs.evaluation_queue")  # as a process it is __main__
@@ -84,7 +84,7 @@ class EvaluationSpawner:
                 _log.warning("an evaluation could not be submitted in time")
 
     def _log(self) -> BinaryIO:
-        return open_append(RunFolder(self.run_dir).evaluations_log)
+        return open_append(RunFolder(self.run_dir).evaluations_log_path)
 
 
 class InProcessRunner:
@@ -149,7 +149,7 @@ class SlurmSubmitter:
         # is set: the alarm ends this process, and with it the lock.
         signal.alarm(_SBATCH_TIMEOUT_S)
         try:
-            job_id = slurm.submit(RunFolder(self.run_dir).evaluation_jobs, parameters, job)
+            job_id = slurm.submit(RunFolder(self.run_dir).evaluation_jobs_folder, parameters, job)
         finally:
             signal.alarm(0)
         pending.record_attempt(Attempts(pending.read_attempts().count + 1, job_id))
@@ -207,12 +207,12 @@ def open_queue(run_dir: Path) -> EvaluationQueue:
 
 def evaluation_lock(run_dir: Path) -> FileLock:
     """Return the lock of the one process that evaluates a run, or submits its evaluations."""
-    return private_lock(evaluation_lock_path(run_dir))
+    return make_private_lock(evaluation_lock_path(run_dir))
 
 
 def evaluation_lock_path(run_dir: Path) -> Path:
     """Return the path of the file that `evaluation_lock` locks."""
-    return RunFolder(run_dir).exports.evaluating_lock
+    return RunFolder(run_dir).export_folder.evaluating_lock_path
 
 
 def try_all_pending(run_dir: Path) -> None:
@@ -232,7 +232,9 @@ def try_all_pending(run_dir: Path) -> None:
             path = evaluation_lock_path(run_dir)
             if is_held_by_other_user(path):
                 _log.warning(
-                    "no evaluations: %s is held by %s: have it stopped", path, lock_holder(path)
+                    "no evaluations: %s is held by %s: have it stopped",
+                    path,
+                    describe_lock_holder(path),
                 )
             return  # else its holder looks again after it has let go
         # A process that came while this one had the lock has left: its evaluations are tried here.
@@ -242,7 +244,7 @@ def try_all_pending(run_dir: Path) -> None:
 
 def _config_and_launch_bytes(run_dir: Path) -> bytes:
     """Read the run's config and launch as text: a submission may change them meanwhile."""
-    files = (RunFolder(run_dir).config, RunFolder(run_dir).launch)
+    files = (RunFolder(run_dir).config_path, RunFolder(run_dir).launch_path)
     return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
@@ -257,7 +259,7 @@ def main() -> int:
             # The training job's signals reach every process of its nodes.
             signal.signal(number, signal.SIG_IGN)
     print_any_path()
-    logs.configure_log("evaluations")
+    logs.configure_log_file_output("evaluations")
     try:
         private.secure_run_folder(args.run_dir)
         try_all_pending(args.run_dir.absolute())

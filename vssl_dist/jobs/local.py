@@ -18,7 +18,7 @@ from vssl_dist.installed import own_code_only
 from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Launch, interface_variables
 from vssl_dist.jobs.stop import REFUSAL_PREFIX, REFUSED_EXIT_CODE, STOPPED_EXIT_CODE, SignalHandler
-from vssl_dist.logs import terminal_text
+from vssl_dist.logs import entry_as_terminal_text
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable, printable_lines
 
@@ -67,7 +67,7 @@ class RankProcesses:
         A port that is only looked up could be another program's by the time rank 0 has loaded
         torch: rank 0 inherits the listening socket itself.
         """
-        self.run.logs.mkdir(parents=True, exist_ok=True)
+        self.run.logs_folder.mkdir(parents=True, exist_ok=True)
         with socket.create_server(("127.0.0.1", 0), backlog=self.world_size) as listening_socket:
             address, port = listening_socket.getsockname()
             shared_environment = self.environment | {
@@ -102,7 +102,7 @@ class RankProcesses:
 
     def log_path(self, rank: int) -> Path:
         """Return the path of a rank's log file."""
-        return self.run.rank_log(rank)
+        return self.run.rank_log_path(rank)
 
     def exit_codes(self) -> list[int | None]:
         """Return each rank's exit code: None while it lives, negative if a signal ended it."""
@@ -129,8 +129,8 @@ def run_local(run_dir: Path, launch: Launch) -> int:
         launch: How many ranks, on what.
 
     Returns:
-        0 when the run is finished, `INTERRUPTED_EXIT_CODE` when it was stopped,
-        `REFUSED_EXIT_CODE` when it met something that its user has to mend, 1 when a rank failed.
+        0 when the run is finished, `INTERRUPTED_EXIT_CODE` when it was stopped, `REFUSED_EXIT_CODE`
+        when it met something that its user has to mend, 1 when a rank failed.
     """
     attempt_name = f"{os.getpid()}-{int(time.time())}"
     ranks = RankProcesses(
@@ -140,7 +140,7 @@ def run_local(run_dir: Path, launch: Launch) -> int:
         launch.world_size,
         rank_environment(launch) | {"VSSL_ATTEMPT": attempt_name},
     )
-    return supervise(ranks, LogView(), ranks.run.failure(attempt_name))
+    return supervise(ranks, LogView(), ranks.run.failure_path(attempt_name))
 
 
 def rank_environment(launch: Launch) -> dict[str, str]:
@@ -207,7 +207,7 @@ def _read_log_end(path: Path) -> str:
         return ""
     if tail_start:  # in the middle of a line
         text = text.partition("\n")[2]
-    return "\n".join(map(terminal_text, printable_lines(text).rstrip().split("\n")))
+    return "\n".join(map(entry_as_terminal_text, printable_lines(text).rstrip().split("\n")))
 
 
 def _find_refusal_line(ranks: RankProcesses, exit_codes: list[int | None]) -> str:
@@ -252,7 +252,7 @@ def _report_end(
     cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     print(
         f"error: rank {rank} ended with {cause} and the others were ended (logs: "
-        f"{printable(str(ranks.run.logs))}); "
+        f"{printable(str(ranks.run.logs_folder))}); "
         "the same command continues from the last checkpoint",
         file=sys.stderr,
     )

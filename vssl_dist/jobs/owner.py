@@ -14,10 +14,10 @@ import psutil
 from filelock import Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from vssl_dist.durable import publish_inside, refuse_link_out_of_folder
+from vssl_dist.durable import refuse_link_out_of_folder, write_inside_folder
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs import private
-from vssl_dist.locks import lock_holder, private_lock
+from vssl_dist.locks import describe_lock_holder, make_private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker import settle_identity, stored_identity
@@ -82,7 +82,7 @@ def check_free(run_dir: Path, is_job_live: Callable[[str], bool]) -> None:
         remedy = (
             f"wait for it or stop it (scancel {owner.job})"
             if owner.job
-            else f"wait for it or stop it; if it is gone, remove {RunFolder(run_dir).owner}"
+            else f"wait for it or stop it; if it is gone, remove {RunFolder(run_dir).owner_path}"
         )
         raise ConfigError(f"{run_dir} is being written by {owner}: {remedy}")
 
@@ -97,17 +97,17 @@ def claim(run_dir: Path, is_job_live: Callable[[str], bool]) -> None:
     """
     private.make_run_folder(run_dir)
     identity = settle_identity(run_dir)  # gives a copy files of its own in place of such links
-    for path in RunFolder(run_dir).appended():
+    for path in RunFolder(run_dir).list_appended_files():
         refuse_link_out_of_folder(path)
-    lock_path = RunFolder(run_dir).owner_lock
+    lock_path = RunFolder(run_dir).owner_lock_path
     try:
         # Of two claims at once the second has to find the first one's owner file.
-        with private_lock(lock_path).acquire(timeout=_CLAIM_TIMEOUT_S):
+        with make_private_lock(lock_path).acquire(timeout=_CLAIM_TIMEOUT_S):
             check_free(run_dir, is_job_live)
             _write_owner(run_dir, replace(Owner.this_process(), run=identity.uuid))
     except Timeout:
         raise ConfigError(
-            f"{run_dir} is being claimed by {lock_holder(lock_path)}: wait for it or stop it, "
+            f"{run_dir} is being claimed by {describe_lock_holder(lock_path)}: wait for it or stop it, "
             "then try again"
         ) from None
 
@@ -120,11 +120,11 @@ def transfer_to_job(run_dir: Path, job: str) -> None:
 def release(run_dir: Path) -> None:
     """Give the folder up if this process owns it."""
     if _read_owner(run_dir) == Owner.this_process():
-        RunFolder(run_dir).owner.unlink()
+        RunFolder(run_dir).owner_path.unlink()
 
 
 def _read_owner(run_dir: Path) -> Owner | None:
-    path = RunFolder(run_dir).owner
+    path = RunFolder(run_dir).owner_path
     try:
         return TypeAdapter(Owner).validate_json(private.read_text_file(path, _MAX_OWNER_FILE_BYTES))
     except (FileNotFoundError, NotADirectoryError):
@@ -138,4 +138,4 @@ def _read_owner(run_dir: Path) -> Owner | None:
 
 
 def _write_owner(run_dir: Path, owner: Owner) -> None:
-    publish_inside(RunFolder(run_dir).owner, json.dumps(asdict(owner)).encode())
+    write_inside_folder(RunFolder(run_dir).owner_path, json.dumps(asdict(owner)).encode())

@@ -11,7 +11,7 @@ from vssl_dist.data.loader import refuse_other_classes, refuse_unlabelled
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.errors import ConfigError, DataError
-from vssl_dist.evaluation.splits import check_filled, check_foreign, check_pair
+from vssl_dist.evaluation.splits import check_bank_and_queries, check_not_empty, check_not_own_split
 from vssl_dist.installed import has_dali
 from vssl_dist.jobs import (
     machine,
@@ -22,7 +22,7 @@ from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides, shapes_only
-from vssl_dist.text import say
+from vssl_dist.text import print_printable
 from vssl_dist.tracker import TrackingReport, check_tracking, probe_tracking, why_no_locks
 
 _PROGRAM_NAME = "submit.py"
@@ -36,10 +36,10 @@ def with_installed_backend(cfg: RunConfig) -> RunConfig:
     """
     if cfg.data.backend != "dali" or "backend" in cfg.data.model_fields_set or has_dali():
         return cfg
-    say(
+    print_printable(
         "data.backend=reference: DALI is not installed, so images are decoded by Pillow on the CPU "
         "(pip install '.[cuda13]', or cuda12, brings it)",
-        error=True,
+        to_stderr=True,
     )
     data = cfg.data.model_copy(update={"backend": "reference"})
     return cfg.model_copy(update={"data": data})
@@ -116,10 +116,8 @@ class Preflight:
             yield f"data.train: {error}"
         if train_dataset.samples < optim.global_batch and optim.max_steps is None:
             yield (
-                f"optim.global_batch={optim.global_batch} is more than the "
-                f"{train_dataset.samples} images "
-                f"of {train_dataset.folder}: an image would be in a batch twice; make it "
-                "smaller, or give "
+                f"optim.global_batch={optim.global_batch} is more than the {train_dataset.samples} images "
+                f"of {train_dataset.folder}: an image would be in a batch twice; make it smaller, or give "
                 "optim.max_steps if that is meant"
             )
 
@@ -156,13 +154,13 @@ class Preflight:
             }
             try:
                 for dataset in opened_splits.values():
-                    check_filled(dataset, task)
+                    check_not_empty(dataset, task)
                 if len(opened_splits) == len(dataset_by_split) and has_all_labels:
-                    check_pair(opened_splits, task, data.timeout_s)
+                    check_bank_and_queries(opened_splits, task, data.timeout_s)
                 for name, folder in task.ood.items() if isinstance(task, OodConfig) else ():
                     if (ood_dataset := self._open_dataset(folder)) is not None:
-                        check_filled(ood_dataset, task)
-                        check_foreign(name, ood_dataset, opened_splits)
+                        check_not_empty(ood_dataset, task)
+                        check_not_own_split(name, ood_dataset, opened_splits)
             except DataError as error:
                 yield f"evaluations: {error}"
 

@@ -17,7 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vssl_dist.durable import followed, keep_others_from_writing, name_of_user, read_regular
+from vssl_dist.durable import (
+    forbid_writing_by_others,
+    read_regular_file,
+    resolve_trusted_links,
+    user_name,
+)
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.permissions import close_to_others, is_writable_by_others
 from vssl_dist.run_folder import RunFolder
@@ -25,10 +30,19 @@ from vssl_dist.run_folder import RunFolder
 _log = logging.getLogger(__name__)
 _RELATIVE_RUN = RunFolder(Path())
 _CODE_FREE_FOLDERS = tuple(
-    path.name for path in (_RELATIVE_RUN.exports.path, _RELATIVE_RUN.logs, _RELATIVE_RUN.spool)
+    path.name
+    for path in (
+        _RELATIVE_RUN.export_folder.path,
+        _RELATIVE_RUN.logs_folder,
+        _RELATIVE_RUN.spool_folder,
+    )
 )
 """Folders that hold no code: colleagues who could write there may have evaluated the run."""
-_RUN_SUBFOLDERS = (_RELATIVE_RUN.checkpoints.name, _RELATIVE_RUN.slurm.name, *_CODE_FREE_FOLDERS)
+_RUN_SUBFOLDERS = (
+    _RELATIVE_RUN.checkpoints_folder.name,
+    _RELATIVE_RUN.slurm_folder.name,
+    *_CODE_FREE_FOLDERS,
+)
 """Folders that a run makes; a user's link to a folder elsewhere counts as that folder."""
 
 
@@ -53,7 +67,7 @@ class PermissionSurvey:
         if self.owned_by_others:
             path, owner = self.owned_by_others[0]
             yield (
-                f"{path} belongs to {name_of_user(owner)}, who can still change it "
+                f"{path} belongs to {user_name(owner)}, who can still change it "
                 f"({_count_text(self.owned_by_others)} of others): remove what you did not ask for"
             )
 
@@ -71,7 +85,7 @@ def survey_permissions(run_dir: Path, *, is_recursive: bool = True) -> Permissio
     result = PermissionSurvey()
     try:
         if run_dir.is_symlink():
-            followed(RunFolder(run_dir).owner)  # who made the links on the way
+            resolve_trusted_links(RunFolder(run_dir).owner_path)  # who made the links on the way
         resolved_dir = run_dir.resolve() if run_dir.is_symlink() else run_dir
         run_dir_stat = resolved_dir.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -84,8 +98,7 @@ def survey_permissions(run_dir: Path, *, is_recursive: bool = True) -> Permissio
         raise ConfigError(f"{run_dir} is no folder: remove it, or choose another name= or out=")
     if run_dir_stat.st_uid != os.geteuid():
         raise ConfigError(
-            f"{run_dir} belongs to {name_of_user(run_dir_stat.st_uid)}, and a run folder is code "
-            "that runs "
+            f"{run_dir} belongs to {user_name(run_dir_stat.st_uid)}, and a run folder is code that runs "
             "as you: choose another name= or out="
         )
     if is_writable_by_others(resolved_dir, run_dir_stat):
@@ -120,7 +133,7 @@ def secure_run_folder(run_dir: Path, *, is_recursive: bool = False) -> None:
     Raises:
         ConfigError: One line: it is not this user's, or something in it is not.
     """
-    keep_others_from_writing()
+    forbid_writing_by_others()
     result = survey_permissions(run_dir, is_recursive=is_recursive)
     if result.writable_by_others:
         result = survey_permissions(run_dir)
@@ -150,7 +163,7 @@ def make_run_folder(run_dir: Path) -> None:
     survey_permissions(run_dir, is_recursive=False)
     refuse_linked_run(run_dir)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    keep_others_from_writing()
+    forbid_writing_by_others()
     with suppress(FileExistsError):
         run_dir.mkdir()
         close_to_others(run_dir)  # a default ACL of the folder above may let them write
@@ -163,9 +176,9 @@ def make_private_folder(folder: Path) -> None:
     Raises:
         ConfigError: One line: it is not this user's.
     """
-    keep_others_from_writing()
+    forbid_writing_by_others()
     try:
-        followed(folder / "pickle")
+        resolve_trusted_links(folder / "pickle")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.is_symlink():
             folder_stat = folder.stat()
@@ -180,7 +193,7 @@ def make_private_folder(folder: Path) -> None:
         try:
             owner_uid = os.fstat(folder_fd).st_uid
             if owner_uid != os.geteuid():
-                raise ConfigError(f"{folder} belongs to {name_of_user(owner_uid)}: remove it")
+                raise ConfigError(f"{folder} belongs to {user_name(owner_uid)}: remove it")
             os.fchmod(folder_fd, 0o700)
         finally:
             os.close(folder_fd)
@@ -199,7 +212,7 @@ def read_text_file(path: Path, max_bytes: int) -> str:
         OSError: It is not there, no regular file or larger.
         ValueError: It is no text.
     """
-    return read_regular(path, max_bytes).decode()
+    return read_regular_file(path, max_bytes).decode()
 
 
 def _survey_subfolder(
@@ -240,7 +253,7 @@ def _survey_subfolder(
         if path_stat.st_uid not in (os.geteuid(), 0):
             if may_be_run:
                 raise ConfigError(
-                    f"{path} belongs to {name_of_user(path_stat.st_uid)}, and a run folder is code "
+                    f"{path} belongs to {user_name(path_stat.st_uid)}, and a run folder is code "
                     "that runs as you: remove it, or choose another name="
                 )
             result.owned_by_others.append((path, path_stat.st_uid))
@@ -255,7 +268,7 @@ def _survey_subfolder(
 
 def _refuse_foreign_link(link: Path, link_stat: os.stat_result) -> None:
     if link_stat.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(f"{link} is a link that {name_of_user(link_stat.st_uid)} made: remove it")
+        raise ConfigError(f"{link} is a link that {user_name(link_stat.st_uid)} made: remove it")
 
 
 def _unreadable_error(path: Path, error: OSError) -> ConfigError:

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from vssl_dist.console.bars import (
-    SHORTEST,
+    MIN_BAR_WIDTH,
     WholeProgress,
-    screen,
+    make_console,
 )
-from vssl_dist.logs import terminal_text
+from vssl_dist.logs import entry_as_terminal_text
 from vssl_dist.text import printable, printable_lines
 
 _REPORT_LINE = re.compile(r"step +(\d+)/(\d+)  (.*)")
@@ -91,14 +91,14 @@ class LogView:
     """Shows the lines of a log: on a terminal reports move a bar, elsewhere all stay lines."""
 
     def __init__(self) -> None:
-        self.console = screen(soft_wrap=True)
+        self.console = make_console(soft_wrap=True)
         self.bar: Progress | None = None
         self.unfinished_line = ""
 
     def show(self, text: str) -> None:
         """Show more of the log; an unfinished line waits for its end."""
         *lines, self.unfinished_line = (self.unfinished_line + text).split("\n")
-        for line in map(terminal_text, lines):
+        for line in map(entry_as_terminal_text, lines):
             report = ProgressReport.parse(line)
             if report is not None and self.console.is_terminal and self._fits_bar(report):
                 self._move_bar(report)
@@ -119,7 +119,7 @@ class LogView:
     def close(self) -> None:
         """Print an unfinished last line and leave the bar as it stands."""
         if self.unfinished_line:
-            self.say(terminal_text(self.unfinished_line))
+            self.say(entry_as_terminal_text(self.unfinished_line))
             self.unfinished_line = ""
         if self.bar is not None:
             self.bar.stop()
@@ -128,7 +128,7 @@ class LogView:
     def _fits_bar(self, report: ProgressReport) -> bool:
         """Whether a bar has room beside the report's figures."""
         num_cells = cell_len(f" {report.total}/{report.total} {report.text.strip()}")
-        return self.console.width >= num_cells + SHORTEST
+        return self.console.width >= num_cells + MIN_BAR_WIDTH
 
     def _move_bar(self, report: ProgressReport) -> None:
         if self.bar is None:
@@ -139,5 +139,7 @@ class LogView:
             self.bar.add_task("", total=report.total)
             self.bar.start()
         self.bar.update(
-            self.bar.task_ids[0], completed=report.step, description=printable(report.text.strip())
+            self.bar.task_ids[0],
+            completed=report.step,
+            description=printable(report.text.strip()),
         )

@@ -27,7 +27,7 @@ def main() -> int:
     """Train as one rank of the run in ``sys.argv[1]``; see `run_rank` for the exit code."""
     die_with_the_launcher()
     print_any_path()
-    logs.configure_log(f"rank {os.environ['RANK']}")
+    logs.configure_log_file_output(f"rank {os.environ['RANK']}")
     from vssl_dist.jobs.stop import REFUSED_EXIT_CODE, StopFlag, exit_now
 
     stop_flag = StopFlag()  # before the slow imports: a signal may come at any time
@@ -40,7 +40,7 @@ def main() -> int:
     run_dir = Path(sys.argv[1])
     try:
         private.secure_run_folder(run_dir)
-        job = TrainJob(RunFolder(run_dir).config.read_text(), load_launch(run_dir))
+        job = TrainJob(RunFolder(run_dir).config_path.read_text(), load_launch(run_dir))
     except ConfigError as error:
         _log.error("%s", error)
         return REFUSED_EXIT_CODE

@@ -14,7 +14,7 @@ from vssl_dist.confidential import (
     has_secret_in_command,
     has_secret_in_setting,
     has_secret_in_text,
-    redact,
+    redact_secrets,
 )
 from vssl_dist.config import Model, load_block, refuse_no_file
 from vssl_dist.errors import ConfigError
@@ -141,7 +141,7 @@ def _why_secret(profile_values: dict[Any, Any]) -> str | None:
 def _secret_keys(profile_values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of a profile that hold a secret."""
     for key, value in profile_values.items():
-        dotted_key = f"{prefix}{printable(redact(str(key)))}"
+        dotted_key = f"{prefix}{printable(redact_secrets(str(key)))}"
         if has_secret_in_text(str(key)) or (
             prefix == "env." and has_secret_in_setting(str(key), str(value))
         ):
@@ -232,8 +232,7 @@ def resolve_for_this_machine(
         raise ConfigError("setup: these lines are for batch scripts; --local runs in this shell")
     if device == "cuda" and (num_ranks or 1) > num_gpus:
         raise ConfigError(
-            f"--local {num_ranks or ''}: torch sees {num_gpus} GPUs here and every rank needs "
-            "its own: "
+            f"--local {num_ranks or ''}: torch sees {num_gpus} GPUs here and every rank needs its own: "
             "use fewer ranks, or a profile with device: cpu"
         )
     num_ranks = num_ranks or (num_gpus if device == "cuda" else 2)
@@ -261,6 +260,6 @@ def load_launch(run_dir: Path) -> Launch:
     Raises:
         ConfigError: The folder holds no run.
     """
-    path = RunFolder(run_dir).launch
+    path = RunFolder(run_dir).launch_path
     refuse_no_file(path)
     return load_block(path, Launch)

@@ -73,7 +73,7 @@ class RunReporter:
         self.spool.status("RUNNING")
         self.spool.tags(run_tags(world_size=launch.world_size, hosts=hostnames))
         self.spool.params(yaml.safe_load(dump(cfg)))
-        self.spool.artifact(RunFolder(cfg.dir).config)
+        self.spool.artifact(RunFolder(cfg.dir).config_path)
         self.flusher.start()
         self._note_augmentation_sheet(cfg)
 
@@ -109,7 +109,7 @@ class RunReporter:
             _log.warning("%s", line)
 
     def _note_augmentation_sheet(self, cfg: RunConfig) -> None:
-        path = RunFolder(cfg.dir).augmentations
+        path = RunFolder(cfg.dir).augmentations_path
         if path.exists():
             return
         try:

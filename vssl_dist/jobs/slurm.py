@@ -199,7 +199,7 @@ def _with_owner_check(folder: Path, parameters: Mapping[str, Any]) -> dict[str, 
 
 def _folders_from_run(folder: Path) -> list[Path]:
     """List the run's folder and those on the way to the one that holds a job's pickle."""
-    num_parents = 2 if folder == RunFolder(folder.parent.parent).evaluation_jobs else 1
+    num_parents = 2 if folder == RunFolder(folder.parent.parent).evaluation_jobs_folder else 1
     return [*reversed(folder.parents[:num_parents]), folder]
 
 

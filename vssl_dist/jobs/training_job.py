@@ -62,7 +62,7 @@ class TrainJob:
             del os.environ[name]
         os.environ |= job_variables(os.environ)
         rendezvous.export(set_cuda_visible_devices=False, overwrite=True)
-        logs.configure_log(rank_log_name())
+        logs.configure_log_file_output(rank_log_name())
         if self.launch.nodes == 1:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # which no other machine reaches
         exit_code = run_rank(self, stop_flag)
@@ -177,7 +177,7 @@ def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         "VSSL_SLURM_JOB": job,
         "VSSL_ATTEMPT": f"{job}.{environ.get('SLURM_RESTART_COUNT', '0')}",
-        "VSSL_LEAD_LOG": str(RunFolder(run_dir).slurm_log(job)),
+        "VSSL_LEAD_LOG": str(RunFolder(run_dir).slurm_log_path(job)),
     }
 
 
@@ -203,7 +203,7 @@ def note_failure(run_dir: Path, text: str) -> None:
         run_dir: The run's folder.
         text: A refusal's line, or a traceback.
     """
-    path = RunFolder(run_dir).failure(attempt_name())
+    path = RunFolder(run_dir).failure_path(attempt_name())
     with suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -216,7 +216,7 @@ def note_failure(run_dir: Path, text: str) -> None:
     log = os.environ.get("VSSL_LEAD_LOG")
     if log and os.environ.get("RANK", "0") != "0":
         # Rank 0's log is the one that people follow.
-        line = logs.format_entry(
+        line = logs.format_log_entry(
             rank_log_name(), "ERROR", text.removeprefix(REFUSAL_PREFIX).rstrip()
         )
         with suppress(OSError, ValueError), open_append(Path(log)) as file:

@@ -19,7 +19,7 @@ from vssl_dist.data.render import RenderedViews, ViewRenderer
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.data.views import Draws
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.preview.page import Tile, draw_page
 
 
@@ -61,7 +61,7 @@ def write_augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: 
     subtitle = f"{data.train}, seed {cfg.seed}, first micro-step, backend {data.backend}"
     stream = io.BytesIO()
     draw_page((cfg.name, subtitle), headings, tiles).save(stream, format="PNG")
-    publish_inside(path, stream.getvalue())
+    write_inside_folder(path, stream.getvalue())
     return path
 
 

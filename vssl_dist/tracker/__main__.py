@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from vssl_dist.confidential import redact
-from vssl_dist.durable import keep_others_from_writing
+from vssl_dist.confidential import redact_secrets
+from vssl_dist.durable import forbid_writing_by_others
 from vssl_dist.tracker.address import NO_TRACKING
 from vssl_dist.tracker.cursor import is_flushed
 from vssl_dist.tracker.identity import settle_identity
@@ -83,7 +83,7 @@ class _RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record without secrets."""
-        return redact(super().format(record))
+        return redact_secrets(super().format(record))
 
 
 def _sampler(run_dir: Path, every_s: float) -> SystemSampler:
@@ -234,7 +234,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         # Schedulers signal every process of a job; this one leaves when its trainer does.
         signal.signal(number, signal.SIG_IGN)
-    keep_others_from_writing()
+    forbid_writing_by_others()
     # Training comes first on a machine with few cores.
     os.nice(5)
     handler = logging.StreamHandler()

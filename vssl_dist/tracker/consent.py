@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from vssl_dist.confidential import redact
-from vssl_dist.durable import name_of_user
+from vssl_dist.confidential import redact_secrets
+from vssl_dist.durable import user_name
 from vssl_dist.installed import command_line
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
@@ -39,7 +39,7 @@ def why_not_sent_unasked(
     for path in (run_dir.resolve(), *sorted(_evidence_paths(run_dir))):
         with suppress(OSError):
             if (owner_uid := path.lstat().st_uid) not in (os.geteuid(), 0):
-                reason = f"{path} belongs to {name_of_user(owner_uid)}"
+                reason = f"{path} belongs to {user_name(owner_uid)}"
                 break
     if not reason and stored_uri != tracking_uri:
         reason = f"its curves went to {stored_uri}, your address is {tracking_uri}"
@@ -50,13 +50,13 @@ def why_not_sent_unasked(
     command = (
         f"{command_line('launch/track.py')} {shell_word(run_dir)} --to {shlex.quote(tracking_uri)}"
     )
-    refusal_text = printable(redact(f"curves of {run_dir} are not sent ({reason})"))
+    refusal_text = printable(redact_secrets(f"curves of {run_dir} are not sent ({reason})"))
     return f"{refusal_text}: {command} sends them"
 
 
 def _evidence_paths(run_dir: Path) -> Iterator[Path]:
     """Yield the files that say where curves go and what they are."""
     run = RunFolder(run_dir)
-    yield from (run.mlflow_record, run.identity, run.spool)
+    yield from (run.mlflow_record_path, run.identity_path, run.spool_folder)
     with suppress(OSError):
-        yield from run.spool.iterdir()
+        yield from run.spool_folder.iterdir()

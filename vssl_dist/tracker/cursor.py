@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vssl_dist.curves import NAMES
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import NO_TRACKING
 from vssl_dist.tracker.identity import stored_identity
@@ -60,7 +60,7 @@ class Cursor:
     @classmethod
     def load(cls, run_dir: Path, tracking_uri: str, run_id: str) -> Cursor:
         """Load the stored cursor, or a fresh one if there is none for this MLflow run."""
-        path = RunFolder(run_dir).cursor
+        path = RunFolder(run_dir).cursor_path
         try:
             stored_facts = read_json_object(path)
             other_cursors = stored_facts.pop("others", {}) | {
@@ -113,7 +113,7 @@ class Cursor:
             "refused": self.refusal_reasons,
             "others": self.other_cursors,
         }
-        publish_inside(self.path, json.dumps(facts).encode())
+        write_inside_folder(self.path, json.dumps(facts).encode())
 
 
 def load_spool_cursor(run_dir: Path, tracking_uri: str | None) -> Cursor:
@@ -138,7 +138,7 @@ def is_flushed(
         return True
     if cursor.progress_by_file and cursor.names_version != NAMES:
         return False
-    for path in RunFolder(run_dir).spool_files():
+    for path in RunFolder(run_dir).list_spool_files():
         if writer_names and path.stem not in writer_names:
             continue
         offset = cursor.progress_by_file.get(path.name, SpoolFileProgress()).offset

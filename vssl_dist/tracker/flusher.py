@@ -81,9 +81,9 @@ class Flusher:
             self.run_dir
         )  # first: a copy's links to the original's become files
         run = RunFolder(self.run_dir)
-        for path in (run.mlflow_record, run.cursor, run.sender, run.sender_log):
+        for path in (run.mlflow_record_path, run.cursor_path, run.sender_path, run.sender_log_path):
             refuse_link_out_of_folder(path)
-        if not run.mlflow_record.exists():
+        if not run.mlflow_record_path.exists():
             # So that it counts as tracked, however soon this is killed; later addresses are
             # written down by who has the lease.
             TrackingRecord(identity.uuid, self.experiment, self.tracking_uri).save(self.run_dir)
@@ -97,7 +97,7 @@ class Flusher:
         if sqlite_file(self.tracking_uri) is not None:
             # A connection that stays open goes on writing into a file that was removed.
             sender_environment["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
-        with open_append(run.sender_log) as log:
+        with open_append(run.sender_log_path) as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "vssl_dist.tracker", *arguments],
                 stdin=subprocess.PIPE,
@@ -166,7 +166,7 @@ def flush_once(run_dir: Path, tracking_uri: str, timeout_s: float = 600.0) -> bo
     Returns:
         Whether nothing is left to send; true also of a run that never had a tracker.
     """
-    if not RunFolder(run_dir).mlflow_record.exists():
+    if not RunFolder(run_dir).mlflow_record_path.exists():
         return True
     record = TrackingRecord.load(run_dir, settle_identity(run_dir))
     if tracking_uri == NO_TRACKING or is_flushed(run_dir, tracking_uri):
@@ -219,5 +219,5 @@ def why_not_all_sent(
         reason = printable(sender.problem or "there was not enough time")
     return (
         f"not all curves have reached MLflow at {tracking_uri} ({reason}); they are in "
-        f"{as_utf8(str(RunFolder(run_dir).spool))}: {command} sends them"
+        f"{as_utf8(str(RunFolder(run_dir).spool_folder))}: {command} sends them"
     )

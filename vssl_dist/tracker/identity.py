@@ -21,10 +21,10 @@ import yaml
 from filelock import Timeout
 
 from vssl_dist.config.paths import literal
-from vssl_dist.durable import publish_inside
+from vssl_dist.durable import write_inside_folder
 from vssl_dist.errors import ConfigError
-from vssl_dist.locks import lock_holder, private_lock
-from vssl_dist.run_folder import RunFolder, is_export
+from vssl_dist.locks import describe_lock_holder, make_private_lock
+from vssl_dist.run_folder import RunFolder, is_export_path
 from vssl_dist.tracker.intake import is_text_mapping, open_safely, read_json_object
 
 _LOCK_WAIT_S = 60.0
@@ -69,20 +69,20 @@ def settle_identity(run_dir: Path) -> Identity:
     run_dir = run_dir.absolute()
     stored = _read_identity(run_dir)
     if (
-        RunFolder(run_dir).identity.exists()
+        RunFolder(run_dir).identity_path.exists()
         and stored is not None
         and _leads_to_folder(stored.path, run_dir)
     ):
         return stored
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock_path = RunFolder(run_dir).identity_lock
+    lock_path = RunFolder(run_dir).identity_lock_path
     if lock_path.is_symlink():  # of a copy that is made of links
         lock_path.unlink(missing_ok=True)
     try:
-        held_lock = private_lock(lock_path).acquire(timeout=_LOCK_WAIT_S)
+        held_lock = make_private_lock(lock_path).acquire(timeout=_LOCK_WAIT_S)
     except Timeout:
         raise ConfigError(
-            f"{lock_path} is held by {lock_holder(lock_path)}: wait for it, or stop it"
+            f"{lock_path} is held by {describe_lock_holder(lock_path)}: wait for it, or stop it"
         ) from None
     with held_lock:
         stored = _read_identity(run_dir)
@@ -96,9 +96,9 @@ def settle_identity(run_dir: Path) -> Identity:
             _replace_shared_files(run_dir, original)
             parent = CopiedRun(original.name, stored.uuid, _read_copied_runs(run_dir, stored.uuid))
             settled_identity = Identity(uuid.uuid4().hex, str(run_dir), parent)
-        if settled_identity != stored or not RunFolder(run_dir).identity.exists():
-            publish_inside(
-                RunFolder(run_dir).identity, json.dumps(asdict(settled_identity)).encode()
+        if settled_identity != stored or not RunFolder(run_dir).identity_path.exists():
+            write_inside_folder(
+                RunFolder(run_dir).identity_path, json.dumps(asdict(settled_identity)).encode()
             )
         return settled_identity
 
@@ -142,12 +142,12 @@ def shell_word(path: Path) -> str:
 
 def _read_identity(run_dir: Path) -> Identity | None:
     """Read the identity of a folder, of a run from before ``run.json`` from its other files."""
-    match _read_object_or_empty(RunFolder(run_dir).identity):
+    match _read_object_or_empty(RunFolder(run_dir).identity_path):
         case {"uuid": str(run_uuid), "path": str(path), **others} if _is_uuid(
             run_uuid
         ) and _is_path(path):
             return Identity(run_uuid, path, _parse_parent(others.get("parent")))
-    match _read_object_or_empty(RunFolder(run_dir).mlflow_record):
+    match _read_object_or_empty(RunFolder(run_dir).mlflow_record_path):
         case {"uuid": str(run_uuid)} if _is_uuid(run_uuid) and _is_path(
             path := _configured_path(run_dir)
         ):
@@ -178,7 +178,7 @@ def _parse_parent(facts: object) -> CopiedRun | None:
 def _configured_path(run_dir: Path) -> str:
     """Return the path at which the last submission saw the folder, as its config states it."""
     try:
-        with open_safely(RunFolder(run_dir).config) as file:
+        with open_safely(RunFolder(run_dir).config_path) as file:
             config_values = yaml.safe_load(file.read(_MAX_CONFIG_BYTES))
         return str(Path(config_values["out"], config_values["name"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
@@ -194,7 +194,7 @@ def _read_object_or_empty(path: Path) -> dict[str, Any]:
 
 def _read_copied_runs(run_dir: Path, original_uuid: str) -> dict[str, str]:
     """Read the MLflow runs of the original from a copied ``mlflow_run.json``."""
-    match _read_object_or_empty(RunFolder(run_dir).mlflow_record):
+    match _read_object_or_empty(RunFolder(run_dir).mlflow_record_path):
         case {"uuid": str(run_uuid), "tracking_uri": str(uri), **facts} if (
             run_uuid == original_uuid
         ):
@@ -214,9 +214,9 @@ def _find_original(stored: Identity, run_dir: Path) -> Path | None:
     try:
         if _leads_to_folder(stored.path, run_dir) or not recorded_path.is_dir():
             return None
-        facts = _read_object_or_empty(RunFolder(recorded_path).identity) or _read_object_or_empty(
-            RunFolder(recorded_path).mlflow_record
-        )
+        facts = _read_object_or_empty(
+            RunFolder(recorded_path).identity_path
+        ) or _read_object_or_empty(RunFolder(recorded_path).mlflow_record_path)
         # What its owner lets nobody read is not this folder, wherever that was.
         is_readable = os.access(recorded_path, os.R_OK | os.X_OK)
     except PermissionError:
@@ -258,7 +258,9 @@ def _replace_shared_files(run_dir: Path, original: Path) -> None:
             if path.is_symlink():
                 is_shared = path.is_file() and path.resolve().is_relative_to(original_path)
             else:
-                is_weights = is_export(path) or path.is_relative_to(RunFolder(run_dir).checkpoints)
+                is_weights = is_export_path(path) or path.is_relative_to(
+                    RunFolder(run_dir).checkpoints_folder
+                )
                 is_shared = not is_weights and path.is_file() and path.stat().st_nlink > 1
             if is_shared:
                 copied_path = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from vssl_dist.durable import followed, open_regular
+from vssl_dist.durable import open_regular_file, resolve_trusted_links
 from vssl_dist.jsonfile import read_json
 
 _COUNT_LIMIT = 2**63
@@ -17,7 +17,7 @@ def open_safely(path: Path) -> BinaryIO:
     Raises:
         OSError: There is none, it is a folder, a pipe or a device, or a link of another user.
     """
-    return open_regular(followed(path))
+    return open_regular_file(resolve_trusted_links(path))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         OSError: See `open_safely`.
         ValueError: It is no object, or none that one of our programs has written.
     """
-    facts = read_json(followed(path))
+    facts = read_json(resolve_trusted_links(path))
     if not isinstance(facts, dict):
         raise ValueError(f"{path} holds no object")
     return facts

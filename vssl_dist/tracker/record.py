@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vssl_dist import locks
-from vssl_dist.durable import name_of_user, publish_inside
-from vssl_dist.locks import private_lock
+from vssl_dist.durable import user_name, write_inside_folder
+from vssl_dist.locks import make_private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import printable
 from vssl_dist.tracker.address import EXPERIMENT_NAME
@@ -39,7 +39,7 @@ class TrackingRecord:
         """Load what is written down for this run, or an empty record."""
         uuid = identity.uuid if identity else ""
         try:
-            facts = read_json_object(RunFolder(run_dir).mlflow_record)
+            facts = read_json_object(RunFolder(run_dir).mlflow_record_path)
             owner_uuid, experiment, uri = (facts[k] for k in ("uuid", "experiment", "tracking_uri"))
         except (OSError, ValueError, KeyError):
             return cls(uuid)
@@ -66,7 +66,7 @@ class TrackingRecord:
     def save(self, run_dir: Path) -> None:
         """Store the record, with ``run_id`` for people and programs that ask for the run."""
         facts = asdict(self) | ({"run_id": self.run_id} if self.run_id else {})
-        publish_inside(RunFolder(run_dir).mlflow_record, json.dumps(facts).encode())
+        write_inside_folder(RunFolder(run_dir).mlflow_record_path, json.dumps(facts).encode())
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Sender:
     def load(cls, run_dir: Path) -> Sender | None:
         """Load the sender that is written down, if any."""
         try:
-            facts = read_json_object(RunFolder(run_dir).sender)
+            facts = read_json_object(RunFolder(run_dir).sender_path)
         except (OSError, ValueError):
             return None
         match facts:
@@ -95,7 +95,7 @@ class Sender:
 
     def save(self, run_dir: Path) -> None:
         """Store the sender."""
-        publish_inside(RunFolder(run_dir).sender, json.dumps(asdict(self)).encode())
+        write_inside_folder(RunFolder(run_dir).sender_path, json.dumps(asdict(self)).encode())
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""
@@ -130,22 +130,22 @@ class UnknownSender(Sender):
 
 def sending_lock(run_dir: Path) -> FileLock:
     """Return the lock that the one process which sends a run's spool holds."""
-    return private_lock(RunFolder(run_dir).sender_lock)
+    return make_private_lock(RunFolder(run_dir).sender_lock_path)
 
 
 def lease_holder(run_dir: Path, wait_s: float = 0.0) -> Sender | None:
     """Return who holds the lease, or ``None`` if it is free within ``wait_s``."""
-    lock_path = RunFolder(run_dir).sender_lock
+    lock_path = RunFolder(run_dir).sender_lock_path
     try:
         with sending_lock(run_dir).acquire(timeout=wait_s):
             return None
     except Timeout:
-        holder_name = locks.lock_holder(lock_path)
+        holder_name = locks.describe_lock_holder(lock_path)
     except PermissionError:
         if not lock_path.exists():
             raise
-        return UnknownSender(name_of_user(lock_path.lstat().st_uid), lock_path)
-    if " of " in holder_name and f" of {name_of_user(os.geteuid())} (" not in holder_name:
+        return UnknownSender(user_name(lock_path.lstat().st_uid), lock_path)
+    if " of " in holder_name and f" of {user_name(os.geteuid())} (" not in holder_name:
         return UnknownSender(holder_name, lock_path)
     return Sender.load(run_dir) or Sender("?", "an unknown host", 0)
 

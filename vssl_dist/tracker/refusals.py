@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from vssl_dist.confidential import redact
+from vssl_dist.confidential import redact_secrets
 from vssl_dist.text import printable
 
 _TRANSIENT_CODES = {
@@ -56,5 +56,5 @@ def _mlflow_error_code(error: Exception) -> str | None:
 
 def error_line(error: Exception) -> str:
     """Describe an error in one line of bounded length that holds no password."""
-    message = printable(" ".join(redact(str(error)).split())[:300])
+    message = printable(" ".join(redact_secrets(str(error)).split())[:300])
     return message if isinstance(error, RefusedByMlflow) else f"{type(error).__name__}: {message}"

@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from vssl_dist.durable import name_of_user, share_as_its_folder
-from vssl_dist.locks import lock_holder, private_lock
+from vssl_dist.durable import share_with_group_of_folder, user_name
+from vssl_dist.locks import describe_lock_holder, make_private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import sqlite_file, sqlite_uri
 from vssl_dist.tracker.identity import Identity, as_utf8, is_copy_of
@@ -61,16 +61,15 @@ def _hold_creation_lock(lock_path: Path) -> AcquireReturnProxy[FileLock]:
         Refused: It is another user's.
     """
     try:
-        return private_lock(lock_path).acquire(timeout=_CREATION_LOCK_WAIT_S)
+        return make_private_lock(lock_path).acquire(timeout=_CREATION_LOCK_WAIT_S)
     except Timeout:
-        raise TimeoutError(f"{lock_path} is held by {lock_holder(lock_path)}") from None
+        raise TimeoutError(f"{lock_path} is held by {describe_lock_holder(lock_path)}") from None
     except PermissionError as error:
         if not lock_path.exists():
             raise
-        owner = name_of_user(lock_path.lstat().st_uid)
+        owner = user_name(lock_path.lstat().st_uid)
         raise RefusedByMlflow(
-            f"{lock_path} belongs to {owner}, who was to make that database: have it removed, or "
-            "set "
+            f"{lock_path} belongs to {owner}, who was to make that database: have it removed, or set "
             "MLFLOW_TRACKING_URI to another address"
         ) from error
 
@@ -110,7 +109,7 @@ def _create_database(database_path: Path) -> None:
     partial_path = database_path.with_name(f"{database_path.name}.{uuid.uuid4().hex[:12]}.new")
     uri = _without_escapes(sqlite_uri(partial_path), partial_path)
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    share_as_its_folder(partial_path)
+    share_with_group_of_folder(partial_path)
     if database_path.exists() and _size_in_bytes(database_path) == 0:
         # Removed while this process had it: sqlite makes an empty one.
         partial_path.replace(database_path)
@@ -227,7 +226,7 @@ def _make_shared_folder(folder: Path) -> None:
         for path in (folder.parent, folder):
             if not path.exists():
                 path.mkdir(parents=True)
-                share_as_its_folder(path)
+                share_with_group_of_folder(path)
 
 
 def _active_experiment_id(experiment: Experiment, uri: str) -> str:
@@ -243,7 +242,7 @@ def _active_experiment_id(experiment: Experiment, uri: str) -> str:
 def _run_start_ms(run_dir: Path) -> int:
     """Return when the first record was written: the run began then, not when a server was found."""
     record_times_ms = []
-    for path in RunFolder(run_dir).spool_files():
+    for path in RunFolder(run_dir).list_spool_files():
         with contextlib.suppress(OSError):
             record_times_ms += [record["t"] for record in read_records(path, 0)[0][:1]]
     return min(filter(is_count, record_times_ms), default=int(time.time() * 1000))

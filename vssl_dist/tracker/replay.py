@@ -93,7 +93,7 @@ class Replayer:
         """Send what is new; raises whatever MLflow raises, and may then simply be called again."""
         if self._cursor.names_version != NAMES:
             self._send_renamed()
-        for path in RunFolder(self.run_dir).spool_files():
+        for path in RunFolder(self.run_dir).list_spool_files():
             try:
                 while self._send_next_chunk(path):
                     pass
@@ -120,7 +120,7 @@ class Replayer:
         Only they: everything else in the lines that have been sent is there.  The cursor is moved
         as in `_flush_some`, so that what ends this costs no point that has arrived.
         """
-        for path in RunFolder(self.run_dir).spool_files():
+        for path in RunFolder(self.run_dir).list_spool_files():
             progress = self._cursor.progress_by_file.get(path.name, SpoolFileProgress())
             for records in _records_until(path, progress.offset):
                 sendable = _SendableValues(dict(progress.last), _is_of_training(path))

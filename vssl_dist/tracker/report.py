@@ -38,16 +38,14 @@ class TrackingQuery:
         """Report that the experiment was deleted, which MLflow can undo."""
         return TrackingReport(
             f"MLflow's experiment {self.experiment} at {self.uri} is in the bin and takes no runs: "
-            f"{self._restore_command('experiments', f'--experiment-id {experiment_id}')} brings "
-            "it back"
+            f"{self._restore_command('experiments', f'--experiment-id {experiment_id}')} brings it back"
         )
 
     def run_in_bin(self, run_id: object) -> TrackingReport:
         """Report that the run was deleted, which MLflow can undo."""
         return TrackingReport(
             f"the MLflow run of {as_utf8(str(self.run_dir))} at {self.uri} is in the bin and "
-            f"takes no curves: {self._restore_command('runs', f'--run-id {run_id}')} brings it "
-            "back; or "
+            f"takes no curves: {self._restore_command('runs', f'--run-id {run_id}')} brings it back; or "
             "give this run another name"
         )
 
@@ -55,8 +53,8 @@ class TrackingQuery:
         """Report that the MLflow run which the folder names does not bear this run's mark."""
         return TrackingReport(
             note=f"MLflow run {self.run_id} at {self.uri}, which "
-            f"{printable(str(RunFolder(self.run_dir).mlflow_record))} names, is another run's: "
-            "this one gets one of its own, with all of its history"
+            f"{printable(str(RunFolder(self.run_dir).mlflow_record_path))} names, is another "
+            "run's: this one gets one of its own, with all of its history"
         )
 
     def _restore_command(self, mlflow_group: str, option: str) -> str:
@@ -65,9 +63,8 @@ class TrackingQuery:
     def report_unreachable(self, reason: object) -> TrackingReport:
         """Report that the address cannot be reached now."""
         return TrackingReport(
-            passing_problem=f"MLflow at {self.uri} does not answer "
-            f"({' '.join(str(reason).split())[:200]}): "
-            f"curves wait in {as_utf8(str(RunFolder(self.run_dir).spool))}, and "
+            passing_problem=f"MLflow at {self.uri} does not answer ({' '.join(str(reason).split())[:200]}): "
+            f"curves wait in {as_utf8(str(RunFolder(self.run_dir).spool_folder))}, and "
             f"`{command_line('launch/track.py')} {shell_word(self.run_dir)}` "
             "sends them once it does"
         )

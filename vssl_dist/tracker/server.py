@@ -10,7 +10,7 @@ import requests
 from requests.exceptions import ConnectionError, InvalidHeader, RequestException, SSLError
 from urllib3.exceptions import HTTPError
 
-from vssl_dist.confidential import redact, stored_login
+from vssl_dist.confidential import read_stored_mlflow_login, redact_secrets
 from vssl_dist.text import printable
 from vssl_dist.tracker.report import TrackingQuery, TrackingReport
 
@@ -30,8 +30,7 @@ def look_at_server(tracking_query: TrackingQuery, timeout_s: float) -> TrackingR
             return _query_server(session, tracking_query, timeout_s)
     except SSLError as error:
         return TrackingReport(
-            f"MLflow at {tracking_query.uri}: no secure connection ({_innermost_reason(error)}): "
-            "http:// if it has "
+            f"MLflow at {tracking_query.uri}: no secure connection ({_innermost_reason(error)}): http:// if it has "
             "none, MLFLOW_TRACKING_SERVER_CERT_PATH if its certificate is your own"
         )
     except ValueError as error:  # an address or a header that is none
@@ -42,8 +41,7 @@ def look_at_server(tracking_query: TrackingQuery, timeout_s: float) -> TrackingR
             else _innermost_reason(error)
         )
         return TrackingReport(
-            f"MLflow at {tracking_query.uri} cannot be asked ({reason}): correct "
-            "MLFLOW_TRACKING_URI, or "
+            f"MLflow at {tracking_query.uri} cannot be asked ({reason}): correct MLFLOW_TRACKING_URI, or "
             "the variables that say how to sign in"
         )
     except (RequestException, HTTPError, OSError) as error:
@@ -110,11 +108,10 @@ def _reply_obstacle(
             return tracking_query.report_unreachable(
                 f"HTTP {http_status}; how MLflow signs its requests is not tried here"
             )
-        body_text = printable(redact(" ".join(body[:200].decode(errors="replace").split())))
+        body_text = printable(redact_secrets(" ".join(body[:200].decode(errors="replace").split())))
         remedy = "start it with --allowed-hosts" if "ebinding" in body_text else _SIGN_IN_REMEDY
         return TrackingReport(
-            f"MLflow at {tracking_query.uri} lets nobody in (HTTP {http_status}: {body_text}): "
-            f"{remedy}"
+            f"MLflow at {tracking_query.uri} lets nobody in (HTTP {http_status}: {body_text}): {remedy}"
         )
     requested_object = _object_under(reply_object, "experiment") or _object_under(
         reply_object, "run"
@@ -134,7 +131,7 @@ def _reply_obstacle(
 def _open_session() -> requests.Session:
     """Open a session that signs as MLflow does, by the environment's or its file's login."""
     session = requests.Session()
-    login_file_values = stored_login()
+    login_file_values = read_stored_mlflow_login()
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or login_file_values.get(
         "mlflow_tracking_username"
     )
@@ -181,4 +178,4 @@ def _innermost_reason(error: Exception) -> str:
         error = cause
     if isinstance(error, ConnectionError) and not str(error):
         return "no connection"
-    return printable(redact(str(error))) or type(error).__name__
+    return printable(redact_secrets(str(error))) or type(error).__name__

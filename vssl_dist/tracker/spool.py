@@ -84,7 +84,7 @@ class Spool:
         if not _WRITER_NAME.fullmatch(writer):
             raise ValueError(f"spool writer {writer!r}: use letters, digits, '.', '_' and '-'")
         self.run_dir = run_dir.absolute()
-        self.path = RunFolder(self.run_dir).spool_file(writer)
+        self.path = RunFolder(self.run_dir).spool_file_path(writer)
         settle_identity(self.run_dir)
         self._lock = threading.Lock()
         self._file = open_append(self.path)
@@ -163,10 +163,10 @@ def mark_unfinished_failed(run_dir: Path, trainer_began_at: float) -> None:
 
     Args:
         run_dir: The run's folder.
-        trainer_began_at: A time in seconds since 1970 at which that trainer had begun: a later one,
-            which has taken the run up again, speaks for itself.
+        trainer_began_at: A time in seconds since 1970 at which that trainer had begun: a later one, which
+            has taken the run up again, speaks for itself.
     """
-    for path in RunFolder(run_dir).spool_files():
+    for path in RunFolder(run_dir).list_spool_files():
         status_records = [
             r for r in all_records(path) if r["kind"] == "status" and is_count(r["t"])
         ]

@@ -18,15 +18,15 @@ from tests.support.photos import tiny_dataset
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.evaluation.features.cache import FeatureCache
 from vssl_dist.evaluation.features.extract import (
-    Reading,
-    extract,
-    raw_pixels,
+    ImageReading,
+    extract_features,
+    flatten_pixels,
 )
 from vssl_dist.evaluation.features.workers import ImagePass
 
 FEW, MANY, SIDE = 400, 1600, 160
 MIB_OF_PIXELS = (MANY - FEW) * 3 * SIDE * SIDE * 4 / 2**20
-READING = Reading(SIDE, NORMALISE, batch=16, backend="reference", threads=1)
+READING = ImageReading(SIDE, NORMALISE, batch_size=16, backend="reference", threads=1)
 
 
 def narrow(images: Tensor) -> Tensor:
@@ -35,10 +35,10 @@ def narrow(images: Tensor) -> Tensor:
 
 def test_some_images_are_extracted_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
     dataset = Dataset.open(tiny_dataset(tmp_path, samples=40))
-    reading = Reading(32, NORMALISE, batch=7, backend="reference")
-    all_features = extract(raw_pixels, dataset, reading)
+    reading = ImageReading(32, NORMALISE, batch_size=7, backend="reference")
+    all_features = extract_features(flatten_pixels, dataset, reading)
     ids = np.array([5, 39, 5, 0, 17, 3, 2, 1, 38])
-    some = extract(raw_pixels, dataset, reading, ids=ids)
+    some = extract_features(flatten_pixels, dataset, reading, ids=ids)
     assert torch.equal(some.features, all_features.features[ids])
     assert torch.equal(some.labels, all_features.labels[ids])
 
@@ -56,13 +56,13 @@ def growth(folder: Path) -> list[float]:
 
     def kept(count: int) -> None:
         image_pass = ImagePass(lambda: narrow, dataset, READING, count)
-        cache.get({"network": 1}, {"samples": count}, image_pass.source(1))
+        cache.get_or_compute({"network": 1}, {"samples": count}, image_pass.feature_source(1))
 
     def listed(count: int) -> None:
-        held.extend(batch.views[0] for batch in READING.batches(dataset, np.arange(count)))
+        held.extend(batch.views[0] for batch in READING.read_batches(dataset, np.arange(count)))
 
     held: list[Tensor] = []
-    passes = (lambda n: extract(narrow, dataset, READING, ids=np.arange(n)), kept, listed)
+    passes = (lambda n: extract_features(narrow, dataset, READING, ids=np.arange(n)), kept, listed)
     for run_pass in passes:
         run_pass(FEW)
         before = peak_mib()

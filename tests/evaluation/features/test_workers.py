@@ -25,21 +25,21 @@ from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import ConfigError, DataError, ExportError
 from vssl_dist.evaluation.features.cache import FeatureCache
 from vssl_dist.evaluation.features.extract import (
-    Forward,
-    Reading,
-    raw_pixels,
+    FeatureFunction,
+    ImageReading,
+    flatten_pixels,
 )
 from vssl_dist.evaluation.features.variants import (
     AugmentedPairs,
-    Corruptions,
-    Variants,
+    CorruptedVariants,
+    ImageVariants,
 )
-from vssl_dist.evaluation.features.workers import ImagePass, own_gpu
-from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.features.workers import ImagePass, choose_gpu_index
+from vssl_dist.evaluation.scores.table import LabelledFeatures
 from vssl_dist.evaluation.subject import Network
 
 SAMPLES, BATCH = 90, 16
-READING = Reading(32, NORMALISE, batch=BATCH, backend="reference", threads=1)
+READING = ImageReading(32, NORMALISE, batch_size=BATCH, backend="reference", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def a_pass(data: Path, network: Network, variants: Variants | None = None) -> ImagePass:
-    return ImagePass(network.load, Dataset.open(data / "train"), READING, SAMPLES, variants)
+def a_pass(data: Path, network: Network, variants: ImageVariants | None = None) -> ImagePass:
+    return ImagePass(network.load_network, Dataset.open(data / "train"), READING, SAMPLES, variants)
 
 
-def computed(image_pass: ImagePass, ranks: int, folder: Path) -> Features:
-    images = {"samples": image_pass.rows}
-    features = FeatureCache(folder).get({"ranks": ranks}, images, image_pass.source(ranks))
+def computed(image_pass: ImagePass, ranks: int, folder: Path) -> LabelledFeatures:
+    images = {"samples": image_pass.row_count}
+    features = FeatureCache(folder).get_or_compute(
+        {"ranks": ranks}, images, image_pass.feature_source(ranks)
+    )
     assert not list(folder.glob(".tmp-*")) + list(folder.glob("*/parts"))
     return features
 
@@ -71,7 +73,7 @@ def workers() -> list[psutil.Process]:
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 160, 1000])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 100])
 def test_id_ranges_are_whole_batches_of_every_image_once(count: int, ranks: int) -> None:
-    image_pass = ImagePass(lambda: raw_pixels, None, READING, count)  # type: ignore[arg-type]
+    image_pass = ImagePass(lambda: flatten_pixels, None, READING, count)  # type: ignore[arg-type]
     id_ranges = image_pass.id_ranges(ranks)
     assert [number for ids in id_ranges for number in ids] == list(range(count))
     assert len(id_ranges) == min(ranks, -(-count // BATCH))
@@ -85,16 +87,16 @@ def test_id_ranges_are_whole_batches_of_every_image_once(count: int, ranks: int)
     [
         (None, (2, 3, 50)),
         (AugmentedPairs(Pairs((RECIPES["cifar"],) * 2, count=2, seed=0)), (3,)),
-        pytest.param(Corruptions(), (2,), marks=pytest.mark.slow),
+        pytest.param(CorruptedVariants(), (2,), marks=pytest.mark.slow),
     ],
 )
 def test_the_features_are_those_of_one_process_bit_for_bit(
-    tmp_path: Path, data: Path, variants: Variants | None, ranks: tuple[int, ...]
+    tmp_path: Path, data: Path, variants: ImageVariants | None, ranks: tuple[int, ...]
 ) -> None:
     path, _ = exported(tmp_path / "export", data)
-    image_pass = a_pass(data, Network.exported(path), variants)
+    image_pass = a_pass(data, Network.of_export(path), variants)
     one = computed(image_pass, 1, tmp_path / "cache")
-    assert one.features.shape == (image_pass.rows, 128)
+    assert one.features.shape == (image_pass.row_count, 128)
     for count in ranks:
         several = computed(image_pass, count, tmp_path / "cache")
         assert several.features.numpy().tobytes() == one.features.numpy().tobytes(), count
@@ -107,7 +109,7 @@ def test_each_image_is_seen_once_in_the_order_of_the_ids(tmp_path: Path, data: P
     features = computed(image_pass, 4, tmp_path)
     dataset = Dataset.open(data / "train")
     ids = np.arange(SAMPLES)
-    straight = [batch.views[0].flatten(1) for batch in READING.batches(dataset, ids)]
+    straight = [batch.views[0].flatten(1) for batch in READING.read_batches(dataset, ids)]
     assert torch.equal(features.features, torch.cat(straight))
     assert len(features.features.unique(dim=0)) == SAMPLES, "no two images are alike"
     assert features.labels.tolist() == dataset.rows(ids)["label"].tolist()
@@ -118,9 +120,9 @@ def test_each_image_is_seen_once_in_the_order_of_the_ids(tmp_path: Path, data: P
     [(fatal, "rank 1 of 2 was killed (signal 9)"), (broken, "rank 1 of 2 failed with exit code 1")],
 )
 def test_a_worker_that_dies_ends_all_with_one_line_and_leaves_nothing(
-    tmp_path: Path, data: Path, load: Callable[[Image], Forward], words: str
+    tmp_path: Path, data: Path, load: Callable[[Image], FeatureFunction], words: str
 ) -> None:
-    batches = READING.batches(Dataset.open(data / "train"), np.arange(SAMPLES))
+    batches = READING.read_batches(Dataset.open(data / "train"), np.arange(SAMPLES))
     late = [batch.views[0][0].numpy() for batch in batches][4]
     image_pass = a_pass(data, Network(partial(load, late), None))
     with pytest.raises(DataError) as error:
@@ -136,7 +138,7 @@ def test_what_a_worker_cannot_read_is_said_as_one_process_says_it(
     tmp_path: Path, data: Path
 ) -> None:
     path, _ = exported(tmp_path / "export", data)
-    network = Network.exported(path)
+    network = Network.of_export(path)
     path.write_bytes(path.read_bytes()[:-100])
     for ranks in (1, 2):
         with pytest.raises(ExportError, match="damaged, or not safetensors"):
@@ -145,7 +147,7 @@ def test_what_a_worker_cannot_read_is_said_as_one_process_says_it(
 
 def test_who_loses_interest_ends_the_workers(tmp_path: Path, data: Path) -> None:
     image_pass = a_pass(data, Network(pixels, None))
-    rows = image_pass.source(3)(tmp_path / "parts")
+    rows = image_pass.feature_source(3)(tmp_path / "parts")
     next(rows)
     rows.close()
     assert workers() == []
@@ -175,11 +177,11 @@ def test_each_process_takes_a_gpu_and_none_is_a_refusal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert [own_gpu(rank, 2) for rank in range(4)] == [0, 1, 0, 1]
-    assert own_gpu(3, 1) == 0
+    assert [choose_gpu_index(rank, 2) for rank in range(4)] == [0, 1, 0, 1]
+    assert choose_gpu_index(3, 1) == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # where there are GPUs, nobody sees them
     with pytest.raises(ConfigError, match=r"rank 1: torch sees no GPU .*--device cpu"):
-        own_gpu(1, torch.cuda.device_count())
+        choose_gpu_index(1, torch.cuda.device_count())
     path, _ = exported(tmp_path / "export", data)
     for ranks in ("1", "2"):
         assert main([str(path), "--device", "cuda", "--ranks", ranks]) == 2

@@ -12,7 +12,7 @@ from tests.support.exports import exported
 from tests.support.photos import tiny_dataset
 from vssl_dist.config import CollapseConfig, KnnConfig, LinearConfig, OodConfig, TaskConfig
 from vssl_dist.evaluation.figures import plots
-from vssl_dist.evaluation.run import baselines, evaluate
+from vssl_dist.evaluation.run import evaluate, evaluate_baselines
 from vssl_dist.jobs.evaluation_job import PendingEvaluation, evaluate_export
 
 LINEAR = LinearConfig(epochs=2, lr=(0.01, 0.1), l2=(0.1, 1.0), shares=(0.5,), seeds=1, batch=50)
@@ -55,7 +55,7 @@ def test_every_task_draws_what_it_found(tmp_path: Path, data: Path) -> None:
         found = evaluate(path, task)
         assert found["plots"] == [f"{name}-00000040-{plot}.png" for plot in names[name]]
         assert all(0.3 < white(path.with_name(plot)) < 0.99 for plot in found["plots"])
-    found = baselines(path, tasks["collapse"])
+    found = evaluate_baselines(path, tasks["collapse"])
     assert found["plots"] == [
         "collapse-baselines-raw_pixels-spectrum.png",
         "collapse-baselines-random_network-spectrum.png",
@@ -94,10 +94,14 @@ def test_the_calibration_of_the_probes_is_in_the_results(tmp_path: Path, data: P
 
 def test_the_same_figure_is_the_same_file() -> None:
     def drawn() -> bytes:
-        figure, (axes,) = plots.empty_figure("two lines")
+        figure, (axes,) = plots.make_empty_figure("two lines")
         plots.draw_lines(
-            axes, {"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}, x="x", y="y", log=True
+            axes,
+            {"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])},
+            x_label="x",
+            y_label="y",
+            log_x=True,
         )
-        return plots.png(figure)
+        return plots.render_png(figure)
 
     assert drawn() == drawn()

@@ -9,14 +9,14 @@ from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor
 
 from vssl_dist.evaluation.scores.calibration import (
-    Outcomes,
-    adaptive_reliability,
-    calibration,
-    outcomes,
-    probe_outcomes,
-    reliability,
+    PredictionOutcomes,
+    bin_by_confidence,
+    bin_by_confidence_rank,
+    compute_calibration,
+    judge_predictions,
+    judge_probe_predictions,
 )
-from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.scores.table import LabelledFeatures
 from vssl_dist.models.linear_probe import Probe
 from vssl_dist.vision import torchvision
 
@@ -32,14 +32,14 @@ def predictions(samples: int, seed: int) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def said(confidence: list[float], correct: list[int]) -> Outcomes:
+def said(confidence: list[float], correct: list[int]) -> PredictionOutcomes:
     zeros = np.zeros(len(correct))
-    return Outcomes(np.array(confidence), np.array(correct, float), zeros, zeros)
+    return PredictionOutcomes(np.array(confidence), np.array(correct, float), zeros, zeros)
 
 
 def test_brier_and_likelihood_are_scikit_learns() -> None:
     logits, labels = predictions(500, seed=1)
-    actual = calibration(outcomes(logits, labels))
+    actual = compute_calibration(judge_predictions(logits, labels))
     p = logits.softmax(1).numpy()
     assert actual.brier == pytest.approx(brier_score_loss(labels, p, labels=range(CLASSES)))
     assert actual.nll == pytest.approx(log_loss(labels, p))
@@ -54,7 +54,7 @@ def test_the_error_is_that_of_a_loop_over_the_bins() -> None:
         if inside.any():
             gap = (best[inside] == labels[inside]).double().mean() - p[inside].mean()
             error += abs(float(gap)) * int(inside.sum()) / 700
-    assert calibration(outcomes(logits, labels)).ece == pytest.approx(error)
+    assert compute_calibration(judge_predictions(logits, labels)).ece == pytest.approx(error)
     assert error > 0.02, "nothing to find"
 
 
@@ -67,18 +67,20 @@ def test_the_error_is_torchmetrics() -> None:
     expected = functional.multiclass_calibration_error(
         logits.softmax(1), labels, CLASSES, n_bins=15
     )
-    assert calibration(outcomes(logits, labels)).ece == pytest.approx(float(expected), abs=1e-6)
+    assert compute_calibration(judge_predictions(logits, labels)).ece == pytest.approx(
+        float(expected), abs=1e-6
+    )
 
 
 def test_adaptive_bins_hold_equally_many() -> None:
     logits, labels = predictions(700, seed=4)
-    actual = adaptive_reliability(outcomes(logits, labels))
+    actual = bin_by_confidence_rank(judge_predictions(logits, labels))
     assert actual.predictions.tolist() == pytest.approx([700 / 15] * 15, abs=1)
     p, best = logits.softmax(1).max(1)
     order = p.argsort()
     gaps = ((best == labels).double() - p)[order]
     parts = np.split(gaps.numpy(), np.cumsum(actual.predictions.astype(int))[:-1])
-    assert actual.error == pytest.approx(sum(abs(part.sum()) for part in parts) / 700)
+    assert actual.calibration_error == pytest.approx(sum(abs(part.sum()) for part in parts) / 700)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +98,13 @@ def test_adaptive_bins_hold_equally_many() -> None:
 def test_cases_worked_out_by_hand(
     confidence: list[float], correct: list[int], ece: float, adaptive: float
 ) -> None:
-    actual = calibration(said(confidence, correct))
+    actual = compute_calibration(said(confidence, correct))
     assert actual.ece == pytest.approx(ece)
     assert actual.adaptive_ece == pytest.approx(adaptive)
 
 
 def test_a_bin_owns_its_upper_end() -> None:
-    edges = reliability(said([1 / 3, 1 / 3 + 1e-9, 2 / 3, 1.0], [1, 1, 1, 1]), bins=3)
+    edges = bin_by_confidence(said([1 / 3, 1 / 3 + 1e-9, 2 / 3, 1.0], [1, 1, 1, 1]), bin_count=3)
     assert edges.predictions.tolist() == [1, 2, 1]
 
 
@@ -110,26 +112,26 @@ def test_the_order_of_equal_confidences_does_not_matter() -> None:
     random = np.random.default_rng(0)
     confidence = random.choice([0.2, 0.5, 0.51, 0.9], 200)
     correct = random.integers(0, 2, 200)
-    actual = calibration(said(list(confidence), list(correct)))
+    actual = compute_calibration(said(list(confidence), list(correct)))
     turned = random.permutation(200)
-    again = calibration(said(list(confidence[turned]), list(correct[turned])))
+    again = compute_calibration(said(list(confidence[turned]), list(correct[turned])))
     assert again == pytest.approx(actual)
 
 
 def test_a_probe_is_judged_in_blocks_as_at_once() -> None:
     random = torch.Generator().manual_seed(5)
-    features = Features(torch.randn(9000, 4, generator=random), torch.arange(9000) % 3)
+    features = LabelledFeatures(torch.randn(9000, 4, generator=random), torch.arange(9000) % 3)
     probe = Probe(torch.randn(4, 3, generator=random), torch.zeros(3))
-    once = outcomes(features.features @ probe.weight, features.labels)
-    for actual, expected in zip(probe_outcomes(probe, features), once, strict=True):
+    once = judge_predictions(features.features @ probe.weight, features.labels)
+    for actual, expected in zip(judge_probe_predictions(probe, features), once, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_a_hopeless_but_certain_prediction_stays_finite() -> None:
-    actual = calibration(outcomes(torch.tensor([[1e4, 0.0]]), torch.tensor([1])))
+    actual = compute_calibration(judge_predictions(torch.tensor([[1e4, 0.0]]), torch.tensor([1])))
     assert actual == pytest.approx((1.0, 1.0, 2.0, 1e4))
 
 
 def test_nothing_to_judge_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        calibration(said([], []))
+        compute_calibration(said([], []))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vssl_dist.evaluation.scores.neighbours import neighbours
+from vssl_dist.evaluation.scores.neighbours import find_neighbours
 
 WIDTH = 6
 
@@ -28,7 +28,7 @@ def cloud(rows: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("chunk", [1, 16, 50, 333, 8192])
 def test_the_nearest_are_those_of_a_full_sort(size: int, k: int, chunk: int) -> None:
     bank, queries = cloud(size, 1), cloud(5, 2)
-    similarity, rows = neighbours(bank, queries, k, chunk)
+    similarity, rows = find_neighbours(bank, queries, k, chunk)
     expected, order = brute(bank, queries, k)
     torch.testing.assert_close(similarity, expected)
     assert torch.equal(rows, order)
@@ -38,7 +38,7 @@ def test_the_nearest_are_those_of_a_full_sort(size: int, k: int, chunk: int) -> 
 def test_a_bank_sorted_by_similarity_is_searched_as_any_other(falling: bool) -> None:
     bank, query = cloud(2000, 3), cloud(1, 4)
     order = (normalize(bank, dim=1) @ normalize(query, dim=1)[0]).argsort(descending=falling)
-    similarity, rows = neighbours(bank[order], query, 20, 256)
+    similarity, rows = find_neighbours(bank[order], query, 20, 256)
     expected, found = brute(bank[order], query, 20)
     torch.testing.assert_close(similarity, expected)
     assert torch.equal(rows, found)
@@ -47,17 +47,18 @@ def test_a_bank_sorted_by_similarity_is_searched_as_any_other(falling: bool) -> 
 @pytest.mark.parametrize("chunk", [64, 160, 4096])
 def test_copies_of_one_image_are_found_from_the_first_on(chunk: int) -> None:
     same = torch.ones(1000, WIDTH)
-    assert torch.equal(neighbours(same, same[:3], 7, chunk)[1], torch.arange(7).expand(3, 7))
+    assert torch.equal(find_neighbours(same, same[:3], 7, chunk)[1], torch.arange(7).expand(3, 7))
     # Exact ties across chunks: axes give similarities of 0 and 1 alone.
     axes = torch.eye(WIDTH)[torch.arange(1000) % WIDTH]
     assert torch.equal(
-        neighbours(axes, torch.eye(WIDTH), 200, chunk)[1], brute(axes, torch.eye(WIDTH), 200)[1]
+        find_neighbours(axes, torch.eye(WIDTH), 200, chunk)[1],
+        brute(axes, torch.eye(WIDTH), 200)[1],
     )
 
 
 def test_more_queries_than_are_held_at_a_time_are_searched_alike() -> None:
     bank, queries = cloud(90, 5), cloud(8192 + 700, 6)
-    similarity, rows = neighbours(bank, queries, 4, 32)
+    similarity, rows = find_neighbours(bank, queries, 4, 32)
     expected, order = brute(bank, queries, 4)
     torch.testing.assert_close(similarity, expected)
     assert torch.equal(rows, order)

@@ -17,26 +17,28 @@ from sklearn.preprocessing import StandardScaler
 from vssl_dist.evaluation.scores import detection
 from vssl_dist.evaluation.scores.outliers import (
     OutlierSetup,
-    fit_scores,
-    knn_distance,
-    mahalanobis,
-    max_softmax,
+    fit_knn_distance_score,
+    fit_mahalanobis_score,
+    fit_max_softmax_score,
+    fit_outlier_scores,
 )
 from vssl_dist.evaluation.scores.spectrum import rankme, uniformity
-from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.scores.table import LabelledFeatures
 
 
-def clusters(samples: int, seed: int, shift: float = 0.0) -> Features:
+def clusters(samples: int, seed: int, shift: float = 0.0) -> LabelledFeatures:
     """Three clusters in five dimensions; a shift takes all of them elsewhere."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(samples) % 3
     centres = 4 * torch.eye(3, 5)
     noise = torch.randn(samples, 5, generator=generator) * torch.tensor([1, 0.5, 0.7, 0.3, 1.2])
-    return Features(centres[labels] + noise + shift * torch.tensor([-1.0, -1, -1, 1, 0]), labels)
+    return LabelledFeatures(
+        centres[labels] + noise + shift * torch.tensor([-1.0, -1, -1, 1, 0]), labels
+    )
 
 
-def fitting(bank: Features, k: int = 5) -> OutlierSetup:
-    return OutlierSetup(bank, classes=3, k=k, l2=1e-3)
+def fitting(bank: LabelledFeatures, k: int = 5) -> OutlierSetup:
+    return OutlierSetup(bank, num_classes=3, k=k, l2=1e-3)
 
 
 def test_every_score_is_higher_for_what_is_foreign() -> None:
@@ -44,24 +46,24 @@ def test_every_score_is_higher_for_what_is_foreign() -> None:
     # Between the classes, and beside the plane that they span.
     outside.features[:, :3] = 4 / 3 + 0.2 * outside.features[:, 4:]
     outside.features[:, 3] += 2
-    scores = fit_scores(fitting(bank))
+    scores = fit_outlier_scores(fitting(bank))
     assert list(scores) == ["knn", "mahalanobis", "max_softmax", "norm"]
     del scores["norm"]  # knows nothing of where an embedding lies
     for name, score in scores.items():
         pair = score(inside.features).numpy(), score(outside.features).numpy()
-        assert detection.detection(*pair).auroc > 0.8, name
-        assert detection.detection(*pair[::-1]).auroc < 0.2, name
+        assert detection.compute_detection(*pair).auroc > 0.8, name
+        assert detection.compute_detection(*pair[::-1]).auroc < 0.2, name
 
 
 def test_knn_distance_is_scikit_learns_to_the_kth_neighbour() -> None:
     bank, queries = clusters(100, 4), clusters(40, 5, shift=0.5)
     oracle = NearestNeighbors(n_neighbors=7, metric="cosine").fit(bank.features.double())
     expected = oracle.kneighbors(queries.features.double())[0][:, -1]
-    assert knn_distance(fitting(bank, k=7))(queries.features).numpy() == pytest.approx(
+    assert fit_knn_distance_score(fitting(bank, k=7))(queries.features).numpy() == pytest.approx(
         expected, abs=1e-6
     )
-    farthest = knn_distance(fitting(bank, k=1000))(queries.features)
-    assert torch.equal(farthest, knn_distance(fitting(bank, k=100))(queries.features))
+    farthest = fit_knn_distance_score(fitting(bank, k=1000))(queries.features)
+    assert torch.equal(farthest, fit_knn_distance_score(fitting(bank, k=100))(queries.features))
 
 
 def test_mahalanobis_is_the_distance_to_the_nearest_class_mean() -> None:
@@ -73,13 +75,15 @@ def test_mahalanobis_is_the_distance_to_the_nearest_class_mean() -> None:
         min(scipy_mahalanobis(q, m, precision) ** 2 for m in means)
         for q in queries.features.double().numpy()
     ]
-    assert mahalanobis(fitting(bank))(queries.features).numpy() == pytest.approx(expected, rel=1e-8)
+    assert fit_mahalanobis_score(fitting(bank))(queries.features).numpy() == pytest.approx(
+        expected, rel=1e-8
+    )
 
 
 def test_leaving_a_subspace_that_the_training_images_fill_is_anomalous() -> None:
     flat = clusters(100, 8)
     flat.features[:, 4] = 0
-    score = mahalanobis(fitting(flat))
+    score = fit_mahalanobis_score(fitting(flat))
     inside = score(flat.features)
     flat.features[:, 4] = 0.05
     assert score(flat.features).min() > 10 * inside.max()
@@ -92,16 +96,16 @@ def test_max_softmax_ranks_as_scikit_learns_probabilities_do() -> None:
     oracle = LogisticRegression(C=1 / (1e-3 * 150), tol=1e-8, max_iter=5000)
     oracle.fit(scaler.transform(bank.features.double()), bank.labels)
     expected = oracle.predict_proba(scaler.transform(queries.features.double())).max(1)
-    actual = max_softmax(fitting(bank))(queries.features)
+    actual = fit_max_softmax_score(fitting(bank))(queries.features)
     assert actual.exp().numpy() == pytest.approx(1 - expected, abs=5e-3)
-    sure = max_softmax(fitting(bank))(1e3 * bank.features)
+    sure = fit_max_softmax_score(fitting(bank))(1e3 * bank.features)
     assert len(sure.unique()) == len(sure), "probabilities that round to 1 still differ"
 
 
 def test_one_class_needs_no_classifier() -> None:
     bank = clusters(60, 11)
-    one = Features(bank.features, torch.full((60,), 2))
-    assert list(fit_scores(fitting(one))) == ["knn", "mahalanobis", "norm"]
+    one = LabelledFeatures(bank.features, torch.full((60,), 2))
+    assert list(fit_outlier_scores(fitting(one))) == ["knn", "mahalanobis", "norm"]
 
 
 def test_rankme_is_the_entropy_of_the_singular_values() -> None:
@@ -122,6 +126,6 @@ def test_uniformity_is_the_mean_potential_of_all_pairs(monkeypatch: pytest.Monke
     pairs = [math.exp(-2 * float((a - b).square().sum())) for a, b in combinations(unit, 2)]
     expected = math.log(sum(pairs) / len(pairs))
     assert uniformity(features) == pytest.approx(expected, abs=1e-5)
-    monkeypatch.setattr("vssl_dist.evaluation.scores.spectrum._BLOCK", 7)
+    monkeypatch.setattr("vssl_dist.evaluation.scores.spectrum._UNIFORMITY_BLOCK_ROWS", 7)
     assert uniformity(features) == pytest.approx(expected, abs=1e-5)
     assert uniformity(torch.ones(10, 4)) == pytest.approx(0, abs=1e-5)

@@ -11,12 +11,12 @@ from safetensors.torch import load, save
 
 from tests.support.exports import change, exported
 from tests.support.heads import SMALL, exported_branch
-from vssl_dist.durable import sha256
+from vssl_dist.durable import file_sha256
 from vssl_dist.errors import ExportError
 from vssl_dist.evaluation.scores.posterior import load_posterior
 from vssl_dist.exports.read import load_export
-from vssl_dist.exports.write import HEAD
-from vssl_dist.run_folder import part_of
+from vssl_dist.exports.write import HEAD_PART
+from vssl_dist.run_folder import part_path_of
 
 
 @pytest.mark.parametrize("case", list(SMALL))
@@ -43,7 +43,7 @@ def test_an_export_without_a_head_has_no_posterior(tmp_path: Path) -> None:
 def test_a_head_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     path, _ = exported_branch(tmp_path / "a", tmp_path, SMALL["vje"])
     other, _ = exported_branch(tmp_path / "b", tmp_path, SMALL["vssl teacher"])
-    head, own = part_of(path, HEAD), part_of(path, HEAD).read_bytes()
+    head, own = part_path_of(path, HEAD_PART), part_path_of(path, HEAD_PART).read_bytes()
     with pytest.raises(ExportError, match="name the backbone-STEP file"):
         load_export(head)
     card = path.with_suffix(".json").read_text()
@@ -62,12 +62,12 @@ def test_a_head_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     flipped[-1] ^= 1
     head.write_bytes(flipped)
     refused("not those its card was written for")
-    head.write_bytes(part_of(other, HEAD).read_bytes())
+    head.write_bytes(part_path_of(other, HEAD_PART).read_bytes())
     change(path, head_sha256=json.loads(other.with_suffix(".json").read_text())["head_sha256"])
     refused("not those of vje as the card says")
     tensors = {name: tensor * torch.nan for name, tensor in load(own).items()}
     head.write_bytes(save(tensors))
-    change(path, head_sha256=sha256(head))
+    change(path, head_sha256=file_sha256(head))
     refused("not all of it is finite")
     path.with_suffix(".json").write_text(card)
     head.write_bytes(own)

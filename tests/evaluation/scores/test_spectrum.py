@@ -18,12 +18,12 @@ from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.reference import ReferenceBackend
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.views import draw
-from vssl_dist.evaluation.run import baselines, evaluate
+from vssl_dist.evaluation.run import evaluate, evaluate_baselines
 from vssl_dist.evaluation.scores.spectrum import (
     alignment,
+    compute_singular_values,
     effective_rank,
     rankme,
-    spectrum,
 )
 
 
@@ -35,7 +35,9 @@ def test_the_spectrum_is_numpys(shape: tuple[int, int], centred: bool) -> None:
     expected = np.linalg.svd(matrix - centred * matrix.mean(0), compute_uv=False)
     if centred and shape[0] <= shape[1]:
         expected[-1] = 0  # centring takes one direction from fewer rows than columns
-    np.testing.assert_allclose(spectrum(rows, centred=centred), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        compute_singular_values(rows, subtract_mean=centred), expected, atol=1e-5
+    )
 
 
 def test_the_effective_rank_counts_equal_directions() -> None:
@@ -50,10 +52,14 @@ def test_the_effective_rank_counts_equal_directions() -> None:
 def test_a_common_mean_hides_directions_from_rankme_alone() -> None:
     spread = torch.randn(500, 8, generator=torch.Generator().manual_seed(1))
     assert rankme(spread + 100) < 1.5
-    assert effective_rank(spectrum(spread + 100, centred=True)) == pytest.approx(
-        effective_rank(spectrum(spread, centred=True)), rel=1e-3
+    assert effective_rank(
+        compute_singular_values(spread + 100, subtract_mean=True)
+    ) == pytest.approx(
+        effective_rank(compute_singular_values(spread, subtract_mean=True)), rel=1e-3
     )
-    assert effective_rank(spectrum(torch.full((50, 8), 3.7), centred=True)) == 1
+    assert (
+        effective_rank(compute_singular_values(torch.full((50, 8), 3.7), subtract_mean=True)) == 1
+    )
 
 
 def test_alignment_is_the_mean_squared_distance_on_the_sphere() -> None:
@@ -96,7 +102,7 @@ def test_alignment_is_of_the_views_of_the_run(tmp_path: Path) -> None:
         assert result["results"]["alignment"] == pytest.approx(expected, rel=1e-4)
         assert result["metrics"]["collapse/alignment"] == result["results"]["alignment"]
         assert 0 < expected < 2
-    others = baselines(path, task)["results"]
+    others = evaluate_baselines(path, task)["results"]
     assert all(0 < one["alignment"] < 2 for one in others.values())
     path.with_name("collapse-00000040.json").unlink()
     off = evaluate(path, task.model_copy(update={"pairs": 0}))

@@ -14,14 +14,14 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from vssl_dist.evaluation.scores import detection, variational
-from vssl_dist.evaluation.scores.cross_view import pair_scores
-from vssl_dist.evaluation.scores.outliers import OutlierSetup, fit_scores
+from vssl_dist.evaluation.scores.cross_view import score_view_pairs
+from vssl_dist.evaluation.scores.outliers import OutlierSetup, fit_outlier_scores
 from vssl_dist.evaluation.scores.posterior import Posterior
-from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.scores.table import LabelledFeatures
 from vssl_dist.evaluation.scores.variational import (
     VariationalSetup,
+    make_variational_scores,
     posterior_size,
-    variational_scores,
 )
 from vssl_dist.methods import CONFIGS
 from vssl_dist.models.heads import GaussianBranch
@@ -47,7 +47,9 @@ def setup(name: str, keys: dict[str, Any], **how: Any) -> VariationalSetup:
     cfg = CONFIGS[name].model_validate({"name": name, **keys})
     predictor = nn.Linear(WIDTH, WIDTH) if keys.get("evaluated") == "student" else None
     branch = GaussianBranch(nn.Identity(), nn.Linear(WIDTH, 2 * WIDTH), predictor).eval()
-    return VariationalSetup(Posterior(branch, cfg), **({"samples": 3, "posteriors": 100} | how))
+    return VariationalSetup(
+        Posterior(branch, cfg), **({"draw_count": 3, "posterior_count": 100} | how)
+    )
 
 
 def rows(count: int, seed: int) -> Tensor:
@@ -182,11 +184,11 @@ def test_each_score_is_that_of_a_naive_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, still = setup(name, keys, density=density), np.zeros(WIDTH)
-    bank, queries = Features(rows(11, 1), torch.zeros(11, dtype=torch.int64)), rows(7, 2)
+    bank, queries = LabelledFeatures(rows(11, 1), torch.zeros(11, dtype=torch.int64)), rows(7, 2)
     images, known = inferred(made, queries), inferred(made, bank.features)
     targets = inferred(made, queries, predict=False)
-    each = made.draw((3, 1, WIDTH)).double().numpy()[:, 0]
-    latents = made.draw((1, 11, 1, WIDTH)).double().numpy()[0, :, 0]
+    each = made.draw_noise((3, 1, WIDTH)).double().numpy()[:, 0]
+    latents = made.draw_noise((1, 11, 1, WIDTH)).double().numpy()[0, :, 0]
     posteriors = list(zip(known, latents, strict=True))
     order = torch.randperm(11, generator=torch.Generator().manual_seed(0)).sort().values
     assert order.tolist() == list(range(11)), "a bank smaller than asked for is used whole"
@@ -211,9 +213,9 @@ def test_each_score_is_that_of_a_naive_loop(
     if name == "vssl":  # alone, an image says no more than the size of its posterior does
         del wanted["s1_self_likelihood"], wanted["s3_negative_elbo"]
     for at_once in (1 << 22, 40):  # whole, and image by image
-        monkeypatch.setattr(variational, "AT_ONCE", at_once)
-        monkeypatch.setattr(variational, "_ROWS", 64 if at_once > 40 else 2)
-        found = variational_scores(made, bank)
+        monkeypatch.setattr(variational, "MAX_POSTERIOR_NUMBERS", at_once)
+        monkeypatch.setattr(variational, "_IMAGES_PER_LIKELIHOOD_BLOCK", 64 if at_once > 40 else 2)
+        found = make_variational_scores(made, bank)
         assert list(found) == list(wanted)
         for kind, score in found.items():
             ours = score(queries)
@@ -232,7 +234,7 @@ def test_scores_of_pairs_are_means_over_pairs_and_directions(
 ) -> None:
     made, still = setup(name, keys, density=density), np.zeros(WIDTH)
     plain, views = rows(4, 8), rows(4 * 6, 3).reshape(4, 6, WIDTH)
-    draws = made.draw((3, 1, WIDTH)).double().numpy()[:, 0]
+    draws = made.draw_noise((3, 1, WIDTH)).double().numpy()[:, 0]
     wanted: dict[str, list[float]] = {"s2_cross_view_likelihood": []}
     if name == "vssl":
         wanted |= {"s1_self_likelihood": [], "s3_negative_elbo": []}
@@ -253,8 +255,8 @@ def test_scores_of_pairs_are_means_over_pairs_and_directions(
         for kind, values in wanted.items():
             values.append(float(np.mean(found[kind])))
     for at_once in (1 << 22, 10):  # whole, and image by image
-        monkeypatch.setattr("vssl_dist.evaluation.scores.cross_view.AT_ONCE", at_once)
-        ours = pair_scores(made, plain, views)
+        monkeypatch.setattr("vssl_dist.evaluation.scores.cross_view.MAX_POSTERIOR_NUMBERS", at_once)
+        ours = score_view_pairs(made, plain, views)
         assert ours.keys() == wanted.keys()
         for kind, values in wanted.items():
             assert ours[kind].dtype == torch.float64
@@ -268,18 +270,18 @@ def test_of_one_view_vssl_knows_the_size_of_its_posterior_and_of_pairs_more() ->
     for evidence in made.judge(alone, alone, torch.zeros(1, 1, WIDTH)):
         assert abs(spearmanr(-evidence, size)[0]) > 0.9999
     views = images[:, None] + 0.4 * rows(60 * 8, 10).view(60, 8, WIDTH)
-    found = list(pair_scores(made, images, views).values())
+    found = list(score_view_pairs(made, images, views).values())
     for number, one in enumerate(found):
         for other in [size, *found[:number]]:
             assert abs(spearmanr(one, other)[0]) < 0.995
 
 
 def test_polar_densities_lack_the_area_of_the_sphere() -> None:
-    bank, queries = Features(rows(9, 1), torch.zeros(9, dtype=torch.int64)), rows(6, 2)
+    bank, queries = LabelledFeatures(rows(9, 1), torch.zeros(9, dtype=torch.int64)), rows(6, 2)
     radius = queries.double().norm(dim=1).log()
     for radial, powers in (("linear", WIDTH - 1), ("log", WIDTH)):
         polar, cartesian = (
-            variational_scores(setup("vje", {"radial": radial}, density=density), bank)
+            make_variational_scores(setup("vje", {"radial": radial}, density=density), bank)
             for density in ("polar", "cartesian")
         )
         for name in ("s1_self_likelihood", "s3_negative_elbo", "s5_bank_likelihood"):
@@ -308,10 +310,10 @@ def test_a_foreign_image_scores_higher_an_alike_one_the_same_a_familiar_one_lowe
     familiar = noise[:40] + torch.tensor([-2.0, 3, 0, 0, 0])
     alike = familiar.clone()
     foreign = noise[40:80] + torch.tensor([2.0, 0, 3, 0, 0])
-    bank = Features(
+    bank = LabelledFeatures(
         noise[80:] + torch.tensor([-2.0, 3, 0, 0, 0]), torch.zeros(40, dtype=torch.int64)
     )
-    scores = fit_scores(OutlierSetup(bank, classes=1, k=5, l2=1e-3, variational=made))
+    scores = fit_outlier_scores(OutlierSetup(bank, num_classes=1, k=5, l2=1e-3, variational=made))
     del scores["norm"]  # they differ in direction alone
     alone = {"vje": ["s1_self_likelihood", "s3_negative_elbo"], "vssl": []}[name]
     assert [kind for kind in scores if kind.startswith("s")] == [
@@ -321,26 +323,26 @@ def test_a_foreign_image_scores_higher_an_alike_one_the_same_a_familiar_one_lowe
     ]
 
     def of_pairs(kind: str) -> Callable[[Tensor], Tensor]:
-        return lambda h: pair_scores(made, h, torch.stack([h, h + 0.01], dim=1))[kind]
+        return lambda h: score_view_pairs(made, h, torch.stack([h, h + 0.01], dim=1))[kind]
 
-    of_both = pair_scores(made, familiar, familiar[:, None].repeat(1, 2, 1))
+    of_both = score_view_pairs(made, familiar, familiar[:, None].repeat(1, 2, 1))
     scores |= {kind: of_pairs(kind) for kind in of_both}
     assert len([kind for kind in scores if kind.startswith("s")]) == 5
     for kind, score in scores.items():
         inside = score(familiar).numpy()
-        assert detection.detection(inside, score(foreign).numpy()).auroc == 1, kind
-        assert detection.detection(inside, score(alike).numpy()).auroc == 0.5, kind
-        assert detection.detection(score(foreign).numpy(), inside).auroc == 0, kind
+        assert detection.compute_detection(inside, score(foreign).numpy()).auroc == 1, kind
+        assert detection.compute_detection(inside, score(alike).numpy()).auroc == 0.5, kind
+        assert detection.compute_detection(score(foreign).numpy(), inside).auroc == 0, kind
 
 
 def test_the_bank_may_be_larger_than_what_explains() -> None:
-    bank = Features(rows(500, 6), torch.zeros(500, dtype=torch.int64))
-    made = setup("vje", {}, posteriors=20)
+    bank = LabelledFeatures(rows(500, 6), torch.zeros(500, dtype=torch.int64))
+    made = setup("vje", {}, posterior_count=20)
     taken = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:20].sort().values
-    few = Features(bank.features[taken], bank.labels[:20])
+    few = LabelledFeatures(bank.features[taken], bank.labels[:20])
     queries = rows(5, 7)
-    one, other = (variational_scores(made, b)["s5_bank_likelihood"] for b in (bank, few))
+    one, other = (make_variational_scores(made, b)["s5_bank_likelihood"] for b in (bank, few))
     assert torch.equal(one(queries), other(queries))
-    half = Features(bank.features.half(), bank.labels)
-    close = variational_scores(made, half)["s5_bank_likelihood"](queries.half())
+    half = LabelledFeatures(bank.features.half(), bank.labels)
+    close = make_variational_scores(made, half)["s5_bank_likelihood"](queries.half())
     assert close.numpy() == pytest.approx(one(queries).numpy(), rel=1e-2)

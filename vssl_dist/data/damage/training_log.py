@@ -56,7 +56,7 @@ class SubstitutionLog:
     def __init__(self, folder: Path, allowed: int) -> None:
         self._run = RunFolder(folder)
         self._max_bad_images = allowed
-        self._own_log_path = self._run.substitutions(dist.rank())
+        self._own_log_path = self._run.substitutions_path(dist.rank())
         self._all_bad_ids: set[int] = set()
         self._num_substituted = 0
         self._ids_since_totals: list[int] = []
@@ -75,7 +75,7 @@ class SubstitutionLog:
             ]
             kept_text = "".join(json.dumps(line) + "\n" for line in kept_lines)
             if kept_text != _read_log_text(path):
-                durable.publish_inside(path, kept_text.encode())
+                durable.write_inside_folder(path, kept_text.encode())
         dist.barrier()
         # Read by one rank for all: the next line may be written as soon as one of them goes on.
         paths = log_paths if dist.rank() == 0 else []
@@ -95,7 +95,7 @@ class SubstitutionLog:
             new_lines = "".join(
                 json.dumps(asdict(substitution)) + "\n" for substitution in substitutions
             )
-            durable.append(self._own_log_path, new_lines.encode())
+            durable.append_to_file(self._own_log_path, new_lines.encode())
         except OSError as error:  # a full disk costs the list, not the run
             _log.warning("%d bad images are not listed: %s", len(substitutions), error)
 
@@ -124,15 +124,15 @@ class SubstitutionLog:
         if len(self._all_bad_ids) > self._max_bad_images:
             raise DataError(
                 f"{len(self._all_bad_ids)} training images are damaged and data.max_bad allows "
-                f"{self._max_bad_images}: {self._run.substitutions('*')} lists them "
+                f"{self._max_bad_images}: {self._run.substitutions_path('*')} lists them "
                 "(data_prep/verify.py checks all, data_prep/shard.py makes shards anew)"
             )
 
     def _find_log_paths(self) -> list[Path]:
-        log_paths = sorted(self._run.path.glob(self._run.substitutions("*").name))
+        log_paths = sorted(self._run.path.glob(self._run.substitutions_path("*").name))
         for path in log_paths:  # a pipe would be waited for
             try:
-                if not durable.followed(path).is_file():
+                if not durable.resolve_trusted_links(path).is_file():
                     raise DataError(f"{printable(str(path))} is no file: remove it")
             except OSError as error:
                 raise DataError(f"{printable(str(path))}: {error.strerror}") from error

@@ -18,27 +18,32 @@ from vssl_dist.data.loader import Batch
 from vssl_dist.data.passes import Pairs, augmented_pair_batches
 from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.errors import DataError
-from vssl_dist.evaluation.features.corruptions import KINDS, LEVELS, corrupt
-from vssl_dist.evaluation.features.extract import Forward, Reading, Rows, forward
-from vssl_dist.exports.card import Card
+from vssl_dist.evaluation.features.corruptions import CORRUPTION_BY_KIND, NUM_LEVELS, corrupt
+from vssl_dist.evaluation.features.extract import (
+    FeatureBatches,
+    FeatureFunction,
+    ImageReading,
+    compute_features,
+)
+from vssl_dist.exports.card import ExportCard
 
 
-class Variants(Protocol):
+class ImageVariants(Protocol):
     """K pictures of each image, the same each time."""
 
     @property
-    def count(self) -> int:
+    def pictures_per_image(self) -> int:
         """How many pictures are made of each image: K."""
 
     @property
-    def facts(self) -> dict[str, object]:
+    def cache_facts(self) -> dict[str, object]:
         """All that the pictures depend on beside the images and their reading, as JSON values."""
 
-    def batch(self, reading: Reading) -> int:
+    def images_per_batch(self, reading: ImageReading) -> int:
         """How many images make a batch."""
 
-    def batches(
-        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+    def variant_batches(
+        self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as K views."""
 
@@ -47,10 +52,10 @@ class Variants(Protocol):
 class AugmentedPairs:
     """Pairs of augmented views, as a training draws them."""
 
-    pairs: Pairs
+    pair_settings: Pairs
 
     @classmethod
-    def of_run(cls, card: Card, count: int) -> AugmentedPairs:
+    def of_run(cls, card: ExportCard, count: int) -> AugmentedPairs:
         """Make pairs by the recipes that the exported run was trained with, seed 0.
 
         Raises:
@@ -65,100 +70,106 @@ class AugmentedPairs:
                 f"run {card.run}: its card names {len(recipes)} views, but pairs need 2 "
                 "(set ood's pairs to 0)"
             )
-        first, second = recipes
-        recipe_pair = (_at_network_size(first), _at_network_size(second))
+        first_recipe, second_recipe = recipes
+        recipe_pair = (_without_own_size(first_recipe), _without_own_size(second_recipe))
         return cls(Pairs(recipe_pair, count, seed=0))
 
     @property
-    def count(self) -> int:
+    def pictures_per_image(self) -> int:
         """How many views are made of each image: two of each pair, pair after pair."""
-        return 2 * self.pairs.count
+        return 2 * self.pair_settings.count
 
     @property
-    def facts(self) -> dict[str, object]:
+    def cache_facts(self) -> dict[str, object]:
         """Recipes, number and seed of the pairs, as JSON values."""
-        recipes = [recipe.model_dump(mode="json") for recipe in self.pairs.recipes]
-        return {"pairs": asdict(self.pairs) | {"recipes": recipes}}
+        recipes = [recipe.model_dump(mode="json") for recipe in self.pair_settings.recipes]
+        return {"pairs": asdict(self.pair_settings) | {"recipes": recipes}}
 
-    def batch(self, reading: Reading) -> int:
+    def images_per_batch(self, reading: ImageReading) -> int:
         """How many images make a batch of no more pictures than a plain batch has."""
-        return max(1, reading.batch // self.count)
+        return max(1, reading.batch_size // self.pictures_per_image)
 
-    def batches(
-        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+    def variant_batches(
+        self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as ``count`` augmented views."""
         batches = augmented_pair_batches(
             dataset,
-            reading.spec(),
-            self.pairs,
+            reading.backend_spec(),
+            self.pair_settings,
             backend=reading.backend,
-            batch=self.batch(reading),
+            batch=self.images_per_batch(reading),
             ids=ids,
             timeout_s=reading.timeout_s,
         )
-        return reading.counted(dataset, batches)
+        return reading.log_substitutions(dataset, batches)
 
 
 @dataclass(frozen=True)
-class Corruptions:
+class CorruptedVariants:
     """Each image as it is, then each kind of corruption at each level."""
 
     version: int = 1
     """Raise it when an amount changes: stored features are then computed again."""
 
     @property
-    def names(self) -> list[tuple[str, int]]:
+    def kinds_and_levels(self) -> list[tuple[str, int]]:
         """Kind and level of each picture after the first, which is the image as it is."""
-        return [(kind, level) for kind in KINDS for level in range(1, LEVELS + 1)]
+        return [(kind, level) for kind in CORRUPTION_BY_KIND for level in range(1, NUM_LEVELS + 1)]
 
     @property
-    def count(self) -> int:
+    def pictures_per_image(self) -> int:
         """How many pictures are made of each image: itself, and each kind at each level."""
-        return 1 + len(self.names)
+        return 1 + len(self.kinds_and_levels)
 
     @property
-    def facts(self) -> dict[str, object]:
+    def cache_facts(self) -> dict[str, object]:
         """Kinds, levels and version of the corruptions, as JSON values."""
-        return {"corruptions": list(KINDS), "levels": LEVELS, "version": self.version}
+        return {
+            "corruptions": list(CORRUPTION_BY_KIND),
+            "levels": NUM_LEVELS,
+            "version": self.version,
+        }
 
-    def batch(self, reading: Reading) -> int:
+    def images_per_batch(self, reading: ImageReading) -> int:
         """How many images make a batch: as many as without corruptions."""
-        return reading.batch
+        return reading.batch_size
 
-    def batches(
-        self, dataset: Dataset, reading: Reading, ids: NDArray[np.int64]
+    def variant_batches(
+        self, dataset: Dataset, reading: ImageReading, ids: NDArray[np.int64]
     ) -> Iterator[Batch]:
         """Yield each image once, in the order of ``ids``, as it is and then corrupted."""
-        shape = (3, 1, 1)
-        for batch in reading.batches(dataset, ids):
-            clean = batch.views[0]
-            mean = clean.new_tensor(reading.normalise.mean).view(shape)
-            std = clean.new_tensor(reading.normalise.std).view(shape)
+        channel_shape = (3, 1, 1)
+        for batch in reading.read_batches(dataset, ids):
+            clean_images = batch.views[0]
+            channel_means = clean_images.new_tensor(reading.normalise.mean).view(channel_shape)
+            channel_stds = clean_images.new_tensor(reading.normalise.std).view(channel_shape)
             # Corruptions are defined on pixels in [0, 1], batches come normalised.
-            images = (clean * std + mean).clamp(0, 1)
-            corruptions = [
-                (corrupt(images, batch.ids, kind, level) - mean) / std for kind, level in self.names
+            unnormalised_images = (clean_images * channel_stds + channel_means).clamp(0, 1)
+            corrupted_views = [
+                (corrupt(unnormalised_images, batch.ids, kind, level) - channel_means)
+                / channel_stds
+                for kind, level in self.kinds_and_levels
             ]
-            yield replace(batch, views=[clean, *corruptions])
+            yield replace(batch, views=[clean_images, *corrupted_views])
 
 
-def stream_variants(
-    network: Forward,
+def stream_variant_features(
+    network: FeatureFunction,
     dataset: Dataset,
-    reading: Reading,
-    variants: Variants,
+    reading: ImageReading,
+    variants: ImageVariants,
     ids: NDArray[np.int64],
-) -> Rows:
+) -> FeatureBatches:
     """Yield features ``(B * K, D)``, the K of an image together, and labels ``(B * K,)``."""
     if isinstance(network, nn.Module):
         network.to(reading.device)
-    for batch in variants.batches(dataset, reading, ids):
-        by_view = [forward(network, view, reading) for view in batch.views]
-        labels = batch.labels.cpu().repeat_interleave(variants.count)
-        yield torch.stack(by_view, dim=1).flatten(0, 1), labels
+    for batch in variants.variant_batches(dataset, reading, ids):
+        features_by_view = [compute_features(network, view, reading) for view in batch.views]
+        labels = batch.labels.cpu().repeat_interleave(variants.pictures_per_image)
+        yield torch.stack(features_by_view, dim=1).flatten(0, 1), labels
 
 
-def _at_network_size(recipe: ViewRecipe) -> ViewRecipe:
+def _without_own_size(recipe: ViewRecipe) -> ViewRecipe:
     """Take a recipe's own size away: its views then have the size of the network's images."""
     return recipe.model_copy(update={"size": None})

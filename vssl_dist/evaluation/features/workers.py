@@ -24,20 +24,24 @@ from threading import Thread
 import numpy as np
 import torch
 
-from vssl_dist.console.bars import progress_bar
+from vssl_dist.console.bars import make_progress_bar
 from vssl_dist.data.store.dataset import Dataset, Substitution
 from vssl_dist.environment import no_job_around
 from vssl_dist.errors import ConfigError, DataError
-from vssl_dist.evaluation.features.cache import Source, read_rows, store
+from vssl_dist.evaluation.features.cache import (
+    FeatureSource,
+    read_feature_files,
+    write_feature_files,
+)
 from vssl_dist.evaluation.features.extract import (
-    Forward,
-    Reading,
-    Rows,
-    stream,
+    FeatureBatches,
+    FeatureFunction,
+    ImageReading,
+    stream_features,
     with_progress_bar,
 )
-from vssl_dist.evaluation.features.variants import Variants, stream_variants
-from vssl_dist.evaluation.scores.probe import CHUNK
+from vssl_dist.evaluation.features.variants import ImageVariants, stream_variant_features
+from vssl_dist.evaluation.scores.probe import ROWS_PER_BLOCK
 
 
 @dataclass(frozen=True)
@@ -47,101 +51,112 @@ class ImagePass:
     It pickles if ``load`` does.
     """
 
-    load: Callable[[], Forward]
+    load_network: Callable[[], FeatureFunction]
     dataset: Dataset
-    reading: Reading
-    count: int
+    reading: ImageReading
+    image_count: int
     """Number of images."""
-    variants: Variants | None = None
+    variants: ImageVariants | None = None
     """What is made of each image; None: it is seen as it is."""
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """Number of rows of features."""
-        return self.count * (1 if self.variants is None else self.variants.count)
+        return self.image_count * (1 if self.variants is None else self.variants.pictures_per_image)
 
     @property
-    def title(self) -> str:
+    def progress_title(self) -> str:
         """What a progress bar calls the pass."""
-        times = "" if self.variants is None else f"{self.variants.count} x "
-        return f"features of {times}{self.dataset.folder.name}"
+        variant_factor = "" if self.variants is None else f"{self.variants.pictures_per_image} x "
+        return f"features of {variant_factor}{self.dataset.folder.name}"
 
-    def id_ranges(self, ranks: int) -> list[range]:
+    def id_ranges(self, range_count: int) -> list[range]:
         """Cut the ids where a batch ends into ranges of about as many batches.
 
         Args:
-            ranks: How many ranges; fewer where there are fewer batches.
+            range_count: How many ranges; fewer where there are fewer batches.
         """
-        batch = self.reading.batch if self.variants is None else self.variants.batch(self.reading)
-        batches = math.ceil(self.count / batch)
-        ranks = min(ranks, batches)
+        batch_images = (
+            self.reading.batch_size
+            if self.variants is None
+            else self.variants.images_per_batch(self.reading)
+        )
+        batch_count = math.ceil(self.image_count / batch_images)
+        range_count = min(range_count, batch_count)
         # Batches are never divided: other batches would round differently.
-        cuts = [min(batches * rank // ranks * batch, self.count) for rank in range(ranks + 1)]
-        return [range(*ends) for ends in pairwise(cuts)]
+        range_bounds = [
+            min(batch_count * rank // range_count * batch_images, self.image_count)
+            for rank in range(range_count + 1)
+        ]
+        return [range(*bounds) for bounds in pairwise(range_bounds)]
 
-    def stream(self, ids: range) -> Rows:
+    def stream_ids(self, ids: range) -> FeatureBatches:
         """Compute features and labels of some of the images in this process."""
-        network = self.load()
+        network = self.load_network()
         id_array = np.arange(ids.start, ids.stop)
         if self.variants is None:
-            return stream(network, self.dataset, self.reading, id_array)
-        return stream_variants(network, self.dataset, self.reading, self.variants, id_array)
+            return stream_features(network, self.dataset, self.reading, id_array)
+        return stream_variant_features(network, self.dataset, self.reading, self.variants, id_array)
 
-    def stream_all(self) -> Rows:
+    def stream_all(self) -> FeatureBatches:
         """Compute features and labels of all images in this process, with a progress bar."""
-        return with_progress_bar(self.stream(range(self.count)), self.title, self.rows)
+        return with_progress_bar(
+            self.stream_ids(range(self.image_count)), self.progress_title, self.row_count
+        )
 
-    def source(self, ranks: int) -> Source:
+    def feature_source(self, ranks: int) -> FeatureSource:
         """Return what a cache asks for features: computed here, or by several processes."""
 
-        def rows(scratch: Path) -> Rows:
+        def compute_rows(scratch_folder: Path) -> FeatureBatches:
             id_ranges = self.id_ranges(ranks)
             if len(id_ranges) == 1:
                 return self.stream_all()
-            return _stream_from_workers(self, id_ranges, scratch)
+            return _stream_worker_features(self, id_ranges, scratch_folder)
 
-        return rows
+        return compute_rows
 
 
 @dataclass(frozen=True)
-class _Share:
+class _WorkerShare:
     """What one process is to compute."""
 
     image_pass: ImagePass
-    ids: range
+    id_range: range
     rank: int
     folder: Path
     """Folder that its features are written to."""
     threads: int
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """Number of rows of features."""
-        return self.image_pass.rows // self.image_pass.count * len(self.ids)
+        return self.image_pass.row_count // self.image_pass.image_count * len(self.id_range)
 
 
 @dataclass
 class _Worker:
     """One process, as its parent sees it."""
 
-    share: _Share
+    share: _WorkerShare
     name: str
     process: BaseProcess = field(init=False)
     pipe: Connection = field(init=False)
-    done: int = 0
-    finished: bool = False
+    rows_done: int = 0
+    is_finished: bool = False
 
     def __post_init__(self) -> None:
-        context = multiprocessing.get_context("forkserver")
+        process_context = multiprocessing.get_context("forkserver")
         # They are forked from a process that has imported torch, so that only it takes seconds.
-        context.set_forkserver_preload([__name__])
-        self.pipe, child_end = context.Pipe(duplex=False)
-        self.process = context.Process(target=_compute, args=(self.share, child_end), daemon=True)
+        process_context.set_forkserver_preload([__name__])
+        self.pipe, child_pipe_end = process_context.Pipe(duplex=False)
+        self.process = process_context.Process(
+            target=_run_worker, args=(self.share, child_pipe_end), daemon=True
+        )
         with no_job_around():
             self.process.start()
-        child_end.close()  # only the process holds it now: its death reads as end of file
+        child_pipe_end.close()  # only the process holds it now: its death reads as end of file
 
-    def receive(self) -> None:
+    def receive_message(self) -> None:
         """Take one message: rows done, an error, or at the end what it had to replace.
 
         Raises:
@@ -151,114 +166,125 @@ class _Worker:
             message: int | list[Substitution] | Exception = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
-            raise DataError(f"{self.name} {self._death()}") from None
+            raise DataError(f"{self.name} {self._describe_death()}") from None
         if isinstance(message, Exception):
             raise message
         if isinstance(message, int):
-            self.done = message
+            self.rows_done = message
             return
         # The budget of damaged images is one for the pass, so the parent counts those of all.
         image_pass = self.share.image_pass
-        image_pass.reading.substitutes.record(image_pass.dataset, message)
-        self.done = self.share.rows
-        self.finished = True
+        image_pass.reading.substitution_tally.record(image_pass.dataset, message)
+        self.rows_done = self.share.row_count
+        self.is_finished = True
 
-    def _death(self) -> str:
-        code = self.process.exitcode or 0
-        if code < 0:
-            return f"was killed (signal {-code}): if memory ran out, use fewer ranks"
-        return f"failed with exit code {code}: what it said stands above"
+    def _describe_death(self) -> str:
+        exit_code = self.process.exitcode or 0
+        if exit_code < 0:
+            return f"was killed (signal {-exit_code}): if memory ran out, use fewer ranks"
+        return f"failed with exit code {exit_code}: what it said stands above"
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Kill the process and close its pipe."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
 
-def _stream_from_workers(image_pass: ImagePass, id_ranges: list[range], scratch: Path) -> Rows:
+def _stream_worker_features(
+    image_pass: ImagePass, id_ranges: list[range], scratch_folder: Path
+) -> FeatureBatches:
     """Yield features ``(B, D)`` and labels ``(B,)`` as one process would compute them.
 
     Raises:
         DataError: A process met damaged data, or died.
     """
-    scratch.mkdir()
+    scratch_folder.mkdir()
     workers: list[_Worker] = []
     try:
         for rank, ids in enumerate(id_ranges):
-            share = _Share(image_pass, ids, rank, scratch / str(rank), torch.get_num_threads())
+            share = _WorkerShare(
+                image_pass, ids, rank, scratch_folder / str(rank), torch.get_num_threads()
+            )
             name = f"{image_pass.dataset.folder}: rank {rank} of {len(id_ranges)}"
             workers.append(_Worker(share, name))
-        with progress_bar() as progress:
-            bar = progress.add_task(image_pass.title, total=image_pass.rows)
+        with make_progress_bar() as progress:
+            bar_id = progress.add_task(image_pass.progress_title, total=image_pass.row_count)
             # In the order of the ranks, which is that of the ids; later ones may be done before.
             for worker in workers:
-                while not worker.finished:
-                    _receive_any(workers)
-                    progress.update(bar, completed=sum(w.done for w in workers))
-                yield from read_rows(worker.share.folder, CHUNK)
+                while not worker.is_finished:
+                    _receive_next_messages(workers)
+                    progress.update(
+                        bar_id,
+                        completed=sum(counted_worker.rows_done for counted_worker in workers),
+                    )
+                yield from read_feature_files(worker.share.folder, ROWS_PER_BLOCK)
                 # The rows are in the parent's file now: the disk need not hold them twice.
                 shutil.rmtree(worker.share.folder)
     finally:
         for worker in workers:
-            worker.end()
-        shutil.rmtree(scratch, ignore_errors=True)
+            worker.kill()
+        shutil.rmtree(scratch_folder, ignore_errors=True)
 
 
-def _receive_any(workers: list[_Worker]) -> None:
+def _receive_next_messages(workers: list[_Worker]) -> None:
     """Wait until a worker sends a message, or dies, and take it."""
-    unfinished = {worker.pipe: worker for worker in workers if not worker.finished}
-    for pipe in wait(list(unfinished)):
-        unfinished[pipe].receive()  # type: ignore[index]
+    worker_by_pipe = {worker.pipe: worker for worker in workers if not worker.is_finished}
+    for pipe in wait(list(worker_by_pipe)):
+        worker_by_pipe[pipe].receive_message()  # type: ignore[index]
 
 
-def _compute(share: _Share, pipe: Connection) -> None:
+def _run_worker(share: _WorkerShare, pipe: Connection) -> None:
     """Be a worker: write a share's features into its folder, send how far it is into its pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is for the parent
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(share.threads)
-    partial = share.folder.with_name(f"{share.folder.name}.partial")
+    partial_folder = share.folder.with_name(f"{share.folder.name}.partial")
     reading = share.image_pass.reading
     try:
         if torch.device(reading.device).type == "cuda":
-            torch.cuda.set_device(own_gpu(share.rank, torch.cuda.device_count()))
-        partial.mkdir()
-        store(partial, share.rows, _with_reports(share.image_pass.stream(share.ids), pipe))
-        partial.rename(share.folder)
+            torch.cuda.set_device(choose_gpu_index(share.rank, torch.cuda.device_count()))
+        partial_folder.mkdir()
+        write_feature_files(
+            partial_folder,
+            share.row_count,
+            _report_row_counts(share.image_pass.stream_ids(share.id_range), pipe),
+        )
+        partial_folder.rename(share.folder)
     except (ConfigError, DataError, OSError) as error:
         pipe.send(error)
     else:
         # Only now, after the renaming: the parent reads the folder when it has this message.
-        pipe.send(reading.substitutes.substitutions_in_split(share.image_pass.dataset))
+        pipe.send(reading.substitution_tally.substitutions_in_split(share.image_pass.dataset))
 
 
-def own_gpu(rank: int, gpus: int) -> int:
+def choose_gpu_index(rank: int, gpu_count: int) -> int:
     """Index of the GPU of a process; several share one where there are fewer.
 
     Raises:
         ConfigError: There is none.
     """
-    if gpus == 0:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+    if gpu_count == 0:
+        visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
         raise ConfigError(
-            f"rank {rank}: torch sees no GPU (CUDA_VISIBLE_DEVICES: {visible!r}): evaluate with "
-            "--device cpu, or where there is one"
+            f"rank {rank}: torch sees no GPU (CUDA_VISIBLE_DEVICES: {visible_devices!r}): "
+            "evaluate with --device cpu, or where there is one"
         )
-    return rank % gpus
+    return rank % gpu_count
 
 
-def _with_reports(rows: Rows, pipe: Connection) -> Rows:
+def _report_row_counts(rows: FeatureBatches, pipe: Connection) -> FeatureBatches:
     """Pass rows on and send into the pipe how many they are so far."""
-    done = 0
+    rows_done = 0
     for features, labels in rows:
         yield features, labels
-        done += len(labels)
-        pipe.send(done)
+        rows_done += len(labels)
+        pipe.send(rows_done)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """Wait for the parent's death and end this process, whatever its main thread is doing."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+    parent_process = multiprocessing.parent_process()
+    assert parent_process is not None
+    parent_process.join()
     os._exit(1)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from vssl_dist.evaluation.scores.variational import (
-    AT_ONCE,
-    ELBO,
-    SELF,
+    MAX_POSTERIOR_NUMBERS,
+    NEGATIVE_ELBO_NAME,
+    SELF_LIKELIHOOD_NAME,
     VariationalSetup,
     select_images,
     to_float64,
@@ -24,10 +24,12 @@ from vssl_dist.evaluation.scores.variational import (
 from vssl_dist.methods.base import Evidence
 from vssl_dist.models.heads import Gaussian
 
-CROSS_VIEW = "s2_cross_view_likelihood"
+CROSS_VIEW_SCORE_NAME = "s2_cross_view_likelihood"
 
 
-def pair_scores(setup: VariationalSetup, images: Tensor, views: Tensor) -> dict[str, Tensor]:
+def score_view_pairs(
+    setup: VariationalSetup, image_features: Tensor, view_features: Tensor
+) -> dict[str, Tensor]:
     """Compute scores by name, each ``(M,)`` float64; all rise with foreignness.
 
     - ``s2_cross_view_likelihood``: minus the log-likelihood of one view of a pair under the other's
@@ -43,33 +45,47 @@ def pair_scores(setup: VariationalSetup, images: Tensor, views: Tensor) -> dict[
 
     Args:
         setup: The posterior and how it judges.
-        images: Features of each image as it is, ``(M, width)``.
-        views: Features of T pairs of augmented views of it, ``(M, 2 T, width)``; views 2 t and
-            2 t + 1 are a pair.
+        image_features: Features of each image as it is, ``(M, width)``.
+        view_features: Features of T pairs of augmented views of it, ``(M, 2 T, width)``; views 2 t
+            and 2 t + 1 are a pair.
     """
-    by_block: list[dict[str, Tensor]] = []
-    rows = max(1, AT_ONCE // views[0].numel())
+    scores_by_block: list[dict[str, Tensor]] = []
+    block_images = max(1, MAX_POSTERIOR_NUMBERS // view_features[0].numel())
     for image_block, view_block in zip(
-        torch.split(images, rows), torch.split(views, rows), strict=True
+        torch.split(image_features, block_images),
+        torch.split(view_features, block_images),
+        strict=True,
     ):
-        every_view = _View.infer(setup, view_block.flatten(0, 1))
-        at_mean = torch.zeros(1, 1, every_view.observed.mu.shape[-1], dtype=torch.float64)
-        first = every_view.select(slice(0, None, 2))
-        second = every_view.select(slice(1, None, 2))
-        scores = {CROSS_VIEW: _mutual_evidence(setup, first, second, at_mean).likelihood}
+        every_view = _ViewGaussians.infer(setup, view_block.flatten(0, 1))
+        zero_noise = torch.zeros(1, 1, every_view.observed.mu.shape[-1], dtype=torch.float64)
+        first_views = every_view.select(slice(0, None, 2))
+        second_views = every_view.select(slice(1, None, 2))
+        scores = {
+            CROSS_VIEW_SCORE_NAME: _symmetric_evidence(
+                setup, first_views, second_views, zero_noise
+            ).likelihood
+        }
         if not setup.judges_one_view:
             # Each image once per view of it, so that rows of both stand opposite each other.
-            repeated = image_block.repeat_interleave(view_block.shape[1], dim=0)
-            image = _View.infer(setup, repeated)
-            scores[SELF] = _mutual_evidence(setup, image, every_view, at_mean).likelihood
-            eps = setup.draw((setup.samples, *at_mean.shape[1:])).double()
-            scores[ELBO] = _mutual_evidence(setup, first, second, eps).bound
-        count = len(image_block)
-        by_block.append({name: -score.view(count, -1).mean(1) for name, score in scores.items()})
-    return {name: torch.cat([scores[name] for scores in by_block]) for name in by_block[0]}
+            repeated_images = image_block.repeat_interleave(view_block.shape[1], dim=0)
+            image_gaussians = _ViewGaussians.infer(setup, repeated_images)
+            scores[SELF_LIKELIHOOD_NAME] = _symmetric_evidence(
+                setup, image_gaussians, every_view, zero_noise
+            ).likelihood
+            eps = setup.draw_noise((setup.draw_count, *zero_noise.shape[1:])).double()
+            scores[NEGATIVE_ELBO_NAME] = _symmetric_evidence(
+                setup, first_views, second_views, eps
+            ).bound
+        image_count = len(image_block)
+        scores_by_block.append(
+            {name: -score.view(image_count, -1).mean(1) for name, score in scores.items()}
+        )
+    return {
+        name: torch.cat([scores[name] for scores in scores_by_block]) for name in scores_by_block[0]
+    }
 
 
-class _View(NamedTuple):
+class _ViewGaussians(NamedTuple):
     """One view of each of some images, in both roles that it plays."""
 
     posterior: Gaussian
@@ -78,18 +94,27 @@ class _View(NamedTuple):
     """What the other view's posterior explains."""
 
     @classmethod
-    def infer(cls, setup: VariationalSetup, features: Tensor) -> _View:
+    def infer(cls, setup: VariationalSetup, features: Tensor) -> _ViewGaussians:
         """Infer both roles of views from their features ``(M, width)``."""
         posterior = setup.posterior
         return cls(to_float64(posterior.infer(features)), to_float64(posterior.target(features)))
 
-    def select(self, rows: slice) -> _View:
+    def select(self, rows: slice) -> _ViewGaussians:
         """Select some of the images."""
-        return _View(*(select_images(gaussian, rows) for gaussian in self))
+        return _ViewGaussians(*(select_images(gaussian, rows) for gaussian in self))
 
 
-def _mutual_evidence(setup: VariationalSetup, first: _View, second: _View, eps: Tensor) -> Evidence:
+def _symmetric_evidence(
+    setup: VariationalSetup, first_views: _ViewGaussians, second_views: _ViewGaussians, eps: Tensor
+) -> Evidence:
     """Mean over both directions: L = 1/2 [L(1 -> 2) + L(2 -> 1)], as both methods train."""
-    forward = setup.judge(first.posterior, second.observed, eps)
-    backward = setup.judge(second.posterior, first.observed, eps)
-    return Evidence(*(0.5 * (a + b) for a, b in zip(forward, backward, strict=True)))
+    first_explains_second = setup.judge(first_views.posterior, second_views.observed, eps)
+    second_explains_first = setup.judge(second_views.posterior, first_views.observed, eps)
+    return Evidence(
+        *(
+            0.5 * (forward_term + backward_term)
+            for forward_term, backward_term in zip(
+                first_explains_second, second_explains_first, strict=True
+            )
+        )
+    )

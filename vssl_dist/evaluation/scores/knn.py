@@ -13,24 +13,24 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from vssl_dist.evaluation.scores.neighbours import neighbours
-from vssl_dist.evaluation.scores.table import Accuracy, Features
+from vssl_dist.evaluation.scores.neighbours import find_neighbours
+from vssl_dist.evaluation.scores.table import LabelledFeatures, TopAccuracy
 
-_VOTES = 512
+_QUERIES_PER_VOTE_TABLE = 512
 
 
-def knn_grid(
-    bank: Features,
-    queries: Features,
+def knn_accuracy_grid(
+    bank: LabelledFeatures,
+    queries: LabelledFeatures,
     ks: Sequence[int],
     temperatures: Sequence[float],
     *,
-    chunk: tuple[int, int] = (8192, 8192),
+    chunk_rows: tuple[int, int] = (8192, 8192),
     device: torch.device | str = "cpu",
-) -> dict[tuple[int, float], Accuracy]:
+) -> dict[tuple[int, float], TopAccuracy]:
     """Compute the accuracy for every ``k`` and temperature, from one search of the neighbours.
 
-    Memory is bounded by ``chunk``, not by the sizes.  Of equally similar bank images the one
+    Memory is bounded by ``chunk_rows``, not by the sizes.  Of equally similar bank images the one
     with the lower index is nearer, of classes with equal votes the lower one wins; a class
     without a vote is never right.  A ``k`` beyond the size of the bank means all of the bank.
 
@@ -39,70 +39,96 @@ def knn_grid(
         queries: ``M`` images to classify, ``(M, D)``; their labels may be unknown to the bank.
         ks: Numbers of neighbours.
         temperatures: What similarities are divided by in the votes' weights.
-        chunk: How many queries meet how many bank images at a time: the bank is read once for
+        chunk_rows: How many queries meet how many bank images at a time: the bank is read once for
             so many queries.  The result does not depend on it beyond rounding.
         device: Where the products are computed.
 
     Raises:
         ValueError: Nothing to compare, widths that differ, or features that are not finite.
 
-    >>> four = Features(torch.eye(4), torch.arange(4))
-    >>> knn_grid(four, four, ks=[1], temperatures=[0.07])
+    >>> four = LabelledFeatures(torch.eye(4), torch.arange(4))
+    >>> knn_accuracy_grid(four, four, ks=[1], temperatures=[0.07])
     {(1, 0.07): Accuracy(top1=1.0, top5=1.0)}
     """
-    _check(bank, queries, ks, temperatures)
-    grid = [(k, temperature) for temperature in temperatures for k in sorted(set(ks))]
-    hits = {point: torch.zeros(2, dtype=torch.int64) for point in grid}
-    classes = int(torch.cat([bank.labels, queries.labels]).max()) + 1
-    for block, labels in zip(*(torch.split(t, chunk[0]) for t in queries), strict=True):
-        similarities, indices = neighbours(bank.features, block, max(ks), chunk[1], device)
-        votes = bank.labels.to(device)[indices]
+    _check_knn_inputs(bank, queries, ks, temperatures)
+    k_temperature_pairs = [
+        (k, temperature) for temperature in temperatures for k in sorted(set(ks))
+    ]
+    hits_by_pair = {pair: torch.zeros(2, dtype=torch.int64) for pair in k_temperature_pairs}
+    class_count = int(torch.cat([bank.labels, queries.labels]).max()) + 1
+    for query_block, labels in zip(
+        *(torch.split(tensor, chunk_rows[0]) for tensor in queries), strict=True
+    ):
+        similarities, neighbour_rows = find_neighbours(
+            bank.features, query_block, max(ks), chunk_rows[1], device
+        )
+        neighbour_labels = bank.labels.to(device)[neighbour_rows]
         # Few queries at a time: a table of votes per query and class would fill the memory.
-        columns = (torch.split(t, _VOTES) for t in (similarities, votes, labels))
-        for (similarity, voted, label), temperature in product(
-            zip(*columns, strict=True), temperatures
+        blocks_by_table = (
+            torch.split(tensor, _QUERIES_PER_VOTE_TABLE)
+            for tensor in (similarities, neighbour_labels, labels)
+        )
+        for (similarity, voted_labels, label), temperature in product(
+            zip(*blocks_by_table, strict=True), temperatures
         ):
             # Relative to the nearest one: the same winner, and no overflow when it is cold.
-            weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
-            ranks = _label_ranks(weights, voted, label.to(device), sorted(set(ks)), classes)
-            for k, rank in ranks.items():
-                correct = torch.stack([(rank < 1).sum(), (rank < 5).sum()])
-                hits[k, temperature] += correct.cpu()
-    total = len(queries.labels)
+            all_weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
+            label_ranks_by_k = _rank_labels_by_votes(
+                all_weights, voted_labels, label.to(device), sorted(set(ks)), class_count
+            )
+            for k, label_rank in label_ranks_by_k.items():
+                correct_counts = torch.stack([(label_rank < 1).sum(), (label_rank < 5).sum()])
+                hits_by_pair[k, temperature] += correct_counts.cpu()
+    query_count = len(queries.labels)
     return {
-        (k, t): Accuracy(*(hits[k, t].double() / total).tolist()) for k in ks for t in temperatures
+        (k, tensor): TopAccuracy(*(hits_by_pair[k, tensor].double() / query_count).tolist())
+        for k in ks
+        for tensor in temperatures
     }
 
 
-def _label_ranks(
-    weights: Tensor, voted: Tensor, labels: Tensor, ks: Sequence[int], classes: int
+def _rank_labels_by_votes(
+    vote_weights: Tensor,
+    neighbour_labels: Tensor,
+    labels: Tensor,
+    ks: Sequence[int],
+    class_count: int,
 ) -> dict[int, Tensor]:
     """Count, for each ``k``, the classes that stand before each query's label.
 
     Args:
-        weights: Weight of each neighbour's vote ``(M, max(ks))``, the nearest first.
-        voted: Class of each neighbour, alike.
+        vote_weights: Weight of each neighbour's vote ``(M, max(ks))``, the nearest first.
+        neighbour_labels: Class of each neighbour, alike.
         labels: ``(M,)``.
         ks: Ascending.
-        classes: How many there are.
+        class_count: How many there are.
     """
-    votes = torch.zeros(len(labels), classes, dtype=torch.float64, device=weights.device)
-    wins_ties = torch.arange(classes, device=weights.device) < labels[:, None]
-    ranks = {}
-    counted = 0
+    votes_by_class = torch.zeros(
+        len(labels), class_count, dtype=torch.float64, device=vote_weights.device
+    )
+    wins_ties = torch.arange(class_count, device=vote_weights.device) < labels[:, None]
+    label_ranks_by_k = {}
+    counted_neighbours = 0
     for k in ks:
         # Votes of the smaller k stay: those of the next neighbours are added.
-        added = slice(counted, k)
-        votes.scatter_add_(1, voted[:, added], weights[:, added])
-        label_votes = votes.gather(1, labels[:, None])
-        rank = ((votes > label_votes) | ((votes == label_votes) & wins_ties)).sum(1)
-        ranks[k] = rank.masked_fill(label_votes[:, 0] == 0, classes + 5)
-        counted = k
-    return ranks
+        added_neighbours = slice(counted_neighbours, k)
+        votes_by_class.scatter_add_(
+            1, neighbour_labels[:, added_neighbours], vote_weights[:, added_neighbours]
+        )
+        label_votes = votes_by_class.gather(1, labels[:, None])
+        label_rank = (
+            (votes_by_class > label_votes) | ((votes_by_class == label_votes) & wins_ties)
+        ).sum(1)
+        label_ranks_by_k[k] = label_rank.masked_fill(label_votes[:, 0] == 0, class_count + 5)
+        counted_neighbours = k
+    return label_ranks_by_k
 
 
-def _check(
-    bank: Features, queries: Features, ks: Sequence[int], temperatures: Sequence[float]
+def _check_knn_inputs(
+    bank: LabelledFeatures,
+    queries: LabelledFeatures,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
 ) -> None:
     if not len(bank.labels) or not len(queries.labels):
         raise ValueError("k-NN needs at least one bank image and one query")
@@ -113,7 +139,9 @@ def _check(
     if bank_width != query_width:
         raise ValueError(f"bank features are {bank_width} wide, query features {query_width}")
     for name, table in (("bank", bank), ("query", queries)):
-        blocks = torch.split(table.features, 8192)
-        damaged = sum(int((~block.isfinite().all(1)).sum()) for block in blocks)
-        if damaged:
-            raise ValueError(f"{damaged} of {len(table.features)} {name} features are not finite")
+        feature_blocks = torch.split(table.features, 8192)
+        non_finite_count = sum(int((~block.isfinite().all(1)).sum()) for block in feature_blocks)
+        if non_finite_count:
+            raise ValueError(
+                f"{non_finite_count} of {len(table.features)} {name} features are not finite"
+            )

@@ -11,26 +11,26 @@ from torch import Tensor, nn
 
 from vssl_dist.config import MethodConfig
 from vssl_dist.errors import ExportError
-from vssl_dist.exports.card import Card
-from vssl_dist.exports.read import check_shapes, load_part, read_card
-from vssl_dist.exports.write import BACKBONE, HEAD
-from vssl_dist.jsonfile import first_complaint
+from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.read import check_tensor_shapes, load_export_part, read_card
+from vssl_dist.exports.write import BACKBONE_PART, HEAD_PART
+from vssl_dist.jsonfile import describe_first_error
 from vssl_dist.methods import CONFIGS, build_method
 from vssl_dist.methods.base import Variational
 from vssl_dist.models.heads import Gaussian, GaussianBranch
-from vssl_dist.run_folder import part_of
+from vssl_dist.run_folder import part_path_of
 from vssl_dist.text import printable
 
 
-def variational_methods() -> list[str]:
+def posterior_method_names() -> list[str]:
     """Name the methods whose exports have a posterior."""
     return [name for name, cfg in CONFIGS.items() if cfg.has_posterior]
 
 
-def has_embedding_density(card: Card) -> bool:
+def has_embedding_density(card: ExportCard) -> bool:
     """Tell whether the export with this card has likelihoods of an embedding."""
     cfg = CONFIGS.get(card.method)
-    return cfg is not None and cfg.has_embedding_density and HEAD in card.parts
+    return cfg is not None and cfg.has_embedding_density and HEAD_PART in card.parts
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Posterior:
     """The frozen head of a variational method, which infers Gaussians from features.
 
     >>> branch = GaussianBranch(nn.Identity(), nn.Linear(4, 6)).eval()
-    >>> cfg = CONFIGS[variational_methods()[0]]()
+    >>> cfg = CONFIGS[posterior_method_names()[0]]()
     >>> Posterior(branch, cfg).infer(torch.zeros(2, 4)).mu.shape
     torch.Size([2, 3])
     """
@@ -82,11 +82,11 @@ class Posterior:
         return gaussian
 
 
-def load_posterior(path: Path) -> Posterior | None:
+def load_posterior(export_path: Path) -> Posterior | None:
     """Load the posterior of an export.
 
     Args:
-        path: The backbone's ``.safetensors`` file; head and card lie beside it.
+        export_path: The backbone's ``.safetensors`` file; head and card lie beside it.
 
     Returns:
         None if the export's card names no head: the method has none, or the export is from before
@@ -95,46 +95,52 @@ def load_posterior(path: Path) -> Posterior | None:
     Raises:
         ExportError: One line: the head is missing, damaged, or does not fit the card.
     """
-    tensors = load_part(path, HEAD)
+    tensors = load_export_part(export_path, HEAD_PART)
     if tensors is None:
         return None
-    card = read_card(path)
-    head_path = part_of(path, HEAD)
+    card = read_card(export_path)
+    head_path = part_path_of(export_path, HEAD_PART)
     cfg = _method_config(head_path, card)
     with torch.device("meta"):  # a card may ask for more memory than the file's tensors need
-        shapes = _untrained_branch(head_path, cfg, card).state_dict()
-    expected = {k: v for k, v in shapes.items() if not k.startswith(f"{BACKBONE}.")}
-    check_shapes(head_path, tensors, expected, cfg.name)
+        branch_tensors = _untrained_branch(head_path, cfg, card).state_dict()
+    expected_tensors = {
+        name: tensor
+        for name, tensor in branch_tensors.items()
+        if not name.startswith(f"{BACKBONE_PART}.")
+    }
+    check_tensor_shapes(head_path, tensors, expected_tensors, cfg.name)
     branch = _untrained_branch(head_path, cfg, card)
     # Features are computed elsewhere and stored: the head begins where the backbone ends.
     branch.backbone = nn.Identity()
     branch.load_state_dict(tensors)
-    return Posterior(branch.eval(), _as_variational(head_path, cfg))
+    return Posterior(branch.eval(), _require_variational(head_path, cfg))
 
 
-def _method_config(head_path: Path, card: Card) -> MethodConfig:
-    unknown = f"{head_path}: its card does not say what method it is the head of"
+def _method_config(head_path: Path, card: ExportCard) -> MethodConfig:
+    unknown_method_message = f"{head_path}: its card does not say what method it is the head of"
     method = card.config.method
     if method is None or method.name not in CONFIGS:
         reason = "config.method is missing" if method is None else f"unknown: {method.name}"
-        raise ExportError(f"{unknown} ({reason})")
+        raise ExportError(f"{unknown_method_message} ({reason})")
     try:
         return CONFIGS[method.name].model_validate(method.as_json())
     except ValidationError as error:
-        raise ExportError(f"{unknown} (config.method.{first_complaint(error)})") from error
+        raise ExportError(
+            f"{unknown_method_message} (config.method.{describe_first_error(error)})"
+        ) from error
 
 
-def _as_variational(head_path: Path, cfg: MethodConfig) -> Variational:
+def _require_variational(head_path: Path, cfg: MethodConfig) -> Variational:
     if not isinstance(cfg, Variational):
-        raise ExportError(_no_posterior(head_path, cfg))
+        raise ExportError(_no_posterior_message(head_path, cfg))
     return cfg
 
 
-def _no_posterior(head_path: Path, cfg: MethodConfig) -> str:
+def _no_posterior_message(head_path: Path, cfg: MethodConfig) -> str:
     return f"{head_path}: method {cfg.name} has no posterior, but the card says it is one's head"
 
 
-def _untrained_branch(head_path: Path, cfg: MethodConfig, card: Card) -> GaussianBranch:
+def _untrained_branch(head_path: Path, cfg: MethodConfig, card: ExportCard) -> GaussianBranch:
     try:
         # Initial weights are drawn and thrown away: the caller's generator must not notice.
         with torch.random.fork_rng(devices=[]):
@@ -144,5 +150,5 @@ def _untrained_branch(head_path: Path, cfg: MethodConfig, card: Card) -> Gaussia
         raise ExportError(f"{head_path}: its card describes no network ({reason})") from error
     branch = method.teacher if method.evaluated == "teacher" else method.student
     if not isinstance(branch, GaussianBranch):
-        raise ExportError(_no_posterior(head_path, cfg))
+        raise ExportError(_no_posterior_message(head_path, cfg))
     return branch

@@ -7,92 +7,104 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from vssl_dist.evaluation.scores.neighbours import neighbours
-from vssl_dist.evaluation.scores.probe import CHUNK
-from vssl_dist.evaluation.scores.table import Features
+from vssl_dist.evaluation.scores.neighbours import find_neighbours
+from vssl_dist.evaluation.scores.probe import ROWS_PER_BLOCK
+from vssl_dist.evaluation.scores.table import LabelledFeatures
 
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 
-def knn_failures(
-    bank: Features, queries: Features, k: int, temperature: float, device: str = "cpu"
-) -> Floats:
-    """Tell which queries weighted k-NN gets wrong, ``(M,)`` of 0 and 1; see `knn.knn_grid`."""
-    classes = int(torch.cat([bank.labels, queries.labels]).max()) + 1
-    nearest = neighbours(bank.features, queries.features, k, CHUNK, device)
-    similarity, index = (column.cpu() for column in nearest)
+def find_knn_failures(
+    bank: LabelledFeatures,
+    queries: LabelledFeatures,
+    k: int,
+    temperature: float,
+    device: str = "cpu",
+) -> Float64Array:
+    """Tell which queries weighted k-NN gets wrong, ``(M,)`` of 0 and 1; see `knn_accuracy_grid`."""
+    class_count = int(torch.cat([bank.labels, queries.labels]).max()) + 1
+    neighbours = find_neighbours(bank.features, queries.features, k, ROWS_PER_BLOCK, device)
+    similarity, neighbour_rows = (tensor.cpu() for tensor in neighbours)
     # Relative to the nearest one: the same winner, and no overflow when it is cold.
-    weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
-    failed = []
-    for weight, voted, labels in zip(
-        *(torch.split(t, CHUNK) for t in (weights, bank.labels[index], queries.labels)), strict=True
+    all_vote_weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
+    failed_blocks = []
+    for vote_weights, voted_labels, labels in zip(
+        *(
+            torch.split(table, ROWS_PER_BLOCK)
+            for table in (all_vote_weights, bank.labels[neighbour_rows], queries.labels)
+        ),
+        strict=True,
     ):
-        votes = torch.zeros(len(labels), classes, dtype=torch.float64)
-        failed.append(votes.scatter_add_(1, voted, weight).argmax(1) != labels)
-    return torch.cat(failed).double().numpy()
+        votes = torch.zeros(len(labels), class_count, dtype=torch.float64)
+        failed_blocks.append(votes.scatter_add_(1, voted_labels, vote_weights).argmax(1) != labels)
+    return torch.cat(failed_blocks).double().numpy()
 
 
-def risk_coverage(uncertainty: Floats, failed: Floats) -> Floats:
+def risk_coverage_curve(uncertainty: Float64Array, is_failure: Float64Array) -> Float64Array:
     """Compute the share of failures among the ``i`` most certain images, ``i`` from 1 to ``N``.
 
     Of equally certain images any may come first: what is returned is the mean over their orders.
 
     Args:
         uncertainty: ``(N,)``, higher is less certain.
-        failed: ``(N,)`` of 0 and 1.
+        is_failure: ``(N,)`` of 0 and 1.
 
-    >>> risk_coverage(np.array([0.1, 0.9, 0.5]), np.array([0.0, 1.0, 0.0])).round(2).tolist()
+    >>> risk_coverage_curve(np.array([0.1, 0.9, 0.5]), np.array([0.0, 1.0, 0.0])).round(2).tolist()
     [0.0, 0.0, 0.33]
     """
-    _, group, size = np.unique(uncertainty, return_inverse=True, return_counts=True)
+    _, tie_group, tie_group_size = np.unique(uncertainty, return_inverse=True, return_counts=True)
     # Over all orders of a group of equals, each position fails as often as the group does.
-    group_risk = np.bincount(group, failed) / size
-    expected_risk: Floats = np.repeat(group_risk, size).cumsum() / np.arange(1, len(failed) + 1)
+    tie_group_risk = np.bincount(tie_group, is_failure) / tie_group_size
+    expected_risk: Float64Array = np.repeat(tie_group_risk, tie_group_size).cumsum() / np.arange(
+        1, len(is_failure) + 1
+    )
     return expected_risk
 
 
-def aurc(uncertainty: Floats, failed: Floats) -> float:
+def aurc(uncertainty: Float64Array, is_failure: Float64Array) -> float:
     """Compute the area under the risk-coverage curve, its mean (Geifman & El-Yaniv, 2017).
 
     >>> aurc(np.array([0.1, 0.9]), np.array([0.0, 1.0]))
     0.25
     """
-    return float(risk_coverage(uncertainty, failed).mean())
+    return float(risk_coverage_curve(uncertainty, is_failure).mean())
 
 
-def spearman(values: Floats, strength: Floats) -> float:
+def spearman_correlation(values: Float64Array, other_values: Float64Array) -> float:
     """Correlate the ranks of two rows of numbers, ties sharing theirs; 0 if one is constant.
 
-    >>> spearman(np.array([1.0, 10.0, 100.0]), np.array([0.0, 1.0, 2.0]))
+    >>> spearman_correlation(np.array([1.0, 10.0, 100.0]), np.array([0.0, 1.0, 2.0]))
     1.0
     """
-    return float(_correlation(rankdata(values)[None], rankdata(strength)[None])[0])
+    return float(_row_correlations(rankdata(values)[None], rankdata(other_values)[None])[0])
 
 
-def within_image_spearman(values: Floats, strength: Floats) -> float:
-    """Average over images `spearman` of ``(N, L)`` values with ``(L,)`` strengths."""
-    ranks = rankdata(values, axis=1)
-    return float(_correlation(ranks, rankdata(strength)[None]).mean())
+def mean_within_image_spearman(
+    values_by_image: Float64Array, strength_by_level: Float64Array
+) -> float:
+    """Average over images `spearman_correlation` of ``(N, L)`` values with ``(L,)`` strengths."""
+    value_ranks = rankdata(values_by_image, axis=1)
+    return float(_row_correlations(value_ranks, rankdata(strength_by_level)[None]).mean())
 
 
-def _correlation(a: Floats, b: Floats) -> Floats:
+def _row_correlations(a: Float64Array, b: Float64Array) -> Float64Array:
     a = a - a.mean(1, keepdims=True)
     b = b - b.mean(1, keepdims=True)
-    norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    correlation: Floats = np.divide(
-        (a * b).sum(1), norms, out=np.zeros_like(norms), where=norms > 0
+    norm_products = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    correlation: Float64Array = np.divide(
+        (a * b).sum(1), norm_products, out=np.zeros_like(norm_products), where=norm_products > 0
     )
     return correlation
 
 
-def extremes(values: Floats, count: int) -> tuple[list[int], list[int]]:
-    """Find the rows of the smallest and the largest of ``(N,)`` values, at most ``count`` each.
+def find_extreme_rows(values: Float64Array, max_per_side: int) -> tuple[list[int], list[int]]:
+    """Find the rows of the smallest and largest of ``(N,)`` values, ``max_per_side`` each at most.
 
     The most extreme one comes first; none is on both sides, unless it is the only one.
 
-    >>> extremes(np.array([3.0, 1.0, 2.0]), count=2)
+    >>> find_extreme_rows(np.array([3.0, 1.0, 2.0]), count=2)
     ([1], [0])
     """
-    order = values.argsort(kind="stable").tolist()
-    count = max(1, min(count, len(order) // 2))
-    return order[:count], order[::-1][:count]
+    ascending_rows = values.argsort(kind="stable").tolist()
+    max_per_side = max(1, min(max_per_side, len(ascending_rows) // 2))
+    return ascending_rows[:max_per_side], ascending_rows[::-1][:max_per_side]

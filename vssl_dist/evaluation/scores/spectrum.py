@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssl_dist.evaluation.scores.probe import CHUNK
+from vssl_dist.evaluation.scores.probe import ROWS_PER_BLOCK
 
-_BLOCK = 2048
-_WIDEST = 4096
+_UNIFORMITY_BLOCK_ROWS = 2048
+_MAX_SPECTRUM_WIDTH = 4096
 
 
-def spectrum(features: Tensor, *, centred: bool = False) -> Tensor:
+def compute_singular_values(features: Tensor, *, subtract_mean: bool = False) -> Tensor:
     """Compute the singular values of features ``(N, D)``, the largest first: float64.
 
     Those that are rounding errors of float32 features are 0.  Of features wider than 4,096, as
@@ -22,20 +22,22 @@ def spectrum(features: Tensor, *, centred: bool = False) -> Tensor:
 
     Args:
         features: One row per image; there may be fewer rows than columns.
-        centred: Whether their mean is taken away first.
+        subtract_mean: Whether their mean is taken away first.
     """
-    if features.shape[1] > _WIDEST:
-        features = features[:: max(len(features) // _WIDEST, 1)][:_WIDEST]
-    mean = features.double().mean(0) if centred else torch.zeros(1, dtype=torch.float64)
+    if features.shape[1] > _MAX_SPECTRUM_WIDTH:
+        features = features[:: max(len(features) // _MAX_SPECTRUM_WIDTH, 1)][:_MAX_SPECTRUM_WIDTH]
+    mean = features.double().mean(0) if subtract_mean else torch.zeros(1, dtype=torch.float64)
     # Of the smaller Gram matrix, whose eigenvalues are the squares of the singular values.
-    squares = torch.linalg.eigvalsh(_gram(features, mean)).flip(0)
+    squared_singular_values = torch.linalg.eigvalsh(_smaller_gram_matrix(features, mean)).flip(0)
     # Float32 features have no digits below this; sums of rounding errors would count as ranks.
-    top = squares[0] + mean.square().sum() * (len(features) if centred else 0)
-    floor = top * torch.finfo(torch.float32).eps ** 2 * max(features.shape)
-    return torch.where(squares > floor, squares, 0).sqrt()
+    largest_eigenvalue = squared_singular_values[0] + mean.square().sum() * (
+        len(features) if subtract_mean else 0
+    )
+    rounding_floor = largest_eigenvalue * torch.finfo(torch.float32).eps ** 2 * max(features.shape)
+    return torch.where(squared_singular_values > rounding_floor, squared_singular_values, 0).sqrt()
 
 
-def effective_rank(values: Tensor) -> float:
+def effective_rank(singular_values: Tensor) -> float:
     """Compute the exponential of the entropy of singular values, as shares of their sum.
 
     What Roy & Vetterli (2007) call the effective rank of a matrix; the figures made of it are named
@@ -44,8 +46,12 @@ def effective_rank(values: Tensor) -> float:
     >>> round(effective_rank(torch.tensor([2.0, 2.0, 0.0])), 4)
     2.0
     """
-    total = values.sum()
-    return math.exp(float(torch.special.entr(values / total).sum())) if total > 0 else 1.0
+    singular_value_sum = singular_values.sum()
+    return (
+        math.exp(float(torch.special.entr(singular_values / singular_value_sum).sum()))
+        if singular_value_sum > 0
+        else 1.0
+    )
 
 
 def rankme(features: Tensor) -> float:
@@ -56,22 +62,22 @@ def rankme(features: Tensor) -> float:
     >>> round(rankme(torch.eye(5)), 4)
     5.0
     """
-    return effective_rank(spectrum(features))
+    return effective_rank(compute_singular_values(features))
 
 
-def _gram(features: Tensor, mean: Tensor) -> Tensor:
+def _smaller_gram_matrix(features: Tensor, mean: Tensor) -> Tensor:
     """Compute ``X^T X`` or ``X X^T``, whichever is smaller, in float64."""
     if len(features) < features.shape[1]:
         rows = features.double() - mean
         return rows @ rows.T
     gram = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-    for block in torch.split(features, CHUNK):
+    for block in torch.split(features, ROWS_PER_BLOCK):
         rows = block.double() - mean
         gram += rows.T @ rows
     return gram
 
 
-def uniformity(features: Tensor, t: float = 2.0) -> float:
+def uniformity(features: Tensor, sharpness: float = 2.0) -> float:
     """Compute the uniformity of Wang & Isola (2020) of features on the unit sphere.
 
     The logarithm of the mean of ``exp(-t |x - y|^2)`` over all pairs of distinct images: 0 when
@@ -79,22 +85,24 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
 
     Args:
         features: ``(N, D)``, ``N >= 2``.
-        t: Sharpness of the potential.
+        sharpness: Sharpness of the potential.
 
     >>> round(uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), 4)
     -8.0
     """
-    blocks = torch.split(F.normalize(features.float(), dim=1), _BLOCK)
-    total = 0.0
-    count = len(features)
-    for i, block in enumerate(blocks):
-        for j, other in enumerate(blocks):
+    blocks = torch.split(F.normalize(features.float(), dim=1), _UNIFORMITY_BLOCK_ROWS)
+    potential_sum = 0.0
+    image_count = len(features)
+    for block_index, block in enumerate(blocks):
+        for other_index, other_block in enumerate(blocks):
             # |x - y|^2 = 2 - 2 <x, y> of unit vectors; rounding may leave it negative.
-            squared = (2 - 2 * block @ other.T).clamp_min(0)
-            if i == j:
-                squared.fill_diagonal_(torch.inf)  # nothing is paired with itself
-            total += float((-t * squared).exp().double().sum())
-    return math.log(max(total, torch.finfo(torch.float64).tiny) / (count * (count - 1)))
+            squared_distances = (2 - 2 * block @ other_block.T).clamp_min(0)
+            if block_index == other_index:
+                squared_distances.fill_diagonal_(torch.inf)  # nothing is paired with itself
+            potential_sum += float((-sharpness * squared_distances).exp().double().sum())
+    return math.log(
+        max(potential_sum, torch.finfo(torch.float64).tiny) / (image_count * (image_count - 1))
+    )
 
 
 def alignment(views: Tensor) -> float:
@@ -106,5 +114,5 @@ def alignment(views: Tensor) -> float:
     >>> round(alignment(torch.eye(2)[None]), 4)
     2.0
     """
-    first, second = F.normalize(views.float(), dim=2).unbind(1)
-    return float((first - second).square().sum(1).double().mean())
+    first_views, second_views = F.normalize(views.float(), dim=2).unbind(1)
+    return float((first_views - second_views).square().sum(1).double().mean())

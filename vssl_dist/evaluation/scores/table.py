@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Features(NamedTuple):
+class LabelledFeatures(NamedTuple):
     """Features of ``N`` images with their labels, in the order of the images' ids.
 
     ``features`` is ``(N, D)`` of any floating dtype, ``labels`` is ``(N,)`` int64 and counts
@@ -18,7 +18,7 @@ class Features(NamedTuple):
     labels: Tensor
 
 
-class Accuracy(NamedTuple):
+class TopAccuracy(NamedTuple):
     """Shares of the queries whose class had the most votes, or was among the first five."""
 
     top1: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vssl_dist.evaluation.tasks.base import Plot, Task, TaskResult
+from vssl_dist.evaluation.tasks.base import DrawPlot, EvaluationTask, TaskResult
 from vssl_dist.evaluation.tasks.collapse import COLLAPSE
 from vssl_dist.evaluation.tasks.finetune import FINETUNE
 from vssl_dist.evaluation.tasks.knn import KNN
@@ -10,9 +10,9 @@ from vssl_dist.evaluation.tasks.linear import LINEAR
 from vssl_dist.evaluation.tasks.ood import OOD
 from vssl_dist.evaluation.tasks.uncertainty import UNCERTAINTY
 
-__all__ = ["TASKS", "Plot", "Task", "TaskResult"]
+__all__ = ["TASKS", "DrawPlot", "EvaluationTask", "TaskResult"]
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, EvaluationTask] = {
     "knn": KNN,
     "linear": LINEAR,
     "ood": OOD,

@@ -12,98 +12,124 @@ from vssl_dist.errors import DataError
 from vssl_dist.evaluation.features.variants import AugmentedPairs
 from vssl_dist.evaluation.figures import plots
 from vssl_dist.evaluation.scores import detection
-from vssl_dist.evaluation.scores.cross_view import pair_scores
-from vssl_dist.evaluation.scores.outliers import OutlierSetup, fit_scores
+from vssl_dist.evaluation.scores.cross_view import score_view_pairs
+from vssl_dist.evaluation.scores.outliers import OutlierSetup, fit_outlier_scores
 from vssl_dist.evaluation.scores.posterior import has_embedding_density
 from vssl_dist.evaluation.scores.variational import VariationalSetup
 from vssl_dist.evaluation.subject import FrozenFeatures
-from vssl_dist.evaluation.tasks.base import Plot, Results, Task, TaskResult, check_labels
-from vssl_dist.exports.results import score_name
+from vssl_dist.evaluation.tasks.base import (
+    DrawPlot,
+    EvaluationTask,
+    TaskFigures,
+    TaskResult,
+    check_labels,
+)
+from vssl_dist.exports.results import score_name_with_density
 
 
-def measure_ood(frozen: FrozenFeatures, task: OodConfig) -> TaskResult:
+def measure_ood(frozen_features: FrozenFeatures, task_config: OodConfig) -> TaskResult:
     """Measure how well each score tells the held-out images from each other dataset.
 
     ``results[dataset][score]`` has ``auroc``, ``aupr``, ``fpr95`` and the ends of their bootstrap
     intervals ``auroc_interval`` and so on.  Of an export with a posterior there are also the scores
-    of `variational_scores` and, with ``pairs``, those of `pair_scores`.  Where those depend on
-    ``density``, curves and pictures name it.
+    of `make_variational_scores` and, with ``pairs``, those of `score_view_pairs`.  Where those
+    depend on ``density``, curves and pictures name it.
     """
-    score_split = _fit_scorer(frozen, task)
-    density = task.density if has_embedding_density(frozen.card) else None
-    inside = score_split("queries")
-    results: Results = {}
-    drawn: dict[str, Plot] = {}
-    for split in frozen.ood_splits:
-        results[split] = {}
+    score_split = _fit_split_scorer(frozen_features, task_config)
+    density = task_config.density if has_embedding_density(frozen_features.card) else None
+    inlier_scores = score_split("queries")
+    results: TaskFigures = {}
+    plot_by_name: dict[str, DrawPlot] = {}
+    for split_name in frozen_features.ood_split_names:
+        results[split_name] = {}
         curves: dict[str, plots.Curve] = {}
-        for name, outside in score_split(split).items():
-            figures: Results = detection.detection(inside[name], outside)._asdict()
-            if task.bootstrap:
+        for name, outlier_scores in score_split(split_name).items():
+            figures: TaskFigures = detection.compute_detection(
+                inlier_scores[name], outlier_scores
+            )._asdict()
+            if task_config.bootstrap:
                 intervals = detection.bootstrap_intervals(
-                    inside[name], outside, count=task.bootstrap
+                    inlier_scores[name], outlier_scores, resampling_count=task_config.bootstrap
                 )
-                figures |= {f"{key}_interval": list(ends) for key, ends in intervals.items()}
-            results[split][name] = figures
-            label = score_name(name, density).replace("_", " ")
-            curves[f"{label} {100 * figures['auroc']:.1f}"] = detection.roc(inside[name], outside)
-        drawn[f"roc-{split}"] = _roc_plot(split, curves)
+                figures |= {
+                    f"{key}_interval": list(interval_ends)
+                    for key, interval_ends in intervals.items()
+                }
+            results[split_name][name] = figures
+            curve_label = score_name_with_density(name, density).replace("_", " ")
+            curves[f"{curve_label} {100 * figures['auroc']:.1f}"] = detection.roc_curve(
+                inlier_scores[name], outlier_scores
+            )
+        plot_by_name[f"roc-{split_name}"] = _make_roc_plot(split_name, curves)
     metrics = {
-        f"ood/{figure}_{split}_{score_name(name, density)}": figures[figure]
-        for split, by_score in results.items()
-        for name, figures in by_score.items()
-        for figure in detection.Detection._fields
+        f"ood/{figure}_{split_name}_{score_name_with_density(name, density)}": figures[figure]
+        for split_name, figures_by_score in results.items()
+        for name, figures in figures_by_score.items()
+        for figure in detection.DetectionFigures._fields
     }
-    return TaskResult(results, metrics, drawn)
+    return TaskResult(results, metrics, plot_by_name)
 
 
-def _fit_scorer(
-    frozen: FrozenFeatures, task: OodConfig
-) -> Callable[[str], dict[str, detection.Floats]]:
+def _fit_split_scorer(
+    frozen_features: FrozenFeatures, task_config: OodConfig
+) -> Callable[[str], dict[str, detection.Float64Array]]:
     """Fit every score to the bank; returns what scores the images of a split, by score."""
-    posterior = frozen.network.posterior()
-    bank = frozen.features("bank")
-    check_labels(frozen, bank, "bank")
+    posterior = frozen_features.network.load_posterior()
+    bank = frozen_features.split_features("bank")
+    check_labels(frozen_features, bank, "bank")
     variational = None
-    views = None
+    view_pairs = None
     if posterior is not None:
-        variational = VariationalSetup(posterior, task.density, task.draws, task.posteriors)
-        if task.pairs:
-            views = AugmentedPairs.of_run(frozen.card, task.pairs)
-    scores = fit_scores(
-        OutlierSetup(bank, frozen.classes, task.k, task.l2, frozen.device, variational)
+        variational = VariationalSetup(
+            posterior, task_config.density, task_config.draws, task_config.posteriors
+        )
+        if task_config.pairs:
+            view_pairs = AugmentedPairs.of_run(frozen_features.card, task_config.pairs)
+    score_functions = fit_outlier_scores(
+        OutlierSetup(
+            bank,
+            frozen_features.num_classes,
+            task_config.k,
+            task_config.l2,
+            frozen_features.device,
+            variational,
+        )
     )
 
-    def score_split(split: str) -> dict[str, detection.Floats]:
-        features = frozen.features(split).features
-        by_name = {name: score(features).numpy() for name, score in scores.items()}
-        if variational is not None and views is not None:
-            pairs = pair_scores(variational, features, frozen.variants(split, views))
-            by_name |= {name: values.numpy() for name, values in pairs.items()}
-        for name, values in by_name.items():
+    def score_split(split_name: str) -> dict[str, detection.Float64Array]:
+        features = frozen_features.split_features(split_name).features
+        scores_by_name = {name: score(features).numpy() for name, score in score_functions.items()}
+        if variational is not None and view_pairs is not None:
+            scores_of_pairs = score_view_pairs(
+                variational, features, frozen_features.variant_features(split_name, view_pairs)
+            )
+            scores_by_name |= {name: values.numpy() for name, values in scores_of_pairs.items()}
+        for name, values in scores_by_name.items():
             if not np.isfinite(values).all():
                 raise DataError(
-                    f"{frozen.images.splits[split].folder}: scores {name} are not finite: "
-                    "the network is damaged, evaluate an earlier export"
+                    f"{frozen_features.task_images.dataset_by_split[split_name].folder}: scores "
+                    f"{name} are not finite: the network is damaged, evaluate an earlier export"
                 )
-        return dict(sorted(by_name.items()))
+        return dict(sorted(scores_by_name.items()))
 
     return score_split
 
 
-def _roc_plot(split: str, curves: Mapping[str, plots.Curve]) -> Plot:
+def _make_roc_plot(split: str, curves: Mapping[str, plots.Curve]) -> DrawPlot:
     def draw() -> Figure:
-        figure, (axes,) = plots.empty_figure(f"{split}: AUROC %")
+        figure, (axes,) = plots.make_empty_figure(f"{split}: AUROC %")
         # Chance, and the true positive rate at which FPR95 is read off.
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-        plots.draw_lines(axes, curves, x="false positive rate", y="true positive rate", marker="")
+        plots.draw_lines(
+            axes, curves, x_label="false positive rate", y_label="true positive rate", marker=""
+        )
         axes.axhline(0.95, color="0.8", linewidth=1, linestyle=":")
         return figure
 
     return draw
 
 
-def _columns(results: Results) -> dict[str, str]:
+def _table_columns(results: TaskFigures) -> dict[str, str]:
     return {
         f"{split} {name.replace('_', ' ')}": (
             f"{100 * figures['auroc']:.1f}/{100 * figures['fpr95']:.1f}"
@@ -113,4 +139,4 @@ def _columns(results: Results) -> dict[str, str]:
     }
 
 
-OOD = Task(measure_ood, "AUROC/FPR95 %", _columns)
+OOD = EvaluationTask(measure_ood, "AUROC/FPR95 %", _table_columns)
