@@ -27,7 +27,7 @@ from vssl_dist.errors import ConfigError
 from vssl_dist.installed import NEEDED, has_dali
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.slurm import why_no_slurm
-from vssl_dist.text import printable
+from vssl_dist.text import print_printable, printable
 from vssl_dist.tracker import (
     NO_TRACKING,
     check_tracking,
