@@ -30,7 +30,7 @@ from vssl_dist.config import RunConfig
 from vssl_dist.config.paths import expanded
 from vssl_dist.console.bars import WholeProgress, make_console
 from vssl_dist.methods import CONFIGS, GlobalNoise, MicroStep, build_method
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 NUM_IMAGES = {
     "cifar10": 50_000,
@@ -124,12 +124,12 @@ def main(argv: Sequence[str]) -> None:
     try:
         recipe_paths = [Path(expanded(path_text)) for path_text in argv] or all_recipes
     except ValueError as error:
-        print_printable(f"error: {error}", to_stderr=True)
+        say(f"error: {error}", to_stderr=True)
         sys.exit(2)
     if unknown_recipes := [
         path.name for path in recipe_paths if path.name.split("_")[0] not in NUM_IMAGES
     ]:
-        print_printable(
+        say(
             f"error: {unknown_recipes[0]}: not named after one of {', '.join(NUM_IMAGES)}",
             to_stderr=True,
         )

@@ -42,7 +42,7 @@ from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.durable import write_durably
 from vssl_dist.errors import ConfigError
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 MAX_MEAN_DIFFERENCE = 2.0
 """The mean difference that no operation and no recipe may exceed."""
@@ -210,11 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         words += ["--device cuda"] if args.device == "cuda" else []
         text = markdown_page(cases, args.device, " ".join(words))
         if args.out is None:
-            print_printable(*text.splitlines())
+            say(*text.splitlines())
         else:
             write_durably(args.out, text.encode())
     except (ConfigError, OSError) as error:
-        print_printable(f"error: {error}", to_stderr=True)
+        say(f"error: {error}", to_stderr=True)
         return 2
     return 0
 

@@ -45,7 +45,7 @@ from vssl_dist.errors import ConfigError, DataError
 from vssl_dist.evaluation.figures.plots import render_png
 from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 DIVERGED_TROUBLE = "diverged"
 
@@ -156,7 +156,7 @@ def run_all_trials(study: Study, planned: Sequence[Trial], command: str, page: P
         evaluate_baselines(study, planned[0])
         write_page(study, planned, command, page)
     note = f", {claimed_by_others} of them with another process of this study"
-    print_printable(f"{page}: {len(planned)} runs{note if claimed_by_others else ''}")
+    say(f"{page}: {len(planned)} runs{note if claimed_by_others else ''}")
 
 
 def finish_run(study: Study, trial: Trial, heading: str) -> None:
@@ -169,7 +169,7 @@ def finish_run(study: Study, trial: Trial, heading: str) -> None:
     outcome = read_outcome(study, trial)
     if outcome.figures is not None or outcome.trouble:
         return
-    print_printable(f"== {heading}: {trial.label}")
+    say(f"== {heading}: {trial.label}")
     run_trial(study, trial)
     outcome = read_outcome(study, trial)
     if outcome.figures is None and not outcome.trouble:
@@ -218,18 +218,18 @@ def main(argv: Sequence[str]) -> int:
         if args.dry_run:
             for trial in planned:
                 words = ["--local", str(study.ranks), literal(trial.config), *trial.overrides]
-                print_printable(f"# {trial.label}", f"python launch/submit.py {shlex.join(words)}")
+                say(f"# {trial.label}", f"python launch/submit.py {shlex.join(words)}")
             return 0
         command = f"python -m bench.study {shlex.join(argv)}"
         run_all_trials(study, planned, command, args.docs / f"study_{name}.md")
     except (ConfigError, DataError) as error:
-        print_printable(f"error: {error}", to_stderr=True)
+        say(f"error: {error}", to_stderr=True)
         return 2
     except RunRefused as error:
-        print_printable("the same command goes on", to_stderr=True)
+        say("the same command goes on", to_stderr=True)
         return int(error.args[0])
     except KeyboardInterrupt:
-        print_printable("stopped: the same command goes on", to_stderr=True)
+        say("stopped: the same command goes on", to_stderr=True)
         return 130
     return 0
 

@@ -27,7 +27,7 @@ from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import CONFIGS
 from vssl_dist.preview.sheet import write_augmentation_sheet
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,5 +43,5 @@ def main(words: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--out {args.out}: is a folder; name a file, such as sheet.png")
         cfg = config.load(args.config, args.overrides, methods=CONFIGS)
         sheet = write_augmentation_sheet(cfg, args.out, args.rows, who="preview.py")
-        print_printable(str(sheet))
+        say(str(sheet))
     return ending.exit_code

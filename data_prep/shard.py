@@ -27,7 +27,7 @@ from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.console.bars import show_sample_bar
 from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.errors import DataError
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 from .archives.unpack import archive_unpacker
 from .images.examine import MAX_PIXELS, ImageRules
@@ -62,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
         with archive_unpacker(args.out) as unpack:
             splits = SOURCES[args.source].read(replace(request, unpack=unpack))
             for built_split in build_dataset(splits, args.out, options, show_sample_bar):
-                print_printable(_summarise_split(built_split, time.monotonic() - start))
+                say(_summarise_split(built_split, time.monotonic() - start))
     return ending.exit_code
 
 

@@ -47,7 +47,7 @@ from vssl_dist.data.store.manifest import (
 )
 from vssl_dist.durable import is_partial_file_name, sync_to_disk
 from vssl_dist.errors import DataError
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 from .files import hold_lock, write_whole
 from .images.agreement import JUDGED_BY_KEY
@@ -81,7 +81,7 @@ def main(words: Sequence[str] | None = None) -> int:
             parse_class_names(args.classes, Dataset.open(args.folder).classes),
             args.out,
         )
-        print_printable(
+        say(
             f"{args.out}: {manifest.samples} samples, {len(manifest.classes)} classes, in links to "
             f"{len(manifest.shards)} shards of {args.folder}"
         )

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # before what a bare Python cannot import
 from vssl_dist.cli.program import arguments as parse_arguments
 from vssl_dist.console.bars import show_sample_bar
 from vssl_dist.console.endings import end_in_one_line
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 from .checks import check_split, find_sharded_splits, num_stated_samples
 
@@ -43,9 +43,9 @@ def main(words: Sequence[str] | None = None) -> int:
             if problems:
                 ending.exit_code = 1
             for line in problems:
-                print_printable(f"wrong: {line}")
+                say(f"wrong: {line}")
             if manifest is not None and not problems:
-                print_printable(
+                say(
                     f"{folder}: {manifest.samples} samples in "
                     f"{len(manifest.shards)} shards are intact (fingerprint "
                     f"{manifest.fingerprint[:12]})"

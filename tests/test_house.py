@@ -373,7 +373,7 @@ def test_the_law_on_spelling_knows_a_path_of_a_run_when_it_sees_one() -> None:
 
 
 def test_what_names_files_prints_through_one_door() -> None:
-    """`vssl_dist.text.print_printable` passes no command of a file's name to a terminal."""
+    """`vssl_dist.text.say` passes no command of a file's name to a terminal."""
     for path in sources(*SPOKEN):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

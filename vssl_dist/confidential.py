@@ -65,17 +65,20 @@ def is_secret_variable(name: str, value: str) -> bool:
     """Whether a variable, an option or a field of a form is a secret, by what it is called.
 
     >>> (
-    ...     is_secret("DB_PWD", "x"),
+    ...     is_secret_variable("DB_PWD", "x"),
     ...     is_secret_variable("AWS_ACCESS_KEY_ID", "x"),
-    ...     is_secret("PGPASS", "x"),
+    ...     is_secret_variable("PGPASS", "x"),
     ... )
     (True, True, True)
     >>> (
-    ...     is_secret("TOKENIZERS_PARALLELISM", "0"),
+    ...     is_secret_variable("TOKENIZERS_PARALLELISM", "0"),
     ...     is_secret_variable("PGPASSFILE", "/home/me/.pgpass"),
     ... )
     (False, False)
-    >>> is_secret("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"), is_secret_variable("MAX_TOKENS", "4096")
+    >>> (
+    ...     is_secret_variable("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"),
+    ...     is_secret_variable("MAX_TOKENS", "4096"),
+    ... )
     (False, False)
     """
     words = [

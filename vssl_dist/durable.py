@@ -78,7 +78,7 @@ def open_whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
 def is_partial_file_name(name: str) -> bool:
     """Whether a file was to become another one by `open_whole_file`, or by `write_durably`.
 
-    >>> is_partial(".tmp-0123456789ab"), is_partial_file_name(".tmp-notes")
+    >>> is_partial_file_name(".tmp-0123456789ab"), is_partial_file_name(".tmp-notes")
     (True, False)
     """
     digits = name.removeprefix(_PARTIAL_NAME_PREFIX)

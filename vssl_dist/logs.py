@@ -111,7 +111,7 @@ class _StdStreamHandler(logging.Handler):
     """Writes to what standard output and standard error are at the moment.
 
     Args:
-        error_from: The lowest level that goes to standard error.
+        min_stderr_level: The lowest level that goes to standard error.
         formatter: Of the lines.
     """
 

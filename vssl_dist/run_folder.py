@@ -305,7 +305,7 @@ def step_of_backbone(export: Path) -> int | None:
     """Return the step that a backbone's name says, or None if somebody else named the file.
 
     >>> (
-    ...     step_of(Path("backbone-00000600.safetensors")),
+    ...     step_of_backbone(Path("backbone-00000600.safetensors")),
     ...     step_of_backbone(Path("backbone-best.safetensors")),
     ... )
     (600, None)

@@ -31,8 +31,8 @@ def nested_digest(value: Any) -> str:
 
     >>> one, other = {"a": torch.zeros(2), "b": [1, 0.5]}, {"b": [1, 0.5], "a": torch.zeros(2)}
     >>> (
-    ...     digest(one) == nested_digest(other),
-    ...     digest(one) == digest({"a": torch.zeros(2), "b": [1, 0.25]}),
+    ...     nested_digest(one) == nested_digest(other),
+    ...     nested_digest(one) == nested_digest({"a": torch.zeros(2), "b": [1, 0.25]}),
     ... )
     (True, False)
     """

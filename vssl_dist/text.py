@@ -18,7 +18,7 @@ def printable(text: str) -> str:
 
     Names of files may hold line ends, commands to terminals and bytes of no character.
 
-    >>> make_printable("caf\\u00e9\\n\\x1b[31m\\udcff")
+    >>> printable("caf\\u00e9\\n\\x1b[31m\\udcff")
     'café\\\\n\\\\x1b[31m\\\\udcff'
     """
     return "".join(
@@ -30,14 +30,14 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Escape text line by line for any terminal; tabs stay.
 
-    >>> make_lines_printable("a\\tb\\n\\x1b[2J")
+    >>> printable_lines("a\\tb\\n\\x1b[2J")
     'a\\tb\\n\\\\x1b[2J'
     """
     lines = ("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
     return "\n".join(lines)
 
 
-def print_printable(*lines: str, to_stderr: bool = False) -> None:
+def say(*lines: str, to_stderr: bool = False) -> None:
     """Print lines, each made harmless, so that a program that waits has said them.
 
     Args:
@@ -53,7 +53,7 @@ def escape_markdown(text: str) -> str:
 
     >>> escape_markdown("a_b *c* | <b>")
     'a_b \\\\*c\\\\* \\\\| &lt;b&gt;'
-    >>> print(escape_markdown("12. 0.75"), markdown("0.75"))
+    >>> print(escape_markdown("12. 0.75"), escape_markdown("0.75"))
     12\\. 0.75 0.75
     >>> print(escape_markdown("# x\\n[y](http://z)"))
     \\# x\\\\n\\[y\\](http:&#47;/z)

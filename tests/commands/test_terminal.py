@@ -21,7 +21,7 @@ from vssl_dist.commands import (
 from vssl_dist.console import tables
 from vssl_dist.console.bars import show_sample_bar
 from vssl_dist.preview.page import Tile, draw_page
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 EVIL = os.fsdecode(b"x\x1b[2J\x1b]0;owned\x07\r\xff") + "\u202e\n== forged [red]"
 """Clears the screen, renames the window, goes back, is no text, turns direction, forges a line."""
@@ -179,8 +179,8 @@ def test_a_picture_is_captioned_with_any_name_however_long() -> None:
 
 
 def test_say_prints_each_of_its_lines_on_one(capsys: pytest.CaptureFixture[str]) -> None:
-    print_printable("a\nb", EVIL)
-    print_printable("c", to_stderr=True)
+    say("a\nb", EVIL)
+    say("c", to_stderr=True)
     captured = capsys.readouterr()
     assert harmless(captured.out, lines=2)
     assert captured.err == "c\n"

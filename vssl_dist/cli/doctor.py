@@ -27,7 +27,7 @@ from vssl_dist.errors import ConfigError
 from vssl_dist.installed import NEEDED, has_dali
 from vssl_dist.jobs import machine
 from vssl_dist.jobs.slurm import why_no_slurm
-from vssl_dist.text import print_printable, printable
+from vssl_dist.text import printable, say
 from vssl_dist.tracker import (
     NO_TRACKING,
     check_tracking,
@@ -213,12 +213,12 @@ def main(argv: Sequence[str]) -> int:
         for name, look in looks.items():
             finding = take_look(name, look)
             line = printable(redact_secrets(finding.text))
-            print_printable(f"{finding.state:<6}{name:<10}{line}")
+            say(f"{finding.state:<6}{name:<10}{line}")
             if finding.fault and error_line is None:
                 error_line = f"error: {name}: {line}"
     except KeyboardInterrupt:
         return 130
     if error_line is None:
         return 0
-    print_printable(error_line, to_stderr=True)
+    say(error_line, to_stderr=True)
     return REFUSED

@@ -17,7 +17,7 @@ import vssl_dist
 from vssl_dist.cli.commands import COMMANDS
 from vssl_dist.cli.places import code_folder, module_name
 from vssl_dist.cli.words import REFUSED, Call, read
-from vssl_dist.text import print_printable, printable
+from vssl_dist.text import printable, say
 
 _ABOUT = """Self-supervised image pretraining on a SLURM cluster or on this machine.
 
@@ -55,7 +55,7 @@ def _program() -> click.Group:
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        print_printable(f"vssl {vssl_dist.__version__}")
+        say(f"vssl {vssl_dist.__version__}")
         ctx.exit()
 
 
@@ -98,7 +98,7 @@ def _carried_out(call: Call | int) -> int:
     try:
         call.command.look(call.args)
     except ValueError as error:  # a ConfigError is one
-        print_printable(f"error: {error}", to_stderr=True)
+        say(f"error: {error}", to_stderr=True)
         return REFUSED
     if str(code_folder()) not in sys.path:
         sys.path.append(str(code_folder()))

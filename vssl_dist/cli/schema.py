@@ -17,7 +17,7 @@ from vssl_dist.cli.typos import RULE_CONSTANTS, RULES
 from vssl_dist.config import RECIPES, MethodConfig, RunConfig
 from vssl_dist.jobs.resources import Resources
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _BOUNDS = {
@@ -98,5 +98,5 @@ def main(argv: Sequence[str]) -> int:
     """Print the schema; exit code 0."""
     from vssl_dist.cli.program import arguments
 
-    print_printable(*_text(arguments("schema", argv).kind))
+    say(*_text(arguments("schema", argv).kind))
     return 0

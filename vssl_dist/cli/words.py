@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vssl_dist.cli.places import by_name, module_file, names
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 REFUSED = 2
 _OLD_NAMES = re.compile(r"python (?:launch|data_prep)/(\w+)\.py|`?launch/(\w+)\.py")
@@ -152,12 +152,12 @@ def read(command: click.Command, words: Sequence[str], program: str) -> Call | i
     try:
         result = command.main(list(words), prog_name=program, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        print_printable(*error.format_message().splitlines(), to_stderr=True)
+        say(*error.format_message().splitlines(), to_stderr=True)
         raise SystemExit(REFUSED) from None
     except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            print_printable(*error.ctx.get_usage().splitlines(), to_stderr=True)
-        print_printable(f"{program}: error: {error.format_message()}", to_stderr=True)
+            say(*error.ctx.get_usage().splitlines(), to_stderr=True)
+        say(f"{program}: error: {error.format_message()}", to_stderr=True)
         raise SystemExit(REFUSED) from None
     assert isinstance(result, Call | int)
     return result

@@ -16,7 +16,7 @@ from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.run import list_exports
 from vssl_dist.exports.formats import WRITER_AND_SUFFIX_BY_FORMAT, convert_export
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,5 +36,5 @@ def main(argv: Sequence[str]) -> int:
                 )
         export_path = list_exports(args.target)[-1]
         for format_name in format_names:
-            print_printable(str(convert_export(export_path, format_name, args.out)))
+            say(str(convert_export(export_path, format_name, args.out)))
     return ending.exit_code

@@ -30,7 +30,7 @@ from vssl_dist.config import (
 )
 from vssl_dist.jobs.resources import EvaluationResources, Resources
 from vssl_dist.methods import CONFIGS
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 CONFIG_BLOCKS: dict[str, tuple[str, type[Model]]] = {
     "run": ("the config itself", RunConfig),
@@ -138,9 +138,7 @@ def main(argv: Sequence[str]) -> int:
                 if close_names
                 else f"there are {', '.join(CONFIG_BLOCKS)}"
             )
-            print_printable(f"error: no block {name!r}: {hint}", to_stderr=True)
+            say(f"error: no block {name!r}: {hint}", to_stderr=True)
             return 2
-    print_printable(
-        *"\n".join(block_markdown(name) for name in block_names or CONFIG_BLOCKS).splitlines()
-    )
+    say(*"\n".join(block_markdown(name) for name in block_names or CONFIG_BLOCKS).splitlines())
     return 0

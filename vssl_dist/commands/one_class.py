@@ -42,7 +42,7 @@ from vssl_dist.installed import command_line
 from vssl_dist.jsonfile import read_json
 from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 if TYPE_CHECKING:
     from data_prep.subset import OccupiedFolderError, parse_class_names, write_subset
@@ -238,8 +238,9 @@ def write_report(
         first_result["queries"]["samples"] + first_result["ood"][OTHER_CLASSES_SPLIT]["samples"]
     )
     footnote = (
-        f"{len(class_results)} of {num_classes} classes; {first_result['bank']['samples']} training images and "
-        f"{steps[-1]} steps each, tested on {num_tested} images; {max(seconds):.0f} s at most and "
+        f"{len(class_results)} of {num_classes} classes; {first_result['bank']['samples']} "
+        f"training images and {steps[-1]} steps each, tested on {num_tested} images; "
+        f"{max(seconds):.0f} s at most and "
         f"{sum(seconds):.0f} s in all, evaluation included\n\n    {command}"
     )
     table = one_class_table.markdown_table(method, class_results, footnote)
@@ -274,15 +275,13 @@ def run_all_classes(args: argparse.Namespace, command: str) -> int:
     class_results: list[ClassResult] = []
     table = ""
     for number, trial in enumerate(planned_trials):
-        print_printable(f"== class {number + 1} of {len(planned_trials)}: {trial.name}")
+        say(f"== class {number + 1} of {len(planned_trials)}: {trial.name}")
         if code := finish_trial(trial, cfg, args):
-            print_printable(
-                f"{trial.name} is not finished: the same command goes on", to_stderr=True
-            )
+            say(f"{trial.name} is not finished: the same command goes on", to_stderr=True)
             return code
         class_results.append(read_class_result(trial, cfg, args.baselines))
         table = write_report(cfg, class_results, command, len(planned_trials))
-    print_printable("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
+    say("", *table.split("\n"), f"{cfg.out / cfg.name}/one_class.md, .json and .png")
     return 0
 
 

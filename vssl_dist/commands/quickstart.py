@@ -17,7 +17,7 @@ from vssl_dist.cli.places import code_folder
 from vssl_dist.commands.subcommand import run_command
 from vssl_dist.console import tables
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 CODE_FOLDER = code_folder()
 RUN_FOLDER = Path("runs/quickstart")
@@ -34,7 +34,7 @@ class Stopwatch:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Announce and time what runs inside."""
-        print_printable(f"== {name}")
+        say(f"== {name}")
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
@@ -68,22 +68,22 @@ def print_summary(seconds: dict[str, float]) -> int:
         else {}
     )
     seconds_by_phase |= {name: f"{value:.0f}" for name, value in seconds.items()}
-    print_printable("")
+    say("")
     tables.print_tables(
         "phase", [(name, {"seconds": value}) for name, value in seconds_by_phase.items()]
     )
 
     top1_percents = read_top1_percents()
-    print_printable("", "k-NN top-1 on patches that training never saw")
+    say("", "k-NN top-1 on patches that training never saw")
     tables.print_tables(
         "features", [(name, {"%": f"{value:.1f}"}) for name, value in top1_percents.items()]
     )
 
     gain_points = list(top1_percents.values())[-1] - top1_percents["random network"]
-    print_printable(f"VJE ends {gain_points:.1f} points above the random network")
-    print_printable(f"run folder  {RUN_FOLDER}", "next        .venv/bin/mlflow ui")
+    say(f"VJE ends {gain_points:.1f} points above the random network")
+    say(f"run folder  {RUN_FOLDER}", "next        .venv/bin/mlflow ui")
     if gain_points < MIN_GAIN_POINTS:
-        print_printable(f"error: at least {MIN_GAIN_POINTS:g} points were expected", to_stderr=True)
+        say(f"error: at least {MIN_GAIN_POINTS:g} points were expected", to_stderr=True)
         return 1
     return 0
 

@@ -44,7 +44,7 @@ from vssl_dist.linter import lint
 from vssl_dist.methods import CONFIGS
 from vssl_dist.resume import check_resumable
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 from vssl_dist.tracker import (
     NO_TRACKING,
     TRAINER_WRITERS,
@@ -94,15 +94,13 @@ def _usable_gpus(streams: int) -> int:
 
 def print_dry_run(cfg: RunConfig, launch: Launch) -> None:
     """Print the config and the batch script, as a dry run does."""
-    print_printable(f"# {RunFolder(cfg.dir).config_path}", *config.dump(cfg).splitlines(), "")
+    say(f"# {RunFolder(cfg.dir).config_path}", *config.dump(cfg).splitlines(), "")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
-        print_printable(
-            *slurm.batch_script_text(RunFolder(cfg.dir).slurm_folder, parameters).splitlines()
-        )
+        say(*slurm.batch_script_text(RunFolder(cfg.dir).slurm_folder, parameters).splitlines())
     else:
         ranks = f"{launch.world_size} rank{'s' if launch.world_size > 1 else ''}"
-        print_printable(f"# would start {ranks} on this machine ({launch.device})")
+        say(f"# would start {ranks} on this machine ({launch.device})")
 
 
 def write_run_files(cfg: RunConfig, launch: Launch) -> None:
@@ -132,9 +130,7 @@ def start_run(cfg: RunConfig, launch: Launch, num_samples: int) -> int:
     try:
         write_run_files(cfg, launch)
         if launch.cluster == "local":
-            print_printable(
-                f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs_folder}"
-            )
+            say(f"run folder  {cfg.dir}", f"logs        {RunFolder(cfg.dir).logs_folder}")
             code = local.run_local(cfg.dir, launch)
             if code == 0:
                 say_finished(cfg, launch, num_samples)
@@ -149,7 +145,7 @@ def start_run(cfg: RunConfig, launch: Launch, num_samples: int) -> int:
         owner.transfer_to_job(cfg.dir, job)
     finally:
         owner.release(cfg.dir)
-    print_printable(
+    say(
         f"job         {job} ({launch.nodes} nodes x {launch.ranks_per_node} ranks)",
         f"run folder  {cfg.dir}",
         f"follow      tail -F {RunFolder(cfg.dir).slurm_log_path(job)}",
@@ -169,24 +165,24 @@ def _curves_hint(cfg: RunConfig, launch: Launch) -> str:
 def say_finished(cfg: RunConfig, launch: Launch, num_samples: int) -> None:
     """Say where everything of a finished run is; starts evaluations that are still missing."""
     missing_evaluations = list(pending_evaluations(cfg, num_samples))
-    print_printable(f"{cfg.name} is finished; another name=... starts a new run")
-    print_printable(f"exports     {RunFolder(cfg.dir).export_folder.path}")
+    say(f"{cfg.name} is finished; another name=... starts a new run")
+    say(f"exports     {RunFolder(cfg.dir).export_folder.path}")
     if missing_evaluations:
         EvaluationSpawner(cfg.dir, launch.cluster).start()
         log = RunFolder(cfg.dir).evaluations_log_path
-        print_printable(f"evaluations {len(missing_evaluations)} still to come, see {log}")
-    print_printable(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
-    print_printable(f"curves      {_curves_hint(cfg, launch)}")
+        say(f"evaluations {len(missing_evaluations)} still to come, see {log}")
+    say(f"results     {command_line('launch/evaluate.py')} {shell_word(cfg.dir)}")
+    say(f"curves      {_curves_hint(cfg, launch)}")
     if launch.tracking_uri != NO_TRACKING and (
         line := why_not_all_sent(cfg.dir, launch.tracking_uri, TRAINER_WRITERS)
     ):
-        print_printable(f"warning: {line}")
+        say(f"warning: {line}")
 
 
 def print_warnings(lines: Sequence[str]) -> None:
     """Print warnings on stderr: what may be wrong and is no reason to refuse."""
     for line in lines:
-        print_printable(f"warning: {line}", to_stderr=True)
+        say(f"warning: {line}", to_stderr=True)
 
 
 def main(argv: Sequence[str]) -> int:

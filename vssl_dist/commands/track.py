@@ -19,7 +19,7 @@ from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.durable import forbid_writing_by_others
 from vssl_dist.errors import ConfigError, Refusal
 from vssl_dist.run_folder import RunFolder
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 from vssl_dist.tracker import (
     NO_TRACKING,
     Flusher,
@@ -76,7 +76,7 @@ def find_unsendable_runs(run_folders: Sequence[Path], uri: str) -> dict[Path, st
         if tracking_report.problem:
             problems[run] = tracking_report.problem
         if tracking_report.note:
-            print_printable(f"warning: {tracking_report.note}", to_stderr=True)
+            say(f"warning: {tracking_report.note}", to_stderr=True)
         if tracking_report.passing_problem:
             raise ServerAwayError(tracking_report.passing_problem)
     if len(problems) == len(run_folders):
@@ -95,10 +95,10 @@ def send_run(run: Path, uri: str) -> bool:
         flusher.start()
         flusher.close(_SEND_TIMEOUT_S)
     elif sender.tracking_uri != uri:
-        print_printable(f"{run}: {sender.activity}: wait for its end, or stop it")
+        say(f"{run}: {sender.activity}: wait for its end, or stop it")
         return False
     line = why_not_all_sent(run, uri)
-    print_printable(f"{run}: {line or f'all of it is at {uri}'}")
+    say(f"{run}: {line or f'all of it is at {uri}'}")
     return line is None
 
 
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
         run_folders = [run.resolve() for run in args.runs]
         problems = find_unsendable_runs(run_folders, uri)
         for run, problem in problems.items():
-            print_printable(f"error: {run}: {problem}", to_stderr=True)
+            say(f"error: {run}: {problem}", to_stderr=True)
         are_sent = [run not in problems and send_run(run, uri) for run in run_folders]
         ending.exit_code = 0 if all(are_sent) else 1
     return ending.exit_code

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vssl_dist import logs
 from vssl_dist.errors import Refusal
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 REFUSED_EXIT_CODE, INTERRUPTED_EXIT_CODE = Refusal.exit_code, 130
 _OUT_OF_MEMORY_MESSAGE = (
@@ -62,5 +62,5 @@ def end_in_one_line(
 
 
 def _print_and_return_code(message: str, exit_code: int) -> int:
-    print_printable(message, to_stderr=True)
+    say(message, to_stderr=True)
     return exit_code

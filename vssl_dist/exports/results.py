@@ -118,8 +118,10 @@ def score_name_with_density(name: str, density: str | None) -> str:
 
     >>> score_name_with_density("ood/auroc_svhn_s1_self_likelihood", "polar")
     'ood/auroc_svhn_s1_self_likelihood_polar'
-    >>> score_name("knn", "polar"), score_name_with_density("s1_self_likelihood", None)
-    ('knn', 's1_self_likelihood')
+    >>> score_name_with_density("knn", "polar")
+    'knn'
+    >>> score_name_with_density("s1_self_likelihood", None)
+    's1_self_likelihood'
     """
     return f"{name}_{density}" if density and name.endswith(LIKELIHOOD_SCORES) else name
 

@@ -107,8 +107,8 @@ def claim(run_dir: Path, is_job_live: Callable[[str], bool]) -> None:
             _write_owner(run_dir, replace(Owner.this_process(), run=identity.uuid))
     except Timeout:
         raise ConfigError(
-            f"{run_dir} is being claimed by {describe_lock_holder(lock_path)}: wait for it or stop it, "
-            "then try again"
+            f"{run_dir} is being claimed by {describe_lock_holder(lock_path)}: wait for it "
+            "or stop it, then try again"
         ) from None
 
 

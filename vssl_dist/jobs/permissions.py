@@ -25,8 +25,7 @@ def is_writable_by_others(path: Path, path_stat: os.stat_result) -> bool:
 
 
 def close_to_others(path: Path) -> None:
-    """Take write permission from others; no error if that fails, `is_writable_by_others` then "
-    "stays true."""
+    """Take write permission from others, or leave `is_writable_by_others` true if that fails."""
     with suppress(OSError):
         path_mode = path.lstat().st_mode
         path.chmod(stat.S_IMODE(path_mode) & ~_OTHERS_WRITE_BITS)

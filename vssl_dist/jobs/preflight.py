@@ -22,7 +22,7 @@ from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides, shapes_only
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 from vssl_dist.tracker import TrackingReport, check_tracking, probe_tracking, why_no_locks
 
 _PROGRAM_NAME = "submit.py"
@@ -36,7 +36,7 @@ def with_installed_backend(cfg: RunConfig) -> RunConfig:
     """
     if cfg.data.backend != "dali" or "backend" in cfg.data.model_fields_set or has_dali():
         return cfg
-    print_printable(
+    say(
         "data.backend=reference: DALI is not installed, so images are decoded by Pillow on the CPU "
         "(pip install '.[cuda13]', or cuda12, brings it)",
         to_stderr=True,
@@ -116,9 +116,9 @@ class Preflight:
             yield f"data.train: {error}"
         if train_dataset.samples < optim.global_batch and optim.max_steps is None:
             yield (
-                f"optim.global_batch={optim.global_batch} is more than the {train_dataset.samples} images "
-                f"of {train_dataset.folder}: an image would be in a batch twice; make it smaller, or give "
-                "optim.max_steps if that is meant"
+                f"optim.global_batch={optim.global_batch} is more than the {train_dataset.samples} "
+                f"images of {train_dataset.folder}: an image would be in a batch twice; make it "
+                "smaller, or give optim.max_steps if that is meant"
             )
 
     def _unlabelled_problems(self) -> Iterator[str]:

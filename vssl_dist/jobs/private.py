@@ -77,7 +77,7 @@ def survey_permissions(run_dir: Path, *, is_recursive: bool = True) -> Permissio
 
     Args:
         run_dir: The run's folder.
-        whole: All that is in it, not its own entries alone.
+        is_recursive: All that is in it, not its own entries alone.
 
     Raises:
         ConfigError: One line: it is no folder or not this user's, or something in it is not.
@@ -98,8 +98,8 @@ def survey_permissions(run_dir: Path, *, is_recursive: bool = True) -> Permissio
         raise ConfigError(f"{run_dir} is no folder: remove it, or choose another name= or out=")
     if run_dir_stat.st_uid != os.geteuid():
         raise ConfigError(
-            f"{run_dir} belongs to {user_name(run_dir_stat.st_uid)}, and a run folder is code that runs "
-            "as you: choose another name= or out="
+            f"{run_dir} belongs to {user_name(run_dir_stat.st_uid)}, and a run folder is code "
+            "that runs as you: choose another name= or out="
         )
     if is_writable_by_others(resolved_dir, run_dir_stat):
         result.writable_by_others.append(resolved_dir)
@@ -128,7 +128,7 @@ def secure_run_folder(run_dir: Path, *, is_recursive: bool = False) -> None:
 
     Args:
         run_dir: The run's folder, which exists.
-        whole: Look at all that is in it, also where the folder itself is closed to others.
+        is_recursive: Look at all that is in it, also where the folder itself is closed to others.
 
     Raises:
         ConfigError: One line: it is not this user's, or something in it is not.
@@ -230,7 +230,7 @@ def _survey_subfolder(
         result: Is added to.
         is_run_folder: See ``folder``.
         may_be_run: Whether what is in it may be run, and so must not be of others.
-        whole: Look into its folders, too.
+        is_recursive: Look into its folders, too.
     """
     try:
         entries = sorted(folder.iterdir())

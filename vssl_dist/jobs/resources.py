@@ -232,8 +232,8 @@ def resolve_for_this_machine(
         raise ConfigError("setup: these lines are for batch scripts; --local runs in this shell")
     if device == "cuda" and (num_ranks or 1) > num_gpus:
         raise ConfigError(
-            f"--local {num_ranks or ''}: torch sees {num_gpus} GPUs here and every rank needs its own: "
-            "use fewer ranks, or a profile with device: cpu"
+            f"--local {num_ranks or ''}: torch sees {num_gpus} GPUs here and every rank needs "
+            "its own: use fewer ranks, or a profile with device: cpu"
         )
     num_ranks = num_ranks or (num_gpus if device == "cuda" else 2)
     num_cores = len(os.sched_getaffinity(0))

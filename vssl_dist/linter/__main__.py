@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vssl_dist.linter import RULES
-from vssl_dist.text import print_printable
+from vssl_dist.text import say
 
 
 def table() -> str:
@@ -16,4 +16,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print_printable(*table().splitlines())
+    say(*table().splitlines())

@@ -35,21 +35,16 @@ def open_artifact(run_dir: Path, relative_path: str) -> Iterator[Path]:
 def _open_inside_run(run_dir: Path, relative_path: str, stack: ExitStack) -> int:
     """Open each folder on the way inside the one before, then the file."""
     path_parts = PurePosixPath(relative_path).parts
-    if (
-        not path_parts
-        or "\0" in relative_path
-        or ".." in path_parts
-        or relative_path.startswith("/")
-    ):
+    leads_outside = ".." in path_parts or relative_path.startswith("/")
+    if not path_parts or "\0" in relative_path or leads_outside:
         raise OSError(errno.EINVAL, "is no place inside of the run folder")
     descriptor = _open_descriptor(run_dir.resolve(), os.O_DIRECTORY, None, stack)
     for folder_name in path_parts[:-1]:
         if not stat.S_ISDIR(_stat_in_folder(folder_name, descriptor).st_mode):
             raise OSError(errno.ENOTDIR, f"{folder_name} is a link or no folder")
         descriptor = _open_descriptor(folder_name, os.O_DIRECTORY, descriptor, stack)
-    if not stat.S_ISREG(
-        _stat_in_folder(path_parts[-1], descriptor).st_mode
-    ):  # opening a device may do something
+    # Asked before it is opened: opening a device may do something.
+    if not stat.S_ISREG(_stat_in_folder(path_parts[-1], descriptor).st_mode):
         raise OSError(errno.EINVAL, "is a link or no regular file")
     descriptor = _open_descriptor(path_parts[-1], 0, descriptor, stack)
     file_stat = os.fstat(descriptor)

@@ -47,7 +47,7 @@ class Flusher:
         run_dir: The run's folder.
         experiment: MLflow's name for the group of runs; created if need be.
         tracking_uri: See `default_tracking_uri`.
-        afresh: Try once more what MLflow did not take before.
+        retry_refused: Try once more what MLflow did not take before.
         only_sends: The caller is not the trainer, whose death would be the end of the run.
         system_every_s: Seconds between samples of processor, memory, disk, network and GPUs of
             this machine, written to the spool as ``system/...``; ``None`` for none.

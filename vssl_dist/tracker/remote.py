@@ -69,8 +69,8 @@ def _hold_creation_lock(lock_path: Path) -> AcquireReturnProxy[FileLock]:
             raise
         owner = user_name(lock_path.lstat().st_uid)
         raise RefusedByMlflow(
-            f"{lock_path} belongs to {owner}, who was to make that database: have it removed, or set "
-            "MLFLOW_TRACKING_URI to another address"
+            f"{lock_path} belongs to {owner}, who was to make that database: have it removed, or "
+            "set MLFLOW_TRACKING_URI to another address"
         ) from error
 
 

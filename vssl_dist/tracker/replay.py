@@ -48,7 +48,7 @@ class Replayer:
         run_dir: The run's folder.
         identity: Which run that is.
         record: Where its curves go, and the MLflow runs that it has.
-        afresh: Try once more what was set aside.
+        retry_refused: Try once more what was set aside.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Replayer:
         # MLflow refuses another value for a parameter that it has: the first one stays.
         self._sent_param_keys = set(run.data.params)
         self._artifact_uri: str = run.info.artifact_uri
-        self._send_folder_tags(run, own_tags(run_dir, identity, uri))
+        self._send_own_tags(run, own_tags(run_dir, identity, uri))
 
-    def _send_folder_tags(self, run: Any, tags: dict[str, str]) -> None:
+    def _send_own_tags(self, run: Any, tags: dict[str, str]) -> None:
         """Send where the run is now; of a copy also its name, before its history does."""
         new_tags = [
             RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value
@@ -98,9 +98,9 @@ class Replayer:
                 while self._send_next_chunk(path):
                     pass
             except _UnreadableError as error:
-                file_name = f"the file {path.name} of the spool"
-                if file_name not in self._cursor.refusal_reasons:
-                    self._set_aside(file_name, error)
+                value_name = f"the file {path.name} of the spool"
+                if value_name not in self._cursor.refusal_reasons:
+                    self._set_aside(value_name, error)
                     self._cursor.save()
         last_error: Exception | None = None
         for relative_path in list(self._cursor.pending_artifacts):
@@ -118,7 +118,7 @@ class Replayer:
         """Send the points once more that this MLflow run has under names of earlier versions.
 
         Only they: everything else in the lines that have been sent is there.  The cursor is moved
-        as in `_flush_some`, so that what ends this costs no point that has arrived.
+        as in `_send_next_chunk`, so that what ends this costs no point that has arrived.
         """
         for path in RunFolder(self.run_dir).list_spool_files():
             progress = self._cursor.progress_by_file.get(path.name, SpoolFileProgress())
@@ -168,15 +168,15 @@ class Replayer:
         tags = {
             k: self._cut_to_limit(f"tag {k}", v, _MAX_TAG_LENGTH) for k, v in sendable.tags.items()
         }
-        new_params = {k: v for k, v in params.items() if k not in self._sent_param_keys}
+        unsent_params = {k: v for k, v in params.items() if k not in self._sent_param_keys}
         self._send_batch(
             Batch(
                 sendable.metrics,
-                [Param(k, v) for k, v in new_params.items()],
+                [Param(k, v) for k, v in unsent_params.items()],
                 [RunTag(k, v) for k, v in tags.items()],
             )
         )
-        self._sent_param_keys |= new_params.keys()
+        self._sent_param_keys |= unsent_params.keys()
         if sendable.status is not None:
             status = sendable.status
             if (refusal := self._try_request(lambda: self._set_status(status))) is not None:
@@ -287,7 +287,7 @@ class _SendableValues:
     artifacts: list[str] = field(default_factory=list)
     status: dict[str, Any] | None = None
     invalid_values: dict[str, Exception] = field(default_factory=dict)
-    """What is no value at all."""
+    """Errors of values that are none, by the value's name."""
 
     def add(self, record: dict[str, Any]) -> None:
         """Add one record; raises whatever a record that is none leads to."""

@@ -36,17 +36,18 @@ class TrackingQuery:
 
     def experiment_in_bin(self, experiment_id: object) -> TrackingReport:
         """Report that the experiment was deleted, which MLflow can undo."""
+        command = self._restore_command("experiments", f"--experiment-id {experiment_id}")
         return TrackingReport(
             f"MLflow's experiment {self.experiment} at {self.uri} is in the bin and takes no runs: "
-            f"{self._restore_command('experiments', f'--experiment-id {experiment_id}')} brings it back"
+            f"{command} brings it back"
         )
 
     def run_in_bin(self, run_id: object) -> TrackingReport:
         """Report that the run was deleted, which MLflow can undo."""
+        command = self._restore_command("runs", f"--run-id {run_id}")
         return TrackingReport(
             f"the MLflow run of {as_utf8(str(self.run_dir))} at {self.uri} is in the bin and "
-            f"takes no curves: {self._restore_command('runs', f'--run-id {run_id}')} brings it back; or "
-            "give this run another name"
+            f"takes no curves: {command} brings it back; or give this run another name"
         )
 
     def run_of_another(self) -> TrackingReport:
@@ -62,9 +63,11 @@ class TrackingQuery:
 
     def report_unreachable(self, reason: object) -> TrackingReport:
         """Report that the address cannot be reached now."""
+        reason_text = " ".join(str(reason).split())[:200]
+        spool_text = as_utf8(str(RunFolder(self.run_dir).spool_folder))
         return TrackingReport(
-            passing_problem=f"MLflow at {self.uri} does not answer ({' '.join(str(reason).split())[:200]}): "
-            f"curves wait in {as_utf8(str(RunFolder(self.run_dir).spool_folder))}, and "
+            passing_problem=f"MLflow at {self.uri} does not answer ({reason_text}): "
+            f"curves wait in {spool_text}, and "
             f"`{command_line('launch/track.py')} {shell_word(self.run_dir)}` "
             "sends them once it does"
         )

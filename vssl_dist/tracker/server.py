@@ -30,8 +30,9 @@ def look_at_server(tracking_query: TrackingQuery, timeout_s: float) -> TrackingR
             return _query_server(session, tracking_query, timeout_s)
     except SSLError as error:
         return TrackingReport(
-            f"MLflow at {tracking_query.uri}: no secure connection ({_innermost_reason(error)}): http:// if it has "
-            "none, MLFLOW_TRACKING_SERVER_CERT_PATH if its certificate is your own"
+            f"MLflow at {tracking_query.uri}: no secure connection ({_innermost_reason(error)}): "
+            "http:// if it has none, MLFLOW_TRACKING_SERVER_CERT_PATH if its certificate is your "
+            "own"
         )
     except ValueError as error:  # an address or a header that is none
         is_bad_login = isinstance(error, InvalidHeader | UnicodeError)
@@ -41,8 +42,8 @@ def look_at_server(tracking_query: TrackingQuery, timeout_s: float) -> TrackingR
             else _innermost_reason(error)
         )
         return TrackingReport(
-            f"MLflow at {tracking_query.uri} cannot be asked ({reason}): correct MLFLOW_TRACKING_URI, or "
-            "the variables that say how to sign in"
+            f"MLflow at {tracking_query.uri} cannot be asked ({reason}): correct "
+            "MLFLOW_TRACKING_URI, or the variables that say how to sign in"
         )
     except (RequestException, HTTPError, OSError) as error:
         return tracking_query.report_unreachable(_innermost_reason(error))
@@ -111,7 +112,8 @@ def _reply_obstacle(
         body_text = printable(redact_secrets(" ".join(body[:200].decode(errors="replace").split())))
         remedy = "start it with --allowed-hosts" if "ebinding" in body_text else _SIGN_IN_REMEDY
         return TrackingReport(
-            f"MLflow at {tracking_query.uri} lets nobody in (HTTP {http_status}: {body_text}): {remedy}"
+            f"MLflow at {tracking_query.uri} lets nobody in "
+            f"(HTTP {http_status}: {body_text}): {remedy}"
         )
     requested_object = _object_under(reply_object, "experiment") or _object_under(
         reply_object, "run"

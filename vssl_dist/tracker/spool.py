@@ -163,8 +163,8 @@ def mark_unfinished_failed(run_dir: Path, trainer_began_at: float) -> None:
 
     Args:
         run_dir: The run's folder.
-        trainer_began_at: A time in seconds since 1970 at which that trainer had begun: a later one, which
-            has taken the run up again, speaks for itself.
+        trainer_began_at: A time in seconds since 1970 at which that trainer had begun: a later one,
+            which has taken the run up again, speaks for itself.
     """
     for path in RunFolder(run_dir).list_spool_files():
         status_records = [

@@ -55,7 +55,7 @@ def draw_lines(
     Args:
         axes: Where to draw.
         curve_by_label: Lines by their labels; a legend appears where there are several.
-        x, y: Names of the axes.
+        x_label, y_label: Names of the axes.
         log_x: Whether the x axis is logarithmic.
         marker: Marker of the points, ``""`` for none.
     """

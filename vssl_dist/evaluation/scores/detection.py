@@ -84,7 +84,7 @@ def bootstrap_intervals(
     """Compute percentile bootstrap intervals of `compute_detection`, each side by itself.
 
     Args:
-        inside, outside: See `compute_detection`.
+        inlier_scores, outlier_scores: See `compute_detection`.
         resampling_count: Number of resamplings.
         seed: Seed of the resamplings.
         confidence_level: Share of the resamplings inside an interval.

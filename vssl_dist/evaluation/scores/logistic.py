@@ -132,7 +132,7 @@ def choose_l2_penalty(
     """Choose among ``l2`` on held-out training images.
 
     Returns:
-        ``l2``, ``held_out_share`` (accuracy of each on how many ``held_out_images``); the middle
+        ``l2``, ``held_out`` (accuracy of each on how many ``held_out_images``); the middle
         one where no image can be held out.  Of equal ones the larger wins.
     """
     fit_rows, held_out_rows = split_by_class(

@@ -45,12 +45,12 @@ class OutlierSetup:
 def fit_outlier_scores(setup: OutlierSetup) -> dict[str, ScoreFunction]:
     """Fit every score to the bank, by name.
 
-    ``knn``, ``fit_mahalanobis_score``, ``fit_max_softmax_score``, ``norm`` and, of an export that
+    ``knn``, ``mahalanobis``, ``max_softmax``, ``norm`` and, of an export that
     has a posterior, those of `make_variational_scores`.
 
-    Without ``fit_mahalanobis_score`` where features are wider than 8,192 (its covariance would fill
+    Without ``mahalanobis`` where features are wider than 8,192 (its covariance would fill
     the
-    memory: raw pixels of large images), without ``fit_max_softmax_score`` where there is only one
+    memory: raw pixels of large images), without ``max_softmax`` where there is only one
         class.
     """
     score_by_name: dict[str, ScoreFunction] = {"knn": fit_knn_distance_score(setup)}

@@ -51,7 +51,8 @@ class ProbeData:
 def is_contiguous_range(rows: Tensor) -> bool:
     """Whether sorted rows follow one another, so that a slice has them all.
 
-    >>> is_contiguous(torch.arange(5, 9)), is_contiguous_range(torch.tensor([1, 3]))
+    >>> rows = torch.tensor([5, 6, 7, 9])
+    >>> is_contiguous_range(rows[:3]), is_contiguous_range(rows)
     (True, False)
     """
     return int(rows[-1] - rows[0]) == len(rows) - 1

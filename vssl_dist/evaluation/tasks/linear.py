@@ -39,7 +39,7 @@ def measure_linear(frozen_features: FrozenFeatures, task_config: LinearConfig) -
     Each has ``top1``, ``top5``, what was chosen on held-out training images and, over the seeds,
     the standard deviation ``top1_std``.  Those of all training images also have ``ece``,
     ``adaptive_ece``, ``brier`` and ``nll`` (means over the seeds) and the bins of all seeds'
-    ``bin_by_confidence``; these are None where a training diverged.  ``online`` is the probe that
+    ``reliability``; these are None where a training diverged.  ``online`` is the probe that
     learnt beside the method, as it was at the export; where a teacher is exported it is given the
     teacher's features, though it learnt from the student's.
     """
