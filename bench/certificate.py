@@ -147,7 +147,7 @@ def _disturb_weights(network: nn.Module) -> None:
 
 
 def draw_micro_batch(cfg: MethodConfig, number: int) -> tuple[list[Tensor], Tensor]:
-    """Views ``(MICRO_BATCH, 3, S, S)`` of all ranks, and labels; DINO's local crops are half."""
+    """Views ``(B, 3, S, S)`` of all ranks, and labels; DINO's local crops are half as large."""
     generator = torch.Generator().manual_seed(number)
     images = torch.randn(
         MICRO_BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator, dtype=torch.float64
@@ -225,11 +225,13 @@ def markdown_report(table_rows: Sequence[ComparisonRow]) -> str:
         "# Certificate: the same gradient on any number of ranks, and the right one",
         "",
         f"`python -m bench.certificate` with torch {version('torch')}, float64, gloo on a CPU; "
-        f"resnet10_c16, {NUM_MICRO_STEPS} micro-steps of {MICRO_BATCH_SIZE} images of {IMAGE_SIZE} pixels, one "
-        "forward pass per view (DINO: per size of crop), batch norm synchronised, noise included.",
+        f"resnet10_c16, {NUM_MICRO_STEPS} micro-steps of {MICRO_BATCH_SIZE} images of "
+        f"{IMAGE_SIZE} pixels, one forward pass per view (DINO: per size of crop), "
+        "batch norm synchronised, noise included.",
         "",
-        f"Against one process; promised: cosine at least {MIN_COSINE}, ratio of norms within {MAX_NORM_DEVIATION:g} "
-        "of 1.  The control leaves batch norm unsynchronised, and must fail.",
+        f"Against one process; promised: cosine at least {MIN_COSINE}, ratio of norms within "
+        f"{MAX_NORM_DEVIATION:g} of 1.  The control leaves batch norm unsynchronised, "
+        "and must fail.",
         "",
         "| method | ranks | 1 - cosine | norm ratio - 1 | loss | buffers | holds |",
         "| --- | --- | --- | --- | --- | --- | --- |",

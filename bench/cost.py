@@ -108,10 +108,11 @@ def markdown_rows(costs: Sequence[RecipeCost], operations_per_s: float) -> Itera
     """Markdown, a row per recipe."""
     yield "| recipe | GFLOP per image | images seen | EFLOP in all | A100-hours |"
     yield "|---|--:|--:|--:|--:|"
-    for recipe_cost in costs:
+    for cost in costs:
         yield (
-            f"| `{recipe_cost.name}` | {recipe_cost.operations_per_image / 1e9:.1f} | {recipe_cost.num_images / 1e6:,.1f} million | "
-            f"{recipe_cost.total_operations / 1e18:.3g} | {two_digits(recipe_cost.gpu_hours(operations_per_s))} |"
+            f"| `{cost.name}` | {cost.operations_per_image / 1e9:.1f} "
+            f"| {cost.num_images / 1e6:,.1f} million | {cost.total_operations / 1e18:.3g} "
+            f"| {two_digits(cost.gpu_hours(operations_per_s))} |"
         )
 
 
@@ -143,7 +144,8 @@ def main(argv: Sequence[str]) -> None:
         costs = [recipe_cost(config.load(path, methods=CONFIGS)) for path in tracked_paths]
     operations_per_s = a100_operations_per_s(folder)
     print(
-        f"{operations_per_s / 1e12:.1f} TFLOP/s: {RESNET50_IMAGES_PER_S:,.0f} images/s of ResNet-50\n"
+        f"{operations_per_s / 1e12:.1f} TFLOP/s: "
+        f"{RESNET50_IMAGES_PER_S:,.0f} images/s of ResNet-50\n"
     )
     print("\n".join(markdown_rows(costs, operations_per_s)))
 

@@ -17,6 +17,7 @@ import sys
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 if __name__ == "__main__":  # before what a bare Python cannot import
@@ -84,9 +85,7 @@ def checkout_figures(checkout: Path) -> dict[str, str]:
     trees = [ast.parse(text) for text in texts]
     lines = [text.count("\n") for text in texts]
     files_per_folder = Counter(path.parent.relative_to(checkout) for path in paths)
-    largest_folder, largest_folder_files = max(
-        files_per_folder.items(), key=lambda folder_and_count: folder_and_count[1]
-    )
+    largest_folder, max_files = max(files_per_folder.items(), key=itemgetter(1))
     assigned_counts = Counter(name for tree in trees for name in assigned_names(tree))
     vague_counts = Counter({name: assigned_counts[name] for name in VAGUE_NAMES})
     first_lines = [line for tree in trees for line in docstring_first_lines(tree)]
@@ -103,7 +102,7 @@ def checkout_figures(checkout: Path) -> dict[str, str]:
         "files": str(len(paths)),
         "lines": str(sum(lines)),
         "lines of the median file": f"{statistics.median(lines):g}",
-        "files in the largest folder": f"{largest_folder_files} ({largest_folder})",
+        "files in the largest folder": f"{max_files} ({largest_folder})",
         "folders": str(len(files_per_folder)),
         "comment lines per 100": f"{100 * sum(map(num_comment_lines, texts)) / sum(lines):.1f}",
         "uses of Any": str(num_any_uses),
@@ -131,13 +130,10 @@ def main(argv: Sequence[str]) -> int:
         "figure",
         [
             (
-                row,
-                {
-                    name: checkout_column[row]
-                    for name, checkout_column in figures_by_checkout.items()
-                },
+                name,
+                {path: figures[name] for path, figures in figures_by_checkout.items()},
             )
-            for row in figure_names
+            for name in figure_names
         ],
     )
     return 0

@@ -41,7 +41,7 @@ from vssl_dist.evaluation.scores.table import LabelledFeatures
 
 NeighbourSearch = Callable[[Tensor, Tensor, int], Tensor]
 _CHUNK_QUERIES = 8192
-_NEIGHBOUR_COUNTS = (1, 5, 10, 20, 50, 100, 200)
+_KS = (1, 5, 10, 20, 50, 100, 200)
 _TEMPERATURES = (0.01, 0.03, 0.07, 0.1, 0.3, 1.0)
 
 
@@ -49,18 +49,18 @@ _TEMPERATURES = (0.01, 0.03, 0.07, 0.1, 0.3, 1.0)
 class ProblemSize:
     """Numbers of bank features and of queries, and their width."""
 
-    num_bank: int
+    bank_size: int
     num_queries: int
     feature_width: int
 
     def draw_features(self) -> tuple[Tensor, Tensor]:
         """Draw a bank ``(N, D)`` and queries ``(M, D)``, float32, always the same."""
         generator = torch.Generator().manual_seed(0)
-        num_bank, num_queries = (
+        bank, queries = (
             torch.randn(n, self.feature_width, generator=generator)
-            for n in (self.num_bank, self.num_queries)
+            for n in (self.bank_size, self.num_queries)
         )
-        return num_bank, num_queries
+        return bank, queries
 
 
 def our_search(bank: Tensor, queries: Tensor, k: int) -> Tensor:
@@ -110,8 +110,8 @@ def measure_seconds(size: ProblemSize, k: int, rounds: int) -> dict[str, list[fl
     for round_index in range(rounds):
         # Each round begins with another one, so that none is always the first.
         names = list(searches)
-        first_contestant = round_index % len(names)
-        for name in names[first_contestant:] + names[:first_contestant]:
+        first_index = round_index % len(names)
+        for name in names[first_index:] + names[:first_index]:
             start = time.perf_counter()
             searches[name](bank, queries, k)
             seconds_by_name[name].append(time.perf_counter() - start)
@@ -127,7 +127,7 @@ def table_row(size: ProblemSize, k: int, seconds: dict[str, list[float]]) -> str
             for contestant_s, our_s in zip(contestant_seconds, seconds["ours"], strict=True)
         )
         cells.append(f"{min(contestant_seconds):.2f} s ({ratio:.2f} x)")
-    label = f"{size.num_bank:,} x {size.feature_width:,}, {size.num_queries:,} queries, k = {k}"
+    label = f"{size.bank_size:,} x {size.feature_width:,}, {size.num_queries:,} queries, k = {k}"
     return f"| {label} | {' | '.join(cells)} |"
 
 
@@ -150,16 +150,16 @@ class SearchCost:
 def write_bank(path: Path, size: ProblemSize) -> LabelledFeatures:
     """Write a bank of random float16 features and map it into memory."""
     generator = torch.Generator().manual_seed(0)
-    bank_file = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.float16, shape=(size.num_bank, size.feature_width)
+    bank_memmap = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.float16, shape=(size.bank_size, size.feature_width)
     )
-    for start in range(0, size.num_bank, _CHUNK_QUERIES):
-        rows = bank_file[start : start + _CHUNK_QUERIES]
+    for start in range(0, size.bank_size, _CHUNK_QUERIES):
+        rows = bank_memmap[start : start + _CHUNK_QUERIES]
         rows[:] = torch.randn(rows.shape, generator=generator).half().numpy()
-    bank_file.flush()
-    del bank_file
+    bank_memmap.flush()
+    del bank_memmap
     mapped_features = torch.from_numpy(np.load(path, mmap_mode="c"))
-    return LabelledFeatures(mapped_features, torch.arange(size.num_bank) % 1000)
+    return LabelledFeatures(mapped_features, torch.arange(size.bank_size) % 1000)
 
 
 def measure_scale(bank: LabelledFeatures, slice_sizes: tuple[int, int]) -> SearchCost:
@@ -172,7 +172,7 @@ def measure_scale(bank: LabelledFeatures, slice_sizes: tuple[int, int]) -> Searc
         knn_accuracy_grid(
             bank,
             LabelledFeatures(queries, torch.arange(count) % 1000),
-            _NEIGHBOUR_COUNTS,
+            _KS,
             _TEMPERATURES,
         )
         seconds.append(time.perf_counter() - start)
@@ -220,8 +220,9 @@ def _report_scale(args: argparse.Namespace) -> None:
         bank = write_bank(Path(folder, "bank.npy"), size)
         scale = measure_scale(bank, (args.scale_queries[0], args.scale_queries[1]))
     print(
-        f"{size.num_bank:,} x {size.feature_width:,} float16 ({size.num_bank * size.feature_width * 2 / 2**30:.2f} GiB), "
-        f"{len(_NEIGHBOUR_COUNTS)} k x {len(_TEMPERATURES)} temperatures, threads: {args.threads}\n"
+        f"{size.bank_size:,} x {size.feature_width:,} float16 "
+        f"({size.bank_size * size.feature_width * 2 / 2**30:.2f} GiB), "
+        f"{len(_KS)} k x {len(_TEMPERATURES)} temperatures, threads: {args.threads}\n"
         f"reading the bank {scale.bank_pass_s:.1f} s, a query {1000 * scale.query_s:.1f} ms, "
         f"peak memory {scale.peak_gib:.2f} GiB (the mapped bank included)\n"
         f"50,000 queries: {scale.total_s(50_000) / 60:.0f} minutes (extrapolated from "

@@ -191,8 +191,8 @@ def print_report(turns_by_name: dict[str, list[TurnResult]], mib_by_name: dict[s
         busy = statistics.median(turn_result.gpu_busy_percent for turn_result in turns)
         gpu_busy_text = "" if math.isnan(busy) else f"{busy:.0f} %"
         print(
-            f"| {name} | {statistics.median(rates):,.0f} | {spread} | {ratio:.2f} x | {gpu_busy_text} | "
-            f"{mib_by_name[name]:,.0f} |"
+            f"| {name} | {statistics.median(rates):,.0f} | {spread} | {ratio:.2f} x | "
+            f"{gpu_busy_text} | {mib_by_name[name]:,.0f} |"
         )
 
 
@@ -221,8 +221,8 @@ def argument_parser() -> argparse.ArgumentParser:
     return top
 
 
-def image_folders(scratch: Path, args: argparse.Namespace) -> tuple[Path, Path]:
-    """The images as a folder and as shards.
+def prepare_images(scratch: Path, args: argparse.Namespace) -> tuple[Path, Path]:
+    """Prepare the images as a folder and as shards.
 
     Raises:
         ConfigError, DataError: They, or a GPU, are not there, or are too few.
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     torch.set_num_threads(args.cores)
     with tempfile.TemporaryDirectory() as scratch, end_in_one_line(args.images or Path()) as ending:
-        root, shards = image_folders(Path(scratch), args)
+        root, shards = prepare_images(Path(scratch), args)
         batches_by_name, mib_by_name = start_contestants(contestant_makers(root, shards, args))
         turns_by_name = measure_rounds(batches_by_name, args)
         batches_by_name.clear()

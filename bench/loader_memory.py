@@ -42,8 +42,8 @@ def bytes_per_batch(marks: list[tuple[int, float]]) -> float:
     1024.0
     """
     mean_batch = sum(batch_number for batch_number, _ in marks) / len(marks)
-    covariance = sum((batch_number - mean_batch) * mib for batch_number, mib in marks)
-    return covariance * 2**20 / sum((batch_number - mean_batch) ** 2 for batch_number, _ in marks)
+    product_sum = sum((batch_number - mean_batch) * mib for batch_number, mib in marks)
+    return product_sum * 2**20 / sum((batch_number - mean_batch) ** 2 for batch_number, _ in marks)
 
 
 def process_tree_mib() -> float:

@@ -124,10 +124,9 @@ def folder_image_set(folder: Path, limit: int = 48) -> ImageSet:
     if not paths:
         raise ConfigError(f"{folder}: no JPEG or PNG below this folder")
     for path in paths:
-        if (
-            found := examine_image(path.read_bytes(), DEFAULT_RULES)
-        ).verdict is ImageVerdict.REJECT:
-            raise ConfigError(f"{path}: {found.reason}: remove it from the folder")
+        finding = examine_image(path.read_bytes(), DEFAULT_RULES)
+        if finding.verdict is ImageVerdict.REJECT:
+            raise ConfigError(f"{path}: {finding.reason}: remove it from the folder")
     return ImageSet(
         folder.resolve().name, samples_of_files(path.read_bytes() for path in paths), 224
     )
@@ -144,20 +143,10 @@ def standard_image_sets() -> list[ImageSet]:
 
 def identity_draws(samples: Samples) -> Draws:
     """The whole image, and nothing else."""
-    count, no_shift = len(samples.data), np.zeros(len(samples.data), np.float32)
+    count, zeros = len(samples.data), np.zeros(len(samples.data), np.float32)
     boxes = np.stack([0 * samples.height, 0 * samples.width, samples.height, samples.width], 1)
-    switched_off, unchanged_factor = np.zeros(count, np.bool_), np.ones(count, np.float32)
-    return Draws(
-        boxes.astype(np.int32),
-        switched_off,
-        unchanged_factor,
-        unchanged_factor,
-        unchanged_factor,
-        no_shift,
-        switched_off,
-        no_shift,
-        switched_off,
-    )
+    off, ones = np.zeros(count, np.bool_), np.ones(count, np.float32)
+    return Draws(boxes.astype(np.int32), off, ones, ones, ones, zeros, off, zeros, off)
 
 
 def recipe_draws(samples: Samples, recipe: ViewRecipe, view: int = 0) -> Draws:

@@ -185,20 +185,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         scratch_folder = Path(scratch)
         write_cifar(scratch_folder / "small", args.small)
-        small_work = sharding_by_one_and_two("cifar10", scratch_folder / "small", scratch_folder)
+        small_work = sharding_works("cifar10", scratch_folder / "small", scratch_folder)
         small_work["encode and hash alone"] = encoding_work(args.small)
         print_report(
             f"{args.small:,} images of 32x32 pixels", measured_rates(small_work, args.rounds)
         )
         write_folder(scratch_folder / "full", args.full)
-        full_work = sharding_by_one_and_two("imagefolder", scratch_folder / "full", scratch_folder)
+        full_work = sharding_works("imagefolder", scratch_folder / "full", scratch_folder)
         full_work["decode and hash alone"] = decoding_work(scratch_folder / "full")
         sizes = [path.stat().st_size for path in (scratch_folder / "full").glob("train/*/*")]
         title = f"{args.full:,} JPEGs of 500x375 pixels, {statistics.mean(sizes) / 1e3:.0f} kB each"
         print_report(title, measured_rates(full_work, args.rounds))
 
 
-def sharding_by_one_and_two(source: str, root: Path, scratch: Path) -> dict[str, TimedWork]:
+def sharding_works(source: str, root: Path, scratch: Path) -> dict[str, TimedWork]:
     """Sharding by one worker and by two."""
     return {
         ONE_WORKER: sharding_work(source, root, scratch, 1),

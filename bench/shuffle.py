@@ -126,21 +126,21 @@ def measure_shuffle(name: str, data: ShardedDataset, epochs: Sequence[Int64]) ->
 
     Returns:
         ``displacement``: mean distance between a sample's place in the epoch and in the
-        dataset, in epochs (a permutation: 1/3).  ``again``: how much more often two images that
-        met in one epoch's batch meet in the next one's than by chance.  ``shards``: read for
-        one batch.
+        dataset, in epochs (a permutation: 1/3).  ``meet_again_ratio``: how much more often two
+        images that met in one epoch's batch meet in the next one's than by chance.
+        ``shards_per_batch``: read for one batch.
     """
     first, second = epochs
     places_in_epoch = np.arange(first.size).reshape(first.shape)
     batch_of_sample = np.full(data.samples, -1)
     batch_of_sample[second.ravel()] = np.repeat(np.arange(len(second)), second.shape[1])
-    batch_mates = [batch[batch >= 0] for batch in batch_of_sample[first]]
+    next_batches = [batch[batch >= 0] for batch in batch_of_sample[first]]
     return ShuffleQuality(
         name,
         displacement=float(np.abs(places_in_epoch - first).mean() / data.samples),
         sorted=ClassMixture.of(data.labels(mixed=False)[first], data.classes),
         mixed=ClassMixture.of(data.labels(mixed=True)[first], data.classes),
-        meet_again_ratio=_equal_pair_probability(batch_mates) * data.samples / first.shape[1],
+        meet_again_ratio=_equal_pair_probability(next_batches) * data.samples / first.shape[1],
         shards_per_batch=float(
             np.mean([len(np.unique(batch // data.shard_size)) for batch in first])
         ),

@@ -60,13 +60,13 @@ def write_whole(path: Path, blob: bytes, *, flush: bool = True) -> None:
 
 
 @contextmanager
-def hold_lock(lock_path: Path, folder: Path, what_other_does: str) -> Iterator[None]:
+def hold_lock(lock_path: Path, folder: Path, activity: str) -> Iterator[None]:
     """Hold a lock while the block runs, in a folder that is made if needed.
 
     Args:
         lock_path: The lock's file.
         folder: The folder that the lock guards, to be named in a refusal.
-        what_other_does: What another process is doing there.
+        activity: What another process is doing there.
 
     Raises:
         DataError: Another process has the lock, or the file system refuses something.
@@ -79,7 +79,7 @@ def hold_lock(lock_path: Path, folder: Path, what_other_does: str) -> Iterator[N
         acquired_lock.acquire(timeout=0)
     except Timeout:
         raise DataError(
-            f"{folder}: another {what_other_does}: wait for it ({describe_lock_holder(lock_path)})"
+            f"{folder}: another {activity}: wait for it ({describe_lock_holder(lock_path)})"
         ) from None
     except PermissionError as error:
         reason = error.strerror
@@ -98,8 +98,7 @@ def hold_lock(lock_path: Path, folder: Path, what_other_does: str) -> Iterator[N
 def remove_partial_files(folder: Path) -> None:
     """Remove what interrupted writers left behind, also those of earlier versions."""
     for path in folder.glob(".*"):
-        is_partial_name = durable.is_partial_file_name(
-            path.name
-        ) or _EARLIER_PARTIAL_NAME.fullmatch(path.name)
-        if is_partial_name and stat.S_ISREG(path.lstat().st_mode):
+        is_partial = durable.is_partial_file_name(path.name)
+        is_partial = is_partial or bool(_EARLIER_PARTIAL_NAME.fullmatch(path.name))
+        if is_partial and stat.S_ISREG(path.lstat().st_mode):
             path.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ def _summarise_split(built_split: BuiltSplit, seconds: float) -> str:
     notes = [
         f"{decisions_text}: see {REJECTS_NAME}" if decisions_text else "",
         f"left out: {left_out}" if left_out else "",
-        built_split.split.user_remark,
+        built_split.split.remark,
     ]
     return (
         f"{built_split.folder}: {manifest.samples} samples, {len(manifest.classes)} classes, "

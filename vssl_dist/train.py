@@ -159,9 +159,9 @@ class CurveSchedule:
 class ThroughputMeter:
     """Measures throughput, and the share of the time that is spent waiting for data."""
 
-    def __init__(self, global_batch: int, last_step: int) -> None:
+    def __init__(self, global_batch: int, step: int) -> None:
         self.global_batch = global_batch
-        self.last_step = last_step
+        self.last_step = step
         self.start: float | None = None
         self.waited_s = 0.0
 
@@ -175,16 +175,16 @@ class ThroughputMeter:
             self.waited_s += time.perf_counter() - begin
         return step_batches
 
-    def rates(self, last_step: int) -> dict[str, float]:
+    def rates(self, step: int) -> dict[str, float]:
         """Return images per second of the whole job and the data-wait share since the last call."""
         now = time.perf_counter()
         seconds = now - self.start if self.start is not None else float("inf")
         rates = {
-            "images_per_second": (last_step - self.last_step) * self.global_batch / seconds,
+            "images_per_second": (step - self.last_step) * self.global_batch / seconds,
             "data_wait_share": self.waited_s / seconds,
         }
         self.start = now
-        self.last_step = last_step
+        self.last_step = step
         self.waited_s = 0.0
         return rates
 

@@ -40,10 +40,8 @@ class ArchivedImages:
         skip_unreadable: bool = False,
     ) -> ArchivedImages:
         """Make the table of members, each with the number of its file."""
-        member_columns = [
-            (file_number, member.offset, member.size) for file_number, member in members
-        ]
-        member_table = np.array(member_columns, np.int64).reshape(-1, 3)
+        member_rows = [(number, member.offset, member.size) for number, member in members]
+        member_table = np.array(member_rows, np.int64).reshape(-1, 3)
         flaws = {row: member.flaw for row, (_, member) in enumerate(members) if member.flaw}
         names = [member.name for _, member in members]
         return cls(

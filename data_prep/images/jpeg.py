@@ -54,19 +54,18 @@ def inspect_jpeg_structure(data: bytes) -> StructureReport:
         for segment in jpeg_segments
         if segment.marker in FRAME_MARKERS
     ]
-    gaps_between_segments = _list_bytes_between(data, jpeg_segments)
+    segment_gaps = _list_bytes_between(data, jpeg_segments)
     header_segments = list(takewhile(lambda segment: segment.marker != SCAN_MARKER, jpeg_segments))
     exif_block = _segment_content(data, header_segments, _EXIF_SIGNATURE)
     orientation = tiff_tags.parse_orientation(
         exif_block, _segment_content(data, header_segments, _XMP_SIGNATURE)
     )
     remake_reason = f"EXIF orientation {orientation}" if orientation != 1 else ""
-    if any(
-        gap.strip(b"\xff") for gap in gaps_between_segments
-    ):  # any number of these may come before a marker
+    # Any number of 255 bytes may come before a marker.
+    if any(gap.strip(b"\xff") for gap in segment_gaps):
         remake_reason = remake_reason or "JPEG with bytes between its segments"
     is_plain = (
-        not any(gaps_between_segments)
+        not any(segment_gaps)
         and [segment.marker for segment in jpeg_segments[-2:]] == [SCAN_MARKER, END_MARKER]
         and jpeg_segments[-1].end == len(data)
         and _PLAIN_MARKERS.issuperset(segment.marker for segment in jpeg_segments[:-1])
@@ -90,10 +89,10 @@ def inspect_jpeg_structure(data: bytes) -> StructureReport:
 
 def read_orientation(data: bytes) -> int:
     """Read how the picture has to be turned, from EXIF or XMP ahead of it."""
-    segments_in_order = takewhile(
+    header_segments = takewhile(
         lambda segment: segment.marker != SCAN_MARKER, iter_jpeg_segments(data)
     )
-    jpeg_segments = list(islice(segments_in_order, _MAX_SEGMENTS))
+    jpeg_segments = list(islice(header_segments, _MAX_SEGMENTS))
     return tiff_tags.parse_orientation(
         _segment_content(data, jpeg_segments, _EXIF_SIGNATURE),
         _segment_content(data, jpeg_segments, _XMP_SIGNATURE),

@@ -89,8 +89,8 @@ def fixed_permutation(samples: int) -> NDArray[np.int64]:
     [0, 1, 2, 3, 4]
     """
     # Sorting raw Philox words, because numpy only promises the bit generator's stream.
-    write_order = np.argsort(np.random.Philox(key=0).random_raw(samples), kind="stable")
-    return write_order.astype(np.int64)
+    permutation = np.argsort(np.random.Philox(key=0).random_raw(samples), kind="stable")
+    return permutation.astype(np.int64)
 
 
 def build_split(

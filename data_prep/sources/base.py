@@ -154,7 +154,7 @@ class Split:
     """Makes, without reading, a text that changes when the images of some numbers do."""
     left_out: Sequence[LeftOutEntry] = ()
     """Files and folders beside the samples, without effect on any."""
-    user_remark: str = ""
+    remark: str = ""
     """What the user should know about all of it."""
 
     @property

@@ -40,7 +40,7 @@ class ClassFolderWalk:
         Args:
             folder: Path of the folder.
             name: Path of the folder from ``top``.
-            above: The folders that it lies in, within ``top``.
+            parent_folders: The folders that it lies in, within ``top``.
 
         Raises:
             DataError: Something cannot be read, and is not to be skipped.

@@ -39,7 +39,8 @@ def fetch_archive(dataset: str, root: Path) -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{dataset_class.url}: cannot be fetched ({reason}): put {dataset_class.filename} into {root} by hand"
+            f"{dataset_class.url}: cannot be fetched ({reason}): "
+            f"put {dataset_class.filename} into {root} by hand"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout_before)

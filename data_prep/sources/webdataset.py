@@ -222,5 +222,5 @@ def _make_split(
             tar_stamps[file] for file in np.unique(archived_images.file_numbers[numbers])
         ),
         left_out=reader.left_out,
-        user_remark=reader.user_remark(),
+        remark=reader.remark(),
     )

@@ -266,7 +266,7 @@ class TarSampleReader:
             self.left_out += [LeftOutEntry.file(name) for name in names]
         self.samples = samples
 
-    def user_remark(self) -> str:
+    def remark(self) -> str:
         """Make the remark on a dataset whose fields may hold labels that nobody asked for."""
         fields_besides_images = (
             self._fields_beside_images.keys() - self._fields_used_as_image.keys()

@@ -11,7 +11,7 @@ from bench import knn
 
 
 def test_all_contestants_find_the_same_neighbours() -> None:
-    size = knn.ProblemSize(num_bank=3000, num_queries=40, feature_width=8)
+    size = knn.ProblemSize(bank_size=3000, num_queries=40, feature_width=8)
     bank, queries = size.draw_features()
     expected = knn.full_product_search(bank.double(), queries.double(), 5)
     for search in knn.searches_by_name().values():

@@ -73,9 +73,8 @@ class Loader:
         self._sample_order = sample_order_of_run(cfg, dataset.shard_sizes)
         # Asked only to refuse, before anything is rendered, ranks that do not divide the streams.
         self._sample_order.streams_of_rank(rank, world_size)
-        self._sample_order_lock = (
-            Lock()
-        )  # a plan keeps caches, and each source plans in its own thread
+        # The order keeps caches, and each source asks it in its own thread.
+        self._sample_order_lock = Lock()
         self._prefetcher: Prefetcher[Batch] | None = None
 
     @property

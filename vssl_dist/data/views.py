@@ -161,16 +161,16 @@ def _draw_crop_boxes(
     box_lefts = np.floor(uniform_numbers[:, [_UniformSlot.CROP_X]] * (width - box_widths + 1))
 
     aspect_ratios = np.clip(width / height, *recipe.crop_ratio)
-    largest_height, largest_width = np.rint(height * aspect_ratios), np.rint(width / aspect_ratios)
-    largest_height, largest_width = (
-        np.minimum(largest_height, width),
-        np.minimum(largest_width, height),
+    largest_width, largest_height = np.rint(height * aspect_ratios), np.rint(width / aspect_ratios)
+    largest_width, largest_height = (
+        np.minimum(largest_width, width),
+        np.minimum(largest_height, height),
     )
     centred_boxes = [
-        (height - largest_width) // 2,
-        (width - largest_height) // 2,
-        largest_width,
+        (height - largest_height) // 2,
+        (width - largest_width) // 2,
         largest_height,
+        largest_width,
     ]
     has_fitting_attempt = np.take_along_axis(attempt_fits, first_fit, axis=1)
     boxes = np.where(

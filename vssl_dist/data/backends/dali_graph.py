@@ -48,7 +48,7 @@ def resized_box_graph(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
 
 
 def all_views_graph(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
-    """Output all views of the image, normalised; for `dali_inputs.inputs_of_all_views`."""
+    """Output all views of the image, normalised; inputs: `dali_inputs.inputs_of_all_views`."""
     view_nodes = []
     for view_number in range(len(spec.recipes)):  # the rewriting does not reach into comprehensions
         view_nodes.append(_make_view_node(image, view_number, spec))  # noqa: PERF401
@@ -152,9 +152,9 @@ def _turn_hue(channel_planes: list[DaliNode], view_input: ViewInput) -> list[Dal
     turned_planes = []
     for channel, neighbour_plane in ((a, b), (b, c), (c, a)):
         # How far the neighbour leaves room: all of the step where it lies at the other end.
-        room_in_neighbour = math.max(lowest_turned, math.min(highest_turned, neighbour_plane))
+        clipped_neighbour = math.max(lowest_turned, math.min(highest_turned, neighbour_plane))
         channel_plane = math.max(
-            math.min(room_in_neighbour + channel - neighbour_plane, highest), lowest
+            math.min(clipped_neighbour + channel - neighbour_plane, highest), lowest
         )
         turned_planes.append(mirrored_sum + channel_plane * plane_sign)
     red, green, blue = turned_planes

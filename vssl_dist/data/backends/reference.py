@@ -101,31 +101,29 @@ class ReferenceBackend:
             raise UndecodableError(reason_by_row)
         return [row_result[0][0] for row_result in row_results]
 
-    def _make_view(self, image: Image.Image, side: int, view_draws_of_image: Draws) -> Tensor:
-        """Make one view of one image; ``view_draws_of_image`` holds scalars."""
+    def _make_view(self, image: Image.Image, side: int, view_draws: Draws) -> Tensor:
+        """Make one view of one image; ``view_draws`` holds scalars."""
         functional: Any = self._torchvision_functional
         # Cropped first: resizing a box would let pixels from outside the crop blend in.
-        top, left, height, width = view_draws_of_image.crop.tolist()
+        top, left, height, width = view_draws.crop.tolist()
         x = _resize_to_tensor(image.crop((left, top, left + width, top + height)), side)
-        if view_draws_of_image.flip:
+        if view_draws.flip:
             x = functional.horizontal_flip(x)
-        if view_draws_of_image.brightness != 1:
-            x = functional.adjust_brightness(x, float(view_draws_of_image.brightness))
-        if view_draws_of_image.contrast != 1:
-            x = functional.adjust_contrast(x, float(view_draws_of_image.contrast))
-        if view_draws_of_image.saturation != 1:
-            x = functional.adjust_saturation(x, float(view_draws_of_image.saturation))
-        if view_draws_of_image.hue != 0:
-            x = functional.adjust_hue(x, float(view_draws_of_image.hue))
-        if view_draws_of_image.grayscale:
+        if view_draws.brightness != 1:
+            x = functional.adjust_brightness(x, float(view_draws.brightness))
+        if view_draws.contrast != 1:
+            x = functional.adjust_contrast(x, float(view_draws.contrast))
+        if view_draws.saturation != 1:
+            x = functional.adjust_saturation(x, float(view_draws.saturation))
+        if view_draws.hue != 0:
+            x = functional.adjust_hue(x, float(view_draws.hue))
+        if view_draws.grayscale:
             x = functional.rgb_to_grayscale(x, num_output_channels=3)
-        if view_draws_of_image.blur_sigma > 0:
-            window_side, sigma = (
-                int(blur_window(view_draws_of_image.blur_sigma)),
-                float(view_draws_of_image.blur_sigma),
-            )
+        if view_draws.blur_sigma > 0:
+            sigma = float(view_draws.blur_sigma)
+            window_side = int(blur_window(sigma))
             x = functional.gaussian_blur(x, [window_side, window_side], [sigma, sigma])
-        if view_draws_of_image.solarize:
+        if view_draws.solarize:
             x = functional.solarize(x, SOLARIZE_THRESHOLD)
         return x
 
@@ -148,7 +146,7 @@ def _resize_to_tensor(image: Image.Image, side: int, box: PixelBox | None = None
 def _decode_and_make(
     samples: Samples, make_result: Callable[[Image.Image, int], T], row: int
 ) -> tuple[list[T], str]:
-    """Return ``[row_result]`` and "", or no result and why the image does not decode."""
+    """Return ``[result]`` and "", or no result and why the image does not decode."""
     try:
         image = decode(samples.data[row])
     except ValueError as error:

@@ -199,7 +199,7 @@ class Dataset:
     def read_checked(self, ids: Ids) -> Samples:
         """Read samples and replace those whose bytes are not what was sharded.
 
-        The replacement is the `find_intact_substitute` sample.  Its label and size come with it.
+        The replacement is that of `find_intact_substitute`.  Its label and size come with it.
 
         Raises:
             DataError: A shard cannot be opened, or there is no intact sample near.

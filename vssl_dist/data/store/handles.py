@@ -98,9 +98,8 @@ class ShardHandles:
             try:
                 return self._read_and_note_success(shard_number, row)
             except (DataError, OSError):
-                self._forget_open_shard(
-                    shard_number
-                )  # a handle of before a failure may stay stale for ever
+                # A handle of before a failure may stay stale for ever.
+                self._forget_open_shard(shard_number)
                 time.sleep(pause_s)
         try:
             shard = self.get(shard_number)

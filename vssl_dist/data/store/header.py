@@ -51,11 +51,9 @@ def find_header_problem(data: NDArray[np.uint8], height: int, width: int) -> str
     if (image_header.height, image_header.width) != (height, width):
         size = f"{image_header.width}x{image_header.height}"
         return f"is {size} pixels where the index says {width}x{height}"
-    return (
-        ""
-        if image_header.bits_per_channel <= 8
-        else f"has {image_header.bits_per_channel} bits per channel where shards have 8"
-    )
+    if image_header.bits_per_channel > 8:
+        return f"has {image_header.bits_per_channel} bits per channel where shards have 8"
+    return ""
 
 
 def pixels_in_header(data: NDArray[np.uint8]) -> int:
@@ -69,7 +67,6 @@ def pixels_in_header(data: NDArray[np.uint8]) -> int:
 
 class _ImageHeader(NamedTuple):
     bits_per_channel: int
-    """Bits per channel."""
     height: int
     width: int
 

@@ -42,9 +42,8 @@ _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", "
 _MAX_MANIFEST_BYTES = 2**30  # a million shards take 300 MB: a larger file is no manifest
 # numpy's header of an index, which it pads, takes a few hundred bytes.
 MAX_INDEX_HEADER_BYTES = 4096
-_MAX_LISTED_PROBLEMS = (
-    12  # files that a message names, so that it stays one line that a person reads
-)
+# Files that a message names, so that it stays one line that a person reads.
+_MAX_LISTED_PROBLEMS = 12
 
 
 @dataclass(frozen=True)
