@@ -18,7 +18,7 @@ log = logging.getLogger("vssl_dist.somewhere")
 def test_each_line_of_a_log_file_has_time_writer_and_level(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    logs.configure_log_file_output("rank 3")
+    logs.configure_log_output("rank 3")
     log.info("step %d/9  loss 1.0", 5)
     log.warning("the disk is nearly full")
     out, err = capsys.readouterr()
@@ -44,7 +44,7 @@ def test_what_is_written_to_a_file_is_shown_by_a_terminal_as_if_it_were_said_the
     shown = []
     for configure in (
         logs.configure_terminal_output,
-        lambda: logs.configure_log_file_output("rank 0"),
+        lambda: logs.configure_log_output("rank 0"),
     ):
         configure()
         for level in (logging.INFO, logging.WARNING, logging.ERROR):
@@ -57,7 +57,7 @@ def test_what_is_written_to_a_file_is_shown_by_a_terminal_as_if_it_were_said_the
 def test_no_name_of_a_file_begins_an_entry_or_commands_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    logs.configure_log_file_output("rank 3")
+    logs.configure_log_output("rank 3")
     log.warning("%s is damaged", "a\n2026-11-30 20:40:01 rank 0 ERROR forged \x1b[2J")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()
@@ -65,7 +65,7 @@ def test_no_name_of_a_file_begins_an_entry_or_commands_a_terminal(
 
 
 def test_a_traceback_is_below_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure_log_file_output("rank 3")
+    logs.configure_log_output("rank 3")
     try:
         raise RuntimeError("no luck \x1b[2J")
     except RuntimeError:
@@ -77,7 +77,7 @@ def test_a_traceback_is_below_its_entry(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_warnings_of_python_are_entries_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure_log_file_output("rank 3")
+    logs.configure_log_output("rank 3")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(False)
@@ -91,7 +91,7 @@ def test_a_full_disk_costs_lines_and_not_the_process() -> None:
     program = """
 import logging, sys
 from vssl_dist import logs
-logs.configure_log_file_output("rank 0")
+logs.configure_log_output("rank 0")
 logging.getLogger("vssl_dist.x").warning("lost")
 sys.stdout.write("went on")
 """
@@ -106,8 +106,8 @@ def test_each_line_is_written_once_whatever_was_configured_before(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure_terminal_output()
-    logs.configure_log_file_output("queue")
-    logs.configure_log_file_output("rank 3")
+    logs.configure_log_output("queue")
+    logs.configure_log_output("rank 3")
     log.info("once")
     out, err = capsys.readouterr()
     assert (out + err).count("once") == 1

@@ -135,14 +135,8 @@ def read_manifests(root: Path) -> list[dict[str, Any]]:
         sealed.read_manifest(root / name, sealed.step_of_checkpoint_name(name))
         for name in sealed.list_committed_names(root)
     ]
-    last_problem = next(
-        (
-            problem
-            for _, problem in reversed(manifests_and_problems)
-            if not problem or problem.stops
-        ),
-        None,
-    )
+    problems = (problem for _, problem in reversed(manifests_and_problems))
+    last_problem = next((p for p in problems if not p or p.stops_run), None)
     if last_problem:
         raise CheckpointError(last_problem.reason)
     return [manifest for manifest, problem in manifests_and_problems if problem is None]
@@ -192,7 +186,7 @@ def run_on_all_ranks(work: Callable[[], T], only_on: int | None = None) -> T | N
     return result
 
 
-def run_or_refuse_on_all_ranks(path: Path, work: Callable[[], T]) -> T:
+def load_on_all_ranks(path: Path, work: Callable[[], T]) -> T:
     """Run ``work``, which reads ``path``, on every rank; refuse on all if it fails on one.
 
     Returns:
@@ -257,15 +251,12 @@ def _publish_checkpoint(
         path.chmod(path.stat().st_mode & _MODE_WITHOUT_OTHERS_WRITING)
         if path.is_dir():
             durable.sync_to_disk(path)
-    partial_folder.chmod(
-        final_path.parent.stat().st_mode & _MODE_WITHOUT_OTHERS_WRITING
-    )  # read by whom the others are
+    root = final_path.parent
+    # Read by whom the others are.
+    partial_folder.chmod(root.stat().st_mode & _MODE_WITHOUT_OTHERS_WRITING)
     partial_folder.rename(final_path)
-    for parent_folder in (
-        final_path.parent,
-        final_path.parent.parent,
-    ):  # the first commit also makes the root
-        durable.sync_to_disk(parent_folder)
+    for folder in (root, root.parent):  # the first commit also makes the root
+        durable.sync_to_disk(folder)
 
 
 def _find_problem(path: Path, manifest: dict[str, Any]) -> CheckpointProblem | None:

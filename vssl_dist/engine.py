@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vssl_dist import dist, pickles, schedule, state
-from vssl_dist.checkpoint import run_on_all_ranks, run_or_refuse_on_all_ranks
+from vssl_dist.checkpoint import load_on_all_ranks, run_on_all_ranks
 from vssl_dist.config import RunConfig
 from vssl_dist.errors import CheckpointError
 from vssl_dist.exports.card import ExportDescription
@@ -203,8 +203,9 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Continue as if :meth:`save` had just returned; every rank calls this.
 
-        The files count as whole and our own: ``checkpoint.find_newest_checkpoint`` has verified them.  That says
-        nothing of who wrote them first, so nothing that they name is called: see `pickles`.
+        The files count as whole and our own: ``checkpoint.find_newest_checkpoint`` has verified
+        them.  That says nothing of who wrote them first, so nothing that they name is called: see
+        `pickles`.
 
         Raises:
             CheckpointError: One line, on all ranks: they were written by another number of ranks
@@ -212,7 +213,7 @@ class Engine:
         """
         path = folder / "engine.json"
         names = ("step", "skipped", *self._layout())
-        facts = run_or_refuse_on_all_ranks(
+        facts = load_on_all_ranks(
             path, lambda: state.require_counts(json.loads(path.read_text()), names)
         )
         for key, value in self._layout().items():
@@ -220,7 +221,7 @@ class Engine:
                 raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {value}")
         files = pickles.allowed_globals_by_file(**self._layout())
         run_on_all_ranks(lambda: pickles.check_pickle_globals(folder / TAG, files))
-        run_or_refuse_on_all_ranks(folder, lambda: self._restore(folder))
+        load_on_all_ranks(folder, lambda: self._restore(folder))
         self.step = facts["step"]
         self.skipped = facts["skipped"]
         self.skipped_on_end = 0

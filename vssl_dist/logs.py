@@ -28,7 +28,7 @@ _WARNINGS_LOGGER_NAME = "py.warnings"
 """The logger that `logging.captureWarnings` writes to."""
 
 
-def configure_log_file_output(writer_name: str) -> None:
+def configure_log_output(writer_name: str) -> None:
     """Have this process log to its standard error, which leads to a file that others append to.
 
     Python's warnings go there as well.
@@ -47,10 +47,10 @@ def configure_terminal_output() -> None:
 
 
 def format_log_entry(writer: str, level: str, text: str) -> str:
-    """Format text as an entry that `configure_log_file_output` would write now, without a line end.
+    """Format text as an entry that `configure_log_output` would write now, without a line end.
 
     Args:
-        writer: See `configure_log_file_output`.
+        writer: See `configure_log_output`.
         level: INFO, WARNING or ERROR.
         text: Its first line follows the level; more lines, such as a traceback's, stay lines.
     """
@@ -96,9 +96,8 @@ class _TerminalFormatter(logging.Formatter):
 
 def _record_text(record: logging.LogRecord, formatter: logging.Formatter) -> str:
     message = record.getMessage()
-    if (
-        record.name == _WARNINGS_LOGGER_NAME
-    ):  # Python has made two lines of it, the second its source
+    # Python has made two lines of a warning, the second its source.
+    if record.name == _WARNINGS_LOGGER_NAME:
         message = " ".join(message.split())
     # A line end in the name of a file must not begin an entry of its own.
     message = printable(message)

@@ -55,7 +55,7 @@ class CheckpointSaver:
                 self.cfg, newest_checkpoint.run_facts, dist.world_size(), self.loader.fingerprint
             )
             self.engine.load(path)
-            checkpoint.run_or_refuse_on_all_ranks(path, lambda: self.probe.load(path, device))
+            checkpoint.load_on_all_ranks(path, lambda: self.probe.load(path, device))
             position = newest_checkpoint.step * self.cfg.optim.global_batch
             if (self.engine.step, newest_checkpoint.run_facts.get("position")) != (
                 newest_checkpoint.step,

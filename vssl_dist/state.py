@@ -106,9 +106,8 @@ def restore_generator_states(state: dict[str, Any]) -> None:
     """
     python_state_version, twister_words, next_gauss = state["python"]
     numpy_key, numpy_position = state["numpy"]["state"]["key"], state["numpy"]["state"]["pos"]
-    if (
-        len(numpy_key) != _TWISTER_STATE_WORDS or not 0 <= numpy_position <= _TWISTER_STATE_WORDS
-    ):  # NumPy would read beyond the key
+    # NumPy would read beyond the key.
+    if len(numpy_key) != _TWISTER_STATE_WORDS or not 0 <= numpy_position <= _TWISTER_STATE_WORDS:
         raise ValueError("the state of NumPy's generator is none")
     random.setstate((python_state_version, tuple(twister_words), next_gauss))
     np.random.set_state(state["numpy"])  # noqa: NPY002

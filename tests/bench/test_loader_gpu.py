@@ -19,14 +19,14 @@ STEPS = """
 from itertools import islice
 from pathlib import Path
 import torch
-from bench.loader_gpu import steps
+from bench.loader_gpu import endless_training_steps
 from vssl_dist import config
 from vssl_dist.methods import CONFIGS
 
 torch.manual_seed(0)
 small = ["method.backbone=resnet10_c16", "optim.global_batch=16", "data.streams=1"]
 cfg = config.load(Path("configs/cifar10_vje.yaml"), small, methods=CONFIGS)
-for out in islice(steps(cfg, "cpu"), 3):
+for out in islice(endless_training_steps(cfg, "cpu"), 3):
     print(float(out.loss), float(out.metrics["grad_norm"]), float(out.metrics["skipped_steps"]))
 """
 

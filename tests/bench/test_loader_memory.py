@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 LEAKING = """
 from itertools import repeat
 import numpy as np
-from bench.loader_memory import resident, slope
+from bench.loader_memory import bytes_per_batch, mib_at_marks
 
 def leaking(each):
     kept = []
@@ -23,7 +23,10 @@ def leaking(each):
         kept.append(np.ones(each, np.uint8))
         yield
 
-print(slope(resident(leaking(2**20), 100)), slope(resident(repeat(None), 100)))
+leak, none = (
+    bytes_per_batch(mib_at_marks(batches, 100)) for batches in (leaking(2**20), repeat(None))
+)
+print(leak, none)
 """
 
 

@@ -20,7 +20,7 @@ from vssl_dist.cli.places import by_name, module_file, module_name
 from vssl_dist.cli.program import arguments
 from vssl_dist.commands.keys import CONFIG_BLOCKS
 from vssl_dist.config import TASKS
-from vssl_dist.exports.formats import WRITER_AND_SUFFIX_BY_FORMAT
+from vssl_dist.exports.formats import EXPORT_FORMATS
 from vssl_dist.methods import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_every_command_line_of_before_means_what_it_meant(
 
 def test_what_options_take_is_written_down_as_the_code_has_it() -> None:
     assert tuple(TASKS) == commands.TASKS
-    assert tuple(WRITER_AND_SUFFIX_BY_FORMAT) == commands.FORMATS
+    assert tuple(EXPORT_FORMATS) == commands.FORMATS
     assert list(commands.SOURCES) == sorted(SOURCES)
     assert (BuildOptions.shard_size, MAX_PIXELS) == (commands.SHARD_SIZE, commands.MAX_PIXELS)
     assert {"run", *CONFIGS, *TASKS, *typos.BLOCKS} == set(CONFIG_BLOCKS)

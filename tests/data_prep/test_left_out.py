@@ -257,7 +257,7 @@ def vanishing(monkeypatch: pytest.MonkeyPatch, victim: Path, good: int) -> None:
     """After so many reads a file is gone."""
     from data_prep.sources import imagefolder
 
-    genuine, reads = imagefolder.read_regular, []
+    genuine, reads = imagefolder.read_regular_file, []
 
     def read(path: Path, limit: int) -> bytes:
         if path == victim:
@@ -266,7 +266,7 @@ def vanishing(monkeypatch: pytest.MonkeyPatch, victim: Path, good: int) -> None:
                 victim.unlink(missing_ok=True)
         return genuine(path, limit)
 
-    monkeypatch.setattr(imagefolder, "read_regular", read)
+    monkeypatch.setattr(imagefolder, "read_regular_file", read)
 
 
 @pytest.mark.parametrize("good", [0, 1])

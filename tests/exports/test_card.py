@@ -21,7 +21,7 @@ from vssl_dist.config import CollapseConfig, OodConfig, load
 from vssl_dist.errors import ExportError
 from vssl_dist.exports.card import (
     CARD_FORMAT,
-    ExportCard,
+    Card,
     ExportDescription,
     PortableCard,
     WeightsOrigin,
@@ -223,7 +223,7 @@ def test_what_is_written_is_what_earlier_versions_wrote_and_its_format(tmp_path:
     }
     earlier |= {key: card[key] for key in ("head_sha256", "online_sha256", "sha256")}
     assert text == json.dumps({"format": "vssl-dist/card-1"} | earlier, indent=1)
-    again = ExportCard.read(path.with_suffix(".json"))
+    again = Card.read(path.with_suffix(".json"))
     assert json.dumps(again.as_json(), indent=1) == text, "what is read is written again"
     assert again.parts == {"head": card["head_sha256"], "online": card["online_sha256"]}
 
@@ -253,9 +253,9 @@ def test_the_page_on_cards_lists_every_key_as_the_code_has_it() -> None:
     """docs/card.md holds the models' own words."""
     rows = [
         f"| `{name}` | {'always' if field.is_required() else ''} | {field.description} |"
-        for model in (ExportCard, PortableCard)
+        for model in (Card, PortableCard)
         for name, field in model.model_fields.items()
-        if model is ExportCard or name not in ExportCard.model_fields
+        if model is Card or name not in Card.model_fields
     ]
     page = (ROOT / "docs" / "card.md").read_text()
     table = [line for line in page.splitlines() if line.startswith("| `")]

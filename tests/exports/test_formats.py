@@ -131,9 +131,7 @@ def test_other_features_are_refused_and_nothing_is_written(
         ),
         "nan": lambda b, _card, file: file.write_text("x") and (lambda x: b(x) * torch.nan),
     }
-    monkeypatch.setattr(
-        formats, "WRITER_AND_SUFFIX_BY_FORMAT", {kind: (w, ".x") for kind, w in wrong.items()}
-    )
+    monkeypatch.setattr(formats, "EXPORT_FORMATS", {kind: (w, ".x") for kind, w in wrong.items()})
     for kind in wrong:
         with pytest.raises(ExportError, match="features differ"):
             convert_export(path, kind)

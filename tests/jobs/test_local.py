@@ -18,7 +18,7 @@ from tests.support.launchers import HOSTILE, of_process
 RANK = """
 import os, sys, time
 from vssl_dist.jobs.rank import die_with_the_launcher
-from vssl_dist.jobs.stop import STOPPED, StopFlag
+from vssl_dist.jobs.stop import STOPPED_EXIT_CODE, StopFlag
 die_with_the_launcher()
 stop = StopFlag()
 rank = os.environ["RANK"]
@@ -29,9 +29,9 @@ import os, sys
 from pathlib import Path
 from vssl_dist.jobs import local
 from vssl_dist.jobs.progress import LogView
-from vssl_dist.jobs.resources import Resources, on_this_machine
+from vssl_dist.jobs.resources import Resources, resolve_for_this_machine
 from vssl_dist.run_folder import RunFolder
-launch = on_this_machine(Resources(device="cpu"), 2, 0, "")
+launch = resolve_for_this_machine(Resources(device="cpu"), 2, 0, "")
 command = [sys.executable, "-u", "-c", sys.argv[2]]
 folder = Path(sys.argv[1])
 ranks = local.RankProcesses(command, RunFolder(folder), 2, local.rank_environment(launch))
@@ -169,7 +169,7 @@ def test_ranks_are_told_by_their_launcher_alone_who_they_are(
         monkeypatch.delenv(name, raising=False)
 
     def ranks() -> list[dict[str, str]]:
-        launcher = launch("while not stop(): time.sleep(0.02)\nsys.exit(STOPPED)")
+        launcher = launch("while not stop(): time.sleep(0.02)\nsys.exit(STOPPED_EXIT_CODE)")
         started = ranks_of(launcher, tmp_path)
         seen = [of_process(rank.pid) for rank in started]
         for rank in started:
@@ -195,7 +195,7 @@ def test_ranks_are_told_by_their_launcher_alone_who_they_are(
 
 
 def test_a_stop_from_elsewhere_is_no_failure(launch: Launch, tmp_path: Path) -> None:
-    launcher = launch("while not stop(): time.sleep(0.02)\nsys.exit(STOPPED)")
+    launcher = launch("while not stop(): time.sleep(0.02)\nsys.exit(STOPPED_EXIT_CODE)")
     for rank in ranks_of(launcher, tmp_path):
         rank.send_signal(signal.SIGUSR2)
     _, err = launcher.communicate(timeout=10)
@@ -215,7 +215,9 @@ def test_a_killed_rank_is_named_with_its_signal(launch: Launch, tmp_path: Path) 
 def test_the_first_ctrl_c_lets_every_rank_save_and_leave(
     launch: Launch, tmp_path: Path, number: signal.Signals
 ) -> None:
-    launcher = launch("while not stop(): time.sleep(0.02)\nprint('saved')\nsys.exit(STOPPED)")
+    launcher = launch(
+        "while not stop(): time.sleep(0.02)\nprint('saved')\nsys.exit(STOPPED_EXIT_CODE)"
+    )
     ranks_of(launcher, tmp_path)
     launcher.send_signal(number)
     out, err = launcher.communicate(timeout=10)

@@ -37,7 +37,7 @@ from vssl_dist.jobs.training_job import (
     TrainJob,
     run_rank,
 )
-from vssl_dist.logs import configure_log_file_output, entry_as_terminal_text
+from vssl_dist.logs import configure_log_output, entry_as_terminal_text
 from vssl_dist.methods import CONFIGS
 from vssl_dist.run_folder import RunFolder
 
@@ -192,7 +192,7 @@ def test_a_rank_refuses_the_machine_with_exit_code_2_before_the_process_group(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    configure_log_file_output("rank 1")
+    configure_log_output("rank 1")
     launch = resolve_for_slurm(CUDA, 1, "http://tracker:5000")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # put back to what it was, afterwards
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -275,9 +275,7 @@ def test_by_hand_an_evaluation_never_takes_the_cpu_for_a_gpu_that_cannot_be_used
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_rank_names_it_and_the_driver() -> None:
-    program = (
-        "import os; from vssl_dist.jobs import machine as m; print(m.prepare('cuda', os.environ))"
-    )
+    program = "import os; from vssl_dist.jobs import machine as m; print(m.prepare_device('cuda', os.environ))"
     environ = os.environ | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True

@@ -71,8 +71,8 @@ def test_a_job_that_was_only_terminated_does_not_put_itself_back(
 
 def test_the_exit_code_of_a_rank_is_its_own_whatever_its_interpreter_ends_in() -> None:
     program = (
-        "import atexit, os; atexit.register(os.abort); from vssl_dist.jobs.stop import leave; "
-        "print('error: the reason'); leave(2)"
+        "import atexit, os; atexit.register(os.abort); from vssl_dist.jobs.stop import exit_now; "
+        "print('error: the reason'); exit_now(2)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "error: the reason\n")

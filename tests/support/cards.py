@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from vssl_dist.config import Normalisation
 from vssl_dist.exports.card import (
     CARD_FORMAT,
+    Card,
     CardBlock,
     ConfigBlock,
-    ExportCard,
     ExportDescription,
     PortableCard,
 )
@@ -39,7 +39,7 @@ def description(**changes: Any) -> ExportDescription:
 
 def card_text(sha256: str, **changes: Any) -> str:
     """The card of weights that nobody looks at."""
-    card = ExportCard.model_validate(description(**changes).as_json() | {"sha256": sha256})
+    card = Card.model_validate(description(**changes).as_json() | {"sha256": sha256})
     return json.dumps(card.as_json())
 
 

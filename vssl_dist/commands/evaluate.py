@@ -37,7 +37,7 @@ from vssl_dist.evaluation.scores.posterior import has_embedding_density
 from vssl_dist.evaluation.splits import require_posterior
 from vssl_dist.evaluation.subject import TaskImages
 from vssl_dist.evaluation.tasks import TASKS as MEASURES
-from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.card import Card
 from vssl_dist.exports.read import read_card
 from vssl_dist.exports.results import results_named_by_density
 from vssl_dist.jobs import machine
@@ -61,7 +61,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def selected_tasks(
-    card: ExportCard, names_text: str, density: str | None = None, card_path: str = "the card"
+    card: Card, names_text: str, density: str | None = None, card_path: str = "the card"
 ) -> list[TaskConfig]:
     """Return the named tasks with the run's own settings, or with defaults where it has none.
 

@@ -15,7 +15,7 @@ from vssl_dist.cli.program import arguments as typed
 from vssl_dist.console.endings import end_in_one_line
 from vssl_dist.errors import ConfigError
 from vssl_dist.evaluation.run import list_exports
-from vssl_dist.exports.formats import WRITER_AND_SUFFIX_BY_FORMAT, convert_export
+from vssl_dist.exports.formats import EXPORT_FORMATS, convert_export
 from vssl_dist.text import say
 
 
@@ -30,10 +30,8 @@ def main(argv: Sequence[str]) -> int:
     with end_in_one_line() as ending:
         format_names = [format_name.strip() for format_name in args.format.split(",")]
         for format_name in format_names:
-            if format_name not in WRITER_AND_SUFFIX_BY_FORMAT:
-                raise ConfigError(
-                    f"--format {format_name}: not one of {', '.join(WRITER_AND_SUFFIX_BY_FORMAT)}"
-                )
+            if format_name not in EXPORT_FORMATS:
+                raise ConfigError(f"--format {format_name}: not one of {', '.join(EXPORT_FORMATS)}")
         export_path = list_exports(args.target)[-1]
         for format_name in format_names:
             say(str(convert_export(export_path, format_name, args.out)))

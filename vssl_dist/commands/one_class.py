@@ -197,13 +197,13 @@ def read_class_result(trial: ClassTrial, cfg: RunConfig, with_baselines: bool) -
     Raises:
         ConfigError: One line: one of them is damaged.
     """
-    result_path = result_paths(trial, cfg)[-1]
+    path = result_paths(trial, cfg)[-1]
     baseline_results = {}
     try:
-        result = read_result(result_path)
+        result = read_result(path)
         if with_baselines:
-            result_path = RunFolder(trial.run_dir).export_folder.baselines_path("ood")
-            baseline_results = read_json(result_path)["results"]
+            path = RunFolder(trial.run_dir).export_folder.baselines_path("ood")
+            baseline_results = read_json(path)["results"]
         class_result = ClassResult(trial.name, result, baseline_results, trial.seconds())
         for scores in (
             class_result.auroc_by_score(),
@@ -213,9 +213,7 @@ def read_class_result(trial: ClassTrial, cfg: RunConfig, with_baselines: bool) -
     except ConfigError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{result_path}: is no result of task ood ({error!r}): remove it"
-        ) from error
+        raise ConfigError(f"{path}: is no result of task ood ({error!r}): remove it") from error
     return class_result
 
 

@@ -73,7 +73,7 @@ def resolve_run(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
     uri = default_tracking_uri()
     if is_local:
         launch = resolve_for_this_machine(
-            profile, args.local or None, _usable_gpus(cfg.data.streams), uri
+            profile, args.local or None, _usable_gpu_count(cfg.data.streams), uri
         )
     else:
         launch = resolve_for_slurm(profile, args.nodes or 1, uri)
@@ -86,7 +86,7 @@ def resolve_run(args: argparse.Namespace) -> tuple[RunConfig, Launch]:
     return cfg, launch
 
 
-def _usable_gpus(streams: int) -> int:
+def _usable_gpu_count(streams: int) -> int:
     """Return how many of this machine's GPUs can share the streams evenly."""
     num_gpus = torch.cuda.device_count()
     return next((count for count in range(num_gpus, 0, -1) if streams % count == 0), 0)

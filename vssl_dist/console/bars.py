@@ -42,7 +42,7 @@ class WholeProgress(Progress):
         visible_tasks = [task for task in tasks if task.visible]
         if not visible_tasks:  # also when a Progress is built, which has no console by then
             return super().make_tasks_table(visible_tasks)
-        is_bar_column = [isinstance(known_column, BarColumn) for known_column in self.columns]
+        is_bar_column = [isinstance(column, BarColumn) for column in self.columns]
         cell_rows = [
             [c(task) if callable(c) else c.format(task=task) for c in self.columns]
             for task in visible_tasks

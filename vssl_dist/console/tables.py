@@ -117,7 +117,7 @@ def _printable_lines(title: str, lines: Sequence[TableLine]) -> tuple[str, list[
 
 
 def print_tables(title: str, lines: Sequence[TableLine], console: Console | None = None) -> None:
-    """Print `make_tables`, or a plain line per figure where the screen is too narrow for them."""
+    """Print the tables, or a plain line per figure where the screen is too narrow for them."""
     screen = console or bars.make_console()
     fitting_tables = make_tables(title, lines, screen.width)
     for table in fitting_tables:

@@ -232,8 +232,7 @@ def _stored_or_computed_result(
     """
     result_facts = {**result_facts, "format": RESULT_FORMAT}
     can_keep_result = _can_keep_results(result_path)
-    # Unchecked input until `describe_result_problem` has seen it: anybody may have
-    # written the file.
+    # Unchecked until `describe_result_problem` has seen it: anybody may have written the file.
     stored_result: Any
     try:
         stored_result = read_json(result_path)

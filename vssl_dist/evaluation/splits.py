@@ -12,13 +12,13 @@ from vssl_dist.data.store.dataset import Dataset
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.errors import DataError
 from vssl_dist.evaluation.scores.posterior import posterior_method_names
-from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.card import Card
 from vssl_dist.exports.write import HEAD_PART
 
 _READER_NAME = "evaluation"
 
 
-def require_posterior(card: ExportCard, task: TaskConfig) -> None:
+def require_posterior(card: Card, task: TaskConfig) -> None:
     """Refuse a task that asks a posterior of an export without one.
 
     Raises:

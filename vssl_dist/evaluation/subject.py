@@ -33,7 +33,7 @@ from vssl_dist.evaluation.splits import (
     open_ood_datasets,
     require_posterior,
 )
-from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.card import Card
 from vssl_dist.exports.read import load_export, load_online_probe
 from vssl_dist.models.linear_probe import Probe
 
@@ -108,7 +108,7 @@ class TaskImages:
     """What a result's file name ends in: nothing for the run's own data."""
 
     @classmethod
-    def open(cls, card: ExportCard, task: TaskConfig, settings: EvalSettings) -> TaskImages:
+    def open(cls, card: Card, task: TaskConfig, settings: EvalSettings) -> TaskImages:
         """Open and check the splits that ``task`` needs.
 
         Raises:
@@ -178,7 +178,7 @@ class TaskImages:
 class FrozenFeatures:
     """What a task measures: features of each split, and the names of the classes."""
 
-    card: ExportCard
+    card: Card
     """Card of the export, or of the one that this network is a baseline of."""
     network: Network
     task_images: TaskImages

@@ -1,6 +1,6 @@
 """The card of an export: what weights say of themselves, as a typed and versioned JSON file.
 
-Whoever trains writes it through `ExportCard`, whoever evaluates reads it through `ExportCard`.
+Whoever trains writes it through `Card`, whoever evaluates reads it through `Card`.
 Anybody may have written the file, so it is checked as a whole before it is used.  Cards without
 ``format`` are those of earlier versions: they have the same keys, as far as they go.
 """
@@ -228,7 +228,7 @@ class ExportDescription(CardBlock):
         )
 
 
-class ExportCard(ExportDescription):
+class Card(ExportDescription):
     """What an export says of itself: a description and the digests of the export's files."""
 
     head_sha256: PartDigest = None
@@ -275,7 +275,7 @@ class ExportCard(ExportDescription):
             ) from error
 
 
-class PortableCard(ExportCard):
+class PortableCard(Card):
     """The card of an export in a format of others."""
 
     width: Positive

@@ -64,7 +64,7 @@ def convert_export(export: Path, format_name: str, folder: Path | None = None) -
 
     Args:
         export: The ``.safetensors`` file.
-        format_name: One of `WRITER_AND_SUFFIX_BY_FORMAT`.
+        format_name: One of `EXPORT_FORMATS`.
         folder: Where to; beside the export if None.
 
     Returns:
@@ -82,7 +82,7 @@ def convert_export(export: Path, format_name: str, folder: Path | None = None) -
         own_card.as_json()
         | {"width": width, "evaluations": read_evaluation_figures(export, own_card)}
     )
-    write_format, suffix = WRITER_AND_SUFFIX_BY_FORMAT[format_name]
+    write_format, suffix = EXPORT_FORMATS[format_name]
     converted_path = (folder or export.parent) / f"{export.stem}{suffix}"
     _check_replaceable(converted_path)
     converted_path.parent.mkdir(parents=True, exist_ok=True)
@@ -290,7 +290,7 @@ def _remove_partial(partial_path: Path) -> None:
 
 WriteFormat = Callable[[nn.Module, PortableCard, Path], Callable[[Tensor], Tensor]]
 """Writes a backbone and its card to a path, and opens what it wrote."""
-WRITER_AND_SUFFIX_BY_FORMAT: dict[str, tuple[WriteFormat, str]] = {
+EXPORT_FORMATS: dict[str, tuple[WriteFormat, str]] = {
     "torch_export": (_write_torch_export, ".pt2"),
     "onnx": (_write_onnx, ".onnx"),
     "torchvision": (_write_torchvision_folder, "-torchvision"),

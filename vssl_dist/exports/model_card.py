@@ -11,7 +11,7 @@ import yaml
 
 from vssl_dist.curves import current_figure
 from vssl_dist.errors import ExportError
-from vssl_dist.exports.card import ExportCard, PortableCard
+from vssl_dist.exports.card import Card, PortableCard
 from vssl_dist.exports.results import read_result
 from vssl_dist.run_folder import ExportFolder, card_path_of
 from vssl_dist.text import escape_markdown
@@ -21,7 +21,7 @@ MetricsByEvaluation = Mapping[str, Mapping[str, float]]
 _HUB_LICENCE_PATTERN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def read_evaluation_figures(export: Path, card: ExportCard) -> dict[str, dict[str, float]]:
+def read_evaluation_figures(export: Path, card: Card) -> dict[str, dict[str, float]]:
     """Read the figures of all evaluations of these very weights that lie beside the export.
 
     Args:

@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from vssl_dist.durable import file_sha256
 from vssl_dist.errors import ConfigError, ExportError
-from vssl_dist.exports.card import ExportCard
-from vssl_dist.exports.write import (
-    HEAD_PART,
-    ONLINE_PART,
-)
+from vssl_dist.exports.card import Card
+from vssl_dist.exports.write import HEAD_PART, ONLINE_PART
 from vssl_dist.models.backbones import build_backbone, check_name
 from vssl_dist.models.linear_probe import Probe
 from vssl_dist.run_folder import card_path_of, part_path_of
@@ -31,7 +28,7 @@ __all__ = [
 ]
 
 
-def load_export(export_path: Path) -> tuple[nn.Module, ExportCard]:
+def load_export(export_path: Path) -> tuple[nn.Module, Card]:
     """Open an exported backbone by its weights and the card beside them.
 
     Args:
@@ -97,7 +94,7 @@ def check_tensor_shapes(
         )
 
 
-def read_card(export_path: Path) -> ExportCard:
+def read_card(export_path: Path) -> Card:
     """Read the card of an export and check it as a whole.
 
     Raises:
@@ -118,14 +115,14 @@ def read_card(export_path: Path) -> ExportCard:
         raise ExportError(f"{card_path}: the card cannot be read ({error.strerror})") from error
 
 
-def read_buildable_card(card_path: Path) -> ExportCard:
+def read_buildable_card(card_path: Path) -> Card:
     """Read a card, of a backbone that can be built.
 
     Raises:
         ExportError: One line with the file and what is wrong with it.
         OSError: It cannot be read.
     """
-    card = ExportCard.read(card_path)
+    card = Card.read(card_path)
     try:
         check_name(card.backbone)
     except ConfigError as error:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vssl_dist.curves import current_collapse_figure, current_curve
-from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.card import Card
 from vssl_dist.jsonfile import OneLineText, StepNumber, describe_first_error, read_json
 from vssl_dist.run_folder import card_path_of
 
@@ -144,6 +144,6 @@ def _method_of_result(path: Path, result: Mapping[str, Any]) -> str | None:
     """Return the method of a result's export, which results of earlier versions do not state."""
     card_path = card_path_of(path.with_name(str(result.get("export", ""))))
     try:
-        return ExportCard.read(card_path).method
+        return Card.read(card_path).method
     except OSError:
         return None

@@ -17,7 +17,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from vssl_dist import durable, state
-from vssl_dist.exports.card import ExportCard, ExportDescription
+from vssl_dist.exports.card import Card, ExportDescription
 from vssl_dist.models.heads import GaussianBranch
 from vssl_dist.run_folder import card_path_of, part_path_of
 
@@ -70,7 +70,7 @@ def write_export(
     )
     digest_by_key["sha256"] = hashlib.sha256(bytes_by_path[export_path]).hexdigest()
     card_path = card_path_of(export_path)
-    card = ExportCard.model_validate(description.as_json() | digest_by_key)
+    card = Card.model_validate(description.as_json() | digest_by_key)
     card_bytes = json.dumps(card.as_json(), indent=1).encode()
     for file_path in (*bytes_by_path, card_path):
         durable.refuse_link_out_of_folder(file_path)

@@ -17,7 +17,7 @@ from vssl_dist import logs
 from vssl_dist.config import OodConfig, RunConfig, TaskConfig, read_task
 from vssl_dist.durable import refuse_link_out_of_folder, write_inside_folder
 from vssl_dist.errors import ConfigError
-from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.card import Card
 from vssl_dist.exports.results import read_result
 from vssl_dist.installed import print_any_path
 from vssl_dist.jobs import machine, private
@@ -66,7 +66,7 @@ class PendingEvaluation:
         try:
             result = read_result(self.result_path)
             # Other weights may have been exported at the same step since.
-            is_current = bool(result["export_sha256"] == ExportCard.read(self.card_path).sha256)
+            is_current = bool(result["export_sha256"] == Card.read(self.card_path).sha256)
             if isinstance(self.task, OodConfig):
                 is_current &= result.get("density", self.task.density) == self.task.density
         # Anybody's file may lie there, of any content: it is no result then.
@@ -133,7 +133,7 @@ class EvalJob:
     def __call__(self) -> None:
         """Evaluate, then send the metrics to MLflow; they stay in the spool where it is away."""
         print_any_path()
-        logs.configure_log_file_output("evaluation")
+        logs.configure_log_output("evaluation")
         task_config = read_task(self.task_json)
         pending = PendingEvaluation(self.export, self.step, task_config)
         try:

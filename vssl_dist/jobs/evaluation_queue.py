@@ -259,7 +259,7 @@ def main() -> int:
             # The training job's signals reach every process of its nodes.
             signal.signal(number, signal.SIG_IGN)
     print_any_path()
-    logs.configure_log_file_output("evaluations")
+    logs.configure_log_output("evaluations")
     try:
         private.secure_run_folder(args.run_dir)
         try_all_pending(args.run_dir.absolute())

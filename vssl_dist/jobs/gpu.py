@@ -74,10 +74,9 @@ def take_own_gpu(environ: MutableMapping[str, str], num_gpus: int | None = None)
         gpus_text = f"{len(gpu_names)} GPUs" if gpu_names else "no GPU"
         raise ConfigError(
             f"{describe_visible_devices(environ)} shows {gpus_text} to LOCAL_RANK={gpu_index}, "
-            "and this node has "
-            f"{num_ranks} rank{'s' * (num_ranks > 1)}: show each rank its own GPU alone, or all "
-            "of them to "
-            "all (--gpu-bind and --gpus-per-task hide some), or use fewer ranks_per_node"
+            f"and this node has {num_ranks} rank{'s' * (num_ranks > 1)}: show each rank its own "
+            "GPU alone, or all of them to all (--gpu-bind and --gpus-per-task hide some), or use "
+            "fewer ranks_per_node"
         )
     environ["CUDA_VISIBLE_DEVICES"] = (
         gpu_names[gpu_index] if gpu_index < len(gpu_names) else gpu_names[0]

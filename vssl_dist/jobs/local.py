@@ -88,12 +88,12 @@ class RankProcesses:
     def _start_rank(
         self, rank: int, environment: dict[str, str], inherited_fds: tuple[int, ...]
     ) -> subprocess.Popen[bytes]:
-        with open_append(self.log_path(rank)) as log_path:
+        with open_append(self.log_path(rank)) as log:
             return subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
-                stdout=log_path,
-                stderr=log_path,
+                stdout=log,
+                stderr=log,
                 env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 pass_fds=inherited_fds,
                 # The terminal's Ctrl-C is for the launcher, which passes it on once.

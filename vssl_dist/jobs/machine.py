@@ -141,8 +141,8 @@ def why_no_cuda(wheel: Wheel, driver: Driver | None) -> str | None:
     if driver.newest_cuda[0] < cuda_major:
         return (
             f"{needed_driver_text}, and the one here is {driver.release}, for CUDA "
-            f"{driver.newest_cuda[0]}."
-            f"{driver.newest_cuda[1]} at most: have it updated, or {_CPU_REMEDY}"
+            f"{driver.newest_cuda[0]}.{driver.newest_cuda[1]} at most: have it "
+            f"updated, or {_CPU_REMEDY}"
         )
     if driver.num_gpus == 0:
         return f"the NVIDIA driver shows this process no GPU: ask the scheduler, or {_CPU_REMEDY}"

@@ -27,7 +27,7 @@ def main() -> int:
     """Train as one rank of the run in ``sys.argv[1]``; see `run_rank` for the exit code."""
     die_with_the_launcher()
     print_any_path()
-    logs.configure_log_file_output(f"rank {os.environ['RANK']}")
+    logs.configure_log_output(f"rank {os.environ['RANK']}")
     from vssl_dist.jobs.stop import REFUSED_EXIT_CODE, StopFlag, exit_now
 
     stop_flag = StopFlag()  # before the slow imports: a signal may come at any time

@@ -62,7 +62,7 @@ class TrainJob:
             del os.environ[name]
         os.environ |= job_variables(os.environ)
         rendezvous.export(set_cuda_visible_devices=False, overwrite=True)
-        logs.configure_log_file_output(rank_log_name())
+        logs.configure_log_output(rank_log_name())
         if self.launch.nodes == 1:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # which no other machine reaches
         exit_code = run_rank(self, stop_flag)

@@ -113,9 +113,9 @@ def check_tracking(uri: str, num_hosts: int) -> str | None:
 
     It is known from the text alone and repeats no password; `look` asks who is there.
 
-    >>> check_tracking("sqlite:////home/me/mlflow.db", hosts=1) is None
+    >>> check_tracking("sqlite:////home/me/mlflow.db", num_hosts=1) is None
     True
-    >>> check_tracking("http://login1:5000", hosts=8) is None
+    >>> check_tracking("http://login1:5000", num_hosts=8) is None
     True
     """
     if uri == NO_TRACKING:
@@ -162,9 +162,8 @@ def _check_sqlite(uri: str, uri_parts: SplitResult, num_hosts: int) -> str | Non
     if num_hosts > 1:
         return (
             f"tracking to {uri} with jobs on {num_hosts} hosts: sqlite takes writers of one "
-            "machine "
-            "only; start `mlflow server` and set MLFLOW_TRACKING_URI=http://HOST:PORT, or set "
-            f"MLFLOW_TRACKING_URI={NO_TRACKING} and have "
+            "machine only; start `mlflow server` and set MLFLOW_TRACKING_URI=http://HOST:PORT, "
+            f"or set MLFLOW_TRACKING_URI={NO_TRACKING} and have "
             f"`{command_line('launch/track.py')} RUN --to {uri}` send the curves later"
         )
     try:
@@ -172,8 +171,7 @@ def _check_sqlite(uri: str, uri_parts: SplitResult, num_hosts: int) -> str | Non
     except UnicodeEncodeError:
         return (
             f"tracking to {os.fsencode(database_path)!r}: MLflow takes no path that is not "
-            "UTF-8; set "
-            "MLFLOW_TRACKING_URI=sqlite:////another/folder/mlflow.db"
+            "UTF-8; set MLFLOW_TRACKING_URI=sqlite:////another/folder/mlflow.db"
         )
     return None
 

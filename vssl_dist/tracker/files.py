@@ -117,8 +117,7 @@ def _schema_obstacles(
         if clashing_tables:
             yield TrackingReport(
                 f"the database {tracking_query.uri} is another program's, or MLflow was stopped "
-                "while "
-                f"it made it (it has {', '.join(clashing_tables)}): {_ADDRESS_REMEDY}"
+                f"while it made it (it has {', '.join(clashing_tables)}): {_ADDRESS_REMEDY}"
             )
         return
     newest_schema, earlier_schemas = schema_history()

@@ -202,8 +202,7 @@ def why_not_all_sent(
         return (
             f"MLflow does not take {printable(', '.join(refused_names))} "
             f"({printable(next(iter(refusal_reasons.values())))}); all else has arrived, and "
-            f"{command} "
-            "tries again"
+            f"{command} tries again"
         )
     sender = Sender.load(run_dir)
     lease_owner = lease_holder(run_dir)

@@ -80,12 +80,12 @@ import os, sys
 sys.path.append({str(ROOT)!r})
 from pathlib import Path
 from data_prep.sharding import pool
-from vssl_dist.console.endings import one_line
+from vssl_dist.console.endings import end_in_one_line
 import job
 
 if __name__ == "__main__":
     before = dict(os.environ)
-    with one_line(Path("out")) as ending:
+    with end_in_one_line(Path("out")) as ending:
         for path, preloaded, folder in pool.run_tasks(
             job.told, range(4), workers=2, advance=lambda done: None,
             imports=["data_prep.checks"]
@@ -95,7 +95,7 @@ if __name__ == "__main__":
             assert folder == os.getcwd()
         print("done")
     assert dict(os.environ) == before
-    sys.exit(ending.code)
+    sys.exit(ending.exit_code)
 """
 
 

@@ -167,9 +167,8 @@ class FeatureCache:
                 sync_to_disk(partial_path / name)
             # Everything is on disk before the name is: a name after a crash means a whole entry.
             sync_to_disk(partial_path)
-            if os.path.lexists(entry_path) and not _delete_entry(
-                entry_path
-            ):  # damaged, or of another format
+            # Damaged, or of another format.
+            if os.path.lexists(entry_path) and not _delete_entry(entry_path):
                 reason = "is no features of ours: move it away"
                 raise OSError(errno.EEXIST, reason, str(entry_path))
             partial_path.rename(entry_path)
@@ -251,9 +250,8 @@ def _delete_entry(folder: Path) -> bool:
             for file_path in file_paths
         ):
             return False
-        for file_path in sorted(
-            file_paths, key=lambda path: path.name
-        ):  # the seal last: it says what it is
+        # The seal last: it says what it is.
+        for file_path in sorted(file_paths, key=lambda path: path.name):
             file_path.unlink()
         for emptied_folder in (*rank_folders, *scratch_folders, folder):
             emptied_folder.rmdir()

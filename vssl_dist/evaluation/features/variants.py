@@ -25,7 +25,7 @@ from vssl_dist.evaluation.features.extract import (
     ImageReading,
     compute_features,
 )
-from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.card import Card
 
 
 class ImageVariants(Protocol):
@@ -55,7 +55,7 @@ class AugmentedPairs:
     pair_settings: Pairs
 
     @classmethod
-    def of_run(cls, card: ExportCard, count: int) -> AugmentedPairs:
+    def of_run(cls, card: Card, count: int) -> AugmentedPairs:
         """Make pairs by the recipes that the exported run was trained with, seed 0.
 
         Raises:

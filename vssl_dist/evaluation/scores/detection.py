@@ -41,7 +41,7 @@ def compute_detection(
         ValueError: One is empty or not finite.
 
     >>> compute_detection(np.array([0.0, 1.0]), np.array([2.0, 3.0]))
-    Detection(auroc=1.0, aupr=1.0, fpr95=0.0)
+    DetectionFigures(auroc=1.0, aupr=1.0, fpr95=0.0)
     >>> compute_detection(np.array([2.0, 3.0]), np.array([0.0, 1.0])).auroc
     0.0
     """
@@ -150,11 +150,11 @@ class _RankedScores:
         )
 
     def detection_figures(
-        self, inlier_scores: Float64Array, outlier_scores: Float64Array
+        self, inlier_counts: Float64Array, outlier_counts: Float64Array
     ) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Compute AUROC, AUPR and FPR95 for weights ``(R, N)`` and ``(R, M)``, each ``(R,)``."""
         false_positives, true_positives = self._false_and_true_positives(
-            inlier_scores, outlier_scores
+            inlier_counts, outlier_counts
         )
         fpr = false_positives / false_positives[:, -1:]
         tpr = true_positives / true_positives[:, -1:]
@@ -168,11 +168,11 @@ class _RankedScores:
         return auroc, aupr, fpr[np.arange(len(fpr)), first_at_95_tpr]
 
     def false_and_true_positive_rates(
-        self, inlier_scores: Float64Array, outlier_scores: Float64Array
+        self, inlier_counts: Float64Array, outlier_counts: Float64Array
     ) -> tuple[Float64Array, Float64Array]:
         """Compute false and true positive rates at each distinct score, the highest first."""
         false_positives, true_positives = self._false_and_true_positives(
-            inlier_scores, outlier_scores
+            inlier_counts, outlier_counts
         )
         return (
             false_positives / false_positives[:, -1:],
@@ -180,16 +180,16 @@ class _RankedScores:
         )
 
     def _false_and_true_positives(
-        self, inlier_scores: Float64Array, outlier_scores: Float64Array
+        self, inlier_counts: Float64Array, outlier_counts: Float64Array
     ) -> tuple[Float64Array, Float64Array]:
         """Count false and true positives if each distinct score in turn is the threshold."""
-        false_positives = self._cumulative(inlier_scores, np.zeros_like(outlier_scores))
-        return false_positives, self._cumulative(np.zeros_like(inlier_scores), outlier_scores)
+        false_positives = self._cumulative(inlier_counts, np.zeros_like(outlier_counts))
+        return false_positives, self._cumulative(np.zeros_like(inlier_counts), outlier_counts)
 
     def _cumulative(
-        self, inlier_scores: Float64Array, outlier_scores: Float64Array
+        self, inlier_counts: Float64Array, outlier_counts: Float64Array
     ) -> Float64Array:
-        ordered_weights = np.concatenate([inlier_scores, outlier_scores], axis=1)[
+        ordered_weights = np.concatenate([inlier_counts, outlier_counts], axis=1)[
             :, self.descending_order
         ]
         cumulative_weights: Float64Array = np.add.reduceat(

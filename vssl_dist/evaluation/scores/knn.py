@@ -48,7 +48,7 @@ def knn_accuracy_grid(
 
     >>> four = LabelledFeatures(torch.eye(4), torch.arange(4))
     >>> knn_accuracy_grid(four, four, ks=[1], temperatures=[0.07])
-    {(1, 0.07): Accuracy(top1=1.0, top5=1.0)}
+    {(1, 0.07): TopAccuracy(top1=1.0, top5=1.0)}
     """
     _check_knn_inputs(bank, queries, ks, temperatures)
     k_temperature_pairs = [
@@ -81,9 +81,11 @@ def knn_accuracy_grid(
                 hits_by_pair[k, temperature] += correct_counts.cpu()
     query_count = len(queries.labels)
     return {
-        (k, tensor): TopAccuracy(*(hits_by_pair[k, tensor].double() / query_count).tolist())
+        (k, temperature): TopAccuracy(
+            *(hits_by_pair[k, temperature].double() / query_count).tolist()
+        )
         for k in ks
-        for tensor in temperatures
+        for temperature in temperatures
     }
 
 

@@ -43,7 +43,7 @@ def find_neighbours(
     Returns:
         Cosine similarities ``(M, min(k, N))`` float32 and indices int64, on ``device``.
 
-    >>> find_neighbours(torch.eye(3), torch.eye(3)[:1], k=2, chunk=2)
+    >>> find_neighbours(torch.eye(3), torch.eye(3)[:1], k=2, chunk_rows=2)
     (tensor([[1., 0.]]), tensor([[0, 1]]))
     """
     nearest_by_block = [

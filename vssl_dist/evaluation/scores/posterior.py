@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vssl_dist.config import MethodConfig
 from vssl_dist.errors import ExportError
-from vssl_dist.exports.card import ExportCard
+from vssl_dist.exports.card import Card
 from vssl_dist.exports.read import check_tensor_shapes, load_export_part, read_card
 from vssl_dist.exports.write import BACKBONE_PART, HEAD_PART
 from vssl_dist.jsonfile import describe_first_error
@@ -27,7 +27,7 @@ def posterior_method_names() -> list[str]:
     return [name for name, cfg in CONFIGS.items() if cfg.has_posterior]
 
 
-def has_embedding_density(card: ExportCard) -> bool:
+def has_embedding_density(card: Card) -> bool:
     """Tell whether the export with this card has likelihoods of an embedding."""
     cfg = CONFIGS.get(card.method)
     return cfg is not None and cfg.has_embedding_density and HEAD_PART in card.parts
@@ -116,7 +116,7 @@ def load_posterior(export_path: Path) -> Posterior | None:
     return Posterior(branch.eval(), _require_variational(head_path, cfg))
 
 
-def _method_config(head_path: Path, card: ExportCard) -> MethodConfig:
+def _method_config(head_path: Path, card: Card) -> MethodConfig:
     unknown_method_message = f"{head_path}: its card does not say what method it is the head of"
     method = card.config.method
     if method is None or method.name not in CONFIGS:
@@ -140,7 +140,7 @@ def _no_posterior_message(head_path: Path, cfg: MethodConfig) -> str:
     return f"{head_path}: method {cfg.name} has no posterior, but the card says it is one's head"
 
 
-def _untrained_branch(head_path: Path, cfg: MethodConfig, card: ExportCard) -> GaussianBranch:
+def _untrained_branch(head_path: Path, cfg: MethodConfig, card: Card) -> GaussianBranch:
     try:
         # Initial weights are drawn and thrown away: the caller's generator must not notice.
         with torch.random.fork_rng(devices=[]):

@@ -105,7 +105,7 @@ def probe_accuracy(
 
     >>> two = LabelledFeatures(torch.eye(2), torch.arange(2))
     >>> probe_accuracy(Probe(torch.eye(2), torch.zeros(2)), two)
-    Accuracy(top1=1.0, top5=1.0)
+    TopAccuracy(top1=1.0, top5=1.0)
     """
     hit_counts = torch.zeros(2, dtype=torch.int64)
     image_count = 0

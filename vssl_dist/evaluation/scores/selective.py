@@ -102,7 +102,7 @@ def find_extreme_rows(values: Float64Array, max_per_side: int) -> tuple[list[int
 
     The most extreme one comes first; none is on both sides, unless it is the only one.
 
-    >>> find_extreme_rows(np.array([3.0, 1.0, 2.0]), count=2)
+    >>> find_extreme_rows(np.array([3.0, 1.0, 2.0]), max_per_side=2)
     ([1], [0])
     """
     ascending_rows = values.argsort(kind="stable").tolist()

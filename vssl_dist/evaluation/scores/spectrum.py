@@ -30,10 +30,10 @@ def compute_singular_values(features: Tensor, *, subtract_mean: bool = False) ->
     # Of the smaller Gram matrix, whose eigenvalues are the squares of the singular values.
     squared_singular_values = torch.linalg.eigvalsh(_smaller_gram_matrix(features, mean)).flip(0)
     # Float32 features have no digits below this; sums of rounding errors would count as ranks.
-    largest_eigenvalue = squared_singular_values[0] + mean.square().sum() * (
+    eigenvalue_bound = squared_singular_values[0] + mean.square().sum() * (
         len(features) if subtract_mean else 0
     )
-    rounding_floor = largest_eigenvalue * torch.finfo(torch.float32).eps ** 2 * max(features.shape)
+    rounding_floor = eigenvalue_bound * torch.finfo(torch.float32).eps ** 2 * max(features.shape)
     return torch.where(squared_singular_values > rounding_floor, squared_singular_values, 0).sqrt()
 
 
