@@ -74,7 +74,8 @@ EXPLAINED = {
     ("vssl_dist/evaluation/features/cache.py", "json.dump(seal_facts, file, indent=1)"): SEALED,
     (
         "vssl_dist/online_probe.py",
-        "save_file({k: v.contiguous() for k, v in self._state.items()}, folder / _STATE_FILE_NAME)",
+        "save_file({name: tensor.contiguous() for name, tensor in self._state.items()}, "
+        "folder / _STATE_FILE_NAME)",
     ): SEALED,
     (
         "vssl_dist/exports/formats.py",
@@ -97,23 +98,26 @@ EXPLAINED = {
         "vssl_dist/jobs/training_job.py",
         "path.open('x', encoding='utf-8', errors='backslashreplace')",
     ): "the first rank that fails writes it, and no other",
-    ("vssl_dist/tracker/artifacts.py", "path.symlink_to(f'/proc/self/fd/{number}')"): FRESH,
-    ("vssl_dist/tracker/identity.py", "mark.touch()"): FRESH,
+    (
+        "vssl_dist/tracker/artifacts.py",
+        "link_path.symlink_to(f'/proc/self/fd/{descriptor}')",
+    ): FRESH,
+    ("vssl_dist/tracker/identity.py", "probe_path.touch()"): FRESH,
     ("vssl_dist/tracker/identity.py", "shutil.copy2(path, copied_path)"): FRESH,
     (
         "vssl_dist/tracker/remote.py",
-        "file.hardlink_to(partial)",
+        "database_path.hardlink_to(partial_path)",
     ): "a name that is taken stays what it is",
     ("data_prep/images/agreement.py", "os.open(os.devnull, os.O_WRONLY)"): "nothing is kept",
     (
         "data_prep/subset.py",
         "(folder / entry.name).symlink_to(os.path.relpath(target, folder))",
     ): FRESH,
-    ("bench/certificate.py", "torch.save(seen, f'{folder}/seen')"): FRESH,
+    ("bench/certificate.py", "torch.save(result_by_method, f'{folder}/seen')"): FRESH,
     (
         "bench/knn.py",
         "np.lib.format.open_memmap(path, mode='w+', dtype=np.float16, "
-        "shape=(size.bank, size.width))",
+        "shape=(size.bank_size, size.feature_width))",
     ): FRESH,
     (
         "bench/shard.py",

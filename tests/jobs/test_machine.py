@@ -275,7 +275,10 @@ def test_by_hand_an_evaluation_never_takes_the_cpu_for_a_gpu_that_cannot_be_used
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_rank_names_it_and_the_driver() -> None:
-    program = "import os; from vssl_dist.jobs import machine as m; print(m.prepare_device('cuda', os.environ))"
+    program = (
+        "import os; from vssl_dist.jobs import machine; "
+        "print(machine.prepare_device('cuda', os.environ))"
+    )
     environ = os.environ | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True

@@ -119,8 +119,8 @@ def negative_norm_score(features: Tensor) -> Tensor:
     The baseline of whatever else depends on the norm.  A score that takes long embeddings for
     foreign has 1 minus its AUROC when it knows nothing but the norm.
     """
-    iterate_blocks = torch.split(features, ROWS_PER_BLOCK)
-    return torch.cat([-block.double().norm(dim=1).cpu() for block in iterate_blocks])
+    blocks = torch.split(features, ROWS_PER_BLOCK)
+    return torch.cat([-block.double().norm(dim=1).cpu() for block in blocks])
 
 
 def compute_class_means(bank: LabelledFeatures) -> Tensor:
