@@ -74,7 +74,7 @@ def stage_seconds(cfg: RunConfig, batches: int, device: str) -> dict[str, float]
         seconds_by_stage[stage] = seconds_by_stage.get(stage, 0.0) + time.perf_counter() - start
         return result
 
-    def make_batch(batch_start: int) -> None:
+    def time_batch(batch_start: int) -> None:
         ids, epochs = timed("plan", lambda: plan.micro_batch_ids(batch_start, 0, 1))
 
         def render(samples: Samples) -> list[torch.Tensor]:
@@ -91,7 +91,7 @@ def stage_seconds(cfg: RunConfig, batches: int, device: str) -> dict[str, float]
     for number in range(batches + 1):
         if number == 1:  # the batch before has built the pipeline
             seconds_by_stage.clear()
-        make_batch(number * plan.micro_batch)
+        time_batch(number * plan.micro_batch)
     seconds_by_stage[READ_STAGE] -= seconds_by_stage["draw"] + seconds_by_stage[RENDER_STAGE]
     return seconds_by_stage
 

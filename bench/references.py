@@ -145,13 +145,8 @@ def naive_moco_v3(leaves: Leaves, temperature: float) -> Tensor:
             exp_similarities = [
                 torch.exp(unit_vector(p[i]) @ unit_vector(key) / temperature) for key in z
             ]
-            total = (
-                total
-                - 2
-                * temperature
-                * torch.log(exp_similarities[i] / sum(exp_similarities))
-                / NUM_IMAGES
-            )
+            log_share = torch.log(exp_similarities[i] / sum(exp_similarities))
+            total = total - 2 * temperature * log_share / NUM_IMAGES
     return total
 
 
@@ -225,17 +220,15 @@ def naive_dino(leaves: Leaves) -> Tensor:
                 teacher_scores = torch.stack(
                     [-unit_vector(w) @ unit_vector(crops[t][i]) for w in weight]
                 ).detach()
-                teacher_exp = torch.exp(
-                    (teacher_scores - DINO_CENTRE) / 0.055
-                )  # halfway from 0.04 to 0.07
+                # The teacher's temperature is halfway from 0.04 to 0.07.
+                teacher_exp = torch.exp((teacher_scores - DINO_CENTRE) / 0.055)
                 student_scores = torch.stack(
                     [unit_vector(w) @ unit_vector(crops[s][i]) for w in weight]
                 )
                 student_exp = torch.exp(student_scores / 0.1)
-                cross_entropy = (
-                    teacher_exp / teacher_exp.sum() * torch.log(student_exp / student_exp.sum())
-                )
-                total = total - cross_entropy.sum() / NUM_IMAGES
+                student_log = torch.log(student_exp / student_exp.sum())
+                cross_entropy = -(teacher_exp / teacher_exp.sum() * student_log).sum()
+                total = total + cross_entropy / NUM_IMAGES
     return total / num_pairs
 
 

@@ -69,7 +69,7 @@ class TarSampleReader:
             list_other_files(tars[0].parent) if is_whole_folder else []
         )
         self._request = request
-        self._fields_beside_images: dict[str, None] = {}
+        self._fields_of_image_samples: dict[str, None] = {}
         """Fields of samples with an image."""
         self._fields_used_as_image: dict[str, None] = {}
         """Fields that are an image."""
@@ -188,7 +188,7 @@ class TarSampleReader:
             sample_members.keys() - {field, self._find_label_field(sample_members)}
         )
         if not image.flaw:
-            self._fields_beside_images |= dict.fromkeys(sample_members)
+            self._fields_of_image_samples |= dict.fromkeys(sample_members)
             self._fields_used_as_image[field] = None
         try:
             # What is left out for its image need not have a label that can be read.
@@ -255,11 +255,11 @@ class TarSampleReader:
             )
             for field, count in sorted(self._unused_count_by_field.items())
         ]
-        if not self._fields_beside_images:
+        if not self._fields_of_image_samples:
             return
         samples: list[Sample] = []
         for sample in self.samples:
-            if not sample.fields or not sample.fields.isdisjoint(self._fields_beside_images):
+            if not sample.fields or not sample.fields.isdisjoint(self._fields_of_image_samples):
                 samples.append(sample)
                 continue
             names = (f"{sample.name}.{field}" for field in sorted(sample.fields))
@@ -268,13 +268,11 @@ class TarSampleReader:
 
     def remark(self) -> str:
         """Make the remark on a dataset whose fields may hold labels that nobody asked for."""
-        fields_besides_images = (
-            self._fields_beside_images.keys() - self._fields_used_as_image.keys()
-        )
+        other_fields = self._fields_of_image_samples.keys() - self._fields_used_as_image.keys()
         is_labelled = any(sample.label is not None for sample in self.samples)
-        if is_labelled or not fields_besides_images:
+        if is_labelled or not other_fields:
             return ""
-        fields = join_names(self._fields_beside_images)
+        fields = join_names(self._fields_of_image_samples)
         return f"no labels: the fields are {fields} (--label-field names theirs)"
 
     def make_stamp(self, path: Path) -> str:

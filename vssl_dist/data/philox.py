@@ -79,6 +79,6 @@ def addressed_uniforms(
         ),
         (np.full((1, 1), seed, np.uint64), epochs.astype(np.uint64)[:, None]),
     )
-    words_of_sample = np.stack(random_words, axis=-1).reshape(len(ids), -1)[:, :numbers_per_sample]
+    sample_words = np.stack(random_words, axis=-1).reshape(len(ids), -1)[:, :numbers_per_sample]
     # Half a unit up: 0 and 1 themselves never occur.
-    return (words_of_sample.astype(np.float64) + 0.5) / 2.0**32
+    return (sample_words.astype(np.float64) + 0.5) / 2.0**32

@@ -31,7 +31,7 @@ from vssl_dist.data.backends.fault import (
 )
 from vssl_dist.data.backends.memory import error_cause
 from vssl_dist.data.store.dataset import Samples
-from vssl_dist.data.store.header import pixels_in_header
+from vssl_dist.data.store.header import header_pixel_count
 from vssl_dist.data.views import Draws
 
 GraphFunction = Callable[[DaliNode, BackendSpec], list[DaliNode]]
@@ -132,7 +132,7 @@ class GraphRunner:
                 pipeline.feed_input("bytes", [image])
                 pipeline.run()
             except _DALI_ERRORS as error:
-                self._raise_if_device_failed(error, pixels_in_header(image))
+                self._raise_if_device_failed(error, header_pixel_count(image))
                 if row == len(data):
                     raise DeviceError(self._device, error_cause(error)) from error
                 pipeline = None  # invalid after the error

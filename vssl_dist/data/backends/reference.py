@@ -28,7 +28,7 @@ from vssl_dist.data.backends.fault import DeviceError, is_device_failure
 from vssl_dist.data.backends.memory import error_cause
 from vssl_dist.data.bare import strip_metadata
 from vssl_dist.data.store.dataset import Samples
-from vssl_dist.data.store.header import pixels_in_header
+from vssl_dist.data.store.header import header_pixel_count
 from vssl_dist.data.views import Draws, blur_window
 from vssl_dist.vision import torchvision
 
@@ -51,7 +51,7 @@ def decode(data: NDArray[np.uint8]) -> Image.Image:
     except UnidentifiedImageError as error:  # its message names an address in memory
         raise ValueError("no format that Pillow knows") from error
     except Exception as error:  # PIL promises no common class: OSError, SyntaxError, struct.error
-        if is_device_failure(error, pixels_in_header(data)):
+        if is_device_failure(error, header_pixel_count(data)):
             raise DeviceError(torch.device("cpu"), error_cause(error)) from error
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 

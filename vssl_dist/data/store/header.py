@@ -56,7 +56,7 @@ def find_header_problem(data: NDArray[np.uint8], height: int, width: int) -> str
     return ""
 
 
-def pixels_in_header(data: NDArray[np.uint8]) -> int:
+def header_pixel_count(data: NDArray[np.uint8]) -> int:
     """Return the number of pixels by the header, 0 if it does not say."""
     try:
         image_header = _read_header(data)
