@@ -62,7 +62,7 @@ class Network:
     """A frozen network, loaded only if its features are not in the cache."""
 
     load_network: Callable[[], FeatureFunction]
-    """Loads the network; pickles, unless ``identity`` is None."""
+    """Loads the network; pickles, unless ``cache_identity`` is None."""
     cache_identity: Mapping[str, object] | None
     """What its features depend on, as JSON values; None: they are not cached."""
     load_posterior: Callable[[], Posterior | None] = lambda: None

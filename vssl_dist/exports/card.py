@@ -1,8 +1,8 @@
 """The card of an export: what weights say of themselves, as a typed and versioned JSON file.
 
-Whoever trains writes it through `Card`, whoever evaluates reads it through `Card`.
-Anybody may have written the file, so it is checked as a whole before it is used.  Cards without
-``format`` are those of earlier versions: they have the same keys, as far as they go.
+Whoever trains writes it through `Card`, whoever evaluates reads it through `Card`.  Anybody may
+have written the file, so it is checked as a whole before it is used.  Cards without ``format`` are
+those of earlier versions: they have the same keys, as far as they go.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def survey_permissions(run_dir: Path, *, is_recursive: bool = True) -> Permissio
         )
     if is_writable_by_others(resolved_dir, run_dir_stat):
         result.writable_by_others.append(resolved_dir)
-    _survey_subfolder(
+    _survey_contents(
         resolved_dir, result, is_run_folder=True, may_be_run=True, is_recursive=is_recursive
     )
     return result
@@ -215,7 +215,7 @@ def read_text_file(path: Path, max_bytes: int) -> str:
     return read_regular_file(path, max_bytes).decode()
 
 
-def _survey_subfolder(
+def _survey_contents(
     folder: Path,
     result: PermissionSurvey,
     *,
@@ -261,7 +261,7 @@ def _survey_subfolder(
         if path_stat.st_uid == os.geteuid() and is_writable_by_others(path, path_stat):
             result.writable_by_others.append(path)
         if stat.S_ISDIR(path_stat.st_mode) and is_recursive:
-            _survey_subfolder(
+            _survey_contents(
                 path, result, is_run_folder=False, may_be_run=contents_may_be_run, is_recursive=True
             )
 

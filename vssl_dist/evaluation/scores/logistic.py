@@ -132,8 +132,8 @@ def choose_l2_penalty(
     """Choose among ``l2`` on held-out training images.
 
     Returns:
-        ``l2``, ``held_out`` (accuracy of each on how many ``held_out_images``); the middle
-        one where no image can be held out.  Of equal ones the larger wins.
+        ``l2``, ``held_out`` (accuracy of each on how many ``held_out_images``); the middle one
+        where no image can be held out.  Of equal ones the larger wins.
     """
     fit_rows, held_out_rows = split_by_class(
         probe_data.features.labels, probe_data.row_numbers, held_out_share, seed

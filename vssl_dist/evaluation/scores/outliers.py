@@ -45,13 +45,11 @@ class OutlierSetup:
 def fit_outlier_scores(setup: OutlierSetup) -> dict[str, ScoreFunction]:
     """Fit every score to the bank, by name.
 
-    ``knn``, ``mahalanobis``, ``max_softmax``, ``norm`` and, of an export that
-    has a posterior, those of `make_variational_scores`.
+    ``knn``, ``mahalanobis``, ``max_softmax``, ``norm`` and, of an export that has a posterior,
+    those of `make_variational_scores`.
 
-    Without ``mahalanobis`` where features are wider than 8,192 (its covariance would fill
-    the
-    memory: raw pixels of large images), without ``max_softmax`` where there is only one
-        class.
+    Without ``mahalanobis`` where features are wider than 8,192 (its covariance would fill the
+    memory: raw pixels of large images), without ``max_softmax`` where there is only one class.
     """
     score_by_name: dict[str, ScoreFunction] = {"knn": fit_knn_distance_score(setup)}
     if setup.bank.features.shape[1] <= _MAX_MAHALANOBIS_WIDTH:

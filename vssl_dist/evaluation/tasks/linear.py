@@ -39,8 +39,8 @@ def measure_linear(frozen_features: FrozenFeatures, task_config: LinearConfig) -
     Each has ``top1``, ``top5``, what was chosen on held-out training images and, over the seeds,
     the standard deviation ``top1_std``.  Those of all training images also have ``ece``,
     ``adaptive_ece``, ``brier`` and ``nll`` (means over the seeds) and the bins of all seeds'
-    ``reliability``; these are None where a training diverged.  ``online`` is the probe that
-    learnt beside the method, as it was at the export; where a teacher is exported it is given the
+    ``reliability``; these are None where a training diverged.  ``online`` is the probe that learnt
+    beside the method, as it was at the export; where a teacher is exported it is given the
     teacher's features, though it learnt from the student's.
     """
     bank = frozen_features.split_features("bank")

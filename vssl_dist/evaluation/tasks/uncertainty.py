@@ -42,9 +42,8 @@ def measure_uncertainty(
     ``results["risk"][NAME]["aurc"]`` is the area under the risk-coverage curve of the k-NN
     prediction when images are ranked by NAME, between ``aurc_best`` and about ``error``;
     ``results["corruptions"][KIND]`` has rank correlations of the posterior's size with the level
-    of a corruption, over all images (``spearman``) and within each (``within``), and
-    the mean size at each level from 0 on.  A network without a posterior has the neighbours' part
-    only.
+    of a corruption, over all images (``spearman``) and within each (``within``), and the
+    mean size at each level from 0 on.  A network without a posterior has the neighbours' part only.
     """
     posterior = frozen_features.network.load_posterior()
     bank = frozen_features.split_features("bank")
