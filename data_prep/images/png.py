@@ -58,7 +58,7 @@ def inspect_png_structure(data: bytes) -> StructureReport:
         if [chunk.chunk_type for chunk in png_chunks[-1:]] != [b"IEND"]:
             raise ValueError("its end is missing")
         header = _parse_header(data, png_chunks)
-        has_exact_size, bytes_left_to_inflate = _check_coded_pixels(data, png_chunks, header)
+        has_exact_size, unread_bytes = _check_coded_pixels(data, png_chunks, header)
     except (ValueError, zlib.error) as error:
         return StructureReport(damage=str(error))
     chunk_types = [chunk.chunk_type for chunk in png_chunks]
@@ -77,7 +77,7 @@ def inspect_png_structure(data: bytes) -> StructureReport:
         and max(header[:2]) < _MAX_PLAIN_SIDE
     )
     remake_reason = _find_remake_reason(data, intact_chunks, header)
-    if not remake_reason and _MAX_INFLATION_FACTOR * bytes_left_to_inflate > _MAX_INFLATED_BYTES:
+    if not remake_reason and _MAX_INFLATION_FACTOR * unread_bytes > _MAX_INFLATED_BYTES:
         remake_reason = "PNG with more behind its pixels than decoders should have to read"
     return StructureReport("", "", remake_reason, is_plain and not remake_reason)
 
@@ -203,7 +203,7 @@ def _check_coded_pixels(
     decompressor = zlib.decompressobj()
     first_byte = b""
     has_data_behind = False
-    bytes_left_to_inflate = 0
+    unread_bytes = 0
     for chunk in png_chunks:
         if chunk.chunk_type != b"IDAT":
             continue
@@ -211,10 +211,10 @@ def _check_coded_pixels(
         first_byte = first_byte or compressed[:1]
         has_data_behind = has_data_behind or (decompressor.eof and compressed != b"")
         if remaining_bytes < 0:
-            bytes_left_to_inflate += len(compressed)
+            unread_bytes += len(compressed)
             continue
         remaining_bytes -= _count_inflated_bytes(decompressor, compressed, remaining_bytes)
-        bytes_left_to_inflate = len(decompressor.unconsumed_tail)
+        unread_bytes = len(decompressor.unconsumed_tail)
     if remaining_bytes > 0:
         raise ValueError(
             f"{expected_bytes - remaining_bytes} of {expected_bytes} bytes of pixels are there"
@@ -225,7 +225,7 @@ def _check_coded_pixels(
     has_exact_size = remaining_bytes == 0 and not has_data_behind and not decompressor.unused_data
     return has_exact_size and window_bytes >= min(
         expected_bytes, 1 << _MAX_WINDOW_BITS
-    ), bytes_left_to_inflate
+    ), unread_bytes
 
 
 def _count_pixel_bytes(header: _PngHeader) -> int:

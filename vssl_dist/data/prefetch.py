@@ -143,7 +143,6 @@ def _stop_threads(threads: Sequence[Thread], stop_event: Event) -> None:
     stop_event.set()
     join_deadline_s = time.monotonic() + _JOIN_TIMEOUT_S
     for thread in threads:
-        if (
-            thread is not current_thread()
-        ):  # a collection may run in a worker, which cannot join itself
+        # A collection may run in a worker, which cannot join itself.
+        if thread is not current_thread():
             thread.join(max(0.0, join_deadline_s - time.monotonic()))
