@@ -197,7 +197,7 @@ def forbid_writing_by_others() -> None:
     os.umask(os.umask(0o077) | stat.S_IWGRP | stat.S_IWOTH)
 
 
-def share_with_group_of_folder(path: Path) -> None:
+def share_with_folder_group(path: Path) -> None:
     """Have a group write what it could replace: its file or folder in a folder of the group.
 
     For what several users add to, such as a database; `forbid_writing_by_others` is about runs.

@@ -26,7 +26,7 @@ from tests.support.others import (
 )
 from tests.support.photos import tiny_dataset
 from vssl_dist.commands import evaluate, track
-from vssl_dist.durable import share_with_group_of_folder
+from vssl_dist.durable import share_with_folder_group
 from vssl_dist.errors import ConfigError
 from vssl_dist.jobs.evaluation_job import flush_own_run, flush_to_mlflow
 from vssl_dist.tracker import (
@@ -323,7 +323,7 @@ def test_a_database_in_a_folder_of_a_group_takes_curves_and_files_of_the_whole_g
         assert not done_as_nobody(add), "nobody else"
         for place, expected in ((sticky, 0o640), (folder, 0o660)):
             (place / "file").touch(0o640)
-            share_with_group_of_folder(place / "file")
+            share_with_folder_group(place / "file")
             assert (place / "file").stat().st_mode & 0o777 == expected
 
 

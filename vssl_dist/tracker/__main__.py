@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vssl_dist.tracker.system import SystemSampler
 
 _SEND_EVERY_S = 2.0
-_SEND_EVERY_S_WHILE_CLOSING = 0.5
+_CLOSING_SEND_EVERY_S = 0.5
 _MAX_RETRY_PAUSE_S = 15.0
 _ORPHAN_GRACE_S = 10.0
 _MAX_OUTAGE_S = 30.0
@@ -146,7 +146,7 @@ class _SendingLoop:
                 else _SEND_EVERY_S
             )
             if orders.deadline is not None:
-                pause_s = min(pause_s, _SEND_EVERY_S_WHILE_CLOSING)
+                pause_s = min(pause_s, _CLOSING_SEND_EVERY_S)
         return False
 
     def _is_all_sent(self) -> bool:

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from vssl_dist.durable import share_with_group_of_folder, user_name
+from vssl_dist.durable import share_with_folder_group, user_name
 from vssl_dist.locks import describe_lock_holder, make_private_lock
 from vssl_dist.run_folder import RunFolder
 from vssl_dist.tracker.address import sqlite_file, sqlite_uri
@@ -109,7 +109,7 @@ def _create_database(database_path: Path) -> None:
     partial_path = database_path.with_name(f"{database_path.name}.{uuid.uuid4().hex[:12]}.new")
     uri = _without_escapes(sqlite_uri(partial_path), partial_path)
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    share_with_group_of_folder(partial_path)
+    share_with_folder_group(partial_path)
     if database_path.exists() and _size_in_bytes(database_path) == 0:
         # Removed while this process had it: sqlite makes an empty one.
         partial_path.replace(database_path)
@@ -226,7 +226,7 @@ def _make_shared_folder(folder: Path) -> None:
         for path in (folder.parent, folder):
             if not path.exists():
                 path.mkdir(parents=True)
-                share_with_group_of_folder(path)
+                share_with_folder_group(path)
 
 
 def _active_experiment_id(experiment: Experiment, uri: str) -> str:
