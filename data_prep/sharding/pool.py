@@ -76,7 +76,7 @@ def _isolated_start() -> Iterator[None]:
     The server that workers are forked from is a ``python -c``: it would take a ``selectors.py``
     of the folder it is started in for Python's own, and shows Ctrl-C until it ignores it.
     """
-    package_parent = str(Path(__file__).resolve().parents[1])
+    package_parent = str(Path(__file__).resolve().parents[2])
     environment_before = {
         name: os.environ.get(name, "") for name in ("PYTHONSAFEPATH", "PYTHONPATH")
     }
