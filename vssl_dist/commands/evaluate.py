@@ -46,7 +46,6 @@ from vssl_dist.jobs.evaluation_job import (
     evaluate_export,
     flush_own_run,
 )
-from vssl_dist.jobs.evaluation_queue import lock_path
 from vssl_dist.jobs.resources import Device
 from vssl_dist.jsonfile import first_complaint
 from vssl_dist.locks import hold_lock
@@ -235,5 +234,5 @@ def _alone(target: Path) -> Iterator[None]:
     if not is_mine or not os.access(export, os.W_OK | os.X_OK):
         yield
         return
-    with hold_lock(lock_path(target)):
+    with hold_lock(RunFolder(target).exports.evaluating_lock):
         yield

@@ -203,12 +203,7 @@ def open_queue(run_dir: Path) -> EvaluationQueue:
 
 def lock_of(run_dir: Path) -> FileLock:
     """Return the lock of the one process that evaluates a run, or submits its evaluations."""
-    return private_lock(lock_path(run_dir))
-
-
-def lock_path(run_dir: Path) -> Path:
-    """Return the path of the file that `lock_of` locks."""
-    return RunFolder(run_dir).exports.evaluating_lock
+    return private_lock(RunFolder(run_dir).exports.evaluating_lock)
 
 
 def drain(run_dir: Path) -> None:
@@ -225,7 +220,7 @@ def drain(run_dir: Path) -> None:
                 while (pending := queue.next_pending()) is not None:
                     queue.attempt(pending)
         except Timeout:
-            path = lock_path(run_dir)
+            path = RunFolder(run_dir).exports.evaluating_lock
             if is_held_by_other_user(path):
                 _log.warning(
                     "no evaluations: %s is held by %s: have it stopped", path, lock_holder(path)
