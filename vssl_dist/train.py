@@ -57,7 +57,7 @@ def train(
 
     Raises:
         Preempted: Some rank was asked to stop; all is saved, the same call continues.
-        ValueError: The run on disk is another experiment, or none of its checkpoints is whole.
+        Refusal: The run on disk is another experiment, or none of its checkpoints is whole.
     """
     loader, engine, probe = build(cfg, device)
     saver = CheckpointSaver(cfg, engine, loader, probe)

@@ -76,7 +76,7 @@ def _isolate_process_start() -> Iterator[None]:
     The server that workers are forked from is a ``python -c``: it would take a ``selectors.py``
     of the folder it is started in for Python's own, and shows Ctrl-C until it ignores it.
     """
-    package_parent = str(Path(__file__).resolve().parents[1])
+    package_parent = str(Path(__file__).resolve().parents[2])
     environment_before = {
         variable_name: os.environ.get(variable_name, "")
         for variable_name in ("PYTHONSAFEPATH", "PYTHONPATH")

@@ -36,6 +36,7 @@ from vssl_dist.evaluation.features.cache import FeatureCache, cached_features
 from vssl_dist.evaluation.features.extract import FeatureBatches
 from vssl_dist.jobs import evaluation_queue
 from vssl_dist.jobs.evaluation_job import Attempts, PendingEvaluation
+from vssl_dist.run_folder import RunFolder
 
 KNN = {"task": "knn", "k": [5], "temperature": [0.1], "batch": 50}
 LINEAR = {"task": "linear", "epochs": 1, "lr": [0.1], "l2": [1.0], "shares": [], "seeds": 1}
@@ -250,7 +251,7 @@ def test_results_in_a_run_that_can_only_be_read_are_not_computed_again(run: Path
 def test_evaluations_do_not_wait_for_a_stranger(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = evaluation_queue.evaluation_lock_path(run)
+    lock = RunFolder(run).export_folder.evaluating_lock_path
     lock.touch(mode=0o644)
     with locked_by_nobody(lock) as pid:
         assert asked(run) == 2

@@ -205,3 +205,4 @@ def test_folders_of_a_run_that_are_the_users_own_links_are_claimed(tmp_path: Pat
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / name).symlink_to(tmp_path / name)
     owner.claim(tmp_path / "run", dead)
+    assert (tmp_path / "run" / "owner.json").exists()

@@ -274,7 +274,11 @@ def test_only_regular_files_inside_of_the_run_are_sent_and_all_others_are_named(
     (run / "export").mkdir()
     for name in ("config.yaml", "export/plot.png", "export/copied.png"):
         (run / name).write_text(name)
+    (run / "export" / "copied.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(8))
     (run / "export" / "copied.png").chmod(0o644)
+    (tmp_path / "notes.txt").write_text("FAKE PRIVATE KEY in a file that others may read")
+    (tmp_path / "notes.txt").chmod(0o644)
+    os.link(tmp_path / "notes.txt", run / "export" / "notes.png")
     os.link(run / "export" / "copied.png", tmp_path / "of-a-copy.png")
     (run / "link.png").symlink_to(secret)
     (run / "inside.png").symlink_to(run / "config.yaml")
@@ -283,7 +287,8 @@ def test_only_regular_files_inside_of_the_run_are_sent_and_all_others_are_named(
     os.mkfifo(run / "pipe")
     hostile = [
         str(secret), "../id_rsa", "export/../../id_rsa", "", ".", "/", "a\0b", "link.png",
-        "inside.png", "folder/id_rsa", "hard.png", "pipe", "export", "/dev/zero", "n\n\x1b[31m",
+        "inside.png", "folder/id_rsa", "hard.png", "export/notes.png", "pipe", "export",
+        "/dev/zero", "n\n\x1b[31m",
         str(run / "config.yaml"), f"{secret}\0.png",
     ]  # fmt: skip
     fine = ["config.yaml", "export/plot.png", "./export/copied.png"]

@@ -46,7 +46,6 @@ from vssl_dist.jobs.evaluation_job import (
     evaluate_export,
     flush_own_run,
 )
-from vssl_dist.jobs.evaluation_queue import evaluation_lock_path
 from vssl_dist.jobs.resources import Device
 from vssl_dist.jsonfile import describe_first_error
 from vssl_dist.locks import hold_lock
@@ -248,5 +247,5 @@ def _hold_evaluation_lock(target: Path) -> Iterator[None]:
     if not is_own_run or not os.access(exports_folder, os.W_OK | os.X_OK):
         yield
         return
-    with hold_lock(evaluation_lock_path(target)):
+    with hold_lock(RunFolder(target).export_folder.evaluating_lock_path):
         yield

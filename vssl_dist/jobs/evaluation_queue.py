@@ -207,12 +207,7 @@ def open_queue(run_dir: Path) -> EvaluationQueue:
 
 def evaluation_lock(run_dir: Path) -> FileLock:
     """Return the lock of the one process that evaluates a run, or submits its evaluations."""
-    return make_private_lock(evaluation_lock_path(run_dir))
-
-
-def evaluation_lock_path(run_dir: Path) -> Path:
-    """Return the path of the file that `evaluation_lock` locks."""
-    return RunFolder(run_dir).export_folder.evaluating_lock_path
+    return make_private_lock(RunFolder(run_dir).export_folder.evaluating_lock_path)
 
 
 def try_all_pending(run_dir: Path) -> None:
@@ -229,7 +224,7 @@ def try_all_pending(run_dir: Path) -> None:
                 while (pending := queue.next_pending()) is not None:
                     queue.try_evaluation(pending)
         except Timeout:
-            path = evaluation_lock_path(run_dir)
+            path = RunFolder(run_dir).export_folder.evaluating_lock_path
             if is_held_by_other_user(path):
                 _log.warning(
                     "no evaluations: %s is held by %s: have it stopped",

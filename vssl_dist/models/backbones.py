@@ -92,7 +92,8 @@ class _ShapesOnly(TorchFunctionMode):
             # A norm of other channels fails in `func`, as it would in training.
             if images.ndim > 1 and images.shape[1] == running_mean.shape[0]:
                 return images
-        if func is F.adaptive_avg_pool2d and args[1] == (1, 1):
+        # A map without pixels fails in `func`, as it would in training.
+        if func is F.adaptive_avg_pool2d and args[1] == (1, 1) and 0 not in args[0].shape:
             return args[0].new_empty(*args[0].shape[:-2], 1, 1)
         return func(*args, **kwargs)
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 _READ_ONLY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @contextmanager
@@ -18,8 +19,9 @@ def open_artifact(run_dir: Path, relative_path: str) -> Iterator[Path]:
     """Open an artifact and yield a path to it that holds whatever happens to the folder.
 
     The spool may be anybody's: of what it asks for only regular files inside of the folder are
-    taken, reached through no link.  A second name (a hard link) is what a copied folder may have;
-    it is no secret's as long as others may read it, too.
+    taken, reached through no link.  A file with a second name (a hard link) may be any file of this
+    user's that somebody has put there.  Copies of folders have such, so pictures that others may
+    read are taken all the same: no text is.
 
     Raises:
         OSError: It is no such file; the reason says why.
@@ -50,9 +52,16 @@ def _open_inside_run(run_dir: Path, relative_path: str, stack: ExitStack) -> int
     file_stat = os.fstat(descriptor)
     if not stat.S_ISREG(file_stat.st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
-    if file_stat.st_nlink > 1 and not file_stat.st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        raise OSError(errno.EPERM, "is a second name of a private file")
+    if file_stat.st_nlink > 1 and not _is_public_picture(descriptor, file_stat):
+        raise OSError(
+            errno.EPERM, "is a second name (a hard link) of another file: put a copy in its place"
+        )
     return descriptor
+
+
+def _is_public_picture(descriptor: int, file_stat: os.stat_result) -> bool:
+    others_may_read = bool(file_stat.st_mode & (stat.S_IRGRP | stat.S_IROTH))
+    return others_may_read and os.pread(descriptor, len(_PNG_SIGNATURE), 0) == _PNG_SIGNATURE
 
 
 def _stat_in_folder(name: str, folder_descriptor: int) -> os.stat_result:
