@@ -164,8 +164,9 @@ def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> 
         DataError: There is no dataset at ``data.train``, it is damaged or cannot be reached.
         ConfigError: The numbers do not divide, or the backend is not installed.
     """
+    data = cfg.data
     spec = BackendSpec(
-        cfg.data.views, cfg.data.image_size, cfg.data.normalise, cfg.data.threads, device
+        data.views, data.image_size, data.normalise, data.threads, device, data.jpeg_engine
     )
     dataset = _open_share(cfg, rank, world_size)
     backends = [build_backend(cfg.data.backend, spec) for _ in range(_NUM_BACKENDS)]

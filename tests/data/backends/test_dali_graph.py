@@ -117,6 +117,16 @@ def test_a_batch_takes_two_feeds_however_many_views_there_are(
     assert feeds == ["bytes", "inputs"]
 
 
+@pytest.mark.parametrize(("engine", "load"), [("none", 0.0), ("all", 1.0)])
+def test_the_jpeg_engine_takes_all_or_none_and_colours_are_those_of_a_cpu(
+    engine: str, load: float
+) -> None:
+    spec = BackendSpec((ALL_OPERATIONS_RECIPE,), 32, LEVEL_NORMALISATION, 1, "cuda", engine)
+    (decoder,) = [op for op in defined(spec, all_views_graph)._ops if op._op.device == "mixed"]
+    arguments = decoder._op._init_args
+    assert (arguments["hw_decoder_load"], arguments["jpeg_fancy_upsampling"]) == (load, True)
+
+
 def test_what_a_gpu_cannot_do_is_noticed() -> None:
     spec = BackendSpec((ALL_OPERATIONS_RECIPE,), 32, LEVEL_NORMALISATION, 1, "cuda")
 

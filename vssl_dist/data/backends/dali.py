@@ -119,7 +119,7 @@ class GraphRunner:
         )
         def assemble_outputs() -> tuple[DaliNode, ...]:
             rows = PackedRows(fn.external_source(name="inputs"), layout)
-            return tuple(graph(make_decoder_node(on_gpu), rows, spec))
+            return tuple(graph(make_decoder_node(on_gpu, spec.jpeg_engine), rows, spec))
 
         return assemble_outputs()
 
