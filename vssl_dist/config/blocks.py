@@ -119,9 +119,8 @@ class EngineConfig(Model):
     channels_last: bool = False
     """Store images with their channels last in memory, which is faster for convolutions."""
     deterministic: bool = True
-    """On a GPU: use only convolutions that give the same bits each time, so that a resumed run
-    equals an uninterrupted one; a ViT's attention may still differ.  Off: cuDNN picks the
-    fastest."""
+    """On a GPU: use only kernels that give the same bits each time, so that a resumed run equals an
+    uninterrupted one, and stop where torch has none.  Off: cuDNN picks the fastest."""
 
 
 class CheckpointConfig(Model):
