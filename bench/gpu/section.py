@@ -1,0 +1,106 @@
+"""What a section is, and how its steps are timed and their launches counted; needs torch alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Results = Iterator[tuple[str, Any]]
+"""What a section has measured so far: a name and a value that JSON can hold."""
+NUM_KERNELS = 15
+"""Kernels of a profile that are named."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how long a section runs."""
+
+    device: str
+    """``"cuda"`` or ``"cpu"``."""
+    is_dry: bool
+    """Whether sizes are tiny, to see that the section runs at all."""
+    end_s: float
+    """When to begin nothing more, by `time.monotonic`."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the section's time is used up."""
+        return time.monotonic() > self.end_s
+
+    def synchronise(self) -> None:
+        """Wait for the GPU, if there is one."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def step_ms(step: Callable[[], Any], setting: Setting, repeats: int = 10) -> dict[str, float]:
+    """Milliseconds of a step.
+
+    Args:
+        step: What is timed.
+        setting: Where it runs.
+        repeats: Steps between two looks at the clock.
+
+    Returns:
+        ``host_ms`` until the host has issued a step, ``step_ms`` until the device has done it.
+        Where both are alike the host is what takes the time.
+    """
+    warm_up, repeats = (1, 1) if setting.is_dry else (3, repeats)
+    for _ in range(warm_up):
+        step()
+    setting.synchronise()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    issued = time.perf_counter()
+    setting.synchronise()
+    done = time.perf_counter()
+    return {
+        "host_ms": 1000 * (issued - start) / repeats,
+        "step_ms": 1000 * (done - start) / repeats,
+    }
+
+
+def profile_step(step: Callable[[], Any], setting: Setting) -> dict[str, Any]:
+    """Launches of one step, and the kernels that take most of it.
+
+    Args:
+        step: What is profiled, once.
+        setting: Where it runs; on a CPU operators are counted in place of launches.
+
+    Returns:
+        ``launches``, ``device_ms`` and ``kernels``: milliseconds by name.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = setting.device == "cuda"
+    step()
+    setting.synchronise()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
+    with profile(activities=activities) as profiler:
+        step()
+        setting.synchronise()
+    averages: Sequence[Any] = profiler.key_averages()
+    word = "LaunchKernel" if on_gpu else "aten::"
+    launches = sum(average.count for average in averages if word in average.key)
+    if on_gpu:
+        kernels = [a for a in averages if "CUDA" in str(a.device_type)]
+        ms_by_name = {a.key: a.self_device_time_total / 1000 for a in kernels}
+    else:
+        ms_by_name = {a.key: a.self_cpu_time_total / 1000 for a in averages}
+    slowest = sorted(ms_by_name.items(), key=lambda item: -item[1])[:NUM_KERNELS]
+    return {
+        "launches": launches,
+        "device_ms": sum(ms_by_name.values()),
+        "kernels": {name[:120]: round(ms, 4) for name, ms in slowest},
+    }
+
+
+def as_error(error: BaseException) -> dict[str, str]:
+    """The result of a measurement that ended in an error: its first line."""
+    text = str(error).strip().partition("\n")[0]
+    return {"error": f"{type(error).__name__}: {text}"[:300]}
