@@ -17,7 +17,7 @@ import torch.distributed as td
 from torch import Tensor, nn
 
 from bench.gpu.nets import build_net, two_view_loss
-from bench.gpu.section import Results, Setting, as_error, profile_step, step_ms
+from bench.gpu.section import Results, Setting, as_error, measure_step
 from vssl_dist.models.norm import synchronise
 from vssl_dist.optim import build_optimizer
 
@@ -172,7 +172,7 @@ def _old_backward(layout: str, device: str) -> str:
 def count_launches(setting: Setting) -> Results:
     """A ResNet-50's step of two views as one of 64 ranks whose collectives cost nothing.
 
-    ``host_ms`` over ``step_ms`` near 1: the launches, not the GPU, take the time.
+    A ``busy_share`` far below 1: the GPU waits for launches.
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -192,7 +192,7 @@ def count_launches(setting: Setting) -> Results:
             net = change(build_net("resnet50", side, setting.is_dry)).to(setting.device).train()
             try:
                 yield f"{kind}/{rows}", _step_figures(net, rows, side, setting)
-            except RuntimeError as error:
+            except Exception as error:
                 yield f"{kind}/{rows}", as_error(error)
     td.destroy_process_group()
 
@@ -211,7 +211,7 @@ def _step_figures(net: nn.Module, rows: int, side: int, setting: Setting) -> dic
             loss = two_view_loss(net, views)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    return step_ms(step, setting) | profile_step(step, setting)
+    return measure_step(step, setting)
 
 
 def time_lars(setting: Setting) -> Results:
@@ -245,7 +245,7 @@ def time_lars(setting: Setting) -> Results:
         "loop": lambda: _plain_lars(weights, momenta, hyper),
     }
     for name, step in steps.items():
-        yield name, step_ms(step, setting) | profile_step(step, setting)
+        yield name, measure_step(step, setting)
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def time_decoding(setting: Setting) -> Results:
             seconds = time.perf_counter() - start
             cores = (time.process_time() - cpu_start) / seconds
             yield title, {"images_per_s": batch * rounds / seconds, "cores": cores}
-        except RuntimeError as error:
+        except Exception as error:
             yield title, as_error(error)
 
 

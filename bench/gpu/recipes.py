@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.section import Results, Setting, as_error, profile_step, step_ms
+from bench.gpu.section import Results, Setting, as_error, measure_step, step_ms
 from bench.loader_gpu import SINGLE_RANK_ENVIRONMENT
 from vssl_dist import config, dist
 from vssl_dist.config import RunConfig
@@ -49,7 +49,7 @@ def measure_recipe(name: str, setting: Setting) -> Results:
         title = " ".join(overrides)
         try:
             yield title, _recipe_figures(_recipe(name, overrides, setting), setting)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:
             yield title, as_error(error)
 
 
@@ -88,13 +88,11 @@ def _recipe_figures(cfg: RunConfig, setting: Setting) -> dict[str, Any]:
     on_gpu = setting.device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    times = step_ms(step, setting)
-    figures: dict[str, Any] = times | {
-        "images_per_s": 1000 * cfg.optim.global_batch / times["step_ms"]
-    }
+    figures = measure_step(step, setting)
+    figures["images_per_s"] = 1000 * cfg.optim.global_batch / figures["step_ms"]
     if on_gpu:
         figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return figures | profile_step(step, setting)
+    return figures
 
 
 def measure_feeding(setting: Setting) -> Results:
@@ -123,8 +121,10 @@ def measure_feeding(setting: Setting) -> Results:
         yield "loader_images_per_s", rows * batches / (time.perf_counter() - start)
         cfg = _recipe("in1k_vje", [f"optim.global_batch={rows}"], setting)
         engine, ready = _build_engine(cfg, setting.device), _ready_batch(cfg, setting.device)
-        times = step_ms(partial(engine.train_step, [ready]), setting)
-        yield "steps_images_per_s", 1000 * rows / times["step_ms"]
+        yield (
+            "steps_images_per_s",
+            1000 * rows / step_ms(partial(engine.train_step, [ready]), setting),
+        )
         waited_s, start = 0.0, time.perf_counter()
         for _ in range(batches):
             begin = time.perf_counter()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.nets import build_net, two_view_loss
-from bench.gpu.section import Results, Setting, as_error, profile_step, step_ms
+from bench.gpu.section import Results, Setting, as_error, measure_step
 from vssl_dist.models.determinism import select_kernels
 
 
@@ -54,7 +54,7 @@ def measure_models(setting: Setting) -> Results:
         name = "/".join(f"{value}" for value in asdict(case).values())
         try:
             yield name, asdict(case) | _measure_case(case, setting)
-        except RuntimeError as error:
+        except Exception as error:
             yield name, asdict(case) | as_error(error)
 
 
@@ -77,12 +77,10 @@ def _measure_case(case: Case, setting: Setting) -> dict[str, Any]:
     on_gpu = setting.device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    times = step_ms(step, setting)
-    figures: dict[str, Any] = times | {"images_per_s": 1000 * case.rows / times["step_ms"]}
+    figures = measure_step(step, setting)
+    figures["images_per_s"] = 1000 * case.rows / figures["step_ms"]
     if on_gpu:
         figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    if case.rows in (4, 256):
-        figures |= profile_step(step, setting)
     return figures
 
 
@@ -107,7 +105,7 @@ def compare_bits(setting: Setting) -> Results:
                 states = [_trained_state(name, crop, deterministic, setting) for _ in range(2)]
                 is_equal = all(map(torch.equal, *states))
                 yield title, "equal" if is_equal else "differ"
-            except RuntimeError as error:
+            except Exception as error:
                 yield title, as_error(error)
 
 
