@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vssl_dist import dist, schedule
-from vssl_dist.config import OptimConfig
+
+if TYPE_CHECKING:  # all else here needs torch alone
+    from vssl_dist.config import OptimConfig
 
 
 def build_optimizer(
@@ -40,6 +42,7 @@ def parameter_groups(cfg: OptimConfig, student: nn.Module) -> list[dict[str, Any
     one dimension; ``decay_norm_and_bias`` treats them like the others.  Empty groups are left
     out.
 
+    >>> from vssl_dist.config import OptimConfig
     >>> cfg = OptimConfig(base_lr=0.1, weight_decay=0.5)
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     >>> [(g["weight_decay"], len(g["params"])) for g in parameter_groups(cfg, net)]

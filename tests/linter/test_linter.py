@@ -250,7 +250,9 @@ def test_one_gpu_and_cpus_may_have_as_few_images_as_they_like() -> None:
 
 
 def test_every_rule_has_a_mistake_here() -> None:
-    assert {rule for rule, _, _ in MISTAKES} | {"streams", "one_class", "images_per_gpu"} == set(BY_NAME)
+    assert {rule for rule, _, _ in MISTAKES} | {"streams", "one_class", "images_per_gpu"} == set(
+        BY_NAME
+    )
     assert len(BY_NAME) == len(RULES)
 
 

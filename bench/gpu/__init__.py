@@ -1,0 +1,1 @@
+"""The sections of `bench.gpu_first`, each of which runs in a process of its own."""
