@@ -1,12 +1,13 @@
 """What CUDA's kernels return, for operators whose meta functions do not know it or take long.
 
-Torch has no meta function of ``batch_norm_update_stats`` at all, that of a convolution ignores
-the layout, and those of batch norm run dozens of operators.
+Torch has no meta function of ``batch_norm_update_stats`` and of the kernels of nn.SyncBatchNorm at
+all, that of a convolution ignores the layout, those of batch norm run dozens of operators, and a
+mask cannot select among values that do not exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,9 +45,45 @@ def _convolution(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return output
 
 
+def _stats(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _channels(x), _channels(x)
+
+
+def _backward_reduce(
+    grad: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, *_: Any
+) -> tuple[Tensor, ...]:
+    of_channels = _channels(x) if weight is None else weight
+    return (
+        torch.empty_like(mean),
+        torch.empty_like(mean),
+        torch.empty_like(of_channels),
+        torch.empty_like(of_channels),
+    )
+
+
+def _backward_elemt(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _elemt(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    if len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool:
+        return torch.empty_like(x)  # as if every entry of the mask were true
+    return torch.ops.aten.index.Tensor(x, indices)
+
+
 RESULTS: dict[str, Callable[..., Any]] = {
     "aten::batch_norm_update_stats": _update_stats,
     "aten::native_batch_norm": _batch_norm,
     "aten::native_batch_norm_backward": _batch_norm_backward,
     "aten::convolution": _convolution,
+    "aten::batch_norm_stats": _stats,
+    "aten::batch_norm_gather_stats_with_counts": _stats,
+    "aten::batch_norm_elemt": _elemt,
+    "aten::batch_norm_backward_reduce": _backward_reduce,
+    "aten::batch_norm_backward_elemt": _backward_elemt,
+    "aten::index": _index,
 }

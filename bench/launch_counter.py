@@ -1,0 +1,186 @@
+"""What a step asks of a GPU, counted where torch dispatches it: nothing here measures time."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.cuda_meta import RESULTS
+
+_NORM_FILES = ("/vssl_dist/models/norm", "/torch/nn/modules/_functions.py")
+_SENT_ARGUMENTS = {"tensors", "input_tensors", "input_tensor", "input", "inputs"}
+_COLLECTIVES = ("c10d::", "_c10d_functional::")
+_READ_BY_HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
+"""Operators whose result, or the shape of it, the host waits for."""
+_READING_METHODS = {Tensor.tolist, Tensor.numpy}
+
+
+@dataclass
+class Traffic:
+    """Collectives, and the bytes that one rank puts into them."""
+
+    count: int = 0
+    num_bytes: int = 0
+
+
+class FakeCuda(TorchDispatchMode):
+    """Lets tensors on ``meta`` run what only CUDA has kernels for."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # importing torch's compiler takes longer than a whole step
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = RESULTS.get(func._schema.name)
+        if result is not None and args[0].is_meta:
+            return result(*args)
+        return func(*args, **(kwargs or {}))
+
+
+class LaunchCounter(TorchDispatchMode):
+    """Counts launches, collectives and host synchronisations of what runs inside.
+
+    A launch is a call of an operator of ATen that is not a view: its schema has no result that
+    aliases an argument without writing to it.  A foreach operator is one launch, or as many as it
+    has tensors where CUDA would take its slow path, which is where the tensors of a list differ in
+    dtype or those of two lists in shape.
+
+    Args:
+        with_places: Also note the source files that launch; slower.
+    """
+
+    def __init__(self, with_places: bool = False) -> None:
+        super().__init__()
+        self.with_places = with_places
+        self.by_op: Counter[str] = Counter()
+        self.by_place: Counter[str] = Counter()
+        self.traffic: dict[str, Traffic] = {}
+        self.host_syncs = 0
+        self.purpose = "loss"
+        """What collectives count as, except those of batch norm."""
+
+    @property
+    def launches(self) -> int:
+        """All of them."""
+        return self.by_op.total()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        name = func._schema.name
+        kwargs = kwargs or {}
+        if name.startswith(_COLLECTIVES):
+            if not name.endswith("wait_tensor"):
+                self._count_collective(func, args, kwargs)
+        elif name.startswith("aten::") and not is_view(func):
+            self.by_op[name] += num_launches(name, args)
+            self.host_syncs += is_host_sync(name, args, kwargs)
+            if self.with_places:
+                self.by_place[_place()] += 1
+        return func(*args, **kwargs)
+
+    def _count_collective(self, func: OpOverload, args: Sequence[Any], kwargs: Any) -> None:
+        purpose = "norm" if any(_is_norm_file(name) for name in _file_names()) else self.purpose
+        traffic = self.traffic.setdefault(purpose, Traffic())
+        traffic.count += 1
+        arguments = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
+        for name in _SENT_ARGUMENTS & set(arguments):
+            traffic.num_bytes += sum(t.nbytes for t in _tensors(arguments[name]))
+
+
+class HostReads(TorchFunctionMode):
+    """Counts what reads whole tensors on the CPU, where no operator is dispatched for it."""
+
+    def __init__(self, counter: LaunchCounter) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        self.counter.host_syncs += func in _READING_METHODS
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def is_view(op: OpOverload) -> bool:
+    """Whether an operator returns a view of an argument, by its schema.
+
+    >>> aten = torch.ops.aten
+    >>> [is_view(op) for op in (aten.split.Tensor, aten.detach.default, aten.add_.Tensor)]
+    [True, True, False]
+    """
+    aliases = [result.alias_info for result in op._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def num_launches(name: str, args: Sequence[Any]) -> int:
+    """Kernels that one call stands for; see `LaunchCounter`."""
+    if not name.startswith("aten::_foreach_"):
+        return 1
+    lists = [arg for arg in args if isinstance(arg, (list, tuple)) and arg]
+    lists = [arg for arg in lists if isinstance(arg[0], Tensor)]
+    if not lists:
+        return 1
+    mixed = any(len({t.dtype for t in tensors}) > 1 for tensors in lists)
+    shapes = {tuple(t.shape for t in tensors) for tensors in lists}
+    return len(lists[0]) if mixed or len(shapes) > 1 else 1
+
+
+def is_host_sync(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the host waits for the GPU here."""
+    if name in _READ_BY_HOST:
+        return True
+    if name == "aten::index":
+        return any(i is not None and i.dtype == torch.bool for i in args[1])
+    if name == "aten::_to_copy" and args[0].device.type != "cpu":
+        device = kwargs.get("device")
+        return device is not None and torch.device(device).type == "cpu"
+    if name == "aten::copy_":
+        return args[0].device.type == "cpu" and args[1].device.type != "cpu"
+    return False
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _file_names() -> Iterator[str]:
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame.f_code.co_filename
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _is_norm_file(name: str) -> bool:
+    return any(part in name for part in _NORM_FILES)
+
+
+def _place() -> str:
+    """The innermost file of this project or of DeepSpeed on the stack."""
+    for name in _file_names():
+        for package in ("/vssl_dist/", "/deepspeed/", "/torch/optim/", "/timm/", "/torchvision/"):
+            if package in name:
+                return f"{package.strip('/')}/{name.rpartition(package)[2]}"
+    return "backward" if "loss" else Path(__file__).name
