@@ -38,7 +38,7 @@ def _batch_norm_backward(
 
 
 def _convolution(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    output = torch.ops.aten.convolution.default(x, weight, *rest)
+    output: Tensor = torch.ops.aten.convolution.default(x, weight, *rest)
     layouts = suggest_memory_format(x), suggest_memory_format(weight)
     if torch.channels_last in layouts and x.dtype != torch.float64:
         return output.contiguous(memory_format=torch.channels_last)
@@ -72,7 +72,8 @@ def _elemt(x: Tensor, *_: Any) -> Tensor:
 def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     if len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool:
         return torch.empty_like(x)  # as if every entry of the mask were true
-    return torch.ops.aten.index.Tensor(x, indices)
+    selected: Tensor = torch.ops.aten.index.Tensor(x, indices)
+    return selected
 
 
 RESULTS: dict[str, Callable[..., Any]] = {

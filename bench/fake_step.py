@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +26,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench.cuda_autocast import autocast_of_cuda
 from bench.launch_counter import FakeCuda, HostReads, LaunchCounter, Traffic
+from vssl_dist import engine as engine_module
 from vssl_dist.config import OptimConfig, RunConfig
 from vssl_dist.data.loader import Batch
-from vssl_dist.engine import Engine
 from vssl_dist.methods import build_method
 from vssl_dist.methods.base import LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
@@ -210,15 +209,50 @@ def _zeros_on_cpu(network: nn.Module) -> nn.Module:
 def _count_update(cfg: RunConfig, counter: LaunchCounter) -> None:
     """Count what this project's engine does besides the losses and their gradients."""
     stand_in = _StandIn(cfg)
-    engine = Engine(cfg, stand_in, total_steps=100, steps_per_epoch=10.0, device="cpu")
-    sides = [torch.zeros(2, 3, 2, 2) for _ in cfg.data.sides]
-    batch = Batch(sides, torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+    with _optimizer_of_cuda():
+        engine = engine_module.Engine(
+            cfg, stand_in, total_steps=100, steps_per_epoch=10.0, device="cpu"
+        )
+    ids = torch.zeros(2, dtype=torch.int64)
+    batch = Batch(ids, [torch.zeros(2, 3, 2, 2) for _ in cfg.data.sides], labels=ids)
     batches = [batch] * cfg.optim.accumulate
     engine.train_step(batches)  # the first one makes the optimizer's state
+    counter.host_numbers = _host_numbers(engine.optimizer)
     _mark_purposes(engine.ds, counter)
     with HostReads(counter), counter:
-        engine.train_step(batches)
+        engine.train_step(batches, with_metrics=False)
     _leave_out_given_gradients(stand_in.student, counter, cfg.optim.accumulate)
+
+
+@contextlib.contextmanager
+def _optimizer_of_cuda() -> Iterator[None]:
+    """Let the engine choose the optimizer as for parameters that lie on a GPU."""
+    module: Any = engine_module
+    build = module.build_optimizer
+
+    def build_for_gpu(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        torch.Tensor.is_cuda = True
+        try:
+            optimizer: torch.optim.Optimizer = build(*args, **kwargs)
+            return optimizer
+        finally:
+            del torch.Tensor.is_cuda  # what it inherits comes back
+
+    module.build_optimizer = build_for_gpu
+    try:
+        yield
+    finally:
+        module.build_optimizer = build
+
+
+def _host_numbers(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The counts of steps that an optimizer of torch's keeps on the host unless it is fused."""
+    return [
+        optimizer.state[parameter]["step"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if "step" in optimizer.state[parameter] and not group.get("fused")
+    ]
 
 
 def _mark_purposes(ds: Any, counter: LaunchCounter) -> None:
@@ -246,32 +280,45 @@ def _count_reference_update(cfg: RunConfig, counter: LaunchCounter) -> None:
     stand_in = _StandIn(cfg)
     student = network = stand_in.student
     if td.get_world_size() > 1:
-        network = nn.parallel.DistributedDataParallel(student, broadcast_buffers=False)
+        network = nn.parallel.DistributedDataParallel(student, forward_sync_buffers=False)
+        network.register_comm_hook(None, lambda _, bucket: _averaged(bucket))
     teacher = None if stand_in.teacher is None else Teacher(stand_in.teacher, student)
     groups = parameter_groups(cfg.optim, student)
-    update = _reference_optimizer(cfg.optim, groups)
-    for _ in range(2):  # the first one makes the optimizer's state and DDP's buckets
-        counter.by_op.clear()
-        counter.traffic.clear()
-        with counter:
+    optimizer = _reference_optimizer(cfg.optim, groups)
+    # The first one makes the optimizer's state and DDP's buckets.
+    for observed in (contextlib.nullcontext(), counter):
+        with observed:
             for _ in range(cfg.optim.accumulate):
                 counter.purpose = "gradient"
                 network(None).backward()
             counter.purpose = "optimizer"
-            update()
+            optimizer.step()
             if teacher is not None:
                 teacher.update(0.99)
         for parameter in student.parameters():
             parameter.grad = None
+        if isinstance(optimizer, torch.optim.Optimizer):
+            counter.host_numbers = _host_numbers(optimizer)
     _leave_out_given_gradients(student, counter, cfg.optim.accumulate)
 
 
-def _reference_optimizer(cfg: OptimConfig, groups: list[dict[str, Any]]) -> Callable[[], Any]:
+def _averaged(bucket: Any) -> torch.futures.Future[Tensor]:
+    """Average a bucket over ranks as DDP's own hook does, whose future a fake group never fills."""
+    gradient: Tensor = bucket.buffer().div_(td.get_world_size())
+    td.all_reduce(gradient)
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(gradient)
+    return future
+
+
+def _reference_optimizer(
+    cfg: OptimConfig, groups: list[dict[str, Any]]
+) -> torch.optim.Optimizer | _ForeachLars:
     if cfg.name == "sgd":
-        return torch.optim.SGD(groups, lr=1.0, momentum=cfg.momentum, foreach=True).step
+        return torch.optim.SGD(groups, lr=1.0, momentum=cfg.momentum, foreach=True)
     if cfg.name == "adamw":
-        return torch.optim.AdamW(groups, lr=1.0, betas=cfg.betas, foreach=True).step
-    return _ForeachLars(groups, cfg).step
+        return torch.optim.AdamW(groups, lr=1.0, betas=cfg.betas, foreach=True)
+    return _ForeachLars(groups, cfg)
 
 
 class _ForeachLars:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Traffic:
     num_bytes: int = 0
 
 
-class FakeCuda(TorchDispatchMode):
+class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets tensors on ``meta`` run what only CUDA has kernels for."""
 
     @classmethod
@@ -50,25 +50,27 @@ class FakeCuda(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class LaunchCounter(TorchDispatchMode):
+class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts launches, collectives and host synchronisations of what runs inside.
 
     A launch is a call of an operator of ATen that is not a view: its schema has no result that
     aliases an argument without writing to it.  A foreach operator is one launch, or as many as it
     has tensors where CUDA would take its slow path, which is where the tensors of a list differ in
-    dtype or those of two lists in shape.
+    dtype or those of two lists in shape.  Allocations count, although the GPU has nothing to do.
 
     Args:
         with_places: Also note the source files that launch; slower.
     """
 
     def __init__(self, with_places: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.with_places = with_places
         self.by_op: Counter[str] = Counter()
         self.by_place: Counter[str] = Counter()
         self.traffic: dict[str, Traffic] = {}
         self.host_syncs = 0
+        self.host_numbers: list[Tensor] = []
+        """Tensors that stay in the host's memory on a GPU, too: what changes them is no launch."""
         self.purpose = "loss"
         """What collectives count as, except those of batch norm."""
 
@@ -89,12 +91,16 @@ class LaunchCounter(TorchDispatchMode):
         if name.startswith(_COLLECTIVES):
             if not name.endswith("wait_tensor"):
                 self._count_collective(func, args, kwargs)
-        elif name.startswith("aten::") and not is_view(func):
+        elif name.startswith("aten::") and not is_view(func) and not self._is_on_host(args):
             self.by_op[name] += num_launches(name, args)
             self.host_syncs += is_host_sync(name, args, kwargs)
             if self.with_places:
                 self.by_place[_place()] += 1
         return func(*args, **kwargs)
+
+    def _is_on_host(self, args: Sequence[Any]) -> bool:
+        first = next(_tensors(args), None) if self.host_numbers else None
+        return any(first is number for number in self.host_numbers)
 
     def _count_collective(self, func: OpOverload, args: Sequence[Any], kwargs: Any) -> None:
         purpose = "norm" if any(_is_norm_file(name) for name in _file_names()) else self.purpose
@@ -154,7 +160,8 @@ def is_host_sync(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool
         device = kwargs.get("device")
         return device is not None and torch.device(device).type == "cpu"
     if name == "aten::copy_":
-        return args[0].device.type == "cpu" and args[1].device.type != "cpu"
+        types = [tensor.device.type for tensor in args[:2]]
+        return types[0] == "cpu" != types[1]
     return False
 
 
@@ -167,10 +174,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _file_names() -> Iterator[str]:
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         yield frame.f_code.co_filename
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
 
 
 def _is_norm_file(name: str) -> bool:
@@ -183,4 +190,4 @@ def _place() -> str:
         for package in ("/vssl_dist/", "/deepspeed/", "/torch/optim/", "/timm/", "/torchvision/"):
             if package in name:
                 return f"{package.strip('/')}/{name.rpartition(package)[2]}"
-    return "backward" if "loss" else Path(__file__).name
+    return "torch"
