@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench.cuda_autocast import autocast_of_cuda
-from bench.launch_counter import FakeCuda, HostReads, LaunchCounter, Traffic
+from bench.launch_counter import GIVEN_GRADIENTS, FakeCuda, HostReads, LaunchCounter, Traffic
 from vssl_dist import engine as engine_module
 from vssl_dist.config import OptimConfig, RunConfig
 from vssl_dist.data.loader import Batch
@@ -100,6 +100,7 @@ def count_step(
     reference: bool = False,
     with_places: bool = False,
     gpu: Callable[[], Any] = FakeCuda,
+    gpu_of_numbers: Callable[[], Any] = contextlib.nullcontext,
 ) -> StepCount:
     """Count a step of ``cfg`` inside `fake_ranks`.
 
@@ -107,12 +108,14 @@ def count_step(
         cfg: The run.
         reference: Count the reference instead of this project's step.
         with_places: Also by source file.
-        gpu: Dispatch mode that stands for a GPU to the loss and its gradient.
+        gpu: Dispatch mode that makes ``meta`` stand for a GPU, for the loss and its gradient.
+        gpu_of_numbers: One that makes the CPU stand for it, for all else of a step.
     """
     loss, update = LaunchCounter(with_places), LaunchCounter(with_places)
     with gpu():
         _count_loss(cfg, loss, reference)
-    (_count_reference_update if reference else _count_update)(cfg, update)
+    with gpu_of_numbers():
+        (_count_reference_update if reference else _count_update)(cfg, update)
     return StepCount.of(loss, update, cfg.optim.accumulate)
 
 
@@ -274,6 +277,7 @@ def _leave_out_given_gradients(student: nn.Module, counter: LaunchCounter, times
         _GivenGradients.apply(*parameters).backward()  # type: ignore[no-untyped-call]
     for name, count in alone.by_op.items():
         counter.by_op[name] -= times * count
+    del counter.by_place[GIVEN_GRADIENTS]
 
 
 def _count_reference_update(cfg: RunConfig, counter: LaunchCounter) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ _SENT_ARGUMENTS = {"tensors", "input_tensors", "input_tensor", "input", "inputs"
 _COLLECTIVES = ("c10d::", "_c10d_functional::")
 _READ_BY_HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
 """Operators whose result, or the shape of it, the host waits for."""
+_PACKAGES = ("/vssl_dist/", "/deepspeed/", "/torch/optim/", "/timm/", "/torchvision/")
+GIVEN_GRADIENTS = "_GivenGradients"
+"""The stand-in for a backward pass, see `fake_step`."""
 _READING_METHODS = {Tensor.tolist, Tensor.numpy}
 
 
@@ -95,7 +98,7 @@ class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.by_op[name] += num_launches(name, args)
             self.host_syncs += is_host_sync(name, args, kwargs)
             if self.with_places:
-                self.by_place[_place()] += 1
+                self.by_place[_place()] += num_launches(name, args)
         return func(*args, **kwargs)
 
     def _is_on_host(self, args: Sequence[Any]) -> bool:
@@ -103,7 +106,8 @@ class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return any(first is number for number in self.host_numbers)
 
     def _count_collective(self, func: OpOverload, args: Sequence[Any], kwargs: Any) -> None:
-        purpose = "norm" if any(_is_norm_file(name) for name in _file_names()) else self.purpose
+        is_norm = any(_is_norm_file(code.co_filename) for code in _codes_on_stack())
+        purpose = "norm" if is_norm else self.purpose
         traffic = self.traffic.setdefault(purpose, Traffic())
         traffic.count += 1
         arguments = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
@@ -160,8 +164,8 @@ def is_host_sync(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool
         device = kwargs.get("device")
         return device is not None and torch.device(device).type == "cpu"
     if name == "aten::copy_":
-        types = [tensor.device.type for tensor in args[:2]]
-        return types[0] == "cpu" != types[1]
+        target, source = (tensor.device.type == "cpu" for tensor in args[:2])
+        return bool(target and not source)
     return False
 
 
@@ -173,10 +177,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _file_names() -> Iterator[str]:
+def _codes_on_stack() -> Iterator[CodeType]:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        yield frame.f_code.co_filename
+        yield frame.f_code
         frame = frame.f_back
 
 
@@ -185,9 +189,11 @@ def _is_norm_file(name: str) -> bool:
 
 
 def _place() -> str:
-    """The innermost file of this project or of DeepSpeed on the stack."""
-    for name in _file_names():
-        for package in ("/vssl_dist/", "/deepspeed/", "/torch/optim/", "/timm/", "/torchvision/"):
-            if package in name:
-                return f"{package.strip('/')}/{name.rpartition(package)[2]}"
-    return "torch"
+    """The innermost file on the stack that is this project's, DeepSpeed's or a network's."""
+    for code in _codes_on_stack():
+        for package in _PACKAGES:
+            if package in code.co_filename:
+                return f"{package.strip('/')}/{code.co_filename.rpartition(package)[2]}"
+        if code.co_qualname.startswith(GIVEN_GRADIENTS):
+            return GIVEN_GRADIENTS
+    return "torch, most of it backward passes"

@@ -34,10 +34,10 @@ REFERENCES = [
 
 @cache
 def step(name: str, ranks: int, *overrides: str) -> StepCount:
-    """This project's step, every call of its loss and gradient checked as a GPU would."""
+    """This project's step, every call checked as a GPU would."""
     cfg = launches.load_recipe(FILES[name], ranks, *overrides)
     with fake_ranks(ranks):
-        return count_step(cfg, gpu=partial(CudaContract, gpu="meta"))
+        return count_step(cfg, gpu=partial(CudaContract, gpu="meta"), gpu_of_numbers=CudaContract)
 
 
 @pytest.mark.parametrize(("name", "ranks"), STEPS)
