@@ -31,7 +31,8 @@ from vssl_dist.config import OptimConfig, RunConfig
 from vssl_dist.data.loader import Batch
 from vssl_dist.methods import build_method
 from vssl_dist.methods.base import LossOutput, Method, MicroStep
-from vssl_dist.models.norm import synchronise
+from vssl_dist.methods import views as views_module
+from vssl_dist.models.norm import SyncBatchNorm, synchronise
 from vssl_dist.optim import parameter_groups
 from vssl_dist.teacher import Teacher
 
@@ -134,14 +135,14 @@ def _count_loss(cfg: RunConfig, counter: LaunchCounter, reference: bool) -> None
         labels = torch.empty(rows, dtype=torch.int64)
     if cfg.engine.channels_last:
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-    synchronised = _with_torch_norms if reference else synchronise
+    synchronised = _with_torch_norms if reference else _with_norms_of_cuda
     method.student = synchronised(method.student).train()
     if method.teacher is not None:
         method.teacher = synchronised(method.teacher).train()
     for network in filter(None, (method.student, method.teacher)):
         if cfg.engine.autocast != "none":
             autocast_of_cuda(network)
-    with counter:
+    with _view_by_view() if reference else contextlib.nullcontext(), counter:
         out = method.loss(views, MicroStep(_MetaNoise(), 1.0, labels))
         out.loss.backward()  # type: ignore[no-untyped-call]
 
@@ -149,6 +150,27 @@ def _count_loss(cfg: RunConfig, counter: LaunchCounter, reference: bool) -> None
 def _networks_on_meta(cfg: RunConfig) -> Method:
     with torch.device("meta"):
         return build_method(cfg.method, cfg.data.image_size, cfg.data.sides)
+
+
+@contextlib.contextmanager
+def _view_by_view() -> Iterator[None]:
+    """Let the losses run a network once per view."""
+    module: Any = views_module
+    share_a_batch = module.share_a_batch
+    module.share_a_batch = lambda device: False
+    try:
+        yield
+    finally:
+        module.share_a_batch = share_a_batch
+
+
+def _with_norms_of_cuda(network: nn.Module) -> nn.Module:
+    """Synchronise as the engine does, and take the kernels that a GPU would."""
+    network = synchronise(network)
+    for layer in network.modules():
+        if isinstance(layer, SyncBatchNorm):
+            layer.cuda_kernels = True
+    return network
 
 
 def _with_torch_norms(network: nn.Module) -> nn.Module:

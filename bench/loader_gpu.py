@@ -57,7 +57,7 @@ class BusyMonitor:
     >>> import time
     >>> with BusyMonitor(lambda: 50.0, every_s=0.01) as busy:
     ...     time.sleep(0.1)
-    >>> busy.percent
+    >>> busy.mean_percent
     50.0
     """
 

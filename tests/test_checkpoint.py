@@ -122,9 +122,9 @@ STEPS_OF_A_COMMIT = [
     (Path, "replace"),
     (os, "fsync"),
     (os, "open"),
-    (durable, "sync"),
-    (durable, "sha256"),
-    (checkpoint, "_publish"),
+    (durable, "sync_to_disk"),
+    (durable, "file_sha256"),
+    (checkpoint, "_publish_checkpoint"),
 ]
 
 

@@ -110,7 +110,7 @@ def test_killed_while_it_looks_at_the_images_it_does_not_look_twice(
     genuine = survey._survey_chunk
 
     def counted(chunk: Any) -> Any:
-        looked.append(chunk.note.name)
+        looked.append(chunk.note_path.name)
         return genuine(chunk)
 
     monkeypatch.setattr(survey, "_survey_chunk", counted)

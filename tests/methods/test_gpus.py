@@ -6,6 +6,7 @@ every call that a CUDA kernel would refuse is an error here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench.cuda_autocast import autocast_of_cuda
+from bench.sync_norm_reference import registered_kernels
 from tests.support.cuda_contract import CudaContract, EagerMode, Refused
 from vssl_dist import config
 from vssl_dist.config import OnlineConfig
@@ -62,10 +64,11 @@ class Step:
     loss: Tensor
     gradients: dict[str, Tensor | None]
     trained_norms: int
-    """Calls of synchronised norms through which a gradient flows."""
+    """Views that synchronised norms saw through which a gradient flows."""
     flat_norms: int
     """Those whose values of one place lie side by side: rows, or images in channels_last."""
-    norm_backwards: int
+    calls: Counter[str]
+    """Calls in the backward pass."""
     refusal_of_old: str | None
     """Why a GPU refuses the backward pass as it once was."""
 
@@ -79,8 +82,11 @@ def _many_gpus() -> Iterator[None]:
 
 
 @cache
-def step(name: str) -> Step:
-    """Loss and backward of the recipe ``name`` on one of `WORLD` GPUs."""
+def step(name: str, cuda_kernels: bool = True) -> Step:
+    """Loss and backward of the recipe ``name`` on one of `WORLD` GPUs.
+
+    ``cuda_kernels``: as on GPUs today; without, as it once was there and is on CPUs.
+    """
     cfg = config.load(FILES[name], methods=CONFIGS)
     rows = max(cfg.optim.global_batch // (WORLD * cfg.optim.accumulate), 1)
     with torch.device("meta"):
@@ -91,10 +97,15 @@ def step(name: str) -> Step:
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
     student = method.student = synchronise(method.student).train()
     layouts: list[bool] = []
+    for layer in (*student.modules(), *(method.teacher.modules() if method.teacher else ())):
+        if isinstance(layer, SyncBatchNorm):
+            layer.cuda_kernels = cuda_kernels
     for layer in student.modules():
         if isinstance(layer, SyncBatchNorm):
-            layer.register_forward_pre_hook(lambda _, inputs: layouts.append(_flat(inputs[0])))
-    with CudaContract(gpu="meta") as gpu:
+            layer.register_forward_pre_hook(
+                lambda norm, inputs: layouts.extend([_flat(inputs[0])] * norm.views)
+            )
+    with registered_kernels("Meta"), CudaContract(gpu="meta") as gpu:
         teacher = None
         if method.teacher is not None:
             method.teacher = synchronise(method.teacher).train()
@@ -103,7 +114,7 @@ def step(name: str) -> Step:
             for net in filter(None, (student, method.teacher)):
                 autocast_of_cuda(net)
         out = method.loss(views, MicroStep(MetaNoise(), 1.0, labels))
-        refusal = _refusal_as_it_was(out.loss) if layouts else None
+        refusal = None if cuda_kernels or not layouts else _refusal_as_it_was(out.loss)
         student.zero_grad()
         gpu.calls.clear()
         out.loss.backward()
@@ -114,7 +125,7 @@ def step(name: str) -> Step:
         {n: p.grad for n, p in student.named_parameters() if p.requires_grad},
         len(layouts),
         sum(layouts),
-        gpu.calls["aten::native_batch_norm_backward"],
+        gpu.calls.copy(),
         refusal,
     )
 
@@ -146,12 +157,15 @@ def test_a_gpu_takes_every_call_of_loss_and_backward(name: str) -> None:
     assert done.loss.dtype == torch.float32
     assert {g.dtype for g in done.gradients.values() if g is not None} == {torch.float32}
     assert [n for n, g in done.gradients.items() if g is None] == []
-    assert done.norm_backwards == done.trained_norms, "a batch norm was not looked at"
+    for kernel in ("batch_norm_backward_reduce", "batch_norm_backward_elemt"):
+        assert done.calls[f"aten::{kernel}"] == done.trained_norms, "a batch norm was not looked at"
+    assert done.calls["aten::native_batch_norm_backward"] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_saved_moments_it_refused_each_network_with_a_flat_norm(name: str) -> None:
-    done = step(name)
+    done = step(name, cuda_kernels=False)
+    assert done.calls["aten::native_batch_norm_backward"] == done.trained_norms
     assert done.flat_norms == FLAT_NORMS.get(name, done.flat_norms)
     assert (done.refusal_of_old is None) == (done.flat_norms == 0) == (name in ALWAYS_FUSED)
     if done.refusal_of_old is not None:

@@ -180,10 +180,10 @@ _CHECK = """
 import sys
 from vssl_dist.config import RunConfig
 from vssl_dist.models.backbones import build_backbone, check_sides, shapes_only
-for name in ("resnet10_c16", "resnet50"):
+for name, side in (("resnet10_c16", 32), ("resnet50", 32), ("vit_tiny_patch16_224", 224)):
     with shapes_only():
-        backbone, _ = build_backbone(name, 32)
-    check_sides(backbone, 32, [32, 16])
+        backbone, _ = build_backbone(name, side, any_size=side > 32)
+    check_sides(backbone, side, [side, side // 7 * 3])
 print("torch._dynamo" in sys.modules)
 from torchvision.ops.roi_align import is_compile_supported
 import torch._dynamo.utils
@@ -191,7 +191,7 @@ print(is_compile_supported("cpu") == torch._dynamo.utils.is_compile_supported("c
 """
 
 
-def test_a_resnet_is_checked_without_torch_s_compiler_which_is_there_when_somebody_asks() -> None:
+def test_a_network_is_checked_without_torch_s_compiler_which_is_there_when_somebody_asks() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _CHECK], capture_output=True, text=True, check=True
     )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.sync_norm_reference import registered_kernels
 from tests.support.cuda_contract import CudaContract, EagerMode
 from tests.support.ranks import run_ranks
 from vssl_dist import dist
-from vssl_dist.models.norm import SyncBatchNorm, synchronise
+from vssl_dist.models.norm import SyncBatchNorm, synchronise, views_in_batch
 
 WORLD = 2
 
@@ -43,14 +45,23 @@ CASES = {
     "float32": Case(nn.BatchNorm2d(5), (8, 5, 3, 4), torch.float32),
     "bfloat16": Case(nn.BatchNorm2d(5), (8, 5, 3, 4), torch.bfloat16),
 }
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-def _two_steps(norm: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Forward twice (another batch the second time), backward through both; then ``eval``."""
+def _two_steps(
+    norm: nn.Module, x: Tensor, weights: Tensor, *, together: bool = False
+) -> dict[str, Tensor]:
+    """Forward twice (another batch the second time), backward through both; then ``eval``.
+
+    ``together``, both are views in one batch.
+    """
     first = x.clone().requires_grad_()
     second = (x * 1.5 + 1).requires_grad_()
-    outputs = norm(first), norm(second)
+    if together:
+        with views_in_batch(norm, 2):
+            outputs = norm(torch.cat([first, second])).chunk(2)
+    else:
+        outputs = norm(first), norm(second)
     loss = sum((output * weights).double().square().sum() for output in outputs)
     assert isinstance(loss, Tensor)
     loss.backward()
@@ -80,22 +91,48 @@ class SavedMoments(EagerMode):
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
+class CudaKernels(CudaContract):
+    """torch's kernels for CUDA, from their formulas."""
+
+    def __enter__(self) -> Any:
+        self._kernels = registered_kernels("CPU")
+        self._kernels.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._kernels.__exit__(*error)
+
+
+KERNELS = (CudaContract, SavedMoments, CudaKernels)
+
+
+def _layout_of(cuda_kernels: bool) -> dict[str, Tensor]:
+    """Whether channels_last in is channels_last out, forward and backward, for two views."""
+    x = CASES["images"].x.to(memory_format=torch.channels_last)[dist.rank() :: WORLD]
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    layer = synchronise(nn.Sequential(nn.BatchNorm2d(5).double()))
+    layer[0].cuda_kernels = cuda_kernels
+    with views_in_batch(layer, 2), CudaKernels():
+        output = layer(x)
+        (output * torch.rand_like(output)).sum().backward()
+    assert x.grad is not None
+    layouts = [t.is_contiguous(memory_format=torch.channels_last) for t in (output, x.grad)]
+    with CudaKernels():
+        mean = layer(x.detach()).mean((0, 2, 3)).detach()
+    return {"kept": torch.tensor(layouts), "mean": mean}
+
+
 def _on_this_rank() -> bytes:
     found = {}
-    for name, case in CASES.items():
+    for (name, case), kernels, together in product(CASES.items(), KERNELS, (False, True)):
         rows = slice(dist.rank() * len(case.x) // WORLD, (dist.rank() + 1) * len(case.x) // WORLD)
-        for kernels in (CudaContract(), SavedMoments()):
-            net = synchronise(nn.Sequential(copy.deepcopy(case.norm)))
-            with kernels:
-                steps = _two_steps(net[0], case.x[rows], case.weights[rows])
-            found[f"{name}, {type(kernels).__name__}"] = steps
-    channels_last = CASES["images"].x.to(memory_format=torch.channels_last)[dist.rank() :: 2]
-    layer = synchronise(nn.Sequential(nn.BatchNorm2d(5).double()))
-    output = layer(channels_last)
-    found["layout"] = {
-        "kept": torch.tensor(output.is_contiguous(memory_format=torch.channels_last)),
-        "mean": output.mean((0, 2, 3)).detach(),
-    }
+        norm = synchronise(nn.Sequential(copy.deepcopy(case.norm)))[0]
+        norm.cuda_kernels = kernels is CudaKernels
+        with kernels():
+            steps = _two_steps(norm, case.x[rows], case.weights[rows], together=together)
+        found[f"{name}, {kernels.__name__}, {together}"] = steps
+    found |= {f"layout, {cuda}": _layout_of(cuda) for cuda in (False, True)}
     return pickle.dumps(found)  # by value: shared tensors would die with this process
 
 
@@ -104,14 +141,15 @@ def ranks() -> list[dict[str, dict[str, Tensor]]]:
     return [pickle.loads(found) for found in run_ranks(_on_this_rank, WORLD)]
 
 
-@pytest.mark.parametrize("kernels", [CudaContract, SavedMoments])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_are_one_process_on_the_global_batch(
-    name: str, kernels: type, ranks: list[Any]
+    name: str, kernels: type, together: bool, ranks: list[Any]
 ) -> None:
     case = CASES[name]
     want = _two_steps(copy.deepcopy(case.norm), case.x, case.weights)
-    one, two = (rank[f"{name}, {kernels.__name__}"] for rank in ranks)
+    one, two = (rank[f"{name}, {kernels.__name__}, {together}"] for rank in ranks)
     bound = TOLERANCE[case.x.dtype]
     assert set(one) == set(want)
     for key, value in want.items():
@@ -125,10 +163,13 @@ def test_two_ranks_are_one_process_on_the_global_batch(
         torch.testing.assert_close(got, value, rtol=bound, atol=bound, msg=lambda m: f"{key}: {m}")  # noqa: B023
 
 
-def test_statistics_are_global_and_the_memory_layout_stays(ranks: list[Any]) -> None:
-    one, two = (rank["layout"] for rank in ranks)
-    assert one["kept"]
-    assert two["kept"]
+@pytest.mark.parametrize("cuda_kernels", [False, True])
+def test_statistics_are_global_and_the_memory_layout_stays(
+    cuda_kernels: bool, ranks: list[Any]
+) -> None:
+    one, two = (rank[f"layout, {cuda_kernels}"] for rank in ranks)
+    assert one["kept"].all()
+    assert two["kept"].all()
     assert one["mean"].abs().min() > 1e-6, "one rank's share is not centred by itself"
     torch.testing.assert_close(one["mean"] + two["mean"], torch.zeros(5, dtype=torch.float64))
 

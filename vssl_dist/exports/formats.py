@@ -35,7 +35,7 @@ from vssl_dist.exports.read import load_export, read_buildable_card
 from vssl_dist.models.backbones import SMALL_IMAGE, is_torchvision
 from vssl_dist.models.names import NARROW, TIMM
 from vssl_dist.text import printable
-from vssl_dist.vision import torchvision
+from vssl_dist.vision import timm, torchvision
 
 _MAX_RELATIVE_DIFFERENCE = 1e-4
 _EXAMPLE_BATCH_SIZE = 3
@@ -207,14 +207,11 @@ def _write_hub_folder(
 def _write_timm_folder(
     backbone: nn.Module, card: PortableCard, path: Path
 ) -> Callable[[Tensor], Tensor]:
-    torchvision()  # timm imports it, and must find it open
-    import timm
-
     name, image_side = card.backbone.removeprefix(TIMM), card.image_size
     pretrained_cfg: dict[str, Any] | None = getattr(backbone, "pretrained_cfg", None)
     layer_names = pretrained_cfg or {"first_conv": "conv1", "classifier": "fc"}
     if pretrained_cfg is None and (
-        name in NARROW or image_side <= SMALL_IMAGE or not timm.is_model(name)
+        name in NARROW or image_side <= SMALL_IMAGE or not timm().is_model(name)
     ):
         raise ExportError(f"timm: it has no {card.backbone} for {image_side}-pixel images")
     has_fixed_size = bool(layer_names.get("fixed_input_size"))
@@ -235,7 +232,7 @@ def _write_timm_folder(
     }
     _write_hub_folder(path, backbone, card, format_model_card(card, _TIMM_USAGE, "timm"))
     (path / "config.json").write_text(json.dumps(timm_config, indent=1))
-    loaded_network: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True)
+    loaded_network: nn.Module = timm().create_model(f"local-dir:{path}", pretrained=True)
     return loaded_network.eval()
 
 

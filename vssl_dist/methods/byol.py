@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vssl_dist.config import MethodConfig
 from vssl_dist.methods import monitors
 from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.methods.views import forward_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Projection, ProjectionBranch, mlp
 
@@ -62,13 +63,13 @@ class BYOL:
 
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """Squared distance of unit prediction and unit target, summed over both directions."""
-        view_1, view_2 = two_views(views)
+        pair = two_views(views)
         assert self.teacher is not None
         with torch.no_grad():
-            target_1: Projection = self.teacher(view_1)
-            target_2: Projection = self.teacher(view_2)
-        out_1: Projection = self.student(view_1)
-        out_2: Projection = self.student(view_2)
+            targets: list[Projection] = forward_views(self.teacher, pair)
+            target_1, target_2 = targets
+        outputs: list[Projection] = forward_views(self.student, pair)
+        out_1, out_2 = outputs
         # Equation 2 in both directions, added and not halved, as the paper does.
         loss = squared_distance(out_1.p, target_2.z) + squared_distance(out_2.p, target_1.z)
 

@@ -30,6 +30,7 @@ from vssl_dist.densities import at_least_float32
 from vssl_dist.errors import ConfigError
 from vssl_dist.methods import monitors
 from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.methods.views import forward_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Projection, ProjectionBranch, mlp
 
@@ -87,15 +88,15 @@ class MoCoV3:
 
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """InfoNCE of both directions, summed, the keys being those of all ranks."""
-        view_1, view_2 = two_views(views)
+        pair = two_views(views)
         assert self.teacher is not None
         with torch.no_grad():
-            key_1: Projection = self.teacher(view_1)
-            key_2: Projection = self.teacher(view_2)
+            teacher_outputs: list[Projection] = forward_views(self.teacher, pair)
+            key_1, key_2 = teacher_outputs
             keys = [F.normalize(z, dim=-1) for z in at_least_float32(key_1.z, key_2.z)]
             all_1, all_2 = (dist.all_gather(key) for key in keys)
-        out_1: Projection = self.student(view_1)
-        out_2: Projection = self.student(view_2)
+        outputs: list[Projection] = forward_views(self.student, pair)
+        out_1, out_2 = outputs
         q_1, q_2 = (F.normalize(p, dim=-1) for p in at_least_float32(out_1.p, out_2.p))
         # The keys of all ranks lie in rank order, so this rank's own come after those before it.
         positive_index = dist.rank() * len(q_1) + torch.arange(len(q_1), device=q_1.device)

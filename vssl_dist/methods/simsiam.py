@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vssl_dist.config import MethodConfig
 from vssl_dist.methods import monitors
 from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.methods.views import forward_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Projection, ProjectionBranch, mlp
 
@@ -60,9 +61,9 @@ class SimSiam:
 
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """Negative mean cosine of each prediction and the other view's fixed projection."""
-        view_1, view_2 = two_views(views)
-        out_1: Projection = self.student(view_1)
-        out_2: Projection = self.student(view_2)
+        pair = two_views(views)
+        outputs: list[Projection] = forward_views(self.student, pair)
+        out_1, out_2 = outputs
         # The paper's symmetric loss; the stop-gradient is inside `negative_cosine`.
         loss = 0.5 * (negative_cosine(out_1.p, out_2.z) + negative_cosine(out_2.p, out_1.z))
 

@@ -25,6 +25,7 @@ from vssl_dist.config.fields import Finite, Positive
 from vssl_dist.densities import at_least_float32
 from vssl_dist.methods import monitors
 from vssl_dist.methods.base import LossOutput, Noise, two_views
+from vssl_dist.methods.views import forward_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Projection, ProjectionBranch, mlp
 
@@ -67,9 +68,9 @@ class VICReg:
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """The weighted sum of the three terms."""
         cfg = self.cfg
-        view_1, view_2 = two_views(views)
-        out_1: Projection = self.student(view_1)
-        out_2: Projection = self.student(view_2)
+        pair = two_views(views)
+        outputs: list[Projection] = forward_views(self.student, pair)
+        out_1, out_2 = outputs
         z_1, z_2 = at_least_float32(out_1.z, out_2.z)
         all_1, all_2 = dist.all_gather(z_1), dist.all_gather(z_2)
         invariance = F.mse_loss(z_1, z_2)

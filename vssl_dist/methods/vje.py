@@ -37,6 +37,7 @@ from vssl_dist.densities import (
 )
 from vssl_dist.methods import monitors
 from vssl_dist.methods.base import Density, Evidence, LossOutput, MicroStep, Noise, two_views
+from vssl_dist.methods.views import forward_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Encoder, Gaussian, GaussianBranch, mlp
 
@@ -170,14 +171,15 @@ class VJE:
     def loss(self, views: Sequence[Tensor], micro_step: MicroStep) -> LossOutput:
         """Minus the symmetric bound: each view's posterior explains the other's embedding."""
         cfg = self.cfg
-        view_1, view_2 = two_views(views)
-        posterior_1: Gaussian = self.student(view_1)
-        posterior_2: Gaussian = self.student(view_2)
+        pair = two_views(views)
+        posteriors: list[Gaussian] = forward_views(self.student, pair)
+        posterior_1, posterior_2 = posteriors
         # The observation is held fixed: a gradient through it would draw all embeddings together.
         target_1, target_2 = posterior_1.h.detach(), posterior_2.h.detach()
         if self.teacher is not None:
             with torch.no_grad():
-                target_1, target_2 = self.teacher(view_1), self.teacher(view_2)
+                targets: list[Tensor] = forward_views(self.teacher, pair)
+            target_1, target_2 = targets
         eps_1 = draw(cfg, micro_step, "posterior/1", posterior_1.mu)
         eps_2 = draw(cfg, micro_step, "posterior/2", posterior_2.mu)
         forward = elbo(posterior_1, eps_1, target_2, cfg)

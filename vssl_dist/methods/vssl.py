@@ -35,6 +35,7 @@ from vssl_dist.densities import (
 )
 from vssl_dist.methods import monitors
 from vssl_dist.methods.base import Density, Evidence, LossOutput, Noise, two_views
+from vssl_dist.methods.views import forward_views
 from vssl_dist.models.backbones import build_backbone
 from vssl_dist.models.heads import Gaussian, GaussianBranch, mlp
 
@@ -153,13 +154,13 @@ class VSSL:
     def loss(self, views: Sequence[Tensor], noise: Noise) -> LossOutput:
         """Minus the symmetric bound: each view's posterior against the other view's prior."""
         cfg = self.cfg
-        view_1, view_2 = two_views(views)
+        pair = two_views(views)
         assert self.teacher is not None
         with torch.no_grad():
-            prior_1: Gaussian = self.teacher(view_1)
-            prior_2: Gaussian = self.teacher(view_2)
-        posterior_1: Gaussian = self.student(view_1)
-        posterior_2: Gaussian = self.student(view_2)
+            priors: list[Gaussian] = forward_views(self.teacher, pair)
+        prior_1, prior_2 = priors
+        posteriors: list[Gaussian] = forward_views(self.student, pair)
+        posterior_1, posterior_2 = posteriors
         forward = bound(posterior_1, prior_2, draw(cfg, noise, "latent/1", posterior_1.mu), cfg)
         back = bound(posterior_2, prior_1, draw(cfg, noise, "latent/2", posterior_2.mu), cfg)
         loss = -0.5 * (forward.total(cfg) + back.total(cfg)).mean()

@@ -5,18 +5,16 @@ Their weights have the names that torchvision or timm gave them, so an export op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from vssl_dist.errors import ConfigError
 from vssl_dist.models.names import NARROW, TIMM, is_resnet, unknown_backbone
-from vssl_dist.vision import torchvision
+from vssl_dist.vision import compiler_deferred, timm, torchvision
 
 SMALL_IMAGE = 64
 """Up to this size a ResNet gets the CIFAR stem: its own would leave a map of 2 x 2 or less."""
@@ -63,39 +61,9 @@ def build_backbone(
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """Build networks on the meta device: they have shapes, and no weights to draw or to hold."""
-    with torch.device("meta"), _ShapesOnly():
+    # Meta tensors run code in Python that imports torch's compiler: longer than all else here.
+    with torch.device("meta"), compiler_deferred():
         yield
-
-
-class _ShapesOnly(TorchFunctionMode):
-    """Skip the values of random initialisation, batch norms and pooling to one pixel.
-
-    For these torch's meta device runs code in Python that first imports torch's compiler, which
-    takes longer than all else of a network's check.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """Call ``func``, or return a tensor of the shape that it would return."""
-        kwargs = kwargs or {}
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        if func is F.batch_norm and args[1] is not None:
-            images, running_mean = args[:2]
-            # A norm of other channels fails in `func`, as it would in training.
-            if images.ndim > 1 and images.shape[1] == running_mean.shape[0]:
-                return images
-        # A map without pixels fails in `func`, as it would in training.
-        if func is F.adaptive_avg_pool2d and args[1] == (1, 1) and 0 not in args[0].shape:
-            return args[0].new_empty(*args[0].shape[:-2], 1, 1)
-        return func(*args, **kwargs)
 
 
 def check_name(name: str) -> None:
@@ -151,18 +119,13 @@ def _initialise(net: nn.Module, zero_init_residual: bool) -> None:
 
 
 def _known_to_timm(name: str) -> None:
-    torchvision()  # timm imports it, and must find it open
-    import timm
-
-    if not timm.is_model(name):
-        raise unknown_backbone(name, [*_resnets(), *timm.list_models()])
+    if not timm().is_model(name):
+        raise unknown_backbone(name, [*_resnets(), *timm().list_models()])
 
 
 def _timm(name: str, image_size: int, any_size: bool) -> tuple[nn.Module, int]:
     _known_to_timm(name)
-    import timm
-
-    pretrained = timm.get_pretrained_cfg(name)
+    pretrained = timm().get_pretrained_cfg(name)
     fixed = pretrained is not None and pretrained.fixed_input_size
     size = {"img_size": image_size} if fixed else {}
     try:
@@ -176,9 +139,7 @@ def _timm(name: str, image_size: int, any_size: bool) -> tuple[nn.Module, int]:
 
 
 def _plain(name: str, size: Mapping[str, Any]) -> Any:
-    import timm
-
-    return timm.create_model(name, pretrained=False, num_classes=0, **size)
+    return timm().create_model(name, pretrained=False, num_classes=0, **size)
 
 
 def _any_size(name: str, size: Mapping[str, Any]) -> Any:
@@ -282,7 +243,7 @@ def _unfitting_patch(backbone: nn.Module, side: int, device: str) -> int | None:
 @torch.no_grad()
 def _complaint(backbone: nn.Module, side: int, device: str) -> Exception | None:
     try:
-        with _ShapesOnly() if device == "meta" else nullcontext():
+        with compiler_deferred() if device == "meta" else nullcontext():
             backbone(torch.empty(2, 3, side, side, device=device))
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         return error

@@ -88,7 +88,7 @@ if __name__ == "__main__":
     with end_in_one_line(Path("out")) as ending:
         for path, preloaded, folder in pool.run_tasks(
             job.told, range(4), workers=2, advance=lambda done: None,
-            imports=["data_prep.checks"]
+            preloaded_modules=["data_prep.checks"]
         ):
             assert set(path) == set(sys.path) and os.getcwd() not in path, path
             assert preloaded
