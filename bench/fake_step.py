@@ -30,8 +30,8 @@ from vssl_dist import engine as engine_module
 from vssl_dist.config import OptimConfig, RunConfig
 from vssl_dist.data.loader import Batch
 from vssl_dist.methods import build_method
-from vssl_dist.methods.base import LossOutput, Method, MicroStep
 from vssl_dist.methods import views as views_module
+from vssl_dist.methods.base import LossOutput, Method, MicroStep
 from vssl_dist.models.norm import SyncBatchNorm, synchronise
 from vssl_dist.optim import parameter_groups
 from vssl_dist.teacher import Teacher
