@@ -34,17 +34,9 @@ def batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, torch.rsqrt(var + eps)
 
 
-def batch_norm_gather_stats_with_counts(
-    x: Tensor,
-    means: Tensor,
-    invstds: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    counts: Tensor,
-) -> tuple[Tensor, Tensor]:
+def batch_norm_gather_stats_with_counts(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Pool the moments ``(ranks, C)`` of ``counts`` values each; move the running statistics."""
+    _, means, invstds, running_mean, running_var, momentum, eps, counts = arguments
     weights = counts.to(means.dtype)[:, None]
     total = weights.sum()
     mean = (weights * means).sum(0) / total
@@ -75,16 +67,10 @@ def batch_norm_elemt_out(*args: Any, out: Tensor) -> Tensor:
 
 
 def batch_norm_backward_reduce(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    input_g: bool,
-    weight_g: bool,
-    bias_g: bool,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Sums of ``grad`` and ``grad * (x - mean)``, and the gradients of weight and bias."""
+    grad, x, mean, invstd, weight, _, weight_g, bias_g = arguments
     wide = grad.to(mean.dtype)
     sum_dy = wide.sum(_all_but_channels(x))
     sum_dy_xmu = (wide * (x.to(mean.dtype) - _over(mean, x))).sum(_all_but_channels(x))
@@ -93,23 +79,16 @@ def batch_norm_backward_reduce(
     return sum_dy, sum_dy_xmu, grad_weight, sum_dy.to(dtype, copy=True) if bias_g else None
 
 
-def batch_norm_backward_elemt(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    sum_dy: Tensor,
-    sum_dy_xmu: Tensor,
-    counts: Tensor,
-) -> Tensor:
+def batch_norm_backward_elemt(*arguments: Any) -> Tensor:
     """Gradient of ``x``, from the sums over all ranks."""
+    grad, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts = arguments
     total = counts.sum()
     through_var = _over(invstd.square() * sum_dy_xmu / total, x)
     centred = x.to(mean.dtype) - _over(mean, x)
     grad_x = grad.to(mean.dtype) - _over(sum_dy / total, x) - centred * through_var
     scale = invstd if weight is None else invstd * weight
-    return (grad_x * _over(scale, x)).to(x.dtype)
+    product: Tensor = grad_x * _over(scale, x)
+    return product.to(x.dtype)
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {

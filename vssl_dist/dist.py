@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.distributed as td
 from torch import Tensor
@@ -53,6 +52,8 @@ def init(device: str, timeout_s: float = 300.0) -> None:
 
 def loopback() -> str:
     """The network interface that no other machine reaches."""
+    import psutil  # here: all else of this module needs torch alone
+
     interfaces = psutil.net_if_addrs().items()
     return next(
         (

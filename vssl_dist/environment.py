@@ -10,6 +10,7 @@ that `jobs.training_job` runs in and ``VSSL_LEAD_LOG`` the log of its rank 0.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -47,6 +48,7 @@ DEFAULTS = {
     "SBATCH_CONSTRAINT": "constraint",
 }
 """A user's own defaults for jobs, which outlive any job, and the keys of a profile they are for."""
+_CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 _STAY = {
     *DEFAULTS, "SBATCH_CLUSTERS", "SBATCH_WCKEY", "SLURM_CONF", "SLURM_CONF_SERVER",
     "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT",
@@ -64,6 +66,21 @@ def outside_jobs(environ: Mapping[str, str]) -> dict[str, str]:
     {'HOME': '/home/me', 'SLURM_CONF': '/etc/s'}
     """
     return {name: value for name, value in environ.items() if not _of_a_job(name)}
+
+
+def allocator_variables(device: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return settings by which glibc keeps the memory of a step on a CPU for the next step.
+
+    Given back to the system, each page of it is cleared and mapped anew at every step.  They count
+    when a process starts.  What ``environ`` sets already is left out.
+
+    >>> allocator_variables("cpu", {"MALLOC_MMAP_MAX_": "9"})
+    {'MALLOC_TRIM_THRESHOLD_': '17179869184'}
+    >>> allocator_variables("cuda", {})
+    {}
+    """
+    settings = _CPU_ALLOCATOR if device == "cpu" else {}
+    return {name: value for name, value in settings.items() if name not in environ}
 
 
 def in_our_job(environ: Mapping[str, str]) -> dict[str, str]:
@@ -95,6 +112,19 @@ def no_job_around(*also: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update({name: before[name] for name in hidden})
+
+
+@contextmanager
+def hidden_module(name: str) -> Iterator[None]:
+    """Let imports of ``name`` fail, unless it is imported already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def slurm_job() -> str | None:

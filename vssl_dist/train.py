@@ -21,6 +21,7 @@ from vssl_dist.engine import Engine
 from vssl_dist.errors import CheckpointError
 from vssl_dist.exports.card import ExportDescription, WeightsOrigin
 from vssl_dist.methods import LossOutput, build_method, monitors
+from vssl_dist.models.determinism import select_kernels
 from vssl_dist.online_probe import (
     NoOnlineProbe,
     OnlineProbe,
@@ -102,8 +103,7 @@ def train(
 def build(cfg: RunConfig, device: str) -> tuple[Loader, Engine, OnlineProbe | NoOnlineProbe]:
     """Build the data loader, the student-teacher engine and the online probe of a run at step 0."""
     torch.manual_seed(cfg.seed)
-    torch.backends.cudnn.deterministic = cfg.engine.deterministic
-    torch.backends.cudnn.benchmark = not cfg.engine.deterministic
+    select_kernels(cfg.engine.deterministic, device)
     loader = build_loader(cfg, rank=dist.rank(), world_size=dist.world_size(), device=device)
     engine = Engine(
         cfg,

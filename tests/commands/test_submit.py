@@ -205,7 +205,10 @@ def test_a_local_dry_run_says_what_it_would_start(
 ) -> None:
     cpu = ["--profile", PROFILE]
     assert submit.main(["--local", "4", *cpu, "--dry-run", yaml_file]) == 0
-    assert "would start 4 ranks on this machine (cpu)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    images = config.loads(out, methods=CONFIGS).micro_batch(4)
+    assert f"# {images} image{'s' if images > 1 else ''} per rank at a time\n" in out
+    assert "would start 4 ranks on this machine (cpu)" in out
     assert list(here.iterdir()) == []
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.damage import config, stalled
 from tests.support.shards import tiny_shards
+from vssl_dist.data.store.manifest import read_manifest
 from vssl_dist.errors import DataError
 from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
 from vssl_dist.jobs.progress import ProgressReport, ProgressReporter
@@ -57,7 +58,7 @@ def test_storage_that_stalls_costs_the_sheet_and_one_line(
     run_reporter = RunReporter.__new__(RunReporter)
     run_reporter.spool = Spool(tmp_path, "train")
     with stalled(".tar", "read"):
-        run_reporter._note_augmentation_sheet(cfg)
+        run_reporter._note_augmentation_sheet(cfg, read_manifest(cfg.data.train))
     run_reporter.spool.close()
     (line,) = caplog.messages
     assert line.startswith("no augmentation sheet: rank 0 waits for data: ")

@@ -206,8 +206,51 @@ def test_the_shards_own_name_counts_more_than_that_of_their_folder() -> None:
         assert fired(foreign, Facts(dataset=anything)) == ["normalisation"]
 
 
+def on_gpus(nodes: int, per_node: int = 8) -> Facts:
+    return Facts(nodes * per_node, gpus_per_node=per_node)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem.startswith("in1k_")], ids=lambda path: path.stem
+)
+def test_the_command_in_the_head_of_each_imagenet_config_fills_its_gpus(path: Path) -> None:
+    cfg = config.load(path, methods=CONFIGS)
+    command = re.search(r"--nodes (\d+) configs/(\w+)\.yaml  \((\d+) ranks, (\d+) images each\)",
+                        path.read_text())  # fmt: skip
+    assert command is not None
+    nodes, name, ranks, images = command.groups()
+    assert (name, int(ranks)) == (path.stem, 8 * int(nodes))
+    assert cfg.micro_batch(int(ranks)) == int(images)
+    assert "images_per_gpu" not in fired(cfg, on_gpus(int(nodes)))
+    assert "images_per_gpu" in fired(cfg, on_gpus(2 * int(nodes)))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "facts", "remedy"),
+    [
+        ("in1k_simsiam", [], on_gpus(8), "8 images per GPU and pass .* --nodes 1 gives them 64,"),
+        ("in1k_vicreg", [], on_gpus(8), "--nodes 4 gives them 64,"),
+        ("in1k_vje", ["optim.accumulate=2"], on_gpus(8), "--nodes 4 gives them 64,"),
+        ("in100_byol", [], on_gpus(1), "4 GPUs of one node would have 64,"),
+        ("cifar10_simsiam", ["optim.global_batch=64"], on_gpus(1), "1 GPU of one node"),
+        ("cifar10_simsiam", ["optim.global_batch=32"], on_gpus(1), ": use a larger batch"),
+    ],
+)
+def test_too_few_images_per_gpu_names_the_size_that_fits(
+    name: str, overrides: list[str], facts: Facts, remedy: str
+) -> None:
+    (finding,) = [f for f in lint(read(name, *overrides), facts) if f.rule.name == "images_per_gpu"]
+    assert re.search(remedy, finding.message)
+
+
+def test_one_gpu_and_cpus_may_have_as_few_images_as_they_like() -> None:
+    cfg = read("in1k_simsiam")
+    assert "images_per_gpu" not in fired(cfg, Facts(64))
+    assert "images_per_gpu" not in fired(read("quickstart"), on_gpus(1, per_node=1))
+
+
 def test_every_rule_has_a_mistake_here() -> None:
-    assert {rule for rule, _, _ in MISTAKES} | {"streams", "one_class"} == set(BY_NAME)
+    assert {rule for rule, _, _ in MISTAKES} | {"streams", "one_class", "images_per_gpu"} == set(BY_NAME)
     assert len(BY_NAME) == len(RULES)
 
 

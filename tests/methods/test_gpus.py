@@ -163,6 +163,16 @@ def test_a_gpu_takes_every_call_of_loss_and_backward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_with_deterministic_algorithms_a_gpu_takes_every_call_too(name: str) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        done = step.__wrapped__(name)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [n for n, g in done.gradients.items() if g is None] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_without_saved_moments_it_refused_each_network_with_a_flat_norm(name: str) -> None:
     done = step(name, cuda_kernels=False)
     assert done.calls["aten::native_batch_norm_backward"] == done.trained_norms

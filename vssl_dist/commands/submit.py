@@ -95,6 +95,8 @@ def _usable_gpu_count(streams: int) -> int:
 def print_dry_run(cfg: RunConfig, launch: Launch) -> None:
     """Print the config and the batch script, as a dry run does."""
     say(f"# {RunFolder(cfg.dir).config_path}", *config.dump(cfg).splitlines(), "")
+    images = cfg.micro_batch(launch.world_size)
+    say(f"# {images} image{'s' if images > 1 else ''} per rank at a time")
     if launch.cluster == "slurm":
         parameters = slurm.train_parameters(cfg.name, launch)
         say(*slurm.batch_script_text(RunFolder(cfg.dir).slurm_folder, parameters).splitlines())

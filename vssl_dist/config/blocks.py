@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vssl_dist.config.fields import FilePath, Finite, Many, Model, Positive, Side, as_tuple
+from vssl_dist.config.fields import (
+    FilePath,
+    Finite,
+    JpegEngine,
+    Many,
+    Model,
+    Positive,
+    Side,
+    as_tuple,
+)
 from vssl_dist.config.recipes import Normalisation, Views
 
 Decay = Annotated[Finite, Field(ge=0, le=1)]
@@ -39,6 +48,9 @@ class DataConfig(Model):
     """Images of a stream that are shuffled together, after its shards have been shuffled."""
     threads: Positive = 4
     """Decoding threads for each of the two batches that a rank prepares at a time."""
+    jpeg_engine: JpegEngine = "none"
+    """Whether a GPU's JPEG engine decodes ``all`` images that it can, or ``none``: the engine
+    spares the other units of the GPU and cores of the CPU, and rounds differently."""
     max_bad: Annotated[Finite, Field(ge=0, le=1)] = 1e-4
     """Share of the images that may be damaged before the run stops; ten always may, unless this is
     0."""
@@ -107,9 +119,8 @@ class EngineConfig(Model):
     channels_last: bool = False
     """Store images with their channels last in memory, which is faster for convolutions."""
     deterministic: bool = True
-    """On a GPU: use only convolutions that give the same bits each time, so that a resumed run
-    equals an uninterrupted one; a ViT's attention may still differ.  Off: cuDNN picks the
-    fastest."""
+    """On a GPU: use only kernels that give the same bits each time, so that a resumed run equals an
+    uninterrupted one, and stop where torch has none.  Off: cuDNN picks the fastest."""
 
 
 class CheckpointConfig(Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -42,6 +42,15 @@ def _path(value: Any) -> Any:
     return Path(value) if isinstance(value, str) and value else value
 
 
+def _no_share(value: Any) -> Any:
+    if as_float(str(value)) is not None:
+        raise ValueError(
+            f"{value} is a share of each batch, and an image's pixels would depend on its place in "
+            "the batch: give none or all"
+        )
+    return value
+
+
 Float = Annotated[float, BeforeValidator(_float)]
 """A float that may be written ``1``, ``0.1``, ``1e-6`` or ``inf``."""
 Finite = Annotated[Float, Field(allow_inf_nan=False)]
@@ -64,6 +73,8 @@ Temperatures = Annotated[
     tuple[Annotated[Float, Field(gt=0)], ...], BeforeValidator(as_tuple), Field(min_length=1)
 ]
 """Floats above 0, ``inf`` among them, written as a YAML list."""
+JpegEngine = Annotated[Literal["none", "all"], BeforeValidator(_no_share)]
+"""Which JPEGs a GPU's own decoding engine takes."""
 FilePath = Annotated[Path, BeforeValidator(_path)]
 """A path, written as a non-empty string."""
 

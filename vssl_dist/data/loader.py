@@ -8,6 +8,7 @@ decoding threads.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ from threading import Lock
 
 import numpy as np
 
+from vssl_dist import dist
 from vssl_dist.config import RunConfig
 from vssl_dist.data.backends.base import (
     Backend,
@@ -29,6 +31,7 @@ from vssl_dist.data.plan import sample_order_of_run
 from vssl_dist.data.prefetch import Prefetcher
 from vssl_dist.data.render import ViewRenderer
 from vssl_dist.data.store.dataset import Dataset, Substitution
+from vssl_dist.data.store.manifest import Manifest
 from vssl_dist.data.store.opening import open_watched
 from vssl_dist.errors import DataError
 
@@ -41,6 +44,7 @@ __all__ = [
     "refuse_unlabelled",
 ]
 
+_log = logging.getLogger(__name__)
 _NUM_BACKENDS = 2
 """Batches in the making, each by a backend of its own; as many more lie ready."""
 
@@ -71,8 +75,21 @@ class Loader:
         self._world_size = world_size
         self._check_storage = partial(dataset.watch.check, cfg.data.timeout_s, f"rank {rank}")
         self._sample_order = sample_order_of_run(cfg, dataset.shard_sizes)
-        # Asked only to refuse, before anything is rendered, ranks that do not divide the streams.
-        self._sample_order.streams_of_rank(rank, world_size)
+        # Refuses, before anything is rendered, ranks that do not divide the streams.
+        own_streams = self._sample_order.streams_of_rank(rank, world_size)
+        # So many shards hold a stream's window, the first and the last of them in part.
+        shards_per_window = cfg.data.window // max(int(dataset.shard_sizes.mean()), 1) + 2
+        shards_in_turn = min(len(own_streams) * shards_per_window, len(dataset.shard_sizes))
+        kept_open = dataset.keep_open(shards_in_turn)
+        if kept_open < shards_in_turn:
+            _log.warning(
+                "rank %d reads from %d shards in turn and may keep %d open: reading will be slow; "
+                "raise the limit of open files (ulimit -Hn) to %d or lower data.streams",
+                rank,
+                shards_in_turn,
+                kept_open,
+                4 * shards_in_turn,
+            )
         # The order keeps caches, and each source asks it in its own thread.
         self._sample_order_lock = Lock()
         self._prefetcher: Prefetcher[Batch] | None = None
@@ -147,18 +164,40 @@ def build_loader(cfg: RunConfig, *, rank: int, world_size: int, device: str) -> 
         DataError: There is no dataset at ``data.train``, it is damaged or cannot be reached.
         ConfigError: The numbers do not divide, or the backend is not installed.
     """
+    data = cfg.data
     spec = BackendSpec(
-        cfg.data.views, cfg.data.image_size, cfg.data.normalise, cfg.data.threads, device
+        data.views, data.image_size, data.normalise, data.threads, device, data.jpeg_engine
     )
-    dataset = open_watched(
-        cfg.data.train,
-        timeout_s=cfg.data.timeout_s,
-        who=f"rank {rank}",
-        share=slice(rank, None, world_size),  # together the ranks look at each shard once
-        check=partial(refuse_other_classes, cfg),
-    )
+    dataset = _open_share(cfg, rank, world_size)
     backends = [build_backend(cfg.data.backend, spec) for _ in range(_NUM_BACKENDS)]
     return Loader(cfg, dataset, backends, rank, world_size)
+
+
+def _open_share(cfg: RunConfig, rank: int, world_size: int) -> Dataset:
+    """Open the training set; of the ranks of a job the first one reads what concerns all.
+
+    That is the manifest, the sizes of all files and, for a method that learns from labels, all
+    indices: thousands of files, which a file server would be asked for by each rank at once.
+    """
+    open_dataset = partial(
+        open_watched, cfg.data.train, timeout_s=cfg.data.timeout_s, who=f"rank {rank}"
+    )
+    share = slice(rank, None, world_size)  # together the ranks look at each shard once
+    check = partial(refuse_other_classes, cfg)
+    if dist.world_size() == 1:
+        return open_dataset(share=share, check=check)
+    manifest: Manifest | DataError | None = None
+    if dist.rank() == 0:
+        try:
+            whole = open_dataset(check=check)
+            manifest = whole.manifest
+            whole.close()
+        except DataError as error:
+            manifest = error
+    manifest = dist.broadcast(manifest)
+    if isinstance(manifest, DataError):
+        raise manifest
+    return open_dataset(manifest=manifest, share=share)
 
 
 def refuse_other_classes(cfg: RunConfig, dataset: Dataset) -> None:

@@ -195,13 +195,13 @@ def open_queue(run_dir: Path) -> EvaluationQueue:
     """Open the queue of the run in ``run_dir``, as its present configuration and launch say."""
     # torch takes seconds: not for a process that finds another one at work.
     from vssl_dist import config
-    from vssl_dist.data.store.opening import open_watched
+    from vssl_dist.data.store.opening import read_manifest_watched
     from vssl_dist.methods import CONFIGS
 
     cfg = config.load_run(run_dir, methods=CONFIGS)
     launch = load_launch(run_dir)
     runner = InProcessRunner if launch.cluster == "local" else SlurmSubmitter
-    train = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="evaluation")
+    train = read_manifest_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who="evaluation")
     return EvaluationQueue(cfg, train.samples, runner(run_dir, launch))
 
 

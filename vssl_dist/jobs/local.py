@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from vssl_dist.durable import open_append
-from vssl_dist.environment import outside_jobs
+from vssl_dist.environment import allocator_variables, outside_jobs
 from vssl_dist.installed import own_code_only
 from vssl_dist.jobs.progress import LogView
 from vssl_dist.jobs.resources import Launch, interface_variables
@@ -147,6 +147,7 @@ def rank_environment(launch: Launch) -> dict[str, str]:
     """Return the environment that all ranks of a launch on this machine have in common."""
     return {
         **outside_jobs(os.environ),
+        **allocator_variables(launch.device, os.environ),
         "OMP_NUM_THREADS": str(launch.cpus_per_rank),
         **interface_variables(launch.resources.interface),
         **(settings := launch.resources.env),

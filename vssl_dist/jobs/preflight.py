@@ -83,7 +83,13 @@ class Preflight:
         """Collect the facts that the linter judges by; fewer where a dataset cannot be opened."""
         data = self._cfg.data
         val_dataset = None if data.val is None else self._open_dataset(data.val)
-        return Facts.of(self._launch.world_size, self._open_dataset(data.train), val_dataset)
+        launch = self._launch
+        return Facts.of(
+            launch.world_size,
+            self._open_dataset(data.train),
+            val_dataset,
+            gpus_per_node=launch.ranks_per_node if launch.device == "cuda" else 0,
+        )
 
     @property
     def train(self) -> Dataset:

@@ -11,7 +11,8 @@ import yaml
 
 from vssl_dist import curves, dist
 from vssl_dist.config import RunConfig, dump
-from vssl_dist.data.store.opening import open_watched
+from vssl_dist.data.store.manifest import Manifest
+from vssl_dist.data.store.opening import read_manifest_watched
 from vssl_dist.jobs.evaluation_queue import EvaluationSpawner
 from vssl_dist.jobs.progress import ProgressReporter
 from vssl_dist.jobs.resources import Launch
@@ -62,8 +63,10 @@ class RunReporter:
     """
 
     def __init__(self, cfg: RunConfig, launch: Launch, hostnames: Sequence[str]) -> None:
-        train_dataset = open_watched(cfg.data.train, timeout_s=cfg.data.timeout_s, who=_RANK_NAME)
-        self.progress_reporter = ProgressReporter(cfg.total_steps(train_dataset.samples))
+        manifest = read_manifest_watched(
+            cfg.data.train, timeout_s=cfg.data.timeout_s, who=_RANK_NAME
+        )
+        self.progress_reporter = ProgressReporter(cfg.total_steps(manifest.samples))
         self.has_evaluations = bool(cfg.evaluations)
         self.evaluation_spawner = EvaluationSpawner(cfg.dir, launch.cluster)
         self.spool = Spool(cfg.dir, "train")
@@ -75,7 +78,7 @@ class RunReporter:
         self.spool.params(yaml.safe_load(dump(cfg)))
         self.spool.artifact(RunFolder(cfg.dir).config_path)
         self.flusher.start()
-        self._note_augmentation_sheet(cfg)
+        self._note_augmentation_sheet(cfg, manifest)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append the metrics of a step to the run's curves, and log them."""
@@ -108,11 +111,12 @@ class RunReporter:
         ):
             _log.warning("%s", line)
 
-    def _note_augmentation_sheet(self, cfg: RunConfig) -> None:
+    def _note_augmentation_sheet(self, cfg: RunConfig, manifest: Manifest) -> None:
         path = RunFolder(cfg.dir).augmentations_path
         if path.exists():
             return
         try:
-            self.spool.artifact(write_augmentation_sheet(cfg, path, who=_RANK_NAME))
+            sheet_path = write_augmentation_sheet(cfg, path, who=_RANK_NAME, manifest=manifest)
+            self.spool.artifact(sheet_path)
         except Exception as error:  # a picture for people is no reason to lose a run
             _log.warning("no augmentation sheet: %s", error)

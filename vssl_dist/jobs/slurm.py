@@ -15,7 +15,7 @@ from typing import Any
 
 import submitit
 
-from vssl_dist.environment import DEFAULTS, no_job_around, outside_jobs
+from vssl_dist.environment import DEFAULTS, allocator_variables, no_job_around, outside_jobs
 from vssl_dist.errors import ConfigError, SubmissionError
 from vssl_dist.installed import own_code_only
 from vssl_dist.jobs import private
@@ -68,6 +68,7 @@ def train_parameters(name: str, launch: Launch) -> dict[str, Any]:
     """Return the parameters of a training job, by sbatch's names for them."""
     profile = launch.resources
     variables = {"OMP_NUM_THREADS": str(launch.cpus_per_rank)}
+    variables |= allocator_variables(launch.device, os.environ)
     variables |= interface_variables(profile.interface) | profile.env
     return _without_none(
         job_name=name,
@@ -103,13 +104,15 @@ def evaluation_parameters(name: str, launch: Launch) -> dict[str, Any]:
     """Return the parameters of an evaluation job of one process, by sbatch's names for them."""
     profile = launch.resources
     evaluation = profile.evaluation
-    thread_variables = {"OMP_NUM_THREADS": str(evaluation.cpus)}
+    device = evaluation.device or launch.device
+    variables = {"OMP_NUM_THREADS": str(evaluation.cpus)}
+    variables |= allocator_variables(device, os.environ) | profile.env
     return _without_none(
         job_name=name,
         nodes=1,
         ntasks_per_node=1,
         cpus_per_task=evaluation.cpus * evaluation.ranks,
-        gpus_per_node=evaluation.ranks if (evaluation.device or launch.device) == "cuda" else None,
+        gpus_per_node=evaluation.ranks if device == "cuda" else None,
         partition=evaluation.partition or profile.partition,
         account=evaluation.account or profile.account,
         qos=evaluation.qos or profile.qos,
@@ -117,7 +120,7 @@ def evaluation_parameters(name: str, launch: Launch) -> dict[str, Any]:
         exclude=profile.exclude,
         mem=None if evaluation.mem_gb is None else f"{evaluation.mem_gb}GB",
         time=evaluation.minutes,
-        setup=[*profile.setup, *_export_lines(thread_variables | profile.env)],
+        setup=[*profile.setup, *_export_lines(variables)],
         srun_args=[f"--cpus-per-task={evaluation.cpus * evaluation.ranks}"],
         additional_parameters=_without_none(reservation=profile.reservation),
         stderr_to_stdout=True,

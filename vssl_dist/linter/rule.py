@@ -22,14 +22,24 @@ class Facts(NamedTuple):
     """Classes of ``data.train``."""
     held_out_is_train: bool = False
     """Whether ``data.val`` holds the very shards of ``data.train``."""
+    gpus_per_node: int = 0
+    """GPUs, one per rank, that a node has; 0: the ranks compute on CPUs."""
 
     @classmethod
-    def of(cls, ranks: int, train: Dataset | None, val: Dataset | None) -> Facts:
-        """Collect the facts that a run's datasets state; without ``train`` only ``ranks``."""
+    def of(
+        cls, ranks: int, train: Dataset | None, val: Dataset | None, gpus_per_node: int = 0
+    ) -> Facts:
+        """Collect the facts that launch and datasets state; without ``train`` the launch's only."""
         if train is None:
-            return cls(ranks)
-        same = val is not None and val.fingerprint == train.fingerprint
-        return cls(ranks, train.samples, train.manifest.name, len(train.classes), same)
+            return cls(ranks, gpus_per_node=gpus_per_node)
+        return cls(
+            ranks,
+            samples=train.samples,
+            dataset=train.manifest.name,
+            classes=len(train.classes),
+            held_out_is_train=val is not None and val.fingerprint == train.fingerprint,
+            gpus_per_node=gpus_per_node,
+        )
 
     def steps(self, cfg: RunConfig) -> int | None:
         """Optimizer steps of the run."""

@@ -8,6 +8,8 @@ from vssl_dist.config import KnnConfig, RunConfig
 from vssl_dist.linter.rule import Facts, Rule
 
 _WINDOW = 256
+_FEWEST_PER_GPU = 64
+"""Images per GPU and pass below which a step's launches last longer than its arithmetic."""
 _ACCURACIES = ("knn", "linear", "finetune", "uncertainty")
 
 
@@ -81,6 +83,42 @@ def streams(cfg: RunConfig, facts: Facts) -> str | None:
     )
 
 
+def images_per_gpu(cfg: RunConfig, facts: Facts) -> str | None:
+    """So few images per GPU that it waits for launches and collectives."""
+    if not facts.gpus_per_node or facts.ranks == 1:
+        return None
+    images = cfg.optim.global_batch // (cfg.optim.accumulate * facts.ranks)
+    if images >= _FEWEST_PER_GPU:
+        return None
+    return (
+        f"{images} images per GPU and pass (optim.global_batch={cfg.optim.global_batch} over "
+        f"{facts.ranks} ranks) leave it waiting for launches and collectives: "
+        + _fitting_size(cfg, facts)
+    )
+
+
+def _fitting_size(cfg: RunConfig, facts: Facts) -> str:
+    """The most nodes, or GPUs of one, that have enough images each."""
+    per_node = facts.gpus_per_node
+    fitting = [ranks for ranks in range(1, facts.ranks) if _has_enough_images(cfg, ranks)]
+    nodes = max((ranks // per_node for ranks in fitting if ranks % per_node == 0), default=0)
+    if nodes:
+        images = cfg.micro_batch(nodes * per_node)
+        return f"--nodes {nodes} gives them {images}, or use a larger batch"
+    if not fitting:
+        return "use a larger batch"
+    ranks = max(fitting)
+    gpus = f"{ranks} GPU{'s' if ranks > 1 else ''}"
+    return f"{gpus} of one node would have {cfg.micro_batch(ranks)}, or use a larger batch"
+
+
+def _has_enough_images(cfg: RunConfig, ranks: int) -> bool:
+    try:
+        return cfg.micro_batch(ranks) >= _FEWEST_PER_GPU
+    except ValueError:
+        return False
+
+
 def window(cfg: RunConfig, facts: Facts) -> str | None:
     """A shuffle so local that the same images keep meeting."""
     window_size = cfg.data.window
@@ -100,5 +138,10 @@ RULES = (
     Rule("no_evaluations", no_evaluations, "lightly#1000, dinov2#479: which checkpoint?"),
     Rule("no_checkpoints", no_checkpoints, "submitit#1708: a task that dies in its requeue"),
     Rule("streams", streams, "the order is frozen by data.streams: docs/shuffle.md"),
+    Rule(
+        "images_per_gpu",
+        images_per_gpu,
+        "in1k_vje at 64 ranks: thousands of launches a step, counted; docs/gpu.md",
+    ),
     Rule("window", window, "docs/shuffle.md: 1.7 times chance at 256, 4.2 at 1"),
 )

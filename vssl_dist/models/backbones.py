@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vssl_dist.errors import ConfigError
+from vssl_dist.models.determinism import with_deterministic_position_embedding
 from vssl_dist.models.names import NARROW, TIMM, is_resnet, unknown_backbone
 from vssl_dist.vision import compiler_deferred, timm, torchvision
 
@@ -144,7 +145,9 @@ def _plain(name: str, size: Mapping[str, Any]) -> Any:
 
 def _any_size(name: str, size: Mapping[str, Any]) -> Any:
     try:
-        return _plain(name, {**size, "dynamic_img_size": True})
+        return with_deterministic_position_embedding(
+            _plain(name, {**size, "dynamic_img_size": True})
+        )
     except TypeError:  # it knows no such switch; whether it needs one is seen in `check_sides`
         return _plain(name, size)
 

@@ -17,13 +17,16 @@ from vssl_dist.data.backends.reference import decode
 from vssl_dist.data.plan import sample_order_of_run
 from vssl_dist.data.render import RenderedViews, ViewRenderer
 from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.manifest import Manifest
 from vssl_dist.data.store.opening import open_watched, run_with_timeout
 from vssl_dist.data.views import Draws
 from vssl_dist.durable import write_inside_folder
 from vssl_dist.preview.page import Tile, draw_page
 
 
-def write_augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: str) -> Path:
+def write_augmentation_sheet(
+    cfg: RunConfig, path: Path, rows: int = 8, *, who: str, manifest: Manifest | None = None
+) -> Path:
     """Write a PNG of the first images of a run, originals at the left, then view by view.
 
     The views are those of the first micro-step, made on the CPU by the run's own backend.  Each
@@ -34,6 +37,8 @@ def write_augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: 
         path: Where to write.
         rows: Number of images; fewer if a micro-step is smaller.
         who: Who makes the sheet, for the message if storage does not answer.
+        manifest: That of the training set if it is known already: files are then not looked at
+            that the first images do not lie in.
 
     Returns:
         ``path``.
@@ -43,7 +48,7 @@ def write_augmentation_sheet(cfg: RunConfig, path: Path, rows: int = 8, *, who: 
         ConfigError: The numbers do not divide, or the backend is not installed.
     """
     data = cfg.data
-    dataset = open_watched(data.train, timeout_s=data.timeout_s, who=who)
+    dataset = open_watched(data.train, timeout_s=data.timeout_s, who=who, manifest=manifest)
     backend = build_backend(data.backend, BackendSpec(data.views, data.image_size, data.normalise))
     renderer = ViewRenderer(dataset, backend, data.views, cfg.seed)
     rendered_views = run_with_timeout(

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import nvidia.dali.backend as registry
 import pytest
 import torch
-from nvidia.dali import fn, types
+from nvidia.dali import Pipeline, fn, types
 
 from bench.parity import MAX_MEAN_DIFFERENCE
 from bench.parity_cases import (
@@ -32,6 +33,7 @@ from vssl_dist.data.backends.build import build_backend
 from vssl_dist.data.backends.dali import GraphFunction, GraphRunner
 from vssl_dist.data.backends.dali_decoder import DaliNode
 from vssl_dist.data.backends.dali_graph import (
+    PackedRows,
     all_views_graph,
     decoding_graph,
     resized_box_graph,
@@ -65,7 +67,11 @@ SHIPPED = sorted({recipe for spec in SPECS for recipe in spec.recipes}, key=repr
 
 def defined(spec: BackendSpec, graph: GraphFunction) -> Any:
     """The pipeline of a GPU: what production builds, and builds no further without a driver."""
-    pipeline = GraphRunner(spec, torch.device("cuda", 0), graph).define(8)
+    boxes = {name: np.zeros((8, 2), np.float32) for name in ("start", "end")}
+    draws = [identity_draws(CASES["extremes"].samples).take([0] * 8) for _ in spec.recipes]
+    inputs = inputs_of_all_views(spec, draws)
+    runner = GraphRunner(spec, torch.device("cuda", 0), graph)
+    pipeline = runner.define(8, boxes if graph is resized_box_graph else inputs)
     pipeline._build_graph()
     return pipeline
 
@@ -93,10 +99,38 @@ def test_dali_has_a_kernel_for_all_that_a_recipe_does_on_a_gpu(spec: BackendSpec
         assert {node.device for node in pipeline._graph_outputs} == {"gpu"}
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=SPECS.values())
+def test_a_batch_takes_two_feeds_however_many_views_there_are(
+    spec: BackendSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeds: list[str] = []
+
+    def count(pipeline: Pipeline, name: str, *args: Any, **kwargs: Any) -> None:
+        feeds.append(name)
+        feed_input(pipeline, name, *args, **kwargs)
+
+    feed_input = Pipeline.feed_input
+    monkeypatch.setattr(Pipeline, "feed_input", count)
+    case = CASES["photographs"]
+    backend = build_backend("dali", replace(spec, device="cpu"))
+    backend(case.samples, [recipe_draws(case.samples, recipe) for recipe in spec.recipes])
+    assert feeds == ["bytes", "inputs"]
+
+
+@pytest.mark.parametrize(("engine", "load"), [("none", 0.0), ("all", 1.0)])
+def test_the_jpeg_engine_takes_all_or_none_and_colours_are_those_of_a_cpu(
+    engine: str, load: float
+) -> None:
+    spec = BackendSpec((ALL_OPERATIONS_RECIPE,), 32, LEVEL_NORMALISATION, 1, "cuda", engine)
+    (decoder,) = [op for op in defined(spec, all_views_graph)._ops if op._op.device == "mixed"]
+    arguments = decoder._op._init_args
+    assert (arguments["hw_decoder_load"], arguments["jpeg_fancy_upsampling"]) == (load, True)
+
+
 def test_what_a_gpu_cannot_do_is_noticed() -> None:
     spec = BackendSpec((ALL_OPERATIONS_RECIPE,), 32, LEVEL_NORMALISATION, 1, "cuda")
 
-    def without_kernel(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
+    def without_kernel(image: DaliNode, rows: PackedRows, spec: BackendSpec) -> list[DaliNode]:
         return [fn.power_spectrum(fn.cast(image, dtype=types.FLOAT))]
 
     assert flaws(defined(spec, without_kernel)) == ["PowerSpectrum has no kernel for gpu"]

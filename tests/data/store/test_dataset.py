@@ -227,12 +227,10 @@ def test_the_fingerprint_is_the_digest_of_the_manifest(written: Path, tmp_path: 
     assert Dataset.open(other).fingerprint != Dataset.open(written).fingerprint
 
 
-def test_more_shards_than_handles_and_many_threads_read_the_same(
-    written: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(handles, "_MOST_OPEN_SHARDS", 1)
+def test_more_shards_than_handles_and_many_threads_read_the_same(written: Path) -> None:
     expected = make_images(written)
     dataset = pickle.loads(pickle.dumps(Dataset.open(written)))
+    assert dataset.keep_open(1) == 1
     orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
     with ThreadPoolExecutor(4) as threads:
         for ids, samples in zip(orders, threads.map(dataset.read_checked, orders), strict=True):

@@ -44,6 +44,8 @@ class BackendSpec:
     normalise: Normalisation
     threads: int = 1
     device: str = "cpu"
+    jpeg_engine: str = "none"
+    """Whether a GPU's JPEG engine decodes ``all`` images that it can, or ``none``."""
 
     def side(self, recipe: ViewRecipe) -> int:
         """Return the height, which is the width, of a view in pixels."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import pipeline_def
+from nvidia.dali import fn, pipeline_def
 from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
@@ -19,11 +19,17 @@ from vssl_dist.data.backends.base import (
 )
 from vssl_dist.data.backends.dali_decoder import DaliNode, make_decoder_node
 from vssl_dist.data.backends.dali_graph import (
+    PackedRows,
     all_views_graph,
     decoding_graph,
     resized_box_graph,
 )
-from vssl_dist.data.backends.dali_inputs import GraphInputs, inputs_of_all_views
+from vssl_dist.data.backends.dali_inputs import (
+    GraphInputs,
+    inputs_of_all_views,
+    pack_inputs,
+    packed_layout,
+)
 from vssl_dist.data.backends.fault import (
     DeviceError,
     is_device_failure,
@@ -34,7 +40,7 @@ from vssl_dist.data.store.dataset import Samples
 from vssl_dist.data.store.header import header_pixel_count
 from vssl_dist.data.views import Draws
 
-GraphFunction = Callable[[DaliNode, BackendSpec], list[DaliNode]]
+GraphFunction = Callable[[DaliNode, PackedRows, BackendSpec], list[DaliNode]]
 # What DALI throws; torch's own errors are RuntimeErrors.
 _DALI_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
 
@@ -76,7 +82,7 @@ class GraphRunner:
 
         Args:
             data: B encoded images.
-            input_arrays: All other inputs of the graph, by name.
+            input_arrays: All other inputs of the graph, by name; the same ones at each call.
 
         Raises:
             UndecodableError: Some of the files are no images.
@@ -84,7 +90,7 @@ class GraphRunner:
         """
         try:
             if self._pipeline is None or self._pipeline.max_batch_size < len(data):
-                self._pipeline = self._build_pipeline(self._graph, len(data))
+                self._pipeline = self._build_pipeline(self._graph, len(data), input_arrays)
             return _run_pipeline(self._pipeline, data, input_arrays, self._device)
         except _DALI_ERRORS as error:
             self._pipeline = None
@@ -94,12 +100,15 @@ class GraphRunner:
                 raise
             raise UndecodableError(reason_by_row) from None
 
-    def define(self, batch_size: int) -> Any:
+    def define(self, batch_size: int, input_arrays: GraphInputs) -> Any:
         """Return the pipeline for up to ``batch_size`` images without building it."""
-        return self._define_graph_pipeline(self._graph, batch_size)
+        return self._define_graph_pipeline(self._graph, batch_size, input_arrays)
 
-    def _define_graph_pipeline(self, graph: GraphFunction, batch_size: int) -> Any:
+    def _define_graph_pipeline(
+        self, graph: GraphFunction, batch_size: int, input_arrays: GraphInputs
+    ) -> Any:
         spec, on_gpu = self._spec, self._device.type == "cuda"
+        layout = packed_layout(input_arrays)
 
         @pipeline_def(  # type: ignore[untyped-decorator]
             batch_size=batch_size,
@@ -109,12 +118,15 @@ class GraphRunner:
             enable_conditionals=True,
         )
         def assemble_outputs() -> tuple[DaliNode, ...]:
-            return tuple(graph(make_decoder_node(on_gpu), spec))
+            rows = PackedRows(fn.external_source(name="inputs"), layout)
+            return tuple(graph(make_decoder_node(on_gpu, spec.jpeg_engine), rows, spec))
 
         return assemble_outputs()
 
-    def _build_pipeline(self, graph: GraphFunction, batch_size: int) -> Any:
-        pipeline = self._define_graph_pipeline(graph, batch_size)
+    def _build_pipeline(
+        self, graph: GraphFunction, batch_size: int, input_arrays: GraphInputs
+    ) -> Any:
+        pipeline = self._define_graph_pipeline(graph, batch_size, input_arrays)
         pipeline.build()
         return pipeline
 
@@ -128,7 +140,7 @@ class GraphRunner:
         pipeline = None
         for row, image in enumerate([*data, make_intact_jpeg()]):
             try:
-                pipeline = pipeline or self._build_pipeline(decoding_graph, 1)
+                pipeline = pipeline or self._build_pipeline(decoding_graph, 1, {})
                 pipeline.feed_input("bytes", [image])
                 pipeline.run()
             except _DALI_ERRORS as error:
@@ -151,8 +163,7 @@ def _run_pipeline(
     device: torch.device,
 ) -> list[Tensor]:
     pipeline.feed_input("bytes", list(data))
-    for name, input_rows in input_arrays.items():
-        pipeline.feed_input(name, np.ascontiguousarray(input_rows))
+    pipeline.feed_input("inputs", pack_inputs(input_arrays))
     view_tensors = []
     for dali_output in pipeline.run():
         dense_output = dali_output.as_tensor()

@@ -13,16 +13,23 @@ from vssl_dist.data.backends.memory import is_out_of_memory
 DaliNode = Any  # DALI is untyped; this is its DataNode, a symbolic tensor of the graph
 
 
-def make_decoder_node(on_gpu: bool) -> DaliNode:
-    """Return the node that decodes the input ``bytes``, as it is stored, to RGB."""
+def make_decoder_node(on_gpu: bool, jpeg_engine: str = "none") -> DaliNode:
+    """Return the node that decodes the input ``bytes``, as it is stored, to RGB.
+
+    Args:
+        on_gpu: Whether nvJPEG decodes, or the CPU.
+        jpeg_engine: Whether the GPU's JPEG engine takes ``all`` images that it can, or ``none``.
+    """
     return fn.decoders.image(
         fn.external_source(name="bytes"),
         device="mixed" if on_gpu else "cpu",
         output_type=types.RGB,
         adjust_orientation=False,
-        # The GPU's JPEG engine and its kernels round differently, and a share of each
-        # batch goes to the engine: an image's pixels would depend on its place.
-        hw_decoder_load=0.0,
+        # The GPU's JPEG engine and its kernels round differently.  All or none: of a share of each
+        # batch, DALI's default, an image's pixels would depend on its place.
+        hw_decoder_load=1.0 if jpeg_engine == "all" else 0.0,
+        # As the CPU does it: else colours would differ between training and evaluation.
+        jpeg_fancy_upsampling=True,
     )
 
 

@@ -13,7 +13,9 @@ operation costs nothing for the samples that it was not drawn for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 from nvidia.dali import fn, math, types
 
 from vssl_dist.config import Normalisation, ViewRecipe
@@ -21,47 +23,75 @@ from vssl_dist.data.backends.base import BackendSpec
 from vssl_dist.data.backends.dali_decoder import DaliNode
 from vssl_dist.data.backends.dali_inputs import (
     HUE_PLANE_INPUTS,
+    PackedLayout,
     has_jitter,
     view_input_name,
 )
 
 ViewInput = Callable[[str], DaliNode]
+_TYPES = {
+    np.dtype(np.float32): types.FLOAT,
+    np.dtype(np.int32): types.INT32,
+    np.dtype(np.int16): types.INT16,
+    np.dtype(np.bool_): types.BOOL,
+}
 
 _LINEAR_RESIZING = {"interp_type": types.INTERP_LINEAR, "antialias": True}
 # DALI rounds where torchvision truncates; half a level less, and whole levels stay themselves.
 _TRUNCATING_SHIFT = -0.498 / 255
 
 
-def decoding_graph(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
+class PackedRows(NamedTuple):
+    """The node of all packed inputs, from which the graph cuts each by its name."""
+
+    node: DaliNode
+    layout: PackedLayout
+
+    def cut(self, name: str) -> DaliNode:
+        """Return the node of one input."""
+        field = self.layout[name]
+        return fn.reinterpret(
+            self.node[field.first_byte : field.end_byte],
+            dtype=_TYPES[field.dtype],
+            shape=list(field.shape),
+        )
+
+
+def decoding_graph(image: DaliNode, rows: PackedRows, spec: BackendSpec) -> list[DaliNode]:
     """Output the decoded image unchanged."""
     return [image]
 
 
-def resized_box_graph(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
+def resized_box_graph(image: DaliNode, rows: PackedRows, spec: BackendSpec) -> list[DaliNode]:
     """Output the region from ``start`` to ``end`` (inputs, in pixels), resized and normalised."""
     side_pixels = spec.image_size
-    start, end = fn.external_source(name="start"), fn.external_source(name="end")
     x = fn.resize(
-        image, size=[side_pixels, side_pixels], roi_start=start, roi_end=end, **_LINEAR_RESIZING
+        image,
+        size=[side_pixels, side_pixels],
+        roi_start=rows.cut("start"),
+        roi_end=rows.cut("end"),
+        **_LINEAR_RESIZING,
     )
     return [_normalise_and_flip(x, spec.normalise, 0)]
 
 
-def all_views_graph(image: DaliNode, spec: BackendSpec) -> list[DaliNode]:
+def all_views_graph(image: DaliNode, rows: PackedRows, spec: BackendSpec) -> list[DaliNode]:
     """Output all views of the image, normalised; inputs: `dali_inputs.inputs_of_all_views`."""
     view_nodes = []
     for view_number in range(len(spec.recipes)):  # the rewriting does not reach into comprehensions
-        view_nodes.append(_make_view_node(image, view_number, spec))  # noqa: PERF401
+        view_nodes.append(_make_view_node(image, rows, view_number, spec))  # noqa: PERF401
     return view_nodes
 
 
-def _make_view_node(image: DaliNode, view_number: int, spec: BackendSpec) -> DaliNode:
+def _make_view_node(
+    image: DaliNode, rows: PackedRows, view_number: int, spec: BackendSpec
+) -> DaliNode:
     """Make one view of an HWC uint8 image, without the operations that are never drawn."""
     recipe = spec.recipes[view_number]
     side_pixels = spec.side(recipe)
 
     def view_input(input_name: str) -> DaliNode:
-        return fn.external_source(name=view_input_name(view_number, input_name))
+        return rows.cut(view_input_name(view_number, input_name))
 
     # Cut before resizing: a region of interest would let pixels from outside the crop blend in.
     x = fn.slice(image, start=view_input("start"), shape=view_input("shape"), axes=(0, 1))

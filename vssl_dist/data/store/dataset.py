@@ -112,6 +112,10 @@ class Dataset:
             )
         return cls(folder, manifest, watch)
 
+    def keep_open(self, num_shards: int) -> int:
+        """Keep so many shards open at once, or what the process may; return how many."""
+        return self._shard_handles.keep_open(num_shards)
+
     def close(self) -> None:
         """Close all files; reading again opens them anew."""
         self._shard_handles.close()

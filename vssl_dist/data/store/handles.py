@@ -17,8 +17,7 @@ from vssl_dist.data.store.shardfile import Bytes, ShardFile
 from vssl_dist.data.store.stall import StallWatch
 from vssl_dist.errors import DataError
 
-# Above the number of streams that one rank usually owns: each of them reads from one shard.
-_MOST_OPEN_SHARDS = 256
+_DEFAULT_OPEN_SHARDS = 256
 # Before each new try: long enough for a server that hands over, short beside its own timeout.
 _RETRY_PAUSES_S = (0.5, 1.0, 2.0)
 
@@ -51,13 +50,19 @@ class ShardHandles:
         self._failing_shard_numbers: set[int] = set()
         """Shards whose last read failed."""
         self._open_shards_lock = Lock()
-        # A quarter of what the process may open: it has other files, too.
-        max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._max_open_shards = (
-            max(1, min(_MOST_OPEN_SHARDS, max_open_files // 4))
-            if max_open_files > 0
-            else _MOST_OPEN_SHARDS
-        )
+        self._max_open_shards = 0
+        self.keep_open(_DEFAULT_OPEN_SHARDS)
+
+    def keep_open(self, num_shards: int) -> int:
+        """Keep ``num_shards`` open at once: fewer than are read in turn would all be reopened.
+
+        It raises the process's own limit of open files where that is too low and may be raised.
+
+        Returns:
+            How many will be kept open: a quarter of that limit at most.
+        """
+        self._max_open_shards = max(1, min(num_shards, _limit_of_open_files(4 * num_shards) // 4))
+        return self._max_open_shards
 
     def get(self, shard_number: int) -> ShardFile:
         """Return an open shard.
@@ -174,3 +179,14 @@ class ShardHandles:
     def _forget_open_shard(self, shard_number: int) -> None:
         with self._open_shards_lock:
             self._open_shards.pop(shard_number, None)
+
+
+def _limit_of_open_files(wanted: int) -> int:
+    """Raise this process's limit of open files to ``wanted`` if it can; return what it is."""
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return wanted
+    raised = wanted if highest == resource.RLIM_INFINITY else min(wanted, highest)
+    if raised > limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, highest))
+    return max(limit, raised)

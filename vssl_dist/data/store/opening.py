@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from vssl_dist.data.prefetch import Prefetcher
 from vssl_dist.data.store.dataset import Dataset
+from vssl_dist.data.store.manifest import MANIFEST, Manifest, read_manifest
 from vssl_dist.data.store.stall import StallWatch
 
 T = TypeVar("T")
@@ -43,6 +44,26 @@ def run_with_timeout(
         result_prefetcher.close()
 
 
+def read_manifest_watched(folder: Path, *, timeout_s: float, who: str) -> Manifest:
+    """Read the manifest of a dataset and look at no other file, as for the number of its samples.
+
+    Args:
+        folder: The folder of one split.
+        timeout_s: Seconds that the read may take.
+        who: The consumer that waits, for the message.
+
+    Raises:
+        DataError: One line: no dataset, a damaged manifest, or storage does not answer.
+    """
+    watch = StallWatch()
+
+    def read() -> Manifest:
+        with watch(folder / MANIFEST):
+            return read_manifest(folder)
+
+    return run_with_timeout(watch, read, timeout_s=timeout_s, who=who)
+
+
 def open_watched(
     folder: Path,
     *,
@@ -50,6 +71,7 @@ def open_watched(
     who: str,
     share: slice | None = None,
     check: Callable[[Dataset], None] | None = None,
+    manifest: Manifest | None = None,
 ) -> Dataset:
     """Open a dataset as `Dataset.open` does, on storage that may not answer.
 
@@ -59,6 +81,7 @@ def open_watched(
         who: The consumer that waits, for the message.
         share: Which shards to `Dataset.probe`; none by default.
         check: A further check of the dataset, which may read from it.
+        manifest: What somebody else has read and checked against all files: neither is done again.
 
     Raises:
         DataError: One line: no dataset, what is wrong with it, or storage does not answer.
@@ -66,7 +89,9 @@ def open_watched(
     watch = StallWatch()
 
     def open_and_check() -> Dataset:
-        dataset = Dataset.open(folder, watch)
+        dataset = (
+            Dataset.open(folder, watch) if manifest is None else Dataset(folder, manifest, watch)
+        )
         if share is not None:
             dataset.probe(share)
         if check is not None:
