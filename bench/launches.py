@@ -102,31 +102,33 @@ def as_counts(count: StepCount) -> dict[str, int]:
 
 def broken_goals(
     cfg: RunConfig, ranks: int, count: StepCount, reference: dict[str, int]
-) -> list[str]:
-    """A line for each goal that a step misses; the launching operators stand in the first."""
+) -> dict[str, str]:
+    """A line for each goal that a step misses; that of launches names the operators, too."""
     goal = goals()
-    lines = []
+    lines: dict[str, str] = {}
     most = goal.launches * reference["launches"]
     if count.launches > most:
         operators = ", ".join(f"{op} {n}" for op, n in list(count.by_op.items())[:8])
-        lines.append(
+        lines["launches"] = (
             f"{count.launches} launches, {most:.0f} allowed ({goal.launches} x "
             f"{reference['launches']}); most are {operators}"
         )
     has_two_passes = len(cfg.data.sides) == 2 and cfg.method.name != "dino"  # which batches them
     share = goal.norm_of_two_views if has_two_passes else 1.0
     if count.traffic["norm"].count > share * reference["norm"]:
-        lines.append(
+        lines["norm_of_two_views"] = (
             f"{count.traffic['norm'].count} collectives of batch norm, "
             f"{share * reference['norm']:.0f} allowed ({share} x {reference['norm']})"
         )
     if count.host_syncs > goal.host_syncs:
-        lines.append(f"{count.host_syncs} host synchronisations, {goal.host_syncs} allowed")
+        lines["host_syncs"] = f"{count.host_syncs} host synchronisations, {goal.host_syncs} allowed"
     updating = count.traffic["optimizer"].count
     is_sharded = ranks > 1 and cfg.engine.zero_stage > 0
     if cfg.optim.name == "lars" and is_sharded and updating > goal.sharded_lars:
-        lines.append(f"{updating} collectives of the optimizer, {goal.sharded_lars} allowed")
-    return [f"{cfg.name} on {ranks} ranks: {line}" for line in lines]
+        lines["sharded_lars"] = (
+            f"{updating} collectives of the optimizer, {goal.sharded_lars} allowed"
+        )
+    return {name: f"{cfg.name} on {ranks} ranks: {line}" for name, line in lines.items()}
 
 
 def table_line(
@@ -252,7 +254,7 @@ def print_counts(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 count = count_step(cfg, with_places=args.where)
                 reference = as_counts(count_step(cfg, reference=True))
                 lines.append(table_line(cfg.name, ranks, count, reference))
-                missed += broken_goals(cfg, ranks, count, reference)
+                missed += broken_goals(cfg, ranks, count, reference).values()
                 counted.append((f"{cfg.name}, {ranks}", count))
     if args.markdown:
         command = shlex.join(["python", "-m", "bench.launches", *argv])
