@@ -14,7 +14,7 @@ import torchgen
 import yaml
 from torch import nn
 
-from tests.support.cuda_autocast import FULL, LOWER, autocast_of_cuda
+from bench.cuda_autocast import FULL, LOWER, autocast_of_cuda
 from tests.support.cuda_contract import Call
 from tests.support.cuda_kernels import CONTRACTS
 

@@ -89,12 +89,16 @@ class Engine:
             self._buffers += method.teacher.buffers()
         self._buffers_before_step = [buffer.clone() for buffer in self._buffers]
 
-    def train_step(self, batches: Sequence[Batch], by_part: bool = False) -> LossOutput:
+    def train_step(
+        self, batches: Sequence[Batch], by_part: bool = False, *, with_metrics: bool = True
+    ) -> LossOutput:
         """Take one optimizer step, then one step of the teacher.
 
         Args:
             batches: ``accumulate`` micro-batches of this rank, in order.
             by_part: Add `norms_by_part`; all ranks alike, as under ZeRO the gradient is gathered.
+            with_metrics: Whether anyone will read the metrics; otherwise there are none, as they
+                are a few dozen kernels a step.
 
         Returns:
             This rank's loss and metrics, means over the micro-steps, with ``lr``,
@@ -113,7 +117,7 @@ class Engine:
         decay = schedule.cosine(self.step, self.total_steps, *self.cfg.engine.ema_decay)
         # Forward passes move batch-norm statistics, which a skipped step must put back.
         torch._foreach_copy_(self._buffers_before_step, self._buffers)
-        outs = [self._micro_step(number, batch) for number, batch in enumerate(batches)]
+        outs = [self._micro_step(n, batch, with_metrics) for n, batch in enumerate(batches)]
         norms = self._norms_by_part() if by_part else {}
         grad_norm = self._update()
         self.skipped_on_end = 0 if grad_norm.isfinite() else self.skipped_on_end + 1
@@ -122,14 +126,17 @@ class Engine:
         elif self.teacher:
             self.teacher.update(decay)
         self.step += 1
+        loss = torch.stack([o.loss for o in outs]).mean()
+        if not with_metrics:
+            return LossOutput(loss, outs[-1].embedding)
         means = {key: torch.stack([o.metrics[key] for o in outs]).mean() for key in outs[0].metrics}
         rates |= {"ema_decay": decay, "skipped_steps": self.skipped}
         for key, value in rates.items():
             means[key] = torch.full((), value, dtype=torch.float64, device=self.device)
-        loss = torch.stack([o.loss for o in outs]).mean()
-        return LossOutput(loss, outs[-1].embedding, means | {"grad_norm": grad_norm} | norms)
+        metrics = means | {"grad_norm": grad_norm} | norms
+        return LossOutput(loss, outs[-1].embedding, lambda: metrics)
 
-    def _micro_step(self, number: int, batch: Batch) -> LossOutput:
+    def _micro_step(self, number: int, batch: Batch, with_metrics: bool) -> LossOutput:
         """Forward and backward; the last one of a step is left to :meth:`_update` to conclude."""
         views: Sequence[Tensor] = batch.views
         if self.cfg.engine.channels_last:
@@ -140,12 +147,13 @@ class Engine:
         )
         micro_step = MicroStep(noise, self.step / self.steps_per_epoch, batch.labels)
         out = self.method.loss(views, micro_step)
+        metrics = out.metrics if with_metrics else {}
         loss = out.loss.detach()
         # An infinite loss may have a finite gradient; here it must not.
         self.ds.backward(out.loss * torch.where(loss.isfinite(), 1.0, torch.nan))
         if number + 1 < self.cfg.optim.accumulate:
             self.ds.step()
-        return LossOutput(loss, out.embedding, out.metrics)
+        return LossOutput(loss, out.embedding, lambda: metrics)
 
     def _norms_by_part(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_grad

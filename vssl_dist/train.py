@@ -69,12 +69,17 @@ def train(
     batches = iter(loader)
     while engine.step < engine.total_steps:
         step_batches = meter.next_batches(batches, cfg.optim.accumulate)
-        step_output = engine.train_step(step_batches, by_part=curves.is_due(engine.step + 1))
+        step = engine.step + 1
+        is_last_step = step == engine.total_steps
+        is_milestone = is_last_step or bool(cfg.evaluations_at(step, loader.samples))
+        step_output = engine.train_step(
+            step_batches,
+            by_part=curves.is_due(step),
+            with_metrics=curves.needs_metrics(step, is_milestone),
+        )
         probe.step(step_output.embedding, step_batches[-1].labels, engine.step)
         if trace:
             trace.write_step(engine.step, loader.position, step_output.loss, step_batches)
-        is_last_step = engine.step == engine.total_steps
-        is_milestone = is_last_step or bool(cfg.evaluations_at(engine.step, loader.samples))
         if metrics := curves.metrics_if_due(step_output, engine.step, is_milestone):
             metrics |= probe.pop_metrics()
             epoch_metric = {EPOCH: engine.step / engine.steps_per_epoch}
@@ -125,6 +130,10 @@ class CurveSchedule:
         """Whether ``step`` is logged whatever its metrics are."""
         return step == self.total_steps or step % self.log_every == 0
 
+    def needs_metrics(self, step: int, is_milestone: bool) -> bool:
+        """Whether `metrics_if_due` will look at the metrics of ``step``."""
+        return is_milestone or self.is_due(step) or step % monitors.CHECK_EVERY == 0
+
     def metrics_if_due(
         self, step_output: LossOutput, step: int, is_milestone: bool
     ) -> dict[str, float]:
@@ -138,10 +147,10 @@ class CurveSchedule:
         Returns:
             The metrics; empty where the step is not logged.
         """
+        if not self.needs_metrics(step, is_milestone):
+            return {}
         is_logged = is_milestone or self.is_due(step)
         is_checked = step % monitors.CHECK_EVERY == 0
-        if not is_logged and not is_checked:
-            return {}
         metrics = dist.mean_over_ranks({"loss": step_output.loss} | step_output.metrics)
         embedding = dist.all_gather(step_output.embedding)
         metrics |= monitors.embedding(embedding)

@@ -19,8 +19,8 @@ import torch.distributed as td
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from bench.cuda_autocast import autocast_of_cuda
 from bench.sync_norm_reference import registered_kernels
-from tests.support.cuda_autocast import autocast_of_cuda
 from tests.support.cuda_contract import CudaContract, EagerMode, Refused
 from vssl_dist import config
 from vssl_dist.config import OnlineConfig

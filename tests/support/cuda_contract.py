@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.cuda_meta import RESULTS
+from bench.cuda_meta import RESULTS
 
 
 class Refused(RuntimeError):

@@ -73,13 +73,16 @@ class BarlowTwins:
         # are correlations.
         correlation = dist.all_reduce(z_1.T @ z_2 / images)
         on_diagonal, off_diagonal = redundancy(correlation)
-        metrics = {
-            "on_diagonal": on_diagonal.detach(),
-            "off_diagonal": off_diagonal.detach(),
-            "projection_spread": monitors.spread(z_1),
-            "alignment_cos": monitors.alignment_cos(z_1, z_2),
-        }
-        metrics |= monitors.views(out_1.h, out_2.h)
+
+        def metrics() -> dict[str, Tensor]:
+            figures = {
+                "on_diagonal": on_diagonal.detach(),
+                "off_diagonal": off_diagonal.detach(),
+                "projection_spread": monitors.spread(z_1),
+                "alignment_cos": monitors.alignment_cos(z_1, z_2),
+            }
+            return figures | monitors.views(out_1.h, out_2.h)
+
         # Equation 1.
         loss = self.cfg.scale_loss * (on_diagonal + self.cfg.lambd * off_diagonal)
         return LossOutput(loss, out_1.h.detach(), metrics)

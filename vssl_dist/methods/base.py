@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,14 +17,25 @@ from vssl_dist.models.heads import Gaussian
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The result of a loss function: the loss, an embedding and metrics."""
+    """The result of a loss function: the loss, an embedding and metrics.
+
+    >>> output = LossOutput(torch.tensor(1.0), torch.zeros(2, 3), lambda: {"kl": torch.tensor(0.5)})
+    >>> output.metrics["kl"].item()
+    0.5
+    """
 
     loss: Tensor
     """Scalar to minimise: the mean over this rank's images."""
     embedding: Tensor
     """Backbone's output for this rank's first view, ``(B, D)``, detached."""
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Detached scalars, still on the device: reading them is the tracker's cost."""
+    compute_metrics: Callable[[], dict[str, Tensor]] = dict
+    """Computes `metrics`, which most steps do without: called once, before backward, or never."""
+
+    @cached_property
+    @torch.no_grad()
+    def metrics(self) -> dict[str, Tensor]:
+        """Detached scalars, still on the device: reading them is the tracker's cost."""
+        return self.compute_metrics()
 
 
 class Noise(Protocol):

@@ -72,11 +72,14 @@ class BYOL:
         out_1, out_2 = outputs
         # Equation 2 in both directions, added and not halved, as the paper does.
         loss = squared_distance(out_1.p, target_2.z) + squared_distance(out_2.p, target_1.z)
-        metrics = {
-            "projection_spread": monitors.spread(target_1.z),
-            "alignment_cos": monitors.alignment_cos(out_1.p, target_2.z),
-        }
-        metrics |= monitors.views(out_1.h, out_2.h, target_1.h)
+
+        def metrics() -> dict[str, Tensor]:
+            figures = {
+                "projection_spread": monitors.spread(target_1.z),
+                "alignment_cos": monitors.alignment_cos(out_1.p, target_2.z),
+            }
+            return figures | monitors.views(out_1.h, out_2.h, target_1.h)
+
         return LossOutput(loss, out_1.h.detach(), metrics)
 
 

@@ -116,13 +116,16 @@ class DINO:
         loss = cross_view_entropy(student_logits, targets)
         # After its use: these targets are centred by what earlier batches left.
         self.centre.move(torch.cat(scores), cfg.centre_decay)
-        metrics = {
-            "teacher_entropy": torch.special.entr(targets[0]).sum(-1).mean(),
-            "teacher_temperature": loss.new_full((), temperature),
-            "alignment_cos": monitors.alignment_cos(student_outputs[0].h, teacher_outputs[1].h),
-        }
         embedding = student_outputs[0].h
-        metrics |= monitors.views(embedding, student_outputs[1].h, teacher_outputs[0].h)
+
+        def metrics() -> dict[str, Tensor]:
+            figures = {
+                "teacher_entropy": torch.special.entr(targets[0]).sum(-1).mean(),
+                "teacher_temperature": loss.new_full((), temperature),
+                "alignment_cos": monitors.alignment_cos(embedding, teacher_outputs[1].h),
+            }
+            return figures | monitors.views(embedding, student_outputs[1].h, teacher_outputs[0].h)
+
         return LossOutput(loss, embedding.detach(), metrics)
 
     def _check(self, views: Sequence[Tensor]) -> None:

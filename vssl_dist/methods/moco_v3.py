@@ -103,11 +103,14 @@ class MoCoV3:
         temperature = self.cfg.temperature
         forward = info_nce(q_1, all_2, positive_index, temperature)
         back = info_nce(q_2, all_1, positive_index, temperature)
-        metrics = {
-            "projection_spread": monitors.spread(keys[0]),
-            "alignment_cos": monitors.alignment_cos(q_1, keys[1]),
-        }
-        metrics |= monitors.views(out_1.h, out_2.h, key_1.h)
+
+        def metrics() -> dict[str, Tensor]:
+            figures = {
+                "projection_spread": monitors.spread(keys[0]),
+                "alignment_cos": monitors.alignment_cos(q_1, keys[1]),
+            }
+            return figures | monitors.views(out_1.h, out_2.h, key_1.h)
+
         # Scaled by 2 T, as in algorithm 1: the paper's learning rates belong to that.
         return LossOutput(2 * temperature * (forward + back), out_1.h.detach(), metrics)
 

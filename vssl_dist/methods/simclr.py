@@ -69,11 +69,14 @@ class SimCLR:
         positive_index = dist.rank() * len(z_1) + torch.arange(len(z_1), device=z_1.device)
         forward = nt_xent(z_1, all_2, all_1, positive_index, self.cfg.temperature)
         back = nt_xent(z_2, all_1, all_2, positive_index, self.cfg.temperature)
-        metrics = {
-            "projection_spread": monitors.spread(z_1),
-            "alignment_cos": monitors.alignment_cos(z_1, z_2),
-        }
-        metrics |= monitors.views(out_1.h, out_2.h)
+
+        def metrics() -> dict[str, Tensor]:
+            figures = {
+                "projection_spread": monitors.spread(z_1),
+                "alignment_cos": monitors.alignment_cos(z_1, z_2),
+            }
+            return figures | monitors.views(out_1.h, out_2.h)
+
         return LossOutput(0.5 * (forward + back), out_1.h.detach(), metrics)
 
 

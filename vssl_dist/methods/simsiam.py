@@ -66,11 +66,14 @@ class SimSiam:
         out_1, out_2 = outputs
         # The paper's symmetric loss; the stop-gradient is inside `negative_cosine`.
         loss = 0.5 * (negative_cosine(out_1.p, out_2.z) + negative_cosine(out_2.p, out_1.z))
-        metrics = {
-            "projection_spread": monitors.spread(out_1.z),
-            "alignment_cos": monitors.alignment_cos(out_1.z, out_2.z),
-        }
-        metrics |= monitors.views(out_1.h, out_2.h)
+
+        def metrics() -> dict[str, Tensor]:
+            figures = {
+                "projection_spread": monitors.spread(out_1.z),
+                "alignment_cos": monitors.alignment_cos(out_1.z, out_2.z),
+            }
+            return figures | monitors.views(out_1.h, out_2.h)
+
         return LossOutput(loss, out_1.h.detach(), metrics)
 
 

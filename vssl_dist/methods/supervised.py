@@ -66,5 +66,9 @@ class Supervised:
         out: Projection = self.student(views[0])
         (logits,) = at_least_float32(out.z)
         loss = F.cross_entropy(logits, micro_step.labels, label_smoothing=self.cfg.label_smoothing)
-        hits = (logits.detach().argmax(-1) == micro_step.labels).to(logits.dtype)
-        return LossOutput(loss, out.h.detach(), {"accuracy": hits.mean()})
+
+        def metrics() -> dict[str, Tensor]:
+            hits = (logits.argmax(-1) == micro_step.labels).to(logits.dtype)
+            return {"accuracy": hits.mean()}
+
+        return LossOutput(loss, out.h.detach(), metrics)

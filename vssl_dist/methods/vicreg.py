@@ -82,14 +82,17 @@ class VICReg:
             + cfg.variance_weight * variance
             + cfg.covariance_weight * covariance
         )
-        metrics = {
-            "invariance": invariance.detach(),
-            "variance": variance.detach(),
-            "covariance": covariance.detach(),
-            "projection_spread": monitors.spread(z_1),
-            "alignment_cos": monitors.alignment_cos(z_1, z_2),
-        }
-        metrics |= monitors.views(out_1.h, out_2.h)
+
+        def metrics() -> dict[str, Tensor]:
+            figures = {
+                "invariance": invariance.detach(),
+                "variance": variance.detach(),
+                "covariance": covariance.detach(),
+                "projection_spread": monitors.spread(z_1),
+                "alignment_cos": monitors.alignment_cos(z_1, z_2),
+            }
+            return figures | monitors.views(out_1.h, out_2.h)
+
         return LossOutput(loss, out_1.h.detach(), metrics)
 
 

@@ -186,11 +186,14 @@ class VJE:
         back = elbo(posterior_2, eps_2, target_1, cfg)
         epoch = micro_step.epoch
         loss = -0.5 * (forward.total(cfg, epoch) + back.total(cfg, epoch)).mean()
-        metrics = _metrics(posterior_1, target_2, forward, back, cfg)
-        metrics |= monitors.views(
-            posterior_1.h, posterior_2.h, None if self.teacher is None else target_1
-        )
-        metrics["kl_weight"] = loss.new_full((), kl_weight(cfg, epoch))
+
+        def metrics() -> dict[str, Tensor]:
+            figures = _metrics(posterior_1, target_2, forward, back, cfg)
+            figures |= monitors.views(
+                posterior_1.h, posterior_2.h, None if self.teacher is None else target_1
+            )
+            return figures | {"kl_weight": loss.new_full((), kl_weight(cfg, epoch))}
+
         return LossOutput(loss, posterior_1.h.detach(), metrics)
 
 

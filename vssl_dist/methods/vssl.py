@@ -164,8 +164,11 @@ class VSSL:
         forward = bound(posterior_1, prior_2, draw(cfg, noise, "latent/1", posterior_1.mu), cfg)
         back = bound(posterior_2, prior_1, draw(cfg, noise, "latent/2", posterior_2.mu), cfg)
         loss = -0.5 * (forward.total(cfg) + back.total(cfg)).mean()
-        metrics = _metrics(posterior_1, prior_2, forward, back, cfg)
-        metrics |= monitors.views(posterior_1.h, posterior_2.h, prior_1.h)
+
+        def metrics() -> dict[str, Tensor]:
+            figures = _metrics(posterior_1, prior_2, forward, back, cfg)
+            return figures | monitors.views(posterior_1.h, posterior_2.h, prior_1.h)
+
         return LossOutput(loss, posterior_1.h.detach(), metrics)
 
 
