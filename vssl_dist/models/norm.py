@@ -44,6 +44,11 @@ class SyncBatchNorm(_BatchNorm):
         uses_batch = self.training or self.running_mean is None
         if not uses_batch or (dist.world_size() == 1 and self.views == 1):
             return super().forward(input)
+        if dist.world_size() == 1:
+            # Of one rank there is nothing to synchronise: one fused kernel per view.
+            return torch.cat(
+                [super(SyncBatchNorm, self).forward(v) for v in input.chunk(self.views)]
+            )
         self._check_input_dim(input)
         calls_cuda_kernels = input.is_cuda if self.cuda_kernels is None else self.cuda_kernels
         kernels = NormaliseByCudaKernels if calls_cuda_kernels else NormaliseByPlainKernels

@@ -87,8 +87,7 @@ class NormaliseByCudaKernels(torch.autograd.Function):
             for dy, chunk, moment in inputs
         ]
         sums = torch.cat([local_sum for view in reduced for local_sum in view[:2]])
-        if dist.world_size() > 1:
-            td.all_reduce(sums)
+        td.all_reduce(sums)
         grads: list[Tensor] = []
         for (dy, chunk, moment), view_sums in zip(inputs, sums.view(views, 2, -1), strict=True):
             sum_dy, sum_dy_xmu = view_sums
@@ -162,8 +161,7 @@ class NormaliseByPlainKernels(torch.autograd.Function):
         # What flows through mean and var: -(scale / std) * (E[grad] + xhat * E[grad * xhat]),
         # which is a batch norm of x with other coefficients.
         sums = torch.stack(own_sums, dim=1).to(mean.dtype)
-        if dist.world_size() > 1:
-            td.all_reduce(sums)
+        td.all_reduce(sums)
         through_var, through_mean = -sums * scale * invstd / count
         for view, grad_x in enumerate(grads):
             grad_x += F.batch_norm(
@@ -209,8 +207,6 @@ def _global_moments(x: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _gather_rows(row: Tensor) -> Tensor:
     """Every rank's ``row`` ``(N,)``, as ``(ranks, N)``."""
-    if dist.world_size() == 1:
-        return row[None]
     rows = row.new_empty(dist.world_size() * row.numel())
     td.all_gather_single(rows, row)
     return rows.view(dist.world_size(), -1)
