@@ -155,6 +155,10 @@ def _kill_session(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def _path(text: str) -> Path:
+    return Path(os.path.expandvars(text)).expanduser()
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
@@ -162,7 +166,7 @@ def argument_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
+    top.add_argument("--out", type=_path, default=Path(os.environ.get("OUT", ".")))
     top.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     top.add_argument("--dry", action="store_true", help="tiny sizes: whether every section runs")
     top.add_argument("--only", nargs="+", choices=list(BY_NAME), default=list(BY_NAME))

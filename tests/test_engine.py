@@ -26,6 +26,7 @@ from tests.support.cards import description
 from tests.support.plain import Images, arrays, plain_run, smooth_method
 from tests.support.ranks import run_ranks
 from vssl_dist import checkpoint, dist
+from vssl_dist import engine as engine_module
 from vssl_dist.config import RunConfig
 from vssl_dist.data.loader import Batch
 from vssl_dist.engine import PATIENCE, Diverged, Engine
@@ -78,6 +79,7 @@ FAST = [
     ("dino", "adamw", 0.3),
     ("vje_learned", "lars", 0.3),
 ]
+OVERLAPPING = ("vje_learned", "lars", 0.3)
 SLOW = [case for case in CASES if case not in FAST]
 
 
@@ -147,6 +149,15 @@ def equality_runs(cases: list[tuple[str, str, float]]) -> dict[Any, dict[str, An
     return {
         (stage, *case): equality_run(run_config(stage, *case)) for stage in STAGES for case in cases
     }
+
+
+def overlapping_run(stage: int) -> dict[str, Any]:
+    """With what DeepSpeed is asked for on GPUs: small buckets, sent while the next are computed."""
+    ds_config = engine_module.ds_config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "OVERLAPPING_BUCKET", 5000)
+        patch.setattr(engine_module, "ds_config", lambda *args: ds_config(*args[:-1], "cuda"))
+        return equality_run(run_config(stage, *OVERLAPPING))
 
 
 def resumed_and_straight(stage: int, method: str, optim: str, folder: Path) -> dict[str, Any]:
@@ -277,6 +288,13 @@ def wrong_loads(folder: Path) -> dict[str, str]:
         (folder / "engine.json").write_text(json.dumps(facts | {"world_size": 4}))
     dist.barrier()
     refusals["ranks"] = refusal(lambda: one.engine.load(folder))
+    lars = Trainee(run_config(1, optim="lars"), Tiny)
+    dist.barrier()
+    if dist.rank() == 0:
+        old_facts = {name: facts[name] for name in facts if name != "optimizer_groups"}
+        (folder / "engine.json").write_text(json.dumps(old_facts))
+    dist.barrier()
+    refusals["lars"] = refusal(lambda: lars.engine.load(folder))
     if dist.rank() == 1:
         next(one.engine.student.parameters()).data[0] = torch.nan
     refusals["nan"] = refusal(lambda: one.engine.save(folder))
@@ -303,6 +321,7 @@ def exports(folder: Path) -> dict[str, Any]:
 def two_ranks(folder: Path) -> dict[str, Any]:
     return {
         "equality": equality_runs(FAST),
+        "overlapping": {stage: overlapping_run(stage) for stage in (1, 2)},
         "resume": {
             (stage, *case): resumed_and_straight(stage, *case, folder / f"resume{stage}{case[0]}")
             for stage, case in product(STAGES, RESUMED)
@@ -373,6 +392,14 @@ def test_two_ranks_are_one_plain_process(
         assert_equal_runs(rank["equality"][stage, *case], plain(*case))
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_gradients_that_are_sent_in_buckets_during_the_backward_pass_are_the_same(
+    seen: list[dict[str, Any]], plain: Any, stage: int
+) -> None:
+    for rank in seen:
+        assert_equal_runs(rank["overlapping"][stage], plain(*OVERLAPPING))
+
+
 def test_all_ranks_report_the_gradient_norm_and_the_schedules(seen: list[dict[str, Any]]) -> None:
     for stage, case in product(STAGES, FAST):
         metrics = seen[0]["equality"][stage, *case]["metrics"]
@@ -432,6 +459,7 @@ def test_other_layouts_and_broken_weights_are_refused_in_one_line(
     for rank in seen:
         assert rank["wrong loads"]["stage"].endswith("was saved with zero_stage 1, not 2")
         assert rank["wrong loads"]["ranks"].endswith("was saved with world_size 4, not 2")
+        assert "holds a shard of LARS per weight" in rank["wrong loads"]["lars"]
         assert rank["wrong loads"]["nan"] == "the weights after step 0 are not finite"
 
 
@@ -454,13 +482,14 @@ def test_an_export_is_the_evaluated_backbone_in_plain_tensors(
     assert found["failure"].startswith("rank 0: ")
 
 
-def one_rank() -> dict[str, Any]:
-    return equality_run(run_config(1, "vje", "adamw", 0.3))
+def one_rank() -> list[dict[str, Any]]:
+    return [equality_run(run_config(stage, "vje", "adamw", 0.3)) for stage in (0, 1)]
 
 
 @pytest.mark.slow
 def test_one_rank_is_one_plain_process(plain: Any) -> None:
-    assert_equal_runs(run_ranks(one_rank, 1)[0], plain("vje", "adamw", 0.3))
+    for run in run_ranks(one_rank, 1)[0]:
+        assert_equal_runs(run, plain("vje", "adamw", 0.3))
 
 
 def compiled() -> dict[str, Any]:

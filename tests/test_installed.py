@@ -58,6 +58,7 @@ def test_every_program_looks_for_them_before_it_imports_one() -> None:
         for folder in ("launch", "data_prep", "bench")
         for path in (ROOT / folder).glob("*.py")
         if '__name__ == "__main__"' in path.read_text()
+        and path.name != "gpu_first.py"  # it says of each of its sections what that lacks
     ]
     assert len(programs) > len(COMMANDS)
     for path in programs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -104,18 +105,43 @@ def test_lars_follows_its_formula_and_spares_biases_and_norms(clip: bool) -> Non
         torch.testing.assert_close(p.detach().double(), value, rtol=1e-5, atol=1e-7)
 
 
-def test_lars_has_a_group_for_each_weight_and_the_rest_in_few() -> None:
+def test_lars_has_one_group_for_all_weights_and_the_rest_in_few() -> None:
     net = student()
     for everything in (False, True):
         cfg = optim_config(name="lars", decay_norm_and_bias=everything)
         groups = build_optimizer(cfg, net).param_groups
-        adapted = [group["params"] for group in groups if group["adapted"]]
-        assert all(len(params) == 1 and params[0].ndim > 1 for params in adapted)
+        (adapted,) = [group["params"] for group in groups if group["adapted"]]
+        assert all(parameter.ndim > 1 for parameter in adapted)
         rest = [p for group in groups if not group["adapted"] for p in group["params"]]
         assert all(p.ndim <= 1 for p in rest)
         assert len(adapted) + len(rest) == len(list(net.parameters()))
         decays = {group["weight_decay"] for group in groups if not group["adapted"]}
         assert decays == ({0.1} if everything else {0.0})
+
+
+def test_lars_goes_on_from_a_state_that_had_a_group_for_each_weight() -> None:
+    nets = [student() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    first, second = (build_optimizer(optim_config(name="lars"), net) for net in nets)
+    _step_with_random_gradients(nets[0], first, seed=0)
+    nets[1].load_state_dict(nets[0].state_dict())
+    state = copy.deepcopy(first.state_dict())
+    weights, *others = state["param_groups"]
+    split = [weights | {"params": [number]} for number in weights["params"]]
+    second.load_state_dict(state | {"param_groups": [*split, *others]})
+    for net, optimizer in zip(nets, (first, second), strict=True):
+        _step_with_random_gradients(net, optimizer, seed=1)
+    for one, two in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def _step_with_random_gradients(
+    net: nn.Module, optimizer: torch.optim.Optimizer, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
 
 
 def test_schedules_move_the_rate_and_the_decay_of_what_decays() -> None:

@@ -25,9 +25,10 @@ from vssl_dist.environment import hidden_module
 from vssl_dist.errors import CheckpointError
 from vssl_dist.exports.card import ExportDescription
 from vssl_dist.exports.write import TensorsByPart, write_export
+from vssl_dist.gradients import ShardedGradient, WholeGradient
 from vssl_dist.methods.base import GlobalNoise, LossOutput, Method, MicroStep
 from vssl_dist.models.norm import synchronise
-from vssl_dist.optim import apply_schedules, build_optimizer, norms_by_part
+from vssl_dist.optim import apply_schedules, build_optimizer
 from vssl_dist.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 TAG = "deepspeed"
 PATIENCE = 10
+OVERLAPPING_BUCKET = 8 * 2**20
+"""Values of a gradient that are sent together, 32 MB of them, while the next are computed."""
 
 
 class Diverged(RuntimeError):
@@ -74,12 +77,14 @@ class Engine:
         self.skipped = 0
         self.skipped_on_end = 0
         self.student = synchronise(method.student).train().to(device)
-        self.optimizer = build_optimizer(cfg.optim, self.student, cfg.engine.zero_stage > 0)
+        self.optimizer = build_optimizer(cfg.optim, self.student)
         self.ds = under_deepspeed(cfg, self.student, self.optimizer, device)
         self.ds.checkpoint_engine.load = bind(
             pickles.load_with_allowed_globals, pickles.allowed_globals_by_file(**self._layout())
         )
         method.student = self.ds
+        gradient = ShardedGradient if cfg.engine.zero_stage > 0 else WholeGradient
+        self.gradient = gradient(self.ds, self.student, cfg.optim.clip)
         self.teacher: Teacher | None = None
         self._buffers = list(self.student.buffers())
         if method.teacher is not None:
@@ -96,7 +101,7 @@ class Engine:
 
         Args:
             batches: ``accumulate`` micro-batches of this rank, in order.
-            by_part: Add `norms_by_part`; all ranks alike, as under ZeRO the gradient is gathered.
+            by_part: Add the norms of ``NormByPart`` to the metrics.
             with_metrics: Whether anyone will read the metrics; otherwise there are none, as they
                 are a few dozen kernels a step.
 
@@ -116,11 +121,10 @@ class Engine:
         )
         decay = schedule.cosine(self.step, self.total_steps, *self.cfg.engine.ema_decay)
         # Forward passes move batch-norm statistics, which a skipped step must put back.
-        torch._foreach_copy_(self._buffers_before_step, self._buffers)
+        state.copy_tensors(self._buffers_before_step, self._buffers)
         outs = [self._micro_step(n, batch, with_metrics) for n, batch in enumerate(batches)]
-        norms = self._norms_by_part() if by_part else {}
-        grad_norm = self._update()
-        self.skipped_on_end = 0 if grad_norm.isfinite() else self.skipped_on_end + 1
+        grad_norm = self.gradient.step()
+        self.skipped_on_end = self.skipped_on_end + 1 if self.gradient.was_skipped else 0
         if self.skipped_on_end:
             self._skip()
         elif self.teacher:
@@ -133,6 +137,7 @@ class Engine:
         rates |= {"ema_decay": decay, "skipped_steps": self.skipped}
         for key, value in rates.items():
             means[key] = torch.full((), value, dtype=torch.float64, device=self.device)
+        norms = self.gradient.norm_by_part.read() if by_part else {}
         metrics = means | {"grad_norm": grad_norm} | norms
         return LossOutput(loss, outs[-1].embedding, lambda: metrics)
 
@@ -155,29 +160,8 @@ class Engine:
             self.ds.step()
         return LossOutput(loss, out.embedding, lambda: metrics)
 
-    def _norms_by_part(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_grad
-
-        return norms_by_part(self.student, safe_get_full_grad)
-
-    def _update(self) -> Tensor:
-        """Clip and update, or skip; the gradient's norm, the same on every rank and stage."""
-        if self.cfg.engine.zero_stage > 0:
-            self.ds.step()
-            return torch.as_tensor(self.ds.get_global_grad_norm(), device=self.device)
-        trained = [p for p in self.student.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        if not norm.isfinite():
-            # Without gradients the optimizer has nothing to do, not even weight decay.
-            self.ds.zero_grad()
-            norm.fill_(torch.inf)
-        elif self.cfg.optim.clip:
-            torch.nn.utils.clip_grads_with_norm_(trained, self.cfg.optim.clip, norm)
-        self.ds.step()
-        return norm
-
     def _skip(self) -> None:
-        torch._foreach_copy_(self._buffers, self._buffers_before_step)
+        state.copy_tensors(self._buffers, self._buffers_before_step)
         self.skipped += 1
         if self.skipped_on_end == PATIENCE:
             raise Diverged(
@@ -205,6 +189,7 @@ class Engine:
             for program in folder.glob("*.py"):  # DeepSpeed's, to be run by whoever finds them
                 program.unlink()
             facts = {"step": self.step, "skipped": self.skipped} | self._layout()
+            facts["optimizer_groups"] = len(self.optimizer.param_groups)
             (folder / "engine.json").write_text(json.dumps(facts))
             if self.teacher:
                 self.teacher.save(folder / "teacher.safetensors")
@@ -222,12 +207,18 @@ class Engine:
         """
         path = folder / "engine.json"
         names = ("step", "skipped", *self._layout())
-        facts = load_on_all_ranks(
-            path, lambda: state.require_counts(json.loads(path.read_text()), names)
-        )
+        facts = load_on_all_ranks(path, lambda: json.loads(path.read_text()))
+        load_on_all_ranks(path, lambda: state.require_counts(facts, names))
         for key, value in self._layout().items():
             if facts[key] != value:
                 raise CheckpointError(f"{folder} was saved with {key} {facts[key]}, not {value}")
+        groups = len(self.optimizer.param_groups)
+        is_sharded_lars = self.cfg.optim.name == "lars" and self.cfg.engine.zero_stage > 0
+        if is_sharded_lars and facts.get("optimizer_groups") != groups:
+            raise CheckpointError(
+                f"{folder} holds a shard of LARS per weight, as versions before this one cut it: "
+                "finish the run with the version that began it, or begin it anew under another name"
+            )
         files = pickles.allowed_globals_by_file(**self._layout())
         run_on_all_ranks(lambda: pickles.check_pickle_globals(folder / TAG, files))
         load_on_all_ranks(folder, lambda: self._restore(folder))
@@ -275,22 +266,24 @@ class Engine:
         }
 
 
-def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
+def ds_config(cfg: RunConfig, world_size: int, size: int, device: str) -> dict[str, Any]:
     """Build the dictionary for ``deepspeed.initialize``; there is no second file that could drift.
 
     Args:
         cfg: The run.
         world_size: Ranks.
         size: Parameters of the student.
+        device: ``"cpu"`` or ``"cuda"``.
     """
     stage = cfg.engine.zero_stage
     bucket = size + size % 2  # it takes no odd ones
+    # A GPU sends one bucket while it computes the next; a CPU has nothing else to send with.
+    overlaps = device == "cuda" and stage > 0
     return {
         "train_micro_batch_size_per_gpu": cfg.micro_batch(world_size),
         "gradient_accumulation_steps": cfg.optim.accumulate,
-        # Unset means 1.0.  At stage 0 the engine clips: it has the norm already, which DeepSpeed
-        # then neither gives away nor checks.
-        "gradient_clipping": cfg.optim.clip if stage > 0 else 0.0,
+        # Unset means 1.0.  Clipping is `vssl_dist.gradients`'s, which has the norm already.
+        "gradient_clipping": 0.0,
         # Not "bf16", which casts the student itself, batch norm and all.  The empty list: there
         # is no module whose gradients may be averaged in bfloat16.
         "torch_autocast": {
@@ -301,7 +294,8 @@ def ds_config(cfg: RunConfig, world_size: int, size: int) -> dict[str, Any]:
         # Buckets are allocated in full, at every step: no larger than what there is to send.
         "zero_optimization": {
             "stage": stage,
-            "reduce_bucket_size": bucket,
+            "reduce_bucket_size": min(bucket, OVERLAPPING_BUCKET) if overlaps else bucket,
+            "overlap_comm": overlaps,
             "allgather_bucket_size": bucket,
         },
         "zero_allow_untested_optimizer": True,
@@ -333,8 +327,12 @@ def under_deepspeed(
     warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
     # On a CPU it would compile an all-reduce for inference, which nothing here calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = ds_config(cfg, dist.world_size(), size=sum(p.numel() for p in student.parameters()))
+    size = sum(p.numel() for p in student.parameters())
+    config = ds_config(cfg, dist.world_size(), size, device)
     engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=config)
+    if dist.world_size() == 1 and cfg.engine.zero_stage == 0:
+        # It would flatten the whole gradient, send it to nobody and copy it back.
+        engine.enable_backward_allreduce = False
     if cfg.engine.compile:
         engine.compile()
     return engine

@@ -23,6 +23,22 @@ def cpu_state_dict(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def copy_tensors(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors, of each type all at once.
+
+    torch's kernels for lists take one type: a list that mixes batch norm's counters with its
+    statistics is copied tensor by tensor.
+
+    >>> targets = [torch.zeros(2), torch.tensor(0)]
+    >>> copy_tensors(targets, [torch.ones(2), torch.tensor(3)])
+    >>> targets
+    [tensor([1., 1.]), tensor(3)]
+    """
+    for dtype in {target.dtype for target in targets}:
+        pairs = [pair for pair in zip(targets, sources, strict=True) if pair[0].dtype == dtype]
+        torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+
+
 def nested_digest(value: Any) -> str:
     """Compute the sha256 of nested dicts and lists of tensors and plain values.
 

@@ -56,8 +56,7 @@ class Teacher:
         """Move by ``1 - decay`` towards the student: once per optimizer step, never more often."""
         if self._parameters[0]:
             torch._foreach_lerp_(*self._parameters, 1.0 - decay)
-        if self._buffers[0]:
-            torch._foreach_copy_(*self._buffers)
+        state.copy_tensors(*self._buffers)
 
     def save(self, path: Path) -> None:
         """Write the teacher's tensors as plain safetensors."""

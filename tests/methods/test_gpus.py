@@ -190,7 +190,7 @@ def test_a_gpu_takes_every_call_of_the_optimizers(name: str) -> None:
         student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     for parameter in student.parameters():
         parameter.grad = torch.empty_like(parameter)
-    optimizer = build_optimizer(optim, student, False)
+    optimizer = build_optimizer(optim, student)
     with CudaContract(gpu="meta") as gpu:
         optimizer.step()
         optimizer.step()
