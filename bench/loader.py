@@ -113,7 +113,9 @@ def contestant_makers(
         )
     makers["DALI, decode alone"] = decoding_only
     if device == "cuda":
-        makers["DALI, decode alone, on no JPEG engine"] = partial(decoding_only, engine=False)
+        makers["DALI, decode alone, on no JPEG engine"] = partial(
+            decoding_only, uses_jpeg_engine=False
+        )
         makers[f"steps of {TRAINING_CONFIG.stem}, no data"] = lambda: training_steps(args)
     return makers
 

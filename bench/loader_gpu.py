@@ -14,6 +14,7 @@ from vssl_dist.config import RunConfig
 from vssl_dist.data.loader import Batch
 from vssl_dist.engine import Engine
 from vssl_dist.methods import LossOutput, build_method
+from vssl_dist.models.determinism import select_kernels
 
 SINGLE_RANK_ENVIRONMENT = {
     "RANK": "0",
@@ -35,6 +36,7 @@ def endless_training_steps(cfg: RunConfig, device: str) -> Iterator[LossOutput]:
     """
     os.environ.update(SINGLE_RANK_ENVIRONMENT)
     dist.init(device)
+    select_kernels(cfg.engine.deterministic, device)  # as training does
     method = build_method(cfg.method, cfg.data.image_size, cfg.data.sides)
     # So far from the end that the learning rate stays at the foot of its warm-up: noise is no data.
     engine = Engine(cfg, method, total_steps=10**9, steps_per_epoch=10**6, device=device)

@@ -31,6 +31,7 @@ FLOORS = [
     {"models", "sealed", "locks"},
     {"methods", "data", "exports", "optim", "teacher", "checkpoint", "pickles", "tracker"},
     {"online_probe", "preview"},
+    {"gradients"},
     {"engine", "evaluation", "trace", "linter"},
     {"resume"},
     {"train"},
