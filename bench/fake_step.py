@@ -11,6 +11,7 @@ operators) on every rank.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ def count_step(
         _count_loss(cfg, loss, reference)
     with gpu_of_numbers():
         (_count_reference_update if reference else _count_update)(cfg, update)
+    gc.collect()  # engines hold themselves, and their weights are real
     return StepCount.of(loss, update, cfg.optim.accumulate)
 
 
@@ -247,6 +249,7 @@ def _count_update(cfg: RunConfig, counter: LaunchCounter) -> None:
     with HostReads(counter), counter:
         engine.train_step(batches, with_metrics=False)
     _leave_out_given_gradients(stand_in.student, counter, cfg.optim.accumulate)
+    engine.ds.destroy()  # else its hooks on the gradient hold all of it
 
 
 @contextlib.contextmanager
