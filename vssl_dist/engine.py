@@ -228,6 +228,9 @@ class Engine:
 
     def _restore(self, folder: Path) -> None:
         self.ds.load_checkpoint(str(folder), tag=TAG)
+        if self.cfg.engine.zero_stage > 0:
+            # Of versions in which DeepSpeed clipped it brings the limit back: that is done here.
+            self.ds.optimizer.clip_grad = 0.0
         if self.teacher:
             self.teacher.load(folder / "teacher.safetensors")
         states_path = folder / f"generators-{dist.rank():05d}.json"

@@ -151,7 +151,8 @@ class ShardedGradient:
         """Scale the gradient down to the limit; return the factor."""
         # DeepSpeed's own formula, to the bit.
         factor: Tensor = 1.0 / torch.clamp((self.norm + 1e-6) / self.clip, min=1.0)
-        torch._foreach_mul_([gradient for cut in cuts for gradient in cut], factor)
+        if gradients := [gradient for cut in cuts for gradient in cut]:  # else all is padding
+            torch._foreach_mul_(gradients, factor)
         return factor
 
 

@@ -160,7 +160,7 @@ class LARS(torch.optim.Optimizer):
         rates = self._rates(weight_squares, update_squares, group["lr"])
         padding = group["params"][0].numel() - sum(sizes)
         self._shard_rates = torch.cat([rates, rates.new_ones(1)]).float()
-        self._shard_sizes = torch.tensor([*sizes, padding])
+        self._shard_sizes = torch.tensor([*sizes, padding], device=rates.device)
 
     @property
     def _adapted(self) -> int:
