@@ -22,7 +22,6 @@ from vssl_dist.jobs.resources import Launch
 from vssl_dist.linter import Facts
 from vssl_dist.methods import build_method
 from vssl_dist.models.backbones import check_sides, shapes_only
-from vssl_dist.run_folder import RunFolder
 from vssl_dist.text import say
 from vssl_dist.tracker import TrackingReport, check_tracking, probe_tracking, why_no_locks
 
@@ -74,7 +73,6 @@ class Preflight:
         A check runs when its turn comes: storage that does not answer takes its time.
         """
         yield from _run_folder_problems(self._cfg)
-        yield from _engine_problems(self._cfg)
         yield from _cluster_problems(self._launch)
         yield from _machine_problems(self._launch)
         yield from _backend_problems(self._cfg)
@@ -195,20 +193,6 @@ def _run_folder_problems(cfg: RunConfig) -> Iterator[str]:
         private.refuse_linked_run(cfg.dir)
     except ConfigError as error:
         yield str(error)
-
-
-def _engine_problems(cfg: RunConfig) -> Iterator[str]:
-    """Yield what the engine would do at a cost that nobody expects; a run that is begun goes on."""
-    passes = cfg.optim.accumulate
-    if (
-        cfg.engine.zero_stage == 2
-        and passes > 1
-        and not RunFolder(cfg.dir).checkpoints_folder.exists()
-    ):
-        yield (
-            f"engine.zero_stage=2 sends the gradient in each of optim.accumulate={passes} passes: "
-            "zero_stage=1 sends it once a step, and keeps the whole gradient on each rank"
-        )
 
 
 def _cluster_problems(launch: Launch) -> Iterator[str]:
