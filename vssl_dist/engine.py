@@ -142,7 +142,7 @@ class Engine:
         return LossOutput(loss, outs[-1].embedding, lambda: metrics)
 
     def _micro_step(self, number: int, batch: Batch, with_metrics: bool) -> LossOutput:
-        """Forward and backward; the last one of a step is left to :meth:`_update` to conclude."""
+        """Forward and backward; the last one of a step is concluded by ``gradient.step``."""
         views: Sequence[Tensor] = batch.views
         if self.cfg.engine.channels_last:
             # Convolutions keep the layout.  The weights stay as they are: views of flat vectors.

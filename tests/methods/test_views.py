@@ -69,19 +69,13 @@ def _step(method: Method, dtype: torch.dtype, *, together: bool) -> dict[str, Te
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_one_batch_of_all_views_is_a_batch_per_view(name: str) -> None:
     method = _method(name, "resnet10_c16", torch.float64)
-    separate, together = (
-        _step(method, torch.float64, together=together) for together in (False, True)
-    )
-    _assert_same(together, separate, 1e-12)
+    _assert_views_may_share_a_batch(method, torch.float64, 1e-12)
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_a_vit_takes_all_views_at_once(name: str) -> None:
     method = _method(name, "vit_tiny_patch16_224", torch.float64)
-    separate, together = (
-        _step(method, torch.float64, together=together) for together in (False, True)
-    )
-    _assert_same(together, separate, 1e-12)
+    _assert_views_may_share_a_batch(method, torch.float64, 1e-12)
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
@@ -92,13 +86,11 @@ def test_in_float32_they_agree_where_activations_are_smooth(name: str) -> None:
             for child, layer in module.named_children():
                 if isinstance(layer, nn.ReLU):
                     setattr(module, child, nn.Softplus())
-    separate, together = (
-        _step(method, torch.float32, together=together) for together in (False, True)
-    )
-    _assert_same(together, separate, 1e-6)
+    _assert_views_may_share_a_batch(method, torch.float32, 1e-6)
 
 
-def _assert_same(one: dict[str, Tensor], two: dict[str, Tensor], bound: float) -> None:
+def _assert_views_may_share_a_batch(method: Method, dtype: torch.dtype, bound: float) -> None:
+    one, two = (_step(method, dtype, together=together) for together in (True, False))
     assert set(one) == set(two)
     for name, value in one.items():
         largest = two[name].abs().max().clamp(min=1.0)
